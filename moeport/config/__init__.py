@@ -1,0 +1,1 @@
+"""Typed, frozen configuration with errors that name file, line and key."""

@@ -1,0 +1,14 @@
+"""The common base of all config sections."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen section of the config that refuses unknown keys.
+
+    Field docstrings become the descriptions that `moeport config schema` prints.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+    )

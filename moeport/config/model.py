@@ -1,0 +1,127 @@
+"""The model section: shapes of the decoder, its mixture-of-experts blocks and its losses."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from moeport.config.base import Section
+from moeport.routers import RouterChoice
+from moeport.routers.topk import TopKConfig
+
+
+class AttentionConfig(Section):
+    """Causal grouped-query attention with rotary position embedding."""
+
+    num_heads: PositiveInt = 8
+    """Query heads H."""
+    num_kv_heads: PositiveInt | None = None
+    """Key and value heads; must divide num_heads. Default: num_heads (multi-head attention)."""
+    head_dim: PositiveInt | None = None
+    """Width of one head; even. Default: d_model / num_heads."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys of each head before the rotation (as in Qwen3)."""
+    rope_base: PositiveFloat = 10000.0
+    """Base of the rotary angles."""
+
+
+class CapacityConfig(Section):
+    """How many tokens an expert may take, and which are dropped when more want it."""
+
+    policy: Literal["dropless", "factor"] = "dropless"
+    """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens an expert."""
+    factor: PositiveFloat = 1.25
+    """Capacity factor of policy `factor` (Switch Transformer, GShard)."""
+    drop: Literal["position", "probability"] = "position"
+    """Who is dropped on overflow: the last tokens of the batch, or those with the lowest gate."""
+
+
+class LoadBalanceConfig(Section):
+    """Switch load-balancing loss E * sum_e f_e P_e (Switch Transformer, eq. 4)."""
+
+    coefficient: NonNegativeFloat | None = None
+    """Weight in the training loss, a layer; 0 turns it off. Default: the router's own (0 for sigmoid_bias, else 0.01)."""
+    scope: Literal["batch", "sequence"] = "batch"
+    """f and P over all tokens of a micro-batch, or of each sequence and then averaged (DeepSeek-V3, eq. 17)."""
+
+
+class MoEConfig(Section):
+    """Mixture-of-experts feed-forward blocks."""
+
+    num_experts: PositiveInt = 8
+    """Routed experts E."""
+    expert_hidden: PositiveInt = 512
+    """Hidden width F of one expert."""
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    """Expert activation; SwiGLU has a gate, GELU has not."""
+    num_shared_experts: NonNegativeInt = 0
+    """Experts of the same width that every token passes, added with weight 1 (DeepSeekMoE)."""
+    every: PositiveInt = 1
+    """One block in `every` has experts, the last of each group; the others are dense."""
+    first_dense: NonNegativeInt = 0
+    """The first blocks that are dense in any case."""
+    routed_scaling_factor: PositiveFloat = 1.0
+    """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5)."""
+    router: Annotated[RouterChoice, Field(discriminator="name")] = TopKConfig()
+    """The router, by name, with its own options; `moeport routers` lists them."""
+    capacity: CapacityConfig = CapacityConfig()
+    """Expert capacity and drop policy."""
+    load_balance: LoadBalanceConfig = LoadBalanceConfig()
+    """Load-balancing loss."""
+    router_z_loss: NonNegativeFloat = 0.0
+    """Weight of mean(logsumexp(router logits)^2) (ST-MoE, eq. 5)."""
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer with mixture-of-experts blocks."""
+
+    num_layers: PositiveInt = 4
+    """Blocks L."""
+    d_model: PositiveInt = 256
+    """Model width D."""
+    attention: AttentionConfig = AttentionConfig()
+    """Attention."""
+    dense_hidden: PositiveInt | None = None
+    """Hidden width of dense blocks. Default: experts used per token * expert_hidden, the same active width."""
+    moe: MoEConfig = MoEConfig()
+    """Mixture-of-experts blocks."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding V. Default: the tokenizer's vocabulary."""
+    tie_embeddings: bool = False
+    """Use the embedding as the output projection too."""
+    norm_eps: PositiveFloat = 1e-5
+    """Epsilon inside the square root of RMSNorm."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of the initial weights; residual outputs get init_std / sqrt(2 L)."""
+    output_z_loss: NonNegativeFloat = 0.0
+    """Weight of mean(logsumexp(output logits)^2) (PaLM, section 5)."""
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads H."""
+        return self.attention.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.attention.num_kv_heads or self.attention.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.attention.head_dim or self.d_model // self.attention.num_heads
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether block `layer` (from 0) has experts."""
+        moe = self.moe
+        return layer >= moe.first_dense and (layer - moe.first_dense) % moe.every == moe.every - 1
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the blocks that have experts."""
+        return tuple(layer for layer in range(self.num_layers) if self.is_moe_layer(layer))
+
+    @property
+    def dense_width(self) -> int:
+        """Hidden width of a dense block."""
+        moe = self.moe
+        return self.dense_hidden or moe.expert_hidden * (moe.router.experts_per_token + moe.num_shared_experts)

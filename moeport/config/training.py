@@ -1,0 +1,120 @@
+"""The sections that say how to train: training, optimizer, parallelism, checkpoint, metrics, backend, run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from moeport.config.base import Section
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class RunConfig(Section):
+    """The run folder."""
+
+    dir: Path = Path("runs/default")
+    """Folder of this run: config.yaml, metrics.jsonl, checkpoints/ and report.html."""
+
+
+class TrainingConfig(Section):
+    """Length, batch and evaluation."""
+
+    steps: PositiveInt = 1000
+    """Optimiser steps."""
+    batch_size: PositiveInt = 16
+    """Sequences a step, over all ranks and micro-batches."""
+    gradient_accumulation: PositiveInt = 1
+    """Micro-batches a step; must divide batch_size."""
+    seed: NonNegativeInt = 0
+    """Keys initial weights, data order and routing noise."""
+    evaluation_interval: NonNegativeInt = 0
+    """Steps between evaluations on the whole validation set; 0: only after the last step."""
+    evaluation_batch_size: PositiveInt | None = None
+    """Sequences a validation batch. Default: the micro-batch."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over steps, as a fraction of optimizer.learning_rate."""
+
+    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Cosine decay; warm-up, stable, linear decay; or constant after the warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Linear warm-up from 0; the first step uses 1 / warmup_steps of the rate."""
+    decay_fraction: Fraction = 0.2
+    """wsd: share of the steps, at the end, that decays."""
+    final_fraction: Fraction = 0.0
+    """cosine, wsd: the rate after the last step, as a fraction."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter)."""
+
+    name: Literal["adamw"] = "adamw"
+    """`adamw`"""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    beta1: Beta = 0.9
+    """Decay of the first moment."""
+    beta2: Beta = 0.95
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of matrices; norms and vectors are not decayed."""
+    clip_norm: PositiveFloat | None = 1.0
+    """Largest global gradient norm; null: no clipping."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over steps."""
+
+
+class ParallelismConfig(Section):
+    """How the model is spread over ranks. One rank for now: larger values are refused."""
+
+    data: PositiveInt = 1
+    """Data-parallel ranks."""
+    expert: PositiveInt = 1
+    """Expert-parallel ranks."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    interval: NonNegativeInt = 0
+    """Steps between checkpoints; 0: only after the last step."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the lowest validation loss."""
+
+
+class MetricsConfig(Section):
+    """What is logged and reported."""
+
+    log_interval: PositiveInt = 10
+    """Steps between printed lines when the output is no terminal; metrics.jsonl has every step."""
+    tensorboard: bool = True
+    """Also write TensorBoard events to the run folder, where tensorboard is installed."""
+    report: bool = True
+    """Write report.html at the end."""
+    peak_tflops: PositiveFloat | None = None
+    """Peak of the device in TFLOP/s for the MFU. Default: a matrix product measured at the start."""
+
+
+class BackendConfig(Section):
+    """Framework, device and arithmetic."""
+
+    name: Literal["torch", "numpy", "mindspore"] = "torch"
+    """Framework. numpy is the forward-only reference."""
+    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    """Device; auto: the accelerator if there is one, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
+    """Compute type; parameters and optimiser stay float32 (float64 for float64).
+    auto: bfloat16 where a matrix product is measurably faster in it, else float32."""
+    compile: bool = False
+    """Compile the model (torch.compile)."""
+    deterministic: bool = True
+    """Refuse operations that can give different bits in different runs."""

@@ -1,0 +1,312 @@
+"""Ops: what a backend must supply, and the kernels it may replace.
+
+Neutral code receives an `Ops` object explicitly and uses nothing else of a framework, apart from the arithmetic
+and comparison operators, slicing and `.shape` that every array type has. Its rules:
+
+* scalars enter arithmetic through `constant` or `constant_like`: a bare Python float is rounded to float32 by MindSpore;
+* no in-place operation, no hidden state, no data-dependent shape outside `grouped_mlp`;
+* indices come from `argsort`, `topk`, `arange`, so that each backend keeps its own index type.
+
+*Primitives* are abstract. *Kernels* (the second half) have a default composition of primitives; a backend replaces one
+by a fused form where it has one, and the conformance suite holds every replacement against the default.
+
+Shape suffixes: T tokens, D model width, F expert hidden width, E experts, K experts a token, N = T * K assignments,
+R rows given to experts, V vocabulary, B batch, S sequence, H query heads, G key/value heads, A head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from moeport.core.dispatch import DispatchPlan
+
+Array = Any
+"""An array of the backend: numpy.ndarray, torch.Tensor or mindspore.Tensor."""
+
+FLOAT_DTYPES = ("bfloat16", "float32", "float64")
+
+
+class Ops(ABC):
+    """Array operations of one backend on one device. Stateless."""
+
+    # ------------------------------------------------------------------ creation and conversion
+
+    @abstractmethod
+    def from_numpy(self, array: np.ndarray) -> Array:
+        """Copy a numpy array to the device; float types are kept, integers become the index type."""
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """Copy to the host; bfloat16 becomes float32. Waits for the device."""
+
+    @abstractmethod
+    def constant(self, value: float, dtype: str) -> Array:
+        """A scalar that takes part in arithmetic with arrays of `dtype` at that type's precision."""
+
+    def constant_like(self, value: float, x: Array) -> Array:
+        """`constant` of the type of `x`."""
+        return self.constant(value, self.dtype(x))
+
+    @abstractmethod
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """An array of zeros."""
+
+    @abstractmethod
+    def index(self, value: int) -> Array:
+        """A scalar of the index type, for `where`."""
+
+    @abstractmethod
+    def arange(self, n: int) -> Array:
+        """Indices 0 .. n-1 of the index type."""
+
+    # ------------------------------------------------------------------ types
+
+    @abstractmethod
+    def dtype(self, x: Array) -> str:
+        """Name of the element type: bfloat16, float32, float64, bool, or the backend's index type."""
+
+    @abstractmethod
+    def cast(self, x: Array, dtype: str) -> Array:
+        """Convert to one of FLOAT_DTYPES; differentiable between float types."""
+
+    def accurate(self, x: Array) -> Array:
+        """`x` in float32 if it is of a shorter type, else as it is."""
+        return self.cast(x, "float32") if self.dtype(x) == "bfloat16" else x
+
+    @abstractmethod
+    def stop_gradient(self, x: Array) -> Array:
+        """`x` as a constant of differentiation."""
+
+    # ------------------------------------------------------------------ shapes
+
+    @abstractmethod
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        """Same elements in row-major order, new shape."""
+
+    @abstractmethod
+    def transpose(self, x: Array, axes: Sequence[int]) -> Array:
+        """Permute dimensions."""
+
+    @abstractmethod
+    def concat(self, xs: Sequence[Array], axis: int) -> Array:
+        """Join along a dimension."""
+
+    @abstractmethod
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
+        """Cut into consecutive pieces; a size may be 0."""
+
+    # ------------------------------------------------------------------ elementwise
+
+    @abstractmethod
+    def exp(self, x: Array) -> Array:
+        """e^x."""
+
+    @abstractmethod
+    def log(self, x: Array) -> Array:
+        """Natural logarithm."""
+
+    @abstractmethod
+    def rsqrt(self, x: Array) -> Array:
+        """1 / sqrt(x)."""
+
+    @abstractmethod
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + e^-x)."""
+
+    @abstractmethod
+    def erf(self, x: Array) -> Array:
+        """The error function."""
+
+    @abstractmethod
+    def where(self, condition: Array, x: Array, y: Array) -> Array:
+        """x where condition holds, else y; broadcasts."""
+
+    # ------------------------------------------------------------------ reductions
+
+    @abstractmethod
+    def sum(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        """Sum over one dimension, or over all."""
+
+    @abstractmethod
+    def mean(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+        """Mean over one dimension, or over all."""
+
+    @abstractmethod
+    def max(self, x: Array, axis: int, keepdims: bool = False) -> Array:
+        """Largest value along a dimension."""
+
+    @abstractmethod
+    def cumsum(self, x: Array, axis: int) -> Array:
+        """Running sum along a dimension."""
+
+    @abstractmethod
+    def softmax(self, x: Array) -> Array:
+        """Softmax over the last dimension."""
+
+    @abstractmethod
+    def logsumexp(self, x: Array) -> Array:
+        """log(sum(exp(x))) over the last dimension, which is dropped."""
+
+    # ------------------------------------------------------------------ products
+
+    @abstractmethod
+    def matmul(self, x: Array, y: Array) -> Array:
+        """Matrix product over the last two dimensions; leading ones broadcast."""
+
+    # ------------------------------------------------------------------ indices
+
+    @abstractmethod
+    def take_rows(self, x: Array, ids: Array) -> Array:
+        """x[ids] along the first dimension; ids of any shape."""
+
+    @abstractmethod
+    def take_last(self, x: Array, ids: Array) -> Array:
+        """Pick along the last dimension: out[..., j] = x[..., ids[..., j]]."""
+
+    @abstractmethod
+    def segment_sum(self, values: Array, ids: Array, n: int) -> Array:
+        """out[i] = sum of the rows of `values` whose id is i, for i in 0 .. n-1; `ids` has one dimension."""
+
+    @abstractmethod
+    def one_hot(self, ids: Array, n: int, dtype: str) -> Array:
+        """1 at each id in a new last dimension of size n."""
+
+    @abstractmethod
+    def bincount(self, ids: Array, n: int) -> Array:
+        """How often each of 0 .. n-1 occurs in the one-dimensional `ids`; of the index type."""
+
+    @abstractmethod
+    def argsort(self, x: Array, descending: bool = False) -> Array:
+        """Stable order of a one-dimensional array: of equal values the lower index comes first, either way."""
+
+    @abstractmethod
+    def topk_ids(self, x: Array, k: int) -> Array:
+        """Indices of the k largest along the last dimension, largest first; of equal values the lower index first.
+
+        This is the pinned tie rule. Frameworks' own top-k leave the order of ties open.
+        """
+
+    # ------------------------------------------------------------------ kernels
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        """x @ weight^T in the type of x. Args: x (..., I), weight (O, I) of any float type. Returns (..., O)."""
+        return self.matmul(x, self.transpose(self.cast(weight, self.dtype(x)), (1, 0)))
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019).
+
+        Computed in float32 at least, returned in the type of x.
+        """
+        y = self.accurate(x)
+        scale = self.rsqrt(self.mean(y * y, axis=-1, keepdims=True) + self.constant_like(eps, y))
+        return self.cast(y * scale * self.cast(weight, self.dtype(y)), self.dtype(x))
+
+    def rope(self, x_BSHA: Array, cos_SA: Array, sin_SA: Array) -> Array:
+        """Rotary embedding, rotate-half pairing (Su et al. 2021; pairs (i, i + A/2) as in GPT-NeoX).
+
+        Args: x (B, S, H, A); cos and sin (S, A), each half the same. Returns the shape and type of x.
+        """
+        sequence, width = x_BSHA.shape[1], x_BSHA.shape[3]
+        x = self.accurate(x_BSHA)
+        cos = self.reshape(self.cast(cos_SA, self.dtype(x)), (1, sequence, 1, width))
+        sin = self.reshape(self.cast(sin_SA, self.dtype(x)), (1, sequence, 1, width))
+        low, high = self.split(x, (width // 2, width // 2), axis=3)
+        return self.cast(x * cos + self.concat((-high, low), axis=3) * sin, self.dtype(x_BSHA))
+
+    def attention(self, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array) -> Array:
+        """Causal scaled-dot-product attention with grouped heads: query head h reads key/value head h // (H / G).
+
+        Args: q (B, S, H, A); k and v (B, S, G, A). Returns (B, S, H, A) in the type of q.
+        """
+        batch, sequence, heads, width = q_BSHA.shape
+        groups = k_BSGA.shape[2]
+        q = self.transpose(self.reshape(q_BSHA, (batch, sequence, groups, heads // groups, width)), (0, 2, 3, 1, 4))
+        k = self.reshape(self.transpose(k_BSGA, (0, 2, 3, 1)), (batch, groups, 1, width, sequence))
+        v = self.reshape(self.transpose(v_BSGA, (0, 2, 1, 3)), (batch, groups, 1, sequence, width))
+        scores = self.accurate(self.matmul(q, k))
+        position = self.arange(sequence)
+        future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
+        scores = self.where(future, self.constant_like(-np.inf, scores), scores * self.constant_like(width**-0.5, scores))
+        out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
+        return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, width))
+
+    def swiglu(self, gate_up: Array) -> Array:
+        """silu(gate) * up (Shazeer 2020). Args: gate_up (..., 2F), gate first. Returns (..., F)."""
+        width = gate_up.shape[-1] // 2
+        gate, up = self.split(gate_up, (width, width), axis=-1)
+        return gate * self.sigmoid(gate) * up
+
+    def gelu(self, x: Array) -> Array:
+        """x * Phi(x), the exact form (Hendrycks and Gimpel 2016)."""
+        half, scale = self.constant_like(0.5, x), self.constant_like(2**-0.5, x)
+        return x * half * (self.constant_like(1.0, x) + self.erf(x * scale))
+
+    def mlp(self, x: Array, w_in: Array, w_out: Array, activation: str) -> Array:
+        """One feed-forward block. Args: x (..., D); w_in (2F, D) for swiglu, (F, D) for gelu; w_out (D, F)."""
+        hidden = self.linear(x, w_in)
+        return self.linear(self.swiglu(hidden) if activation == "swiglu" else self.gelu(hidden), w_out)
+
+    def grouped_mlp(self, x_RD: Array, w_in: Array, w_out_EDF: Array, counts_E: Array, activation: str) -> Array:
+        """A feed-forward block an expert over rows sorted by expert.
+
+        Args:
+            x_RD: rows of expert 0, then of expert 1, ...; rows after the last counted one belong to nobody.
+            w_in: (E, 2F, D) for swiglu, gate first; (E, F, D) for gelu.
+            w_out_EDF: output weights.
+            counts_E: rows of each expert; the sum may be less than R.
+            activation: swiglu or gelu.
+
+        Returns: (R, D) in the type of x; rows that belong to nobody are 0.
+        """
+        counts = [int(count) for count in self.to_numpy(counts_E)]
+        rest = x_RD.shape[0] - sum(counts)
+        *rows, _ = self.split(x_RD, [*counts, rest], axis=0)
+        outputs = [
+            self.mlp(x_nD, w_in[expert], w_out_EDF[expert], activation)
+            for expert, x_nD in enumerate(rows)
+            if counts[expert]
+        ]
+        return self.concat([*outputs, self.zeros((rest, x_RD.shape[1]), self.dtype(x_RD))], axis=0)
+
+    def permute(self, x_TD: Array, plan: DispatchPlan) -> Array:
+        """Copy each token to the rows of its assignments, sorted by expert. Returns (R, D)."""
+        return self.take_rows(x_TD, plan.token_R)
+
+    def unpermute(self, y_RD: Array, weight_N: Array, plan: DispatchPlan) -> Array:
+        """Sum the rows of each token, weighted; the inverse of `permute`. Returns (T, D) in the type of y."""
+        weight_R = self.cast(self.take_rows(weight_N, plan.order_R), self.dtype(y_RD))
+        return self.segment_sum(y_RD * self.reshape(weight_R, (-1, 1)), plan.token_R, plan.num_tokens)
+
+    def cross_entropy(self, logits_TV: Array, target_T: Array) -> tuple[Array, Array]:
+        """Negative log-likelihood in nats and log-partition of each token, in float32 at least.
+
+        Returns: (nll_T, logsumexp_T).
+        """
+        logits = self.accurate(logits_TV)
+        log_partition_T = self.logsumexp(logits)
+        picked_T = self.reshape(self.take_last(logits, self.reshape(target_T, (-1, 1))), (-1,))
+        return log_partition_T - picked_T, log_partition_T
+
+
+PRIMITIVES = tuple(sorted(Ops.__abstractmethods__))
+"""Names that a backend must define."""
+
+KERNELS = (
+    "linear",
+    "rms_norm",
+    "rope",
+    "attention",
+    "swiglu",
+    "gelu",
+    "mlp",
+    "grouped_mlp",
+    "permute",
+    "unpermute",
+    "cross_entropy",
+)
+"""Names that a backend may replace by a fused form."""

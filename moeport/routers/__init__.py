@@ -1,0 +1,31 @@
+"""Routers by name.
+
+A new router is a module here with a config (a `RouterConfig` with a literal `name`) and a `Router` class, and a row in
+`ROUTERS`; config, layer, command line and conformance tests then know it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moeport.routers.base import Router, RouterConfig
+from moeport.routers.gshard import GShardConfig, GShardRouter
+from moeport.routers.sigmoid_bias import SigmoidBiasConfig, SigmoidBiasRouter
+from moeport.routers.switch import SwitchConfig, SwitchRouter
+from moeport.routers.topk import TopKConfig, TopKRouter
+
+RouterChoice = SwitchConfig | TopKConfig | GShardConfig | SigmoidBiasConfig
+"""The config of any router; the key `name` says which."""
+
+ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
+    "switch": (SwitchConfig, SwitchRouter),
+    "topk": (TopKConfig, TopKRouter),
+    "gshard": (GShardConfig, GShardRouter),
+    "sigmoid_bias": (SigmoidBiasConfig, SigmoidBiasRouter),
+}
+"""Name to config and router class."""
+
+
+def build_router(config: RouterConfig, d_model: int, num_experts: int, init_std: float = 0.02) -> Router[Any]:
+    """The router that `config` names."""
+    return ROUTERS[config.name][1](config, d_model, num_experts, init_std)

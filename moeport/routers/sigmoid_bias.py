@@ -1,0 +1,88 @@
+"""The DeepSeek-V3 router: sigmoid scores, group-limited top-k, balance by a bias (arXiv 2412.19437, 2408.15664)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from pydantic import NonNegativeFloat, PositiveInt
+
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.base import Router, TopKRouterConfig, assign, normalized
+
+
+class SigmoidBiasConfig(TopKRouterConfig):
+    """Sigmoid scores, selection by score + bias, gates from the scores alone."""
+
+    name: Literal["sigmoid_bias"] = "sigmoid_bias"
+    """`sigmoid_bias`"""
+    normalize_gates: bool = True
+    """Divide the k gates by their sum."""
+    num_groups: PositiveInt = 1
+    """Groups of consecutive experts; must divide num_experts."""
+    top_groups: PositiveInt = 1
+    """Groups a token may use, those with the largest sum of their two best biased scores."""
+    bias_update_rate: NonNegativeFloat = 1e-3
+    """u: after each step, bias += u * sign(mean load - load)."""
+
+    def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
+        """Groups must divide the experts and hold top_k of them."""
+        found = super().problems(num_experts)
+        if num_experts % self.num_groups:
+            found.append(
+                ("num_groups", "does not divide the experts", f"a divisor of model.moe.num_experts ({num_experts})")
+            )
+        elif self.top_groups > self.num_groups:
+            found.append(("top_groups", "more groups than there are", f"at most num_groups ({self.num_groups})"))
+        elif self.top_k > self.top_groups * num_experts // self.num_groups:
+            usable = self.top_groups * num_experts // self.num_groups
+            found.append(("top_k", "more experts a token than its groups hold", f"at most {usable}"))
+        return found
+
+
+class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
+    """s = sigmoid(W x); choose the top k of s + b inside the best groups; gate s_i (DeepSeek-V3, eq. 12 to 16).
+
+    The bias b is no trained weight: `update_state` moves it against the load, so no auxiliary loss is needed.
+    """
+
+    paper = "DeepSeek-V3, arXiv 2412.19437, section 2.1.2; loss-free balancing, arXiv 2408.15664"
+    load_balance = 0.0
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """Gate weight and bias."""
+        return [*super().parameter_specs(), ParameterSpec("bias", (self.num_experts,), "zeros", trainable=False)]
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The k experts of highest score + bias inside the best groups."""
+        logits_TE = self.logits(ops, params, x_TD)
+        scores_TE = ops.sigmoid(logits_TE)
+        selection_TE = ops.stop_gradient(scores_TE) + ops.cast(params["bias"], ops.dtype(scores_TE))
+        if self.config.top_groups < self.config.num_groups:
+            selection_TE = self._inside_best_groups(ops, selection_TE)
+        expert_TK = ops.topk_ids(selection_TE, self.config.top_k)
+        weight_TK = ops.take_last(scores_TE, expert_TK)
+        if self.config.normalize_gates:
+            weight_TK = normalized(ops, weight_TK)
+        return assign(ops, expert_TK, weight_TK, logits_TE, normalized(ops, scores_TE))
+
+    def _inside_best_groups(self, ops: Ops, selection_TE: Array) -> Array:
+        """Selection scores with minus infinity outside each token's best groups."""
+        groups = self.config.num_groups
+        grouped = ops.reshape(selection_TE, (-1, groups, self.num_experts // groups))
+        best_two = ops.take_last(grouped, ops.topk_ids(grouped, min(2, self.num_experts // groups)))
+        chosen = ops.topk_ids(ops.sum(best_two, axis=-1), self.config.top_groups)
+        allowed = ops.sum(ops.one_hot(chosen, groups, ops.dtype(selection_TE)), axis=1)
+        half = ops.constant_like(0.5, selection_TE)
+        outside = ops.constant_like(-np.inf, selection_TE)
+        return ops.reshape(
+            ops.where(ops.reshape(allowed, (-1, groups, 1)) > half, grouped, outside), (-1, self.num_experts)
+        )
+
+    def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:
+        """bias += u * sign(mean load - load) (arXiv 2408.15664, Algorithm 1)."""
+        step = np.sign(load_E.mean() - load_E).astype(np.float32) * np.float32(self.config.bias_update_rate)
+        return {"bias": state["bias"] + step}

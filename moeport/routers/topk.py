@@ -1,0 +1,40 @@
+"""The plain top-k router of Mixtral, Qwen3-MoE, OLMoE and most open models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.base import Router, TopKRouterConfig, assign, normalized
+
+
+class TopKConfig(TopKRouterConfig):
+    """Top-k of a softmax."""
+
+    name: Literal["topk"] = "topk"
+    """`topk`"""
+    softmax: Literal["before", "after"] = "before"
+    """`before`: softmax over all experts, then top-k. `after`: softmax over the k chosen logits."""
+    normalize_gates: bool = True
+    """With softmax before: divide the k gates by their sum. (After, they sum to 1 as they are.)"""
+
+
+class TopKRouter(Router[TopKConfig]):
+    """Softmax gates over the k best experts (Shazeer et al. 2017, eq. 3 to 5, without noise)."""
+
+    paper = "Sparsely-Gated MoE, arXiv 1701.06538, section 2.1; Mixtral, arXiv 2401.04088, section 2.1"
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The k experts of highest logit."""
+        logits_TE = self.logits(ops, params, x_TD)
+        probs_TE = ops.softmax(logits_TE)
+        expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
+        if self.config.softmax == "after":
+            weight_TK = ops.softmax(ops.take_last(logits_TE, expert_TK))
+        else:
+            weight_TK = ops.take_last(probs_TE, expert_TK)
+            if self.config.normalize_gates:
+                weight_TK = normalized(ops, weight_TK)
+        return assign(ops, expert_TK, weight_TK, logits_TE, probs_TE)

@@ -1,0 +1,3 @@
+"""The version of moeport."""
+
+VERSION = "0.1.0.dev0"
