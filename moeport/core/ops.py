@@ -3,7 +3,7 @@
 Neutral code receives an `Ops` object explicitly and uses nothing else of a framework, apart from the arithmetic
 and comparison operators, slicing and `.shape` that every array type has. Its rules:
 
-* scalars enter arithmetic through `constant` or `constant_like`: a bare Python float is rounded to float32 by MindSpore;
+* scalars enter arithmetic through `constant` or `constant_like`: MindSpore rounds a bare Python float to float32;
 * no in-place operation, no hidden state, no data-dependent shape outside `grouped_mlp`;
 * indices come from `argsort`, `topk`, `arange`, so that each backend keeps its own index type.
 
@@ -231,7 +231,9 @@ class Ops(ABC):
         scores = self.accurate(self.matmul(q, k))
         position = self.arange(sequence)
         future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
-        scores = self.where(future, self.constant_like(-np.inf, scores), scores * self.constant_like(width**-0.5, scores))
+        scores = self.where(
+            future, self.constant_like(-np.inf, scores), scores * self.constant_like(width**-0.5, scores)
+        )
         out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
         return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, width))
 

@@ -40,7 +40,9 @@ class ParameterSpec:
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A Philox generator keyed by `seed` and `purpose`; equal keys give equal numbers on every machine."""
     key = "/".join(str(part) for part in (seed, *purpose)).encode()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big")))
+    return np.random.Generator(
+        np.random.Philox(key=int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+    )
 
 
 def initial_value(spec: ParameterSpec, seed: int) -> np.ndarray:

@@ -45,7 +45,13 @@ class TopKRouterConfig(RouterConfig):
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """top_k must not exceed num_experts."""
         if self.top_k > num_experts:
-            return [("top_k", "more experts a token than there are", f"at most model.moe.num_experts ({num_experts})")]
+            return [
+                (
+                    "top_k",
+                    "more experts a token than there are",
+                    f"at most model.moe.num_experts ({num_experts})",
+                )
+            ]
         return []
 
 
@@ -98,7 +104,12 @@ class Router(ABC, Generic[ConfigT]):
 
 
 def assign(
-    ops: Ops, expert_TK: Array, weight_TK: Array, logits_TE: Array, probs_TE: Array, balanced_choices: int | None = None
+    ops: Ops,
+    expert_TK: Array,
+    weight_TK: Array,
+    logits_TE: Array,
+    probs_TE: Array,
+    balanced_choices: int | None = None,
 ) -> Routing:
     """A `Routing` in which every token has K choices, best first."""
     num_tokens, choices = expert_TK.shape

@@ -55,6 +55,7 @@ class GShardRouter(Router[GShardConfig]):
                 axis=1,
             )
             weight_T2 = ops.concat(
-                (weight_T2[:, :1], ops.where(served_T1, weight_T2[:, 1:], ops.constant_like(0.0, weight_T2))), axis=1
+                (weight_T2[:, :1], ops.where(served_T1, weight_T2[:, 1:], ops.constant_like(0.0, weight_T2))),
+                axis=1,
             )
         return assign(ops, expert_T2, weight_T2, logits_TE, probs_TE, balanced_choices=1)

@@ -33,7 +33,11 @@ class SigmoidBiasConfig(TopKRouterConfig):
         found = super().problems(num_experts)
         if num_experts % self.num_groups:
             found.append(
-                ("num_groups", "does not divide the experts", f"a divisor of model.moe.num_experts ({num_experts})")
+                (
+                    "num_groups",
+                    "does not divide the experts",
+                    f"a divisor of model.moe.num_experts ({num_experts})",
+                )
             )
         elif self.top_groups > self.num_groups:
             found.append(("top_groups", "more groups than there are", f"at most num_groups ({self.num_groups})"))
@@ -54,7 +58,10 @@ class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Gate weight and bias."""
-        return [*super().parameter_specs(), ParameterSpec("bias", (self.num_experts,), "zeros", trainable=False)]
+        return [
+            *super().parameter_specs(),
+            ParameterSpec("bias", (self.num_experts,), "zeros", trainable=False),
+        ]
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The k experts of highest score + bias inside the best groups."""

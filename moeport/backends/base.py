@@ -1,0 +1,175 @@
+"""What a backend is: a framework on a device, behind one small interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moeport.config.training import BackendConfig, OptimizerConfig
+from moeport.core.model import Batch, Block, DecoderLM, LossTerms
+from moeport.core.moe import MoEMetrics
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import under
+from moeport.core.routing import RouterContext
+
+
+class Backend(ABC):
+    """One framework on one device with one compute type."""
+
+    name: ClassVar[str]
+    """Its name in `backend.name`."""
+    trains: ClassVar[bool]
+    """Whether it differentiates; the numpy reference does not."""
+    ops: Ops
+    device: str
+    """The device in words, such as `cpu` or `cuda (NVIDIA H200)`."""
+    dtype: str
+    """Compute type, one of FLOAT_DTYPES."""
+
+    @abstractmethod
+    def __init__(self, config: BackendConfig):
+        """Resolve device and dtype; raises BackendUnavailableError with what to do."""
+
+    @property
+    def parameter_dtype(self) -> str:
+        """Type of parameters and optimiser state: float64 for float64 compute, else float32."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    @abstractmethod
+    def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+        """Differentiate `fn(params, *args) -> loss` (or `(loss, aux)`) by its first argument, a dict of arrays.
+
+        Returns: a function giving `(loss, grads)` or `((loss, aux), grads)`; a parameter the loss does not depend on
+        gets a gradient of zeros.
+        """
+
+    @abstractmethod
+    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> EvaluationModel:
+        """Place a model and its parameters on the device, for evaluation and generation."""
+
+    @abstractmethod
+    def training_model(
+        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+    ) -> TrainingModel:
+        """Place a model and its parameters on the device, with an optimiser."""
+
+    @abstractmethod
+    def matmul_flops_per_second(self) -> float:
+        """FLOP/s of a large matrix product in the compute type, measured: the limit that MFU refers to."""
+
+    @abstractmethod
+    def kernel_choices(self) -> dict[str, str]:
+        """For each kernel of `Ops`, the implementation used here and why."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a backend trains a model."""
+
+    optimizer: OptimizerConfig
+    """Optimiser and clipping; the schedule belongs to the trainer."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass."""
+    compile: bool = False
+    """Compile the blocks."""
+
+
+class EvaluationModel(ABC):
+    """A model on a device. Arrays cross this interface as numpy: float32, or float64 when the compute type is."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> LossTerms:
+        """Loss terms without gradients, on the device."""
+
+    @abstractmethod
+    def logits(self, token_BS: np.ndarray) -> np.ndarray:
+        """Next-token scores (B, S, V)."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, np.ndarray]:
+        """All parameters by name."""
+
+    @abstractmethod
+    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        """Replace some or all parameters by name."""
+
+
+class TrainingModel(EvaluationModel):
+    """A model on a device with gradients and optimiser state."""
+
+    @abstractmethod
+    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+        """Forward and backward of one micro-batch; adds `share` times its gradient to the gradients.
+
+        Returns: terms on the device, detached, not weighted by `share`.
+        """
+
+    @abstractmethod
+    def gradient_norm(self) -> Array:
+        """Global 2-norm of all gradients, on the device."""
+
+    @abstractmethod
+    def step(self, learning_rate: float, norm: Array) -> None:
+        """Clip by `norm`, apply the optimiser, clear the gradients."""
+
+    @abstractmethod
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Accumulated gradients of the trained parameters by name."""
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """`exp_avg.NAME` and `exp_avg_sq.NAME` of every trained parameter; empty before the first step."""
+
+    @abstractmethod
+    def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
+        """Restore the state after `steps` optimiser steps."""
+
+    @abstractmethod
+    def first_non_finite(self, batch: Batch) -> str | None:
+        """Name of the first tensor with a NaN or infinity: parameters, then activations and losses in the order of
+        execution on `batch`, then gradients. None if there is none.
+        """
+
+
+def find_non_finite(
+    ops: Ops,
+    model: DecoderLM,
+    params: Mapping[str, Array],
+    batch: Batch,
+    dtype: str,
+    gradients: Mapping[str, np.ndarray],
+) -> str | None:
+    """The neutral part of `TrainingModel.first_non_finite`."""
+
+    def finite(x: Array) -> bool:
+        return bool(np.isfinite(ops.to_numpy(x)).all())
+
+    for name, value in params.items():
+        if not finite(value):
+            return f"parameter {name}"
+
+    found: list[str] = []
+
+    def run_block(
+        block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
+    ) -> tuple[Array, MoEMetrics | None]:
+        output = block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
+        if not finite(output[0]):
+            found.append(f"output of layers.{block.layer}")
+        return output
+
+    rope = model.rope(ops, batch.token_BS.shape[1], dtype)
+    terms = model.loss(ops, params, batch, rope, dtype, True, run_block)
+    if found:
+        return found[0]
+    for name in ("cross_entropy", "load_balance", "router_z", "output_z", "loss"):
+        if not finite(getattr(terms, name)):
+            return name
+    for name, gradient in gradients.items():
+        if not np.isfinite(gradient).all():
+            return f"gradient of {name}"
+    return None

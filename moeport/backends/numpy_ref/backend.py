@@ -1,0 +1,93 @@
+"""The numpy backend: evaluation, generation and the reference of parity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.config.training import BackendConfig
+from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.ops import KERNELS
+from moeport.errors import BackendUnavailableError
+
+
+def _refuse() -> NoReturn:
+    raise BackendUnavailableError(
+        "backend.name: numpy computes forward only and cannot train; "
+        "use it for evaluation and parity, and train with backend.name: torch"
+    )
+
+
+class NumpyBackend(Backend):
+    """numpy on the CPU."""
+
+    name = "numpy"
+    trains = False
+
+    def __init__(self, config: BackendConfig):
+        if config.device not in ("auto", "cpu"):
+            raise BackendUnavailableError(f"backend.device: numpy runs on the cpu only (got {config.device})")
+        if config.dtype == "bfloat16":
+            raise BackendUnavailableError("backend.dtype: numpy has no bfloat16; expected float32 or float64")
+        self.ops = NumpyOps()
+        self.device = "cpu"
+        self.dtype = "float32" if config.dtype == "auto" else config.dtype
+
+    def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+        """Not available: numpy has no automatic differentiation."""
+        _refuse()
+
+    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> NumpyModel:
+        """See Backend."""
+        return NumpyModel(self, model, params)
+
+    def training_model(
+        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+    ) -> TrainingModel:
+        """Not available: numpy has no automatic differentiation."""
+        _refuse()
+
+    def matmul_flops_per_second(self) -> float:
+        """See Backend."""
+        x = np.ones((1024, 1024), self.dtype)
+        start = time.perf_counter()
+        x @ x
+        return 2 * 1024**3 / (time.perf_counter() - start)
+
+    def kernel_choices(self) -> dict[str, str]:
+        """See Backend."""
+        return dict.fromkeys(KERNELS, "default composition: the reference has no fused kernels")
+
+
+class NumpyModel(EvaluationModel):
+    """Parameters as numpy arrays."""
+
+    def __init__(self, backend: NumpyBackend, model: DecoderLM, params: Mapping[str, np.ndarray]):
+        self.backend, self.model = backend, model
+        self.params: dict[str, np.ndarray] = {}
+        self.load_parameters(params)
+
+    def evaluate(self, batch: Batch) -> LossTerms:
+        """See EvaluationModel."""
+        ops, dtype = self.backend.ops, self.backend.dtype
+        rope = self.model.rope(ops, batch.token_BS.shape[1], dtype)
+        return self.model.loss(ops, self.params, batch, rope, dtype, training=False)
+
+    def logits(self, token_BS: np.ndarray) -> np.ndarray:
+        """See EvaluationModel."""
+        ops, dtype = self.backend.ops, self.backend.dtype
+        rope = self.model.rope(ops, token_BS.shape[1], dtype)
+        return self.model.logits(ops, self.params, Batch(token_BS, token_BS), rope, dtype, training=False)[0]
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """See EvaluationModel."""
+        return dict(self.params)
+
+    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        """See EvaluationModel."""
+        self.params |= {name: value.astype(self.backend.parameter_dtype) for name, value in params.items()}

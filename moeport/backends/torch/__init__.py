@@ -1,0 +1,1 @@
+"""PyTorch on any device that `torch.accelerator` knows, or the CPU."""

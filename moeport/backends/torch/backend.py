@@ -1,0 +1,189 @@
+"""The PyTorch backend: CPU, CUDA and whatever else `torch.accelerator` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
+from moeport.backends.torch.module import DecoderModule
+from moeport.backends.torch.ops import DTYPES, TorchOps
+from moeport.backends.torch.optimizer import AdamW
+from moeport.config.training import BackendConfig
+from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.ops import Array
+
+Tensor = torch.Tensor
+
+
+class TorchBackend(Backend):
+    """PyTorch on one device."""
+
+    name = "torch"
+    trains = True
+
+    def __init__(self, config: BackendConfig):
+        self.torch_device = resolve_device(config.device)
+        self.device = device_words(self.torch_device)
+        self.dtype = resolve_dtype(config.dtype, self.torch_device)
+        self.ops: TorchOps = TorchOps(self.torch_device)
+        torch.use_deterministic_algorithms(config.deterministic)
+
+    def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+        """See Backend."""
+
+        def run(params: Mapping[str, Tensor], *args: Any) -> tuple[Any, dict[str, Tensor]]:
+            leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in params.items()}
+            out = fn(leaves, *args)
+            loss = out[0] if has_aux else out
+            wanted = [value for value in leaves.values() if value.requires_grad]
+            grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+            return out, {name: next(grads) for name, value in leaves.items() if value.requires_grad}
+
+        return run
+
+    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> TorchEvaluationModel:
+        """See Backend."""
+        return TorchEvaluationModel(self, model, params)
+
+    def training_model(
+        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+    ) -> TorchTrainingModel:
+        """See Backend."""
+        return TorchTrainingModel(self, model, params, options)
+
+    def matmul_flops_per_second(self) -> float:
+        """See Backend."""
+        return matmul_flops_per_second(self.torch_device, DTYPES[self.dtype])
+
+    def kernel_choices(self) -> dict[str, str]:
+        """See Backend."""
+        cpu = self.torch_device.type == "cpu"
+        probe = torch.zeros(1, device=self.torch_device, dtype=DTYPES[self.dtype])
+        grouped_mm = self.ops.uses_grouped_mm(probe)
+        return {
+            "linear": "torch.nn.functional.linear",
+            "rms_norm": "torch.nn.functional.rms_norm",
+            "rope": "default composition: PyTorch has no rotary kernel",
+            "attention": "torch.nn.functional.scaled_dot_product_attention",
+            "swiglu": "silu, then multiply",
+            "gelu": "torch.nn.functional.gelu",
+            "mlp": "default composition of linear and activation",
+            "grouped_mlp": "torch._grouped_mm (bfloat16, compute capability 9.0)"
+            if grouped_mm
+            else "one product an expert in one autograd node"
+            + ("" if cpu else " (torch._grouped_mm needs bfloat16 and compute capability 9.0)"),
+            "permute": "gather, with a gathering gradient",
+            "unpermute": "gather and weighted sum, with a gathering gradient",
+            "cross_entropy": "logsumexp in blocks of rows that stay in cache" if cpu else "logsumexp over whole logits",
+        }
+
+
+class TorchEvaluationModel(EvaluationModel):
+    """A decoder module on one device."""
+
+    def __init__(
+        self,
+        backend: TorchBackend,
+        model: DecoderLM,
+        params: Mapping[str, np.ndarray],
+        activation_checkpointing: bool = False,
+    ):
+        self.backend, self.model = backend, model
+        self.module = DecoderModule(
+            model,
+            backend.ops,
+            params,
+            backend.torch_device,
+            DTYPES[backend.parameter_dtype],
+            backend.dtype,
+            activation_checkpointing,
+        ).eval()
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The same batch as device arrays."""
+        move = self.backend.ops.from_numpy
+        return Batch(move(batch.token_BS), move(batch.target_BS), {k: move(v) for k, v in batch.noise.items()})
+
+    def evaluate(self, batch: Batch) -> LossTerms:
+        """See EvaluationModel."""
+        self.module.eval()
+        with torch.no_grad():
+            return self.module(self.on_device(batch))
+
+    def logits(self, token_BS: np.ndarray) -> np.ndarray:
+        """See EvaluationModel."""
+        self.module.eval()
+        with torch.no_grad():
+            return self.backend.ops.to_numpy(self.module.logits(self.backend.ops.from_numpy(token_BS)))
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """See EvaluationModel."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.module.state_dict().items()}
+
+    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        """See EvaluationModel."""
+        state = self.module.state_dict()
+        with torch.no_grad():
+            for name, value in params.items():
+                state[name].copy_(torch.from_numpy(np.asarray(value)))
+
+
+class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
+    """A decoder module with gradients and AdamW."""
+
+    def __init__(
+        self,
+        backend: TorchBackend,
+        model: DecoderLM,
+        params: Mapping[str, np.ndarray],
+        options: TrainingOptions,
+    ):
+        super().__init__(backend, model, params, options.activation_checkpointing)
+        if options.compile:
+            for block in self.module.layers:
+                block.compile()
+        self.optimizer = AdamW(self.module, model.parameter_specs(), options.optimizer)
+
+    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+        """See TrainingModel."""
+        self.module.train()
+        terms = self.module(self.on_device(batch))
+        (terms.loss if share == 1.0 else terms.loss * share).backward()
+        return LossTerms(*(term.detach() if torch.is_tensor(term) else torch.tensor(term) for term in terms))
+
+    def gradient_norm(self) -> Array:
+        """See TrainingModel."""
+        return self.optimizer.gradient_norm()
+
+    def step(self, learning_rate: float, norm: Array) -> None:
+        """See TrainingModel."""
+        self.optimizer.step(learning_rate, norm)
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """See TrainingModel."""
+        return self.optimizer.gradients()
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """See TrainingModel."""
+        return self.optimizer.state()
+
+    def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
+        """See TrainingModel."""
+        self.optimizer.load_state(state, steps)
+
+    def first_non_finite(self, batch: Batch) -> str | None:
+        """See TrainingModel."""
+        with torch.no_grad():
+            return find_non_finite(
+                self.backend.ops,
+                self.model,
+                self.module.state_dict(),
+                self.on_device(batch),
+                self.backend.dtype,
+                self.gradients(),
+            )

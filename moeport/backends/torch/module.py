@@ -1,0 +1,137 @@
+"""The decoder as nn.Modules that hold the parameters and run the neutral forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from moeport.backends.torch.ops import TorchOps
+from moeport.core.model import Batch, Block, DecoderLM, LossTerms
+from moeport.core.moe import MoEMetrics
+from moeport.core.parameters import ParameterSpec, under
+from moeport.core.routing import RouterContext
+
+Tensor = torch.Tensor
+
+
+class ParameterTree(nn.Module):
+    """Parameters under dotted names, so that `state_dict` has the names of the specs.
+
+    Args:
+        specs: names and shapes; untrained ones become buffers.
+        values: arrays by name.
+        device: where to place them.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[ParameterSpec],
+        values: Mapping[str, np.ndarray],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        super().__init__()
+        self._places: list[tuple[str, nn.Module, str]] = []
+        for spec in specs:
+            *path, leaf = spec.name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if not hasattr(owner, part):
+                    owner.add_module(part, nn.Module())
+                owner = getattr(owner, part)
+            value = torch.tensor(values[spec.name], device=device, dtype=dtype)
+            if spec.trainable:
+                owner.register_parameter(leaf, nn.Parameter(value))
+            else:
+                owner.register_buffer(leaf, value)
+            self._places.append((spec.name, owner, leaf))
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Parameters and buffers by dotted name, as they are now (sharded ones gathered by their hooks)."""
+        return {name: getattr(owner, leaf) for name, owner, leaf in self._places}
+
+
+class BlockModule(ParameterTree):
+    """One transformer block; the unit of sharding, compilation and recomputation."""
+
+    def __init__(
+        self,
+        block: Block,
+        ops: TorchOps,
+        values: Mapping[str, np.ndarray],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        super().__init__(block.parameter_specs(), values, device, dtype)
+        self.block, self.ops = block, ops
+
+    def forward(
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
+    ) -> tuple[Tensor, MoEMetrics | None]:
+        """See moeport.core.model.Block."""
+        return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context)
+
+
+class DecoderModule(ParameterTree):
+    """The whole model.
+
+    Args:
+        model: shapes and forward pass.
+        ops: operations on `device`.
+        values: initial parameters by name.
+        device: where to place them.
+        dtype: type of the parameters.
+        compute_dtype: type of activations and of the weights in products.
+        activation_checkpointing: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: DecoderLM,
+        ops: TorchOps,
+        values: Mapping[str, np.ndarray],
+        device: torch.device,
+        dtype: torch.dtype,
+        compute_dtype: str,
+        activation_checkpointing: bool = False,
+    ):
+        outside = [spec for spec in model.parameter_specs() if not spec.name.startswith("layers.")]
+        super().__init__(outside, values, device, dtype)
+        self.layers = nn.ModuleList(
+            BlockModule(block, ops, under(f"layers.{block.layer}", values), device, dtype) for block in model.blocks
+        )
+        self.model, self.ops, self.compute_dtype = model, ops, compute_dtype
+        self.activation_checkpointing = activation_checkpointing
+        self._rope: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def rope(self, sequence_length: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables, made once a length."""
+        if sequence_length not in self._rope:
+            self._rope[sequence_length] = self.model.rope(self.ops, sequence_length, self.compute_dtype)
+        return self._rope[sequence_length]
+
+    def _run_block(
+        self, block: Block, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
+    ) -> tuple[Tensor, MoEMetrics | None]:
+        module = self.layers[block.layer]
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, x_BSD, rope, context, use_reentrant=False)
+        return module(x_BSD, rope, context)
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """Loss terms of a batch of device arrays; routers draw noise in training mode."""
+        rope = self.rope(batch.token_BS.shape[1])
+        return self.model.loss(self.ops, self.arrays(), batch, rope, self.compute_dtype, self.training, self._run_block)
+
+    def logits(self, token_BS: Tensor) -> Tensor:
+        """Next-token scores (B, S, V) in the compute type."""
+        rope = self.rope(token_BS.shape[1])
+        batch = Batch(token_BS, token_BS)
+        return self.model.logits(
+            self.ops, self.arrays(), batch, rope, self.compute_dtype, self.training, self._run_block
+        )[0]

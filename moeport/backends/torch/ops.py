@@ -1,0 +1,238 @@
+"""Ops in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from moeport.backends.torch import kernels
+from moeport.core.dispatch import DispatchPlan
+from moeport.core.ops import Ops
+
+Tensor = torch.Tensor
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class TorchOps(Ops):
+    """Primitives and fused kernels on one device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def from_numpy(self, array: np.ndarray) -> Tensor:
+        """See Ops."""
+        if array.dtype.kind in "iu":
+            array = array.astype(np.int64)
+        return torch.tensor(array, device=self.device)
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        """See Ops."""
+        return self.accurate(x.detach()).cpu().numpy()
+
+    def constant(self, value: float, dtype: str) -> Any:
+        """A Python float: PyTorch applies it at the precision of the tensor it meets."""
+        return float(value)
+
+    def constant_like(self, value: float, x: Tensor) -> Any:
+        """See Ops."""
+        return float(value)
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
+        """See Ops."""
+        return torch.zeros(tuple(shape), dtype=DTYPES[dtype], device=self.device)
+
+    def index(self, value: int) -> Any:
+        """A Python int."""
+        return value
+
+    def arange(self, n: int) -> Tensor:
+        """See Ops."""
+        return torch.arange(n, device=self.device)
+
+    def dtype(self, x: Tensor) -> str:
+        """See Ops."""
+        return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """See Ops."""
+        return x.to(DTYPES[dtype])
+
+    def accurate(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.detach()
+
+    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """See Ops."""
+        return x.reshape(tuple(shape))
+
+    def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
+        """See Ops."""
+        return x.permute(tuple(axes))
+
+    def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
+        """See Ops."""
+        return torch.cat(list(xs), axis)
+
+    def split(self, x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+        """See Ops."""
+        return list(x.split(list(sizes), axis))
+
+    def exp(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.exp()
+
+    def log(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.log()
+
+    def rsqrt(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.rsqrt()
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.sigmoid()
+
+    def erf(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.erf()
+
+    def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
+        """See Ops."""
+        return torch.where(condition, x, y)
+
+    def sum(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """See Ops."""
+        return x.sum() if axis is None else x.sum(axis, keepdim=keepdims)
+
+    def mean(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """See Ops."""
+        return x.mean() if axis is None else x.mean(axis, keepdim=keepdims)
+
+    def max(self, x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+        """See Ops."""
+        return x.amax(axis, keepdim=keepdims)
+
+    def cumsum(self, x: Tensor, axis: int) -> Tensor:
+        """See Ops."""
+        return x.cumsum(axis)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.softmax(-1)
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return x.logsumexp(-1)
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        """See Ops."""
+        return x @ y
+
+    def take_rows(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See Ops."""
+        if x.dim() == 2:
+            return F.embedding(ids, x)
+        return x.index_select(0, ids.reshape(-1)).reshape(*ids.shape, *x.shape[1:])
+
+    def take_last(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See Ops."""
+        return x.gather(-1, ids)
+
+    def segment_sum(self, values: Tensor, ids: Tensor, n: int) -> Tensor:
+        """See Ops."""
+        return values.new_zeros((n, *values.shape[1:])).index_add(0, ids, values)
+
+    def one_hot(self, ids: Tensor, n: int, dtype: str) -> Tensor:
+        """See Ops."""
+        return F.one_hot(ids, n).to(DTYPES[dtype])
+
+    def bincount(self, ids: Tensor, n: int) -> Tensor:
+        """See Ops; by comparison, since torch.bincount has no deterministic form on CUDA and forces a wait."""
+        if ids.device.type == "cpu":
+            return torch.bincount(ids, minlength=n)
+        return (ids.unsqueeze(0) == torch.arange(n, device=ids.device).unsqueeze(1)).sum(1)
+
+    def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
+        """See Ops."""
+        return x.argsort(stable=True, descending=descending)
+
+    def topk_ids(self, x: Tensor, k: int) -> Tensor:
+        """See Ops. argmax returns the first of equal values; for more, a stable sort keeps their order."""
+        x = x.detach()
+        if k == 1:
+            return x.argmax(-1, keepdim=True)
+        return x.sort(stable=True, dim=-1, descending=True).indices[..., :k]
+
+    # ------------------------------------------------------------------ kernels
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See Ops."""
+        return F.linear(x, weight.to(x.dtype))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See Ops."""
+        y = self.accurate(x)
+        return F.rms_norm(y, (x.shape[-1],), weight.to(y.dtype), eps).to(x.dtype)
+
+    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor) -> Tensor:
+        """See Ops."""
+        q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGA))
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """See Ops."""
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return F.gelu(x)
+
+    def grouped_mlp(self, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str) -> Tensor:
+        """See Ops."""
+        w_in, w_out = w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype)
+        if self.uses_grouped_mm(x_RD):
+            return self._grouped_mm_mlp(x_RD, w_in, w_out, counts_E, activation)
+        return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts_E.tolist(), activation)
+
+    def uses_grouped_mm(self, x: Tensor) -> bool:
+        """Whether torch's grouped GEMM serves this array: bfloat16 on CUDA of compute capability 9.0 or later."""
+        return (
+            x.device.type == "cuda"
+            and x.dtype == torch.bfloat16
+            and hasattr(torch, "_grouped_mm")
+            and torch.cuda.get_device_capability(x.device) >= (9, 0)
+        )
+
+    def _grouped_mm_mlp(self, x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
+        """The grouped GEMM leaves rows behind the last group undefined, forward and backward: each side is masked."""
+        ends = counts_E.cumsum(0).to(torch.int32)
+        served = (torch.arange(x_RD.shape[0], device=x_RD.device) < ends[-1]).unsqueeze(1)
+        x_RD = torch.where(served, x_RD, 0)
+        hidden = torch.where(served, torch._grouped_mm(x_RD, w_in.transpose(1, 2), offs=ends), 0)
+        hidden = self.swiglu(hidden) if activation == "swiglu" else self.gelu(hidden)
+        return torch.where(served, torch._grouped_mm(hidden, w_out.transpose(1, 2), offs=ends), 0)
+
+    def permute(self, x_TD: Tensor, plan: DispatchPlan) -> Tensor:
+        """See Ops."""
+        return kernels.Permute.apply(x_TD, plan.token_R, plan.position_N, plan.choices_per_token)
+
+    def unpermute(self, y_RD: Tensor, weight_N: Tensor, plan: DispatchPlan) -> Tensor:
+        """See Ops."""
+        return kernels.Unpermute.apply(y_RD, weight_N, plan.order_R, plan.position_N, plan.choices_per_token)
+
+    def cross_entropy(self, logits_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
+        """See Ops."""
+        return kernels.CrossEntropy.apply(logits_TV, target_T)

@@ -1,0 +1,33 @@
+"""Auxiliary losses of routers. Shape suffixes as in `moeport.core.ops`."""
+
+from __future__ import annotations
+
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import Routing
+
+
+def chosen_counts(ops: Ops, expert_N: Array, num_experts: int) -> Array:
+    """Assignments of each expert, (E,) of the index type; those to nowhere are not counted."""
+    return ops.bincount(expert_N, num_experts + 1)[:num_experts]
+
+
+def load_balance_loss(ops: Ops, routing: Routing, num_sequences: int) -> Array:
+    """E * sum_e f_e P_e, averaged over sequences (Switch Transformer, eq. 4 to 6).
+
+    f_e is the share of the counted choices that went to expert e, before any drop by capacity; P_e the mean normalised
+    score. With num_sequences = 1 this is Switch's loss over the batch, with the number of sequences in the batch
+    DeepSeek-V3's sequence-wise loss (eq. 17 to 20). Equals 1 at perfect balance. The gradient flows through P alone.
+    """
+    experts, counted = routing.num_experts, routing.balanced_choices
+    probs_TE = routing.probs_TE
+    choice_TK = ops.reshape(routing.expert_N, (routing.num_tokens, -1))[:, :counted]
+    chosen = ops.one_hot(choice_TK, experts + 1, ops.dtype(probs_TE))[..., :experts]
+    chosen_TE = ops.sum(chosen, axis=1) * ops.constant_like(1.0 / counted, probs_TE)
+    f_BE = ops.mean(ops.reshape(chosen_TE, (num_sequences, -1, experts)), axis=1)
+    p_BE = ops.mean(ops.reshape(probs_TE, (num_sequences, -1, experts)), axis=1)
+    return ops.constant_like(float(experts), probs_TE) * ops.mean(ops.sum(ops.stop_gradient(f_BE) * p_BE, axis=1))
+
+
+def z_loss(ops: Ops, log_partition_T: Array) -> Array:
+    """mean(logsumexp(logits)^2) (ST-MoE, arXiv 2202.08906, eq. 5)."""
+    return ops.mean(log_partition_T * log_partition_T)

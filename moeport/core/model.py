@@ -1,0 +1,258 @@
+"""The decoder language model as pure functions of operations, parameters and a batch.
+
+Shape suffixes as in `moeport.core.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from moeport.config.model import ModelConfig
+from moeport.core.attention import attention_forward, attention_specs, rope_tables
+from moeport.core.losses import z_loss
+from moeport.core.moe import MoELayer, MoEMetrics, mlp_specs
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
+from moeport.core.routing import RouterContext
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token sequences, on the host or as arrays of a backend."""
+
+    token_BS: Array
+    """Input ids."""
+    target_BS: Array
+    """Next ids."""
+    noise: dict[str, Array] = field(default_factory=dict)
+    """Uniform numbers (B, S) by `layer.name`, for routers that draw; empty outside training."""
+
+
+class LossTerms(NamedTuple):
+    """The training loss and its parts; scalars but for the last two."""
+
+    loss: Array
+    """What is differentiated: cross entropy plus weighted auxiliary losses."""
+    cross_entropy: Array
+    """Mean negative log-likelihood in nats a token."""
+    load_balance: Array
+    """Load-balancing loss, mean over the layers, not weighted; 1 is balanced."""
+    router_z: Array
+    """Router z-loss, mean over the layers, not weighted."""
+    output_z: Array
+    """Output z-loss, not weighted; 0 if its weight is 0."""
+    chosen_LE: Array
+    """Assignments the router chose each expert for, a row for each MoE layer."""
+    served_LE: Array
+    """Assignments each expert computed."""
+
+
+class Block:
+    """One transformer block's shapes and forward pass; holds no arrays."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        self.config = config
+        self.layer = layer
+        self.out_std = config.init_std / (2 * config.num_layers) ** 0.5
+        self.moe: MoELayer | None = None
+        if config.is_moe_layer(layer):
+            self.moe = MoELayer(config.moe, config.d_model, config.init_std, self.out_std)
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """Names, shapes and initial values."""
+        config = self.config
+        norm = ParameterSpec("weight", (config.d_model,), "ones")
+        if self.moe:
+            feed_forward = with_prefix("moe", self.moe.parameter_specs())
+        else:
+            feed_forward = with_prefix(
+                "mlp",
+                mlp_specs(config.d_model, config.dense_width, config.moe.activation, config.init_std, self.out_std),
+            )
+        return [
+            *with_prefix("attention_norm", [norm]),
+            *with_prefix("attention", attention_specs(config, self.out_std)),
+            *with_prefix("mlp_norm", [norm]),
+            *feed_forward,
+        ]
+
+    def forward(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_BSD: Array,
+        rope: tuple[Array, Array],
+        context: RouterContext,
+    ) -> tuple[Array, MoEMetrics | None]:
+        """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+        Returns: (x_BSD, metrics of the experts or None for a dense block).
+        """
+        config = self.config
+        normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
+        x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope)
+        normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
+        if self.moe is None:
+            return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), None
+        batch = x_BSD.shape[0]
+        normed_TD = ops.reshape(normed, (-1, config.d_model))
+        y_TD, metrics = self.moe.forward(ops, under("moe", params), normed_TD, context, num_sequences=batch)
+        return x_BSD + ops.reshape(y_TD, x_BSD.shape), metrics
+
+
+RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Array, MoEMetrics | None]]
+"""How a backend runs one block: from its module, recomputed, compiled."""
+
+
+class DecoderLM:
+    """Shapes and forward pass of the whole model; holds no arrays.
+
+    Args:
+        config: the `model` section.
+        vocab_size: rows of the embedding V.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        self.config = config
+        self.vocab_size = config.vocab_size or vocab_size
+        self.blocks = [Block(config, layer) for layer in range(config.num_layers)]
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """All parameters; their names are the checkpoint's names."""
+        config = self.config
+        embedding = ParameterSpec("embedding.weight", (self.vocab_size, config.d_model), std=config.init_std)
+        specs = [embedding]
+        for block in self.blocks:
+            specs += with_prefix(f"layers.{block.layer}", block.parameter_specs())
+        specs.append(ParameterSpec("final_norm.weight", (config.d_model,), "ones"))
+        if not config.tie_embeddings:
+            specs.append(ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std))
+        return specs
+
+    def noise(self, batch_size: int, sequence_length: int, seed: int, step: int) -> dict[str, np.ndarray]:
+        """Routing noise of one whole step's batch, (B, S) float32 each; slice it as the batch is sliced."""
+        return {
+            f"{block.layer}.{name}": generator(seed, "noise", step, block.layer, name).random(
+                (batch_size, sequence_length), np.float32
+            )
+            for block in self.blocks
+            if block.moe
+            for name in block.moe.router.noise
+        }
+
+    def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
+        """Rotary tables (S, A) on the device, float32 at least."""
+        cos, sin = rope_tables(sequence_length, self.config.head_dim, self.config.attention.rope_base)
+        kind = "float32" if dtype == "bfloat16" else dtype
+        return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
+
+    def logits(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None = None,
+    ) -> tuple[Array, list[MoEMetrics]]:
+        """Next-token scores.
+
+        Args:
+            ops: the backend's operations.
+            params: all parameters by name; with `run_block`, those outside the blocks suffice.
+            batch: arrays of the backend; targets are not read.
+            rope: from `rope`, for the batch's sequence length.
+            dtype: compute type, one of FLOAT_DTYPES.
+            training: whether routers may draw noise.
+            run_block: how to run a block; default: on `params`.
+
+        Returns: (logits_BSV in the compute type, metrics of each MoE layer).
+        """
+        if run_block is None:
+
+            def run_block(
+                block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
+            ) -> tuple[Array, MoEMetrics | None]:
+                return block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
+
+        token_ids_T = ops.reshape(batch.token_BS, (-1,))
+        x_BSD = ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
+        metrics = []
+        for block in self.blocks:
+            prefix = f"{block.layer}."
+            noise = {
+                name[len(prefix) :]: ops.reshape(noise_BS, (-1,))
+                for name, noise_BS in batch.noise.items()
+                if name.startswith(prefix)
+            }
+            context = RouterContext(block.layer, training, token_ids_T, noise)
+            x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
+            if block_metrics:
+                metrics.append(block_metrics)
+        x_BSD = ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps)
+        head = params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]
+        return ops.linear(x_BSD, head), metrics
+
+    def loss(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None = None,
+    ) -> LossTerms:
+        """Mean cross entropy plus weighted auxiliary losses. Arguments as in `logits`."""
+        logits_BSV, layers = self.logits(ops, params, batch, rope, dtype, training, run_block)
+        nll_T, log_partition_T = ops.cross_entropy(
+            ops.reshape(logits_BSV, (-1, self.vocab_size)), ops.reshape(batch.target_BS, (-1,))
+        )
+        cross_entropy = ops.mean(nll_T)
+        zero = ops.constant_like(0.0, cross_entropy)
+        loss, load_balance, router_z, output_z = cross_entropy, zero, zero, zero
+        if self.config.output_z_loss:
+            output_z = z_loss(ops, log_partition_T)
+            loss = loss + output_z * ops.constant_like(self.config.output_z_loss, output_z)
+        share = ops.constant_like(1.0 / len(layers), cross_entropy)
+        moe_layers = [block.moe for block in self.blocks if block.moe]
+        for layer, metrics in zip(moe_layers, layers, strict=True):
+            loss = loss + layer.auxiliary_loss(ops, metrics)
+            load_balance = load_balance + metrics.load_balance * share
+            router_z = router_z + metrics.router_z * share
+        return LossTerms(
+            loss=loss,
+            cross_entropy=cross_entropy,
+            load_balance=load_balance,
+            router_z=router_z,
+            output_z=output_z,
+            chosen_LE=ops.concat([ops.reshape(m.chosen_E, (1, -1)) for m in layers], axis=0),
+            served_LE=ops.concat([ops.reshape(m.served_E, (1, -1)) for m in layers], axis=0),
+        )
+
+    def updated_state(self, params: Mapping[str, np.ndarray], chosen_LE: np.ndarray) -> dict[str, np.ndarray]:
+        """New values of all untrained parameters after an optimiser step.
+
+        Args:
+            params: their present values by full name.
+            chosen_LE: assignments of the whole step, a row for each MoE layer.
+        """
+        updates: dict[str, np.ndarray] = {}
+        for row, layer in enumerate(self.config.moe_layers):
+            moe, prefix = self.blocks[layer].moe, f"layers.{layer}.moe.router"
+            assert moe is not None
+            state = {
+                spec.name: params[f"{prefix}.{spec.name}"]
+                for spec in moe.router.parameter_specs()
+                if not spec.trainable
+            }
+            if state:
+                updates |= {
+                    f"{prefix}.{name}": value for name, value in moe.router.update_state(state, chosen_LE[row]).items()
+                }
+        return updates
