@@ -42,8 +42,8 @@ class PlainConfig:
     tied: bool = True
     aux_coef: float = 0.01
     z_coef: float = 0.001
-    loss_chunk: int = 1024  # rows of logits that exist at a time
-    compute_dtype: torch.dtype = torch.bfloat16
+    loss_chunk: int = 256  # rows of logits that exist at a time
+    compute_dtype: torch.dtype = torch.float32
 
     def is_moe(self, layer: int) -> bool:
         """Whether layer ``layer`` routes its tokens."""
@@ -226,8 +226,8 @@ class MoE(nn.Module):
         inverse[order] = torch.arange(order.numel())
         rows = flat.index_select(0, order.div(self.top_k, rounding_mode="floor"))
         y = _SwiGLUExperts.apply(rows, self.gate_up.to(x.dtype), self.down.to(x.dtype), counts.tolist())
-        y = y.index_select(0, inverse).view(n, self.top_k, d)
-        out = torch.bmm(gates.to(x.dtype).unsqueeze(1), y).view_as(x)
+        y = y.index_select(0, inverse).view(n, self.top_k, d) * gates.to(x.dtype).unsqueeze(-1)
+        out = y.sum(1).view_as(x)
         if self.shared is not None:
             out = out + self.shared(x)
         return out, aux, z

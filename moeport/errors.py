@@ -39,3 +39,9 @@ class RunError(MoeportError):
 
 class NonFiniteError(RunError):
     """A NaN or infinity appeared; the message names the step and the tensor."""
+
+
+class Interrupted(RunError):
+    """Ctrl-C or SIGTERM; what was done is saved, and the message says how to go on."""
+
+    exit_code = 130

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,6 +62,10 @@ class Backend(ABC):
         """FLOP/s of a large matrix product in the compute type, measured: the limit that MFU refers to."""
 
     @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the framework and its libraries, by name."""
+
+    @abstractmethod
     def kernel_choices(self) -> dict[str, str]:
         """For each kernel of `Ops`, the implementation used here and why."""
 
@@ -90,8 +94,8 @@ class EvaluationModel(ABC):
         """Next-token scores (B, S, V)."""
 
     @abstractmethod
-    def parameters(self) -> dict[str, np.ndarray]:
-        """All parameters by name."""
+    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Parameters by name: those in `names`, default all."""
 
     @abstractmethod
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:

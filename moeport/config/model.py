@@ -1,5 +1,6 @@
 """The model section: shapes of the decoder, its mixture-of-experts blocks and its losses."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -7,6 +8,16 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from moeport.config.base import Section
 from moeport.routers import RouterChoice
 from moeport.routers.topk import TopKConfig
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Trained parameters of a model."""
+
+    total: int
+    """All of them."""
+    active: int
+    """Those that one token uses: all but the experts it is not sent to."""
 
 
 class AttentionConfig(Section):
@@ -125,3 +136,31 @@ class ModelConfig(Section):
         """Hidden width of a dense block."""
         moe = self.moe
         return self.dense_hidden or moe.expert_hidden * (moe.router.experts_per_token + moe.num_shared_experts)
+
+    def parameter_counts(self, vocab_size: int) -> ParameterCounts:
+        """Trained parameters; `vocab_size` is used where the config has none."""
+        vocab, width, moe = self.vocab_size or vocab_size, self.d_model, self.moe
+        matrices = 3 if moe.activation == "swiglu" else 2
+        expert = matrices * width * moe.expert_hidden
+        attention = 2 * width * self.head_dim * (self.num_heads + self.num_kv_heads)
+        norms = 2 * width + (2 * self.head_dim if self.attention.qk_norm else 0)
+        moe_layers, layers = len(self.moe_layers), self.num_layers
+        router = moe.router.parameter_count(width, moe.num_experts)
+        total = vocab * width * (1 if self.tie_embeddings else 2) + width
+        total += layers * (attention + norms)
+        total += (layers - moe_layers) * matrices * width * self.dense_width
+        total += moe_layers * (router + (moe.num_experts + moe.num_shared_experts) * expert)
+        idle = moe_layers * (moe.num_experts - moe.router.experts_per_token) * expert
+        return ParameterCounts(total, total - idle)
+
+    def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> int:
+        """Floating-point operations of one token's forward and backward pass.
+
+        6 for each active parameter in a matrix product (2 forward, 4 backward) and 12 L H A S for attention over
+        S positions, not halved for the causal mask: the convention of PaLM (arXiv 2204.02311, appendix B).
+        """
+        vocab, width = self.vocab_size or vocab_size, self.d_model
+        norms = self.num_layers * (2 * width + (2 * self.head_dim if self.attention.qk_norm else 0)) + width
+        lookup = 0 if self.tie_embeddings else vocab * width
+        in_products = self.parameter_counts(vocab_size).active - norms - lookup
+        return 6 * in_products + 12 * self.num_layers * self.num_heads * self.head_dim * sequence_length

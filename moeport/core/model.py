@@ -235,24 +235,21 @@ class DecoderLM:
             served_LE=ops.concat([ops.reshape(m.served_E, (1, -1)) for m in layers], axis=0),
         )
 
-    def updated_state(self, params: Mapping[str, np.ndarray], chosen_LE: np.ndarray) -> dict[str, np.ndarray]:
-        """New values of all untrained parameters after an optimiser step.
+    def router_state_names(self) -> list[str]:
+        """Untrained parameters, which routers update after each step."""
+        return [spec.name for spec in self.parameter_specs() if not spec.trainable]
+
+    def updated_state(self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray) -> dict[str, np.ndarray]:
+        """New values of the untrained parameters after an optimiser step.
 
         Args:
-            params: their present values by full name.
+            state: their present values by full name.
             chosen_LE: assignments of the whole step, a row for each MoE layer.
         """
         updates: dict[str, np.ndarray] = {}
         for row, layer in enumerate(self.config.moe_layers):
             moe, prefix = self.blocks[layer].moe, f"layers.{layer}.moe.router"
-            assert moe is not None
-            state = {
-                spec.name: params[f"{prefix}.{spec.name}"]
-                for spec in moe.router.parameter_specs()
-                if not spec.trainable
-            }
-            if state:
-                updates |= {
-                    f"{prefix}.{name}": value for name, value in moe.router.update_state(state, chosen_LE[row]).items()
-                }
+            if moe and (router_state := under(prefix, state)):
+                new = moe.router.update_state(router_state, chosen_LE[row])
+                updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def with_prefix(prefix: str, specs: Iterable[ParameterSpec]) -> list[ParameterSp
     return [replace(spec, name=f"{prefix}.{spec.name}") for spec in specs]
 
 
-def under(prefix: str, params: Mapping[str, object]) -> dict[str, object]:
+def under(prefix: str, params: Mapping[str, Value]) -> dict[str, Value]:
     """The parameters whose names begin with `prefix.`, without it."""
     cut = len(prefix) + 1
     return {name[cut:]: value for name, value in params.items() if name.startswith(f"{prefix}.")}

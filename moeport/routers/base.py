@@ -26,6 +26,10 @@ class RouterConfig(Section):
         """K: experts that compute one token."""
         raise NotImplementedError
 
+    def parameter_count(self, d_model: int, num_experts: int) -> int:
+        """Trained parameters."""
+        return d_model * num_experts
+
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """Options that do not fit `num_experts`, as (option, what is wrong, what is expected)."""
         return []

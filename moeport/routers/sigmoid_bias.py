@@ -31,6 +31,7 @@ class SigmoidBiasConfig(TopKRouterConfig):
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """Groups must divide the experts and hold top_k of them."""
         found = super().problems(num_experts)
+        usable = self.top_groups * num_experts // self.num_groups
         if num_experts % self.num_groups:
             found.append(
                 (
@@ -41,8 +42,7 @@ class SigmoidBiasConfig(TopKRouterConfig):
             )
         elif self.top_groups > self.num_groups:
             found.append(("top_groups", "more groups than there are", f"at most num_groups ({self.num_groups})"))
-        elif self.top_k > self.top_groups * num_experts // self.num_groups:
-            usable = self.top_groups * num_experts // self.num_groups
+        elif usable < self.top_k <= num_experts:
             found.append(("top_k", "more experts a token than its groups hold", f"at most {usable}"))
         return found
 

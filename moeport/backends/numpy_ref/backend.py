@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -59,6 +59,10 @@ class NumpyBackend(Backend):
         x @ x
         return 2 * 1024**3 / (time.perf_counter() - start)
 
+    def versions(self) -> dict[str, str]:
+        """See Backend."""
+        return {"numpy": np.__version__}
+
     def kernel_choices(self) -> dict[str, str]:
         """See Backend."""
         return dict.fromkeys(KERNELS, "default composition: the reference has no fused kernels")
@@ -84,9 +88,9 @@ class NumpyModel(EvaluationModel):
         rope = self.model.rope(ops, token_BS.shape[1], dtype)
         return self.model.logits(ops, self.params, Batch(token_BS, token_BS), rope, dtype, training=False)[0]
 
-    def parameters(self) -> dict[str, np.ndarray]:
+    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""
-        return dict(self.params)
+        return {name: self.params[name].copy() for name in (self.params if names is None else names)}
 
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
         """See EvaluationModel."""

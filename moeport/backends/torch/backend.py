@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
@@ -16,8 +17,6 @@ from moeport.backends.torch.optimizer import AdamW
 from moeport.config.training import BackendConfig
 from moeport.core.model import Batch, DecoderLM, LossTerms
 from moeport.core.ops import Array
-
-Tensor = torch.Tensor
 
 
 class TorchBackend(Backend):
@@ -41,7 +40,11 @@ class TorchBackend(Backend):
             out = fn(leaves, *args)
             loss = out[0] if has_aux else out
             wanted = [value for value in leaves.values() if value.requires_grad]
-            grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+            grads = iter(
+                torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+                if loss.requires_grad
+                else map(torch.zeros_like, wanted)
+            )
             return out, {name: next(grads) for name, value in leaves.items() if value.requires_grad}
 
         return run
@@ -59,6 +62,10 @@ class TorchBackend(Backend):
     def matmul_flops_per_second(self) -> float:
         """See Backend."""
         return matmul_flops_per_second(self.torch_device, DTYPES[self.dtype])
+
+    def versions(self) -> dict[str, str]:
+        """See Backend."""
+        return {"torch": torch.__version__, "numpy": np.__version__}
 
     def kernel_choices(self) -> dict[str, str]:
         """See Backend."""
@@ -121,9 +128,10 @@ class TorchEvaluationModel(EvaluationModel):
         with torch.no_grad():
             return self.backend.ops.to_numpy(self.module.logits(self.backend.ops.from_numpy(token_BS)))
 
-    def parameters(self) -> dict[str, np.ndarray]:
+    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""
-        return {name: value.detach().cpu().numpy().copy() for name, value in self.module.state_dict().items()}
+        state = self.module.state_dict()
+        return {name: state[name].cpu().numpy().copy() for name in (state if names is None else names)}
 
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
         """See EvaluationModel."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
-Tensor = torch.Tensor
 Context = Any
 
 CROSS_ENTROPY_ROWS = 256

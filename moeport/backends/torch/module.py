@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moeport.backends.torch.ops import TorchOps
@@ -14,8 +14,6 @@ from moeport.core.model import Batch, Block, DecoderLM, LossTerms
 from moeport.core.moe import MoEMetrics
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext
-
-Tensor = torch.Tensor
 
 
 class ParameterTree(nn.Module):

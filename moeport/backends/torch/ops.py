@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from moeport.backends.torch import kernels
 from moeport.core.dispatch import DispatchPlan
 from moeport.core.ops import Ops
-
-Tensor = torch.Tensor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -1,0 +1,75 @@
+# `make train` and `make test` do all set-up themselves; both may be repeated.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
+TORCH ?= torch==2.13.0
+PIP_INSTALL_OPTIONS ?=
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS)
+# Two test processes, each with one thread of arithmetic.
+JOBS ?= 2
+
+.PHONY: help train test test-all lint format docs docs-serve bench wheel clean
+
+help:
+	@echo "make train     install into $(VENV) and train the quickstart"
+	@echo "make test      install what the suite needs and run it"
+	@echo "make test-all  the same with the slow sweeps"
+	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
+	@echo "make format    rewrite the sources in the project's format"
+	@echo "make docs      build the documentation into site/"
+	@echo "make bench     print the benchmarks"
+	@echo "make wheel     build dist/*.whl"
+	@echo "make clean     delete $(VENV) and what was built; runs/ stays"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moeport needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(BIN)/python
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[torch,tensorboard]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[torch,dev]"
+	@touch $@ $(VENV)/.train
+
+train: $(VENV)/.train
+	$(BIN)/moeport train configs/quickstart.yaml --resume
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.dev
+	$(BIN)/mkdocs serve
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/abstraction_tax.py
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

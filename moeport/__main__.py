@@ -1,0 +1,5 @@
+"""`python -m moeport`."""
+
+from moeport.cli.main import main
+
+main()

@@ -1,0 +1,72 @@
+"""`moeport config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moeport.cli.options import ConfigFile, Overrides
+
+if TYPE_CHECKING:
+    from moeport.config import Config
+
+app = typer.Typer(name="config", help="Check and show configs.", no_args_is_help=True)
+
+
+@app.command()
+def check(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a config, and say what model it makes."""
+    from moeport.config import load_config
+
+    config = load_config(file, overrides or ())
+    typer.echo(f"{file}: ok")
+    for line in summary(config):
+        typer.echo(line)
+
+
+@app.command()
+def show(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Print a config with every default filled in."""
+    from moeport.config import load_config, resolved_yaml
+
+    typer.echo(resolved_yaml(load_config(file, overrides or ())), nl=False)
+
+
+@app.command()
+def schema(
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file.")] = None,
+) -> None:
+    """Print the JSON Schema of the config, for editors."""
+    from moeport.config import json_schema
+
+    text = json.dumps(json_schema(), indent=2)
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+
+
+def summary(config: Config) -> list[str]:
+    """What the config makes, a few lines; without counts where only the tokenizer file knows the vocabulary."""
+    model, moe = config.model, config.model.moe
+    experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} a token by {moe.router.name}"
+    lines = [f"{model.num_layers} blocks of width {model.d_model}, {len(model.moe_layers)} with {experts}"]
+    vocab_size = model.vocab_size or _tokenizer_size(config)
+    if vocab_size:
+        counts = model.parameter_counts(vocab_size)
+        flops = model.training_flops_per_token(vocab_size, config.data.sequence_length)
+        lines.append(f"{counts.total:,} parameters, {counts.active:,} active for a token")
+        lines.append(f"{flops:,} floating-point operations a training token")
+    return lines
+
+
+def _tokenizer_size(config: Config) -> int | None:
+    match config.data.tokenizer.name:
+        case "byte":
+            return 257
+        case "bpe":
+            return config.data.tokenizer.vocab_size
+    return None

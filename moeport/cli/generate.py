@@ -1,0 +1,30 @@
+"""`moeport generate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a training run.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="Sample from the K likeliest tokens.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    checkpoint: Annotated[str, typer.Option(metavar="latest|best|step-N", help="Which weights.")] = "latest",
+) -> None:
+    """Continue a text with a trained model."""
+    from moeport.train import generate
+
+    text = generate.generate(
+        run_dir,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+    typer.echo(prompt + text)

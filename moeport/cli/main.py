@@ -1,0 +1,73 @@
+"""The command `moeport`: its options, exit codes and error messages."""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from moeport.cli import config, doctor, generate, routers, train
+from moeport.errors import MoeportError
+from moeport.version import VERSION
+
+app = typer.Typer(
+    name="moeport",
+    help="Train mixture-of-experts language models from one YAML config.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.add_typer(config.app)
+app.command("routers")(routers.routers)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moeport {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere on the line.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command of `sys.argv` and exit.
+
+    Exit codes: 0 done; 2 what the user can mend, usage included; 1 any other failure; 130 interrupted.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        elif isinstance(error, MoeportError):
+            _print_error("error:", str(error))
+        else:
+            _print_error(
+                "internal error:", f"{type(error).__name__}: {error}\nRun again with --debug for the traceback."
+            )
+        sys.exit(error.exit_code if isinstance(error, MoeportError) else 1)
+
+
+def _print_error(heading: str, message: str) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(heading, style="bold red", end="\n" if "\n" in message else " ")
+    console.print(message, markup=False)

@@ -1,0 +1,72 @@
+"""`moeport routers`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moeport.routers.base import RouterConfig
+
+
+def routers(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this router, in full.", show_default=False)
+    ] = None,
+) -> None:
+    """List the routers and their options."""
+    from rich.console import Console
+
+    from moeport.errors import UserError
+    from moeport.routers import ROUTERS
+
+    console = Console(highlight=False)
+    if name is None:
+        console.print(_overview())
+        console.print(_options(list(ROUTERS)))
+    elif name in ROUTERS:
+        config, router = ROUTERS[name]
+        console.print(name, style="bold")
+        console.print(inspect.cleandoc(router.__doc__ or ""), markup=False)
+        console.print(f"\nExperts a token: {_experts_per_token(config)}\nPaper: {router.paper}\n", markup=False)
+        console.print(_options([name]))
+    else:
+        raise UserError(f"no router {name}; expected one of {', '.join(ROUTERS)}")
+
+
+def _overview() -> Table:
+    from rich.table import Table
+
+    from moeport.routers import ROUTERS
+
+    table = Table("Router", "Experts a token", "What it does", "Paper", title="Routers", title_justify="left")
+    for name, (config, router) in ROUTERS.items():
+        summary = inspect.cleandoc(config.__doc__ or "").partition("\n")[0]
+        table.add_row(name, _experts_per_token(config), summary, router.paper)
+    return table
+
+
+def _options(names: list[str]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from moeport.routers import ROUTERS
+
+    table = Table("Router", "Option", "Default", "What it does", title="Options", title_justify="left")
+    for name in names:
+        for option, field in ROUTERS[name][0].model_fields.items():
+            if option != "name":
+                table.add_row(name, option, _shown(field.default), escape(field.description or ""))
+    return table
+
+
+def _experts_per_token(config: type[RouterConfig]) -> str:
+    return "top_k" if "top_k" in config.model_fields else str(config.model_validate({}).experts_per_token)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

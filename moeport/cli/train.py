@@ -1,0 +1,20 @@
+"""`moeport train`."""
+
+from typing import Annotated
+
+import typer
+
+from moeport.cli.options import ConfigFile, Overrides
+
+
+def train(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
+) -> None:
+    """Train a model."""
+    from moeport.config import load_config
+    from moeport.train import run
+
+    run.train(load_config(file, overrides or ()), resume=resume, dry_run=dry_run)

@@ -1,0 +1,170 @@
+"""What pydantic finds wrong, in the words and places of the config file."""
+
+import math
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from moeport.config.base import Section
+from moeport.config.keys import (
+    VALUE_ALIASES,
+    choices,
+    describe,
+    describe_item,
+    keys,
+    names,
+    subsection,
+    suggest,
+    variants,
+)
+from moeport.config.problem import Problem
+from moeport.config.schema import Config
+from moeport.config.tree import Node
+from moeport.config.yaml_text import plain_scalar
+
+Parts = tuple[str | int, ...]
+"""A path of keys and list indices."""
+
+_KINDS = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "a list",
+    dict: "a mapping",
+}
+_MEANT = {"int_type": int, "float_type": int | float, "bool_type": bool}
+"""The Python types that a quoted scalar may have meant, by error."""
+
+
+def dotted(parts: Parts) -> str:
+    """`data.source.paths[1]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+
+
+def locate(loc: Sequence[str | int]) -> tuple[Parts, type[Section]]:
+    """The path that a pydantic location means, and the section that has its last key.
+
+    Pydantic adds the chosen name after each choice of sections: `data.source.files.paths`.
+    """
+    parts: list[str | int] = []
+    section: type[Section] = Config
+    below = section
+    rest = iter(loc)
+    for part in rest:
+        parts.append(part)
+        if isinstance(part, str):
+            section = below
+            field = section.model_fields.get(part)
+            if field is not None and variants(field):
+                below = variants(field).get(str(next(rest, "")), below)
+            elif field is not None:
+                below = subsection(field) or below
+    return tuple(parts), section
+
+
+def non_finite(root: Node) -> list[Problem]:
+    """The problems of numbers that are NaN, infinite or outside 64 bits."""
+    found = []
+    for key in {key.path: key for key in keys()}.values():
+        node = root.find(*key.path.split("."))
+        if node is not None and isinstance(node.value, float) and not math.isfinite(node.value):
+            wrong = "is not a finite number of 64 bits"
+            found.append(Problem(key.path, wrong, node.text, key.expected, place=node.place))
+    return found
+
+
+def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Problem]:
+    """The problems of single keys.
+
+    Args:
+        root: the whole config as given.
+        errors: what pydantic found in it.
+    """
+    for error in errors:
+        parts, section = locate(error["loc"])
+        if error["type"] == "extra_forbidden":
+            yield _unknown_key(root, parts, section)
+        elif error["type"] == "missing":
+            place = root.at(*parts[:-1]).key_place
+            yield Problem(dotted(parts), "is missing", expected=describe(section, str(parts[-1])), place=place)
+        elif error["type"].startswith("union_tag"):
+            yield _bad_name(root, parts, section)
+        else:
+            yield _bad_value(root, parts, section, error)
+
+
+def _unknown_key(root: Node, parts: Parts, section: type[Section]) -> Problem:
+    key, name, place = dotted(parts), str(parts[-1]), root.at(*parts).key_place
+    siblings = choices().get(dotted(parts[:-1]), {})
+    owners = [tag for tag, sibling in siblings.items() if name in sibling.model_fields]
+    if owners:
+        chosen = section.model_fields["name"].default
+        return Problem(key, f"is an option of {' and '.join(owners)}, not of {chosen}", place=place)
+    if "." in name:
+        return Problem(key, "unknown key", expected="nested sections instead of dots", place=place)
+    meant = suggest(key, section)
+    if meant is None:
+        return Problem(key, "unknown key", expected=f"one of {', '.join(section.model_fields)}", place=place)
+    return Problem(key, "unknown key", hint=meant, place=place, related=(meant,))
+
+
+def _bad_name(root: Node, parts: Parts, section: type[Section]) -> Problem:
+    """A choice of sections whose `name` is missing or none of the choices."""
+    node, key = root.at(*parts), dotted((*parts, "name"))
+    tags = names(section.model_fields[str(parts[-1])])
+    expected = f"one of {', '.join(tags)}"
+    name = node.find("name")
+    if name is None:
+        return Problem(key, "is missing", expected=expected, place=node.key_place)
+    if name.value is None:
+        return Problem(key, "is null", expected=expected, place=name.place)
+    return Problem(key, "is not a choice", name.text, expected, _closest(name.value, tags), name.place)
+
+
+def _bad_value(root: Node, parts: Parts, section: type[Section], error: ErrorDetails) -> Problem:
+    node, name = root.at(*parts), next(str(part) for part in reversed(parts) if isinstance(part, str))
+    item = isinstance(parts[-1], int)
+    expected = describe_item(section, name) if item else describe(section, name)
+    got = "" if node.value is None else node.text
+    hint = _meant_value(node, dotted(parts), section.model_fields[name], error["type"])
+    return Problem(dotted(parts), _wrong(node.value, error), got, expected, hint, node.place)
+
+
+def _wrong(value: Any, error: ErrorDetails) -> str:
+    match error["type"]:
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return "is out of range"
+        case "too_short":
+            return "is too short"
+        case "literal_error" if isinstance(value, str):
+            return "is not a choice"
+        case kind if kind.endswith("_type") or kind == "literal_error":
+            return f"is {_KINDS[type(value)]}"
+    return error["msg"]
+
+
+def _meant_value(node: Node, key: str, field: FieldInfo, kind: str) -> str:
+    """What the value was probably meant to be, or nothing."""
+    value = node.value
+    if isinstance(value, str):
+        if value in names(field):
+            return f"{key}.name: {value}"
+        if kind == "literal_error":
+            return _closest(value, list(get_args(field.annotation)))
+        if kind in _MEANT and isinstance(plain_scalar(value), _MEANT[kind]):
+            return value
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f'"{node.text}"'
+    return ""
+
+
+def _closest(value: Any, choices: list[str]) -> str:
+    alias = VALUE_ALIASES.get(str(value).lower())
+    return alias if alias in choices else next(iter(get_close_matches(str(value), choices, 1)), "")

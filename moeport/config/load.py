@@ -1,0 +1,167 @@
+"""From a YAML file and overrides to a `Config`, or to every fault at once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from moeport.config.faults import Parts, dotted, locate, non_finite, schema_problems
+from moeport.config.keys import choices
+from moeport.config.problem import NOWHERE, Place, Problem
+from moeport.config.rules import EFFECTS, check_rules, value_at
+from moeport.config.schema import Config
+from moeport.config.tree import Node, merge, python_node
+from moeport.config.yaml_text import parse_overrides, read
+from moeport.errors import ConfigError
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config.
+
+    Args:
+        path: YAML file; None for the defaults alone.
+        overrides: `section.key=value`, the value in YAML. They win over the file, the file over the defaults.
+
+    Raises:
+        ConfigError: with one line for each fault of the file and the overrides, in reading order.
+    """
+    base: Node | None = Node({}, NOWHERE, NOWHERE, "")
+    problems: list[Problem] = []
+    if path is not None:
+        base, problems = read(Path(path))
+        if base is not None and not isinstance(base.value, dict):
+            wrong, expected = "the top level is no mapping", "sections, as in `model:`"
+            problems.append(Problem("", wrong, base.text, expected, place=base.place))
+            base = None
+    over, found = parse_overrides(overrides)
+    problems += found
+    if base is None:
+        raise _error(problems)
+    return _build(_override(base, over), problems)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """A config of nested dictionaries, held to the same rules as a file.
+
+    Raises:
+        ConfigError: with one line for each fault.
+    """
+    return _build(python_node(values), [])
+
+
+def _override(base: Node, over: Node) -> Node:
+    """`over` laid upon `base`, without the options of `base` that a choice made in `over` leaves idle."""
+    for path, sections in choices().items():
+        parts = tuple(path.split("."))
+        old, new = base.find(*parts), over.find(*parts)
+        if new is None or not isinstance(new.value, dict):
+            continue
+        old_name, name = base.find(*parts, "name"), new.find("name")
+        if old is None and name is None:
+            default = Node(value_at(Config(), f"{path}.name"), new.place, new.place, "")
+            over = merge(over, _nested((*parts, "name"), default))
+        elif old is not None and old_name is not None and name is not None:
+            section = sections.get(str(name.value))
+            if section is not None and name.value != old_name.value:
+                for option in old.value.keys() - section.model_fields.keys():
+                    base = _without(base, (*parts, option))
+    for effect in EFFECTS:
+        selector = over.find(*effect.selector.split("."))
+        if selector is not None and selector.value not in effect.values:
+            base = _without(base, tuple(effect.option.split(".")))
+    return merge(base, over)
+
+
+def _nested(parts: Parts, node: Node) -> Node:
+    """Mappings around `node` that put it at a path."""
+    for part in reversed(parts):
+        node = Node({part: node}, node.place, node.place, "")
+    return node
+
+
+def _without(node: Node, parts: Parts) -> Node:
+    """The tree without what is at a path, if it is there; without the whole list for a path into one."""
+    first, *rest = parts
+    child = node.find(first)
+    if child is None:
+        return node
+    children = dict(node.value)
+    if rest and isinstance(rest[0], str):
+        children[first] = _without(child, tuple(rest))
+    else:
+        del children[first]
+    return replace(node, value=children)
+
+
+def _build(root: Node, problems: list[Problem]) -> Config:
+    problems += non_finite(root)
+    faulty = {problem.key for problem in problems if problem.key}
+    usable = root
+    for key in faulty:
+        usable = _without(usable, tuple(key.partition("[")[0].split(".")))
+    for problem in schema_problems(usable, _errors(usable)):
+        if problem.key not in faulty:
+            problems.append(problem)
+            faulty |= set(problem.related)
+    config = _sound_part(usable, faulty)
+    problems += [_placed(problem, root) for problem in check_rules(config, faulty)]
+    if problems:
+        raise _error(problems)
+    return config
+
+
+def _error(problems: list[Problem]) -> ConfigError:
+    return ConfigError("\n".join(str(problem) for problem in sorted(problems, key=lambda p: p.place)))
+
+
+def _plain(node: Node) -> Any:
+    if isinstance(node.value, dict):
+        return {key: _plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(child) for child in node.value]
+    return node.value
+
+
+def _errors(root: Node) -> list[ErrorDetails]:
+    """What pydantic finds wrong with what is given or missing."""
+    try:
+        # Strict, so that "256" is no integer; through JSON, where a string may be a path and a list a tuple.
+        Config.model_validate_json(json.dumps(_plain(root)), strict=True)
+    except ValidationError as error:
+        found = [(locate(item["loc"])[0], item) for item in error.errors(include_url=False)]
+        # A default that is no JSON value, such as a path, counts as an error too.
+        return [item for parts, item in found if item["type"] == "missing" or root.find(*parts) is not None]
+    return []
+
+
+def _sound_part(root: Node, faulty: set[str]) -> Config:
+    """The config of all that is sound; what is left out joins `faulty`, unknown keys apart."""
+    while errors := _errors(root):
+        for error in errors:
+            parts, _ = locate(error["loc"])
+            parts = parts[:-1] if error["type"] == "missing" else parts
+            if error["type"] != "extra_forbidden":
+                faulty.add(dotted(parts))
+            root = _without(root, parts)
+    return Config.model_validate(_plain(root))
+
+
+def _placed(problem: Problem, root: Node) -> Problem:
+    """The problem at its key; where that has its default, at what was given last of the related keys."""
+    parts = problem.key.split(".")
+    node = root.find(*parts)
+    if node is not None:
+        return replace(problem, got=node.text or problem.got, place=node.place)
+    related = [node.place for key in problem.related if (node := root.find(*key.split(".")))]
+    return replace(problem, place=max(related, default=_nearest(root, parts)))
+
+
+def _nearest(root: Node, parts: list[str]) -> Place:
+    """The place of the innermost section around a key that is not given."""
+    while (node := root.find(*parts)) is None:
+        parts = parts[:-1]
+    return node.key_place

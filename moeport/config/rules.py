@@ -1,0 +1,198 @@
+"""Rules over several keys, as a table."""
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from moeport.config.problem import Problem
+from moeport.config.schema import Config
+from moeport.config.tree import shown
+
+_HEADS = "model.attention.num_heads"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition over the values of some keys."""
+
+    reads: tuple[str, ...]
+    """The keys, that to change first. Where the chosen router, tokenizer or source lacks one, the rule is skipped."""
+    holds: Callable[..., bool]
+    """Whether their values, in this order, are right."""
+    wrong: str
+    """What is wrong; {0}, {1} are the values."""
+    expected: str
+    """What the first key should be."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An option that has an effect only under some values of another."""
+
+    option: str
+    selector: str
+    values: tuple[str, ...]
+    """The values of the selector under which the option has an effect."""
+
+
+RULES = (
+    Rule(
+        (_HEADS, "model.d_model", "model.attention.head_dim"),
+        lambda heads, d_model, head_dim: head_dim is not None or d_model % heads == 0,
+        "does not divide model.d_model = {1}",
+        "a divisor of {1}, or model.attention.head_dim given",
+    ),
+    Rule(
+        ("model.d_model", _HEADS, "model.attention.head_dim"),
+        lambda d_model, heads, head_dim: head_dim is not None or d_model % heads or d_model // heads % 2 == 0,
+        "makes heads of odd width with " + _HEADS + " = {1}",
+        "an even multiple of {1}",
+    ),
+    Rule(
+        ("model.attention.head_dim",),
+        lambda head_dim: head_dim is None or head_dim % 2 == 0,
+        "is odd",
+        "an even number, since rotary embedding turns pairs",
+    ),
+    Rule(
+        ("model.attention.num_kv_heads", _HEADS),
+        lambda kv_heads, heads: kv_heads is None or heads % kv_heads == 0,
+        "does not divide " + _HEADS + " = {1}",
+        "a divisor of {1}",
+    ),
+    Rule(
+        ("model.moe.first_dense", "model.num_layers"),
+        lambda first_dense, layers: first_dense < layers,
+        "leaves no block with experts",
+        "less than model.num_layers ({1})",
+    ),
+    Rule(
+        ("model.moe.every", "model.moe.first_dense", "model.num_layers"),
+        lambda every, first_dense, layers: first_dense >= layers or first_dense + every <= layers,
+        "leaves no block with experts",
+        "at most model.num_layers ({2}) - model.moe.first_dense ({1})",
+    ),
+    Rule(
+        ("model.vocab_size", "data.tokenizer.vocab_size"),
+        lambda rows, tokens: rows is None or rows >= tokens,
+        "smaller than the vocabulary of the tokenizer",
+        "at least data.tokenizer.vocab_size ({1}), or null",
+    ),
+    Rule(
+        ("model.vocab_size", "data.tokenizer.name"),
+        lambda rows, tokenizer: rows is None or tokenizer != "byte" or rows >= 257,
+        "smaller than the vocabulary of the tokenizer",
+        "at least 257 for data.tokenizer.name byte, or null",
+    ),
+    Rule(
+        ("training.gradient_accumulation", "training.batch_size"),
+        lambda micro_batches, batch_size: batch_size % micro_batches == 0,
+        "does not divide training.batch_size = {1}",
+        "a divisor of {1}",
+    ),
+    Rule(
+        ("optimizer.schedule.warmup_steps", "training.steps"),
+        lambda warmup_steps, steps: warmup_steps <= steps,
+        "more than the steps of the run",
+        "at most training.steps ({1})",
+    ),
+    Rule(("parallelism.data",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
+    Rule(("parallelism.expert",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
+    Rule(
+        ("backend.device", "backend.name"),
+        lambda device, name: name != "numpy" or device in ("auto", "cpu"),
+        "backend numpy runs on the CPU only",
+        "auto or cpu",
+    ),
+    Rule(
+        ("backend.dtype", "backend.name"),
+        lambda dtype, name: name != "numpy" or dtype != "bfloat16",
+        "backend numpy has no bfloat16",
+        "auto, float32 or float64",
+    ),
+    Rule(
+        ("backend.compile", "backend.name"),
+        lambda compiled, name: name != "numpy" or not compiled,
+        "backend numpy compiles nothing",
+        "false",
+    ),
+)
+
+EFFECTS = (
+    Effect("model.moe.router.normalize_gates", "model.moe.router.softmax", ("before",)),
+    Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor",)),
+    Effect("model.moe.capacity.drop", "model.moe.capacity.policy", ("factor",)),
+    Effect("optimizer.schedule.decay_fraction", "optimizer.schedule.name", ("wsd",)),
+    Effect("optimizer.schedule.final_fraction", "optimizer.schedule.name", ("cosine", "wsd")),
+)
+
+
+def value_at(config: Config, path: str) -> Any:
+    """The value at a dotted path; AttributeError where the chosen router, tokenizer or source lacks the option."""
+    return reduce(getattr, path.split("."), config)
+
+
+def check_rules(config: Config, faulty: Set[str] = frozenset()) -> list[Problem]:
+    """What breaks a rule.
+
+    Args:
+        config: the config; the values at `faulty` do not count.
+        faulty: dotted paths of keys or sections; rules that read them are skipped.
+    """
+    found = []
+    for rule in RULES:
+        if _usable(rule.reads, faulty) and _has(config, *rule.reads):
+            values = [value_at(config, path) for path in rule.reads]
+            if not rule.holds(*values):
+                wrong, expected = rule.wrong.format(*values), rule.expected.format(*values)
+                found.append(_problem(config, rule.reads, wrong, expected))
+    if _usable(("model.moe.router", "model.moe.num_experts"), faulty):
+        moe = config.model.moe
+        for option, wrong, expected in moe.router.problems(moe.num_experts):
+            found.append(_problem(config, (f"model.moe.router.{option}", "model.moe.num_experts"), wrong, expected))
+    for effect in EFFECTS:
+        reads = (effect.option, effect.selector)
+        if _usable(reads, faulty) and _has(config, *reads) and _is_idle(config, effect):
+            wrong = f"has no effect while {effect.selector} is {value_at(config, effect.selector)}"
+            expected = f"{effect.selector} {' or '.join(effect.values)}, or this key left out"
+            found.append(_problem(config, reads, wrong, expected))
+    return found
+
+
+def _problem(config: Config, reads: tuple[str, ...], wrong: str, expected: str) -> Problem:
+    got = shown(value_at(config, reads[0]))
+    if not _is_given(config, reads[0]):
+        got += ", the default"
+    return Problem(reads[0], wrong, got, expected, related=reads[1:])
+
+
+def _is_idle(config: Config, effect: Effect) -> bool:
+    """Whether the option was given in vain; its default beside an explicit selector, as in a full dump, is no fault."""
+    if value_at(config, effect.selector) in effect.values or not _is_given(config, effect.option):
+        return False
+    section, _, name = effect.option.rpartition(".")
+    default = type(value_at(config, section)).model_fields[name].default
+    return value_at(config, effect.option) != default or not _is_given(config, effect.selector)
+
+
+def _is_given(config: Config, path: str) -> bool:
+    section, _, name = path.rpartition(".")
+    return name in value_at(config, section).model_fields_set
+
+
+def _has(config: Config, *paths: str) -> bool:
+    try:
+        for path in paths:
+            value_at(config, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _usable(reads: tuple[str, ...], faulty: Set[str]) -> bool:
+    return not any(
+        path == fault or path.startswith(f"{fault}.") or fault.startswith(f"{path}.")
+        for path in reads
+        for fault in faulty
+    )

@@ -1,0 +1,73 @@
+"""A tree of values that know where they were given."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeport.config.problem import NOWHERE, Place
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and where it was given."""
+
+    value: Any
+    """A scalar, a list of nodes, or a dictionary of nodes. A number outside 64 bits is an infinity."""
+    place: Place
+    key_place: Place
+    """Where its key was given; for the root, the file as a whole."""
+    text: str
+    """The value as it was written; empty for a mapping or list over several lines."""
+
+    def find(self, *parts: str | int) -> "Node | None":
+        """The node at a path of keys and list indices, or None."""
+        node = self
+        for part in parts:
+            children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
+            if not isinstance(children, dict) or part not in children:
+                return None
+            node = children[part]
+        return node
+
+    def at(self, *parts: str | int) -> "Node":
+        """The node at a path that is there."""
+        node = self.find(*parts)
+        assert node is not None
+        return node
+
+
+def python_node(value: Any) -> Node:
+    """A tree of a Python value made of dictionaries, lists, tuples, paths and scalars."""
+    text = ""
+    if isinstance(value, Mapping):
+        value = {str(key): python_node(child) for key, child in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [python_node(child) for child in value]
+    else:
+        value = in_64_bits(str(value) if isinstance(value, Path) else value)
+        text = shown(value)
+    return Node(value, NOWHERE, NOWHERE, text)
+
+
+def shown(value: Any) -> str:
+    """A scalar as YAML writes it, strings without quotes."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool | float) else str(value)
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` laid upon `base`: mappings merge, anything else replaces."""
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    merged = dict(base.value)
+    for key, child in over.value.items():
+        merged[key] = merge(merged[key], child) if key in merged else child
+    return Node(merged, base.place, base.key_place, base.text)
+
+
+def in_64_bits(value: Any) -> Any:
+    """The value, or an infinity for an integer outside 64 bits."""
+    return math.inf if isinstance(value, int) and not -(2**63) <= value < 2**63 else value

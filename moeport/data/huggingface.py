@@ -1,0 +1,84 @@
+"""Documents of Hugging Face datasets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from moeport.config.data import HuggingFaceSource
+from moeport.data.documents import Document, checked_text
+from moeport.errors import DataError
+
+
+def import_datasets() -> ModuleType:
+    """The `datasets` package, silenced: what goes wrong is told by errors.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "parquet files and Hugging Face datasets need the package `datasets`: pip install 'moeport[data]'"
+        ) from error
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets
+
+
+def read_split(source: HuggingFaceSource, split: str) -> list[Document]:
+    """One document a row, named `dataset:split:row`, from row 1.
+
+    Raises:
+        DataError: the dataset, its split or its column does not exist or cannot be read.
+    """
+    return list(row_documents(_load(source, split), source.text_field, f"{source.dataset}:{split}"))
+
+
+def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document]:
+    """One document a row, named `name:row`, from row 1.
+
+    Args:
+        rows: a `datasets` dataset, iterable or not.
+        text_field: the column that holds the text.
+        name: what the rows come from.
+
+    Raises:
+        DataError: the column does not exist or holds something else than text.
+    """
+    if text_field not in rows.column_names:
+        columns = ", ".join(rows.column_names)
+        raise DataError(f"{name}: no column {text_field!r}; columns: {columns}; set data.source.text_field")
+    number = 0
+    for batch in rows.select_columns([text_field]).iter(batch_size=1000):
+        for value in batch[text_field]:
+            number += 1
+            where = f"{name}:{number}"
+            yield Document(where, checked_text(value, text_field, where))
+
+
+def _load(source: HuggingFaceSource, split: str) -> Any:
+    datasets = import_datasets()
+    is_folder = source.dataset.startswith((".", "/", "~"))
+    if is_folder and not os.path.isdir(os.path.expanduser(source.dataset)):
+        raise DataError(f"data.source.dataset: there is no folder {source.dataset}")
+    try:
+        return datasets.load_dataset(os.path.expanduser(source.dataset), source.subset, split=split)
+    except ConnectionError as error:
+        raise DataError(
+            f"data.source.dataset: {source.dataset!r} is not in the local cache and the Hugging Face hub cannot be "
+            "reached; copy the cache of a machine that has it and point HF_HOME there, or use source `files` with "
+            "downloaded .parquet or .jsonl files"
+        ) from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            f"data.source.dataset: the Hugging Face hub has no dataset {source.dataset!r} that you may read; "
+            "check the name (owner/dataset) and, if it is private or gated, run `hf auth login`"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(
+            f"data.source: cannot load {source.dataset!r}, subset {source.subset!r}, split {split!r}: {reason}"
+        ) from error

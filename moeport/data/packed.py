@@ -1,0 +1,201 @@
+"""Documents as one memory-mapped file of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
+
+from moeport.config.base import Section
+from moeport.data.cache import atomic_file
+from moeport.data.documents import Document, documents_fingerprint
+from moeport.data.tokenizer import Tokenizer
+from moeport.errors import DataError
+
+FORMAT_VERSION = 1
+CHARACTERS_A_BATCH = 1_000_000
+
+
+class TokenMetadata(Section):
+    """What the JSON file beside a token file says."""
+
+    format_version: int
+    """Layout of the token file."""
+    vocab_size: PositiveInt
+    """Ids are below it."""
+    tokenizer_fingerprint: str
+    """`Tokenizer.fingerprint`."""
+    source_fingerprint: str
+    """SHA-256 of names and texts of the documents."""
+    num_tokens: PositiveInt
+    """Tokens in the file, the end of text before the first document included."""
+    num_documents: NonNegativeInt
+    """Documents."""
+    num_bytes: NonNegativeInt
+    """UTF-8 bytes of the documents."""
+    sha256: str
+    """SHA-256 of the token file."""
+
+
+def write_tokens(path: Path, documents: Sequence[Document], tokenizer: Tokenizer) -> TokenMetadata:
+    """Write a token file and, at `metadata_path(path)`, its metadata; both replace what was there.
+
+    The tokens are one end of text, then each document followed by an end of text; uint16 for at most 65536 ids,
+    else uint32, little-endian.
+
+    Args:
+        path: the token file.
+        documents: texts in order.
+        tokenizer: encodes them.
+    """
+    dtype = _dtype(tokenizer.vocab_size)
+    end = np.array([tokenizer.end_of_text], dtype)
+    digest = hashlib.sha256()
+    num_tokens = 0
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        for tokens in _encoded(documents, tokenizer, end):
+            data = tokens.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            num_tokens += len(tokens)
+    metadata = TokenMetadata(
+        format_version=FORMAT_VERSION,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        source_fingerprint=documents_fingerprint(documents),
+        num_tokens=num_tokens,
+        num_documents=len(documents),
+        num_bytes=sum(document.num_bytes for document in documents),
+        sha256=digest.hexdigest(),
+    )
+    with atomic_file(metadata_path(path)) as temporary:
+        temporary.write_text(metadata.model_dump_json(indent=2) + "\n")
+    return metadata
+
+
+class PackedTokens:
+    """A token file, cut into sequences of S tokens whose targets are the next tokens.
+
+    Args:
+        path: the token file.
+        sequence_length: S.
+
+    Raises:
+        DataError: the file or its metadata is missing, damaged or of another format.
+    """
+
+    def __init__(self, path: Path, sequence_length: int):
+        self.metadata = _read_metadata(metadata_path(path))
+        self.sequence_length = sequence_length
+        dtype = _dtype(self.metadata.vocab_size)
+        _check_file(path, self.metadata.num_tokens * dtype.itemsize, self.metadata.sha256)
+        self._tokens = np.memmap(path, dtype, mode="r")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the file; all but the first are predicted."""
+        return self.metadata.num_tokens
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the documents."""
+        return self.metadata.num_bytes
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the file."""
+        return self.metadata.num_documents
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the token file, hexadecimal."""
+        return self.metadata.sha256
+
+    @property
+    def num_sequences(self) -> int:
+        """Full sequences: S inputs and S targets take S + 1 tokens, of which the next sequence shares one."""
+        return (self.num_tokens - 1) // self.sequence_length
+
+    def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (S,) and targets (S,) of one full sequence, int64."""
+        tokens = self._window(index * self.sequence_length, self.sequence_length)
+        return tokens[:-1], tokens[1:]
+
+    def batch(self, indices_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (B, S) and targets (B, S) of full sequences, int64."""
+        tokens = np.stack([self._window(index * self.sequence_length, self.sequence_length) for index in indices_B])
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def windows(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs (B, S) and targets (B, S), int64, in which every token but the first is a target exactly once.
+
+        B is batch_size but for the last full sequences; what is left after them comes last, as (1, S') with S' < S.
+        """
+        for first in range(0, self.num_sequences, batch_size):
+            yield self.batch(np.arange(first, min(first + batch_size, self.num_sequences)))
+        covered = self.num_sequences * self.sequence_length
+        rest = self.num_tokens - 1 - covered
+        if rest:
+            tokens = self._window(covered, rest)[None]
+            yield tokens[:, :-1], tokens[:, 1:]
+
+    def _window(self, start: int, length: int) -> np.ndarray:
+        return self._tokens[start : start + length + 1].astype(np.int64)
+
+
+def metadata_path(path: Path) -> Path:
+    """Where the metadata of a token file is."""
+    return path.with_suffix(".json")
+
+
+def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def _encoded(documents: Sequence[Document], tokenizer: Tokenizer, end: np.ndarray) -> Iterator[np.ndarray]:
+    yield end
+    for texts in _text_batches(documents):
+        for tokens in tokenizer.encode_batch(texts):
+            yield tokens
+            yield end
+
+
+def _text_batches(documents: Sequence[Document]) -> Iterator[list[str]]:
+    """Texts in order, in batches that keep the memory for encoding them small."""
+    texts: list[str] = []
+    size = 0
+    for document in documents:
+        texts.append(document.text)
+        size += len(document.text)
+        if size >= CHARACTERS_A_BATCH:
+            yield texts
+            texts, size = [], 0
+    yield texts
+
+
+def _read_metadata(path: Path) -> TokenMetadata:
+    try:
+        metadata = TokenMetadata.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the metadata of the tokens: {error.strerror}") from error
+    except ValidationError as error:
+        raise DataError(f"{path}: not the metadata of a token file") from error
+    if metadata.format_version != FORMAT_VERSION:
+        raise DataError(f"{path}: format version {metadata.format_version}, expected {FORMAT_VERSION}")
+    return metadata
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise DataError(f"{path}: {found:,} bytes, expected {size:,}: the tokens are truncated or foreign")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tokens: {error.strerror}") from error
+    if digest != sha256:
+        raise DataError(f"{path}: the checksum of the tokens is not the one in their metadata")

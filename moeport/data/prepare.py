@@ -1,0 +1,147 @@
+"""From a config to token files: read, tokenize, pack, and keep all of it in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import PositiveFloat, ValidationError
+
+from moeport.config.base import Section
+from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
+from moeport.data.cache import atomic_file, cache_dir
+from moeport.data.compression import compression_baselines
+from moeport.data.documents import Corpus, documents_fingerprint, size_in_words
+from moeport.data.packed import FORMAT_VERSION, PackedTokens, write_tokens
+from moeport.data.sources import read_documents
+from moeport.data.tokenizer import SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+from moeport.errors import DataError
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything that training needs to know about its text."""
+
+    train: PackedTokens
+    validation: PackedTokens
+    tokenizer: Tokenizer
+    baselines: dict[str, float]
+    """Bits per byte of the validation documents under `gzip` and `xz`."""
+
+
+def prepare_data(config: DataConfig, *, report: Callable[[str], None]) -> PreparedData:
+    """The tokens that the config describes, from the cache where they are in it.
+
+    Args:
+        config: source, tokenizer and sequence length.
+        report: takes a sentence on what is being done, and warnings.
+
+    Raises:
+        DataError: data or a tokenizer that cannot be used, a cache that cannot be written, or less training text
+            than one sequence.
+    """
+    corpus = read_documents(config)
+    entry = _Entry(config, corpus)
+    data = entry.load(report) or entry.build(report)
+    if not data.train.num_sequences:
+        raise DataError(
+            f"the training text is too short: it has {data.train.num_tokens:,} tokens and one sequence of "
+            f"data.sequence_length {config.sequence_length:,} needs {config.sequence_length + 1:,}; "
+            "add documents or lower data.sequence_length"
+        )
+    return data
+
+
+class _Baselines(Section):
+    gzip: PositiveFloat
+    xz: PositiveFloat
+
+
+class _Entry:
+    """A folder of the cache. Every file gets there whole; the last one, compression.json, says that all are there."""
+
+    def __init__(self, config: DataConfig, corpus: Corpus):
+        self._config = config
+        self._corpus = corpus
+        self._given = _given_tokenizer(config)
+        self._fingerprints = [documents_fingerprint(documents) for documents in corpus]
+        tokenizer = self._given.fingerprint if self._given else [config.tokenizer.model_dump(), SPLIT_PATTERN]
+        key = json.dumps([FORMAT_VERSION, self._fingerprints, tokenizer])
+        self._folder = cache_dir(config.cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def load(self, report: Callable[[str], None]) -> PreparedData | None:
+        """What the cache has; None where it has nothing or, with a warning, something damaged."""
+        if not self._path("compression.json").exists():
+            return None
+        try:
+            data = self._open()
+        except DataError as error:
+            report(f"warning: the cache is damaged and will be built again ({error})")
+            return None
+        report(f"using {data.train.num_tokens:,} training tokens from the cache {self._folder}")
+        return data
+
+    def build(self, report: Callable[[str], None]) -> PreparedData:
+        """Write all files and open them."""
+        train, validation = self._corpus
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            tokenizer = self._given or self._train(report)
+            with atomic_file(self._path("tokenizer.json")) as path:
+                tokenizer.save(path)
+            report(f"encoding {size_in_words(train)} for training and {size_in_words(validation)} for validation")
+            write_tokens(self._path("train.tokens"), train, tokenizer)
+            write_tokens(self._path("validation.tokens"), validation, tokenizer)
+            report(f"compressing {size_in_words(validation)} with gzip and xz for comparison")
+            baselines = _Baselines.model_validate(compression_baselines(validation))
+            with atomic_file(self._path("compression.json")) as path:
+                path.write_text(baselines.model_dump_json() + "\n")
+        except OSError as error:
+            raise DataError(
+                f"cannot write the cache {self._folder}: {error.strerror}; "
+                "set data.cache_dir or XDG_CACHE_HOME to a folder that can be written"
+            ) from error
+        return self._open()
+
+    def _open(self) -> PreparedData:
+        tokenizer = self._given or load_tokenizer(self._path("tokenizer.json"))
+        splits = []
+        for name, fingerprint in zip(("train", "validation"), self._fingerprints, strict=True):
+            path = self._path(f"{name}.tokens")
+            tokens = PackedTokens(path, self._config.sequence_length)
+            if tokens.metadata.tokenizer_fingerprint != tokenizer.fingerprint:
+                raise DataError(f"{path}: encoded with another tokenizer")
+            if tokens.metadata.source_fingerprint != fingerprint:
+                raise DataError(f"{path}: encoded from other documents")
+            splits.append(tokens)
+        train, validation = splits
+        return PreparedData(train, validation, tokenizer, self._baselines())
+
+    def _train(self, report: Callable[[str], None]) -> Tokenizer:
+        assert isinstance(self._config.tokenizer, BPETokenizer)
+        documents = self._corpus.train
+        vocab_size = self._config.tokenizer.vocab_size
+        report(f"training a BPE tokenizer of {vocab_size:,} tokens on {size_in_words(documents)}")
+        return train_bpe((document.text for document in documents), vocab_size)
+
+    def _baselines(self) -> dict[str, float]:
+        path = self._path("compression.json")
+        try:
+            return _Baselines.model_validate_json(path.read_bytes()).model_dump()
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{path}: cannot read the compression baselines") from error
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+
+def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """The tokenizer, unless it has to be trained."""
+    if isinstance(config.tokenizer, BPETokenizer):
+        return None
+    if isinstance(config.tokenizer, FileTokenizer):
+        return load_tokenizer(config.tokenizer.path.expanduser(), config.tokenizer.end_of_text)
+    return ByteTokenizer()

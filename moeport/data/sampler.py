@@ -1,0 +1,46 @@
+"""Which sequences a step trains on: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moeport.core.parameters import generator
+
+
+class Sampler:
+    """Goes through all sequences in a new random order every epoch.
+
+    Sample j of step s is the global sample g = s * batch_size + j, and sits at g mod num_sequences in the order of
+    epoch g // num_sequences; a batch may cross into the next epoch. To resume at a step, ask for that step.
+
+    Args:
+        num_sequences: sequences an epoch, at least 1.
+        batch_size: sequences a step, over all ranks.
+        seed: keys the orders.
+    """
+
+    def __init__(self, num_sequences: int, batch_size: int, seed: int):
+        self.num_sequences = num_sequences
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Sequence indices (batch_size,) int64 of a step, from step 0."""
+        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(samples, self.num_sequences)
+        return np.concatenate(
+            [self._epoch_order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        )
+
+    def rank_indices(self, step: int, rank: int, num_ranks: int) -> np.ndarray:
+        """The contiguous part of `indices(step)` that is rank `rank`'s."""
+        first, end = (self.batch_size * part // num_ranks for part in (rank, rank + 1))
+        return self.indices(step)[first:end]
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._order = generator(self.seed, "data", epoch).permutation(self.num_sequences)
+            self._epoch = epoch
+        return self._order

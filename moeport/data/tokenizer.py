@@ -1,0 +1,168 @@
+"""Text to tokens and back. Every tokenizer is a tokenizer.json of Hugging Face tokenizers."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HFTokenizer
+
+from moeport.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+"""The token that ends a document in the tokenizers made here."""
+
+SPLIT_PATTERN = (
+    r" ?[\p{L}_][\p{L}\p{N}_]{0,127}"
+    r"| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}_]{1,128}(?:\s{0,128}\n[ \t]{0,128})?"
+    r"|\s{0,128}\n[ \t]{0,128}"
+    r"|\s{1,128}"
+)
+"""What BPE never merges across: identifiers, up to 3 digits, and punctuation; each with the space before it, and the
+punctuation with the line end and indentation after it. Training time grows with the square of the longest piece, hence
+the bounds."""
+
+
+class Tokenizer:
+    """Encodes texts without marking their ends; special tokens written out in a text are ordinary text.
+
+    Args:
+        definition: the tokenizer.json as text.
+        end_of_text: the token that ends a document.
+
+    Raises:
+        DataError: the definition is no tokenizer or has no such token.
+    """
+
+    def __init__(self, definition: str, end_of_text: str = END_OF_TEXT):
+        self._definition = definition
+        self._tokenizer = _parse(definition)
+        vocabulary = self._tokenizer.get_vocab()
+        if end_of_text not in vocabulary:
+            raise DataError(_no_end_of_text(end_of_text, vocabulary, self._tokenizer))
+        self.end_of_text = vocabulary[end_of_text]
+        """Id of the token that ends a document."""
+        self.vocab_size = max(vocabulary.values()) + 1
+        """Number of ids, the unused ones below the largest included."""
+        self.fingerprint = hashlib.sha256(f"{end_of_text}\n{definition}".encode()).hexdigest()
+        """SHA-256 of the definition and the end-of-text token, hexadecimal."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, uint32, without an end of text."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids, special tokens written out; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer.json."""
+        path.write_text(self._definition, encoding="utf-8", newline="")
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are the UTF-8 bytes, 256 is the end of text."""
+
+    def __init__(self) -> None:
+        vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+        tokenizer = HFTokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.add_special_tokens([END_OF_TEXT])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        super().__init__(tokenizer.to_str())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The bytes of each text, uint32; the same ids as the tokenizer.json gives, in far less memory."""
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer, the same for the same texts.
+
+    Args:
+        texts: what to train on.
+        vocab_size: tokens, the 256 bytes and the end of text included; few texts can give fewer tokens.
+    """
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Tokenizer(tokenizer.to_str())
+
+
+def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Args:
+        path: the file.
+        end_of_text: the token that ends a document.
+
+    Raises:
+        DataError: the file cannot be read, is not a tokenizer.json or has no such token.
+    """
+    try:
+        return Tokenizer(path.read_bytes().decode(), end_of_text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a tokenizer.json") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _parse(definition: str) -> HFTokenizer:
+    try:
+        json.loads(definition)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"not JSON: {error.msg} at line {error.lineno} column {error.colno}; expected a tokenizer.json"
+        ) from error
+    try:
+        tokenizer = HFTokenizer.from_str(definition)
+    except Exception as error:
+        raise DataError(
+            f"JSON, but not a tokenizer.json of Hugging Face tokenizers ({error}); save one with "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
+        ) from error
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _no_end_of_text(token: str, vocabulary: Iterable[str], tokenizer: HFTokenizer) -> str:
+    special = [added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special]
+    close = difflib.get_close_matches(token, special, n=1, cutoff=0.3) or difflib.get_close_matches(
+        token, vocabulary, n=1
+    )
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    return (
+        f"the vocabulary has no token {token!r}; {suggestion}"
+        f"special tokens: {', '.join(special) or 'none'}; set data.tokenizer.end_of_text"
+    )
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in byte-level vocabularies (GPT-2)."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = count(256)
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

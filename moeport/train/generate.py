@@ -1,0 +1,90 @@
+"""Sample text from a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from moeport.backends import get_backend
+from moeport.backends.base import EvaluationModel
+from moeport.core.model import DecoderLM
+from moeport.core.parameters import generator
+from moeport.data import Tokenizer, load_tokenizer
+from moeport.errors import UserError
+from moeport.train.checkpoint import check_parameters, find_checkpoint, load_checkpoint
+from moeport.train.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
+
+
+def generate(
+    run_dir: Path | str,
+    prompt: str,
+    *,
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    checkpoint: str = "latest",
+) -> str:
+    """Continue `prompt` with the model of a run folder.
+
+    Args:
+        run_dir: the folder.
+        prompt: text to continue; may be empty.
+        max_tokens: tokens to add at most; an end of text stops earlier.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: sample among so many most likely tokens.
+        seed: equal seeds give equal text.
+        checkpoint: latest, best or step-N.
+
+    Returns: the added text.
+
+    Raises: UserError or CheckpointError for what the user can mend.
+    """
+    if temperature < 0 or top_k < 1 or max_tokens < 1:
+        raise UserError(
+            f"temperature must be at least 0, top_k and max_tokens at least 1 "
+            f"(got {temperature}, {top_k}, {max_tokens})"
+        )
+    run_dir = Path(run_dir)
+    read_config(run_dir)
+    loaded = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint))
+    config = config_of(loaded)
+    tokenizer = load_tokenizer(run_dir / TOKENIZER_FILE, end_of_text(config))
+    lm = DecoderLM(config.model, tokenizer.vocab_size)
+    check_parameters(loaded, lm.parameter_specs())
+    device = config.backend.model_copy(update={"device": "auto"})
+    model = get_backend(device).evaluation_model(lm, loaded.model)
+    return sample(model, tokenizer, prompt, config.data.sequence_length, max_tokens, temperature, top_k, seed)
+
+
+def sample(
+    model: EvaluationModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    context: int,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> str:
+    """Continue `prompt`; the model sees the last `context` tokens, the first of which is the end of text before it."""
+    random = generator(seed, "sample")
+    ids = [tokenizer.end_of_text, *(int(i) for i in tokenizer.encode_batch([prompt])[0])]
+    start = len(ids)
+    for _ in range(max_tokens):
+        logits_V = model.logits(np.array([ids[-context:]]))[0, -1, : tokenizer.vocab_size].astype(np.float64)
+        token = _draw(logits_V, temperature, top_k, random)
+        if token == tokenizer.end_of_text:
+            break
+        ids.append(token)
+    return tokenizer.decode(ids[start:])
+
+
+def _draw(logits_V: np.ndarray, temperature: float, top_k: int, random: np.random.Generator) -> int:
+    order = np.argsort(-logits_V, kind="stable")[:top_k]
+    if temperature == 0:
+        return int(order[0])
+    scaled = logits_V[order] / temperature
+    probabilities = np.exp(scaled - scaled[0])
+    return int(random.choice(order, p=probabilities / probabilities.sum()))

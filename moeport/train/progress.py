@@ -1,0 +1,115 @@
+"""What a run prints: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as LiveProgress
+from rich.table import Column
+
+from moeport.train.metrics import EvaluationMetrics, StepMetrics
+
+RECENT_STEPS = 100
+"""Steps whose mean time the time left is computed from."""
+
+
+class Progress:
+    """Prints steps and evaluations; a context manager. Only rank 0 (RANK unset or 0) prints.
+
+    Args:
+        total_steps: optimiser steps of the whole run.
+        start_step: steps done before.
+        log_interval: steps between plain lines; the first and the last step are always printed.
+        console: where to print; a live line if it is a terminal.
+    """
+
+    def __init__(self, total_steps: int, start_step: int, log_interval: int, console: Console):
+        self.total_steps = total_steps
+        self.start_step = start_step
+        self.log_interval = log_interval
+        self.console = console
+        self._prints = os.environ.get("RANK", "0") == "0"
+        self._times: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._live: LiveProgress | None = None
+        if self._prints and console.is_terminal:
+            self._live = LiveProgress(
+                BarColumn(bar_width=None, table_column=Column(width=16)),
+                TextColumn("{task.completed}/{task.total}  {task.description}", markup=False),
+                console=console,
+                refresh_per_second=4,
+            )
+            self._task = self._live.add_task("", total=total_steps, completed=start_step)
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Show one optimiser step."""
+        if not self._prints:
+            return
+        self._times.append(metrics.step_time)
+        seconds = sum(self._times) / len(self._times) * (self.total_steps - metrics.step)
+        if self._live:
+            values = {"left": duration(seconds)} | step_values(metrics)
+            text = "  ".join(f"{name} {value}" for name, value in values.items())
+            self._live.update(self._task, completed=metrics.step, description=text)
+        elif metrics.step % self.log_interval == 0 or metrics.step in (self.start_step + 1, self.total_steps):
+            position = {"step": f"{metrics.step}/{self.total_steps}"}
+            self._line(position | step_values(metrics) | {"left": duration(seconds)})
+
+    def evaluation(self, metrics: EvaluationMetrics) -> None:
+        """Show one evaluation."""
+        self._line(
+            {
+                "step": f"{metrics.step}/{self.total_steps}",
+                "val_loss": f"{metrics.val_loss:.4f}",
+                "val_bits_per_byte": f"{metrics.val_bits_per_byte:.4f}",
+            }
+        )
+
+    def say(self, message: str) -> None:
+        """Print a message, above the live line if there is one."""
+        if self._prints:
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, values: dict[str, str]) -> None:
+        self.say("  ".join(f"{name}: {value}" for name, value in values.items()))
+
+
+def step_values(metrics: StepMetrics) -> dict[str, str]:
+    """The printed names and values of a step."""
+    values = {
+        "loss": f"{metrics.loss:.4f}",
+        "lr": f"{metrics.lr:.2e}",
+        "grad_norm": f"{metrics.grad_norm:.2f}",
+        "tps": f"{metrics.tokens_per_second:,.0f}",
+    }
+    if metrics.mfu is not None:
+        values["mfu"] = f"{metrics.mfu:.1%}"
+    return values | {"imbalance": f"{metrics.imbalance:.2f}", "dropped": f"{metrics.drop_rate:.1%}"}
+
+
+def duration(seconds: float) -> str:
+    """Seconds in at most two units, such as 45s, 2m10s, 3h05m or 2d04h."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    hours = round(seconds / 3600)
+    return f"{hours // 24}d{hours % 24:02}h"

@@ -1,0 +1,306 @@
+"""The report of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from moeport.config.schema import Config
+from moeport.errors import MoeportError, UserError
+from moeport.train.charts import Axis, HeatMap, LineChart, Series, heat_map, line_chart, number
+from moeport.train.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
+from moeport.train.progress import duration
+from moeport.train.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
+from moeport.train.series import BinnedSeries
+
+TEMPLATES = Path(__file__).parent / "templates"
+CHART_POINTS = 400
+HEAT_MAP_CELLS = 800_000
+"""Most cells of all heat maps of a report together."""
+
+STEP_VALUES = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "load_balance", "router_z", "output_z")
+STEP_VALUES += ("imbalance", "drop_rate")
+EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A key figure."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a bar chart."""
+
+    label: str
+    value: str
+    percent: float
+    own: bool = False
+    """Whether it stands for this run."""
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """Loads of the experts of one layer."""
+
+    layer: str
+    last: str
+    """Least and most loaded expert at the end, in words."""
+    map: HeatMap
+
+
+class RunMetrics:
+    """The metrics of a run in a bounded number of points, however long it is.
+
+    Args:
+        path: the metrics.jsonl; UserError if it is missing or has no step.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected the metrics of a run folder")
+        self.scalars = BinnedSeries(len(STEP_VALUES), CHART_POINTS)
+        self.evaluations = BinnedSeries(len(EVALUATION_VALUES), CHART_POINTS)
+        self.last_evaluation: EvaluationMetrics | None = None
+        last: StepMetrics | None = None
+        for record in iterate_metrics(path):
+            if isinstance(record, EvaluationMetrics):
+                self.evaluations.add(record.step, _values(record, EVALUATION_VALUES))
+                self.last_evaluation = record
+                continue
+            load_LE = np.array(record.expert_load, float)
+            if last is None:
+                bins = HEAT_MAP_CELLS // load_LE.size // 2 * 2
+                self.loads = BinnedSeries(1 + load_LE.size, min(CHART_POINTS, max(2, bins)))
+                self.num_experts = load_LE.shape[1]
+                self.dropped_L = np.zeros(len(load_LE))
+                self.num_steps = 0
+            self.scalars.add(record.step, _values(record, STEP_VALUES))
+            self.loads.add(record.step, np.append(record.step, load_LE))
+            self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))
+            self.num_steps += 1
+            last = record
+        if last is None:
+            raise UserError(f"{path}: has no step yet; expected the metrics of a run that has begun to train")
+        self.last = last
+
+    def step_series(self, label: str, name: str) -> Series:
+        """A value of the steps, as a line with the band of its extremes."""
+        return _series(label, self.scalars, STEP_VALUES.index(name))
+
+    def evaluation_series(self, label: str, name: str) -> Series:
+        """A value of the evaluations."""
+        return _series(label, self.evaluations, EVALUATION_VALUES.index(name))
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN_DIR/report.html from the run's metrics, and from its config and summary if there are any.
+
+    Returns: the report.
+
+    Raises UserError if the run has no metrics.
+    """
+    run_dir = Path(run_dir)
+    metrics = RunMetrics(run_dir / METRICS_FILE)
+    config_file, summary_file = run_dir / CONFIG_FILE, run_dir / SUMMARY_FILE
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    config = _config(run_dir)
+    layers = _layer_names(config, len(metrics.dropped_L))
+    page = _template().render(
+        name=run_dir.resolve().name,
+        model=_model_words(config) if config else "",
+        unfinished=_unfinished(metrics, config, summary),
+        figures=_figures(metrics, summary),
+        compression=_compression(metrics, summary),
+        sections=_sections(metrics, summary),
+        experts=_expert_loads(metrics, layers),
+        load_points=_points(metrics.loads),
+        num_experts=metrics.num_experts,
+        drops=_drops(metrics, layers),
+        sample=summary.get("sample"),
+        config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
+        environment=_environment(summary),
+    )
+    path = run_dir / REPORT_FILE
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html")
+
+
+def _config(run_dir: Path) -> Config | None:
+    try:
+        return read_config(run_dir)
+    except MoeportError:
+        return None
+
+
+def _values(record: StepMetrics | EvaluationMetrics, names: Sequence[str]) -> np.ndarray:
+    return np.array([getattr(record, name) for name in names], float)
+
+
+def _points(series: BinnedSeries) -> list[str]:
+    """The steps of each point in words; the first column is the step."""
+    ranges = zip(series.low[:, 0], series.high[:, 0], strict=True)
+    return [f"step {a:,.0f}" if a == b else f"steps {a:,.0f} to {b:,.0f}" for a, b in ranges]
+
+
+def _series(label: str, series: BinnedSeries, column: int) -> Series:
+    mean = series.mean
+    return Series(label, mean[:, 0], mean[:, column], _points(series), series.low[:, column], series.high[:, column])
+
+
+def _layer_names(config: Config | None, num_layers: int) -> list[str]:
+    """The blocks that have experts, numbered as in the model; from 0 where the config does not say."""
+    blocks = config.model.moe_layers if config else ()
+    return [f"Layer {block}" for block in (blocks if len(blocks) == num_layers else range(num_layers))]
+
+
+def _model_words(config: Config) -> str:
+    model, moe = config.model, config.model.moe
+    shared = f" + {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
+    return (
+        f"{model.num_layers} layers of width {model.d_model}, {moe.num_experts}{shared} experts of width "
+        f"{moe.expert_hidden}, router {moe.router.name}, {moe.router.experts_per_token} of {moe.num_experts} "
+        f"experts a token"
+    )
+
+
+def _unfinished(metrics: RunMetrics, config: Config | None, summary: Mapping[str, Any]) -> str:
+    if summary:
+        return ""
+    total = f" of {config.training.steps:,}" if config else ""
+    return f"This run is not finished: {metrics.last.step:,}{total} steps are done."
+
+
+def _validation(metrics: RunMetrics, summary: Mapping[str, Any], name: str) -> float | None:
+    """The summary's value, else that of the last evaluation, if any."""
+    value = summary.get(name)
+    return getattr(metrics.last_evaluation, name, None) if value is None else value
+
+
+def _figures(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Figure]:
+    last, get = metrics.last, summary.get
+    validation_loss = _validation(metrics, summary, "val_loss")
+    rate = get("tokens_per_second") or np.nanmedian(metrics.step_series("", "tokens_per_second").y)
+    mfu = metrics.step_series("", "mfu").y
+    figures = [
+        validation_loss is not None and Figure("Validation loss", f"{validation_loss:.4f}", "nats/token"),
+        Figure("Training loss", f"{last.loss:.4f}", "nats/token, last step"),
+        Figure("Throughput", f"{rate:,.0f}", "tokens/s"),
+        np.isfinite(mfu).any() and Figure("MFU", f"{np.nanmedian(mfu):.1%}", "median"),
+        "wall_time" in summary and Figure("Wall time", duration(get("wall_time")), f"{last.step:,} steps"),
+        Figure("Tokens", _rounded(last.tokens), f"{last.tokens / last.step:,.0f} a step"),
+        "parameters_total" in summary
+        and Figure(
+            "Parameters",
+            _rounded(get("parameters_total")),
+            f"{_rounded(get('parameters_active'))} active a token" if "parameters_active" in summary else "",
+        ),
+        "peak_memory" in summary and Figure("Peak memory", f"{get('peak_memory'):.2f}", "GiB, resident"),
+    ]
+    return [figure for figure in figures if isinstance(figure, Figure)]
+
+
+def _compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
+    """Bits per byte of the run beside general compressors."""
+    own = _validation(metrics, summary, "val_bits_per_byte")
+    if own is None or not np.isfinite(own):
+        return []
+    values = {"moeport": own, **summary.get("baselines", {})}
+    largest = max(values.values())
+    return [Bar(label, f"{value:.3f}", 100 * value / largest, label == "moeport") for label, value in values.items()]
+
+
+def _sections(metrics: RunMetrics, summary: Mapping[str, Any]) -> dict[str, list[LineChart]]:
+    """The line charts by heading."""
+    step, evaluation, last_step = metrics.step_series, metrics.evaluation_series, metrics.last.step
+    balanced = {"balanced": 1.0}
+    nats = Axis("Loss", "nats/token", "{:.4f}")
+    bits = Axis("Validation bits per byte", "bits/byte", "{:.4f}", references=summary.get("baselines", {}))
+    plans: dict[str, list[tuple[Axis, list[Series]]]] = {
+        "Loss": [
+            (nats, [step("training", "loss"), evaluation("validation", "val_loss")]),
+            (bits, [evaluation("validation", "val_bits_per_byte")]),
+        ],
+        "Optimisation": [
+            (Axis("Learning rate", "", "{:.3e}", from_zero=True), [step("learning rate", "lr")]),
+            (Axis("Gradient norm", "", "{:.3g}", logarithmic=True), [step("gradient norm", "grad_norm")]),
+        ],
+        "Speed": [
+            (Axis("Throughput", "tokens/s", "{:,.0f}", from_zero=True), [step("tokens/s", "tokens_per_second")]),
+            (Axis("Model FLOP utilisation", "", "{:.1%}", percent=True, from_zero=True), [step("MFU", "mfu")]),
+        ],
+        "Routing": [
+            (Axis("Expert imbalance", "largest / mean load", "{:.3f}", references=balanced), [step("", "imbalance")]),
+            (Axis("Load-balancing loss", "", "{:.4f}", references=balanced), [step("", "load_balance")]),
+            (Axis("Router z-loss", "", "{:.4g}"), [step("", "router_z")]),
+        ],
+    }
+    if metrics.dropped_L.any():
+        dropped = Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True)
+        plans["Routing"].append((dropped, [step("", "drop_rate")]))
+    if np.any(step("", "output_z").y):
+        plans["Loss"].append((Axis("Output z-loss", "", "{:.4g}"), [step("", "output_z")]))
+    return {
+        heading: [chart for axis, series in charts if (chart := line_chart(axis, series, last_step))]
+        for heading, charts in plans.items()
+    }
+
+
+def _expert_loads(metrics: RunMetrics, layers: Sequence[str]) -> list[ExpertLoad]:
+    share_BLE = metrics.loads.mean[:, 1:].reshape(-1, len(layers), metrics.num_experts)
+    ratio_LEB = share_BLE.transpose(1, 2, 0) * metrics.num_experts
+    return [
+        ExpertLoad(
+            layer,
+            f"{np.nanmin(ratio_EB[:, -1]):.2f} to {np.nanmax(ratio_EB[:, -1]):.2f} at the end",
+            heat_map(ratio_EB, metrics.last.step),
+        )
+        for layer, ratio_EB in zip(layers, ratio_LEB, strict=True)
+    ]
+
+
+def _drops(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
+    """Mean drop rate of each layer; empty if nothing was dropped."""
+    mean_L = metrics.dropped_L / metrics.num_steps
+    largest = mean_L.max()
+    if largest == 0:
+        return []
+    return [Bar(layer, f"{mean:.2%}", 100 * mean / largest) for layer, mean in zip(layers, mean_L, strict=True)]
+
+
+def _environment(summary: Mapping[str, Any]) -> dict[str, str]:
+    flops = summary.get("training_flops_per_token")
+    values = {
+        "device": summary.get("device"),
+        "compute type": summary.get("dtype"),
+        "training FLOP a token": None if flops is None else _rounded(flops),
+        "checkpoint": summary.get("checkpoint"),
+        "git revision": summary.get("git_revision"),
+        **summary.get("versions", {}),
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _rounded(value: float) -> str:
+    return number(value, value / 100)

@@ -1,0 +1,299 @@
+"""One training run, from a config to a report: what `moeport train` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from dataclasses import asdict
+
+from moeport.train.report import write_report
+from rich.console import Console
+
+from moeport.backends import get_backend
+from moeport.backends.base import Backend, TrainingModel, TrainingOptions
+from moeport.config.schema import Config
+from moeport.core.model import DecoderLM
+from moeport.core.parameters import initial_parameters
+from moeport.data import PreparedData, prepare_data
+from moeport.errors import CheckpointError, Interrupted, UserError
+from moeport.train.checkpoint import (
+    Checkpoint,
+    CheckpointMeta,
+    best_checkpoint,
+    check_parameters,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    read_meta,
+    save_checkpoint,
+)
+from moeport.train.evaluate import Evaluation, evaluate
+from moeport.train.generate import sample
+from moeport.train.metrics import EvaluationMetrics, MetricsLog, read_metrics
+from moeport.train.progress import Progress
+from moeport.train.run_dir import (
+    CHECKPOINT_DIR,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    TOKENIZER_FILE,
+    check_resumable,
+    refuse_used,
+    write_config,
+)
+from moeport.train.signals import StopRequest
+from moeport.train.summary import SAMPLE_PROMPT, SAMPLE_TOKENS, DryRun, RunSummary
+from moeport.train.trainer import Trainer
+from moeport.version import VERSION
+
+
+def train(
+    config: Config, *, resume: bool = False, dry_run: bool = False, console: Console | None = None
+) -> RunSummary | DryRun:
+    """Train the model that `config` describes, in `config.run.dir`.
+
+    Args:
+        config: the whole config.
+        resume: continue from the last checkpoint of the folder; start if there is none; return the summary of a run
+            that is finished.
+        dry_run: prepare the data, build the model, measure two steps and write nothing to the run folder.
+        console: where progress goes; default standard output.
+
+    Raises:
+        UserError: for what the user can mend.
+        NonFiniteError: a loss or gradient is not finite; the last checkpoint is untouched.
+        Interrupted: Ctrl-C or SIGTERM; the last whole step was saved.
+    """
+    console = console or Console()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise UserError(
+            f"WORLD_SIZE is {ranks}: training on more than one rank is not available yet; start one process"
+        )
+    if dry_run:
+        return _Run(config, None, console).measure()
+    checkpoints = config.run.dir / CHECKPOINT_DIR
+    checkpoint = None
+    if not resume:
+        refuse_used(config.run.dir)
+    elif list_checkpoints(checkpoints):
+        checkpoint = load_checkpoint(find_checkpoint(checkpoints, "latest"))
+        if summary := _finished(config, checkpoint):
+            console.print(f"{config.run.dir} is finished: all {summary.steps} steps are done", highlight=False)
+            return summary
+    return _Run(config, checkpoint, console).train()
+
+
+def _finished(config: Config, checkpoint: Checkpoint) -> RunSummary | None:
+    """The summary of a run that has done all its steps."""
+    path = config.run.dir / SUMMARY_FILE
+    if checkpoint.meta.step < config.training.steps or not path.is_file():
+        return None
+    check_resumable(config, checkpoint)
+    return RunSummary(**json.loads(path.read_text()))
+
+
+class _Run:
+    """The parts of one run: backend, data, model, trainer."""
+
+    def __init__(self, config: Config, checkpoint: Checkpoint | None, console: Console):
+        self.console = console
+        self.checkpoint = checkpoint
+        if checkpoint and config.backend.dtype == "auto":
+            config = _with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
+        self.backend: Backend = get_backend(config.backend)
+        if not self.backend.trains:
+            raise UserError(
+                f"backend.name: {self.backend.name} computes forward only and cannot train; set backend.name to torch"
+            )
+        self.config = config = _with_dtype(config, self.backend.dtype)
+        self.dir = config.run.dir
+        self.checkpoints = self.dir / CHECKPOINT_DIR
+        self.data: PreparedData = prepare_data(config.data, report=self.say)
+        self.lm = DecoderLM(config.model, self.data.tokenizer.vocab_size)
+        if self.lm.vocab_size < self.data.tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab_size: smaller than the tokenizer's vocabulary (got {self.lm.vocab_size}); expected at "
+                f"least {self.data.tokenizer.vocab_size}, or null"
+            )
+        self.model = self._model()
+        self.start_step = checkpoint.meta.step if checkpoint else 0
+        flops = config.metrics.peak_tflops
+        self.trainer = Trainer(
+            config,
+            self.backend,
+            self.lm,
+            self.model,
+            self.data.train,
+            self.start_step,
+            flops * 1e12 if flops else self.backend.matmul_flops_per_second(),
+        )
+        self.saved_step = self.start_step
+        best = best_checkpoint(self.checkpoints) if checkpoint else None
+        self.best_loss = read_meta(best).val_loss if best else None
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def measure(self) -> DryRun:
+        """Two steps, measured, that leave no trace."""
+        self.trainer.step()
+        seconds = self.trainer.step().step_time
+        counts = self.config.model.parameter_counts(self.lm.vocab_size)
+        training = self.config.training
+        return DryRun(
+            parameters_total=counts.total,
+            parameters_active=counts.active,
+            training_flops_per_token=self.trainer.flops_per_token,
+            tokens_per_step=self.trainer.tokens_per_step,
+            steps=training.steps,
+            epochs=training.steps * training.batch_size / self.data.train.num_sequences,
+            seconds_per_step=seconds,
+            device=self.backend.device,
+            dtype=self.backend.dtype,
+        )
+
+    def train(self) -> RunSummary:
+        """All remaining steps, and the summary."""
+        self.dir.mkdir(parents=True, exist_ok=True)
+        write_config(self.dir, self.config)
+        self.data.tokenizer.save(self.dir / TOKENIZER_FILE)
+        self._announce()
+        steps, interval = self.config.training.steps, self.config.checkpoint.interval
+        evaluate_every = self.config.training.evaluation_interval
+        evaluation: Evaluation | None = None
+        started = time.perf_counter()
+        with (
+            MetricsLog(self.dir, self.config.metrics.tensorboard, self.start_step if self.checkpoint else None) as log,
+            Progress(steps, self.start_step, self.config.metrics.log_interval, self.console) as progress,
+            StopRequest() as stop,
+        ):
+            for step in range(self.start_step + 1, steps + 1):
+                metrics = self.trainer.step()
+                log.step(metrics)
+                progress.step(metrics)
+                evaluation = None
+                if step == steps or (evaluate_every and step % evaluate_every == 0):
+                    evaluation = self._evaluate(log, progress, step)
+                if step == steps or (interval and step % interval == 0) or self._is_best(evaluation):
+                    self._save(evaluation)
+                if stop and step < steps:
+                    self._interrupt(evaluation)
+            if evaluation is None:
+                evaluation = self._evaluate(log, progress, steps)
+        return self._summarize(evaluation, time.perf_counter() - started)
+
+    def _model(self) -> TrainingModel:
+        """The model at its initial parameters, or at the checkpoint's."""
+        specs = self.lm.parameter_specs()
+        options = TrainingOptions(
+            self.config.optimizer, self.config.training.activation_checkpointing, self.config.backend.compile
+        )
+        if self.checkpoint is None:
+            return self.backend.training_model(self.lm, initial_parameters(specs, self.config.training.seed), options)
+        for change in check_resumable(self.config, self.checkpoint):
+            self.say(f"changed since the checkpoint: {change}")
+        check_parameters(self.checkpoint, specs)
+        meta = self.checkpoint.meta
+        if (meta.tokenizer, meta.data) != (self.data.tokenizer.fingerprint, self.data.train.fingerprint):
+            raise CheckpointError(
+                f"{self.checkpoint.path}: was trained on other text or with another tokenizer than the config's source "
+                "gives now, so the run cannot go on exactly; restore the text (for stdlib: the same Python), or start "
+                "another run with --set run.dir=FOLDER"
+            )
+        model = self.backend.training_model(self.lm, self.checkpoint.model, options)
+        model.load_optimizer_state(self.checkpoint.optimizer, meta.step)
+        return model
+
+    def _announce(self) -> None:
+        counts = self.config.model.parameter_counts(self.lm.vocab_size)
+        train, training = self.data.train, self.config.training
+        self.say(f"device      {self.backend.device}, {self.backend.dtype}")
+        self.say(
+            f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
+            f"{train.num_tokens:,} tokens; {self.data.validation.num_documents:,} documents held out"
+        )
+        self.say(f"model       {counts.total:,} parameters, {counts.active:,} active a token")
+        self.say(f"training    {training.steps:,} steps of {self.trainer.tokens_per_step:,} tokens in {self.dir}")
+        if self.checkpoint:
+            self.say(f"resuming    after step {self.start_step:,} from {self.checkpoint.path}")
+
+    def _is_best(self, evaluation: Evaluation | None) -> bool:
+        if evaluation is None or not self.config.checkpoint.keep_best:
+            return False
+        return self.best_loss is None or evaluation.loss < self.best_loss
+
+    def _evaluate(self, log: MetricsLog, progress: Progress, step: int) -> Evaluation:
+        training = self.config.training
+        size = training.evaluation_batch_size or training.batch_size // training.gradient_accumulation
+        validation = self.data.validation
+        result = evaluate(self.backend, self.model, validation.windows(size), validation.num_bytes)
+        metrics = EvaluationMetrics(step=step, val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)
+        log.evaluation(metrics)
+        progress.evaluation(metrics)
+        return result
+
+    def _save(self, evaluation: Evaluation | None) -> None:
+        step = self.trainer.step_number
+        meta = CheckpointMeta(
+            step=step,
+            tokens=step * self.trainer.tokens_per_step,
+            val_loss=evaluation.loss if evaluation else None,
+            tokenizer=self.data.tokenizer.fingerprint,
+            data=self.data.train.fingerprint,
+            config=self.config.model_dump(mode="json"),
+            version=VERSION,
+        )
+        save_checkpoint(self.checkpoints, meta, self.model.parameters(), self.model.optimizer_state())
+        self.saved_step = step
+        if evaluation and (self.best_loss is None or evaluation.loss < self.best_loss):
+            self.best_loss = evaluation.loss
+        prune_checkpoints(self.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_best)
+
+    def _interrupt(self, evaluation: Evaluation | None) -> None:
+        step = self.trainer.step_number
+        if self.saved_step != step:
+            self._save(evaluation)
+        raise Interrupted(
+            f"stopped after step {step} of {self.config.training.steps}; everything is saved in {self.dir}. "
+            "Continue with the same command and --resume"
+        )
+
+    def _summarize(self, evaluation: Evaluation, seconds: float) -> RunSummary:
+        """Sample, write summary and report."""
+        counts = self.config.model.parameter_counts(self.lm.vocab_size)
+        steps, _ = read_metrics(self.dir / METRICS_FILE)
+        text = sample(
+            self.model, self.data.tokenizer, SAMPLE_PROMPT, self.config.data.sequence_length, SAMPLE_TOKENS, 0.8, 50, 0
+        )
+        summary = RunSummary(
+            run_dir=str(self.dir),
+            steps=self.config.training.steps,
+            val_loss=evaluation.loss,
+            val_bits_per_byte=evaluation.bits_per_byte,
+            baselines=self.data.baselines,
+            tokens_per_second=statistics.median(record.tokens_per_second for record in steps),
+            wall_time=seconds + sum(record.step_time for record in steps if record.step <= self.start_step),
+            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            parameters_total=counts.total,
+            parameters_active=counts.active,
+            training_flops_per_token=self.trainer.flops_per_token,
+            device=self.backend.device,
+            dtype=self.backend.dtype,
+            versions={"python": platform.python_version(), "moeport": VERSION, **self.backend.versions()},
+            checkpoint=str(find_checkpoint(self.checkpoints, "latest")),
+            sample={"prompt": SAMPLE_PROMPT, "text": text},
+        )
+        (self.dir / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
+        if self.config.metrics.report:
+            write_report(self.dir)
+        return summary
+
+
+def _with_dtype(config: Config, dtype: str) -> Config:
+    return config.model_copy(update={"backend": config.backend.model_copy(update={"dtype": dtype})})

@@ -1,0 +1,204 @@
+"""Commands, exit codes and error messages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from moeport.cli.main import main
+from moeport.config import Config, json_schema, resolved_yaml
+from moeport.config.model import ModelConfig
+from moeport.errors import RunError
+from moeport.routers import ROUTERS
+from moeport.version import VERSION
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moeport", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return run_command
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Put a module with one function in the place of one that a command calls; returns its calls."""
+
+    def put(module: str, name: str, function) -> list:
+        calls = []
+
+        def recorder(*args, **kwargs):
+            calls.append((args, kwargs))
+            return function()
+
+        fake = ModuleType(module)
+        setattr(fake, name, recorder)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return put
+
+
+def fail(error: BaseException):
+    def raising():
+        raise error
+
+    return raising
+
+
+def test_version(run):
+    assert run("--version") == (0, f"moeport {VERSION}\n", "")
+
+
+class TestConfig:
+    def test_check(self, run):
+        Path("c.yaml").write_text("model: {d_model: 128}\n")
+        code, out, err = run("config", "check", "c.yaml", "--set", "model.num_layers=3")
+        assert (code, err) == (0, "")
+        model = ModelConfig(d_model=128, num_layers=3)
+        counts = model.parameter_counts(4096)
+        assert out.splitlines() == [
+            "c.yaml: ok",
+            "3 blocks of width 128, 3 with 8 experts, 2 a token by topk",
+            f"{counts.total:,} parameters, {counts.active:,} active for a token",
+            f"{model.training_flops_per_token(4096, 512):,} floating-point operations a training token",
+        ]
+
+    def test_check_without_a_known_vocabulary(self, run):
+        Path("c.yaml").write_text("data: {tokenizer: {name: file, path: tokenizer.json}}\n")
+        assert len(run("config", "check", "c.yaml")[1].splitlines()) == 2
+
+    def test_one_fault(self, run):
+        Path("c.yaml").write_text("model: {d_modle: 128}\n")
+        code, out, err = run("config", "check", "c.yaml")
+        assert (code, out) == (2, "")
+        assert err == "error: c.yaml:1:9 model.d_modle: unknown key; did you mean model.d_model?\n"
+
+    def test_several_faults_each_on_its_line(self, run, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "40")
+        Path("c.yaml").write_text("model: {d_model: 0}\n")
+        code, out, err = run("config", "check", "c.yaml", "--set", "run.dir=[1]", "--set", "x")
+        assert (code, out) == (2, "")
+        assert err == (
+            "error:\n"
+            "c.yaml:1:18 model.d_model: is out of range (got 0); expected an integer of at least 1\n"
+            "--set run.dir=[1] run.dir: is a list (got [1]); expected a path\n"
+            '--set x: has no "="; expected section.key=value\n'
+        )
+
+    def test_show(self, run):
+        Path("c.yaml").write_text("")
+        assert run("config", "show", "c.yaml") == (0, resolved_yaml(Config()), "")
+
+    def test_schema(self, run):
+        code, out, _ = run("config", "schema")
+        assert (code, json.loads(out)) == (0, json_schema())
+        assert run("config", "schema", "-o", "schema.json") == (0, "", "")
+        assert json.loads(Path("schema.json").read_text()) == json_schema()
+
+
+class TestRouters:
+    def test_all(self, run):
+        code, out, err = run("routers")
+        assert (code, err) == (0, "")
+        for name, (config, router) in ROUTERS.items():
+            assert name in out
+            assert router.paper.partition(",")[0] in out
+            assert all(option in out for option in config.model_fields if option != "name")
+
+    @pytest.mark.parametrize("name", ROUTERS)
+    def test_one(self, run, name):
+        code, out, err = run("routers", name)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{name}\n")
+        assert ROUTERS[name][1].paper in out
+
+    def test_unknown(self, run):
+        names = ", ".join(ROUTERS)
+        assert run("routers", "top_k") == (2, "", f"error: no router top_k; expected one of {names}\n")
+
+
+class TestCallsOfOtherModules:
+    def test_train(self, run, stub):
+        calls = stub("moeport.train.run", "train", lambda: None)
+        Path("c.yaml").write_text("training: {steps: 5}\n")
+        assert run("train", "c.yaml", "--set", "training.seed=3", "--resume")[0] == 0
+        ((config,), options) = calls[0]
+        assert (config.training.steps, config.training.seed) == (5, 3)
+        assert options == {"resume": True, "dry_run": False}
+
+    def test_generate(self, run, stub):
+        calls = stub("moeport.train.generate", "generate", lambda: " time")
+        assert run("generate", "runs/a", "--prompt", "Once upon a", "--top-k", "5")[:2] == (0, "Once upon a time\n")
+        options = {"max_tokens": 200, "temperature": 0.8, "top_k": 5, "seed": 0, "checkpoint": "latest"}
+        assert calls == [((Path("runs/a"), "Once upon a"), options)]
+
+    def test_doctor(self, run, stub):
+        report = {"moeport": VERSION, "backends": {"numpy": {"available": True, "devices": ["cpu"]}, "torch": None}}
+        stub("moeport.backends.doctor", "report", lambda: report)
+        code, out, _ = run("doctor", "--json")
+        assert (code, json.loads(out)) == (0, report)
+        lines = ["backends:", "  numpy:", "    available: yes", "    devices:   cpu", "  torch: none"]
+        assert run("doctor")[1].splitlines() == [f"moeport: {VERSION}", *lines]
+
+
+class TestErrors:
+    @pytest.fixture
+    def doctor(self, run, stub):
+        """Run a command that meets an error."""
+
+        def run_doctor(error: BaseException, *arguments: str) -> tuple[int, str, str]:
+            stub("moeport.backends.doctor", "report", fail(error))
+            return run("doctor", *arguments)
+
+        return run_doctor
+
+    def test_run_error(self, doctor):
+        assert doctor(RunError("no [memory]")) == (1, "", "error: no [memory]\n")
+
+    def test_unexpected(self, doctor):
+        code, out, err = doctor(ZeroDivisionError("a b"))
+        assert (code, out) == (1, "")
+        assert err == "internal error:\nZeroDivisionError: a b\nRun again with --debug for the traceback.\n"
+
+    def test_interrupt(self, doctor):
+        assert doctor(KeyboardInterrupt())[0] == 130
+
+    @pytest.mark.parametrize("arguments", [("bogus",), ("config", "check"), ("config", "check", "c.yaml", "--bogus")])
+    def test_usage(self, run, arguments):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert "Usage:" in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--debug", "config", "check", "c.yaml"), ("config", "check", "c.yaml", "--debug")]
+)
+def test_debug_shows_the_traceback(tmp_path, arguments):
+    command = [sys.executable, "-m", "moeport", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("ConfigError: c.yaml: no such file; expected a YAML file\n")
+
+
+def test_help_imports_no_framework():
+    command = [sys.executable, "-X", "importtime", "-m", "moeport", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "torch_npu", "mindspore", "numpy", "pydantic", "yaml", "transformers", "matplotlib"}
+    assert "doctor" in result.stdout

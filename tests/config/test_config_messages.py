@@ -1,0 +1,546 @@
+"""Every malformed config gives its exact message, however long."""
+
+# ruff: noqa: E501
+
+from pathlib import Path
+
+import pytest
+
+from moeport.config import load_config
+from moeport.errors import ConfigError
+
+
+def case(name: str, text: str, message: str, *overrides: str):
+    return pytest.param(text, message, overrides, id=name)
+
+
+CASES = [
+    # YAML
+    case(
+        "flow list not closed",
+        "model: {d_model: [1, 2\n",
+        "c.yaml:2:1: not valid YAML: while parsing a flow sequence at 1:18, expected ',' or ']', but got '<stream end>'",
+    ),
+    case(
+        "no colon",
+        "model:\n  d_model 256\n  num_layers: 2\n",
+        "c.yaml:3:13: not valid YAML: mapping values are not allowed here",
+    ),
+    case(
+        "bad indentation",
+        "model:\n  d_model: 256\n   num_layers: 2\n",
+        "c.yaml:3:14: not valid YAML: mapping values are not allowed here",
+    ),
+    case("tab", "model:\n\td_model: 256\n", "c.yaml:2:1: not valid YAML: a tab; expected spaces"),
+    case(
+        "unclosed quote",
+        'run:\n  dir: "runs\n',
+        "c.yaml:3:1: not valid YAML: while scanning a quoted scalar at 2:8, found unexpected end of stream",
+    ),
+    case("undefined alias", "training:\n  seed: *seed\n", "c.yaml:2:9: not valid YAML: found undefined alias 'seed'"),
+    case(
+        "two documents",
+        "training:\n  seed: 1\n---\ntraining:\n  seed: 2\n",
+        "c.yaml:3:1: not valid YAML: expected a single document in the stream at 1:1, but found another document",
+    ),
+    case("control character", "run:\n  dir: a\0b\n", "c.yaml:2:9: not valid YAML: the character U+0000 is not allowed"),
+    case(
+        "tag",
+        "run:\n  dir: !!python/object:os.system x\n",
+        "c.yaml:2:8 run.dir: the tag tag:yaml.org,2002:python/object:os.system is not allowed",
+    ),
+    case(
+        "duplicate key",
+        "training:\n  steps: 10\n  seed: 1\n  steps: 20\n",
+        "c.yaml:4:3 training.steps: given twice, first at c.yaml:2:3; expected each key once",
+    ),
+    case(
+        "duplicate section",
+        "training:\n  steps: 10\ntraining:\n  seed: 3\n",
+        "c.yaml:3:1 training: given twice, first at c.yaml:1:1; expected each key once",
+    ),
+    case(
+        "merge of a scalar",
+        "training:\n  <<: 3\n",
+        "c.yaml:2:7 training: << merges something else; expected a mapping or a list of mappings",
+    ),
+    case(
+        "key that is a list",
+        "training:\n  ? [a]\n  : 3\n",
+        "c.yaml:2:5 training: has a key that is no string",
+    ),
+    case("value that contains itself", "data: &d\n  source: *d\n", "c.yaml:1:7 data.source: contains itself"),
+    case(
+        "nested too deeply",
+        "data:\n  cache_dir: " + "[" * 40 + "]" * 40 + "\n",
+        "c.yaml:2:45 data.cache_dir[0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0]: nested too deeply",
+    ),
+    case("nested far too deeply", "data: " + "[" * 600 + "\n", "c.yaml: not valid YAML: nested too deeply"),
+    case("lone surrogate", 'run:\n  dir: "\\ud800"\n', "c.yaml:2:8 run.dir: is not valid Unicode"),
+    case("list at the top", "- model\n", "c.yaml:1:1: the top level is no mapping; expected sections, as in `model:`"),
+    case(
+        "string at the top",
+        "model\n",
+        "c.yaml:1:1: the top level is no mapping (got model); expected sections, as in `model:`",
+    ),
+    # sections
+    case("section is a list", "training: [1, 2]\n", "c.yaml:1:11 training: is a list (got [1, 2]); expected a mapping"),
+    case("section is empty", "model:\ntraining:\n  seed: 1\n", "c.yaml:1:7 model: is null; expected a mapping"),
+    case(
+        "section is a string",
+        "backend: numpy\n",
+        "c.yaml:1:10 backend: is a string (got numpy); expected a mapping; did you mean backend.name: numpy?",
+    ),
+    # types
+    case(
+        "quoted integer",
+        'model:\n  d_model: "256"\n',
+        'c.yaml:2:12 model.d_model: is a string (got "256"); expected an integer of at least 1; did you mean 256?',
+    ),
+    case(
+        "word for integer",
+        "model:\n  d_model: wide\n",
+        "c.yaml:2:12 model.d_model: is a string (got wide); expected an integer of at least 1",
+    ),
+    case(
+        "float for integer",
+        "training:\n  steps: 1e3\n",
+        "c.yaml:2:10 training.steps: is a float (got 1e3); expected an integer of at least 1; did you mean 1000?",
+    ),
+    case(
+        "fraction for integer",
+        "training:\n  steps: 2.5\n",
+        "c.yaml:2:10 training.steps: is a float (got 2.5); expected an integer of at least 1",
+    ),
+    case(
+        "leading zero",
+        "training:\n  seed: 010\n",
+        "c.yaml:2:9 training.seed: is a string (got 010); expected an integer of at least 0",
+    ),
+    case(
+        "boolean for integer",
+        "model:\n  num_layers: yes\n",
+        "c.yaml:2:15 model.num_layers: is a boolean (got yes); expected an integer of at least 1",
+    ),
+    case(
+        "list for integer",
+        "model:\n  num_layers: [4]\n",
+        "c.yaml:2:15 model.num_layers: is a list (got [4]); expected an integer of at least 1",
+    ),
+    case(
+        "mapping for integer",
+        "model:\n  num_layers:\n    count: 4\n",
+        "c.yaml:3:5 model.num_layers: is a mapping; expected an integer of at least 1",
+    ),
+    case(
+        "null for integer",
+        "model:\n  d_model:\n",
+        "c.yaml:2:11 model.d_model: is null; expected an integer of at least 1",
+    ),
+    case(
+        "quoted float",
+        'optimizer:\n  learning_rate: "3e-4"\n',
+        'c.yaml:2:18 optimizer.learning_rate: is a string (got "3e-4"); expected a number above 0; did you mean 3e-4?',
+    ),
+    case(
+        "integer for boolean",
+        "model:\n  tie_embeddings: 1\n",
+        "c.yaml:2:19 model.tie_embeddings: is an integer (got 1); expected true or false",
+    ),
+    case(
+        "quoted boolean",
+        "model:\n  tie_embeddings: 'no'\n",
+        "c.yaml:2:19 model.tie_embeddings: is a string (got 'no'); expected true or false; did you mean no?",
+    ),
+    case(
+        "boolean for string",
+        "data:\n  source: {name: huggingface, dataset: no}\n",
+        'c.yaml:2:40 data.source.dataset: is a boolean (got no); expected a string; did you mean "no"?',
+    ),
+    case(
+        "integer for path",
+        "run:\n  dir: 7\n",
+        'c.yaml:2:8 run.dir: is an integer (got 7); expected a path; did you mean "7"?',
+    ),
+    case(
+        "integer in a list of strings",
+        "data:\n  source:\n    name: files\n    paths:\n      - a.txt\n      - 3\n",
+        'c.yaml:6:9 data.source.paths[1]: is an integer (got 3); expected a string; did you mean "3"?',
+    ),
+    case(
+        "string for a list",
+        "data:\n  source: {name: files, paths: a.txt}\n",
+        "c.yaml:2:32 data.source.paths: is a string (got a.txt); expected a list of strings, at least 1",
+    ),
+    case(
+        "empty list",
+        "data:\n  source: {name: files, paths: []}\n",
+        "c.yaml:2:32 data.source.paths: is too short (got []); expected a list of strings, at least 1",
+    ),
+    # ranges
+    case(
+        "zero",
+        "training:\n  steps: 0\n",
+        "c.yaml:2:10 training.steps: is out of range (got 0); expected an integer of at least 1",
+    ),
+    case(
+        "negative",
+        "optimizer:\n  weight_decay: -0.1\n",
+        "c.yaml:2:17 optimizer.weight_decay: is out of range (got -0.1); expected a number of at least 0",
+    ),
+    case(
+        "above one",
+        "optimizer:\n  schedule: {name: wsd, decay_fraction: 1.5}\n",
+        "c.yaml:2:41 optimizer.schedule.decay_fraction: is out of range (got 1.5); expected a number of at least 0 and at most 1",
+    ),
+    case(
+        "at an open bound",
+        "optimizer:\n  beta2: 1.0\n",
+        "c.yaml:2:10 optimizer.beta2: is out of range (got 1.0); expected a number of at least 0 and below 1",
+    ),
+    case(
+        "small vocabulary",
+        "data:\n  tokenizer: {name: bpe, vocab_size: 100}\n",
+        "c.yaml:2:38 data.tokenizer.vocab_size: is out of range (got 100); expected an integer of at least 257",
+    ),
+    case(
+        "infinity",
+        "optimizer:\n  learning_rate: .inf\n",
+        "c.yaml:2:18 optimizer.learning_rate: is not a finite number of 64 bits (got .inf); expected a number above 0",
+    ),
+    case(
+        "not a number",
+        "model:\n  norm_eps: .nan\n",
+        "c.yaml:2:13 model.norm_eps: is not a finite number of 64 bits (got .nan); expected a number above 0",
+    ),
+    case(
+        "integer over 64 bits",
+        "training:\n  seed: 9223372036854775808\n",
+        "c.yaml:2:9 training.seed: is not a finite number of 64 bits (got 9223372036854775808); expected an integer of at least 0",
+    ),
+    case(
+        "integer of thousands of digits",
+        "training:\n  seed: " + "9" * 5000 + "\n",
+        "c.yaml:2:9 training.seed: is not a finite number of 64 bits (got 999999999999999999999999999999999999999999999999999999999...); expected an integer of at least 0",
+    ),
+    case(
+        "float over 64 bits",
+        "optimizer:\n  learning_rate: 1e999\n",
+        "c.yaml:2:18 optimizer.learning_rate: is not a finite number of 64 bits (got 1e999); expected a number above 0",
+    ),
+    # choices
+    case(
+        "unknown choice",
+        "backend:\n  dtype: float16\n",
+        "c.yaml:2:10 backend.dtype: is not a choice (got float16); expected one of auto, float32, bfloat16, float64; did you mean bfloat16?",
+    ),
+    case(
+        "unknown choice, alias",
+        "backend:\n  device: gpu\n",
+        "c.yaml:2:11 backend.device: is not a choice (got gpu); expected one of auto, cpu, cuda, npu; did you mean cuda?",
+    ),
+    case(
+        "the only choice",
+        "optimizer:\n  name: lion\n",
+        "c.yaml:2:9 optimizer.name: is not a choice (got lion); expected adamw",
+    ),
+    case(
+        "boolean for a choice",
+        "backend:\n  device: off\n",
+        "c.yaml:2:11 backend.device: is a boolean (got off); expected one of auto, cpu, cuda, npu",
+    ),
+    case(
+        "unknown router",
+        "model:\n  moe:\n    router: {name: top_k, top_k: 2}\n",
+        "c.yaml:3:20 model.moe.router.name: is not a choice (got top_k); expected one of switch, topk, gshard, sigmoid_bias; did you mean topk?",
+    ),
+    case(
+        "missing name",
+        "model:\n  moe:\n    router:\n      top_k: 2\n",
+        "c.yaml:3:5 model.moe.router.name: is missing; expected one of switch, topk, gshard, sigmoid_bias",
+    ),
+    case(
+        "null name",
+        "data:\n  source:\n    name:\n",
+        "c.yaml:3:10 data.source.name: is null; expected one of stdlib, files, huggingface",
+    ),
+    case(
+        "name without its section",
+        "data:\n  tokenizer: bpe\n",
+        "c.yaml:2:14 data.tokenizer: is a string (got bpe); expected a mapping with a name: byte, bpe, file; did you mean data.tokenizer.name: bpe?",
+    ),
+    case(
+        "option of another router",
+        "model:\n  moe:\n    router:\n      name: topk\n      top_groups: 2\n",
+        "c.yaml:5:7 model.moe.router.top_groups: is an option of sigmoid_bias, not of topk",
+    ),
+    case(
+        "option of two others",
+        "model:\n  moe:\n    router: {name: switch, top_k: 2}\n",
+        "c.yaml:3:28 model.moe.router.top_k: is an option of topk and sigmoid_bias, not of switch",
+    ),
+    case(
+        "missing option",
+        "data:\n  source:\n    name: files\n",
+        "c.yaml:2:3 data.source.paths: is missing; expected a list of strings, at least 1",
+    ),
+    # unknown keys
+    case(
+        "typing error", "model:\n  d_modle: 256\n", "c.yaml:2:3 model.d_modle: unknown key; did you mean model.d_model?"
+    ),
+    case("typing error in a section", "modle:\n  d_model: 256\n", "c.yaml:1:1 modle: unknown key; did you mean model?"),
+    case(
+        "key of another section",
+        "training:\n  learning_rate: 3e-4\n",
+        "c.yaml:2:3 training.learning_rate: unknown key; did you mean optimizer.learning_rate?",
+    ),
+    case(
+        "alias", "training:\n  lr: 3e-4\n", "c.yaml:2:3 training.lr: unknown key; did you mean optimizer.learning_rate?"
+    ),
+    case(
+        "hugging face names",
+        "model:\n"
+        "  hidden_size: 512\n"
+        "  num_hidden_layers: 4\n"
+        "  num_experts_per_tok: 2\n"
+        "  max_position_embeddings: 512\n",
+        "c.yaml:2:3 model.hidden_size: unknown key; did you mean model.d_model?\n"
+        "c.yaml:3:3 model.num_hidden_layers: unknown key; did you mean model.num_layers?\n"
+        "c.yaml:4:3 model.num_experts_per_tok: unknown key; did you mean model.moe.router.top_k?\n"
+        "c.yaml:5:3 model.max_position_embeddings: unknown key; did you mean data.sequence_length?",
+    ),
+    case(
+        "megatron names",
+        "moe_router_topk: 2\nexpert_model_parallel_size: 2\n",
+        "c.yaml:1:1 moe_router_topk: unknown key; did you mean model.moe.router.top_k?\n"
+        "c.yaml:2:1 expert_model_parallel_size: unknown key; did you mean parallelism.expert?",
+    ),
+    case("key at the wrong level", "d_model: 512\n", "c.yaml:1:1 d_model: unknown key; did you mean model.d_model?"),
+    case(
+        "unlike any key",
+        "training:\n  frobnicate: 1\n",
+        "c.yaml:2:3 training.frobnicate: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, evaluation_interval, evaluation_batch_size, activation_checkpointing",
+    ),
+    case(
+        "number as key",
+        "training:\n  8: 1\n",
+        "c.yaml:2:3 training.8: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, evaluation_interval, evaluation_batch_size, activation_checkpointing",
+    ),
+    case(
+        "dotted key",
+        "model.d_model: 512\n",
+        "c.yaml:1:1 model.d_model: unknown key; expected nested sections instead of dots",
+    ),
+    # rules over several keys
+    case(
+        "heads do not divide the width",
+        "model:\n  d_model: 100\n",
+        "c.yaml:2:12 model.attention.num_heads: does not divide model.d_model = 100 (got 8, the default); expected a divisor of 100, or model.attention.head_dim given",
+    ),
+    case(
+        "odd heads",
+        "model:\n  d_model: 200\n",
+        "c.yaml:2:12 model.d_model: makes heads of odd width with model.attention.num_heads = 8 (got 200); expected an even multiple of 8",
+    ),
+    case(
+        "odd head_dim",
+        "model:\n  attention: {head_dim: 33}\n",
+        "c.yaml:2:25 model.attention.head_dim: is odd (got 33); expected an even number, since rotary embedding turns pairs",
+    ),
+    case(
+        "kv heads",
+        "model:\n  attention: {num_heads: 8, num_kv_heads: 3}\n",
+        "c.yaml:2:43 model.attention.num_kv_heads: does not divide model.attention.num_heads = 8 (got 3); expected a divisor of 8",
+    ),
+    case(
+        "accumulation",
+        "training:\n  batch_size: 16\n  gradient_accumulation: 3\n",
+        "c.yaml:3:26 training.gradient_accumulation: does not divide training.batch_size = 16 (got 3); expected a divisor of 16",
+    ),
+    case(
+        "warm-up",
+        "training:\n  steps: 100\noptimizer:\n  schedule: {warmup_steps: 200}\n",
+        "c.yaml:4:28 optimizer.schedule.warmup_steps: more than the steps of the run (got 200); expected at most training.steps (100)",
+    ),
+    case(
+        "first_dense",
+        "model:\n  num_layers: 2\n  moe:\n    first_dense: 2\n",
+        "c.yaml:4:18 model.moe.first_dense: leaves no block with experts (got 2); expected less than model.num_layers (2)",
+    ),
+    case(
+        "every",
+        "model:\n  moe:\n    every: 5\n",
+        "c.yaml:3:12 model.moe.every: leaves no block with experts (got 5); expected at most model.num_layers (4) - model.moe.first_dense (0)",
+    ),
+    case(
+        "more experts a token than experts",
+        "model:\n  moe:\n    num_experts: 4\n    router: {name: topk, top_k: 8}\n",
+        "c.yaml:4:33 model.moe.router.top_k: more experts a token than there are (got 8); expected at most model.moe.num_experts (4)",
+    ),
+    case(
+        "default more than experts",
+        "model:\n  moe:\n    num_experts: 1\n",
+        "c.yaml:3:18 model.moe.router.top_k: more experts a token than there are (got 2, the default); expected at most model.moe.num_experts (1)",
+    ),
+    case(
+        "groups",
+        "model:\n  moe:\n    router: {name: sigmoid_bias, num_groups: 3}\n",
+        "c.yaml:3:46 model.moe.router.num_groups: does not divide the experts (got 3); expected a divisor of model.moe.num_experts (8)",
+    ),
+    case(
+        "top_groups",
+        "model:\n  moe:\n    router: {name: sigmoid_bias, num_groups: 2, top_groups: 4}\n",
+        "c.yaml:3:61 model.moe.router.top_groups: more groups than there are (got 4); expected at most num_groups (2)",
+    ),
+    case(
+        "top_k over its groups",
+        "model:\n  moe:\n    router: {name: sigmoid_bias, num_groups: 8}\n",
+        "c.yaml:3:5 model.moe.router.top_k: more experts a token than its groups hold (got 2, the default); expected at most 1",
+    ),
+    case(
+        "gshard with one expert",
+        "model:\n  moe: {num_experts: 1, router: {name: gshard}}\n",
+        "c.yaml:2:40 model.moe.router.name: gshard sends each token to 2 experts (got gshard); expected model.moe.num_experts of at least 2",
+    ),
+    case(
+        "capacity factor without policy",
+        "model:\n  moe:\n    capacity:\n      factor: 1.25\n",
+        "c.yaml:4:15 model.moe.capacity.factor: has no effect while model.moe.capacity.policy is dropless (got 1.25); expected model.moe.capacity.policy factor, or this key left out",
+    ),
+    case(
+        "drop without capacity",
+        "model:\n  moe:\n    capacity: {policy: dropless, drop: probability}\n",
+        "c.yaml:3:40 model.moe.capacity.drop: has no effect while model.moe.capacity.policy is dropless (got probability); expected model.moe.capacity.policy factor, or this key left out",
+    ),
+    case(
+        "decay_fraction of cosine",
+        "optimizer:\n  schedule:\n    decay_fraction: 0.1\n",
+        "c.yaml:3:21 optimizer.schedule.decay_fraction: has no effect while optimizer.schedule.name is cosine (got 0.1); expected optimizer.schedule.name wsd, or this key left out",
+    ),
+    case(
+        "final_fraction of constant",
+        "optimizer:\n  schedule: {name: constant, final_fraction: 0.1}\n",
+        "c.yaml:2:46 optimizer.schedule.final_fraction: has no effect while optimizer.schedule.name is constant (got 0.1); expected optimizer.schedule.name cosine or wsd, or this key left out",
+    ),
+    case(
+        "normalize_gates after",
+        "model:\n  moe:\n    router: {name: topk, softmax: after, normalize_gates: false}\n",
+        "c.yaml:3:59 model.moe.router.normalize_gates: has no effect while model.moe.router.softmax is after (got false); expected model.moe.router.softmax before, or this key left out",
+    ),
+    case(
+        "vocabulary below bpe",
+        "model:\n  vocab_size: 1000\n",
+        "c.yaml:2:15 model.vocab_size: smaller than the vocabulary of the tokenizer (got 1000); expected at least data.tokenizer.vocab_size (4096), or null",
+        "data.tokenizer.name=bpe",
+    ),
+    case(
+        "vocabulary below byte",
+        "model:\n  vocab_size: 256\ndata:\n  tokenizer: {name: byte}\n",
+        "c.yaml:2:15 model.vocab_size: smaller than the vocabulary of the tokenizer (got 256); expected at least 257 for data.tokenizer.name byte, or null",
+    ),
+    case(
+        "ranks",
+        "parallelism:\n  data: 2\n  expert: 4\n",
+        "c.yaml:2:9 parallelism.data: more than one rank is not available yet (got 2); expected 1\n"
+        "c.yaml:3:11 parallelism.expert: more than one rank is not available yet (got 4); expected 1",
+    ),
+    case(
+        "numpy",
+        "backend: {name: numpy, device: cuda, dtype: bfloat16, compile: true}\n",
+        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); expected auto or cpu\n"
+        "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 (got bfloat16); expected auto, float32 or float64\n"
+        "c.yaml:1:64 backend.compile: backend numpy compiles nothing (got true); expected false",
+    ),
+    # overrides
+    case("override without =", "", '--set model.d_model: has no "="; expected section.key=value', "model.d_model"),
+    case(
+        "override with an empty key",
+        "",
+        "--set model..d_model=3: has an empty key; expected section.key=value\n"
+        "--set =4: has an empty key; expected section.key=value",
+        "model..d_model=3",
+        "=4",
+    ),
+    case(
+        "override of an unknown key",
+        "",
+        "--set model.d_modle=256 model.d_modle: unknown key; did you mean model.d_model?",
+        "model.d_modle=256",
+    ),
+    case(
+        "override in an unknown section",
+        "",
+        "--set trainer.lr=3 trainer: unknown key; did you mean training?",
+        "trainer.lr=3",
+    ),
+    case(
+        "override of a wrong type",
+        "",
+        "--set training.steps=many training.steps: is a string (got many); expected an integer of at least 1",
+        "training.steps=many",
+    ),
+    case(
+        "override with bad YAML",
+        "",
+        "--set data.source.paths=[a data.source.paths: not valid YAML: while parsing a flow sequence at 1:1, expected ',' or ']', but got '<stream end>'",
+        "data.source.paths=[a",
+    ),
+    case(
+        "override with a fault inside",
+        "",
+        "--set model={d_model: x, num_layers: 0} model.d_model: is a string (got x); expected an integer of at least 1\n"
+        "--set model={d_model: x, num_layers: 0} model.num_layers: is out of range (got 0); expected an integer of at least 1",
+        "model={d_model: x, num_layers: 0}",
+    ),
+    case(
+        "override below a value",
+        "",
+        "--set training.steps.count=3 training.steps: is a mapping; expected an integer of at least 1",
+        "training.steps.count=3",
+    ),
+    case(
+        "override of a section by a word",
+        "",
+        "--set model.moe.router=switch model.moe.router: is a string (got switch); expected a mapping with a name: switch, topk, gshard, sigmoid_bias; did you mean model.moe.router.name: switch?",
+        "model.moe.router=switch",
+    ),
+    case(
+        "override of a section by null",
+        "",
+        "--set model.moe=null model.moe: is null; expected a mapping",
+        "model.moe=null",
+    ),
+    case(
+        "override breaks a rule of the file",
+        "training:\n  gradient_accumulation: 4\n",
+        "c.yaml:2:26 training.gradient_accumulation: does not divide training.batch_size = 10 (got 4); expected a divisor of 10",
+        "training.batch_size=10",
+    ),
+    case(
+        "override breaks a rule of a default",
+        "model:\n  num_layers: 4\n",
+        "--set model.moe.num_experts=1 model.moe.router.top_k: more experts a token than there are (got 2, the default); expected at most model.moe.num_experts (1)",
+        "model.moe.num_experts=1",
+    ),
+    case(
+        "override without effect",
+        "optimizer:\n  schedule: {name: cosine}\n",
+        "--set optimizer.schedule.decay_fraction=0.1 optimizer.schedule.decay_fraction: has no effect while optimizer.schedule.name is cosine (got 0.1); expected optimizer.schedule.name wsd, or this key left out",
+        "optimizer.schedule.decay_fraction=0.1",
+    ),
+    case(
+        "override of an option of another router",
+        "model:\n  moe:\n    router: {name: switch}\n",
+        "--set model.moe.router.top_k=2 model.moe.router.top_k: is an option of topk and sigmoid_bias, not of switch",
+        "model.moe.router.top_k=2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "overrides"), CASES)
+def test_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str, overrides: tuple[str, ...]):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config("c.yaml", overrides)
+    assert str(error.value) == message

@@ -1,0 +1,67 @@
+"""The resolved config, the JSON Schema and the generated page."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from moeport.config import Config, json_schema, load_config, resolved_yaml
+
+GENERATOR = Path(__file__).parents[2] / "docs" / "generate_configuration.py"
+
+OVERRIDES = [
+    (),
+    ("model.moe.router={name: sigmoid_bias, num_groups: 4, top_groups: 2}", "optimizer.eps=1e-12"),
+    ("model.moe.router={name: topk, softmax: after}", "model.moe.capacity={policy: factor, drop: probability}"),
+    ("data.source={name: files, paths: ['1e-3', 'yes', '2026-01-31', 'é']}", "data.tokenizer.name=byte"),
+    ("optimizer.schedule={name: constant}", "optimizer.clip_norm=null", "run.dir='~'"),
+]
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_resolved_yaml_loads_back(tmp_path, overrides):
+    config = load_config(None, overrides)
+    (tmp_path / "c.yaml").write_text(resolved_yaml(config), encoding="utf-8")
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_resolved_yaml_has_every_section_and_value():
+    text = resolved_yaml(Config())
+    assert text.startswith("run:\n  dir: runs/default\nmodel:\n  num_layers: 4\n")
+    assert "    capacity:\n      policy: dropless\n      factor: 1.25\n      drop: position\n" in text
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_json_schema_accepts_configs(overrides):
+    Draft202012Validator.check_schema(json_schema())
+    Draft202012Validator(json_schema()).validate(load_config(None, overrides).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"d_modle": 1}},
+        {"model": {"d_model": "256"}},
+        {"training": {"steps": 0}},
+        {"model": {"moe": {"router": {"top_k": 2}}}},
+        {"model": {"moe": {"router": {"name": "switch", "top_k": 2}}}},
+    ],
+)
+def test_json_schema_refuses(values):
+    assert not Draft202012Validator(json_schema()).is_valid(values)
+
+
+def test_every_key_has_a_description():
+    schema = json_schema()
+    assert schema["title"] == "moeport config"
+    for section in [schema, *schema["$defs"].values()]:
+        assert all(field.get("description") for field in section["properties"].values())
+
+
+def test_page_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("generate_configuration", GENERATOR)
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    text = generator.PAGE.read_text(encoding="utf-8")
+    assert text == generator.page(text), "run python docs/generate_configuration.py"

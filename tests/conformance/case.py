@@ -1,0 +1,63 @@
+"""One use of one operation, with a formula for its result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeport.core.dispatch import DispatchPlan, plan_dispatch
+from moeport.core.routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    op: str
+    """Name in PRIMITIVES or KERNELS."""
+    label: str
+    call: Callable[..., Any]
+    """(ops, *inputs) -> array, or a tuple of arrays."""
+    formula: Callable[..., Any]
+    """The same from numpy inputs, without Ops: float64, indices or truth values."""
+    inputs: tuple[np.ndarray, ...] = ()
+    """float64 arrays become the compute type of the target; the others are indices or conditions."""
+    weights: tuple[int, ...] = ()
+    """Positions of inputs that are parameters, of the target's parameter type."""
+    differentiable: bool = True
+    """By all its float inputs."""
+    accurate: bool = False
+    """The result is in float32 at least."""
+
+    def __str__(self):
+        return f"{self.op}-{self.label}"
+
+    @property
+    def variables(self):
+        """Positions of the inputs that it is differentiated by."""
+        if not self.differentiable:
+            return ()
+        return tuple(position for position, x in enumerate(self.inputs) if x.dtype == np.float64)
+
+    def arguments(self, backend):
+        """The inputs on a backend, in the types a model would give them."""
+        types = [backend.parameter_dtype if i in self.weights else backend.dtype for i in range(len(self.inputs))]
+        return [
+            backend.ops.cast(backend.ops.from_numpy(x), dtype) if x.dtype == np.float64 else backend.ops.from_numpy(x)
+            for x, dtype in zip(self.inputs, types, strict=True)
+        ]
+
+    def outputs(self, ops, *arguments):
+        """Results as a tuple."""
+        out = self.call(ops, *arguments)
+        return out if isinstance(out, tuple | list) else (out,)
+
+    def expected(self):
+        """What `formula` gives, as a tuple of arrays."""
+        out = self.formula(*self.inputs)
+        return tuple(np.asarray(x) for x in (out if isinstance(out, tuple | list) else (out,)))
+
+
+def dispatch_plan(ops, expert_N, choices, num_experts) -> DispatchPlan:
+    """The plan for assignments in token-major order."""
+    num_tokens = expert_N.shape[0] // choices
+    return plan_dispatch(ops, Routing(expert_N, expert_N, num_tokens, num_experts, expert_N, expert_N, choices))

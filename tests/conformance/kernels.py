@@ -1,0 +1,163 @@
+"""Cases of every kernel."""
+
+import numpy as np
+
+from tests.conformance import formulas
+from tests.conformance.case import Case, dispatch_plan
+from tests.support import grid, rng
+
+EXPERTS = 3
+
+
+def linear():
+    def call(ops, x, w):
+        return ops.linear(x, w)
+
+    def formula(x, w):
+        return np.einsum("...i,oi->...o", x, w)
+
+    yield Case("linear", "matrix", call, formula, (grid(1, 5, 4), grid(2, 3, 4)), weights=(1,))
+    yield Case("linear", "batched", call, formula, (grid(1, 2, 3, 4), grid(2, 3, 4)), weights=(1,))
+    yield Case("linear", "no rows", call, formula, (grid(1, 0, 4), grid(2, 3, 4)), weights=(1,))
+
+
+def rms_norm():
+    def call(ops, x, weight):
+        return ops.rms_norm(x, weight, 1e-5)
+
+    def formula(x, weight):
+        return formulas.rms_norm(x, weight, 1e-5)
+
+    yield Case("rms_norm", "matrix", call, formula, (grid(3, 3, 8), grid(4, 8)), weights=(1,))
+    yield Case("rms_norm", "heads", call, formula, (grid(3, 2, 3, 2, 4), grid(4, 4)), weights=(1,))
+    yield Case(
+        "rms_norm",
+        "large eps",
+        lambda ops, x, weight: ops.rms_norm(x, weight, 0.5),
+        lambda x, weight: formulas.rms_norm(x, weight, 0.5),
+        (grid(3, 3, 8), grid(4, 8)),
+        weights=(1,),
+    )
+
+
+def rope():
+    angle_SP = np.array([[0.0, 0.0], [1.0, 0.25], [2.0, 0.5]])
+
+    def call(ops, x):
+        tables = [ops.from_numpy(np.tile(table, 2)) for table in (np.cos(angle_SP), np.sin(angle_SP))]
+        dtype = "float64" if ops.dtype(x) == "float64" else "float32"
+        return ops.rope(x, *(ops.cast(table, dtype) for table in tables))
+
+    yield Case("rope", "pairs", call, lambda x: formulas.rope(x, angle_SP), (grid(5, 2, 3, 2, 4),))
+
+
+def attention():
+    for heads, groups in ((2, 2), (2, 1), (4, 2), (4, 1)):
+        yield Case(
+            "attention",
+            f"{heads} heads on {groups}",
+            lambda ops, q, k, v: ops.attention(q, k, v),
+            formulas.attention,
+            (grid(6, 2, 4, heads, 2), grid(7, 2, 4, groups, 2), grid(8, 2, 4, groups, 2)),
+        )
+    yield Case(
+        "attention",
+        "one token",
+        lambda ops, q, k, v: ops.attention(q, k, v),
+        lambda q, k, v: v,
+        (grid(6, 2, 1, 2, 4), grid(7, 2, 1, 2, 4), grid(8, 2, 1, 2, 4)),
+    )
+
+
+def activations():
+    yield Case("swiglu", "x", lambda ops, x: ops.swiglu(x), formulas.swiglu, (grid(9, 3, 8),))
+    yield Case("gelu", "x", lambda ops, x: ops.gelu(x), formulas.gelu, (grid(10, 3, 4),))
+
+
+def mlps():
+    for activation, rows in (("swiglu", 6), ("gelu", 3)):
+        yield Case(
+            "mlp",
+            activation,
+            lambda ops, x, w_in, w_out, a=activation: ops.mlp(x, w_in, w_out, a),
+            lambda x, w_in, w_out, a=activation: formulas.mlp(x, w_in, w_out, a),
+            (grid(11, 2, 3, 4), grid(12, rows, 4), grid(13, 4, 3)),
+            weights=(1, 2),
+        )
+        counts = {
+            "every expert": [1, 3, 3],
+            "an expert without rows": [3, 0, 4],
+            "all rows to one expert": [0, 7, 0],
+            "rows of nobody": [2, 0, 1],
+            "only rows of nobody": [0, 0, 0],
+        }
+        for label, counts_E in counts.items():
+            yield Case(
+                "grouped_mlp",
+                f"{activation} {label}",
+                lambda ops, x, w_in, w_out, n, a=activation: ops.grouped_mlp(x, w_in, w_out, n, a),
+                lambda x, w_in, w_out, n, a=activation: formulas.grouped_mlp(x, w_in, w_out, n, a),
+                (grid(14, 7, 4), grid(15, EXPERTS, rows, 4), grid(16, EXPERTS, 4, 3), np.array(counts_E)),
+                weights=(1, 2),
+            )
+
+
+ASSIGNMENTS = {
+    "one choice": (1, [2, 0, 2, 1, 0]),
+    "two choices": (2, [2, 0, 1, 2, 2, 0, 0, 1]),
+    "all experts": (3, [2, 0, 1, 1, 0, 2]),
+    "an expert without rows": (2, [2, 0, 0, 2, 2, 0]),
+    "all to one expert": (1, [1, 1, 1, 1]),
+    "some to nowhere": (2, [2, 3, 3, 3, 0, 3, 1, 0]),
+    "one token": (2, [1, 0]),
+}
+"""Choices a token and expert of each assignment; expert 3 is nowhere."""
+
+
+def dispatch():
+    for label, (choices, experts) in ASSIGNMENTS.items():
+        expert_N = np.array(experts)
+        yield Case(
+            "permute",
+            label,
+            lambda ops, x, e, k=choices: ops.permute(x, dispatch_plan(ops, e, k, EXPERTS)),
+            lambda x, e, k=choices: formulas.permute(x, e, k),
+            (grid(17, len(experts) // choices, 4), expert_N),
+        )
+        yield Case(
+            "unpermute",
+            label,
+            lambda ops, y, w, e, k=choices: ops.unpermute(y, w, dispatch_plan(ops, e, k, EXPERTS)),
+            lambda y, w, e, k=choices: formulas.unpermute(y, w, e, k),
+            (grid(18, len(experts), 4), np.where(expert_N < EXPERTS, grid(19, len(experts)), 0.0), expert_N),
+            weights=(1,),
+        )
+
+
+def cross_entropy():
+    def call(ops, logits, targets):
+        return ops.cross_entropy(logits, targets)
+
+    several = rng(20).integers(0, 5, 6)
+    yield Case("cross_entropy", "rows", call, formulas.cross_entropy, (grid(21, 6, 5), several), accurate=True)
+    many = rng(22).integers(0, 2, 515)
+    yield Case(
+        "cross_entropy",
+        "more rows than one block holds",
+        call,
+        formulas.cross_entropy,
+        (grid(23, 515, 2), many),
+        accurate=True,
+    )
+
+
+CASES = [
+    *linear(),
+    *rms_norm(),
+    *rope(),
+    *attention(),
+    *activations(),
+    *mlps(),
+    *dispatch(),
+    *cross_entropy(),
+]

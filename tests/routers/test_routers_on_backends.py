@@ -1,0 +1,149 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import RouterContext
+from moeport.routers import ROUTERS, build_router
+from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_target, every_training_target
+from tests.routers.examples import (
+    CONFIGS,
+    EXAMPLES,
+    EXPERTS,
+    WIDTH,
+    context,
+    hidden_states,
+    label,
+    route,
+    router_params,
+)
+from tests.support import assert_close, finite_difference, grid
+
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=label)
+ARRAYS = ("weight_N", "logits_TE", "probs_TE")
+
+
+def test_every_router_has_examples():
+    assert EXAMPLES.keys() == ROUTERS.keys()
+    for name, configs in EXAMPLES.items():
+        assert {type(config) for config in configs} == {ROUTERS[name][0]}
+        assert {config.name for config in configs} == {name}
+
+
+def placed(backend, config):
+    """(router, params, x, context) on a backend: hidden states in the compute type."""
+    ops, router = backend.ops, build_router(config, WIDTH, EXPERTS)
+    params = {k: ops.cast(ops.from_numpy(v), backend.parameter_dtype) for k, v in router_params(router).items()}
+    noise = {name: ops.from_numpy(u.astype(np.float32)) for name, u in context(router).noise.items()}
+    x_TD = ops.cast(ops.from_numpy(hidden_states()), backend.dtype)
+    return router, params, x_TD, RouterContext(layer=0, training=True, noise=noise)
+
+
+@every_config
+@every_target
+def test_decisions_and_gates_are_those_of_the_reference(target, config):
+    """Where the compute type has rounded the hidden states, the reference sees the rounded ones."""
+    backend = target.build()
+    ops = backend.ops
+    router, params, x_TD, its_context = placed(backend, config)
+    got = router.route(ops, params, x_TD, its_context)
+    want = route(config, x_TD=ops.to_numpy(x_TD).astype(np.float64))
+    assert ops.to_numpy(got.expert_N).tolist() == want.expert_N.tolist()
+    accurate = "float64" if target.dtype == "float64" else "float32"
+    for name in ARRAYS:
+        assert ops.dtype(getattr(got, name)) == accurate
+        assert_close(ops.to_numpy(getattr(got, name)), getattr(want, name), TOLERANCE[accurate], name)
+    for name in ("num_tokens", "num_experts", "balanced_choices", "choices_per_token"):
+        assert getattr(got, name) == getattr(want, name)
+
+
+def scalar(ops, routing, weights):
+    """A sum over everything differentiable in a routing."""
+    terms = [ops.sum(getattr(routing, name) * v) for name, v in zip(ARRAYS, weights, strict=True)]
+    return terms[0] + terms[1] + terms[2]
+
+
+@every_config
+@every_training_target
+def test_gradients_are_those_of_finite_differences(target, config):
+    if target.dtype == "bfloat16":
+        pytest.skip("scores are computed in float32: the float32 target covers them")
+    backend = target.build()
+    ops = backend.ops
+    router, params, x_TD, its_context = placed(backend, config)
+    names = ["weight", "x"]
+    reference = route(config)
+    weights = [grid(30 + i, *getattr(reference, name).shape) for i, name in enumerate(ARRAYS)]
+    on_device = [ops.cast(ops.from_numpy(v), backend.dtype) for v in weights]
+
+    def total(inputs):
+        routing = router.route(ops, {**params, "weight": inputs["weight"]}, inputs["x"], its_context)
+        return scalar(ops, routing, on_device)
+
+    _, grads = backend.value_and_grad(total)({"weight": params["weight"], "x": x_TD})
+
+    def by_weight(weight):
+        return scalar(NumpyOps(), route(config, params=router_params(router) | {"weight": weight}), weights)
+
+    def by_tokens(x_TD):
+        return scalar(NumpyOps(), route(config, x_TD=x_TD), weights)
+
+    wanted = [
+        finite_difference(by_weight, router_params(router)["weight"]),
+        finite_difference(by_tokens, hidden_states()),
+    ]
+    for name, want in zip(names, wanted, strict=True):
+        assert_close(ops.to_numpy(grads[name]), want, GRADIENT_TOLERANCE[target.dtype], name)
+
+
+@every_config
+def test_each_token_goes_to_as_many_different_experts_as_the_config_says(config):
+    routing = route(config, training=False)
+    assert routing.choices_per_token == config.experts_per_token
+    for experts in routing.expert_N.reshape(routing.num_tokens, -1).tolist():
+        assert len(set(experts)) == config.experts_per_token
+        assert set(experts) <= set(range(EXPERTS))
+
+
+@every_config
+def test_equal_scores_go_to_the_lower_index(config):
+    router = build_router(config, WIDTH, EXPERTS)
+    params = {name: np.zeros_like(value) for name, value in router_params(router).items()}
+    routing = route(config, params=params, training=False)
+    assert routing.expert_N.reshape(routing.num_tokens, -1).tolist() == (
+        [list(range(config.experts_per_token))] * routing.num_tokens
+    )
+
+
+@every_config
+def test_tokens_are_routed_one_by_one(config):
+    """The routing of a token does not depend on the others in the batch."""
+    whole = route(config, training=False)
+    shape = (whole.num_tokens, -1)
+    alone = [route(config, x_TD=hidden_states()[i : i + 1], training=False) for i in range(whole.num_tokens)]
+    assert whole.expert_N.reshape(shape).tolist() == [routing.expert_N.tolist() for routing in alone]
+    assert_close(whole.weight_N.reshape(shape), [routing.weight_N for routing in alone], 1e-14)
+
+
+@every_config
+def test_probabilities_sum_to_one(config):
+    probs_TE = route(config).probs_TE
+    assert (probs_TE > 0).all()
+    assert_close(probs_TE.sum(axis=1), np.ones(len(probs_TE)), 1e-14)
+
+
+@every_config
+def test_parameters(config):
+    router = build_router(config, WIDTH, EXPERTS, init_std=0.5)
+    trained = [spec for spec in router.parameter_specs() if spec.trainable]
+    assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
+    assert config.parameter_count(WIDTH, EXPERTS) == sum(spec.size for spec in trained)
+    assert router.paper.count("arXiv") >= 1
+
+
+@every_config
+def test_a_routing_is_frozen(config):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        route(config).num_tokens = 1

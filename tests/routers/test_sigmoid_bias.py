@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.core.losses import chosen_counts
+from moeport.routers import build_router
+from moeport.routers.sigmoid_bias import SigmoidBiasConfig
+from tests.routers.examples import EXPERTS, WIDTH, choices, route
+from tests.support import assert_close, rng
+
+LOGITS = np.array([[3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0]])
+SCORES = 1 / (1 + np.exp(-LOGITS[0]))
+
+
+def routed(bias, logits=LOGITS, **options):
+    experts = logits.shape[1]
+    params = {"weight": np.eye(experts), "bias": np.array(bias, np.float64)}
+    return choices(route(SigmoidBiasConfig(**options), params, logits, num_experts=experts))
+
+
+def test_gates_are_normalised_sigmoids():
+    experts, gates = routed(np.zeros(8), top_k=3)
+    assert experts.tolist() == [[0, 1, 2]]
+    assert_close(gates[0], SCORES[:3] / SCORES[:3].sum(), 1e-15)
+
+
+def test_gates_without_normalisation_are_sigmoids():
+    _, gates = routed(np.zeros(8), top_k=3, normalize_gates=False)
+    assert_close(gates[0], SCORES[:3], 1e-15)
+
+
+def test_the_bias_changes_the_choice_but_not_the_gates():
+    bias = np.where(np.arange(8) == 7, 2.0, 0.0)
+    experts, gates = routed(bias, top_k=2, normalize_gates=False)
+    assert experts.tolist() == [[7, 0]]
+    assert_close(gates[0], SCORES[[7, 0]], 1e-15)
+
+
+def test_the_choice_stays_inside_the_best_groups():
+    """Groups of two: (0, 1), (2, 3), (4, 5), (6, 7), ranked by the sum of their two best biased scores."""
+    bias = [-4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5]
+    experts, _ = routed(bias, top_k=3, num_groups=4, top_groups=2)
+    selection = SCORES + bias
+    sums = selection.reshape(4, 2).sum(axis=1)
+    assert set(np.argsort(-sums)[:2]) == {1, 3}
+    inside = sorted([2, 3, 6, 7], key=lambda e: -selection[e])
+    assert experts.tolist() == [inside[:3]]
+    assert int(np.argmax(selection)) in {1, 6}
+
+
+def test_groups_of_three_count_their_two_best():
+    """The group with the best single expert loses to the one with the better pair."""
+    scores = np.array([[0.9, 0.1, 0.1, 0.6, 0.6, 0.0001]])
+    experts, _ = routed(np.zeros(6), np.log(scores / (1 - scores)), top_k=2, num_groups=2, top_groups=1)
+    assert experts.tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize(("groups", "top_groups"), [(2, 1), (4, 2), (4, 3), (8, 5)])
+def test_the_group_limit_holds_for_many_tokens(groups, top_groups):
+    logits = rng(1).standard_normal((200, 8))
+    experts, _ = routed(rng(2).standard_normal(8) / 4, logits, top_k=2, num_groups=groups, top_groups=top_groups)
+    selection = 1 / (1 + np.exp(-logits)) + rng(2).standard_normal(8) / 4
+    for chosen, scores in zip(experts.tolist(), selection, strict=True):
+        pairs = [sorted(group, reverse=True)[:2] for group in scores.reshape(groups, -1).tolist()]
+        best = sorted(range(groups), key=lambda group: -sum(pairs[group]))[:top_groups]
+        allowed = [expert for expert in range(8) if expert // (8 // groups) in best]
+        assert chosen == sorted(allowed, key=lambda expert: -scores[expert])[:2]
+
+
+def test_as_many_groups_as_there_are_is_no_limit():
+    logits, bias = rng(1).standard_normal((50, 8)), np.zeros(8)
+    limited = routed(bias, logits, num_groups=4, top_groups=4)
+    free = routed(bias, logits)
+    assert limited[0].tolist() == free[0].tolist()
+
+
+def router(**options):
+    return build_router(SigmoidBiasConfig(**options), WIDTH, EXPERTS)
+
+
+def test_overloaded_experts_move_down_and_idle_ones_up():
+    load_E = np.array([10, 4, 4, 4, 4, 4, 2, 0])
+    state = {"bias": np.full(EXPERTS, 0.5, np.float32)}
+    new = router(bias_update_rate=0.25).update_state(state, load_E)
+    assert new["bias"].tolist() == [0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75]
+    assert new["bias"].dtype == np.float32
+    assert state["bias"].tolist() == [0.5] * EXPERTS
+
+
+def test_balanced_loads_change_nothing():
+    state = {"bias": np.arange(EXPERTS, dtype=np.float32)}
+    assert router().update_state(state, np.full(EXPERTS, 3))["bias"].tolist() == list(range(EXPERTS))
+
+
+def test_repeated_updates_balance_skewed_tokens():
+    config = SigmoidBiasConfig(bias_update_rate=0.01)
+    logits = rng(3).standard_normal((500, EXPERTS)) + np.linspace(-1, 1, EXPERTS)
+    state = {"bias": np.zeros(EXPERTS, np.float32)}
+
+    def loads():
+        params = {"weight": np.eye(EXPERTS), "bias": state["bias"]}
+        return chosen_counts(NumpyOps(), route(config, params, logits).expert_N, EXPERTS)
+
+    before = loads()
+    for _ in range(100):
+        state = router(bias_update_rate=0.01).update_state(state, loads())
+    after, mean = loads(), 2 * 500 / EXPERTS
+    assert before.max() > 1.7 * mean
+    assert after.max() < 1.1 * mean
+    assert after.min() > 0.9 * mean
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"top_k": 9}, ("top_k", "more experts a token than there are", "at most model.moe.num_experts (8)")),
+        (
+            {"num_groups": 3},
+            ("num_groups", "does not divide the experts", "a divisor of model.moe.num_experts (8)"),
+        ),
+        ({"num_groups": 2, "top_groups": 3}, ("top_groups", "more groups than there are", "at most num_groups (2)")),
+        (
+            {"top_k": 5, "num_groups": 4, "top_groups": 2},
+            ("top_k", "more experts a token than its groups hold", "at most 4"),
+        ),
+    ],
+)
+def test_problems(options, problem):
+    assert SigmoidBiasConfig(**options).problems(8) == [problem]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 8}, {"top_k": 4, "num_groups": 4, "top_groups": 2}])
+def test_no_problems(options):
+    assert SigmoidBiasConfig(**options).problems(8) == []

@@ -1,0 +1,166 @@
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+
+from moeport.errors import DataError
+from moeport.train.metrics import (
+    EvaluationMetrics,
+    MetricsLog,
+    iterate_metrics,
+    read_metrics,
+)
+from tests.train.metrics_examples import STEP
+
+
+def write(run_dir, steps, resume_step=None, **options):
+    with MetricsLog(run_dir, tensorboard=False, resume_step=resume_step) as log:
+        for step in steps:
+            log.step(replace(STEP, step=step, **options))
+            if step % 2 == 0:
+                log.evaluation(EvaluationMetrics(step, val_loss=3.0 + step, val_bits_per_byte=1.5))
+
+
+def test_records_are_read_back_as_written(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=False, resume_step=None) as log:
+        log.step(STEP)
+        log.step(replace(STEP, step=2, mfu=None))
+        log.evaluation(EvaluationMetrics(2, 3.5, 1.7))
+    steps, evaluations = read_metrics(tmp_path / "metrics.jsonl")
+    assert steps == [STEP, replace(STEP, step=2, mfu=None)]
+    assert evaluations == [EvaluationMetrics(2, 3.5, 1.7)]
+    assert list(iterate_metrics(tmp_path / "metrics.jsonl")) == steps + evaluations
+
+
+def test_a_line_has_the_documented_keys(tmp_path):
+    write(tmp_path, [1, 2])
+    first, _, evaluation = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first) == asdict(STEP)
+    assert list(json.loads(evaluation)) == ["step", "val_loss", "val_bits_per_byte"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_numbers_are_null_in_valid_json(tmp_path, value):
+    write(tmp_path, [1], loss=value, expert_load=[[0.5, value]])
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert record["loss"] is None
+    assert record["expert_load"] == [[0.5, None]]
+    (step,), _ = read_metrics(tmp_path / "metrics.jsonl")
+    assert math.isnan(step.loss)
+    assert step.total_loss == STEP.total_loss
+
+
+def test_each_record_is_in_the_file_before_the_log_is_closed(tmp_path):
+    log = MetricsLog(tmp_path, tensorboard=False, resume_step=None)
+    log.step(STEP)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 1
+    log.close()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200])
+def test_a_partial_last_line_is_not_read(tmp_path, cut):
+    write(tmp_path, [1, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[: -cut - 1])
+    steps, _ = read_metrics(path)
+    assert [step.step for step in steps] == [1]
+
+
+def test_a_broken_line_before_the_last_is_an_error_with_its_place(tmp_path):
+    write(tmp_path, [1, 3])
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{first[:40]}\n{second}\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is no record"):
+        read_metrics(path)
+
+
+def test_a_record_without_a_key_is_an_error_with_its_place(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step":1}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: has no loss"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_resuming_drops_later_records_and_a_partial_last_line(tmp_path):
+    write(tmp_path, range(1, 8))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step":8,"lo')
+    write(tmp_path, [5, 6], resume_step=4, loss=1.0)
+    steps, evaluations = read_metrics(path)
+    assert [(step.step, step.loss) for step in steps] == [(1, 8.3), (2, 8.3), (3, 8.3), (4, 8.3), (5, 1.0), (6, 1.0)]
+    assert [evaluation.step for evaluation in evaluations] == [2, 4, 6]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_resuming_after_a_record_that_lost_only_its_line_end(tmp_path):
+    write(tmp_path, [1])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().rstrip("\n"))
+    write(tmp_path, [3], resume_step=1)
+    assert [step.step for step in read_metrics(path)[0]] == [1, 3]
+
+
+def test_resuming_without_a_file_starts_one(tmp_path):
+    write(tmp_path, [6], resume_step=5)
+    assert [step.step for step in read_metrics(tmp_path / "metrics.jsonl")[0]] == [6]
+
+
+def test_a_fresh_run_starts_a_fresh_file(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    write(tmp_path, [1])
+    assert [step.step for step in read_metrics(tmp_path / "metrics.jsonl")[0]] == [1]
+
+
+def accumulate(run_dir):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    return events
+
+
+def test_tensorboard_events_are_read_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    with MetricsLog(tmp_path, tensorboard=True, resume_step=None) as log:
+        log.step(STEP)
+        log.step(replace(STEP, step=2, loss=7.0, mfu=None))
+        log.evaluation(EvaluationMetrics(2, 3.5, 1.75))
+    events = accumulate(tmp_path)
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, pytest.approx(8.3)), (2, 7.0)]
+    assert [event.step for event in events.Scalars("performance/mfu")] == [1]
+    assert [event.value for event in events.Scalars("validation/bits_per_byte")] == [1.75]
+    assert events.Scalars("moe/imbalance")[0].value == pytest.approx(1.23)
+
+
+def test_resuming_replaces_tensorboard_events_of_later_steps(tmp_path):
+    pytest.importorskip("tensorboard")
+    for resume_step, steps, loss in [(None, range(1, 7), 8.0), (3, range(4, 6), 2.0)]:
+        with MetricsLog(tmp_path, tensorboard=True, resume_step=resume_step) as log:
+            for step in steps:
+                log.step(replace(STEP, step=step, loss=loss))
+    values = [(event.step, event.value) for event in accumulate(tmp_path).Scalars("train/loss")]
+    assert values == [(1, 8.0), (2, 8.0), (3, 8.0), (4, 2.0), (5, 2.0)]
+
+
+def test_missing_tensorboard_is_said_once_and_metrics_are_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for name in [name for name in sys.modules if name.startswith("tensorboard.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with MetricsLog(tmp_path, tensorboard=True, resume_step=None) as log:
+        log.step(STEP)
+        log.step(replace(STEP, step=2))
+    assert caplog.messages == ["tensorboard is not installed: pip install 'moeport[tensorboard]'"]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 2
+
+
+def test_metrics_need_no_framework():
+    code = (
+        "import sys; import moeport.train.metrics; assert not {'torch', 'tensorboard', 'matplotlib'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
