@@ -1,9 +1,9 @@
 """The mixture-of-experts layer as an ordinary PyTorch module.
 
-    import moeport.torch
-    ffn = moeport.torch.MoE(d_model=512, num_experts=8, expert_hidden=1024, router="topk", router_options={"top_k": 2})
-    y = ffn(x)                                # x: (..., 512)
-    loss = loss + ffn.auxiliary_loss          # load balancing and router z-loss of this call
+import moeport.torch
+ffn = moeport.torch.MoE(d_model=512, num_experts=8, expert_hidden=1024, router="topk", router_options={"top_k": 2})
+y = ffn(x)                                # x: (..., 512)
+loss = loss + ffn.auxiliary_loss          # load balancing and router z-loss of this call
 """
 
 from __future__ import annotations
@@ -153,8 +153,7 @@ def _config(**options: Any) -> MoEConfig:
     problems = config.router.problems(config.num_experts)
     if problems:
         raise ConfigError(
-            "MoE: " + "; ".join(f"router.{option}: {wrong}; expected {expected}" for option, wrong, expected in problems)
+            "MoE: "
+            + "; ".join(f"router.{option}: {wrong}; expected {expected}" for option, wrong, expected in problems)
         )
     return config
-
-

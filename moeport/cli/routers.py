@@ -33,7 +33,8 @@ def routers(
         console.print(name, style="bold")
         console.print(inspect.cleandoc(router.__doc__ or ""), markup=False)
         console.print(f"\nExperts a token: {_experts_per_token(config)}\nPaper: {router.paper}\n", markup=False)
-        console.print(_options([name]))
+        table = _options([name])
+        console.print(table if table.rows else "No options.")
     else:
         raise UserError(f"no router {name}; expected one of {', '.join(ROUTERS)}")
 

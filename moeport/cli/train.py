@@ -14,7 +14,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
     """Train a model."""
+    from rich.console import Console
+
     from moeport.config import load_config
     from moeport.train import run
 
-    run.train(load_config(file, overrides or ()), resume=resume, dry_run=dry_run)
+    console = Console()
+    console.print(run.train(load_config(file, overrides or ()), resume=resume, dry_run=dry_run, console=console))

@@ -13,6 +13,6 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
-        validate_default=True,
+        allow_inf_nan=False,
         protected_namespaces=(),
     )

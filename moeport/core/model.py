@@ -214,7 +214,7 @@ class DecoderLM:
             ops.reshape(logits_BSV, (-1, self.vocab_size)), ops.reshape(batch.target_BS, (-1,))
         )
         cross_entropy = ops.mean(nll_T)
-        zero = ops.constant_like(0.0, cross_entropy)
+        zero = ops.zeros((), ops.dtype(cross_entropy))
         loss, load_balance, router_z, output_z = cross_entropy, zero, zero, zero
         if self.config.output_z_loss:
             output_z = z_loss(ops, log_partition_T)

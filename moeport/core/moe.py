@@ -105,7 +105,7 @@ class MoELayer:
         if config.num_shared_experts:
             y_TD = y_TD + ops.mlp(x_TD, params["shared.w_in"], params["shared.w_out"], config.activation)
 
-        zero = ops.constant_like(0.0, chosen.logits_TE)
+        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
         scope = num_sequences if config.load_balance.scope == "sequence" else 1
         return y_TD, MoEMetrics(
             load_balance=load_balance_loss(ops, chosen, scope) if self.load_balance_coefficient else zero,

@@ -84,6 +84,8 @@ class LineChart:
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     references: Sequence[Tick]
+    last: str
+    """The last point of each line in words."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChar
         hover = {
             "x": x[seen].round(1).tolist(),
             "points": [point for point, finite in zip(one.points, seen, strict=True) if finite],
-            "values": [_shown(axis, value) for value in one.y[seen]],
+            "values": [axis.show.format(value) for value in one.y[seen]],
         }
         band = _band(x, to_y(one.low), to_y(one.high)) if one.low is not None and one.high is not None else ""
         marks = _marks(x, y) if seen.sum() <= MARKED_POINTS else ""
@@ -140,6 +142,7 @@ def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChar
         _step_ticks(last_step),
         [Tick(height(value), label) for value, label in ticks.items()],
         [Tick(height(value), label) for label, value in axis.references.items()],
+        ", ".join(_last(line, named=len(lines) > 1) for line in lines),
     )
 
 
@@ -169,14 +172,15 @@ def number(value: float, resolution: float) -> str:
         return "0"
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size and resolution >= size / 1000:
-            return f"{value / size:.3g}{suffix}"
+            text = number(value / size, resolution / size)
+            return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix
     if resolution < 1e-4:
         return f"{value:.1e}".replace(".0e", "e")
     return f"{value:.{max(0, -math.floor(math.log10(resolution) + 1e-9))}f}"
 
 
-def _shown(axis: Axis, value: float) -> str:
-    return axis.show.format(value) + (f" {axis.unit}" if axis.unit else "")
+def _last(line: Line, named: bool) -> str:
+    return f"{line.hover['points'][-1]}: {f'{line.label} ' if named else ''}{line.hover['values'][-1]}"
 
 
 def _units(value: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -201,8 +205,8 @@ def _logarithmic_ticks(low: float, high: float) -> dict[float, str]:
 
 
 def _step_ticks(last_step: int) -> list[Tick]:
-    ticks = _linear_ticks(0, last_step)
-    return [Tick(round(step * 100 / last_step, 2), label) for step, label in ticks.items() if step == round(step)]
+    steps = [step for step in _linear_ticks(0, last_step) if step == round(step)]
+    return [Tick(round(step * 100 / last_step, 2), number(step, 1)) for step in steps]
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

@@ -24,8 +24,19 @@ CHART_POINTS = 400
 HEAT_MAP_CELLS = 800_000
 """Most cells of all heat maps of a report together."""
 
-STEP_VALUES = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "load_balance", "router_z", "output_z")
-STEP_VALUES += ("imbalance", "drop_rate")
+STEP_VALUES = (
+    "step",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "load_balance",
+    "router_z",
+    "output_z",
+    "imbalance",
+    "drop_rate",
+)
 EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte")
 
 
@@ -122,6 +133,7 @@ def write_report(run_dir: Path) -> Path:
         unfinished=_unfinished(metrics, config, summary),
         figures=_figures(metrics, summary),
         compression=_compression(metrics, summary),
+        comparison=_comparison(metrics, summary),
         sections=_sections(metrics, summary),
         experts=_expert_loads(metrics, layers),
         load_points=_points(metrics.loads),
@@ -199,24 +211,27 @@ def _validation(metrics: RunMetrics, summary: Mapping[str, Any], name: str) -> f
 
 
 def _figures(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Figure]:
-    last, get = metrics.last, summary.get
+    last = metrics.last
     validation_loss = _validation(metrics, summary, "val_loss")
-    rate = get("tokens_per_second") or np.nanmedian(metrics.step_series("", "tokens_per_second").y)
+    rate = summary.get("tokens_per_second") or np.nanmedian(metrics.step_series("", "tokens_per_second").y)
     mfu = metrics.step_series("", "mfu").y
     figures = [
         validation_loss is not None and Figure("Validation loss", f"{validation_loss:.4f}", "nats/token"),
-        Figure("Training loss", f"{last.loss:.4f}", "nats/token, last step"),
+        Figure("Last training loss", f"{last.loss:.4f}", "nats/token"),
         Figure("Throughput", f"{rate:,.0f}", "tokens/s"),
         np.isfinite(mfu).any() and Figure("MFU", f"{np.nanmedian(mfu):.1%}", "median"),
-        "wall_time" in summary and Figure("Wall time", duration(get("wall_time")), f"{last.step:,} steps"),
+        "wall_time" in summary
+        and Figure(
+            "Wall time", duration(summary["wall_time"]), f"{last.step:,} {'step' if last.step == 1 else 'steps'}"
+        ),
         Figure("Tokens", _rounded(last.tokens), f"{last.tokens / last.step:,.0f} a step"),
         "parameters_total" in summary
         and Figure(
             "Parameters",
-            _rounded(get("parameters_total")),
-            f"{_rounded(get('parameters_active'))} active a token" if "parameters_active" in summary else "",
+            _rounded(summary["parameters_total"]),
+            f"{_rounded(summary['parameters_active'])} active" if "parameters_active" in summary else "",
         ),
-        "peak_memory" in summary and Figure("Peak memory", f"{get('peak_memory'):.2f}", "GiB, resident"),
+        "peak_memory" in summary and Figure("Peak memory", f"{summary['peak_memory']:.2f}", "GiB, resident"),
     ]
     return [figure for figure in figures if isinstance(figure, Figure)]
 
@@ -229,6 +244,18 @@ def _compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
     values = {"moeport": own, **summary.get("baselines", {})}
     largest = max(values.values())
     return [Bar(label, f"{value:.3f}", 100 * value / largest, label == "moeport") for label, value in values.items()]
+
+
+def _comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
+    """The run against each compressor in words."""
+    own = _validation(metrics, summary, "val_bits_per_byte")
+    if own is None or not np.isfinite(own):
+        return ""
+    parts = [
+        f"{abs(1 - own / value):.1%} {'fewer' if own < value else 'more'} bits than {label}"
+        for label, value in summary.get("baselines", {}).items()
+    ]
+    return ", ".join(parts)
 
 
 def _sections(metrics: RunMetrics, summary: Mapping[str, Any]) -> dict[str, list[LineChart]]:

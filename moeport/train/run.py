@@ -10,7 +10,6 @@ import statistics
 import time
 from dataclasses import asdict
 
-from moeport.train.report import write_report
 from rich.console import Console
 
 from moeport.backends import get_backend
@@ -36,6 +35,7 @@ from moeport.train.evaluate import Evaluation, evaluate
 from moeport.train.generate import sample
 from moeport.train.metrics import EvaluationMetrics, MetricsLog, read_metrics
 from moeport.train.progress import Progress
+from moeport.train.report import write_report
 from moeport.train.run_dir import (
     CHECKPOINT_DIR,
     METRICS_FILE,

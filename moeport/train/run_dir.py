@@ -60,7 +60,7 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[str]:
 
 def write_config(run_dir: Path, config: Config) -> None:
     """Keep the resolved config beside the run."""
-    (run_dir / CONFIG_FILE).write_text(resolved_yaml(config))
+    (run_dir / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
 
 
 def read_config(run_dir: Path) -> Config:

@@ -52,8 +52,7 @@ class BinnedSeries:
 
     @property
     def _used(self) -> np.ndarray:
-        used: np.ndarray = self._count.any(axis=1)
-        return used
+        return self._count.sum(axis=1) > 0
 
     def _merge_pairs(self) -> None:
         half = self._bins // 2

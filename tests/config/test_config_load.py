@@ -11,6 +11,13 @@ from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.switch import SwitchConfig
 from moeport.routers.topk import TopKConfig
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load(path):
+    assert load_config(path) != Config()
+
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

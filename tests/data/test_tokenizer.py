@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
-from moeport.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+from moeport.data.tokenizer import SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 from moeport.errors import DataError
 
 TEXTS = [
@@ -81,6 +82,14 @@ def test_saved_file_is_a_tokenizer_json(bpe, tmp_path):
 def test_bpe_has_as_many_tokens_as_asked_for_where_the_text_allows(bpe):
     assert bpe.vocab_size == 400
     assert train_bpe(["ab"], 400).vocab_size == 258
+
+
+@pytest.mark.parametrize("piece", ["a", " ", "\n", "!", "é1", "! ", "\r\n"])
+def test_long_runs_are_cut_into_short_pieces(piece):
+    split = Regex(SPLIT_PATTERN)
+    pieces = [text for text, _ in pre_tokenizers.Split(split, "isolated").pre_tokenize_str(piece * 2000)]
+    assert "".join(pieces) == piece * 2000
+    assert max(map(len, pieces)) <= 400
 
 
 def test_bpe_is_the_same_in_a_fresh_process(bpe):

@@ -162,7 +162,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         self.module.train()
         terms = self.module(self.on_device(batch))
         (terms.loss if share == 1.0 else terms.loss * share).backward()
-        return LossTerms(*(term.detach() if torch.is_tensor(term) else torch.tensor(term) for term in terms))
+        return LossTerms(*(term.detach() for term in terms))
 
     def gradient_norm(self) -> Array:
         """See TrainingModel."""

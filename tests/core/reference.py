@@ -1,0 +1,42 @@
+"""The mixture-of-experts layer as a loop over tokens in plain numpy float64."""
+
+import math
+
+import numpy as np
+
+from tests.conformance import formulas
+
+
+def served(expert_TK, gate_TK, num_experts, capacity, drop):
+    """Which assignments are served, (T, K): a loop over them in the order in which experts fill up."""
+    tokens, choices = expert_TK.shape
+    queue = [(token, choice) for choice in range(choices) for token in range(tokens)]
+    if drop == "probability":
+        queue.sort(key=lambda place: -gate_TK[place])
+    load, kept = [0] * num_experts, np.zeros((tokens, choices), bool)
+    for place in queue:
+        expert = expert_TK[place]
+        if expert < num_experts and load[expert] < capacity:
+            load[expert] += 1
+            kept[place] = True
+    return kept
+
+
+def moe_layer(config, params, x_TD, routing):
+    """Output of the layer (T, D) and which assignments were served, given the router's decisions."""
+    expert_TK = routing.expert_N.reshape(routing.num_tokens, -1)
+    gate_TK = routing.weight_N.reshape(routing.num_tokens, -1)
+    capacity = math.inf
+    if config.capacity.policy == "factor":
+        capacity = math.ceil(config.capacity.factor * expert_TK.size / config.num_experts)
+    kept = served(expert_TK, gate_TK, config.num_experts, capacity, config.capacity.drop)
+    out = np.zeros_like(x_TD)
+    for (token, choice), keep in np.ndenumerate(kept):
+        if keep:
+            expert = expert_TK[token, choice]
+            w_in, w_out = params["experts.w_in"][expert], params["experts.w_out"][expert]
+            out[token] += gate_TK[token, choice] * formulas.mlp(x_TD[token], w_in, w_out, config.activation)
+    out *= config.routed_scaling_factor
+    if config.num_shared_experts:
+        out += formulas.mlp(x_TD, params["shared.w_in"], params["shared.w_out"], config.activation)
+    return out, kept

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
+from moeport.core.routing import RouterContext
+from moeport.routers import build_router
+from moeport.routers.topk import TopKConfig
+from tests.conformance.targets import GRADIENT_TOLERANCE, every_target, every_training_target
+from tests.core.routings import routing_of
+from tests.routers.examples import CONFIGS, EXPERTS, WIDTH, context, hidden_states, label, route, router_params
+from tests.support import assert_close, finite_difference, rng
+
+TOKENS = 12
+
+
+def naive(routing, tokens=slice(None)):
+    """E * sum_e f_e P_e over some tokens."""
+    experts, counted = routing.num_experts, routing.balanced_choices
+    chosen = routing.expert_N.reshape(routing.num_tokens, -1)[tokens, :counted]
+    probs = routing.probs_TE[tokens]
+    total = 0.0
+    for expert in range(experts):
+        share = sum(int(expert in row) for row in chosen.tolist()) / (len(chosen) * counted)
+        total += share * sum(probs[:, expert].tolist()) / len(probs)
+    return experts * total
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+@pytest.mark.parametrize("num_sequences", [1, 3, TOKENS])
+def test_load_balance_loss_is_the_mean_of_each_sequence(config, num_sequences):
+    routing = route(config)
+    length = TOKENS // num_sequences
+    pieces = [naive(routing, slice(start, start + length)) for start in range(0, TOKENS, length)]
+    assert len(pieces) == num_sequences
+    assert_close(load_balance_loss(NumpyOps(), routing, num_sequences), np.mean(pieces), 1e-14)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+@every_target
+def test_perfect_balance_is_one(target, choices):
+    ops = target.build().ops
+    experts = np.array([[(token + choice) % 4 for choice in range(choices)] for token in range(8)])
+    routing = routing_of(ops, experts, np.ones_like(experts), 4, target.dtype, probs_TE=np.full((8, 4), 0.25))
+    for num_sequences in (1, 2):
+        assert ops.to_numpy(load_balance_loss(ops, routing, num_sequences)) == 1.0
+
+
+def test_all_tokens_on_one_expert_cost_the_number_of_experts():
+    probs_TE = np.eye(4)[[2] * 6]
+    routing = routing_of(NumpyOps(), [[2]] * 6, np.ones((6, 1)), 4, probs_TE=probs_TE)
+    assert load_balance_loss(NumpyOps(), routing, 1) == 4.0
+
+
+def test_assignments_to_nowhere_are_counted_for_no_expert():
+    assert chosen_counts(NumpyOps(), np.array([3, 0, 3, 1, 0]), 3).tolist() == [2, 1, 0]
+
+
+def test_z_loss_is_the_mean_square():
+    assert z_loss(NumpyOps(), np.array([1.0, -2.0, 4.0])) == 7.0
+
+
+LOSSES = {
+    "load balance": lambda ops, routing: load_balance_loss(ops, routing, 3),
+    "router z": lambda ops, routing: z_loss(ops, ops.logsumexp(routing.logits_TE)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.experts_per_token < EXPERTS], ids=label)
+@every_training_target
+def test_the_gradient_reaches_the_router_weight(target, config, loss):
+    if target.dtype == "bfloat16":
+        pytest.skip("scores are computed in float32: the float32 target covers them")
+    backend, router = target.build(), build_router(config, WIDTH, EXPERTS)
+    ops = backend.ops
+    params = {k: ops.cast(ops.from_numpy(v), target.dtype) for k, v in router_params(router).items()}
+    noise = {k: ops.from_numpy(v) for k, v in context(router).noise.items()}
+    x_TD = ops.cast(ops.from_numpy(hidden_states()), target.dtype)
+
+    def total(inputs):
+        return loss(ops, router.route(ops, {**params, **inputs}, x_TD, RouterContext(0, True, noise=noise)))
+
+    _, grads = backend.value_and_grad(total)({"weight": params["weight"]})
+    want = finite_difference(
+        lambda weight: float(loss(NumpyOps(), route(config, router_params(router) | {"weight": weight}))),
+        router_params(router)["weight"],
+    )
+    assert np.abs(want).max() > 1e-3
+    assert_close(ops.to_numpy(grads["weight"]), want, 2 * GRADIENT_TOLERANCE[target.dtype])
+
+
+def test_z_loss_of_the_router_is_that_of_its_logits():
+    logits = rng(1).standard_normal((7, 5))
+    routing = route(TopKConfig(), {"weight": np.eye(5)}, logits, num_experts=5)
+    want = np.mean([np.log(np.exp(row).sum()) ** 2 for row in logits])
+    assert_close(LOSSES["router z"](NumpyOps(), routing), want, 1e-14)
