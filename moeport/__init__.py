@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moeport.version import VERSION as __version__
+from moeport.version import VERSION
 
 if TYPE_CHECKING:
     from moeport.backends.doctor import report as doctor
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from moeport.train.generate import generate
     from moeport.train.report import write_report
     from moeport.train.run import train
+
+__version__ = VERSION
 
 _PLACES = {
     "Config": "moeport.config",

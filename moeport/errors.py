@@ -41,7 +41,7 @@ class NonFiniteError(RunError):
     """A NaN or infinity appeared; the message names the step and the tensor."""
 
 
-class Interrupted(RunError):
+class InterruptedRunError(RunError):
     """Ctrl-C or SIGTERM; what was done is saved, and the message says how to go on."""
 
     exit_code = 130

@@ -170,7 +170,7 @@ def number(value: float, resolution: float) -> str:
     """`value` with the decimals that `resolution` needs; thousands as k, millions as M."""
     if value == 0:
         return "0"
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size and resolution >= size / 1000:
             text = number(value / size, resolution / size)
             return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix

@@ -155,7 +155,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         size = file.stat().st_size
         if size != expected["bytes"]:
             raise CheckpointError(
-                f"{file}: truncated or altered: expected {expected['bytes']} bytes, found {size}; use another checkpoint"
+                f"{file}: truncated or altered: expected {expected['bytes']} bytes, "
+                f"found {size}; use another checkpoint"
             )
         if _digest(file) != expected:
             raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
@@ -199,7 +200,8 @@ def _read_meta(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]]]:
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{file}: format version {version}, but this moeport reads version {FORMAT_VERSION}; use a moeport that fits"
+            f"{file}: format version {version}, but this moeport reads version {FORMAT_VERSION}; "
+            "use a moeport that fits"
         )
     wanted = [*CheckpointMeta.__dataclass_fields__, "files"]
     missing = [key for key in wanted if key not in data]

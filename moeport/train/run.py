@@ -18,7 +18,7 @@ from moeport.config.schema import Config
 from moeport.core.model import DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.data import PreparedData, prepare_data
-from moeport.errors import CheckpointError, Interrupted, UserError
+from moeport.errors import CheckpointError, InterruptedRunError, UserError
 from moeport.train.checkpoint import (
     Checkpoint,
     CheckpointMeta,
@@ -66,7 +66,7 @@ def train(
     Raises:
         UserError: for what the user can mend.
         NonFiniteError: a loss or gradient is not finite; the last checkpoint is untouched.
-        Interrupted: Ctrl-C or SIGTERM; the last whole step was saved.
+        InterruptedRunError: Ctrl-C or SIGTERM; the last whole step was saved.
     """
     console = console or Console()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -259,7 +259,7 @@ class _Run:
         step = self.trainer.step_number
         if self.saved_step != step:
             self._save(evaluation)
-        raise Interrupted(
+        raise InterruptedRunError(
             f"stopped after step {step} of {self.config.training.steps}; everything is saved in {self.dir}. "
             "Continue with the same command and --resume"
         )

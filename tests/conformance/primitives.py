@@ -35,6 +35,7 @@ CREATION = [
     ),
     Case("constant", "times array", lambda ops, x: x * ops.constant(0.5, ops.dtype(x)), lambda x: x * 0.5, (X,)),
     Case("zeros", "shape", lambda ops, x: x + ops.zeros((3, 4), ops.dtype(x)), lambda x: x, (X,)),
+    Case("zeros", "scalar", lambda ops, x: ops.zeros((), ops.dtype(x)), lambda x: 0.0, (X,), differentiable=False),
     Case(
         "zeros", "no rows", lambda ops, x: ops.zeros((0, 4), ops.dtype(x)), lambda x: x[:0], (X,), differentiable=False
     ),

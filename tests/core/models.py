@@ -1,0 +1,67 @@
+"""Small models and batches."""
+
+import numpy as np
+
+from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
+from moeport.core.model import Batch, DecoderLM
+from moeport.core.parameters import initial_parameters
+from moeport.routers.gshard import GShardConfig
+from moeport.routers.sigmoid_bias import SigmoidBiasConfig
+from moeport.routers.switch import SwitchConfig
+from moeport.routers.topk import TopKConfig
+from tests.support import rng
+
+VOCABULARY = 11
+ROUTER_CONFIGS = {
+    "switch": SwitchConfig(),
+    "topk": TopKConfig(),
+    "gshard": GShardConfig(),
+    "sigmoid_bias": SigmoidBiasConfig(num_groups=2, top_groups=1),
+}
+
+
+def model_config(router="topk", moe=None, **options):
+    """Two blocks of width 8 with 4 experts of width 6, all losses on, large initial weights."""
+    experts = {
+        "num_experts": 4,
+        "expert_hidden": 6,
+        "router": ROUTER_CONFIGS[router],
+        "router_z_loss": 0.01,
+        "load_balance": LoadBalanceConfig(coefficient=0.1, scope="sequence"),
+    }
+    shapes = {
+        "num_layers": 2,
+        "d_model": 8,
+        "attention": AttentionConfig(num_heads=2, num_kv_heads=1, qk_norm=True),
+        "init_std": 0.5,
+        "output_z_loss": 0.01,
+    }
+    return ModelConfig(**shapes | options, moe=MoEConfig(**experts | (moe or {})))
+
+
+def model_and_params(config, seed=0):
+    model = DecoderLM(config, VOCABULARY)
+    return model, initial_parameters(model.parameter_specs(), seed)
+
+
+def batch_of(model, batch_size=4, sequence_length=5, seed=1):
+    """Random tokens with the noise of step 0."""
+    tokens = rng(seed).integers(0, model.vocab_size, (batch_size, sequence_length + 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], model.noise(batch_size, sequence_length, seed, step=0))
+
+
+def rows(batch, start, end):
+    """Some sequences of a batch, with their noise."""
+    return Batch(
+        batch.token_BS[start:end],
+        batch.target_BS[start:end],
+        {name: noise[start:end] for name, noise in batch.noise.items()},
+    )
+
+
+def changed(values, seed):
+    """The same parameters, moved a little, so that norms are not ones and biases not zeros."""
+    return {
+        name: value + np.float32(0.1) * rng(seed + i).standard_normal(value.shape).astype(np.float32)
+        for i, (name, value) in enumerate(values.items())
+    }
