@@ -2,8 +2,8 @@
 
 Everything is in this one file, written the way one would by hand for a single CPU: no registry, no
 configuration system, no import from moeport. Parameters are fp32 and matrix products run in
-``compute_dtype`` (bf16); norms, router, softmax and loss are computed in fp32. Dispatch is dropless: token
-copies are sorted by expert (stable) and every expert multiplies one contiguous slice.
+``compute_dtype`` (fp32 or bf16); norms, router, softmax and loss are computed in fp32. Dispatch is
+dropless: token copies are sorted by expert (stable) and every expert multiplies one contiguous slice.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised ``x``, in the type of ``x``."""
         out: Tensor = _RMSNormFn.apply(x, self.weight, self.eps)
         return out
 
@@ -126,6 +127,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention output for ``x`` [B, S, D]."""
         b, s, _ = x.shape
         qkv = linear(x, self.qkv).view(b, s, -1, self.head_dim)
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
@@ -192,6 +194,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Parameter(torch.empty(d_model, d_ff))
 
     def forward(self, x: Tensor) -> Tensor:
+        """MLP output for ``x`` [..., D]."""
         gate, up = linear(x, self.gate_up).chunk(2, -1)
         return linear(F.silu(gate) * up, self.down)
 
@@ -244,6 +247,7 @@ class Block(nn.Module):
         self.mlp: MoE | SwiGLU = MoE(cfg) if cfg.is_moe(layer) else SwiGLU(cfg.d_model, cfg.d_ff)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """New residual stream and, from an MoE layer, its load-balancing loss and z-loss."""
         x = x + self.attn(self.attn_norm(x), cos, sin)
         h = self.mlp_norm(x)
         if isinstance(self.mlp, MoE):
@@ -297,10 +301,11 @@ class PlainMoELM(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Normal initialisation; projections into the residual stream are scaled by 1/sqrt(2 layers)."""
-        residual_std = self.cfg.init_std / math.sqrt(2 * self.cfg.n_layers)
+        std = self.cfg.init_std
+        residual_std = std / math.sqrt(2 * self.cfg.n_layers)
         for name, p in self.named_parameters():
             if p.ndim > 1:
-                nn.init.normal_(p, std=residual_std if name.endswith((".out", ".down")) else self.cfg.init_std)
+                nn.init.normal_(p, std=residual_std if name.endswith((".out", ".down")) else std)
 
     def hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Final hidden states [B, S, D] of ``tokens`` [B, S], and the mean router losses over MoE layers."""

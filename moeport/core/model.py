@@ -13,7 +13,6 @@ import numpy as np
 
 from moeport.config.model import ModelConfig
 from moeport.core.attention import attention_forward, attention_specs, rope_tables
-from moeport.core.losses import z_loss
 from moeport.core.moe import MoELayer, MoEMetrics, mlp_specs
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
@@ -44,7 +43,7 @@ class LossTerms(NamedTuple):
     router_z: Array
     """Router z-loss, mean over the layers, not weighted."""
     output_z: Array
-    """Output z-loss, not weighted; 0 if its weight is 0."""
+    """Output z-loss, not weighted."""
     chosen_LE: Array
     """Assignments the router chose each expert for, a row for each MoE layer."""
     served_LE: Array
@@ -150,7 +149,7 @@ class DecoderLM:
         kind = "float32" if dtype == "bfloat16" else dtype
         return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
 
-    def logits(
+    def hidden(
         self,
         ops: Ops,
         params: Mapping[str, Array],
@@ -160,7 +159,7 @@ class DecoderLM:
         training: bool,
         run_block: RunBlock | None = None,
     ) -> tuple[Array, list[MoEMetrics]]:
-        """Next-token scores.
+        """Normalised hidden states of the last block.
 
         Args:
             ops: the backend's operations.
@@ -171,7 +170,7 @@ class DecoderLM:
             training: whether routers may draw noise.
             run_block: how to run a block; default: on `params`.
 
-        Returns: (logits_BSV in the compute type, metrics of each MoE layer).
+        Returns: (x_BSD in the compute type, metrics of each MoE layer).
         """
         if run_block is None:
 
@@ -194,9 +193,17 @@ class DecoderLM:
             x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
             if block_metrics:
                 metrics.append(block_metrics)
-        x_BSD = ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps)
-        head = params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]
-        return ops.linear(x_BSD, head), metrics
+        return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
+
+    def head(self, params: Mapping[str, Array]) -> Array:
+        """The output projection (V, D)."""
+        return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]
+
+    def logits(
+        self, ops: Ops, params: Mapping[str, Array], batch: Batch, rope: tuple[Array, Array], dtype: str
+    ) -> Array:
+        """Next-token scores (B, S, V) in the compute type, outside training. Arguments as in `hidden`."""
+        return ops.linear(self.hidden(ops, params, batch, rope, dtype, training=False)[0], self.head(params))
 
     def loss(
         self,
@@ -208,18 +215,16 @@ class DecoderLM:
         training: bool,
         run_block: RunBlock | None = None,
     ) -> LossTerms:
-        """Mean cross entropy plus weighted auxiliary losses. Arguments as in `logits`."""
-        logits_BSV, layers = self.logits(ops, params, batch, rope, dtype, training, run_block)
-        nll_T, log_partition_T = ops.cross_entropy(
-            ops.reshape(logits_BSV, (-1, self.vocab_size)), ops.reshape(batch.target_BS, (-1,))
+        """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`."""
+        x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block)
+        loss, cross_entropy, output_z = ops.linear_cross_entropy(
+            ops.reshape(x_BSD, (-1, self.config.d_model)),
+            self.head(params),
+            ops.reshape(batch.target_BS, (-1,)),
+            self.config.output_z_loss,
         )
-        cross_entropy = ops.mean(nll_T)
-        zero = ops.zeros((), ops.dtype(cross_entropy))
-        loss, load_balance, router_z, output_z = cross_entropy, zero, zero, zero
-        if self.config.output_z_loss:
-            output_z = z_loss(ops, log_partition_T)
-            loss = loss + output_z * ops.constant_like(self.config.output_z_loss, output_z)
-        share = ops.constant_like(1.0 / len(layers), cross_entropy)
+        load_balance = router_z = ops.zeros((), ops.dtype(loss))
+        share = ops.constant_like(1.0 / len(layers), loss)
         moe_layers = [block.moe for block in self.blocks if block.moe]
         for layer, metrics in zip(moe_layers, layers, strict=True):
             loss = loss + layer.auxiliary_loss(ops, metrics)

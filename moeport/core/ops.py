@@ -294,6 +294,25 @@ class Ops(ABC):
         picked_T = self.reshape(self.take_last(logits, self.reshape(target_T, (-1, 1))), (-1,))
         return log_partition_T - picked_T, log_partition_T
 
+    def linear_cross_entropy(
+        self, x_TD: Array, weight_VD: Array, target_T: Array, z_weight: float
+    ) -> tuple[Array, Array, Array]:
+        """Output projection and loss in one, so that a backend need not keep T x V logits.
+
+        Args:
+            x_TD: final hidden states.
+            weight_VD: output projection.
+            target_T: ids of the right tokens.
+            z_weight: weight of the output z-loss, mean(logsumexp^2).
+
+        Returns: (cross entropy + z_weight * z-loss, cross entropy, z-loss), means over tokens, scalars in float32 at
+        least; the gradient flows through the first alone.
+        """
+        nll_T, log_partition_T = self.cross_entropy(self.linear(x_TD, weight_VD), target_T)
+        cross_entropy, z = self.mean(nll_T), self.mean(log_partition_T * log_partition_T)
+        loss = cross_entropy + z * self.constant_like(z_weight, z)
+        return loss, self.stop_gradient(cross_entropy), self.stop_gradient(z)
+
 
 PRIMITIVES = tuple(sorted(Ops.__abstractmethods__))
 """Names that a backend must define."""
@@ -310,5 +329,6 @@ KERNELS = (
     "permute",
     "unpermute",
     "cross_entropy",
+    "linear_cross_entropy",
 )
 """Names that a backend may replace by a fused form."""

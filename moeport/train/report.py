@@ -123,8 +123,8 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     metrics = RunMetrics(run_dir / METRICS_FILE)
-    config_file, summary_file = run_dir / CONFIG_FILE, run_dir / SUMMARY_FILE
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    config_file = run_dir / CONFIG_FILE
+    summary = _summary(run_dir / SUMMARY_FILE)
     config = _config(run_dir)
     layers = _layer_names(config, len(metrics.dropped_L))
     page = _template().render(
@@ -164,6 +164,12 @@ def _config(run_dir: Path) -> Config | None:
         return read_config(run_dir)
     except MoeportError:
         return None
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """The known values of summary.json; empty if there is none."""
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _values(record: StepMetrics | EvaluationMetrics, names: Sequence[str]) -> np.ndarray:
@@ -321,7 +327,7 @@ def _environment(summary: Mapping[str, Any]) -> dict[str, str]:
     values = {
         "device": summary.get("device"),
         "compute type": summary.get("dtype"),
-        "training FLOP a token": None if flops is None else _rounded(flops),
+        "training FLOP a token": flops and _rounded(flops),
         "checkpoint": summary.get("checkpoint"),
         "git revision": summary.get("git_revision"),
         **summary.get("versions", {}),

@@ -37,6 +37,14 @@ def test_from_numpy_copies(target):
 
 
 @every_target
+def test_to_numpy_copies(target):
+    ops = target.build().ops
+    x = ops.zeros((3,), target.dtype)
+    ops.to_numpy(x)[:] = 1.0
+    assert ops.to_numpy(x).tolist() == [0.0, 0.0, 0.0]
+
+
+@every_target
 def test_read_only_arrays_are_taken(target):
     ops, x = target.build().ops, np.arange(3)
     x.setflags(write=False)

@@ -86,7 +86,7 @@ class NumpyModel(EvaluationModel):
         """See EvaluationModel."""
         ops, dtype = self.backend.ops, self.backend.dtype
         rope = self.model.rope(ops, token_BS.shape[1], dtype)
-        return self.model.logits(ops, self.params, Batch(token_BS, token_BS), rope, dtype, training=False)[0]
+        return self.model.logits(ops, self.params, Batch(token_BS, token_BS), rope, dtype)
 
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""

@@ -74,8 +74,8 @@ class TorchBackend(Backend):
         grouped_mm = self.ops.uses_grouped_mm(probe)
         return {
             "linear": "torch.nn.functional.linear",
-            "rms_norm": "torch.nn.functional.rms_norm",
-            "rope": "default composition: PyTorch has no rotary kernel",
+            "rms_norm": "one autograd node, few passes over memory" if cpu else "torch.nn.functional.rms_norm",
+            "rope": "rolled halves and addcmul",
             "attention": "torch.nn.functional.scaled_dot_product_attention",
             "swiglu": "silu, then multiply",
             "gelu": "torch.nn.functional.gelu",
@@ -86,7 +86,8 @@ class TorchBackend(Backend):
             + ("" if cpu else " (torch._grouped_mm needs bfloat16 and compute capability 9.0)"),
             "permute": "gather, with a gathering gradient",
             "unpermute": "gather and weighted sum, with a gathering gradient",
-            "cross_entropy": "logsumexp in blocks of rows that stay in cache" if cpu else "logsumexp over whole logits",
+            "cross_entropy": "default composition",
+            "linear_cross_entropy": "blocks of rows, gradients in the forward pass; logits are never whole",
         }
 
 

@@ -13,9 +13,6 @@ from torch import Tensor
 
 Context = Any
 
-CROSS_ENTROPY_ROWS = 256
-"""Rows of logits handled at a time on the CPU, so that one block in float32 stays in cache."""
-
 
 class Permute(torch.autograd.Function):
     """Copy each token to the rows of its K assignments; the gradient gathers instead of scattering."""
@@ -133,36 +130,78 @@ def _activate_backward(grad: Tensor, hidden: Tensor, activation: str) -> Tensor:
     return grad_hidden
 
 
-class CrossEntropy(torch.autograd.Function):
-    """Negative log-likelihood and log-partition of each row, in float32 at least.
+class RMSNorm(torch.autograd.Function):
+    """x * rstd * weight with rstd = (mean(x^2) + eps)^-1/2, in few passes over memory; float32 inside at least."""
 
-    On the CPU rows go through in blocks that stay in cache; only the logits, the log-partition and, in the backward
-    pass, one gradient of the logits' type are ever whole.
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The normalised x in its own type."""
+        y = _accurate(x)
+        rstd = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        return (y * rstd).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """With n = x rstd and p = grad n: dx = rstd (grad w - n mean(p w)), dw = sum(p)."""
+        x, weight, rstd = ctx.saved_tensors
+        grad_y, normal = _accurate(grad), _accurate(x) * rstd
+        product = (grad_y * normal).flatten(0, -2)
+        mean = torch.mv(product, weight).div_(x.shape[-1]).view_as(rstd)
+        grad_x = (grad_y * weight).sub_(normal.mul_(mean)).mul_(rstd)
+        return grad_x.to(x.dtype), product.sum(0), None
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Output projection, cross entropy and z-loss over blocks of rows; logits exist one block at a time.
+
+    The loss is a mean with one incoming gradient, so the gradients of hidden states and projection are computed in
+    the forward pass, while a block's logits are at hand, and only scaled in the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Context, logits_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
-        """(nll_T, logsumexp_T)."""
-        log_partition_T = torch.cat([torch.logsumexp(_accurate(rows), -1) for rows in _row_blocks(logits_TV)])
-        picked_T = _accurate(logits_TV.gather(1, target_T.unsqueeze(1)).squeeze(1))
-        ctx.save_for_backward(logits_TV, target_T, log_partition_T)
-        return log_partition_T - picked_T, log_partition_T
+    def forward(
+        ctx: Context, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float, block_rows: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, cross entropy, z-loss), means over rows."""
+        rows = x_TD.shape[0]
+        weight = weight_VD.to(x_TD.dtype)
+        wants_gradient = any(ctx.needs_input_grad)
+        if wants_gradient:
+            grad_x, grad_weight = torch.empty_like(x_TD), torch.zeros_like(weight_VD)
+        nll, z = (torch.zeros((), dtype=_accurate(x_TD[:0]).dtype, device=x_TD.device) for _ in range(2))
+        for start in range(0, rows, block_rows):
+            block = slice(start, start + block_rows)
+            x, target_n1 = x_TD[block], target_T[block].unsqueeze(1)
+            logits = _accurate(torch.mm(x, weight.t()))
+            log_partition_n1 = torch.logsumexp(logits, -1, keepdim=True)
+            nll += (log_partition_n1 - logits.gather(1, target_n1)).sum()
+            z += log_partition_n1.square().sum()
+            if not wants_gradient:
+                continue
+            grad = logits.sub_(log_partition_n1).exp_()
+            if z_weight:
+                grad.mul_(log_partition_n1.mul_(2 * z_weight).add_(1))
+            grad.scatter_add_(1, target_n1, grad.new_full((), -1.0).expand_as(target_n1))
+            grad = grad.to(x.dtype)
+            torch.mm(grad, weight, out=grad_x[block])
+            if grad_weight.dtype == x.dtype:
+                grad_weight.addmm_(grad.t(), x)
+            else:
+                grad_weight += torch.mm(grad.t(), x)
+        if wants_gradient:
+            ctx.save_for_backward(grad_x, grad_weight)
+            ctx.rows = rows
+        nll, z = nll / rows, z / rows
+        ctx.mark_non_differentiable(nll, z)
+        return nll + z_weight * z, nll, z
 
     @staticmethod
-    def backward(ctx: Context, grad_nll_T: Tensor, grad_log_partition_T: Tensor) -> tuple[Tensor, None]:
-        """(grad_nll + grad_logsumexp) softmax - grad_nll one_hot(target)."""
-        logits_TV, target_T, log_partition_T = ctx.saved_tensors
-        grad = torch.empty_like(logits_TV)
-        columns = (grad_nll_T + grad_log_partition_T).unsqueeze(1)
-        blocks = zip(*map(_row_blocks, (logits_TV, log_partition_T.unsqueeze(1), columns, grad)), strict=True)
-        for logits, log_partition, scale, out in blocks:
-            out.copy_(torch.exp_(_accurate(logits) - log_partition).mul_(scale))
-        grad.scatter_add_(1, target_T.unsqueeze(1), -grad_nll_T.unsqueeze(1).to(grad.dtype))
-        return grad, None
-
-
-def _row_blocks(x: Tensor) -> tuple[Tensor, ...]:
-    return x.split(CROSS_ENTROPY_ROWS) if x.device.type == "cpu" else (x,)
+    def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the forward pass, scaled."""
+        grad_x, grad_weight = ctx.saved_tensors
+        scale = grad / ctx.rows
+        return grad_x * scale.to(grad_x.dtype), grad_weight * scale, None, None, None
 
 
 def _accurate(x: Tensor) -> Tensor:

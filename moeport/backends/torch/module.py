@@ -129,7 +129,7 @@ class DecoderModule(ParameterTree):
     def logits(self, token_BS: Tensor) -> Tensor:
         """Next-token scores (B, S, V) in the compute type."""
         rope = self.rope(token_BS.shape[1])
-        batch = Batch(token_BS, token_BS)
-        return self.model.logits(
-            self.ops, self.arrays(), batch, rope, self.compute_dtype, self.training, self._run_block
-        )[0]
+        x_BSD, _ = self.model.hidden(
+            self.ops, self.arrays(), Batch(token_BS, token_BS), rope, self.compute_dtype, False, self._run_block
+        )
+        return self.ops.linear(x_BSD, self.model.head(self.arrays()))

@@ -181,8 +181,16 @@ class TorchOps(Ops):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Ops."""
+        if x.device.type == "cpu":
+            return kernels.RMSNorm.apply(x, weight.to(self.accurate(x[:0]).dtype), eps)
         y = self.accurate(x)
         return F.rms_norm(y, (x.shape[-1],), weight.to(y.dtype), eps).to(x.dtype)
+
+    def rope(self, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
+        """See Ops."""
+        x, half = self.accurate(x_BSHA), x_BSHA.shape[-1] // 2
+        signed = torch.cat((-sin_SA[:, :half], sin_SA[:, half:]), -1)
+        return torch.addcmul(x * cos_SA.unsqueeze(1), x.roll(half, -1), signed.unsqueeze(1)).to(x_BSHA.dtype)
 
     def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor) -> Tensor:
         """See Ops."""
@@ -232,6 +240,14 @@ class TorchOps(Ops):
         """See Ops."""
         return kernels.Unpermute.apply(y_RD, weight_N, plan.order_R, plan.position_N, plan.choices_per_token)
 
-    def cross_entropy(self, logits_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_cross_entropy(
+        self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See Ops."""
-        return kernels.CrossEntropy.apply(logits_TV, target_T)
+        rows = max(1, self.logits_block // weight_VD.shape[0])
+        return kernels.LinearCrossEntropy.apply(x_TD, weight_VD, target_T, z_weight, rows)
+
+    @property
+    def logits_block(self) -> int:
+        """Logits that exist at a time: on the CPU 4 MiB of float32, which stay in cache; else 1 GiB."""
+        return 2**20 if self.device.type == "cpu" else 2**28

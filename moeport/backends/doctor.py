@@ -1,0 +1,213 @@
+"""What this machine can do with moeport: backends, devices, compute types, kernels, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moeport.version import VERSION
+
+TIME_LIMIT = 300
+"""Seconds that a probe may take."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that moeport uses."""
+
+    purpose: str
+    module: str
+    """What is imported to try it."""
+    install: str | None = None
+    """The command that installs it."""
+    note: str | None = None
+
+
+BACKENDS = {
+    "numpy": Package("reference, forward only", "numpy", "pip install moeport"),
+    "torch": Package("training", "torch", "pip install 'moeport[torch]'"),
+    "mindspore": Package("training on Ascend", "mindspore", note="this release has no MindSpore backend yet"),
+    "torch_npu": Package("PyTorch on Ascend", "torch_npu", note="not supported in this release yet"),
+}
+OPTIONAL = {
+    "datasets": Package("data.source.name: huggingface", "datasets", "pip install 'moeport[data]'"),
+    "tensorboard": Package(
+        "metrics.tensorboard", "tensorboard.summary.writer.event_file_writer", "pip install 'moeport[tensorboard]'"
+    ),
+}
+
+
+def report() -> dict[str, Any]:
+    """Probe everything; takes seconds, never raises.
+
+    Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None where
+    all is well), `install` (the command, for what is missing or broken) and `note`; a usable backend also has `trains`
+    and, for each device, units with memory in bytes, and for each compute type whether a tiny model ran in it, the
+    speed of a matrix product and the kernels.
+    """
+    return {
+        "moeport": VERSION,
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": platform.platform(),
+        "cpu": {
+            "cores": os.cpu_count(),
+            "usable_cores": _usable_cores(),
+            "memory_bytes": _memory_bytes(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "backends": {name: _examine(package) for name, package in BACKENDS.items()},
+        "packages": {name: _examine(package) for name, package in OPTIONAL.items()},
+    }
+
+
+def _examine(package: Package) -> dict[str, Any]:
+    spec = PathFinder.find_spec(package.module.partition(".")[0])
+    installed = spec is not None and spec.origin is not None
+    found = {"installed": installed, "version": None, "problem": None, **(_probe(package.module) if installed else {})}
+    missing = not installed or found["problem"] is not None
+    return {"purpose": package.purpose, **found, "install": package.install if missing else None, "note": package.note}
+
+
+def _probe(module: str) -> dict[str, Any]:
+    """Run `moeport.backends.probe` in a process that may die or hang."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "moeport.backends.probe", module, str(file)],
+                env=os.environ | {"PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIME_LIMIT,
+            )
+            if done.returncode == 0:
+                found: dict[str, Any] = json.loads(file.read_text())
+                return found
+        except subprocess.TimeoutExpired:
+            return {"problem": f"does not answer within {TIME_LIMIT} s"}
+        except (OSError, ValueError) as error:
+            return {"problem": f"cannot be tried: {error}"}
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return {"problem": f"ends the process that imports it, {_ending(done.returncode)}: {last}".rstrip(": ")}
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_bytes() -> int | None:
+    """Physical memory, or the limit of the container if that is less."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return memory
+
+
+def render(found: Mapping[str, Any]) -> RenderableType:
+    """A report for a terminal."""
+    cpu = found["cpu"]
+    threads = cpu["OMP_NUM_THREADS"]
+    parts: list[RenderableType] = [
+        Text(f"moeport {found['moeport']}", style="bold"),
+        Text(f"Python {found['python']['version']} ({found['python']['executable']}), {found['platform']}"),
+        Text(
+            f"{cpu['usable_cores']} of {cpu['cores']} cores, {_gibibytes(cpu['memory_bytes'])} memory"
+            + (f", OMP_NUM_THREADS={threads}" if threads else "")
+        ),
+    ]
+    for name, backend in found["backends"].items():
+        parts += [Text(), _heading(name, backend)]
+        if "trains" in backend:
+            parts.append(_indented(Text("trains" if backend["trains"] else "forward only: evaluates, does not train")))
+        for device in backend.get("devices", {}).values():
+            parts.append(_indented(_device(device)))
+    parts += [Text(), Text("Optional packages", style="bold")]
+    parts += [_indented(_heading(name, package)) for name, package in found["packages"].items()]
+    return Group(*parts)
+
+
+def _heading(name: str, entry: Mapping[str, Any]) -> Text:
+    text = Text(name, style="bold")
+    text.append(f" ({entry['purpose']}): ", style="not bold")
+    if not entry["installed"]:
+        text.append("not installed", style="not bold yellow")
+    elif entry["problem"]:
+        text.append(f"{entry['version'] or ''} {entry['problem']}".strip(), style="not bold red")
+    else:
+        text.append(entry["version"] or "installed", style="not bold green")
+    for remark in (entry["note"], entry["install"] and f"install it with: {entry['install']}"):
+        if remark:
+            text.append(f"; {remark}", style="not bold")
+    return text
+
+
+def _device(device: Mapping[str, Any]) -> RenderableType:
+    parts: list[RenderableType] = [Text(device["description"], style="bold")]
+    parts += [Text(f"{unit['name']}, {_gibibytes(unit['memory_bytes'])}") for unit in device["units"]]
+    table = Table(box=None, padding=(0, 3, 0, 0), show_header=False)
+    for dtype, result in device["dtypes"].items():
+        if result["usable"]:
+            speed = f"{result['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s in a matrix product"
+            table.add_row(dtype, Text("usable", style="green"), speed)
+        else:
+            table.add_row(dtype, Text("not usable", style="yellow"), Text(result["problem"].partition("\n")[0]))
+    parts.append(table)
+    ratio = device["bfloat16_over_float32"]
+    if ratio is not None:
+        parts.append(Text(f"bfloat16 runs at {ratio:.2f} times the speed of float32"))
+    return Group(*parts, *(_kernels(device["dtypes"])))
+
+
+def _kernels(dtypes: Mapping[str, Any]) -> Iterator[Table]:
+    """Kernels by implementation; once for the compute types that share all of them."""
+    groups: dict[str, list[str]] = {}
+    for dtype, result in dtypes.items():
+        if result["usable"]:
+            groups.setdefault(json.dumps(result["kernels"]), []).append(dtype)
+    for kernels, names in groups.items():
+        table = Table(box=None, padding=(0, 3, 0, 0), show_header=False, title_justify="left", title_style="")
+        table.title = f"kernels in {', '.join(names)}"
+        by_choice: dict[str, list[str]] = {}
+        for kernel, choice in json.loads(kernels).items():
+            by_choice.setdefault(choice, []).append(kernel)
+        for choice, members in by_choice.items():
+            table.add_row(Text(", ".join(members)), Text(choice))
+        yield table
+
+
+def _indented(content: RenderableType) -> Padding:
+    return Padding(content, (0, 0, 0, 2))
+
+
+def _gibibytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,127 @@
+"""Tries out one framework or package and writes what it found as JSON.
+
+`moeport.backends.doctor` runs this as a process of its own, `python -m moeport.backends.probe NAME FILE`, because a
+broken installation can end the process that imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeport.backends import BACKENDS, get_backend
+from moeport.backends.base import Backend, TrainingOptions
+from moeport.config.model import AttentionConfig, ModelConfig, MoEConfig
+from moeport.config.training import BackendConfig, OptimizerConfig
+from moeport.core.model import Batch, DecoderLM
+from moeport.core.ops import FLOAT_DTYPES
+from moeport.core.parameters import initial_parameters
+from moeport.errors import MoeportError
+
+VOCAB_SIZE = 32
+TINY = ModelConfig(
+    num_layers=1,
+    d_model=16,
+    attention=AttentionConfig(num_heads=2),
+    moe=MoEConfig(num_experts=2, expert_hidden=16),
+)
+
+
+def probe(name: str) -> dict[str, Any]:
+    """Import a package; if it is a backend, compute on each of its devices.
+
+    Returns: `version` and `problem`, None where all is well; for a backend `trains` and `devices` too.
+    """
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        return {"version": None, "problem": f"installed but fails to import: {_words(error)}"}
+    found = {"version": _version(name.partition(".")[0], module), "problem": None}
+    try:
+        return found | (_backend(name) if name in BACKENDS else {})
+    except Exception as error:
+        return found | {"problem": _words(error)}
+
+
+def _backend(name: str) -> dict[str, Any]:
+    preferred = get_backend(BackendConfig(name=name))  # type: ignore[arg-type]
+    devices = {"cpu": _device(name, "cpu", [])}
+    kind = preferred.device.partition(" ")[0]
+    if kind != "cpu":
+        from moeport.backends.torch.inventory import accelerators
+
+        devices[kind] = _device(name, "auto", accelerators())
+    return {"trains": preferred.trains, "devices": devices}
+
+
+def _device(name: str, device: str, units: list[tuple[str, int | None]]) -> dict[str, Any]:
+    """Compute on one device in every type."""
+    found: dict[str, Any] = {
+        "description": device,
+        "units": [{"name": unit, "memory_bytes": memory} for unit, memory in units],
+        "dtypes": {},
+    }
+    for dtype in FLOAT_DTYPES:
+        try:
+            backend = get_backend(BackendConfig(name=name, device=device, dtype=dtype))  # type: ignore[arg-type]
+            run_tiny_model(backend)
+            speed = backend.matmul_flops_per_second()
+        except Exception as error:
+            found["dtypes"][dtype] = {"usable": False, "problem": _words(error)}
+            continue
+        found["description"] = backend.device
+        found["dtypes"][dtype] = {
+            "usable": True,
+            "problem": None,
+            "matmul_flops_per_second": round(speed),
+            "kernels": backend.kernel_choices(),
+        }
+    speeds = {dtype: result.get("matmul_flops_per_second") for dtype, result in found["dtypes"].items()}
+    both = speeds["bfloat16"] and speeds["float32"]
+    found["bfloat16_over_float32"] = round(speeds["bfloat16"] / speeds["float32"], 2) if both else None
+    return found
+
+
+def run_tiny_model(backend: Backend) -> None:
+    """One step of training, or one evaluation, of a tiny model; ArithmeticError if a result is not finite."""
+    lm = DecoderLM(TINY, VOCAB_SIZE)
+    params = initial_parameters(lm.parameter_specs(), seed=0)
+    token_BS = np.arange(16).reshape(2, 8)
+    batch = Batch(token_BS, token_BS + 1)
+    if backend.trains:
+        model = backend.training_model(lm, params, TrainingOptions(OptimizerConfig()))
+        loss = model.accumulate(batch, 1.0).loss
+        norm = model.gradient_norm()
+        model.step(1e-3, norm)
+        results = {"loss": loss, "gradient norm": norm}
+    else:
+        results = {"loss": backend.evaluation_model(lm, params).evaluate(batch).loss}
+    for what, value in results.items():
+        number = float(backend.ops.to_numpy(value))
+        if not math.isfinite(number):
+            raise ArithmeticError(f"the {what} of a tiny model is {number}")
+
+
+def _version(package: str, module: Any) -> str | None:
+    version = getattr(module, "__version__", None)
+    if version is None:
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+    return str(version)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, MoeportError) else f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(probe(sys.argv[1])))

@@ -1,0 +1,102 @@
+import sys
+
+import pytest
+import torch
+
+from moeport.backends import get_backend
+from moeport.backends.torch import device
+from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
+from moeport.config.training import BackendConfig
+from moeport.errors import BackendUnavailableError
+
+CPU = torch.device("cpu")
+
+
+def accelerator(monkeypatch, kind):
+    """Make PyTorch see an accelerator of this kind, or none."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+
+
+def test_the_cpu_can_always_be_had(monkeypatch):
+    accelerator(monkeypatch, "cuda")
+    assert resolve_device("cpu") == CPU
+
+
+def test_auto_is_the_accelerator_or_else_the_cpu(monkeypatch):
+    accelerator(monkeypatch, "cuda")
+    assert resolve_device("auto") == torch.device("cuda")
+    accelerator(monkeypatch, None)
+    assert resolve_device("auto") == CPU
+
+
+def test_the_named_accelerator_is_used(monkeypatch):
+    accelerator(monkeypatch, "cuda")
+    assert resolve_device("cuda") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "found"),
+    [
+        ("cuda", None, "it sees no accelerator"),
+        ("npu", None, "it sees no accelerator"),
+        ("npu", "cuda", "its accelerator is cuda"),
+    ],
+)
+def test_an_absent_accelerator_is_refused(monkeypatch, name, present, found):
+    accelerator(monkeypatch, present)
+    with pytest.raises(BackendUnavailableError) as caught:
+        get_backend(BackendConfig(name="torch", device=name))
+    assert str(caught.value) == (
+        f"backend.device: {name} is not usable: this is PyTorch {torch.__version__} and {found}; "
+        f"set backend.device to auto, or install a PyTorch build and driver for {name}"
+    )
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
+def test_a_named_type_is_used_as_it_is(name):
+    assert resolve_dtype(name, CPU) == name
+
+
+@pytest.mark.parametrize(("speedup", "chosen"), [(0.5, "float32"), (1.2, "float32"), (1.4, "bfloat16")])
+def test_auto_takes_bfloat16_where_it_is_measurably_faster(monkeypatch, speedup, chosen):
+    speeds = {torch.float32: 100.0, torch.bfloat16: 100.0 * speedup}
+    monkeypatch.setattr(device, "matmul_flops_per_second", lambda _, dtype: speeds[dtype])
+    assert resolve_dtype("auto", CPU) == chosen
+
+
+def test_measured_speed_is_that_of_a_product():
+    """Between a megaflop and an exaflop a second: the unit is FLOP/s."""
+    assert 1e6 < matmul_flops_per_second(CPU, torch.float32, size=32) < 1e18
+
+
+def test_words():
+    assert device_words(CPU) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+def test_unknown_framework_is_refused():
+    with pytest.raises(BackendUnavailableError) as caught:
+        get_backend(BackendConfig(name="mindspore"))
+    assert str(caught.value) == (
+        "backend.name: mindspore is not available in this release (expected one of torch, numpy)"
+    )
+
+
+def test_missing_framework_comes_with_the_command_that_installs_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("moeport.backends.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackendUnavailableError) as caught:
+        get_backend(BackendConfig(name="torch"))
+    assert str(caught.value) == (
+        "backend.name: torch needs torch, which is not installed; install it with: pip install 'moeport[torch]'"
+    )
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_is_what_the_config_says(deterministic):
+    try:
+        get_backend(BackendConfig(name="torch", device="cpu", deterministic=deterministic))
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+    finally:
+        torch.use_deterministic_algorithms(True)
