@@ -135,6 +135,10 @@ class MoE(ParameterTree):
         for name, value in self.layer.router.update_state(state, load_E).items():
             arrays[name].copy_(torch.from_numpy(value))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What the last call left is part of its graph, which can be neither copied nor pickled.
+        return {**self.__dict__, "auxiliary_loss": None, "metrics": None}
+
     def extra_repr(self) -> str:
         """Shapes and router, for print(model)."""
         config = self.layer.config

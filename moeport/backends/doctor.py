@@ -70,12 +70,13 @@ def report() -> dict[str, Any]:
             "memory_bytes": _memory_bytes(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
-        "backends": {name: _examine(package) for name, package in BACKENDS.items()},
-        "packages": {name: _examine(package) for name, package in OPTIONAL.items()},
+        "backends": {name: examine(package) for name, package in BACKENDS.items()},
+        "packages": {name: examine(package) for name, package in OPTIONAL.items()},
     }
 
 
-def _examine(package: Package) -> dict[str, Any]:
+def examine(package: Package) -> dict[str, Any]:
+    """Whether a package is there and works; its entry in the report."""
     spec = PathFinder.find_spec(package.module.partition(".")[0])
     installed = spec is not None and spec.origin is not None
     found = {"installed": installed, "version": None, "problem": None, **(_probe(package.module) if installed else {})}
@@ -97,7 +98,7 @@ def _probe(module: str) -> dict[str, Any]:
                 errors="replace",
                 timeout=TIME_LIMIT,
             )
-            if done.returncode == 0:
+            if file.is_file():
                 found: dict[str, Any] = json.loads(file.read_text())
                 return found
         except subprocess.TimeoutExpired:

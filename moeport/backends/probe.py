@@ -43,34 +43,29 @@ def probe(name: str) -> dict[str, Any]:
         module = importlib.import_module(name)
     except Exception as error:
         return {"version": None, "problem": f"installed but fails to import: {_words(error)}"}
-    found = {"version": _version(name.partition(".")[0], module), "problem": None}
-    try:
-        return found | (_backend(name) if name in BACKENDS else {})
-    except Exception as error:
-        return found | {"problem": _words(error)}
+    found: dict[str, Any] = {"version": _version(name.partition(".")[0], module), "problem": None}
+    if name in BACKENDS:
+        try:
+            found |= {"trains": get_backend(BackendConfig(name=name, device="cpu")).trains, "devices": {}}
+            found["devices"]["cpu"] = _device(name, "cpu")
+            kind = get_backend(BackendConfig(name=name)).device.partition(" ")[0]
+            if kind != "cpu":
+                found["devices"][kind] = _device(name, "auto")
+        except Exception as error:
+            found["problem"] = _words(error)
+    return found
 
 
-def _backend(name: str) -> dict[str, Any]:
-    preferred = get_backend(BackendConfig(name=name))  # type: ignore[arg-type]
-    devices = {"cpu": _device(name, "cpu", [])}
-    kind = preferred.device.partition(" ")[0]
-    if kind != "cpu":
+def _device(name: str, device: str) -> dict[str, Any]:
+    """Compute on one device in every type."""
+    found: dict[str, Any] = {"description": device, "units": [], "dtypes": {}}
+    if device != "cpu":
         from moeport.backends.torch.inventory import accelerators
 
-        devices[kind] = _device(name, "auto", accelerators())
-    return {"trains": preferred.trains, "devices": devices}
-
-
-def _device(name: str, device: str, units: list[tuple[str, int | None]]) -> dict[str, Any]:
-    """Compute on one device in every type."""
-    found: dict[str, Any] = {
-        "description": device,
-        "units": [{"name": unit, "memory_bytes": memory} for unit, memory in units],
-        "dtypes": {},
-    }
+        found["units"] = [{"name": unit, "memory_bytes": memory} for unit, memory in accelerators()]
     for dtype in FLOAT_DTYPES:
         try:
-            backend = get_backend(BackendConfig(name=name, device=device, dtype=dtype))  # type: ignore[arg-type]
+            backend = get_backend(BackendConfig(name=name, device=device, dtype=dtype))
             run_tiny_model(backend)
             speed = backend.matmul_flops_per_second()
         except Exception as error:

@@ -12,32 +12,13 @@ import jinja2
 import numpy as np
 
 from moeport.config.schema import Config
-from moeport.errors import MoeportError, UserError
+from moeport.errors import MoeportError
 from moeport.train.charts import Axis, HeatMap, LineChart, Series, heat_map, line_chart, number
-from moeport.train.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
 from moeport.train.progress import duration
 from moeport.train.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
-from moeport.train.series import BinnedSeries
+from moeport.train.run_metrics import RunMetrics
 
 TEMPLATES = Path(__file__).parent / "templates"
-CHART_POINTS = 400
-HEAT_MAP_CELLS = 800_000
-"""Most cells of all heat maps of a report together."""
-
-STEP_VALUES = (
-    "step",
-    "loss",
-    "lr",
-    "grad_norm",
-    "tokens_per_second",
-    "mfu",
-    "load_balance",
-    "router_z",
-    "output_z",
-    "imbalance",
-    "drop_rate",
-)
-EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -70,50 +51,6 @@ class ExpertLoad:
     map: HeatMap
 
 
-class RunMetrics:
-    """The metrics of a run in a bounded number of points, however long it is.
-
-    Args:
-        path: the metrics.jsonl; UserError if it is missing or has no step.
-    """
-
-    def __init__(self, path: Path):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; expected the metrics of a run folder")
-        self.scalars = BinnedSeries(len(STEP_VALUES), CHART_POINTS)
-        self.evaluations = BinnedSeries(len(EVALUATION_VALUES), CHART_POINTS)
-        self.last_evaluation: EvaluationMetrics | None = None
-        last: StepMetrics | None = None
-        for record in iterate_metrics(path):
-            if isinstance(record, EvaluationMetrics):
-                self.evaluations.add(record.step, _values(record, EVALUATION_VALUES))
-                self.last_evaluation = record
-                continue
-            load_LE = np.array(record.expert_load, float)
-            if last is None:
-                bins = HEAT_MAP_CELLS // load_LE.size // 2 * 2
-                self.loads = BinnedSeries(1 + load_LE.size, min(CHART_POINTS, max(2, bins)))
-                self.num_experts = load_LE.shape[1]
-                self.dropped_L = np.zeros(len(load_LE))
-                self.num_steps = 0
-            self.scalars.add(record.step, _values(record, STEP_VALUES))
-            self.loads.add(record.step, np.append(record.step, load_LE))
-            self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))
-            self.num_steps += 1
-            last = record
-        if last is None:
-            raise UserError(f"{path}: has no step yet; expected the metrics of a run that has begun to train")
-        self.last = last
-
-    def step_series(self, label: str, name: str) -> Series:
-        """A value of the steps, as a line with the band of its extremes."""
-        return _series(label, self.scalars, STEP_VALUES.index(name))
-
-    def evaluation_series(self, label: str, name: str) -> Series:
-        """A value of the evaluations."""
-        return _series(label, self.evaluations, EVALUATION_VALUES.index(name))
-
-
 def write_report(run_dir: Path) -> Path:
     """Write RUN_DIR/report.html from the run's metrics, and from its config and summary if there are any.
 
@@ -136,7 +73,7 @@ def write_report(run_dir: Path) -> Path:
         comparison=_comparison(metrics, summary),
         sections=_sections(metrics, summary),
         experts=_expert_loads(metrics, layers),
-        load_points=_points(metrics.loads),
+        load_points=metrics.load_points(),
         num_experts=metrics.num_experts,
         drops=_drops(metrics, layers),
         sample=summary.get("sample"),
@@ -172,21 +109,6 @@ def _summary(path: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _values(record: StepMetrics | EvaluationMetrics, names: Sequence[str]) -> np.ndarray:
-    return np.array([getattr(record, name) for name in names], float)
-
-
-def _points(series: BinnedSeries) -> list[str]:
-    """The steps of each point in words; the first column is the step."""
-    ranges = zip(series.low[:, 0], series.high[:, 0], strict=True)
-    return [f"step {a:,.0f}" if a == b else f"steps {a:,.0f} to {b:,.0f}" for a, b in ranges]
-
-
-def _series(label: str, series: BinnedSeries, column: int) -> Series:
-    mean = series.mean
-    return Series(label, mean[:, 0], mean[:, column], _points(series), series.low[:, column], series.high[:, column])
-
-
 def _layer_names(config: Config | None, num_layers: int) -> list[str]:
     """The blocks that have experts, numbered as in the model; from 0 where the config does not say."""
     blocks = config.model.moe_layers if config else ()
@@ -217,29 +139,26 @@ def _validation(metrics: RunMetrics, summary: Mapping[str, Any], name: str) -> f
 
 
 def _figures(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Figure]:
-    last = metrics.last
+    last, figures = metrics.last, []
     validation_loss = _validation(metrics, summary, "val_loss")
+    if validation_loss is not None:
+        figures.append(Figure("Validation loss", f"{validation_loss:.4f}", "nats/token"))
+    figures.append(Figure("Last training loss", f"{last.loss:.4f}", "nats/token"))
     rate = summary.get("tokens_per_second") or np.nanmedian(metrics.step_series("", "tokens_per_second").y)
+    figures.append(Figure("Throughput", f"{rate:,.0f}", "tokens/s"))
     mfu = metrics.step_series("", "mfu").y
-    figures = [
-        validation_loss is not None and Figure("Validation loss", f"{validation_loss:.4f}", "nats/token"),
-        Figure("Last training loss", f"{last.loss:.4f}", "nats/token"),
-        Figure("Throughput", f"{rate:,.0f}", "tokens/s"),
-        np.isfinite(mfu).any() and Figure("MFU", f"{np.nanmedian(mfu):.1%}", "median"),
-        "wall_time" in summary
-        and Figure(
-            "Wall time", duration(summary["wall_time"]), f"{last.step:,} {'step' if last.step == 1 else 'steps'}"
-        ),
-        Figure("Tokens", _rounded(last.tokens), f"{last.tokens / last.step:,.0f} a step"),
-        "parameters_total" in summary
-        and Figure(
-            "Parameters",
-            _rounded(summary["parameters_total"]),
-            f"{_rounded(summary['parameters_active'])} active" if "parameters_active" in summary else "",
-        ),
-        "peak_memory" in summary and Figure("Peak memory", f"{summary['peak_memory']:.2f}", "GiB, resident"),
-    ]
-    return [figure for figure in figures if isinstance(figure, Figure)]
+    if np.isfinite(mfu).any():
+        figures.append(Figure("MFU", f"{np.nanmedian(mfu):.1%}", "median"))
+    if "wall_time" in summary:
+        steps = f"{last.step:,} step" + ("" if last.step == 1 else "s")
+        figures.append(Figure("Wall time", duration(summary["wall_time"]), steps))
+    figures.append(Figure("Tokens", _rounded(last.tokens), f"{last.tokens / last.step:,.0f} a step"))
+    if "parameters_total" in summary:
+        active = f"{_rounded(summary['parameters_active'])} active" if "parameters_active" in summary else ""
+        figures.append(Figure("Parameters", _rounded(summary["parameters_total"]), active))
+    if "peak_memory" in summary:
+        figures.append(Figure("Peak memory", f"{summary['peak_memory']:.2f}", "GiB, resident"))
+    return figures
 
 
 def _compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
@@ -265,7 +184,7 @@ def _comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
 
 
 def _sections(metrics: RunMetrics, summary: Mapping[str, Any]) -> dict[str, list[LineChart]]:
-    """The line charts by heading."""
+    """The line charts by heading; losses that are not computed and drops that do not happen are left out."""
     step, evaluation, last_step = metrics.step_series, metrics.evaluation_series, metrics.last.step
     balanced = {"balanced": 1.0}
     nats = Axis("Loss", "nats/token", "{:.4f}")
@@ -285,15 +204,18 @@ def _sections(metrics: RunMetrics, summary: Mapping[str, Any]) -> dict[str, list
         ],
         "Routing": [
             (Axis("Expert imbalance", "largest / mean load", "{:.3f}", references=balanced), [step("", "imbalance")]),
-            (Axis("Load-balancing loss", "", "{:.4f}", references=balanced), [step("", "load_balance")]),
-            (Axis("Router z-loss", "", "{:.4g}"), [step("", "router_z")]),
         ],
     }
-    if metrics.dropped_L.any():
-        dropped = Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True)
-        plans["Routing"].append((dropped, [step("", "drop_rate")]))
-    if np.any(step("", "output_z").y):
-        plans["Loss"].append((Axis("Output z-loss", "", "{:.4g}"), [step("", "output_z")]))
+    dropped = Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True)
+    for heading, axis, name in (
+        ("Routing", Axis("Load-balancing loss", "", "{:.4f}", references=balanced), "load_balance"),
+        ("Routing", Axis("Router z-loss", "", "{:.4g}"), "router_z"),
+        ("Routing", dropped, "drop_rate"),
+        ("Loss", Axis("Output z-loss", "", "{:.4g}"), "output_z"),
+    ):
+        series = step("", name)
+        if np.any(series.y):
+            plans[heading].append((axis, [series]))
     return {
         heading: [chart for axis, series in charts if (chart := line_chart(axis, series, last_step))]
         for heading, charts in plans.items()

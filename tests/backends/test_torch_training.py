@@ -152,6 +152,7 @@ def test_some_parameters_can_be_read_and_replaced():
     assert {k: v.tolist() for k, v in training.parameters([name]).items()} == {name: [0.0, 1.0, 2.0, 3.0]}
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_loss_and_gradients():
     config = model_config(num_layers=1)
     batch = batch_of(training_model(config).model)

@@ -116,3 +116,9 @@ def cross_entropy(logits_TV, target_T):
     return log_partition - np.array([row[target] for row, target in zip(logits_TV, target_T, strict=True)]), (
         log_partition
     )
+
+
+def linear_cross_entropy(x_TD, weight_VD, target_T, z_weight):
+    nll_T, log_partition_T = cross_entropy(np.einsum("td,vd->tv", x_TD, weight_VD), target_T)
+    mean, z = math.fsum(nll_T) / len(nll_T), math.fsum(log_partition_T**2) / len(nll_T)
+    return mean + z_weight * z, mean, z

@@ -140,15 +140,32 @@ def cross_entropy():
 
     several = rng(20).integers(0, 5, 6)
     yield Case("cross_entropy", "rows", call, formulas.cross_entropy, (grid(21, 6, 5), several), accurate=True)
-    many = rng(22).integers(0, 2, 515)
-    yield Case(
-        "cross_entropy",
-        "more rows than one block holds",
-        call,
-        formulas.cross_entropy,
-        (grid(23, 515, 2), many),
-        accurate=True,
-    )
+    one = np.array([3])
+    yield Case("cross_entropy", "one row", call, formulas.cross_entropy, (grid(21, 1, 5), one), accurate=True)
+
+
+def linear_cross_entropy():
+    inputs = (grid(24, 6, 4), grid(25, 5, 4), rng(26).integers(0, 5, 6))
+    for z_weight in (0.0, 0.25):
+        yield Case(
+            "linear_cross_entropy",
+            f"all results, z weight {z_weight}",
+            lambda ops, x, w, targets, z=z_weight: ops.linear_cross_entropy(x, w, targets, z),
+            lambda x, w, targets, z=z_weight: formulas.linear_cross_entropy(x, w, targets, z),
+            inputs,
+            weights=(1,),
+            differentiable=False,
+            accurate=True,
+        )
+        yield Case(
+            "linear_cross_entropy",
+            f"loss, z weight {z_weight}",
+            lambda ops, x, w, targets, z=z_weight: ops.linear_cross_entropy(x, w, targets, z)[0],
+            lambda x, w, targets, z=z_weight: formulas.linear_cross_entropy(x, w, targets, z)[0],
+            inputs,
+            weights=(1,),
+            accurate=True,
+        )
 
 
 CASES = [
@@ -160,4 +177,5 @@ CASES = [
     *mlps(),
     *dispatch(),
     *cross_entropy(),
+    *linear_cross_entropy(),
 ]

@@ -48,7 +48,10 @@ def parameters(targets):
     ]
 
 
+training = [target for target in TARGETS if target.backend != "numpy"]
 every_target = pytest.mark.parametrize("target", parameters(TARGETS))
-every_training_target = pytest.mark.parametrize(
-    "target", parameters([target for target in TARGETS if target.backend != "numpy"])
+every_training_target = pytest.mark.parametrize("target", parameters(training))
+every_accurate_training_target = pytest.mark.parametrize(
+    "target", parameters([target for target in training if target.dtype != "bfloat16"])
 )
+"""For what is computed in float32 at least whatever the compute type."""

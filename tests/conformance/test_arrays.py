@@ -122,6 +122,21 @@ def test_a_loss_without_parameters_has_gradients_of_zeros(target):
 
 
 @every_training_target
+def test_reported_cross_entropy_and_z_loss_carry_no_gradient(target):
+    backend = target.build()
+    ops, params = backend.ops, params_of(backend)
+    targets = ops.from_numpy(np.array([1]))
+
+    def total(params):
+        x_TD, weight_VD = (ops.reshape(params[name], shape) for name, shape in (("x", (1, 3)), ("y", (3, 1))))
+        _, cross_entropy, z = ops.linear_cross_entropy(x_TD, ops.matmul(weight_VD, x_TD), targets, 0.5)
+        return cross_entropy + z
+
+    _, grads = backend.value_and_grad(total)(params)
+    assert {name: ops.to_numpy(grad).tolist() for name, grad in grads.items()} == {"x": [0.0] * 3, "y": [0.0] * 3}
+
+
+@every_training_target
 def test_stop_gradient_is_a_constant_of_differentiation(target):
     backend = target.build()
     ops, params = backend.ops, params_of(backend)

@@ -6,7 +6,7 @@ from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.routing import RouterContext
 from moeport.routers import build_router
 from moeport.routers.topk import TopKConfig
-from tests.conformance.targets import GRADIENT_TOLERANCE, every_target, every_training_target
+from tests.conformance.targets import GRADIENT_TOLERANCE, every_accurate_training_target, every_target
 from tests.core.routings import routing_of
 from tests.routers.examples import CONFIGS, EXPERTS, WIDTH, context, hidden_states, label, route, router_params
 from tests.support import assert_close, finite_difference, rng
@@ -68,10 +68,8 @@ LOSSES = {
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.experts_per_token < EXPERTS], ids=label)
-@every_training_target
+@every_accurate_training_target
 def test_the_gradient_reaches_the_router_weight(target, config, loss):
-    if target.dtype == "bfloat16":
-        pytest.skip("scores are computed in float32: the float32 target covers them")
     backend, router = target.build(), build_router(config, WIDTH, EXPERTS)
     ops = backend.ops
     params = {k: ops.cast(ops.from_numpy(v), target.dtype) for k, v in router_params(router).items()}

@@ -158,9 +158,14 @@ def test_cross_entropy_is_that_of_the_logits():
     assert_close(terms.output_z, np.mean(np.log(np.exp(logits).sum(axis=-1)) ** 2), 1e-13)
 
 
-def test_output_z_loss_that_is_off_is_zero():
-    model, evaluation = on_numpy(model_config(output_z_loss=0.0))
-    assert evaluation.evaluate(batch_of(model)).output_z == 0.0
+def test_output_z_loss_without_weight_is_reported_but_not_added():
+    config = model_config(
+        output_z_loss=0.0, moe={"load_balance": LoadBalanceConfig(coefficient=0.0), "router_z_loss": 0}
+    )
+    model, evaluation = on_numpy(config)
+    terms = evaluation.evaluate(batch_of(model))
+    assert terms.output_z > 0
+    assert terms.loss == terms.cross_entropy
 
 
 @every_router

@@ -7,7 +7,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext
 from moeport.routers import ROUTERS, build_router
-from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_target, every_training_target
+from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
 from tests.routers.examples import (
     CONFIGS,
     EXAMPLES,
@@ -66,10 +66,8 @@ def scalar(ops, routing, weights):
 
 
 @every_config
-@every_training_target
+@every_accurate_training_target
 def test_gradients_are_those_of_finite_differences(target, config):
-    if target.dtype == "bfloat16":
-        pytest.skip("scores are computed in float32: the float32 target covers them")
     backend = target.build()
     ops = backend.ops
     router, params, x_TD, its_context = placed(backend, config)

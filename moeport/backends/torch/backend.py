@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ class TorchBackend(Backend):
         self.device = device_words(self.torch_device)
         self.dtype = resolve_dtype(config.dtype, self.torch_device)
         self.ops: TorchOps = TorchOps(self.torch_device)
+        if config.deterministic and self.torch_device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         torch.use_deterministic_algorithms(config.deterministic)
 
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, size: int 
     x = torch.ones(size, size, dtype=dtype, device=device)
     x @ x
     best = float("inf")
-    for _ in range(8):
+    for _ in range(24):
         synchronize(device)
         start = time.perf_counter()
         x @ x

@@ -201,7 +201,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """The gradients of the forward pass, scaled."""
         grad_x, grad_weight = ctx.saved_tensors
         scale = grad / ctx.rows
-        return grad_x * scale.to(grad_x.dtype), grad_weight * scale, None, None, None
+        return grad_x * scale, grad_weight * scale, None, None, None
 
 
 def _accurate(x: Tensor) -> Tensor:

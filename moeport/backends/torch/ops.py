@@ -32,7 +32,7 @@ class TorchOps(Ops):
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
         """See Ops."""
-        return self.accurate(x.detach()).cpu().numpy()
+        return self.accurate(x.detach()).cpu().numpy().copy()
 
     def constant(self, value: float, dtype: str) -> Any:
         """A Python float: PyTorch applies it at the precision of the tensor it meets."""
@@ -244,6 +244,8 @@ class TorchOps(Ops):
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See Ops."""
+        if not torch.is_grad_enabled():  # inside, the kernel cannot tell and would compute gradients
+            x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
         rows = max(1, self.logits_block // weight_VD.shape[0])
         return kernels.LinearCrossEntropy.apply(x_TD, weight_VD, target_T, z_weight, rows)
 

@@ -1,0 +1,216 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moeport.backends import doctor, get_backend, probe
+from moeport.backends.doctor import BACKENDS, OPTIONAL, Package, examine, render, report
+from moeport.config.training import BackendConfig
+from moeport.core.ops import FLOAT_DTYPES, KERNELS
+
+
+@pytest.fixture(scope="module")
+def found():
+    return report()
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Puts a module of that name before the installed ones."""
+
+    def make(name, source):
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        return examine(Package("testing", name, f"pip install {name}"))
+
+    return make
+
+
+def printed(entry):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(entry))
+    return console.file.getvalue()
+
+
+def test_the_report_is_json_and_names_everything(found):
+    assert json.loads(json.dumps(found)) == found
+    assert list(found) == ["moeport", "python", "platform", "cpu", "backends", "packages"]
+    assert list(found["backends"]) == ["numpy", "torch", "mindspore", "torch_npu"]
+    assert list(found["packages"]) == ["datasets", "tensorboard"]
+    assert found["cpu"]["usable_cores"] >= 1
+    assert found["cpu"]["memory_bytes"] > 2**28
+
+
+def test_the_numpy_backend(found):
+    entry = found["backends"]["numpy"]
+    assert entry["version"] == np.__version__
+    assert entry["problem"] is None
+    assert entry["trains"] is False
+    dtypes = entry["devices"]["cpu"]["dtypes"]
+    assert [dtype for dtype in FLOAT_DTYPES if dtypes[dtype]["usable"]] == ["float32", "float64"]
+    assert "numpy has no bfloat16" in dtypes["bfloat16"]["problem"]
+    assert dtypes["float32"]["kernels"].keys() >= set(KERNELS)
+    assert entry["devices"]["cpu"]["bfloat16_over_float32"] is None
+
+
+def test_the_torch_backend(found):
+    torch = pytest.importorskip("torch")
+    entry = found["backends"]["torch"]
+    assert entry["version"] == torch.__version__
+    assert entry["install"] is None
+    assert entry["trains"] is True
+    cpu = entry["devices"]["cpu"]
+    assert cpu["description"].startswith("cpu (")
+    assert all(cpu["dtypes"][dtype]["usable"] for dtype in FLOAT_DTYPES)
+    expected = get_backend(BackendConfig(name="torch", device="cpu")).kernel_choices()
+    assert cpu["dtypes"]["float32"]["kernels"] == expected
+    speeds = {dtype: cpu["dtypes"][dtype]["matmul_flops_per_second"] for dtype in FLOAT_DTYPES}
+    assert cpu["bfloat16_over_float32"] == pytest.approx(speeds["bfloat16"] / speeds["float32"], abs=0.006)
+
+
+@pytest.mark.cuda
+def test_a_gpu_is_tried_too(found):
+    device = found["backends"]["torch"]["devices"]["cuda"]
+    assert device["units"][0]["memory_bytes"] > 2**30
+    assert device["units"][0]["name"] in device["description"]
+    assert device["dtypes"]["bfloat16"]["usable"]
+
+
+def test_accelerators_are_listed_with_their_memory(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from moeport.backends.torch.inventory import accelerators
+
+    units = [SimpleNamespace(name="Ascend910B", total_memory=2**36), SimpleNamespace(name="other")]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: len(units))
+    module = SimpleNamespace(get_device_properties=units.__getitem__)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert accelerators() == [("Ascend910B", 2**36), ("other", None)]
+
+
+def test_what_this_release_does_not_support_is_said(found):
+    assert found["backends"]["mindspore"]["note"] == "this release has no MindSpore backend yet"
+    assert found["backends"]["torch_npu"]["note"] == "not supported in this release yet"
+    assert "this release has no MindSpore backend yet" in printed(found)
+
+
+def test_the_printed_report(found):
+    text = printed(found)
+    assert "numpy (reference, forward only)" in text
+    assert "forward only: evaluates, does not train" in text
+    assert "default composition: the reference has no fused kernels" in text
+    assert "TFLOP/s in a matrix product" in text
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it(found):
+    entry = examine(Package("testing", "no_such_package", "pip install 'moeport[torch]'"))
+    assert entry == {
+        "purpose": "testing",
+        "installed": False,
+        "version": None,
+        "problem": None,
+        "install": "pip install 'moeport[torch]'",
+        "note": None,
+    }
+    assert "(testing): not installed; install it with: pip install 'moeport[torch]'" in printed(
+        found | {"backends": {"torch": entry}}
+    )
+
+
+def test_commands():
+    assert BACKENDS["torch"].install == "pip install 'moeport[torch]'"
+    assert {name: package.install for name, package in OPTIONAL.items()} == {
+        "datasets": "pip install 'moeport[data]'",
+        "tensorboard": "pip install 'moeport[tensorboard]'",
+    }
+
+
+def test_a_folder_without_code_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "empty_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not examine(Package("testing", "empty_folder"))["installed"]
+
+
+def test_a_package_that_works(fake):
+    entry = fake("healthy", "__version__ = '1.2.3'")
+    assert (entry["installed"], entry["version"], entry["problem"], entry["install"]) == (True, "1.2.3", None, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (
+            "raise ImportError('libtorch_cpu.so: undefined symbol')",
+            "installed but fails to import: ImportError: libtorch_cpu.so: undefined symbol",
+        ),
+        (
+            "import no_such_dependency",
+            "installed but fails to import: ModuleNotFoundError: No module named 'no_such_dependency'",
+        ),
+        ("raise OSError(127, 'driver')", "installed but fails to import: OSError: [Errno 127] driver"),
+        (
+            "import os, sys; sys.stderr.write('no AVX2\\n'); os.abort()",
+            "ends the process that imports it, SIGABRT: no AVX2",
+        ),
+        ("import sys; sys.exit(0)", "ends the process that imports it, exit code 0"),
+        ("import sys; sys.exit('no licence')", "ends the process that imports it, exit code 1: no licence"),
+    ],
+)
+def test_a_broken_package_is_reported_with_its_message(fake, found, source, problem):
+    entry = fake("broken", source)
+    assert entry["installed"]
+    assert entry["problem"] == problem
+    assert entry["install"] == "pip install broken"
+    assert problem in printed(found | {"backends": {"torch": entry}})
+
+
+def test_a_package_that_hangs(fake, monkeypatch):
+    monkeypatch.setattr(doctor, "TIME_LIMIT", 1)
+    assert fake("hangs", "import time; time.sleep(60)")["problem"] == "does not answer within 1 s"
+
+
+def test_output_of_a_package_does_not_disturb(fake):
+    assert fake("chatty", "print('{\"hello\": 1}'); __version__ = '1'")["version"] == "1"
+
+
+def test_a_type_that_fails_is_reported_and_the_others_are_tried(monkeypatch):
+    run = probe.run_tiny_model
+
+    def fail(backend):
+        if backend.dtype == "float64":
+            raise RuntimeError("no double precision")
+        run(backend)
+
+    monkeypatch.setattr(probe, "run_tiny_model", fail)
+    dtypes = probe.probe("numpy")["devices"]["cpu"]["dtypes"]
+    assert dtypes["float32"]["usable"]
+    assert dtypes["float64"] == {"usable": False, "problem": "RuntimeError: no double precision"}
+
+
+def test_the_command_survives_a_broken_torch(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object')")
+    done = subprocess.run(
+        [sys.executable, "-m", "moeport", "doctor", "--json"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout)["backends"]["torch"]
+    assert entry["problem"] == (
+        "installed but fails to import: ImportError: libcudart.so.13: cannot open shared object"
+    )
+    assert entry["install"] == "pip install 'moeport[torch]'"
+
+
+def test_the_doctor_imports_no_framework():
+    code = "import sys; import moeport.backends.doctor; assert not {'torch', 'mindspore', 'datasets'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
