@@ -144,7 +144,9 @@ def test_sequence_scope_takes_sequences_from_the_shape():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ConfigError, match=r"^MoE: router\.top_k: more experts a token than there are; expected at most"):
+    with pytest.raises(
+        ConfigError, match=r"^MoE: router\.top_k: more experts a token than there are; expected at most"
+    ):
         MoE(**SHAPE, router_options={"top_k": 9})
     with pytest.raises(ConfigError, match=r"'topc' found using 'name' does not match any of the expected tags"):
         MoE(**SHAPE, router="topc")

@@ -159,6 +159,18 @@ def test_missing_tensorboard_is_said_once_and_metrics_are_written(tmp_path, monk
     assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 2
 
 
+def test_a_broken_tensorboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog):
+    (tmp_path / "tensorboard.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    with MetricsLog(tmp_path, tensorboard=True, resume_step=None) as log:
+        log.step(STEP)
+    (message,) = caplog.messages
+    assert message.startswith("tensorboard fails to import (No module named 'no_such_dependency')")
+    assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 1
+
+
 def test_metrics_need_no_framework():
     code = (
         "import sys; import moeport.train.metrics; assert not {'torch', 'tensorboard', 'matplotlib'} & {*sys.modules}"
