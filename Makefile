@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
 TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=
+export NO_MKDOCS_2_WARNING = 1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS)
 # Two test processes, each with one thread of arithmetic.
 JOBS ?= 2

@@ -166,9 +166,7 @@ class _SwiGLUExperts(torch.autograd.Function):
         counts = ctx.counts
         dy = dy.contiguous()
         d_act, d_down = torch.empty_like(act), torch.empty_like(down)
-        for e, (ae, dye, dae) in enumerate(
-            zip(act.split(counts), dy.split(counts), d_act.split(counts), strict=True)
-        ):
+        for e, (ae, dye, dae) in enumerate(zip(act.split(counts), dy.split(counts), d_act.split(counts), strict=True)):
             torch.mm(dye, down[e], out=dae)
             torch.mm(dye.t(), ae, out=d_down[e])
         gate, up = hidden.chunk(2, -1)
@@ -177,9 +175,7 @@ class _SwiGLUExperts(torch.autograd.Function):
         torch.mul(d_act, F.silu(gate), out=d_up)
         d_gate.copy_(torch.ops.aten.silu_backward(d_act.mul_(up), gate))
         dx, d_gate_up = torch.empty_like(x), torch.empty_like(gate_up)
-        for e, (xe, dhe, dxe) in enumerate(
-            zip(x.split(counts), d_hidden.split(counts), dx.split(counts), strict=True)
-        ):
+        for e, (xe, dhe, dxe) in enumerate(zip(x.split(counts), d_hidden.split(counts), dx.split(counts), strict=True)):
             torch.mm(dhe, gate_up[e], out=dxe)
             torch.mm(dhe.t(), xe, out=d_gate_up[e])
         return dx, d_gate_up, d_down, None

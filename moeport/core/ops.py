@@ -142,7 +142,7 @@ class Ops(ABC):
 
     @abstractmethod
     def cumsum(self, x: Array, axis: int) -> Array:
-        """Running sum along a dimension."""
+        """Running sum of indices along a dimension."""
 
     @abstractmethod
     def softmax(self, x: Array) -> Array:

@@ -276,7 +276,7 @@ class _Run:
             steps=self.config.training.steps,
             val_loss=evaluation.loss,
             val_bits_per_byte=evaluation.bits_per_byte,
-            baselines=self.data.baselines,
+            baselines={f"{name} -9": bits for name, bits in self.data.baselines.items()},
             tokens_per_second=statistics.median(record.tokens_per_second for record in steps),
             wall_time=seconds + sum(record.step_time for record in steps if record.step <= self.start_step),
             peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

@@ -55,7 +55,7 @@ class RunSummary:
         """The closing panel on a terminal."""
         table = _table()
         table.add_row("validation loss", f"{self.val_loss:.4f} nats a token")
-        others = ", ".join(f"{name} -9: {bits:.3f}" for name, bits in self.baselines.items())
+        others = ", ".join(f"{name}: {bits:.3f}" for name, bits in self.baselines.items())
         table.add_row("bits per byte", f"{self.val_bits_per_byte:.3f}  ({others}, each held-out file by itself)")
         table.add_row("speed", f"{self.tokens_per_second:,.0f} tokens/s on {self.device}, {self.dtype}")
         table.add_row("time, memory", f"{duration(self.wall_time)}, at most {self.peak_memory:.2f} GiB")

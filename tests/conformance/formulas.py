@@ -32,10 +32,6 @@ def softmax(row):
     return np.array([math.exp(value - log_sum_exp(row)) for value in row])
 
 
-def running_sum(row):
-    return np.array([math.fsum(row[: i + 1]) for i in range(len(row))])
-
-
 def order(values, descending=False):
     """Ids from small to large, or from large to small; equal values in the order of their ids."""
     return np.array(sorted(range(len(values)), key=lambda i: (-values[i] if descending else values[i], i)), np.int64)

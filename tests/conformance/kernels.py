@@ -100,6 +100,19 @@ def mlps():
                 (grid(14, 7, 4), grid(15, EXPERTS, rows, 4), grid(16, EXPERTS, 4, 3), np.array(counts_E)),
                 weights=(1, 2),
             )
+        yield Case(
+            "grouped_mlp",
+            f"{activation} widths of 8",
+            lambda ops, x, w_in, w_out, n, a=activation: ops.grouped_mlp(x, w_in, w_out, n, a),
+            lambda x, w_in, w_out, n, a=activation: formulas.grouped_mlp(x, w_in, w_out, n, a),
+            (
+                grid(14, 6, 8),
+                grid(15, 2, 16 if activation == "swiglu" else 8, 8) / 2,
+                grid(16, 2, 8, 8),
+                np.array([2, 3]),
+            ),
+            weights=(1, 2),
+        )
 
 
 ASSIGNMENTS = {

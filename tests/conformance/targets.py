@@ -1,5 +1,6 @@
 """The backends, devices and compute types that the suite runs against; a new backend is one line in TARGETS."""
 
+import copy
 import functools
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import pytest
 
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
+from moeport.core.ops import KERNELS, Ops
 
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-7}
 """Forward, relative to the largest element."""
@@ -19,9 +21,11 @@ class Target:
     backend: str
     device: str
     dtype: str
+    default_kernels: bool = False
+    """Run the default compositions of the kernels in place of the backend's own."""
 
     def __str__(self):
-        return f"{self.backend}-{self.device}-{self.dtype}"
+        return f"{self.backend}-{self.device}-{self.dtype}" + ("-default" if self.default_kernels else "")
 
     def build(self):
         pytest.importorskip(self.backend)
@@ -30,12 +34,23 @@ class Target:
 
 @functools.cache
 def build(target):
-    return get_backend(BackendConfig(name=target.backend, device=target.device, dtype=target.dtype))
+    backend = get_backend(BackendConfig(name=target.backend, device=target.device, dtype=target.dtype))
+    if target.default_kernels:
+        backend.ops = with_default_kernels(backend.ops)
+    return backend
+
+
+def with_default_kernels(ops):
+    """The same operations with every kernel composed of primitives."""
+    composed = copy.copy(ops)
+    composed.__class__ = type("DefaultKernels", (type(ops),), {name: getattr(Ops, name) for name in KERNELS})
+    return composed
 
 
 TARGETS = [
     *(Target("numpy", "cpu", dtype) for dtype in ("float32", "float64")),
     *(Target("torch", "cpu", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(Target("torch", "cpu", dtype, default_kernels=True) for dtype in ("float64", "bfloat16")),
     *(Target("torch", "cuda", dtype) for dtype in ("float32", "float64", "bfloat16")),
 ]
 """numpy stands here for the framework's import name too."""

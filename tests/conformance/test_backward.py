@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
-from moeport.core.ops import KERNELS, Ops
 from tests.conformance import kernels, primitives
-from tests.conformance.targets import GRADIENT_TOLERANCE, Target, every_training_target
+from tests.conformance.targets import GRADIENT_TOLERANCE, every_training_target
 from tests.support import assert_close, finite_difference, grid
 
 CASES = [case for case in (*primitives.CASES, *kernels.CASES) if case.variables]
@@ -32,10 +31,10 @@ def finite_differences(case):
     }
 
 
-def gradients(case, backend, ops):
+def gradients(case, backend):
     """The same from the backend."""
-    arguments = case.arguments(backend)
-    weights = [backend.ops.from_numpy(v) for v in cotangents(case)]
+    ops, arguments = backend.ops, case.arguments(backend)
+    weights = [ops.from_numpy(v) for v in cotangents(case)]
 
     def total(params):
         inputs = [params.get(str(i), x) for i, x in enumerate(arguments)]
@@ -52,19 +51,9 @@ def gradients(case, backend, ops):
 @every_training_target
 def test_gradient_is_that_of_finite_differences(target, case):
     backend = target.build()
-    found = gradients(case, backend, backend.ops)
+    found = gradients(case, backend)
     assert found.keys() == set(case.variables)
     for position, want in finite_differences(case).items():
         dtype = backend.parameter_dtype if position in case.weights else target.dtype
         assert backend.ops.dtype(found[position]) == dtype
         assert_close(backend.ops.to_numpy(found[position]), want, GRADIENT_TOLERANCE[target.dtype], f"by {position}")
-
-
-@pytest.mark.parametrize("case", kernels.CASES, ids=str)
-def test_gradient_of_the_default_composition(case):
-    backend = Target("torch", "cpu", "float64").build()
-    compositions = {name: getattr(Ops, name) for name in KERNELS}
-    ops = type("DefaultKernels", (type(backend.ops),), compositions)(backend.torch_device)
-    found = gradients(case, backend, ops)
-    for position, want in finite_differences(case).items():
-        assert_close(backend.ops.to_numpy(found[position]), want, GRADIENT_TOLERANCE["float64"], f"by {position}")

@@ -210,7 +210,8 @@ class TorchOps(Ops):
     def grouped_mlp(self, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str) -> Tensor:
         """See Ops."""
         w_in, w_out = w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype)
-        if self.uses_grouped_mm(x_RD):
+        aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm wants rows of 16 bytes
+        if aligned and self.uses_grouped_mm(x_RD):
             return self._grouped_mm_mlp(x_RD, w_in, w_out, counts_E, activation)
         return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts_E.tolist(), activation)
 
