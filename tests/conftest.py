@@ -1,5 +1,6 @@
 import importlib.util
 import os
+from collections import Counter
 
 import pytest
 
@@ -13,6 +14,13 @@ def pytest_collection_modifyitems(items):
         return
     for item in wanting:
         item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; this machine has none"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say why tests were skipped, a line a reason."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.items():
+        terminalreporter.line(f"{count} tests skipped: {reason.removeprefix('Skipped: ')}", yellow=True)
 
 
 def has_cuda():

@@ -16,9 +16,9 @@ def generate(
     checkpoint: Annotated[str, typer.Option(metavar="latest|best|step-N", help="Which weights.")] = "latest",
 ) -> None:
     """Continue a text with a trained model."""
-    from moeport.train import generate
+    from moeport.train.generate import generate as continue_text
 
-    text = generate.generate(
+    text = continue_text(
         run_dir,
         prompt,
         max_tokens=max_tokens,

@@ -34,6 +34,7 @@ class TorchBackend(Backend):
         if config.deterministic and self.torch_device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         torch.use_deterministic_algorithms(config.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
 
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
         """See Backend."""
@@ -83,7 +84,7 @@ class TorchBackend(Backend):
             "swiglu": "silu, then multiply",
             "gelu": "torch.nn.functional.gelu",
             "mlp": "default composition of linear and activation",
-            "grouped_mlp": "torch._grouped_mm (bfloat16, compute capability 9.0)"
+            "grouped_mlp": "torch._grouped_mm where widths divide by 8 (bfloat16, compute capability 9.0)"
             if grouped_mm
             else "one product an expert in one autograd node"
             + ("" if cpu else " (torch._grouped_mm needs bfloat16 and compute capability 9.0)"),
