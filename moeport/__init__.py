@@ -1,9 +1,9 @@
-"""moeport: train mixture-of-experts language models on GPUs and Ascend NPUs from one config.
+"""moeport: train mixture-of-experts language models from one config.
 
 Everything the command line does is a call here; importing the package imports no framework.
 
     import moeport
-    config = moeport.load_config("configs/quickstart.yaml", ["training.steps=50"])
+    config = moeport.load_config("configs/quickstart.yaml", ["training.steps=200", "run.dir=runs/short"])
     summary = moeport.train(config)
     print(moeport.generate(summary.run_dir, "def "))
 
@@ -20,9 +20,9 @@ from moeport.version import VERSION
 if TYPE_CHECKING:
     from moeport.backends.doctor import report as doctor
     from moeport.config import Config, config_from_dict, json_schema, load_config, resolved_yaml
-    from moeport.train.generate import generate
-    from moeport.train.report import write_report
-    from moeport.train.run import train
+    from moeport.training.generate import generate
+    from moeport.training.report import write_report
+    from moeport.training.run import train
 
 __version__ = VERSION
 
@@ -32,9 +32,9 @@ _PLACES = {
     "json_schema": "moeport.config",
     "load_config": "moeport.config",
     "resolved_yaml": "moeport.config",
-    "generate": "moeport.train.generate",
-    "train": "moeport.train.run",
-    "write_report": "moeport.train.report",
+    "generate": "moeport.training.generate",
+    "train": "moeport.training.run",
+    "write_report": "moeport.training.report",
 }
 
 __all__ = [

@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from moeport.backends.torch.module import ParameterTree
 from moeport.backends.torch.ops import TorchOps
+from moeport.config import config_from_dict
 from moeport.config.model import MoEConfig
 from moeport.core.moe import MoELayer, MoEMetrics
 from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
-from moeport.errors import ConfigError
 
 __all__ = ["MoE"]
 
@@ -29,7 +28,7 @@ __all__ = ["MoE"]
 class MoE(ParameterTree):
     """A mixture-of-experts feed-forward block: use it where a model has its FFN.
 
-    It has a state_dict, moves with `.to`, follows autocast, and may be compiled, sharded and recomputed. Router,
+    It has a state_dict, moves with `.to`, follows autocast, and may be compiled and recomputed. Router,
     capacity and losses are those of the `model.moe` section of the config; see `moeport routers` for the names.
 
     Args:
@@ -77,14 +76,15 @@ class MoE(ParameterTree):
         dtype: torch.dtype = torch.float32,
     ):
         config = _config(
+            d_model,
             num_experts=num_experts,
             expert_hidden=expert_hidden,
             router={"name": router, **(router_options or {})},
-            capacity=dict(capacity or {}),
+            **({} if capacity is None else {"capacity": dict(capacity)}),
             activation=activation,
             num_shared_experts=num_shared_experts,
             routed_scaling_factor=routed_scaling_factor,
-            load_balance=dict(load_balance or {}),
+            **({} if load_balance is None else {"load_balance": dict(load_balance)}),
             router_z_loss=router_z_loss,
         )
         layer = MoELayer(config, d_model, init_std, init_std)
@@ -148,16 +148,7 @@ class MoE(ParameterTree):
         )
 
 
-def _config(**options: Any) -> MoEConfig:
-    try:
-        config = MoEConfig(**options)
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ConfigError("MoE: " + "; ".join(faults)) from error
-    problems = config.router.problems(config.num_experts)
-    if problems:
-        raise ConfigError(
-            "MoE: "
-            + "; ".join(f"router.{option}: {wrong}; expected {expected}" for option, wrong, expected in problems)
-        )
-    return config
+def _config(d_model: int, **options: Any) -> MoEConfig:
+    """The checked section; head counts are those of any valid attention, since there is none here."""
+    attention = {"num_heads": 1, "head_dim": 2}
+    return config_from_dict({"model": {"d_model": d_model, "attention": attention, "moe": options}}).model.moe

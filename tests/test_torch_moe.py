@@ -144,11 +144,9 @@ def test_sequence_scope_takes_sequences_from_the_shape():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(
-        ConfigError, match=r"^MoE: router\.top_k: more experts a token than there are; expected at most"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.moe\.router\.top_k: more experts a token than there are"):
         MoE(**SHAPE, router_options={"top_k": 9})
-    with pytest.raises(ConfigError, match=r"'topc' found using 'name' does not match any of the expected tags"):
+    with pytest.raises(ConfigError, match=r"model\.moe\.router\.name: .*topc.*did you mean topk\?"):
         MoE(**SHAPE, router="topc")
-    with pytest.raises(ConfigError, match=r"^MoE: capacity\.factr: Extra inputs are not permitted"):
+    with pytest.raises(ConfigError, match=r"model\.moe\.capacity\.factr: unknown key; did you mean model\.moe\.capacity\.factor\?"):
         MoE(**SHAPE, capacity={"factr": 2})

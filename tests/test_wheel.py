@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.train.tiny import tiny_values
+from tests.training.tiny import tiny_values
 
 REPOSITORY = Path(__file__).parent.parent
 

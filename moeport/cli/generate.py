@@ -16,7 +16,7 @@ def generate(
     checkpoint: Annotated[str, typer.Option(metavar="latest|best|step-N", help="Which weights.")] = "latest",
 ) -> None:
     """Continue a text with a trained model."""
-    from moeport.train.generate import generate as continue_text
+    from moeport.training.generate import generate as continue_text
 
     text = continue_text(
         run_dir,

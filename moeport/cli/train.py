@@ -17,7 +17,7 @@ def train(
     from rich.console import Console
 
     from moeport.config import load_config
-    from moeport.train.run import train as run_training
+    from moeport.training.run import train as run_training
 
     console = Console()
     console.print(run_training(load_config(file, overrides or ()), resume=resume, dry_run=dry_run, console=console))

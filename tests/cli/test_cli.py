@@ -132,7 +132,7 @@ class TestRouters:
 
 class TestCallsOfOtherModules:
     def test_train(self, run, stub):
-        calls = stub("moeport.train.run", "train", lambda: "done")
+        calls = stub("moeport.training.run", "train", lambda: "done")
         Path("c.yaml").write_text("training: {steps: 5}\n")
         assert run("train", "c.yaml", "--set", "training.seed=3", "--resume")[0] == 0
         ((config,), options) = calls[0]
@@ -140,7 +140,7 @@ class TestCallsOfOtherModules:
         assert (options["resume"], options["dry_run"]) == (True, False)
 
     def test_generate(self, run, stub):
-        calls = stub("moeport.train.generate", "generate", lambda: " time")
+        calls = stub("moeport.training.generate", "generate", lambda: " time")
         assert run("generate", "runs/a", "--prompt", "Once upon a", "--top-k", "5")[:2] == (0, "Once upon a time\n")
         options = {"max_tokens": 200, "temperature": 0.8, "top_k": 5, "seed": 0, "checkpoint": "latest"}
         assert calls == [((Path("runs/a"), "Once upon a"), options)]

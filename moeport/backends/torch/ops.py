@@ -213,7 +213,7 @@ class TorchOps(Ops):
         aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm wants rows of 16 bytes
         if aligned and self.uses_grouped_mm(x_RD):
             return self._grouped_mm_mlp(x_RD, w_in, w_out, counts_E, activation)
-        return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts_E.tolist(), activation)
+        return _grouped_mlp(x_RD, w_in, w_out, counts_E, activation)
 
     def uses_grouped_mm(self, x: Tensor) -> bool:
         """Whether torch's grouped GEMM serves this array: bfloat16 on CUDA of compute capability 9.0 or later."""
@@ -254,3 +254,9 @@ class TorchOps(Ops):
     def logits_block(self) -> int:
         """Logits that exist at a time: on the CPU 4 MiB of float32, which stay in cache; else 1 GiB."""
         return 2**20 if self.device.type == "cpu" else 2**28
+
+
+@torch.compiler.disable
+def _grouped_mlp(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
+    """Outside of compiled graphs: rows an expert differ at each step, and each difference would be compiled anew."""
+    return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts_E.tolist(), activation)

@@ -2,9 +2,9 @@ import pytest
 from rich.console import Console
 
 from moeport.errors import CheckpointError, UserError
-from moeport.train.generate import generate
-from moeport.train.run import train
-from tests.train.tiny import LINES, tiny_config
+from moeport.training.generate import generate
+from moeport.training.run import train
+from tests.training.tiny import LINES, tiny_config
 
 
 @pytest.fixture(scope="module")

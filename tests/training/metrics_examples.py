@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from moeport.train.metrics import EvaluationMetrics, MetricsLog, StepMetrics
+from moeport.training.metrics import EvaluationMetrics, MetricsLog, StepMetrics
 
 STEP = StepMetrics(
     step=1,

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from moeport.train.charts import Axis, Series, heat_map, line_chart, number
+from moeport.training.charts import Axis, Series, heat_map, line_chart, number
 
 
 def series(y, low=None, high=None, label="training"):

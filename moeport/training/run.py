@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from dataclasses import asdict
 
@@ -19,7 +20,7 @@ from moeport.core.model import DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.data import PreparedData, prepare_data
 from moeport.errors import CheckpointError, InterruptedRunError, UserError
-from moeport.train.checkpoint import (
+from moeport.training.checkpoint import (
     Checkpoint,
     CheckpointMeta,
     best_checkpoint,
@@ -31,12 +32,12 @@ from moeport.train.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from moeport.train.evaluate import Evaluation, evaluate
-from moeport.train.generate import sample
-from moeport.train.metrics import EvaluationMetrics, MetricsLog, read_metrics
-from moeport.train.progress import Progress
-from moeport.train.report import write_report
-from moeport.train.run_dir import (
+from moeport.training.evaluate import Evaluation, evaluate
+from moeport.training.generate import sample
+from moeport.training.metrics import EvaluationMetrics, MetricsLog, read_metrics
+from moeport.training.progress import Progress
+from moeport.training.report import write_report
+from moeport.training.run_dir import (
     CHECKPOINT_DIR,
     METRICS_FILE,
     SUMMARY_FILE,
@@ -45,9 +46,9 @@ from moeport.train.run_dir import (
     refuse_used,
     write_config,
 )
-from moeport.train.signals import StopRequest
-from moeport.train.summary import SAMPLE_PROMPT, SAMPLE_TOKENS, DryRun, RunSummary
-from moeport.train.trainer import Trainer
+from moeport.training.signals import StopRequest
+from moeport.training.summary import SAMPLE_PROMPT, SAMPLE_TOKENS, DryRun, RunSummary
+from moeport.training.trainer import Trainer
 from moeport.version import VERSION
 
 
@@ -138,7 +139,7 @@ class _Run:
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def measure(self) -> DryRun:
         """Two steps, measured, that leave no trace."""
@@ -279,7 +280,7 @@ class _Run:
             baselines={f"{name} -9": bits for name, bits in self.data.baselines.items()},
             tokens_per_second=statistics.median(record.tokens_per_second for record in steps),
             wall_time=seconds + sum(record.step_time for record in steps if record.step <= self.start_step),
-            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            peak_memory=_peak_memory(),
             parameters_total=counts.total,
             parameters_active=counts.active,
             training_flops_per_token=self.trainer.flops_per_token,
@@ -293,6 +294,12 @@ class _Run:
         if self.config.metrics.report:
             write_report(self.dir)
         return summary
+
+
+def _peak_memory() -> float:
+    """Largest resident set, GiB; the system counts it in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _with_dtype(config: Config, dtype: str) -> Config:

@@ -12,8 +12,8 @@ from moeport.core.model import DecoderLM
 from moeport.core.parameters import generator
 from moeport.data import Tokenizer, load_tokenizer
 from moeport.errors import UserError
-from moeport.train.checkpoint import check_parameters, find_checkpoint, load_checkpoint
-from moeport.train.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
+from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
 
 
 def generate(

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveProgress
 from rich.table import Column
 
-from moeport.train.metrics import EvaluationMetrics, StepMetrics
+from moeport.training.metrics import EvaluationMetrics, StepMetrics
 
 RECENT_STEPS = 100
 """Steps whose mean time the time left is computed from."""

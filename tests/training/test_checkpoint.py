@@ -7,8 +7,8 @@ import pytest
 
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import CheckpointError
-from moeport.train import checkpoint as module
-from moeport.train.checkpoint import (
+from moeport.training import checkpoint as module
+from moeport.training.checkpoint import (
     CheckpointMeta,
     check_parameters,
     find_checkpoint,

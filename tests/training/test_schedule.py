@@ -1,7 +1,7 @@
 import pytest
 
 from moeport.config.training import OptimizerConfig
-from moeport.train.schedule import learning_rate
+from moeport.training.schedule import learning_rate
 
 
 def rates(steps, **schedule):

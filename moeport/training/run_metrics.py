@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from moeport.errors import UserError
-from moeport.train.charts import Series
-from moeport.train.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
-from moeport.train.series import BinnedSeries
+from moeport.training.charts import Series
+from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
+from moeport.training.series import BinnedSeries
 
 CHART_POINTS = 400
 HEAT_MAP_CELLS = 800_000

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moeport.train.series import BinnedSeries
+from moeport.training.series import BinnedSeries
 
 
 def filled(values, bins=4):

@@ -10,7 +10,7 @@ from moeport.config.data import FileTokenizer
 from moeport.config.schema import Config
 from moeport.data.tokenizer import END_OF_TEXT
 from moeport.errors import UserError
-from moeport.train.checkpoint import Checkpoint, list_checkpoints
+from moeport.training.checkpoint import Checkpoint, list_checkpoints
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 TOKENIZER_FILE, REPORT_FILE, CHECKPOINT_DIR = "tokenizer.json", "report.html", "checkpoints"

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from moeport.errors import CheckpointError, NonFiniteError, UserError
 from moeport.routers import ROUTERS
-from moeport.train.checkpoint import list_checkpoints, load_checkpoint
-from moeport.train.run import train
-from moeport.train.summary import DryRun
-from tests.train.tiny import tiny_config
+from moeport.training.checkpoint import list_checkpoints, load_checkpoint
+from moeport.training.run import train
+from moeport.training.summary import DryRun
+from tests.training.tiny import tiny_config
 
 QUIET = Console(quiet=True)
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from moeport.config.schema import Config
 from moeport.errors import MoeportError
-from moeport.train.charts import Axis, HeatMap, LineChart, Series, heat_map, line_chart, number
-from moeport.train.progress import duration
-from moeport.train.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
-from moeport.train.run_metrics import RunMetrics
+from moeport.training.charts import Axis, HeatMap, LineChart, Series, heat_map, line_chart, number
+from moeport.training.progress import duration
+from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
+from moeport.training.run_metrics import RunMetrics
 
 TEMPLATES = Path(__file__).parent / "templates"
 

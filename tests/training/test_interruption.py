@@ -10,8 +10,8 @@ import time
 
 import yaml
 
-from moeport.train.checkpoint import list_checkpoints
-from tests.train.tiny import tiny_values
+from moeport.training.checkpoint import list_checkpoints
+from tests.training.tiny import tiny_values
 
 STEPS = 30
 

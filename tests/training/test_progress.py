@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from moeport.train.metrics import EvaluationMetrics
-from moeport.train.progress import Progress, duration
-from tests.train.metrics_examples import STEP
+from moeport.training.metrics import EvaluationMetrics
+from moeport.training.progress import Progress, duration
+from tests.training.metrics_examples import STEP
 
 EXAMPLE = replace(
     STEP,

@@ -9,8 +9,8 @@ import pytest
 
 from moeport.config import load_config, resolved_yaml
 from moeport.errors import UserError
-from moeport.train.report import write_report
-from tests.train.metrics_examples import SUMMARY, write_run
+from moeport.training.report import write_report
+from tests.training.metrics_examples import SUMMARY, write_run
 
 HEADINGS = [
     "Loss",
@@ -197,7 +197,7 @@ def test_a_folder_without_metrics_is_refused(tmp_path, content):
 def test_the_report_needs_no_framework_and_no_matplotlib(tmp_path):
     write_run(tmp_path, 2)
     code = (
-        f"import sys; from moeport.train.report import write_report; write_report({str(tmp_path)!r});"
+        f"import sys; from moeport.training.report import write_report; write_report({str(tmp_path)!r});"
         "assert not {'torch', 'matplotlib', 'tensorboard'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

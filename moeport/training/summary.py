@@ -103,7 +103,7 @@ class DryRun:
         total = duration(self.seconds_per_step * self.steps)
         table.add_row("time", f"{self.seconds_per_step:.3f} s a step, about {total} in all, without evaluation")
         table.add_row("device", f"{self.device}, {self.dtype}")
-        return Panel(table, title="dry run: nothing was written", title_align="left")
+        return Panel(table, title="dry run: nothing was written to the run folder", title_align="left")
 
 
 def duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ from moeport.config.schema import Config
 from moeport.core.model import Batch, DecoderLM, LossTerms
 from moeport.data import PackedTokens, Sampler
 from moeport.errors import NonFiniteError
-from moeport.train.metrics import StepMetrics
-from moeport.train.schedule import learning_rate
+from moeport.training.metrics import StepMetrics
+from moeport.training.schedule import learning_rate
 
 
 class Trainer:

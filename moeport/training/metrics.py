@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from moeport.errors import DataError
-from moeport.train.run_dir import METRICS_FILE
-from moeport.train.tensorboard import EventLog
+from moeport.training.run_dir import METRICS_FILE
+from moeport.training.tensorboard import EventLog
 
 logger = logging.getLogger(__name__)
 
