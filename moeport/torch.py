@@ -37,7 +37,8 @@ class MoE(ParameterTree):
         expert_hidden: hidden width F of one expert.
         router: name of the router.
         router_options: the router's own options, such as `{"top_k": 2}`.
-        capacity: the `model.moe.capacity` section, such as `{"policy": "factor", "factor": 1.25}`; default dropless.
+        capacity: name of the capacity policy, or the `model.moe.capacity` section such as
+            `{"policy": "factor", "factor": 1.25, "drop": "probability"}`.
         activation: swiglu or gelu.
         num_shared_experts: experts that every token passes.
         routed_scaling_factor: multiplies the routed experts' output.
@@ -64,7 +65,7 @@ class MoE(ParameterTree):
         *,
         router: str = "topk",
         router_options: Mapping[str, Any] | None = None,
-        capacity: Mapping[str, Any] | None = None,
+        capacity: str | Mapping[str, Any] = "dropless",
         activation: Literal["swiglu", "gelu"] = "swiglu",
         num_shared_experts: int = 0,
         routed_scaling_factor: float = 1.0,
@@ -80,7 +81,7 @@ class MoE(ParameterTree):
             num_experts=num_experts,
             expert_hidden=expert_hidden,
             router={"name": router, **(router_options or {})},
-            **({} if capacity is None else {"capacity": dict(capacity)}),
+            capacity={"policy": capacity} if isinstance(capacity, str) else dict(capacity),
             activation=activation,
             num_shared_experts=num_shared_experts,
             routed_scaling_factor=routed_scaling_factor,

@@ -131,6 +131,13 @@ def test_capacity_drops_and_says_so():
     assert layer.metrics.served_E.sum() < layer.metrics.chosen_E.sum() == 64
 
 
+def test_capacity_by_name():
+    x = tokens(64, 16)
+    named, spelled = MoE(**SHAPE, capacity="factor"), MoE(**SHAPE, capacity={"policy": "factor", "factor": 1.25})
+    assert torch.equal(named(x), spelled(x))
+    assert named.layer.config.capacity.policy == "factor"
+
+
 def test_sequence_scope_takes_sequences_from_the_shape():
     x = tokens(3, 8, 16)
     layer = MoE(**SHAPE, load_balance={"coefficient": 1.0, "scope": "sequence"})

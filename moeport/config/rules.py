@@ -91,14 +91,9 @@ RULES = (
         "does not divide training.batch_size = {1}",
         "a divisor of {1}",
     ),
-    Rule(
-        ("optimizer.schedule.warmup_steps", "training.steps"),
-        lambda warmup_steps, steps: warmup_steps <= steps,
-        "more than the steps of the run",
-        "at most training.steps ({1})",
-    ),
     Rule(("parallelism.data",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
     Rule(("parallelism.expert",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
+    Rule(("backend.name",), lambda name: name != "mindspore", "not available in this release", "torch or numpy"),
     Rule(
         ("backend.device", "backend.name"),
         lambda device, name: name != "numpy" or device in ("auto", "cpu"),

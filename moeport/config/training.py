@@ -43,7 +43,7 @@ class ScheduleConfig(Section):
     name: Literal["cosine", "wsd", "constant"] = "cosine"
     """Cosine decay; warm-up, stable, linear decay; or constant after the warm-up."""
     warmup_steps: NonNegativeInt = 0
-    """Linear warm-up from 0; the first step uses 1 / warmup_steps of the rate."""
+    """Linear warm-up from 0; the first step uses 1 / warmup_steps of the rate. A shorter run never gets past it."""
     decay_fraction: Fraction = 0.2
     """wsd: share of the steps, at the end, that decays."""
     final_fraction: Fraction = 0.0

@@ -14,6 +14,11 @@ def test_warm_up_is_linear_and_reaches_the_peak():
         assert rates(10, name=name, warmup_steps=4)[:4] == [0.5, 1.0, 1.5, 2.0]
 
 
+def test_a_run_shorter_than_its_warm_up_only_warms_up():
+    for name in ("cosine", "wsd", "constant"):
+        assert rates(3, name=name, warmup_steps=4) == [0.5, 1.0, 1.5]
+
+
 def test_constant_stays():
     assert rates(5, name="constant") == [2.0] * 5
 
