@@ -37,7 +37,7 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) -e ".[torch,dev]"
+	$(PIP) -e ".[torch,mindspore,dev]"
 	@touch $@ $(VENV)/.train
 
 train: $(VENV)/.train

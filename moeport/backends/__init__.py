@@ -10,6 +10,7 @@ from moeport.errors import BackendUnavailableError
 
 BACKENDS = {
     "torch": ("moeport.backends.torch.backend", "TorchBackend", "pip install 'moeport[torch]'"),
+    "mindspore": ("moeport.backends.mindspore.backend", "MindSporeBackend", "pip install 'moeport[mindspore]'"),
     "numpy": ("moeport.backends.numpy_ref.backend", "NumpyBackend", "pip install moeport"),
 }
 """Name to module, class, and the command that installs what it needs."""
@@ -20,10 +21,6 @@ def get_backend(config: BackendConfig) -> Backend:
 
     Raises BackendUnavailableError where its framework, device or dtype is missing, with what to do.
     """
-    if config.name not in BACKENDS:
-        raise BackendUnavailableError(
-            f"backend.name: {config.name} is not available in this release (expected one of {', '.join(BACKENDS)})"
-        )
     module, cls, command = BACKENDS[config.name]
     try:
         backend: type[Backend] = getattr(importlib.import_module(module), cls)

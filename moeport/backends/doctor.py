@@ -41,7 +41,9 @@ class Package:
 BACKENDS = {
     "numpy": Package("reference, forward only", "numpy", "pip install moeport"),
     "torch": Package("training", "torch", "pip install 'moeport[torch]'"),
-    "mindspore": Package("training on Ascend", "mindspore", note="this release has no MindSpore backend yet"),
+    "mindspore": Package(
+        "evaluation and gradients", "mindspore", "pip install 'moeport[mindspore]'", note="does not train yet"
+    ),
     "torch_npu": Package("PyTorch on Ascend", "torch_npu", note="not supported in this release yet"),
 }
 OPTIONAL = {

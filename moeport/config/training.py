@@ -108,7 +108,7 @@ class BackendConfig(Section):
     """Framework, device and arithmetic."""
 
     name: Literal["torch", "numpy", "mindspore"] = "torch"
-    """Framework. numpy is the forward-only reference."""
+    """Framework. numpy is the forward-only reference; mindspore evaluates, and does not train yet."""
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
     """Device; auto: the accelerator if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"

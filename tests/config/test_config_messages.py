@@ -75,7 +75,7 @@ CASES = [
         "data:\n  cache_dir: " + "[" * 40 + "]" * 40 + "\n",
         "c.yaml:2:45 data.cache_dir[0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0]: nested too deeply",
     ),
-    case("nested far too deeply", "data: " + "[" * 600 + "\n", "c.yaml: not valid YAML: nested too deeply"),
+    case("nested far too deeply", "data: " + "[" * 6000 + "\n", "c.yaml: not valid YAML: nested too deeply"),
     case("lone surrogate", 'run:\n  dir: "\\ud800"\n', "c.yaml:2:8 run.dir: is not valid Unicode"),
     case("list at the top", "- model\n", "c.yaml:1:1: the top level is no mapping; expected sections, as in `model:`"),
     case(
@@ -358,9 +358,10 @@ CASES = [
         "c.yaml:3:26 training.gradient_accumulation: does not divide training.batch_size = 16 (got 3); expected a divisor of 16",
     ),
     case(
-        "mindspore",
-        "backend: {name: mindspore}\n",
-        "c.yaml:1:17 backend.name: not available in this release (got mindspore); expected torch or numpy",
+        "mindspore on an NPU",
+        "backend: {name: mindspore, device: npu}\n",
+        "c.yaml:1:36 backend.device: backend mindspore runs on the CPU only in this release (got npu); "
+        "expected auto or cpu",
     ),
     case(
         "first_dense",
@@ -447,9 +448,9 @@ CASES = [
     case(
         "numpy",
         "backend: {name: numpy, device: cuda, dtype: bfloat16, compile: true}\n",
-        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); expected auto or cpu\n"
-        "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 (got bfloat16); expected auto, float32 or float64\n"
-        "c.yaml:1:64 backend.compile: backend numpy compiles nothing (got true); expected false",
+        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only in this release (got cuda); expected auto or cpu\n"
+        "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 on the CPU (got bfloat16); expected auto, float32 or float64\n"
+        "c.yaml:1:64 backend.compile: backend numpy compiles nothing in this release (got true); expected false",
     ),
     # overrides
     case("override without =", "", '--set model.d_model: has no "="; expected section.key=value', "model.d_model"),

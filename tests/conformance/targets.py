@@ -51,6 +51,7 @@ TARGETS = [
     *(Target("numpy", "cpu", dtype) for dtype in ("float32", "float64")),
     *(Target("torch", "cpu", dtype) for dtype in ("float32", "float64", "bfloat16")),
     *(Target("torch", "cpu", dtype, default_kernels=True) for dtype in ("float64", "bfloat16")),
+    *(Target("mindspore", "cpu", dtype) for dtype in ("float32", "float64")),
     *(Target("torch", "cuda", dtype) for dtype in ("float32", "float64", "bfloat16")),
 ]
 """numpy stands here for the framework's import name too."""

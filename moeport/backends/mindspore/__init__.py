@@ -1,0 +1,1 @@
+"""MindSpore on the CPU target, without compiled steps: evaluation and gradients."""

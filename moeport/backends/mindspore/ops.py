@@ -1,0 +1,176 @@
+"""Ops in MindSpore: those functions that its CPU target has.
+
+Most of `mindspore.mint` has no CPU kernel, so `mindspore.ops` serves; indices are int32, and every scalar is a tensor,
+because MindSpore rounds a Python number to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore import ops as msops
+
+from moeport.core.ops import Ops
+
+DTYPES = {"float32": ms.float32, "float64": ms.float64}
+INDEX = ms.int32
+
+
+class MindSporeOps(Ops):
+    """Primitives, and a form of the kernels that have better ones than their default composition."""
+
+    def from_numpy(self, array: np.ndarray) -> Tensor:
+        """See Ops."""
+        return Tensor(np.array(array, np.int32 if array.dtype.kind in "iu" else array.dtype))
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        """See Ops."""
+        return x.asnumpy().copy()
+
+    def constant(self, value: float, dtype: str) -> Tensor:
+        """See Ops."""
+        return Tensor(value, DTYPES[dtype])
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
+        """See Ops."""
+        return Tensor(np.zeros(tuple(shape), dtype))
+
+    def index(self, value: int) -> Tensor:
+        """See Ops."""
+        return Tensor(value, INDEX)
+
+    def arange(self, n: int) -> Tensor:
+        """See Ops."""
+        return Tensor(np.arange(n, dtype=np.int32))
+
+    def dtype(self, x: Tensor) -> str:
+        """See Ops."""
+        return str(x.dtype).lower()
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """See Ops."""
+        return x.astype(DTYPES[dtype])
+
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.stop_gradient(x)
+
+    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """See Ops."""
+        return msops.reshape(x, tuple(shape))
+
+    def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
+        """See Ops."""
+        return msops.transpose(x, tuple(axes))
+
+    def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
+        """See Ops; empty pieces are left out, since their gradient fails."""
+        pieces = [x for x in xs if x.shape[axis]] or list(xs[:1])
+        return msops.cat(pieces, axis) if len(pieces) > 1 else pieces[0]
+
+    def split(self, x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+        """See Ops; empty pieces are constants, since the gradient of an empty slice fails."""
+        axis %= x.ndim
+        pieces, start = [], 0
+        for size in sizes:
+            if size:
+                pieces.append(msops.narrow(x, axis, start, size))
+            else:
+                shape = (*x.shape[:axis], 0, *x.shape[axis + 1 :])
+                pieces.append(Tensor(np.zeros(shape, ms.dtype_to_nptype(x.dtype))))
+            start += size
+        return pieces
+
+    def exp(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.exp(x)
+
+    def log(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.log(x)
+
+    def rsqrt(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.rsqrt(x)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.sigmoid(x)
+
+    def erf(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.erf(x)
+
+    def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.where(condition, x, y)
+
+    def sum(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """See Ops."""
+        return x.sum() if axis is None else x.sum(axis, keepdims=keepdims)
+
+    def mean(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """See Ops."""
+        return msops.mean(x) if axis is None else msops.mean(x, axis, keepdims)
+
+    def max(self, x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+        """See Ops."""
+        return msops.amax(x, axis, keepdims)
+
+    def cumsum(self, x: Tensor, axis: int) -> Tensor:
+        """See Ops."""
+        return msops.cumsum(x, axis)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.softmax(x, -1)
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.logsumexp(x, -1)
+
+    def matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.matmul(x, y)
+
+    def take_rows(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See Ops; no rows are a constant, since the gradient of an empty gather fails."""
+        if not ids.size:
+            return Tensor(np.zeros((*ids.shape, *x.shape[1:]), ms.dtype_to_nptype(x.dtype)))
+        return msops.gather(x, ids, 0)
+
+    def take_last(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See Ops."""
+        return msops.gather_elements(x, x.ndim - 1, ids)
+
+    def segment_sum(self, values: Tensor, ids: Tensor, n: int) -> Tensor:
+        """See Ops; the CPU target's kernel refuses no rows."""
+        if not ids.size:
+            return Tensor(np.zeros((n, *values.shape[1:]), ms.dtype_to_nptype(values.dtype)))
+        return msops.unsorted_segment_sum(values, ids, n)
+
+    def one_hot(self, ids: Tensor, n: int, dtype: str) -> Tensor:
+        """See Ops; the CPU target has it in float32 only."""
+        return msops.one_hot(ids, n, Tensor(1, ms.float32), Tensor(0, ms.float32)).astype(DTYPES[dtype])
+
+    def bincount(self, ids: Tensor, n: int) -> Tensor:
+        """See Ops."""
+        return self.segment_sum(Tensor(np.ones(ids.shape, np.int32)), ids, n)
+
+    def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
+        """See Ops; on the host: the CPU target's sort is not stable."""
+        values = x.asnumpy()
+        return Tensor(np.argsort(-values if descending else values, kind="stable").astype(np.int32))
+
+    def topk_ids(self, x: Tensor, k: int) -> Tensor:
+        """See Ops; on the host, for the pinned tie rule."""
+        return Tensor(np.argsort(-x.asnumpy(), axis=-1, kind="stable")[..., :k].astype(np.int32))
+
+    # ------------------------------------------------------------------ kernels
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """See Ops; the CPU target has no erf in float64."""
+        return msops.gelu(x, approximate="none")

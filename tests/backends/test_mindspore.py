@@ -1,0 +1,119 @@
+"""What the conformance suite does not cover: whole models, refusals, and a checkpoint trained with torch."""
+
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moeport.backends import get_backend
+from moeport.config.model import ModelConfig
+from moeport.config.training import BackendConfig, OptimizerConfig
+from moeport.core.model import Batch, DecoderLM
+from moeport.core.parameters import initial_parameters
+from moeport.errors import BackendUnavailableError, UserError
+from moeport.training.generate import generate
+from moeport.training.run import train
+from tests.training.tiny import tiny_config
+
+pytest.importorskip("mindspore")
+
+VOCAB = 29
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize("router", ["switch", "topk", "gshard", "sigmoid_bias"])
+def test_losses_logits_and_gradients_are_those_of_torch(router, dtype, tolerance):
+    values = {"num_layers": 2, "d_model": 16, "attention": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": True}}
+    values["moe"] = {"num_experts": 4, "expert_hidden": 12, "num_shared_experts": 1, "router": {"name": router}}
+    lm = DecoderLM(ModelConfig.model_validate({**values, "init_std": 0.2, "output_z_loss": 1e-3}), VOCAB)
+    params = initial_parameters(lm.parameter_specs(), 0)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 13))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], lm.noise(2, 12, 0, 0))
+    results = []
+    for name in ("torch", "mindspore"):
+        backend = get_backend(BackendConfig(name=name, device="cpu", dtype=dtype))
+        ops = backend.ops
+        placed = Batch(
+            ops.from_numpy(batch.token_BS),
+            ops.from_numpy(batch.target_BS),
+            {key: ops.from_numpy(u) for key, u in batch.noise.items()},
+        )
+        rope = lm.rope(ops, 12, dtype)
+
+        def loss(arrays, ops=ops, placed=placed, rope=rope):
+            return lm.loss(ops, arrays, placed, rope, dtype, training=True).loss
+
+        arrays = {key: ops.from_numpy(value.astype(dtype)) for key, value in params.items()}
+        value, gradients = backend.value_and_grad(loss)(arrays)
+        model = backend.evaluation_model(lm, params)
+        logits = model.logits(batch.token_BS)
+        evaluated = ops.to_numpy(model.evaluate(Batch(batch.token_BS, batch.target_BS)).loss)
+        results.append((ops.to_numpy(value), evaluated, logits, {k: ops.to_numpy(g) for k, g in gradients.items()}))
+    (value, evaluated, logits, gradients), (value2, evaluated2, logits2, gradients2) = results
+    np.testing.assert_allclose([value2, evaluated2], [value, evaluated], rtol=tolerance)
+    np.testing.assert_allclose(logits2, logits, atol=10 * tolerance * np.abs(logits).max())
+    assert gradients2.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        scale = max(np.abs(gradient).max(), 1e-12)
+        np.testing.assert_allclose(gradients2[name], gradient, atol=10 * tolerance * scale, err_msg=name)
+
+
+def test_a_checkpoint_trained_with_torch_generates_the_same_text(tmp_path):
+    config = tiny_config(tmp_path, training={"steps": 40})
+    train(config, console=Console(quiet=True))
+    with_torch = generate(config.run.dir, "def f", temperature=0, max_tokens=8)
+    for meta in config.run.dir.rglob("meta.json"):
+        text = meta.read_text()
+        assert '"name": "torch"' in text
+        meta.write_text(text.replace('"name": "torch"', '"name": "mindspore"'))
+    assert generate(config.run.dir, "def f", temperature=0, max_tokens=8) == with_torch
+
+
+def test_parameters_can_be_read_and_replaced():
+    lm = DecoderLM(ModelConfig(num_layers=1, d_model=16), VOCAB)
+    params = initial_parameters(lm.parameter_specs(), 0)
+    model = get_backend(BackendConfig(name="mindspore")).evaluation_model(lm, params)
+    model.load_parameters({"final_norm.weight": np.full(16, 2.0)})
+    read = model.parameters(["final_norm.weight", "embedding.weight"])
+    assert read["final_norm.weight"].tolist() == [2.0] * 16
+    np.testing.assert_array_equal(read["embedding.weight"], params["embedding.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "npu"}, "backend.device: mindspore runs on the cpu only yet (got npu)"),
+        (
+            {"dtype": "bfloat16"},
+            "backend.dtype: MindSpore's CPU target computes nothing in bfloat16; expected float32 or float64",
+        ),
+    ],
+)
+def test_what_it_cannot_do_is_refused(options, message):
+    with pytest.raises(BackendUnavailableError) as error:
+        get_backend(BackendConfig(name="mindspore", **options))
+    assert str(error.value) == message
+
+
+def test_training_is_refused(tmp_path):
+    with pytest.raises(UserError, match="mindspore cannot train in this release"):
+        train(tiny_config(tmp_path, backend={"name": "mindspore"}), console=Console(quiet=True))
+    backend = get_backend(BackendConfig(name="mindspore"))
+    lm = DecoderLM(ModelConfig(num_layers=1), VOCAB)
+    from moeport.backends.base import TrainingOptions
+
+    with pytest.raises(BackendUnavailableError, match="does not train yet"):
+        backend.training_model(lm, {}, TrainingOptions(OptimizerConfig()))
+
+
+def test_without_mindspore_one_sentence_says_how_to_install_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("moeport.backends.mindspore")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mindspore", None)
+    with pytest.raises(BackendUnavailableError) as error:
+        get_backend(BackendConfig(name="mindspore"))
+    assert str(error.value) == (
+        "backend.name: mindspore needs mindspore, which is not installed; install it with: "
+        "pip install 'moeport[mindspore]'"
+    )
