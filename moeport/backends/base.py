@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.launcher import Launch
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.model import Batch, Block, DecoderLM, LossTerms
 from moeport.core.moe import MoEMetrics
@@ -58,6 +60,13 @@ class Backend(ABC):
         """Place a model and its parameters on the device, with an optimiser."""
 
     @abstractmethod
+    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+        """The communicator of all ranks of a job, or of this process alone where `launch` is None; call it once.
+
+        Raises BackendUnavailableError for a launcher that the backend does not work with.
+        """
+
+    @abstractmethod
     def matmul_flops_per_second(self) -> float:
         """FLOP/s of a large matrix product in the compute type, measured: the limit that MFU refers to."""
 
@@ -78,8 +87,8 @@ class TrainingOptions:
     """Optimiser and clipping; the schedule belongs to the trainer."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass."""
-    compile: bool = False
-    """Compile the blocks."""
+    compile: bool | None = None
+    """Compile the model; None: as suits the backend."""
 
 
 class EvaluationModel(ABC):

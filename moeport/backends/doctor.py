@@ -41,9 +41,7 @@ class Package:
 BACKENDS = {
     "numpy": Package("reference, forward only", "numpy", "pip install moeport"),
     "torch": Package("training", "torch", "pip install 'moeport[torch]'"),
-    "mindspore": Package(
-        "evaluation and gradients", "mindspore", "pip install 'moeport[mindspore]'", note="does not train yet"
-    ),
+    "mindspore": Package("training", "mindspore", "pip install 'moeport[mindspore]'"),
     "torch_npu": Package("PyTorch on Ascend", "torch_npu", note="not supported in this release yet"),
 }
 OPTIONAL = {

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli import config, doctor, generate, routers, train
+from moeport.cli import config, doctor, generate, parity, probe, routers, train
 from moeport.errors import MoeportError
 from moeport.version import VERSION
 
@@ -22,6 +22,8 @@ app.command("generate")(generate.generate)
 app.add_typer(config.app)
 app.command("routers")(routers.routers)
 app.command("doctor")(doctor.doctor)
+app.add_typer(parity.app)
+app.command("probe")(probe.probe)
 
 
 def _print_version(wanted: bool) -> None:

@@ -95,20 +95,38 @@ RULES = (
     Rule(("parallelism.expert",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
     Rule(
         ("backend.device", "backend.name"),
-        lambda device, name: name == "torch" or device in ("auto", "cpu"),
-        "backend {1} runs on the CPU only in this release",
+        lambda device, name: name != "numpy" or device in ("auto", "cpu"),
+        "backend {1} runs on the CPU only",
         "auto or cpu",
     ),
     Rule(
+        ("backend.device", "backend.name"),
+        lambda device, name: name != "mindspore" or device != "cuda",
+        "backend {1} does not run on NVIDIA GPUs",
+        "auto, cpu or npu; or backend.name torch",
+    ),
+    Rule(
         ("backend.dtype", "backend.name"),
-        lambda dtype, name: name == "torch" or dtype != "bfloat16",
+        lambda dtype, name: name != "numpy" or dtype != "bfloat16",
+        "backend {1} has no bfloat16",
+        "auto, float32 or float64",
+    ),
+    Rule(
+        ("backend.dtype", "backend.name", "backend.device"),
+        lambda dtype, name, device: name != "mindspore" or device != "cpu" or dtype != "bfloat16",
         "backend {1} has no bfloat16 on the CPU",
         "auto, float32 or float64",
     ),
     Rule(
         ("backend.compile", "backend.name"),
-        lambda compiled, name: name == "torch" or not compiled,
-        "backend {1} compiles nothing in this release",
+        lambda compiled, name: name != "numpy" or not compiled,
+        "backend {1} compiles nothing",
+        "false or null",
+    ),
+    Rule(
+        ("training.activation_checkpointing", "backend.name"),
+        lambda recomputed, name: name != "mindspore" or not recomputed,
+        "backend {1} keeps all activations",
         "false",
     ),
 )

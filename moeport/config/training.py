@@ -108,13 +108,14 @@ class BackendConfig(Section):
     """Framework, device and arithmetic."""
 
     name: Literal["torch", "numpy", "mindspore"] = "torch"
-    """Framework. numpy is the forward-only reference; mindspore evaluates, and does not train yet."""
+    """Framework. numpy is the forward-only reference: it evaluates and does not train."""
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
     """Device; auto: the accelerator if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
     """Compute type; parameters and optimiser stay float32 (float64 for float64).
     auto: bfloat16 where a matrix product is measurably faster in it, else float32."""
-    compile: bool = False
-    """Compile the model (torch.compile)."""
+    compile: bool | None = None
+    """Compile the model: torch.compile (default off), or a graph of MindSpore (default on; without it a step takes some
+    20 times as long)."""
     deterministic: bool = True
     """Refuse operations that can give different bits in different runs."""

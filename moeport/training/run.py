@@ -109,7 +109,7 @@ class _Run:
         self.backend: Backend = get_backend(config.backend)
         if not self.backend.trains:
             raise UserError(
-                f"backend.name: {self.backend.name} cannot train in this release; set backend.name to torch"
+                f"backend.name: {self.backend.name} cannot train; set backend.name to torch or mindspore"
             )
         self.config = config = _with_dtype(config, self.backend.dtype)
         self.dir = config.run.dir

@@ -358,10 +358,22 @@ CASES = [
         "c.yaml:3:26 training.gradient_accumulation: does not divide training.batch_size = 16 (got 3); expected a divisor of 16",
     ),
     case(
-        "mindspore on an NPU",
-        "backend: {name: mindspore, device: npu}\n",
-        "c.yaml:1:36 backend.device: backend mindspore runs on the CPU only in this release (got npu); "
-        "expected auto or cpu",
+        "mindspore on a GPU",
+        "backend: {name: mindspore, device: cuda}\n",
+        "c.yaml:1:36 backend.device: backend mindspore does not run on NVIDIA GPUs (got cuda); "
+        "expected auto, cpu or npu; or backend.name torch",
+    ),
+    case(
+        "mindspore in bfloat16 on the CPU",
+        "backend: {name: mindspore, device: cpu, dtype: bfloat16}\n",
+        "c.yaml:1:48 backend.dtype: backend mindspore has no bfloat16 on the CPU (got bfloat16); "
+        "expected auto, float32 or float64",
+    ),
+    case(
+        "recomputation on mindspore",
+        "training: {activation_checkpointing: true}\nbackend: {name: mindspore}\n",
+        "c.yaml:1:38 training.activation_checkpointing: backend mindspore keeps all activations (got true); "
+        "expected false",
     ),
     case(
         "first_dense",
@@ -448,9 +460,9 @@ CASES = [
     case(
         "numpy",
         "backend: {name: numpy, device: cuda, dtype: bfloat16, compile: true}\n",
-        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only in this release (got cuda); expected auto or cpu\n"
-        "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 on the CPU (got bfloat16); expected auto, float32 or float64\n"
-        "c.yaml:1:64 backend.compile: backend numpy compiles nothing in this release (got true); expected false",
+        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); expected auto or cpu\n"
+        "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 (got bfloat16); expected auto, float32 or float64\n"
+        "c.yaml:1:64 backend.compile: backend numpy compiles nothing (got true); expected false or null",
     ),
     # overrides
     case("override without =", "", '--set model.d_model: has no "="; expected section.key=value', "model.d_model"),

@@ -16,6 +16,10 @@ GRADIENT_TOLERANCE = {"float64": 1e-9, "float32": 5e-6, "bfloat16": 2**-6}
 """Backward against finite differences, which are good to some 1e-10."""
 
 
+ENOUGH_ROWS = 10_000
+"""Rows an expert that no case exceeds."""
+
+
 @dataclass(frozen=True)
 class Target:
     backend: str
@@ -23,9 +27,12 @@ class Target:
     dtype: str
     default_kernels: bool = False
     """Run the default compositions of the kernels in place of the backend's own."""
+    static: bool = False
+    """Run MindSpore's operations of fixed shapes, those that it compiles."""
 
     def __str__(self):
-        return f"{self.backend}-{self.device}-{self.dtype}" + ("-default" if self.default_kernels else "")
+        variant = "-default" if self.default_kernels else "-static" if self.static else ""
+        return f"{self.backend}-{self.device}-{self.dtype}{variant}"
 
     def build(self):
         pytest.importorskip(self.backend)
@@ -37,6 +44,8 @@ def build(target):
     backend = get_backend(BackendConfig(name=target.backend, device=target.device, dtype=target.dtype))
     if target.default_kernels:
         backend.ops = with_default_kernels(backend.ops)
+    if target.static:
+        backend.ops = backend.static_ops(expert_rows=ENOUGH_ROWS, differentiable=True)
     return backend
 
 
@@ -51,7 +60,7 @@ TARGETS = [
     *(Target("numpy", "cpu", dtype) for dtype in ("float32", "float64")),
     *(Target("torch", "cpu", dtype) for dtype in ("float32", "float64", "bfloat16")),
     *(Target("torch", "cpu", dtype, default_kernels=True) for dtype in ("float64", "bfloat16")),
-    *(Target("mindspore", "cpu", dtype) for dtype in ("float32", "float64")),
+    *(Target("mindspore", "cpu", dtype, static=static) for dtype in ("float32", "float64") for static in (False, True)),
     *(Target("torch", "cuda", dtype) for dtype in ("float32", "float64", "bfloat16")),
 ]
 """numpy stands here for the framework's import name too."""

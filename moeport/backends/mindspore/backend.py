@@ -1,10 +1,10 @@
-"""The MindSpore backend on its CPU target."""
+"""The MindSpore backend: its CPU target, and Ascend."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("GLOG_v", "3")
@@ -13,31 +13,48 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions
+from moeport.backends.base import Backend, TrainingOptions
+from moeport.backends.mindspore.communicator import start
+from moeport.backends.mindspore.device import device_words, resolve_device, resolve_dtype, use_device
+from moeport.backends.mindspore.fused import try_fused, with_fused
+from moeport.backends.mindspore.model import MindSporeModel, MindSporeTrainingModel
 from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.mindspore.static_ops import StaticOps
+from moeport.backends.mindspore.trace import Compilations
+from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.launcher import Launch
+from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.model import DecoderLM
 from moeport.core.ops import KERNELS
-from moeport.errors import BackendUnavailableError
+
+COMPILED_KERNELS = {
+    "linear": "MatMul with a transposed weight",
+    "rms_norm": "products with ones in place of sums",
+    "rope": "halves exchanged by a product with a signed permutation",
+    "attention": "batched products, the mask added",
+    "swiglu": "mindspore.ops.silu, then multiply",
+    "grouped_mlp": "one batched product over experts padded to equal numbers of rows",
+    "linear_cross_entropy": "gradients in the forward pass",
+}
+"""Kernels of StaticOps in words."""
 
 
 class MindSporeBackend(Backend):
-    """MindSpore in PyNative mode on the CPU."""
+    """MindSpore on one device, compiled unless the config says otherwise."""
 
     name = "mindspore"
-    trains = False
+    trains = True
 
     def __init__(self, config: BackendConfig):
-        if config.device not in ("auto", "cpu"):
-            raise BackendUnavailableError(f"backend.device: mindspore runs on the cpu only yet (got {config.device})")
-        if config.dtype == "bfloat16":
-            raise BackendUnavailableError(
-                "backend.dtype: MindSpore's CPU target computes nothing in bfloat16; expected float32 or float64"
-            )
-        ms.set_device("CPU")
-        self.ops = MindSporeOps()
-        self.device = "cpu"
-        self.dtype = "float32" if config.dtype == "auto" else config.dtype
+        self.device_name = resolve_device(config.device)
+        self.dtype = resolve_dtype(config.dtype, self.device_name)
+        use_device(self.device_name, config.deterministic)
+        self.device = device_words(self.device_name)
+        self.fused = try_fused(MindSporeOps(), self.dtype) if self.device_name == "npu" else {}
+        self.ops: MindSporeOps = with_fused(MindSporeOps(), self.fused)
+        self.compiles = config.compile is not False
+        self.compilations = Compilations()
 
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
         """See Backend."""
@@ -62,9 +79,17 @@ class MindSporeBackend(Backend):
 
     def training_model(
         self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
-    ) -> TrainingModel:
-        """Not available yet."""
-        raise BackendUnavailableError("backend.name: mindspore evaluates, and does not train yet; train with torch")
+    ) -> MindSporeTrainingModel:
+        """See Backend."""
+        return MindSporeTrainingModel(self, model, params, options)
+
+    def static_ops(self, expert_rows: int, differentiable: bool) -> StaticOps:
+        """Operations for a graph of fixed shapes."""
+        return with_fused(StaticOps(expert_rows, differentiable), self.fused)
+
+    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+        """See Backend."""
+        return start(self.ops, launch, timeout_s) if launch else SingleProcess(self.ops)
 
     def matmul_flops_per_second(self) -> float:
         """See Backend."""
@@ -80,39 +105,10 @@ class MindSporeBackend(Backend):
 
     def kernel_choices(self) -> dict[str, str]:
         """See Backend."""
-        own = {"gelu": "mindspore.ops.gelu"}
-        return {name: own.get(name, "default composition: the CPU target has no fused kernel") for name in KERNELS}
-
-
-class MindSporeModel(EvaluationModel):
-    """Parameters as MindSpore tensors."""
-
-    def __init__(self, backend: MindSporeBackend, model: DecoderLM, params: Mapping[str, np.ndarray]):
-        self.backend, self.model = backend, model
-        self.params: dict[str, Tensor] = {}
-        self.load_parameters(params)
-
-    def evaluate(self, batch: Batch) -> LossTerms:
-        """See EvaluationModel."""
-        ops, dtype = self.backend.ops, self.backend.dtype
-        rope = self.model.rope(ops, batch.token_BS.shape[1], dtype)
-        placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS))
-        return self.model.loss(ops, self.params, placed, rope, dtype, training=False)
-
-    def logits(self, token_BS: np.ndarray) -> np.ndarray:
-        """See EvaluationModel."""
-        ops, dtype = self.backend.ops, self.backend.dtype
-        rope = self.model.rope(ops, token_BS.shape[1], dtype)
-        ids = ops.from_numpy(token_BS)
-        return ops.to_numpy(self.model.logits(ops, self.params, Batch(ids, ids), rope, dtype))
-
-    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """See EvaluationModel."""
-        return {
-            name: self.backend.ops.to_numpy(self.params[name]) for name in (self.params if names is None else names)
-        }
-
-    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        """See EvaluationModel."""
-        kind = self.backend.parameter_dtype
-        self.params |= {name: self.backend.ops.from_numpy(value.astype(kind)) for name, value in params.items()}
+        tried = self.fused or try_fused(self.ops, self.dtype)
+        chosen = dict.fromkeys(KERNELS, "default composition") | {"gelu": "mindspore.ops.gelu"}
+        if self.compiles:
+            chosen |= COMPILED_KERNELS
+        for kernel, choice in tried.items():
+            chosen[kernel] = choice.words if choice.function else f"{chosen[kernel]}; {choice.words}"
+        return chosen

@@ -7,6 +7,7 @@ because MindSpore rounds a Python number to float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -15,8 +16,20 @@ from mindspore import ops as msops
 
 from moeport.core.ops import Ops
 
-DTYPES = {"float32": ms.float32, "float64": ms.float64}
+DTYPES = {"bfloat16": ms.bfloat16, "float32": ms.float32, "float64": ms.float64}
 INDEX = ms.int32
+
+
+def numpy_type(dtype: Any) -> np.dtype:
+    """The numpy type of a MindSpore type other than bfloat16."""
+    return np.dtype(str(dtype).lower())
+
+
+def zeros(shape: Sequence[int], dtype: Any) -> Tensor:
+    """Zeros of a MindSpore type; made on the host, which has no bfloat16."""
+    if dtype == ms.bfloat16:
+        return zeros(shape, ms.float32).astype(dtype)
+    return Tensor(np.zeros(tuple(shape), numpy_type(dtype)))
 
 
 class MindSporeOps(Ops):
@@ -28,7 +41,7 @@ class MindSporeOps(Ops):
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
         """See Ops."""
-        return x.asnumpy().copy()
+        return self.accurate(x).asnumpy().copy()
 
     def constant(self, value: float, dtype: str) -> Tensor:
         """See Ops."""
@@ -36,7 +49,7 @@ class MindSporeOps(Ops):
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
         """See Ops."""
-        return Tensor(np.zeros(tuple(shape), dtype))
+        return zeros(shape, DTYPES[dtype])
 
     def index(self, value: int) -> Tensor:
         """See Ops."""
@@ -80,7 +93,7 @@ class MindSporeOps(Ops):
                 pieces.append(msops.narrow(x, axis, start, size))
             else:
                 shape = (*x.shape[:axis], 0, *x.shape[axis + 1 :])
-                pieces.append(Tensor(np.zeros(shape, ms.dtype_to_nptype(x.dtype))))
+                pieces.append(zeros(shape, x.dtype))
             start += size
         return pieces
 
@@ -139,7 +152,7 @@ class MindSporeOps(Ops):
     def take_rows(self, x: Tensor, ids: Tensor) -> Tensor:
         """See Ops; no rows are a constant, since the gradient of an empty gather fails."""
         if not ids.size:
-            return Tensor(np.zeros((*ids.shape, *x.shape[1:]), ms.dtype_to_nptype(x.dtype)))
+            return zeros((*ids.shape, *x.shape[1:]), x.dtype)
         return msops.gather(x, ids, 0)
 
     def take_last(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -149,7 +162,7 @@ class MindSporeOps(Ops):
     def segment_sum(self, values: Tensor, ids: Tensor, n: int) -> Tensor:
         """See Ops; the CPU target's kernel refuses no rows."""
         if not ids.size:
-            return Tensor(np.zeros((n, *values.shape[1:]), ms.dtype_to_nptype(values.dtype)))
+            return zeros((n, *values.shape[1:]), values.dtype)
         return msops.unsorted_segment_sum(values, ids, n)
 
     def one_hot(self, ids: Tensor, n: int, dtype: str) -> Tensor:
@@ -161,13 +174,29 @@ class MindSporeOps(Ops):
         return self.segment_sum(Tensor(np.ones(ids.shape, np.int32)), ids, n)
 
     def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
-        """See Ops; on the host: the CPU target's sort is not stable."""
-        values = x.asnumpy()
-        return Tensor(np.argsort(-values if descending else values, kind="stable").astype(np.int32))
+        """See Ops; the CPU target's sort is not stable, so runs of equal values are sorted again by position."""
+        n = x.shape[0]
+        if not n:
+            return self.arange(0)
+        values, order = msops.sort(x, 0, descending)
+        changes = (values[1:] != values[:-1]).astype(INDEX)
+        run = msops.cat((Tensor(np.zeros(1, np.int32)), msops.cumsum(changes, 0))) if n > 1 else self.arange(1)
+        length = Tensor(n, ms.int64)
+        key, _ = msops.sort(run.astype(ms.int64) * length + order.astype(ms.int64), 0)
+        return (key % length).astype(INDEX)
 
     def topk_ids(self, x: Tensor, k: int) -> Tensor:
-        """See Ops; on the host, for the pinned tie rule."""
-        return Tensor(np.argsort(-x.asnumpy(), axis=-1, kind="stable")[..., :k].astype(np.int32))
+        """See Ops; k times the first largest, which is the pinned tie rule."""
+        kind = numpy_type(x.dtype)
+        x = msops.maximum(msops.stop_gradient(x), Tensor(np.finfo(kind).min, x.dtype))
+        taken = Tensor(-np.inf, x.dtype)
+        position = self.arange(x.shape[-1])
+        ids = []
+        for _ in range(k):
+            best = msops.expand_dims(msops.argmax(x, -1).astype(INDEX), -1)
+            ids.append(best)
+            x = msops.where(position == best, taken, x)
+        return msops.cat(ids, -1)
 
     # ------------------------------------------------------------------ kernels
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.launcher import Launch
+from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.core.model import Batch, DecoderLM, LossTerms
 from moeport.core.ops import KERNELS
@@ -51,6 +54,12 @@ class NumpyBackend(Backend):
     ) -> TrainingModel:
         """Not available: numpy has no automatic differentiation."""
         _refuse()
+
+    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+        """See Backend; one process alone."""
+        if launch and launch.size > 1:
+            raise BackendUnavailableError(f"backend.name: numpy runs in one process (got {launch.size})")
+        return SingleProcess(self.ops)
 
     def matmul_flops_per_second(self) -> float:
         """See Backend."""

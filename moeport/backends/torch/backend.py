@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.torch.communicator import start
 from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
 from moeport.backends.torch.module import DecoderModule
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
+from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.launcher import Launch
+from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.core.model import Batch, DecoderLM, LossTerms
 from moeport.core.ops import Array
@@ -62,6 +66,10 @@ class TorchBackend(Backend):
     ) -> TorchTrainingModel:
         """See Backend."""
         return TorchTrainingModel(self, model, params, options)
+
+    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+        """See Backend."""
+        return start(self.ops, launch, timeout_s) if launch else SingleProcess(self.ops)
 
     def matmul_flops_per_second(self) -> float:
         """See Backend."""

@@ -1,0 +1,176 @@
+"""Communicators in MindSpore: MCCL on the CPU, HCCL on Ascend. HCCL was not run on hardware.
+
+What MCCL of MindSpore 2.10 does right, as measured: `AllReduce` of float32 sums, and point-to-point messages of any
+type. It has no all-to-all, no reduce-scatter and no maximum. `AllGather` and `Broadcast` serve the group of all ranks
+alone, and round float64 and int64 through float32. A message that nobody receives is delivered to the next collective,
+and one of the wrong length leaves the rest of the array as it was, both without an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, communication
+from mindspore import ops as msops
+from mindspore.common._grad_function import _Function
+from mindspore.mint import distributed
+from mindspore.ops.auto_generate import gen_ops_prim
+
+from moeport.comm.communicator import Communicator
+from moeport.comm.launcher import Launch
+from moeport.core.ops import Ops
+from moeport.errors import BackendUnavailableError
+
+
+def start(ops: Ops, launch: Launch, timeout_s: float) -> MindSporeCommunicator:
+    """The communicator of all ranks of the job. In msrun's scheduler it serves the job and exits."""
+    if launch.launcher != "msrun":
+        raise BackendUnavailableError(
+            f"backend.name: mindspore communicates under msrun (started by {launch.launcher})"
+        )
+    communication.init()
+    if launch.is_scheduler:
+        sys.exit()
+    kind = MCCLCommunicator if ms.get_context("device_target") == "CPU" else HCCLCommunicator
+    communicator = kind(ops, tuple(range(launch.size)), launch.rank, communication.GlobalComm.WORLD_COMM_GROUP)
+    communicator.watch(launch, timeout_s)
+    return communicator
+
+
+class MindSporeCommunicator(Communicator):
+    """A communication group of MindSpore."""
+
+    def __init__(self, ops: Ops, ranks: tuple[int, ...], global_rank: int, name: str):
+        super().__init__(ops, ranks, global_rank)
+        self.name = name
+        """MindSpore's name of the group."""
+
+    def _group(self, ranks: tuple[int, ...]) -> MindSporeCommunicator:
+        name = "moeport-" + "-".join(map(str, ranks))
+        if name not in _created:
+            communication.create_group(name, list(ranks))
+            _created.add(name)
+        return type(self)(self.ops, ranks, self.ranks[self.rank], name)
+
+    def _differentiable(
+        self, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> Tensor:
+        return _Exchange.apply(x, exchange, send, receive)
+
+
+_created: set[str] = set()
+
+
+class MCCLCommunicator(MindSporeCommunicator):
+    """MCCL: sums of float32 by its own kernel, all else by pairwise messages.
+
+    Every method waits for its result, since MindSpore reports an error at a later operation.
+    """
+
+    checks_splits = True
+
+    def _all_reduce(self, x: Tensor, op: str) -> Tensor:
+        """See Communicator; MCCL sums float32 and float16 alone, so the rest is gathered and reduced in rank order."""
+        if op == "sum" and x.dtype == ms.float32:
+            return Tensor(msops.AllReduce(group=self.name)(msops.stop_gradient(x)).asnumpy())
+        gathered = self._gather(x.asnumpy())
+        return Tensor(np.max(gathered, axis=0) if op == "max" else np.sum(gathered, axis=0, dtype=gathered[0].dtype))
+
+    def _all_gather(self, x: Tensor) -> Tensor:
+        return Tensor(np.stack(self._gather(x.asnumpy())))
+
+    def _gather(self, x: np.ndarray) -> list[np.ndarray]:
+        return self._messages([x] * self.size, [x.shape] * self.size)
+
+    def _broadcast(self, x: Tensor, source: int) -> Tensor:
+        host = x.asnumpy()
+        nothing = host.reshape(-1)[:0]
+        out = [host if self.rank == source else nothing] * self.size
+        shapes = [host.shape if rank == source else (0,) for rank in range(self.size)]
+        return Tensor(self._messages(out, shapes)[source])
+
+    def _barrier(self) -> None:
+        msops.AllReduce(group=self.name)(Tensor(np.zeros(1, np.float32))).asnumpy()
+
+    def _all_to_all(self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+        host = x.asnumpy()
+        pieces = np.split(host, np.cumsum(send)[:-1])
+        return Tensor(np.concatenate(self._messages(pieces, [(rows, *host.shape[1:]) for rows in receive])))
+
+    def _messages(self, pieces: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Send a piece to each rank and receive one of a given shape from each; an empty array is not sent.
+
+        In round k the ranks of each pair with a sum of k modulo the size meet, and the lower one sends first. So no
+        cycle of ranks can wait for each other, whether a send waits for its receiver or not.
+        """
+        received = [np.zeros(shape, piece.dtype) for shape, piece in zip(shapes, pieces, strict=True)]
+        received[self.rank] = pieces[self.rank].copy()
+        for k in range(self.size):
+            peer = (k - self.rank) % self.size
+            if peer > self.rank:
+                self._send(pieces[peer], peer)
+            if peer != self.rank:
+                received[peer] = self._receive(received[peer], peer)
+            if peer < self.rank:
+                self._send(pieces[peer], peer)
+        return received
+
+    # The public isend and irecv look up the group of HCCL even where the group of MCCL is passed.
+
+    def _send(self, x: np.ndarray, peer: int) -> None:
+        if x.size:
+            gen_ops_prim.dist_comm_isend_op(Tensor(x.reshape(-1)), peer, self.name, 0)[1].wait()
+
+    def _receive(self, x: np.ndarray, peer: int) -> np.ndarray:
+        if not x.size:
+            return x
+        out = Tensor(x.reshape(-1))
+        gen_ops_prim.dist_comm_irecv_op(out, 0, peer, self.name)[1].wait()
+        return out.asnumpy().reshape(x.shape)
+
+
+class HCCLCommunicator(MindSporeCommunicator):
+    """HCCL, with its own kernel for every collective. Not run on hardware."""
+
+    checks_splits = False
+
+    def _all_reduce(self, x: Tensor, op: str) -> Tensor:
+        kind = msops.ReduceOp.MAX if op == "max" else msops.ReduceOp.SUM
+        return msops.AllReduce(kind, self.name)(msops.stop_gradient(x))
+
+    def _all_gather(self, x: Tensor) -> Tensor:
+        flat = msops.AllGather(self.name)(msops.reshape(msops.stop_gradient(x), (-1,)))
+        return msops.reshape(flat, (self.size, *x.shape))
+
+    def _broadcast(self, x: Tensor, source: int) -> Tensor:
+        return msops.Broadcast(source, self.name)((msops.stop_gradient(x),))[0]
+
+    def _reduce_scatter(self, x: Tensor) -> Tensor:
+        return msops.ReduceScatter(group=self.name)(msops.stop_gradient(x))
+
+    def _barrier(self) -> None:
+        self._all_reduce(Tensor(np.zeros(1, np.float32)), "sum").asnumpy()
+
+    def _all_to_all(self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+        out = msops.zeros((sum(receive), *x.shape[1:]), x.dtype)
+        distributed.all_to_all_single(out, x, list(receive), list(send), self.name)
+        return out
+
+
+class _Exchange(_Function):
+    """An exchange with the exchange backwards as its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, exchange: Callable[..., Tensor], send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> Tensor:
+        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
+        return exchange(x, send, receive)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.exchange(gradient, ctx.receive, ctx.send), None, None, None

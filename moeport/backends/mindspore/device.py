@@ -1,0 +1,65 @@
+"""Which device and which compute type."""
+
+from __future__ import annotations
+
+import functools
+
+import mindspore as ms
+from mindspore import _c_expression
+from mindspore.device_context import ascend
+
+from moeport.errors import BackendUnavailableError
+
+DEVICES = {"cpu": "CPU", "npu": "Ascend"}
+"""Our name to MindSpore's device target."""
+
+
+def resolve_device(name: str) -> str:
+    """The device for `backend.device`, cpu or npu; auto is an Ascend NPU if there is one, else the CPU."""
+    if name == "auto":
+        return "npu" if ascend.is_available() else "cpu"
+    if name not in DEVICES:
+        raise BackendUnavailableError(f"backend.device: mindspore runs on cpu or npu (got {name})")
+    if name == "npu" and not ascend.is_available():
+        raise BackendUnavailableError(
+            f"backend.device: npu is not usable: MindSpore {ms.__version__} finds no Ascend runtime; "
+            "set backend.device to auto or cpu, or install the driver and CANN and source its set_env.sh before starting"
+        )
+    return name
+
+
+def resolve_dtype(name: str, device: str) -> str:
+    """The compute type for `backend.dtype`; auto is bfloat16 on an NPU and float32 on the CPU."""
+    if name == "auto":
+        return "bfloat16" if device == "npu" else "float32"
+    if name == "bfloat16" and device == "cpu":
+        raise BackendUnavailableError(
+            "backend.dtype: MindSpore's CPU target computes nothing in bfloat16; expected float32 or float64"
+        )
+    return name
+
+
+def use_device(device: str, deterministic: bool) -> None:
+    """Make `device` the one that MindSpore uses in this process."""
+    ms.set_device(DEVICES[device])
+    if device == "npu":
+        ms.set_deterministic(deterministic)
+        ascend.op_precision.matmul_allow_hf32(False)  # float32 products in float32, as on other devices
+    else:
+        _stop_spinning()
+
+
+@functools.cache
+def _stop_spinning() -> None:
+    """Run graphs in the calling thread; MindSpore lets this be said once in a process.
+
+    By default MindSpore runs them in threads that wait for each other in busy loops. On a machine with few cores these
+    take the cores from the arithmetic: on two, a matrix product takes twice as long.
+    """
+    _c_expression.disable_multi_thread()
+    ms.runtime.dispatch_threads_num(1)
+
+
+def device_words(device: str) -> str:
+    """The device's type and, where it has one, its product name."""
+    return f"npu ({ms.hal.get_device_name(0)})" if device == "npu" else "cpu"

@@ -1,0 +1,134 @@
+"""Fused operators of MindSpore, chosen by trying them.
+
+They are public functions of `mindspore.ops` that Ascend has and the CPU target has not. Each is used on a device only
+if it gives there the values and the gradients of the default composition: a missing kernel, another layout or a wrong
+result of a driver release all end in the composition, and `kernel_choices` says why.
+
+Not run on hardware: on the CPU every one of them is refused for want of a kernel, which is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore import ops as msops
+
+from moeport.backends.mindspore.ops import DTYPES, MindSporeOps
+
+OpsT = TypeVar("OpsT", bound=MindSporeOps)
+
+TOLERANCE = {"bfloat16": 2**-6, "float32": 1e-5, "float64": 1e-12}
+"""Largest difference from the composition, relative to its largest value."""
+
+
+def rms_norm(ops: MindSporeOps, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """mindspore.ops.rms_norm."""
+    y = ops.accurate(x)
+    return ops.cast(msops.rms_norm(y, ops.cast(weight, ops.dtype(y)), eps)[0], ops.dtype(x))
+
+
+def swiglu(ops: MindSporeOps, gate_up: Tensor) -> Tensor:
+    """mindspore.ops.swiglu."""
+    return msops.swiglu(gate_up, -1)
+
+
+def rope(ops: MindSporeOps, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
+    """mindspore.ops.rotary_position_embedding, mode 0 (halves)."""
+    x = ops.accurate(x_BSHA)
+    shape = (1, x.shape[1], 1, x.shape[3])
+    cos, sin = (msops.reshape(ops.cast(table, ops.dtype(x)), shape) for table in (cos_SA, sin_SA))
+    return ops.cast(msops.rotary_position_embedding(x, cos, sin, 0), ops.dtype(x_BSHA))
+
+
+def attention(ops: MindSporeOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor) -> Tensor:
+    """mindspore.ops.flash_attention_score in layout BSND with a causal mask (True: not seen)."""
+    sequence, heads, width = q_BSHA.shape[1:]
+    future = Tensor(np.triu(np.ones((sequence, sequence), bool), 1))
+    return msops.flash_attention_score(
+        q_BSHA, k_BSGA, v_BSGA, heads, attn_mask=future, scalar_value=width**-0.5, input_layout="BSND"
+    )
+
+
+CANDIDATES: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "rms_norm": ("mindspore.ops.rms_norm", rms_norm),
+    "swiglu": ("mindspore.ops.swiglu", swiglu),
+    "rope": ("mindspore.ops.rotary_position_embedding", rope),
+    "attention": ("mindspore.ops.flash_attention_score", attention),
+}
+"""Kernel of Ops to the name and the use of its fused form; the first argument is the Ops."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What trying a fused form showed."""
+
+    kernel: str
+    function: Callable[..., Tensor] | None
+    """None: use the composition."""
+    words: str
+    """The name of the fused form, or why it is not used."""
+
+
+def try_fused(ops: MindSporeOps, dtype: str) -> dict[str, Choice]:
+    """Try every candidate on the device in a compute type."""
+    return {kernel: _try(ops, kernel, name, candidate, dtype) for kernel, (name, candidate) in CANDIDATES.items()}
+
+
+def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
+    """The same operations with the fused forms that passed."""
+    chosen = {kernel: choice.function for kernel, choice in choices.items() if choice.function}
+    if chosen:
+        ops.__class__ = type(f"Fused{type(ops).__name__}", (type(ops),), chosen)
+    return ops
+
+
+def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Tensor], dtype: str) -> Choice:
+    arguments = _arguments(kernel, dtype)
+    try:
+        expected = _value_and_gradient(ops, getattr(ops, kernel), arguments)
+        ops.to_numpy(candidate(ops, *arguments))  # a kernel that fails under differentiation leaves MindSpore confused
+        received = _value_and_gradient(ops, lambda *args: candidate(ops, *args), arguments)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+        return Choice(kernel, None, f"{name} fails here: {reason}")
+    for x, y in zip(expected, received, strict=True):
+        worst = float(np.abs(x - y).max() / np.abs(x).max())
+        if not worst <= TOLERANCE[dtype]:
+            return Choice(kernel, None, f"{name} is wrong here by {worst:.1e}")
+    return Choice(kernel, candidate, name)
+
+
+def _arguments(kernel: str, dtype: str) -> list[Any]:
+    """Small inputs, the differentiated ones first as tensors."""
+    random = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Tensor:
+        return Tensor(random.standard_normal(shape)).astype(DTYPES[dtype])
+
+    batch, sequence, heads, groups, width = 2, 16, 4, 2, 64
+    if kernel == "rms_norm":
+        return [draw(8, width), draw(width), 1e-5]
+    if kernel == "swiglu":
+        return [draw(8, 2 * width)]
+    if kernel == "rope":
+        table = draw(sequence, width // 2)
+        table = msops.cat((table, table), -1)
+        return [draw(batch, sequence, heads, width), msops.cos(table), msops.sin(table)]
+    return [draw(batch, sequence, n, width) for n in (heads, groups, groups)]
+
+
+def _value_and_gradient(ops: MindSporeOps, function: Callable[..., Tensor], arguments: list[Any]) -> list[np.ndarray]:
+    """The value, and the gradient of its weighted sum by the first argument."""
+
+    def weighted(*args: Any) -> Any:
+        out = ops.accurate(function(*args))
+        weight = np.random.default_rng(1).standard_normal(out.shape).astype(ops.dtype(out))
+        return (out * Tensor(weight)).sum(), out
+
+    (_, out), gradient = ms.value_and_grad(weighted, 0, None, has_aux=True)(*arguments)
+    return [ops.to_numpy(out), ops.to_numpy(gradient)]

@@ -1,0 +1,195 @@
+"""Models on a MindSpore device: evaluation, gradients, optimiser steps; compiled or operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+from mindspore import ops as msops
+
+from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.mindspore.expert_rows import ExpertRows
+from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.mindspore.optimizer import AdamW
+from moeport.backends.mindspore.trace import compiled
+from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.ops import Array
+
+if TYPE_CHECKING:
+    from moeport.backends.mindspore.backend import MindSporeBackend
+
+
+class MindSporeModel(EvaluationModel):
+    """Parameters as MindSpore tensors of one dimension, and the model as a pure function of them and a batch."""
+
+    def __init__(self, backend: MindSporeBackend, model: DecoderLM, params: Mapping[str, np.ndarray]):
+        self.backend, self.model = backend, model
+        specs = model.parameter_specs()
+        self.shapes = {spec.name: spec.shape for spec in specs}
+        self.trained = [spec.name for spec in specs if spec.trainable]
+        self.params: dict[str, Parameter] = {}
+        self.load_parameters({name: params[name] for name in self.shapes})
+        self._rows: dict[tuple[Any, ...], ExpertRows] = {}
+        self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def evaluate(self, batch: Batch) -> LossTerms:
+        """See EvaluationModel."""
+        return self._exactly(batch, training=False)
+
+    def logits(self, token_BS: np.ndarray) -> np.ndarray:
+        """See EvaluationModel; never compiled, since each length would be."""
+        ops, dtype = self.backend.ops, self.backend.dtype
+        rope = self.model.rope(ops, token_BS.shape[1], dtype)
+        ids = ops.from_numpy(token_BS)
+        return ops.to_numpy(self.model.logits(ops, self.shaped(), Batch(ids, ids), rope, dtype))
+
+    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """See EvaluationModel."""
+        wanted = self.params if names is None else names
+        return {name: self.params[name].asnumpy().reshape(self.shapes[name]).copy() for name in wanted}
+
+    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        """See EvaluationModel."""
+        kind = self.backend.parameter_dtype
+        for name, value in params.items():
+            tensor = Tensor(np.asarray(value, kind).reshape(-1).copy())
+            if name in self.params:
+                msops.assign(self.params[name], tensor)
+            else:
+                self.params[name] = Parameter(tensor, name=name, requires_grad=name in self.trained)
+
+    def shaped(self) -> dict[str, Tensor]:
+        """Parameters by name in their own shapes."""
+        return {name: msops.reshape(value, self.shapes[name]) for name, value in self.params.items()}
+
+    def _exactly(self, batch: Batch, training: bool, share: float = 1.0) -> Any:
+        """Run a batch, again with more rows an expert if they did not suffice.
+
+        Returns: loss terms; in training, loss terms and the gradients of the trained parameters.
+        """
+        inputs = [Tensor(np.ascontiguousarray(ids.reshape(-1), np.int32)) for ids in (batch.token_BS, batch.target_BS)]
+        inputs += [Tensor(u.reshape(-1)) for u in batch.noise.values()]
+        arrays = [*self.params.values(), *inputs, Tensor(np.array([share], self.backend.parameter_dtype))]
+        shape, noise = batch.token_BS.shape, tuple(batch.noise)
+        if not self.backend.compiles:
+            return self._function(shape, noise, training, None)(*arrays)
+        moe = self.model.config.moe
+        rows = self._rows.setdefault(
+            (training, shape), ExpertRows(moe, batch.token_BS.size * moe.router.experts_per_token)
+        )
+        while True:
+            out = self._function(shape, noise, training, rows.size)(*arrays)
+            terms = out[0] if training else out
+            if rows.fits(int(terms.served_LE.asnumpy().max())):
+                return out
+
+    def _function(
+        self, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, rows: int | None
+    ) -> Callable[..., Any]:
+        """The loss, or in training the loss and its gradients, as a function of `_exactly`'s arrays.
+
+        Args:
+            shape: (B, S).
+            noise: names of the noise arrays.
+            training: see there.
+            rows: rows an expert in a compiled graph; None: not compiled.
+        """
+        key = (shape, noise, training, rows)
+        if key not in self._functions:
+            ops = self.backend.ops if rows is None else self.backend.static_ops(rows, training)
+
+            def loss(*arrays: Tensor) -> tuple[Tensor, ...]:
+                return self._loss(ops, shape, noise, training, *arrays)
+
+            if rows is not None:
+                loss = compiled(loss, self.backend.compilations)
+            self._functions[key] = partial(self._gradients, self._differentiated(loss)) if training else _named(loss)
+        return self._functions[key]
+
+    def _loss(
+        self, ops: MindSporeOps, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, *arrays: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Loss terms of the model, the first of them times the last array, which is the share of the micro-batch."""
+        dtype = self.backend.dtype
+        rest = iter(arrays)
+        params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
+        *inputs, share = rest
+        tokens, targets, *drawn = (msops.reshape(x, shape) for x in inputs)
+        batch = Batch(tokens, targets, dict(zip(noise, drawn, strict=True)))
+        terms = self.model.loss(ops, params, batch, self.model.rope(ops, shape[1], dtype), dtype, training)
+        scaled = terms.loss * ops.cast(msops.reshape(share, ()), ops.dtype(terms.loss))
+        return scaled, *map(ops.stop_gradient, terms)
+
+    def _differentiated(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        positions = tuple(i for i, name in enumerate(self.params) if name in self.trained)
+        return ms.value_and_grad(loss, positions, None, has_aux=True)
+
+    def _gradients(self, differentiated: Callable[..., Any], *arrays: Tensor) -> tuple[LossTerms, tuple[Tensor, ...]]:
+        (_, *terms), gradients = differentiated(*arrays)
+        return LossTerms(*terms), gradients
+
+
+def _named(loss: Callable[..., Any]) -> Callable[..., LossTerms]:
+    return lambda *arrays: LossTerms(*loss(*arrays)[1:])
+
+
+class MindSporeTrainingModel(MindSporeModel, TrainingModel):
+    """A model with gradients and AdamW."""
+
+    def __init__(
+        self, backend: MindSporeBackend, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+    ):
+        super().__init__(backend, model, params)
+        specs = [spec for spec in model.parameter_specs() if spec.trainable]
+        self.optimizer = AdamW({spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer)
+        self._accumulated: dict[str, Tensor] = {}
+
+    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+        """See TrainingModel."""
+        terms, gradients = self._exactly(batch, training=True, share=share)
+        new = dict(zip(self.optimizer.parameters, gradients, strict=True))
+        present = self._accumulated
+        self._accumulated = {name: present[name] + value for name, value in new.items()} if present else new
+        return terms
+
+    def gradient_norm(self) -> Array:
+        """See TrainingModel."""
+        squares = [_square_sum(gradient) for gradient in self._accumulated.values()]
+        return msops.sqrt(msops.stack(squares).sum())
+
+    def step(self, learning_rate: float, norm: Array) -> None:
+        """See TrainingModel."""
+        self.optimizer.step(self._accumulated, learning_rate, float(norm.asnumpy()))
+        self._accumulated = {}
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """See TrainingModel."""
+        return {name: g.asnumpy().reshape(self.shapes[name]).copy() for name, g in self._accumulated.items()}
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """See TrainingModel."""
+        return {
+            name: moment.reshape(self.shapes[name.partition(".")[2]]) for name, moment in self.optimizer.state().items()
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
+        """See TrainingModel."""
+        self.optimizer.load_state(state, steps)
+
+    def first_non_finite(self, batch: Batch) -> str | None:
+        """See TrainingModel."""
+        ops = self.backend.ops
+        placed = Batch(
+            ops.from_numpy(batch.token_BS),
+            ops.from_numpy(batch.target_BS),
+            {name: ops.from_numpy(u) for name, u in batch.noise.items()},
+        )
+        return find_non_finite(ops, self.model, self.shaped(), placed, self.backend.dtype, self.gradients())
+
+
+def _square_sum(x: Tensor) -> Tensor:
+    return msops.reshape(msops.matmul(msops.reshape(x, (1, -1)), msops.reshape(x, (-1, 1))), ())

@@ -1,0 +1,108 @@
+"""Communicators over torch.distributed: gloo on CPU, NCCL on CUDA, HCCL on Ascend.
+
+Only gloo was run. NCCL and HCCL were not run on hardware. Their collectives return before the device has done them, so
+a process that waits for ever is found at the next call that waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moeport.backends.torch.ops import TorchOps
+from moeport.comm.communicator import Communicator
+from moeport.comm.launcher import Launch
+from moeport.core.ops import Ops
+from moeport.errors import BackendUnavailableError
+
+
+def start(ops: TorchOps, launch: Launch, timeout_s: float) -> TorchCommunicator:
+    """The communicator of all ranks of the job, on the device of `ops`."""
+    if launch.launcher != "torchrun":
+        raise BackendUnavailableError(f"backend.name: torch communicates under torchrun (started by {launch.launcher})")
+    if ops.device.type != "cpu":
+        torch.accelerator.set_device_index(launch.local_rank)
+    dist.init_process_group(
+        dist.get_default_backend_for_device(ops.device),
+        timeout=timedelta(seconds=2 * timeout_s),  # moeport's own timeout comes first and says more
+    )
+    communicator = TorchCommunicator(ops, tuple(range(launch.size)), launch.rank, dist.group.WORLD)
+    communicator.watch(launch, timeout_s)
+    return communicator
+
+
+class TorchCommunicator(Communicator):
+    """A process group."""
+
+    def __init__(self, ops: Ops, ranks: tuple[int, ...], global_rank: int, process_group: Any):
+        super().__init__(ops, ranks, global_rank)
+        self.process_group = process_group
+        self.checks_splits = dist.get_backend(process_group) == "gloo"
+
+    def close(self) -> None:
+        """See Communicator."""
+        super().close()
+        dist.destroy_process_group()
+
+    def _group(self, ranks: tuple[int, ...]) -> TorchCommunicator:
+        group = dist.new_group(list(ranks), use_local_synchronization=True)
+        return TorchCommunicator(self.ops, ranks, self.ranks[self.rank], group)
+
+    def _all_reduce(self, x: Tensor, op: str) -> Tensor:
+        y = _copy(x)
+        dist.all_reduce(y, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, self.process_group)
+        return y
+
+    def _all_gather(self, x: Tensor) -> Tensor:
+        out = x.new_empty((self.size, *x.shape))
+        dist.all_gather(list(out.unbind()), _copy(x), self.process_group)
+        return out
+
+    def _broadcast(self, x: Tensor, source: int) -> Tensor:
+        y = _copy(x)
+        dist.broadcast(y, self.ranks[source], self.process_group)
+        return y
+
+    def _reduce_scatter(self, x: Tensor) -> Tensor:
+        parts = list(_copy(x).chunk(self.size))
+        out = torch.empty_like(parts[self.rank])
+        dist.reduce_scatter(out, parts, group=self.process_group)
+        return out
+
+    def _barrier(self) -> None:
+        dist.barrier(self.process_group)
+
+    def _all_to_all(self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+        out = x.new_empty((sum(receive), *x.shape[1:]))
+        dist.all_to_all_single(out, x.detach().contiguous(), list(receive), list(send), self.process_group)
+        return out
+
+    def _differentiable(
+        self, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> Tensor:
+        if x.is_floating_point() and not x.requires_grad:
+            # `backward` visits this node on a rank whose rows are constant too: the other ranks wait for it.
+            x = x.detach().requires_grad_()
+        return _Exchange.apply(exchange, x, send, receive)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> Tensor:
+        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
+        return exchange(x, send, receive)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None, None]:
+        return None, ctx.exchange(gradients[0], ctx.receive, ctx.send), None, None
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.detach().clone(memory_format=torch.contiguous_format)

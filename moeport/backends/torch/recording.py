@@ -1,0 +1,89 @@
+"""Hooks that show what passes through any `nn.Module`, for `moeport.torch.record`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Seen = Callable[[str, str, Tensor, list[Tensor]], None]
+"""Takes `input`, `output` or `gradient`, a name, a tensor, and the tensors it was computed from."""
+
+
+@contextmanager
+def watch(model: nn.Module, seen: Seen) -> Iterator[None]:
+    """Show the first forward pass of a model and its backward pass.
+
+    Outputs are named `MODULE:CLASS`, the whole model's `model:CLASS`; those that are no tensor are taken apart. The
+    gradient of an output is named after it, that of a parameter by the parameter's name. A backward pass is shown where
+    it happens, so gradients come in its order.
+
+    Args:
+        model: any module; it is not changed, and compiled modules are shown from outside.
+        seen: takes what is shown.
+    """
+    handles: list[Any] = []
+    passes = 0
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 1:
+            for name, tensor in _tensors("input", (args, kwargs)):
+                seen("input", name, tensor, [])
+
+    def hook(name: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if passes > 1:
+                return
+            given = [tensor for _, tensor in _tensors("", (args, kwargs))]
+            given += list(module.parameters(recurse=False))
+            for label, tensor in _tensors(f"{name or 'model'}:{type(module).__name__}", output):
+                seen("output", label, tensor, given)
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda grad, label=label: seen("gradient", label, grad, []))
+
+        return after
+
+    def parameter_hook(name: str) -> Callable[[Tensor], None]:
+        def accumulated(parameter: Tensor) -> None:
+            if parameter.grad is not None and passes == 1:
+                seen("gradient", name, parameter.grad, [])
+
+        return accumulated
+
+    try:
+        handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                handles.append(parameter.register_post_accumulate_grad_hook(parameter_hook(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in nested sequences, mappings and dataclasses, each with its path; those of no entry are left out."""
+    if isinstance(value, Tensor):
+        if value.numel():
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _tensors(f"{name}[{i}]" if len(value) > 1 else name, item)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from _tensors(name, {field: getattr(value, field) for field in value.__dataclass_fields__})
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is; the CPU if it has no parameters."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

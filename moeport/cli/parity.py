@@ -1,0 +1,209 @@
+"""`moeport parity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from moeport.cli.options import ConfigFile, Overrides
+
+if TYPE_CHECKING:
+    from moeport.parity.recording import Keep
+    from moeport.parity.result import Report
+
+app = typer.Typer(
+    name="parity",
+    help="Compare backends, types and machines, layer by layer. Exit code 0: pass or warn; 1: fail, and with --strict "
+    "warn; 2: what you can mend.",
+    no_args_is_help=True,
+)
+
+VARIANT = "BACKEND[-DEVICE][:DTYPE] and KEY=VALUE, as in 'torch-cpu:bf16 backend.compile=true'."
+
+Sequences = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens a sequence.")]
+Steps = Annotated[int, typer.Option(min=0, help="Optimiser steps of the trajectory.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN_DIR", help="Weights of a run folder, or of a step-* folder. Default: the initial ones."),
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole result as JSON.")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on a warning too.")]
+
+
+@app.command()
+def run(
+    file: ConfigFile,
+    backends: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Variants without overrides; the first is the reference.")
+    ] = "",
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="SPEC", help=f"A further variant: {VARIANT} Repeatable.")
+    ] = None,
+    overrides: Overrides = None,
+    sequences: Sequences = 2,
+    tokens: Tokens = 64,
+    steps: Steps = 5,
+    checkpoint: Checkpoint = None,
+    golden: Annotated[
+        str, typer.Option(metavar="SPEC|none", help="Variant that the double benchmark measures against.")
+    ] = "numpy:fp64",
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Feed A's inputs to B's operation where they first part.")
+    ] = False,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    strict: Strict = False,
+) -> None:
+    """Compare variants of a config in one process: same weights, batches and noise."""
+    from moeport.errors import UserError
+    from moeport.parity.run import run as run_variants
+    from moeport.parity.subject import Size
+
+    variants = [*filter(None, backends.split(",")), *(variant or ())]
+    if len(variants) < 2:
+        raise UserError(
+            f"parity run compares at least two variants (got {len(variants)}); "
+            "name them, as in --backends numpy,torch-cpu"
+        )
+    report = run_variants(
+        file,
+        variants,
+        overrides or (),
+        size=Size(sequences, tokens, steps),
+        checkpoint=checkpoint,
+        golden=None if golden == "none" else golden,
+        isolate=isolate,
+        report=_progress,
+    )
+    _finish(report, json_file, markdown, strict)
+
+
+@app.command()
+def record(
+    file: ConfigFile,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
+    variant: Annotated[str, typer.Option(metavar="SPEC", help=VARIANT)] = "torch-cpu",
+    overrides: Overrides = None,
+    sequences: Sequences = 2,
+    tokens: Tokens = 64,
+    steps: Steps = 5,
+    checkpoint: Checkpoint = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Take the routing from this bundle; the trajectory is left out."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=HOW",
+            help="How much of a kind of tensor is kept: full, sample or statistics; or ALL=HOW. Repeatable. "
+            "Default: samples of parameters, activations, gradients and updates, all of the rest.",
+        ),
+    ] = None,
+    sample_size: Annotated[int, typer.Option(min=1, help="Entries of a sampled tensor.")] = 4096,
+) -> None:
+    """Record one variant as a bundle, to compare it with one of another machine."""
+    from moeport.parity.bundle import load_bundle, save_bundle
+    from moeport.parity.subject import Size, build_subject
+    from moeport.parity.subject import record as record_subject
+
+    size = Size(sequences, tokens, 0 if replay else steps)
+    routing = load_bundle(replay) if replay else None
+    subject = build_subject(file, variant, overrides or (), size=size, checkpoint=checkpoint, report=_progress)
+    recording = record_subject(
+        subject, steps=size.steps, keep=_kept(keep or ()), replay=routing, sample_size=sample_size
+    )
+    save_bundle(recording, output)
+    total = sum(path.stat().st_size for path in output.iterdir())
+    typer.echo(f"{output}: {len(recording.tensors)} tensors, {total / 1e6:.1f} MB")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the reference.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Bundle to hold against it.", show_default=False)],
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="For the double benchmark; record it in fp64 with --replay A."),
+    ] = None,
+    replayed: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="B once more, recorded with --replay A.")
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML: names of B's tensors to those of A, for a foreign model."),
+    ] = None,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    strict: Strict = False,
+) -> None:
+    """Compare two bundles."""
+    from moeport.parity.bundle import load_bundle
+    from moeport.parity.compare import compare as compare_recordings
+    from moeport.parity.result import Report
+
+    found = compare_recordings(
+        load_bundle(a),
+        load_bundle(b),
+        golden=load_bundle(golden) if golden else None,
+        replayed=load_bundle(replayed) if replayed else None,
+        names=_names(names) if names else None,
+    )
+    _finish(Report(found.verdict, [found]), json_file, markdown, strict)
+
+
+def _progress(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _finish(report: Report, json_file: Path | None, markdown: Path | None, strict: bool) -> None:
+    """Print, write, exit."""
+    from rich.console import Console
+
+    from moeport.parity import text
+    from moeport.parity.result import EXIT_CODES
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # tables that go into a file or a log are not cut
+    console.print(text.render(report), soft_wrap=True)
+    if json_file:
+        json_file.write_text(report.to_json(), encoding="utf-8")
+    if markdown:
+        markdown.write_text(text.markdown(report), encoding="utf-8")
+    raise typer.Exit(1 if strict and report.verdict == "warn" else EXIT_CODES[report.verdict])
+
+
+def _kept(pairs: list[str] | tuple[()]) -> dict[str, Keep]:
+    """`KIND=HOW` laid over the default of bundles."""
+    from moeport.errors import UserError
+    from moeport.parity import recording
+
+    kinds, hows = get_args(recording.Kind), get_args(recording.Keep)
+    kept = dict(recording.SAMPLED)
+    for pair in pairs:
+        kind, _, how = pair.partition("=")
+        if kind not in (*kinds, "ALL") or how not in hows:
+            raise UserError(
+                f"--keep {pair}: expected KIND=HOW with a kind of {', '.join(kinds)}, ALL and one of {', '.join(hows)}"
+            )
+        kept |= dict.fromkeys(kinds if kind == "ALL" else (kind,), how)
+    return kept
+
+
+def _names(file: Path) -> dict[str, str]:
+    import yaml
+
+    from moeport.errors import UserError
+
+    try:
+        names = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot read the names: {error}") from error
+    if not isinstance(names, dict) or not all(isinstance(x, str) for pair in names.items() for x in pair):
+        raise UserError(f"{file}: expected a mapping of B's names to A's, as in `model.norm: final_norm:rms_norm`")
+    return names

@@ -1,0 +1,92 @@
+"""`moeport probe`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moeport.backends.base import Backend
+    from moeport.comm.communicator import Communicator
+    from moeport.comm.probe import ProbeResult
+
+HOW = """probe runs in the processes of a job, and this process was started by itself; start it with one of
+  torchrun --nproc-per-node 2 -m moeport probe
+  msrun --worker_num 2 --local_worker_num 2 --join True --log_dir logs python -m moeport probe"""
+
+
+def probe(
+    backend: Annotated[
+        str | None, typer.Option(help="torch or mindspore; default: that of the launcher.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu.")] = "auto",
+    timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 60.0,
+) -> None:
+    """Check the values of every collective, under torchrun or msrun."""
+    from moeport.comm.launcher import launched
+    from moeport.errors import UserError
+
+    launch = launched()
+    if launch is None:
+        raise UserError(HOW)
+
+    name = backend or {"torchrun": "torch", "msrun": "mindspore"}[launch.launcher]
+    chosen, dtypes = _backend(name, device)
+    with chosen.communicator(launch, timeout) as communicator:
+        results = _probe(chosen, communicator, dtypes)
+        if communicator.rank == 0:
+            from rich.console import Console
+
+            nodes = len(set(communicator.nodes))
+            console = Console(highlight=False)
+            console.print(f"{name} on {chosen.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}")
+            console.print(_table(results))
+            console.print("every value is right")
+
+
+def _backend(name: str, device: str) -> tuple[Backend, list[str]]:
+    """The backend and the types it computes in."""
+    from moeport.backends import get_backend
+    from moeport.config import config_from_dict
+    from moeport.core.ops import FLOAT_DTYPES
+    from moeport.errors import BackendUnavailableError, UserError
+
+    found: dict[str, Backend] = {}
+    problem: UserError | None = None
+    for dtype in FLOAT_DTYPES:
+        try:
+            config = config_from_dict({"backend": {"name": name, "device": device, "dtype": dtype}})
+            found[dtype] = get_backend(config.backend)
+        except UserError as error:
+            problem = error
+    if not found:
+        raise problem or BackendUnavailableError(f"backend {name} computes in no type")
+    return found[next(iter(found))], [*found, "index"]
+
+
+def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> list[tuple[str, ProbeResult]]:
+    """Results among all ranks and, where there are enough, among groups of every second rank."""
+    from moeport.comm.probe import probe as check
+
+    grad = backend.value_and_grad if backend.name != "numpy" else None
+    results = [("all", result) for result in check(communicator, dtypes, grad)]
+    if communicator.size >= 4:
+        group = communicator.group([communicator.ranks[::2], communicator.ranks[1::2]])
+        results += [("every second", result) for result in check(group, dtypes, grad)]
+    return results
+
+
+def _table(results: list[tuple[str, ProbeResult]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("collective", "type", "ranks", "result"):
+        table.add_column(heading)
+    table.add_column("bytes sent by rank 0", justify="right")
+    for ranks, result in results:
+        table.add_row(result.collective, result.dtype, ranks, "right", f"{result.sent_bytes:,}")
+    return table

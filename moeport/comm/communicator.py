@@ -1,0 +1,274 @@
+"""The Communicator: ranks, groups, collectives, and what guards them."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from moeport.comm.launcher import Launch
+from moeport.comm.liveness import Call, Listener, Liveness
+from moeport.comm.traffic import Traffic
+from moeport.core.ops import Array, Ops
+
+TIMEOUT_SECONDS = 600.0
+"""Time that a collective may take before the job is stopped."""
+OPERATIONS = ("sum", "max")
+
+
+class Communicator(ABC):
+    """Collectives among a group of ranks, on arrays of one backend.
+
+    Every rank of the communicator must call the same collectives in the same order, with arrays of the same type. A
+    collective returns a new array and leaves its argument as it is. `all_to_all` is differentiable; the results of the
+    others are constants of differentiation. Arrays hold the index type or a float type of the backend.
+
+    An error in a collective, a process that dies and a collective that takes longer than the timeout end every process
+    of the job with one message. Use it as a context manager: leaving the block says goodbye, and an exception in the
+    block stops every rank with its message.
+
+    A backend defines the protected methods. They neither count nor guard.
+    """
+
+    checks_splits: bool
+    """Whether ranks compare their splits before each `all_to_all`.
+
+    Host libraries deliver wrong values without an error when splits do not match. On an accelerator the comparison
+    would wait for the device, and unmatched splits show as a collective that does not end.
+    """
+
+    def __init__(self, ops: Ops, ranks: Sequence[int], global_rank: int):
+        self.ops = ops
+        self.ranks = tuple(ranks)
+        """Global ranks of the members by position, ascending."""
+        self.rank = self.ranks.index(global_rank)
+        """Position of this process in `ranks`."""
+        self.size = len(self.ranks)
+        self.nodes: tuple[int, ...] = (0,) * self.size
+        """Number of the node of each position."""
+        self.traffic = Traffic(self.rank, self.nodes)
+        """Bytes sent by each collective."""
+        self._liveness: Liveness | None = None
+        self._calls = 0
+
+    def watch(self, launch: Launch, timeout_s: float) -> None:
+        """Connect all ranks of the job, so that the end of one ends all; learn which ranks share a node.
+
+        A backend calls this on the communicator of all ranks before it hands it out.
+        """
+        listener = Listener() if self.rank == 0 else None
+        known = np.array([listener.port, listener.token] if listener else [0, 0])
+        port, token = (int(value) for value in self.ops.to_numpy(self._broadcast(self.ops.from_numpy(known), 0)))
+        self._liveness = Liveness(self.rank, self.size, listener, (launch.host, port), token, timeout_s)
+        self._locate(launch.nodes or self._liveness.nodes)
+
+    def _locate(self, nodes: Sequence[int]) -> None:
+        self.nodes = tuple(nodes)
+        self.traffic = Traffic(self.rank, self.nodes)
+
+    # ------------------------------------------------------------------ public
+
+    def group(self, partition: Sequence[Sequence[int]]) -> Communicator:
+        """Divide the ranks into groups; returns the group that this rank is in. Its ranks are in ascending order.
+
+        Every rank of this communicator calls it with the same `partition`: lists of global ranks in which each rank of
+        this communicator stands once.
+
+        Raises ValueError for any other list, on every rank alike if the ranks disagree.
+        """
+        named = [rank for ranks in partition for rank in ranks]
+        if sorted(named) != sorted(self.ranks):
+            raise ValueError(
+                f"group: each of the ranks {_words(self.ranks)} must stand once in the partition "
+                f"(got {[list(ranks) for ranks in partition]})"
+            )
+        checksum = zlib.crc32(repr([list(ranks) for ranks in partition]).encode()) >> 1
+        with self._collective("group", f"partition {[list(ranks) for ranks in partition]}"):
+            seen = self._gather_integers([checksum])[:, 0]
+            if (seen != seen[0]).any():
+                raise ValueError("the ranks passed different partitions; pass the same one on every rank")
+            mine = sorted(next(ranks for ranks in partition if self.ranks[self.rank] in ranks))
+            group = self._group(tuple(mine))
+        group._liveness = self._liveness
+        group._locate([self.nodes[self.ranks.index(rank)] for rank in mine])
+        return group
+
+    def all_reduce(self, x: Array, op: str = "sum") -> Array:
+        """Combine arrays of one shape elementwise. `op`: sum or max. Returns the same on every rank."""
+        if op not in OPERATIONS:
+            raise ValueError(f"all_reduce: op is {op!r}; expected one of {', '.join(OPERATIONS)}")
+        block = -(-_rows(x) // self.size)
+        self._count("all_reduce", [2 * block] * self.size, x)
+        with self._collective("all_reduce", f"{op} of {self._describe(x)}"):
+            return self._all_reduce(x, op)
+
+    def all_gather(self, x: Array) -> Array:
+        """Arrays of one shape, stacked. Returns (size, *x.shape), in the order of the ranks."""
+        self._count("all_gather", [_rows(x)] * self.size, x)
+        with self._collective("all_gather", self._describe(x)):
+            return self._all_gather(x)
+
+    def broadcast(self, x: Array, source: int) -> Array:
+        """The array of the rank at position `source`. On other ranks `x` gives shape and type alone."""
+        if not 0 <= source < self.size:
+            raise ValueError(f"broadcast: source is {source}; expected a position of 0 .. {self.size - 1}")
+        self._count("broadcast", [_rows(x) if self.rank == source else 0] * self.size, x)
+        with self._collective("broadcast", f"{self._describe(x)} from position {source}"):
+            return self._broadcast(x, source)
+
+    def reduce_scatter(self, x: Array) -> Array:
+        """Sum of arrays (size * n, ...) of one shape, of which each position gets its n rows. Returns (n, ...)."""
+        if not x.shape or x.shape[0] % self.size:
+            raise ValueError(f"reduce_scatter: x is {tuple(x.shape)}; expected a multiple of {self.size} rows")
+        self._count("reduce_scatter", [x.shape[0] // self.size] * self.size, x)
+        with self._collective("reduce_scatter", self._describe(x)):
+            return self._reduce_scatter(x)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        with self._collective("barrier"):
+            self._barrier()
+
+    def all_to_all(self, x: Array, send_rows: Sequence[int], receive_rows: Sequence[int]) -> Array:
+        """Send each rank its rows; differentiable.
+
+        Args:
+            x: (R, ...), the rows for position 0, then those for position 1, and so on.
+            send_rows: how many rows go to each position; they sum to R. Any may be 0.
+            receive_rows: how many rows come from each position: what that rank has in its `send_rows` for this one.
+
+        Returns: (sum(receive_rows), ...), the rows from position 0, then those from position 1, and so on.
+
+        The gradient is the same exchange backwards, in which every rank must take part: `x` must depend on what is
+        differentiated on all ranks or on none. `backward` of PyTorch takes part for constant rows too.
+        """
+        send, receive = tuple(map(int, send_rows)), tuple(map(int, receive_rows))
+        for name, rows in (("send_rows", send), ("receive_rows", receive)):
+            if len(rows) != self.size or min(rows) < 0:
+                raise ValueError(f"all_to_all: {name} is {list(rows)}; expected {self.size} numbers of at least 0")
+        if not x.shape or sum(send) != x.shape[0]:
+            raise ValueError(f"all_to_all: send_rows {list(send)} must sum to the rows of x, which is {tuple(x.shape)}")
+        return self._differentiable(self._exchange, x, send, receive)
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Stop every rank with the message of `error`; does not return. A process alone raises it."""
+        if self._liveness is None:
+            raise error
+        self._liveness.fail(error)
+
+    def close(self) -> None:
+        """Wait for every rank, then leave without alarming the others. For the communicator of all ranks."""
+        self.barrier()
+        if self._liveness is not None:
+            self._liveness.close()
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, Exception):
+            self.fail(error)
+
+    # ------------------------------------------------------------------ of a backend
+
+    @abstractmethod
+    def _group(self, ranks: tuple[int, ...]) -> Communicator:
+        """A communicator of some of the ranks; its members call it, and no others."""
+
+    @abstractmethod
+    def _all_reduce(self, x: Array, op: str) -> Array:
+        """See all_reduce."""
+
+    @abstractmethod
+    def _all_gather(self, x: Array) -> Array:
+        """See all_gather."""
+
+    @abstractmethod
+    def _broadcast(self, x: Array, source: int) -> Array:
+        """See broadcast."""
+
+    def _reduce_scatter(self, x: Array) -> Array:
+        """See reduce_scatter; here an all_to_all and a sum in the order of the ranks."""
+        n = x.shape[0] // self.size
+        parts = self._all_to_all(x, (n,) * self.size, (n,) * self.size)
+        total = parts[:n]
+        for rank in range(1, self.size):
+            total = total + parts[rank * n : (rank + 1) * n]
+        return total
+
+    @abstractmethod
+    def _barrier(self) -> None:
+        """See barrier."""
+
+    @abstractmethod
+    def _all_to_all(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
+        """The exchange of all_to_all, without a gradient."""
+
+    @abstractmethod
+    def _differentiable(
+        self, exchange: Callable[..., Array], x: Array, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> Array:
+        """`exchange(x, send, receive)` as a function whose gradient is `exchange(gradient, receive, send)`."""
+
+    # ------------------------------------------------------------------ guards
+
+    def _exchange(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
+        self._count("all_to_all", send, x)
+        with self._collective("all_to_all", f"{self._describe(x)}, sends {_words(send)}, receives {_words(receive)}"):
+            if self.checks_splits:
+                self._check_splits(x, send, receive)
+            return self._all_to_all(x, send, receive)
+
+    def _check_splits(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> None:
+        rows = self._gather_integers([_row_bytes(self.ops, x), *send, *receive])
+        widths, sent, expected = rows[:, 0], rows[:, 1 : 1 + self.size], rows[:, 1 + self.size :]
+        if (widths != widths[0]).any():
+            raise ValueError(f"a row has {_words(widths)} bytes on ranks {_words(self.ranks)}; expected one width")
+        for source, target in np.argwhere(sent != expected.T):
+            raise ValueError(
+                f"rank {self.ranks[source]} sends {sent[source, target]} rows to rank {self.ranks[target]}, "
+                f"which expects {expected[target, source]}"
+            )
+
+    def _gather_integers(self, values: Sequence[int]) -> np.ndarray:
+        """(size, n) integers below 2^31, of every rank."""
+        return self.ops.to_numpy(self._all_gather(self.ops.from_numpy(np.array(values, np.int64))))
+
+    @contextmanager
+    def _collective(self, name: str, detail: str = "") -> Iterator[None]:
+        self._calls += 1
+        if self._liveness is None:
+            yield
+        else:
+            with self._liveness.call(Call(self.ranks, self._calls, name, detail)):
+                yield
+
+    def _count(self, name: str, rows: Sequence[int], x: Array) -> None:
+        self.traffic.add(name, rows, _row_bytes(self.ops, x))
+
+    def _describe(self, x: Array) -> str:
+        return f"{self.ops.dtype(x)} {tuple(x.shape)}"
+
+
+ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
+
+
+def _rows(x: Array) -> int:
+    return x.shape[0] if x.shape else 1
+
+
+def _row_bytes(ops: Ops, x: Array) -> int:
+    return int(np.prod(x.shape[1:], dtype=np.int64)) * ITEM_BYTES[ops.dtype(x)]
+
+
+def _words(numbers: Any) -> str:
+    return ",".join(str(number) for number in numbers)

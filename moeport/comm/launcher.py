@@ -1,0 +1,100 @@
+"""What torchrun or msrun told this process through its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from moeport.errors import UserError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process among those that a launcher started."""
+
+    launcher: Literal["torchrun", "msrun"]
+    rank: int
+    """0 .. size - 1; -1 in msrun's scheduler."""
+    size: int
+    local_rank: int
+    """Rank among the processes of this node; -1 in msrun's scheduler."""
+    host: str
+    """Where the launcher's rendezvous listens."""
+    port: int
+    local_size: int | None = None
+    """Processes of this node; msrun does not say."""
+    nodes: tuple[int, ...] | None = None
+    """Number of the node of each rank, where the launcher says it."""
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether this is msrun's scheduler, which runs the same command as the workers but has no rank."""
+        return self.rank < 0
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """The launch that this process belongs to; None for a process started by itself.
+
+    Raises UserError for variables that are set in part or are no numbers.
+    """
+    if "RANK" in environment or "LOCAL_RANK" in environment:
+        return _torchrun(environment)
+    if "MS_ROLE" in environment:
+        return _msrun(environment)
+    return None
+
+
+def _torchrun(environment: Mapping[str, str]) -> Launch:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    _require(environment, names, "torchrun")
+    rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    local_rank, local_size = _number(environment, "LOCAL_RANK"), _number(environment, "LOCAL_WORLD_SIZE")
+    node = _number(environment, "GROUP_RANK") if "GROUP_RANK" in environment else -1
+    alike = size % local_size == 0 and rank == node * local_size + local_rank
+    return Launch(
+        launcher="torchrun",
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        nodes=tuple(other // local_size for other in range(size)) if alike else None,
+        host=environment["MASTER_ADDR"],
+        port=_number(environment, "MASTER_PORT"),
+    )
+
+
+def _msrun(environment: Mapping[str, str]) -> Launch:
+    _require(environment, ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT"), "msrun")
+    worker = environment["MS_ROLE"] == "MS_WORKER"
+    if worker:
+        # msrun leaves the scheduler's RANK_ID to workers it gives no rank; MS_NODE_ID is set with the rank alone.
+        if "MS_NODE_ID" not in environment:
+            raise UserError("msrun gave this process no rank: MS_NODE_ID is not set; use --node_rank")
+        _require(environment, ("DEVICE_ID",), "msrun")
+    return Launch(
+        launcher="msrun",
+        rank=_number(environment, "MS_NODE_ID") if worker else -1,
+        size=_number(environment, "MS_WORKER_NUM"),
+        local_rank=_number(environment, "DEVICE_ID") if worker else -1,
+        host=environment["MS_SCHED_HOST"],
+        port=_number(environment, "MS_SCHED_PORT"),
+    )
+
+
+def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        found = [name for name in names if name in environment]
+        raise UserError(
+            f"the environment is that of a process of {launcher} in part: {', '.join(found)} is set, "
+            f"{', '.join(missing)} is not; start with {launcher}, or unset what is set"
+        )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UserError(f"environment variable {name}: expected an integer (got {environment[name]!r})") from None

@@ -1,0 +1,418 @@
+"""The end of one process ends all of them, with one message that names it.
+
+A blocked collective cannot be interrupted, and a library may deliver wrong values after an error. So every process has
+a thread with a connection to rank 0, and leaves by `os._exit` when one of these happens:
+
+* a process dies: its connection closes. A machine that loses power or network is found by TCP within 30 s;
+* a collective raises an exception: its rank reports it to rank 0, which tells all;
+* a collective takes longer than the timeout: rank 0 names the ranks that have not entered it.
+
+Rank 0 decides what the message is. It waits a moment after an exception, since libraries raise one, such as "connection
+closed by peer", when another process has died. Ranks say goodbye before they close a connection in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+from moeport.errors import MoeportError, RunError
+
+EXIT_CODE = 1
+CONNECT_SECONDS = 120
+"""Time for all ranks to connect to rank 0."""
+HEARTBEAT_SECONDS = 1.0
+GRACE_SECONDS = 1.0
+"""Time that rank 0 waits after an exception for the news that a process has died."""
+ANSWER_SECONDS = 10.0
+"""Time after which a rank that has reported a failure leaves without an answer of rank 0."""
+PARTING_SECONDS = 5.0
+"""Time to wait until a last message has arrived."""
+SILENCE_SECONDS = 30
+"""Time after which TCP gives up a machine that does not answer."""
+MESSAGE_LENGTH = 1000
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a collective."""
+
+    ranks: tuple[int, ...]
+    """Global ranks of the communicator."""
+    number: int
+    """Counts the calls of this communicator, from 1."""
+    name: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        first, last = self.ranks[0], self.ranks[-1]
+        consecutive = len(self.ranks) > 1 and self.ranks == tuple(range(first, last + 1))
+        return f"{self.name}, call {self.number} of ranks {f'{first}-{last}' if consecutive else _key(self.ranks)}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of the job."""
+
+    rank: int
+    size: int
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size} (host {self.host}, pid {self.pid})"
+
+
+class Listener:
+    """The socket at which rank 0 waits for the others."""
+
+    def __init__(self) -> None:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self.socket = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
+        self.port: int = self.socket.getsockname()[1]
+        self.token = secrets.randbits(31)
+        """What the other ranks must know."""
+
+
+class Peer:
+    """A connection to another process: JSON, a line a message."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        self.state: Message = {}
+        self._buffer = b""
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": SILENCE_SECONDS * 1000}
+        for name, value in options.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def send(self, message: Message) -> None:
+        """Send; a broken connection is noticed when reading."""
+        with suppress(OSError):
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[Message] | None:
+        """Messages that have arrived, waiting for at least some bytes; None at the end of the connection."""
+        try:
+            data = self.connection.recv(1 << 16)
+        except OSError:
+            return None
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def first(self, timeout_s: float) -> Message:
+        """The first message, read byte by byte to leave the next one; OSError or ValueError where none comes."""
+        self.connection.settimeout(timeout_s)
+        line = b""
+        while not line.endswith(b"\n"):
+            byte = self.connection.recv(1)
+            if not byte:
+                raise OSError("the connection was closed")
+            line += byte
+        self.connection.settimeout(None)
+        message: Message = json.loads(line)
+        return message
+
+    def finish(self, deadline: float) -> None:
+        """Send no more, and read until the other side closes: to close with unread data discards what was sent."""
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            while time.monotonic() < deadline:
+                self.connection.settimeout(max(deadline - time.monotonic(), 0.01))
+                if not self.connection.recv(1 << 16):
+                    return
+        except OSError:
+            return
+
+
+class Liveness:
+    """The watching thread of one process, and its connections: rank 0 to every rank, every other to rank 0."""
+
+    def __init__(
+        self, rank: int, size: int, listener: Listener | None, address: tuple[str, int], token: int, timeout_s: float
+    ):
+        """Connect; returns when every rank has.
+
+        Args:
+            rank: of this process.
+            size: number of processes.
+            listener: on rank 0, its listener.
+            address: host and port of rank 0's listener.
+            token: of rank 0's listener.
+            timeout_s: time that a call may take.
+
+        Raises RunError if a rank does not connect.
+        """
+        self._rank, self._size, self._timeout_s = rank, size, timeout_s
+        self._call: Call | None = None
+        self._call_start = 0.0
+        self._last_call = "none"
+        self._entered: dict[str, int] = {}
+        self._events: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._failure: Message | None = None
+        self._deadline = float("inf")
+        self._previous_handler: Any = None
+        deadline = time.monotonic() + CONNECT_SECONDS
+        me = Member(rank, size, socket.gethostname(), os.getpid())
+        if listener:
+            self._peers, self.members = _accept(listener, me, deadline)
+        else:
+            self._peers, self.members = _connect(address, token, me, deadline)
+        self._connections = [peer.connection for peer in self._peers.values()]
+        hosts = list(dict.fromkeys(member.host for member in self.members))
+        self.nodes = tuple(hosts.index(member.host) for member in self.members)
+        """Number of the node of each rank, by host name."""
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        os.register_at_fork(after_in_child=self._close_sockets)  # a child would keep the connection of a dead parent
+        self._thread = threading.Thread(target=self._run, name="moeport-liveness", daemon=True)
+        self._thread.start()
+        self._wait_at_sigterm()
+
+    # ------------------------------------------------------------------ called by the main thread
+
+    @contextmanager
+    def call(self, call: Call) -> Iterator[None]:
+        """Watch a collective; an exception in it ends the job."""
+        outer = self._call, self._call_start
+        self._entered[_key(call.ranks)] = call.number
+        self._last_call = str(call)
+        self._call_start, self._call = time.monotonic(), call
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self._call, self._call_start = outer
+
+    def fail(self, error: Exception) -> NoReturn:
+        """End every process with the message of `error`."""
+        self._error = error
+        where = f"in {self._call} ({self._call.detail})" if self._call else "outside collectives"
+        words = " ".join(str(error).split())[:MESSAGE_LENGTH]
+        text = f"{self.members[self._rank]} failed {where}: {type(error).__name__}: {words}"
+        self._post({"kind": "failure", "rank": self._rank, "text": text})
+        self._thread.join()
+        os._exit(EXIT_CODE)
+
+    def close(self) -> None:
+        """Say goodbye. The end of other processes is no longer of interest."""
+        self._post({"kind": "goodbye"})
+        self._thread.join()
+        self._close_sockets()
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+
+    def _post(self, event: Message) -> None:
+        self._events.put(event)
+        self._wake_sender.send(b"\0")
+
+    def _wait_at_sigterm(self) -> None:
+        """A launcher sends SIGTERM as soon as it sees a dead process: leave the thread a moment for the message."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            self._previous_handler = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._thread.join(2 * GRACE_SECONDS)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # ------------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception:
+            traceback.print_exc()  # no job without a watch
+            os._exit(EXIT_CODE)
+
+    def _watch(self) -> None:
+        late: Call | None = None
+        next_beat = 0.0
+        with selectors.DefaultSelector() as selector:
+            self._selector = selector
+            selector.register(self._wake_receiver, selectors.EVENT_READ)
+            for rank, peer in self._peers.items():
+                selector.register(peer.connection, selectors.EVENT_READ, rank)
+            while True:
+                now = time.monotonic()
+                for key, _ in selector.select(min(max(next_beat - now, 0), max(self._deadline - now, 0))):
+                    if key.data is None:
+                        self._wake_receiver.recv(1 << 10)
+                    elif key.data in self._peers:
+                        self._read(key.data)
+                while not self._events.empty():
+                    event = self._events.get()
+                    if event["kind"] == "goodbye":
+                        self._part(event)
+                        return
+                    self._report(event)
+                now, call = time.monotonic(), self._call
+                if call and call is not late and now - self._call_start > self._timeout_s:
+                    late = call
+                    self._report({"kind": "late", "rank": self._rank, "ranks": call.ranks, "number": call.number})
+                if now >= next_beat:
+                    next_beat = now + HEARTBEAT_SECONDS
+                    if self._rank and self._peers:
+                        self._peers[0].send(self._state())
+                if now >= self._deadline and self._failure:
+                    self._end(self._failure)
+
+    def _state(self) -> Message:
+        call = self._call
+        detail = call.detail if call else ""
+        return {"kind": "state", "last": self._last_call, "entered": dict(self._entered), "detail": detail}
+
+    def _report(self, event: Message) -> None:
+        """Bring an event of this process to rank 0."""
+        if self._rank == 0:
+            self._consider(event)
+            return
+        text = event.get("text", f"{self.members[self._rank]} has waited {self._timeout_s:g} s in {self._last_call}")
+        if not self._peers:
+            self._end({"rank": self._rank, "text": text})
+        self._peers[0].send(self._state())
+        self._peers[0].send(event)
+        if self._failure is None:
+            self._failure = {"rank": self._rank, "text": f"{text}; {self.members[0]} does not answer"}
+            self._deadline = time.monotonic() + ANSWER_SECONDS
+
+    def _read(self, rank: int) -> None:
+        peer = self._peers[rank]
+        messages = peer.receive()
+        if messages is None:
+            self._lose(rank)
+            return
+        for message in messages:
+            if message["kind"] == "state":
+                peer.state = message
+            elif message["kind"] == "goodbye":
+                self._selector.unregister(peer.connection)
+                del self._peers[rank]
+            elif message["kind"] == "end":
+                self._stop(message)
+            else:
+                self._consider(message)
+
+    def _lose(self, rank: int) -> None:
+        """A connection has closed without a goodbye."""
+        call = self._call
+        where = f"in {call}" if call else f"outside collectives (last: {self._last_call})"
+        self._end({"rank": rank, "text": f"{self.members[rank]} died; rank {self._rank} was {where}"})
+
+    def _consider(self, event: Message) -> None:
+        """Rank 0: what to do about a failure or a late call."""
+        if event["kind"] == "late":
+            self._end({"rank": event["rank"], "text": self._lateness(event)})
+        elif self._failure is None:
+            self._failure = event
+            self._deadline = time.monotonic() + GRACE_SECONDS
+
+    def _lateness(self, event: Message) -> str:
+        key, number = _key(event["ranks"]), event["number"]
+        states = {rank: peer.state for rank, peer in self._peers.items()} | {0: self._state()}
+        absent = [
+            f"{self.members[rank]}, last collective: {states.get(rank, {}).get('last', 'none')}"
+            for rank in event["ranks"]
+            if states.get(rank, {}).get("entered", {}).get(key, 0) < number
+        ]
+        waits = f"{self.members[event['rank']]} has waited {self._timeout_s:g} s in {states[event['rank']]['last']}"
+        if absent:
+            return f"{waits}; not there: {'; '.join(absent)}"
+        details = "; ".join(
+            f"rank {rank}: {states[rank].get('detail', '')}" for rank in event["ranks"] if rank in states
+        )
+        return f"{waits}; every rank has entered it ({details})"
+
+    def _end(self, failure: Message) -> NoReturn:
+        """Tell the others, then leave."""
+        message = {"kind": "end", "rank": failure["rank"], "text": failure["text"]}
+        self._stop(message, tell=self._rank == 0)
+
+    def _stop(self, message: Message, tell: bool = False) -> NoReturn:
+        if message["rank"] == self._rank and self._error and not isinstance(self._error, MoeportError):
+            traceback.print_exception(self._error)
+        os.write(2, f"moeport: {message['text']}; every rank stops\n".encode())
+        flush = threading.Thread(target=_flush, daemon=True)  # the main thread may hold the lock of a stream for ever
+        flush.start()
+        if tell:
+            self._part(message)
+        flush.join(1)
+        os._exit(EXIT_CODE)
+
+    def _part(self, message: Message) -> None:
+        """Send a last message to every peer and wait a moment until they have it."""
+        for peer in self._peers.values():
+            peer.send(message)
+        deadline = time.monotonic() + PARTING_SECONDS
+        for peer in self._peers.values():
+            peer.finish(deadline)
+
+    def _close_sockets(self) -> None:
+        for connection in (self._wake_receiver, self._wake_sender, *self._connections):
+            connection.close()
+
+
+def _accept(listener: Listener, me: Member, deadline: float) -> tuple[dict[int, Peer], list[Member]]:
+    peers: dict[int, Peer] = {}
+    members = {0: me}
+    with listener.socket:
+        while len(members) < me.size:
+            listener.socket.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                peer = Peer(listener.socket.accept()[0])
+            except OSError as error:
+                absent = ", ".join(str(rank) for rank in range(me.size) if rank not in members)
+                raise RunError(f"ranks {absent} did not connect to rank 0 within {CONNECT_SECONDS} s") from error
+            try:
+                hello = peer.first(ANSWER_SECONDS)
+                if hello["token"] != listener.token:
+                    raise ValueError("wrong token")
+            except (OSError, ValueError, KeyError, TypeError):
+                peer.connection.close()  # not a process of this job
+                continue
+            peers[hello["rank"]] = peer
+            members[hello["rank"]] = Member(hello["rank"], me.size, hello["host"], hello["pid"])
+    everyone = [members[rank] for rank in range(me.size)]
+    for peer in peers.values():
+        peer.send({"kind": "welcome", "members": [(member.host, member.pid) for member in everyone]})
+    return peers, everyone
+
+
+def _connect(address: tuple[str, int], token: int, me: Member, deadline: float) -> tuple[dict[int, Peer], list[Member]]:
+    try:
+        peer = Peer(socket.create_connection(address, timeout=CONNECT_SECONDS))
+        peer.send({"kind": "hello", "token": token, "rank": me.rank, "host": me.host, "pid": me.pid})
+        welcome = peer.first(max(deadline - time.monotonic(), 0.01))
+    except (OSError, ValueError) as error:
+        raise RunError(f"rank {me.rank} cannot reach rank 0 at {address[0]}, port {address[1]}: {error}") from error
+    return {0: peer}, [Member(rank, me.size, *member) for rank, member in enumerate(welcome["members"])]
+
+
+def _key(ranks: Any) -> str:
+    return ",".join(str(rank) for rank in ranks)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

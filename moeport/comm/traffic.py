@@ -1,0 +1,55 @@
+"""Bytes that the collectives of one communicator move, by name, inside a node and between nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+
+@dataclass
+class Volume:
+    """What one collective has sent from this rank to others; what a rank keeps for itself does not count."""
+
+    calls: int = 0
+    rows: int = 0
+    """Entries of the first dimension; an array without dimensions is one row."""
+    intra_node_bytes: int = 0
+    inter_node_bytes: int = 0
+
+
+@dataclass
+class Traffic:
+    """Volumes by name of the collective.
+
+    They are those of the direct algorithm, in which a rank sends each other rank what that one needs: `all_gather`
+    sends the whole array to each, `broadcast` does so at its source, `reduce_scatter` sends each its part, `all_reduce`
+    is a `reduce_scatter` and an `all_gather` of the parts, rounded up to whole rows. A library may forward data on
+    another path. `all_to_all` counts its gradient too.
+    """
+
+    rank: int
+    """Position in the communicator."""
+    nodes: Sequence[int]
+    """Number of the node of each position."""
+    volumes: dict[str, Volume] = field(default_factory=dict)
+
+    def add(self, name: str, rows: Sequence[int], row_bytes: int) -> None:
+        """Count one call that sends `rows[peer]` rows of `row_bytes` bytes to each peer."""
+        volume = self.volumes.setdefault(name, Volume())
+        volume.calls += 1
+        for peer, count in enumerate(rows):
+            if peer == self.rank:
+                continue
+            volume.rows += count
+            if self.nodes[peer] == self.nodes[self.rank]:
+                volume.intra_node_bytes += count * row_bytes
+            else:
+                volume.inter_node_bytes += count * row_bytes
+
+    def snapshot(self) -> dict[str, Volume]:
+        """A copy of the volumes that later calls do not change."""
+        return {name: replace(volume) for name, volume in self.volumes.items()}
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.volumes.clear()

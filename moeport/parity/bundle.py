@@ -1,0 +1,157 @@
+"""Bundles: a recording on disk, for machines that never meet.
+
+A folder with `manifest.json` and `tensors.safetensors`. The manifest has the format, what each tensor is and how it was
+reduced, the environment, the config, the trajectory, and the size and SHA-256 of the other file. Nothing in it depends
+on the time or the place: two recordings of the same run are the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from moeport.errors import UserError
+from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
+
+FORMAT = "moeport-parity-bundle"
+FORMAT_VERSION = 1
+MANIFEST_FILE, TENSORS_FILE = "manifest.json", "tensors.safetensors"
+
+
+class BundleError(UserError):
+    """A bundle that is missing, damaged or foreign."""
+
+
+def save_bundle(recording: Recording, folder: Path) -> None:
+    """Write a recording; refuses a folder that holds something else than a bundle."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if present - {MANIFEST_FILE, TENSORS_FILE}:
+        raise BundleError(f"{folder}: holds other files; expected a new folder or an older bundle")
+    folder.mkdir(parents=True, exist_ok=True)
+    records = recording.tensors.values()
+    arrays = {t.name: _packed(t.values, t.dtype) for t in records if t.values is not None}
+    save_file(arrays, folder / TENSORS_FILE)
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": recording.name,
+        "dtype": recording.dtype,
+        "replayed": recording.replayed,
+        "sample_size": recording.sample_size,
+        "notes": recording.notes,
+        "environment": recording.environment,
+        "config": recording.config,
+        "trajectory": [asdict(step) for step in recording.trajectory],
+        "tensors": [_described(t) for t in records],
+        "files": {TENSORS_FILE: _digest(folder / TENSORS_FILE)},
+    }
+    text = json.dumps(manifest, indent=1)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"sha256": _hash(text)}, indent=1), encoding="utf-8")
+
+
+def load_bundle(folder: Path) -> Recording:
+    """Read and verify a bundle.
+
+    Raises BundleError if it is truncated, altered or foreign.
+    """
+    manifest = _manifest(folder)
+    file, expected = folder / TENSORS_FILE, manifest["files"][TENSORS_FILE]
+    if not file.is_file():
+        raise BundleError(f"{file}: missing; the bundle is incomplete, record it again")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise BundleError(
+            f"{file}: truncated or altered: expected {expected['bytes']} bytes, found {size}; copy or record it again"
+        )
+    if _digest(file) != expected:
+        raise BundleError(f"{file}: contents do not match their checksum; copy or record the bundle again")
+    try:
+        arrays = load_file(file)
+    except SafetensorError as error:
+        raise BundleError(f"{file}: not a safetensors file: {error}; record the bundle again") from error
+    tensors = {}
+    for entry in manifest["tensors"]:
+        statistics = Statistics(**entry.pop("statistics")) if entry["statistics"] else None
+        entry |= {"shape": tuple(entry["shape"]), "inputs": tuple(entry["inputs"]), "statistics": statistics}
+        values = arrays.get(entry["name"])
+        values = None if values is None else _unpacked(values, entry["dtype"])
+        if values is not None and entry["keep"] == "full":
+            values = values.reshape(entry["shape"])
+        tensors[entry["name"]] = TensorRecord(**entry, values=values)
+    return Recording(
+        name=manifest["name"],
+        dtype=manifest["dtype"],
+        tensors=tensors,
+        trajectory=[Step(**step) for step in manifest["trajectory"]],
+        config=manifest["config"],
+        environment=manifest["environment"],
+        replayed=manifest["replayed"],
+        sample_size=manifest["sample_size"],
+        notes=manifest["notes"],
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder}: not a parity bundle: it has no {MANIFEST_FILE}") from error
+    except ValueError as error:
+        raise BundleError(f"{file}: not valid JSON ({error}); copy or record the bundle again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f'{file}: not written by moeport: expected "format": "{FORMAT}"')
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{file}: format version {version}, but this moeport reads version {FORMAT_VERSION}; "
+            "use a moeport that fits"
+        )
+    digest = manifest.pop("sha256", None)
+    if digest != _hash(json.dumps(manifest, indent=1)):
+        raise BundleError(f"{file}: contents do not match their checksum; copy or record the bundle again")
+    return manifest
+
+
+def _described(record: TensorRecord) -> dict[str, Any]:
+    """A record without its entries."""
+    statistics = asdict(record.statistics) if record.statistics else None
+    return {
+        "name": record.name,
+        "kind": record.kind,
+        "dtype": record.dtype,
+        "shape": list(record.shape),
+        "layer": record.layer,
+        "op": record.op,
+        "inputs": list(record.inputs),
+        "keep": record.keep,
+        "statistics": statistics,
+    }
+
+
+def _packed(values: np.ndarray, dtype: str) -> np.ndarray:
+    """bfloat16 crosses as float32, whose upper half it is."""
+    if dtype == "bfloat16":
+        return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(values)
+
+
+def _unpacked(values: np.ndarray, dtype: str) -> np.ndarray:
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else values
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

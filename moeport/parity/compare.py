@@ -1,0 +1,386 @@
+"""A against B: a verdict for every tensor, and the first one that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from moeport.errors import UserError
+from moeport.parity import thresholds
+from moeport.parity.culprit import find_culprit, headline
+from moeport.parity.hints import hint
+from moeport.parity.metrics import histogram, measure, relative_rms, same_non_finite, ulp
+from moeport.parity.recorder import statistics_of
+from moeport.parity.recording import Keep, Recording, Statistics, TensorRecord, sample_indices
+from moeport.parity.result import (
+    Comparison,
+    DoubleBenchmark,
+    Isolation,
+    RoutingResult,
+    Side,
+    StepResult,
+    TensorResult,
+    worst,
+)
+from moeport.parity.routing import compare_decision
+from moeport.parity.thresholds import LIMITS, coarser, limit_of
+
+HISTOGRAMS = 20
+"""So many tensors, those nearest to or furthest beyond their limit, get a histogram."""
+FOLLOWS = "follows a choice that fell the other way at a near tie"
+"""Why a tensor is not judged."""
+TRAINED = ("training gradient", "update")
+"""Kinds of the optimiser step, which always follows a side's own routing."""
+
+
+def compare(
+    a: Recording,
+    b: Recording,
+    *,
+    golden: Recording | None = None,
+    replayed: Recording | None = None,
+    names: Mapping[str, str] | None = None,
+    isolation: Isolation | None = None,
+) -> Comparison:
+    """Compare two recordings.
+
+    Args:
+        a: the reference.
+        b: the other, following its own routing, or A's if that is how it was recorded.
+        golden: for the double benchmark; a recording in float64, best with A's routing.
+        replayed: B once more with A's routing; the forward pass and its gradients are then judged on it.
+        names: B's name of a tensor to A's, where they are not the same.
+        isolation: what came of feeding A's inputs to B's operation, for the culprit.
+    """
+    if a.sample_size != b.sample_size:
+        raise UserError(
+            f"{a.name} and {b.name} were sampled at {a.sample_size} and {b.sample_size} entries a tensor; "
+            "record both with the same --sample-size"
+        )
+    if names:
+        tensors = {names.get(name, name): t for name, t in b.tensors.items()}
+        b = replace(b, tensors={name: replace(t, name=name) for name, t in tensors.items()})
+    if golden and golden.replayed is None and routing_differs(a, golden):
+        words = f"no double benchmark: {golden.name} chose other experts than {a.name}; record it with --replay A"
+        a, golden = replace(a, notes=[*a.notes, words]), None
+    return _Comparison(a, b, golden, replayed).run(isolation)
+
+
+def routing_differs(a: Recording, b: Recording) -> bool:
+    """Whether any decision that both have on record is not the same."""
+    pairs = ((t, b.tensors.get(name)) for name, t in a.tensors.items() if t.kind == "decision")
+    return any(
+        other is not None and t.values is not None and other.values is not None and (t.values != other.values).any()
+        for t, other in pairs
+    )
+
+
+class _Comparison:
+    def __init__(self, a: Recording, b: Recording, golden: Recording | None, replayed: Recording | None):
+        self.a, self.b, self.golden, self.replayed = a, b, golden, replayed
+        self.dtype = coarser(a.dtype, b.dtype)
+        self.limits = LIMITS[self.dtype]
+        self.own_routing = replayed is None and b.replayed is None
+        self.routing: dict[str, RoutingResult] = {}
+        self.flipped: str | None = None
+        """The first decision that differs, once it has come by and B follows its own routing."""
+
+    def run(self, isolation: Isolation | None) -> Comparison:
+        """All tensors in the order of A, then the trajectory."""
+        both = [name for name in self.a.tensors if name in self.b.tensors]
+        results = [self._judge(order, name) for order, name in enumerate(both)]
+        results = self._with_histograms(results)
+        trajectory = [self._step(i) for i in range(min(len(self.a.trajectory), len(self.b.trajectory)))]
+        only_a = [name for name in self.a.tensors if name not in self.b.tensors]
+        only_b = [name for name in self.b.tensors if name not in self.a.tensors]
+        routing = list(self.routing.values())
+        verdict = worst([r.verdict for r in results] + [s.verdict for s in trajectory])
+        notes = self._notes(only_a, only_b)
+        if not both:
+            verdict = "fail"
+            notes.insert(0, "the two recordings have no tensor in common")
+        culprit = find_culprit(results, trajectory, routing, isolation) if verdict == "fail" else None
+        equal = all(r.metrics.equal if r.metrics else r.error == 0 and r.keep != "statistics" for r in results) and all(
+            s.loss_a == s.loss_b for s in trajectory
+        )
+        return Comparison(
+            headline=headline(verdict, self.a, self.b, results, routing, trajectory, culprit, equal, notes),
+            verdict=verdict,
+            a=_side(self.a),
+            b=_side(self.b),
+            golden=self.golden.name if self.golden else None,
+            replayed=not self.own_routing,
+            equal=equal and not only_a and not only_b,
+            tensors=results,
+            routing=routing,
+            trajectory=trajectory,
+            culprit=culprit,
+            only_a=only_a,
+            only_b=only_b,
+            notes=notes,
+        )
+
+    def _judge(self, order: int, name: str) -> TensorResult:
+        """The result of one tensor."""
+        a, free = self.a.tensors[name], self.b.tensors[name]
+        b = free
+        if self.replayed and a.kind not in TRAINED and name in self.replayed.tensors:
+            b = self.replayed.tensors[name]
+        result = TensorResult(
+            name=name,
+            kind=a.kind,
+            layer=a.layer,
+            order=order,
+            op=a.op,
+            inputs=a.inputs,
+            shape=a.shape,
+            dtype_a=a.dtype,
+            dtype_b=b.dtype,
+            keep=_least(a.keep, b.keep),
+            verdict="pass",
+            reason="",
+            error=0.0,
+            limit=limit_of(a.kind, self.dtype, coarser(a.dtype, b.dtype)),
+        )
+        if not _same_shape(a.shape, b.shape):
+            words = f"shape {list(a.shape)} in A, {list(b.shape)} in B"
+            return replace(result, verdict="fail", reason=words, error=float("inf"))
+        if a.kind == "decision" and a.values is not None and b.values is not None:
+            result = self._decision(result, a, b, free)
+        elif a.is_float:
+            result = self._floats(result, a, b, free)
+        else:
+            values = self._paired(a, b)
+            unequal = float((values[0] != values[1]).mean()) if values and values[0].size else 0.0
+            if unequal:
+                result = replace(result, verdict="fail", error=unequal, reason=f"{unequal:.2%} of the entries differ")
+        return self._after_a_flip(result)
+
+    def _decision(self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord) -> TensorResult:
+        scores = [recording.tensors.get(f"{a.name}.x") for recording in (self.a, self.replayed or self.b)]
+        whole = [t.values if t and t.keep == "full" else None for t in scores]
+        found = compare_decision(a, free, b if self.replayed else None, whole[0], whole[1], self.limits.forward)
+        self.routing[a.name] = found
+        differ = found.near_ties + found.other_scores + found.unexplained
+        result = replace(
+            result, error=differ / max(a.size, 1), free_error=1 - found.agreement if self.replayed else None
+        )
+        if found.unexplained:
+            words = f"{found.unexplained} of {a.size} choices do not follow from the scores"
+            return replace(result, verdict="fail", reason=words)
+        if found.other_scores:
+            words = f"{found.other_scores} of {a.size} choices differ by more than near ties"
+            return replace(result, verdict="fail", reason=words)
+        if differ and self.own_routing and self.flipped is None:
+            self.flipped = a.name
+        first = all(other.agreement == 1 for other in self.routing.values() if other is not found)
+        if self.replayed and first and found.agreement != found.agreement_replayed:
+            words = "B chose otherwise when it ran a second time: it is not deterministic"
+            return replace(result, verdict="warn", reason=words)
+        if a.op == "topk_ids" and result.error > 1 - thresholds.LEAST_AGREEMENT:
+            return replace(result, verdict="warn", reason=f"{differ} of {a.size} choices differ, all near ties")
+        return replace(result, reason=f"{differ} near ties" if differ else "")
+
+    def _floats(self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord) -> TensorResult:
+        values = self._paired(a, b)
+        if values is None:
+            return self._by_statistics(result, a, b)
+        x, y = values
+        if not same_non_finite(x, y):
+            sides = [side for side, v in (("A", x), ("B", y)) if not np.isfinite(v).all()]
+            words = f"NaN or infinity in {' and '.join(sides)}, not at the same places"
+            return replace(result, verdict="fail", reason=words, error=float("inf"))
+        metrics = measure(x, y, coarser(a.dtype, b.dtype))
+        result = replace(result, metrics=metrics, error=metrics.relative_rms)
+        if a.kind == "update":
+            return self._update(result, x, y)
+        if b is not free and (own := self._paired(a, free)) is not None:
+            result = replace(result, free_error=relative_rms(*own))
+        exact = self.golden.tensors.get(a.name) if self.golden else None
+        if exact and (first := self._paired(exact, a)) and (second := self._paired(exact, b)):
+            result = replace(result, golden=_double_benchmark(*first, second[1], self.limits.unit))
+        return self._verdict(result, x, y)
+
+    def _verdict(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
+        """By the limits, the least cosine, the thousandth rule and the double benchmark."""
+        metrics, limits, double = result.metrics, self.limits, result.golden
+        assert metrics
+        over, turned = metrics.relative_rms > result.limit, metrics.cosine < limits.cosine
+        if over or turned:
+            if over and double and double.passed and not turned:
+                words = "beyond the limit, but no further from the golden than A (double benchmark)"
+                return replace(result, reason=words)
+            words = f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
+            if turned and not over:
+                words = f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
+            return replace(result, verdict="fail", reason=words, hint=hint(x, y, result.limit))
+        if limits.thousandth is not None and metrics.over_thousandth > limits.thousandth:
+            words = f"{metrics.over_thousandth:.2%} of the entries are off by more than a thousandth"
+            return replace(result, verdict="warn", reason=words)
+        suspicious = metrics.relative_rms > thresholds.SUSPICIOUS * result.limit
+        if suspicious and self.a.dtype == self.b.dtype and double and not double.passed:
+            words = f"{double.ratio_rms:.1f} times as far from the golden as A (double benchmark)"
+            return replace(result, verdict="warn", reason=words)
+        return result
+
+    def _update(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
+        """An update is known up to the last place of its parameter, and compared where the gradients agree."""
+        owner = result.name.partition(":")[2]
+        parameter = self.a.tensors.get(f"parameter:{owner}")
+        stored = coarser(result.dtype_a, result.dtype_b)
+        limit = result.limit
+        norm = np.sqrt(np.mean(np.square(x))) if x.size else 0.0
+        if parameter and norm:
+            magnitude = (
+                np.abs(parameter.values)
+                if parameter.values is not None
+                else parameter.statistics.rms
+                if parameter.statistics
+                else 0.0
+            )
+            limit += float(np.sqrt(np.mean(np.square(ulp(np.asarray(magnitude), stored)))) / norm)
+        agree = np.ones(x.shape, bool)
+        g_a, g_b = (side.tensors.get(f"training gradient:{owner}") for side in (self.a, self.b))
+        if g_a and g_b and (pair := self._paired(g_a, g_b)) and pair[0].shape == x.shape:
+            agree = np.abs(pair[1] - pair[0]) <= thresholds.GRADIENT_AGREES * np.abs(pair[0])
+        error = relative_rms(x[agree], y[agree])
+        result = replace(result, error=error, limit=limit)
+        if error > limit:
+            words = f"relative error {error:.1e} where the gradients agree, limit {limit:.0e}"
+            return replace(result, verdict="fail", reason=words, hint=hint(x[agree], y[agree], max(limit, 1e-2)))
+        return result
+
+    def _by_statistics(self, result: TensorResult, a: TensorRecord, b: TensorRecord) -> TensorResult:
+        """By what mean and RMS prove: | ||a|| - ||b|| | <= ||b - a|| and |mean(b - a)| <= rms(b - a)."""
+        s, t = _statistics(a), _statistics(b)
+        if s is None or t is None:
+            return result
+        difference = max(abs(s.rms - t.rms), abs(s.mean - t.mean))
+        error = difference / s.rms if s.rms else (0.0 if difference == 0 else float("inf"))
+        slack = 1e-5 if coarser(a.dtype, b.dtype) != "float64" else 1e-12  # sums are rounded too
+        result = replace(result, error=error, limit=result.limit + slack)
+        if np.isfinite(s.mean) != np.isfinite(t.mean):
+            words = f"NaN or infinity in {'B' if np.isfinite(s.mean) else 'A'} alone"
+            return replace(result, verdict="fail", reason=words, error=float("inf"))
+        if error > result.limit:
+            words = f"mean or RMS differ by {error:.1e} of the RMS, limit {result.limit:.0e}"
+            return replace(result, verdict="fail", reason=words)
+        return result
+
+    def _after_a_flip(self, result: TensorResult) -> TensorResult:
+        """What follows a near tie that fell the other way is another computation: neither a pass nor a fail."""
+        trained = result.kind in TRAINED and self._any_flip()
+        if trained and self.replayed and result.kind == "training gradient":
+            return replace(result, verdict="pass", reason=FOLLOWS)
+        follows = self.flipped or trained
+        if result.verdict != "fail" or not follows or self.flipped == result.name:
+            return result
+        if result.kind == "decision" and self.routing[result.name].unexplained:
+            return result
+        if self.replayed:
+            return result
+        return replace(result, verdict="warn", reason=FOLLOWS)
+
+    def _any_flip(self) -> bool:
+        return any(found.agreement < 1 for found in self.routing.values())
+
+    def _with_histograms(self, results: list[TensorResult]) -> list[TensorResult]:
+        def nearness(result: TensorResult) -> float:
+            return result.error / result.limit if result.metrics and result.limit else -1.0
+
+        chosen = {r.name for r in sorted(results, key=nearness, reverse=True)[:HISTOGRAMS] if nearness(r) > 0}
+        out = []
+        for result in results:
+            if result.name in chosen:
+                source = self.b if result.kind in TRAINED or not self.replayed else self.replayed
+                values = self._paired(self.a.tensors[result.name], source.tensors[result.name])
+                result = replace(result, histogram=histogram(*values) if values else None)
+            out.append(result)
+        return out
+
+    def _step(self, i: int) -> StepResult:
+        s, t = self.a.trajectory[i], self.b.trajectory[i]
+        difference = abs(t.loss - s.loss) / abs(s.loss) if s.loss else abs(t.loss)
+        limit = self.limits.trajectory
+        loads = np.abs(np.subtract(s.expert_load, t.expert_load)) if s.expert_load else np.zeros(1)
+        return StepResult(
+            step=s.step,
+            loss_a=s.loss,
+            loss_b=t.loss,
+            difference=difference,
+            limit=limit,
+            verdict="pass" if difference <= limit else "fail",
+            grad_norm_a=s.grad_norm,
+            grad_norm_b=t.grad_norm,
+            load_difference=float(loads.max(initial=0.0)),
+        )
+
+    def _paired(self, a: TensorRecord, b: TensorRecord) -> tuple[np.ndarray, np.ndarray] | None:
+        """Entries of both at the same places; None if one has statistics alone."""
+        if a.values is None or b.values is None:
+            return None
+        if a.keep == b.keep == "full":
+            return a.values, b.values.reshape(a.values.shape)
+        x, y = (
+            t.values.reshape(-1)[sample_indices(t.size, self.a.sample_size)] if t.keep == "full" else t.values
+            for t in (a, b)
+            if t.values is not None
+        )
+        return x, y
+
+    def _notes(self, only_a: list[str], only_b: list[str]) -> list[str]:
+        notes = [f"{side.name}: {note}" for side in (self.a, self.b) for note in side.notes]
+        kinds = ("gradient", "training gradient", "update")
+        opaque = any("inside of blocks" in note for note in notes)
+        for mine, other, names in ((self.a, self.b, only_a), (self.b, self.a, only_b)):
+            forward = [name for name in names if mine.tensors[name].kind not in kinds]
+            if forward and not opaque:
+                notes.append(f"the computations part: {mine.name} has {forward[0]}, {other.name} does not")
+        if self.flipped:
+            notes.append(
+                f"{self.flipped}: choices fell the other way at near ties, so what follows is another computation; "
+                "record B once more with --replay A, and compare with --replayed, to compare the arithmetic alone"
+            )
+        return notes
+
+
+def _least(a: Keep, b: Keep) -> Keep:
+    order: tuple[Keep, ...] = ("statistics", "sample", "full")
+    return next(keep for keep in order if keep in (a, b))
+
+
+def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Equal, but for how leading dimensions are folded: (B, S, D) and (B S, D)."""
+    return a == b or (bool(a) and bool(b) and a[-1] == b[-1] and np.prod(a) == np.prod(b))
+
+
+def _double_benchmark(exact: np.ndarray, a: np.ndarray, b: np.ndarray, unit: float) -> DoubleBenchmark:
+    """Ratios of B's errors to A's, both against the golden; A's count as the unit roundoff at least."""
+    first, second = measure(exact, a, "float64"), measure(exact, b, "float64")
+
+    def ratio(x: float, y: float) -> float:
+        return y / max(x, unit)
+
+    rms = ratio(first.relative_rms, second.relative_rms)
+    mean = ratio(first.mean_relative, second.mean_relative)
+    largest = ratio(first.max_relative, second.max_relative)
+    return DoubleBenchmark(
+        error_a=first.relative_rms,
+        error_b=second.relative_rms,
+        ratio_rms=rms,
+        ratio_mean=mean,
+        ratio_max=largest,
+        passed=rms <= thresholds.RATIO_RMS and mean <= thresholds.RATIO_MEAN and largest <= thresholds.RATIO_MAX,
+    )
+
+
+def _statistics(record: TensorRecord) -> Statistics | None:
+    if record.statistics or record.values is None or not record.values.size:
+        return record.statistics
+    return statistics_of(record.values)
+
+
+def _side(recording: Recording) -> Side:
+    return Side(recording.name, recording.dtype, recording.environment, recording.config, recording.notes)

@@ -1,0 +1,65 @@
+"""What a difference looks like: a few words for a tensor that fails."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moeport.parity.metrics import relative_rms
+
+SHOWN = 4
+"""Rows that are named."""
+
+
+def hint(a: np.ndarray, b: np.ndarray, limit: float) -> str | None:
+    """The simplest relation between two arrays of one shape that are too far apart; None if none is seen.
+
+    Args:
+        a: the reference.
+        b: the other.
+        limit: relative RMS error that counts as equal.
+    """
+    if not np.isfinite(a).all() or not np.isfinite(b).all() or not a.size:
+        return None
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    if not y.any():
+        return "B is zero"
+    if x.ndim >= 2 and x.shape[-1] == x.shape[-2] and relative_rms(np.swapaxes(x, -1, -2), y) <= limit:
+        return "B is A transposed"
+    return _factor(x, y, limit) or _rows(x, y, limit) or _rounded(a, b)
+
+
+def _factor(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:
+    """One factor for all entries."""
+    square = float(np.vdot(x, x))
+    factor = float(np.vdot(x, y)) / square if square else 0.0
+    return f"B is {factor:.4g} times A" if x.size > 1 and factor and relative_rms(factor * x, y) <= limit else None
+
+
+def _rows(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:
+    """A minority of rows, along the first dimension, or along all but the last."""
+    if x.ndim < 2:
+        return None
+    count = x.shape[0] if x.ndim == 3 or x.shape[0] > 1 else 1
+    flat_x, flat_y = x.reshape(count, -1), y.reshape(count, -1)
+    scale = np.linalg.norm(x) / count**0.5
+    wrong = np.flatnonzero(np.linalg.norm(flat_y - flat_x, axis=1) > limit * scale)
+    if not 0 < len(wrong) <= max(1, count // 2) or count == 1:
+        return None
+    shown = ", ".join(str(row) for row in wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
+    words = f"{'row' if len(wrong) == 1 else 'rows'} {shown} of {count} {'differs' if len(wrong) == 1 else 'differ'}"
+    if not flat_y[wrong].any():
+        return f"{words}: B has zeros there"
+    if len(wrong) == 2 and relative_rms(flat_x[wrong[::-1]], flat_y[wrong]) <= limit:
+        return f"{words}: B has them exchanged"
+    return words
+
+
+def _rounded(a: np.ndarray, b: np.ndarray) -> str | None:
+    """Entries that fit into bfloat16 although the others do not."""
+
+    def short(x: np.ndarray) -> bool:
+        return bool((np.ascontiguousarray(x, np.float32).view(np.uint32) & 0xFFFF == 0).all())
+
+    if a.size > 1 and short(b) and not short(a) and np.array_equal(b.astype(np.float32), b):
+        return "B has the digits of bfloat16 only"
+    return None

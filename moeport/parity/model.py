@@ -1,0 +1,151 @@
+"""The language model under a recorder: the same computation, with names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moeport.config.model import ModelConfig
+from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock
+from moeport.core.moe import MoEMetrics
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec, under
+from moeport.core.routing import RouterContext, Routing
+from moeport.parity.recorder import Recorder
+from moeport.routers.base import Router
+
+
+class RecordedLM(DecoderLM):
+    """A `DecoderLM` whose passes are recorded, on any backend and in any of its models.
+
+    Args:
+        config: the `model` section.
+        vocab_size: rows of the embedding V.
+        recorder: where records go.
+        inside_blocks: record every operation of a block; else its output alone, which leaves a backend free to compile
+            or recompute it. Of a backend that compiles more than blocks nothing is recorded then.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, recorder: Recorder, inside_blocks: bool = True):
+        super().__init__(config, vocab_size)
+        self.recorder, self.inside_blocks = recorder, inside_blocks
+        if inside_blocks:
+            self.blocks = [RecordedBlock(config, layer, recorder) for layer in range(config.num_layers)]
+
+    def hidden(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None = None,
+    ) -> tuple[Array, list[MoEMetrics]]:
+        """See DecoderLM; records the output and the metrics of each block."""
+        recorder = self.recorder
+        if not self._records(run_block):
+            return super().hidden(ops, params, batch, rope, dtype, training, run_block)
+        recorder.name_arrays("parameter", params)
+        noise = {f"noise.{name}": u_BS for name, u_BS in batch.noise.items()}
+        inputs = {"batch": {"token_BS": batch.token_BS, "target_BS": batch.target_BS, **noise}}
+        inputs["rope"] = {"cos_SA": rope[0], "sin_SA": rope[1]}
+        for scope, arrays in inputs.items():
+            with recorder.scope(scope):
+                for name, array in arrays.items():
+                    recorder.add(ops, name, "input", array)
+        recorded = recorder.ops(ops)
+
+        def run(
+            block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
+        ) -> tuple[Array, MoEMetrics | None]:
+            with recorder.layer(block.layer):
+                if run_block:
+                    y_BSD, metrics = run_block(block, x_BSD, rope, context)
+                else:
+                    params_of_block = under(f"layers.{block.layer}", params)
+                    y_BSD, metrics = block.forward(recorded, params_of_block, x_BSD, rope, context)
+                if metrics:
+                    for name in ("load_balance", "router_z"):
+                        recorder.add(ops, name, "loss", getattr(metrics, name))
+                    for name in ("chosen_E", "served_E"):
+                        recorder.add(ops, name, "plan", getattr(metrics, name))
+                recorder.add(ops, "output", "activation", y_BSD)
+            return y_BSD, metrics
+
+        return super().hidden(recorded, params, batch, rope, dtype, training, run)
+
+    def loss(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None = None,
+    ) -> LossTerms:
+        """See DecoderLM; records the terms."""
+        if not self._records(run_block):
+            return super().loss(ops, params, batch, rope, dtype, training, run_block)
+        terms = super().loss(self.recorder.ops(ops), params, batch, rope, dtype, training, run_block)
+        for name in ("cross_entropy", "load_balance", "router_z", "output_z", "loss"):
+            self.recorder.add(ops, name, "loss", getattr(terms, name))
+        return terms
+
+    def _records(self, run_block: RunBlock | None) -> bool:
+        return self.recorder.active and (self.inside_blocks or run_block is not None)
+
+
+class RecordedBlock(Block):
+    """A block that records what happens inside."""
+
+    def __init__(self, config: ModelConfig, layer: int, recorder: Recorder):
+        super().__init__(config, layer)
+        self.recorder = recorder
+        if self.moe:
+            self.moe.router = RecordedRouter(self.moe.router, recorder)
+
+    def forward(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_BSD: Array,
+        rope: tuple[Array, Array],
+        context: RouterContext,
+    ) -> tuple[Array, MoEMetrics | None]:
+        """See Block."""
+        if self.recorder.active:
+            self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
+        return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context)
+
+
+class RecordedRouter(Router[Any]):
+    """Any router, with what it chose on record."""
+
+    def __init__(self, router: Router[Any], recorder: Recorder):
+        super().__init__(router.config, router.d_model, router.num_experts, router.init_std)
+        self.router, self.recorder = router, recorder
+        self.noise = router.noise  # type: ignore[misc]
+        self.load_balance = router.load_balance  # type: ignore[misc]
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """See Router."""
+        return self.router.parameter_specs()
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """See Router; records experts, gates and scores."""
+        if not self.recorder.active:
+            return self.router.route(ops, params, x_TD, context)
+        with self.recorder.scope("moe.router", router=True):
+            routing = self.router.route(ops, params, x_TD, context)
+            for name in ("logits_TE", "probs_TE", "weight_N"):
+                self.recorder.add(ops, name, "score", getattr(routing, name))
+            self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
+        return routing
+
+    def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:
+        """See Router."""
+        return self.router.update_state(state, load_E)

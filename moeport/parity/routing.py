@@ -1,0 +1,105 @@
+"""Decisions on both sides: where they differ, and whether a near tie or a fault is behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+
+from moeport.parity.recording import TensorRecord
+from moeport.parity.result import MAX_FLIPS, Flip, RoutingResult
+
+Cause = Literal["near tie", "other scores", "unexplained"]
+
+
+def compare_decision(
+    a: TensorRecord,
+    free: TensorRecord,
+    replayed: TensorRecord | None,
+    scores_a: np.ndarray | None,
+    scores_b: np.ndarray | None,
+    limit: float,
+) -> RoutingResult:
+    """Compare one decision.
+
+    Args:
+        a: A's.
+        free: B's, when it follows its own routing.
+        replayed: B's own choice after A's routing up to here; None without a replay.
+        scores_a: what A chose from, (..., E); None where it is not on record or the decision is a condition.
+        scores_b: what B chose from in `replayed`, or else in `free`.
+        limit: relative error that rounding may give to scores.
+
+    Returns: the result; shapes must agree.
+    """
+    judged = replayed or free
+    chosen_a, chosen_b = _rows(a), _rows(judged)
+    free_b = _rows(free)
+    flips: list[Flip] = []
+    causes: Counter[Cause] = Counter()
+    if scores_a is None or scores_b is None:
+        causes = _condition_causes(chosen_a, chosen_b, limit)
+    else:
+        x_a, x_b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (scores_a, scores_b))
+        if a.op == "argsort":
+            chosen_a, chosen_b = chosen_a.reshape(1, -1), chosen_b.reshape(1, -1)
+            sound = _sorted(x_b, chosen_b)
+        else:
+            expected = np.argsort(-x_b, axis=-1, kind="stable")[:, : chosen_b.shape[1]]
+            sound = (expected == chosen_b).all(axis=1)
+        finite = x_a[np.isfinite(x_a)]
+        near = 2 * limit * float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+        for row, choice in np.argwhere(chosen_a != chosen_b):
+            i, j = int(chosen_a[row, choice]), int(chosen_b[row, choice])
+            gap, error = _gap(x_a[row, i], x_a[row, j]), _gap(x_a[row, i], x_b[row, i]) + _gap(x_a[row, j], x_b[row, j])
+            cause: Cause = "near tie" if gap <= near else "other scores"
+            if not sound[row]:
+                cause = "unexplained"
+            causes[cause] += 1
+            flips.append(Flip(int(row), int(choice), i, j, gap, error, cause))
+    flips.sort(key=lambda flip: (flip.cause != "unexplained", -flip.gap))
+    return RoutingResult(
+        name=a.name,
+        layer=a.layer,
+        op=a.op,
+        rows=_rows(a).shape[0],
+        choices=a.size,
+        agreement=_agreement(_rows(a), free_b),
+        agreement_replayed=_agreement(_rows(a), _rows(replayed)) if replayed else None,
+        near_ties=causes["near tie"],
+        other_scores=causes["other scores"],
+        unexplained=causes["unexplained"],
+        flips=flips[:MAX_FLIPS],
+        flipped_rows=[int(row) for row in np.flatnonzero((_rows(a) != free_b).any(axis=1))],
+    )
+
+
+def _condition_causes(a: np.ndarray, b: np.ndarray, limit: float) -> Counter[Cause]:
+    """A condition has no margin on record: as many entries may differ as rounding moves across a threshold."""
+    differ = int((a != b).sum())
+    cause: Cause = "near tie" if differ <= max(1, limit * a.size) else "other scores"
+    return Counter({cause: differ})
+
+
+def _sorted(x: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Whether each row of indices sorts its scores, up or down, equal ones by index."""
+    steps = np.diff(np.take_along_axis(x, order, axis=1), axis=1)
+    tied = (steps == 0) & (np.diff(order, axis=1) < 0)
+    return ((steps >= 0).all(axis=1) | (steps <= 0).all(axis=1)) & ~tied.any(axis=1)
+
+
+def _rows(record: TensorRecord) -> np.ndarray:
+    """Choices as (rows, K); a sample or a vector has one choice a row."""
+    assert record.values is not None
+    values = record.values
+    return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(-1, 1)
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a == b).mean()) if a.size else 1.0
+
+
+def _gap(x: float, y: float) -> float:
+    """|x - y|; 0 between equal infinities."""
+    return 0.0 if x == y else float(abs(x - y))

@@ -1,0 +1,137 @@
+"""Several variants of a config in one process: what `moeport parity run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moeport.parity.compare import compare, routing_differs
+from moeport.parity.metrics import measure
+from moeport.parity.recorder import Recorder
+from moeport.parity.recording import Recording
+from moeport.parity.result import Comparison, Isolation, Report, worst
+from moeport.parity.subject import Size, Subject, build_subject, decisions, forward, record
+from moeport.parity.thresholds import LIMITS, coarser, limit_of
+
+GOLDEN = "numpy:fp64"
+"""The variant that the double benchmark measures against."""
+BACKWARD = ("gradient", "training gradient", "update")
+"""Kinds that a forward-only backend lacks."""
+COMPUTED = ("activation", "score")
+"""Kinds whose producer can be isolated."""
+
+
+def run(
+    file: Path | None,
+    variants: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    size: Size | None = None,
+    checkpoint: Path | None = None,
+    golden: str | None = GOLDEN,
+    isolate: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Compare variants of a config: the first is the reference, every other is held against it.
+
+    Args:
+        file: the YAML config; None for the defaults alone.
+        variants: see `moeport.parity.subject.variant_overrides`.
+        overrides: `KEY=VALUE` for all variants.
+        size: how much is computed.
+        checkpoint: weights of a run; default: the initial ones.
+        golden: variant that the double benchmark measures against; None: no double benchmark.
+        isolate: feed A's inputs to B's operation where they first part.
+        report: takes a sentence on what is being done.
+    """
+    size = size or Size()
+    subjects = []
+    for spec in variants:
+        report(f"preparing {spec}")
+        subjects.append(build_subject(file, spec, overrides, size=size, checkpoint=checkpoint))
+    exact = None
+    if golden:
+        report(f"preparing {golden}")
+        exact = build_subject(file, golden, overrides, size=size, checkpoint=checkpoint)
+    return compare_subjects(subjects, size.steps, golden=exact, isolate=isolate, report=report)
+
+
+def compare_subjects(
+    subjects: Sequence[Subject],
+    steps: int,
+    *,
+    golden: Subject | None = None,
+    isolate: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Compare subjects, the first against every other. Arguments as in `run`."""
+    first, *rest = subjects
+    report(f"recording {first.name}")
+    a = record(first, steps=steps)
+    exact = None
+    if golden:
+        report(f"recording {golden.name} as golden, with the routing of {first.name}")
+        exact = record(golden, steps=0, replay=a)
+    comparisons = []
+    for other in rest:
+        found, b = _against(first, a, other, steps, exact, isolate, report)
+        comparisons.append(found)
+        a = _completed(a, b)
+    return Report(worst([c.verdict for c in comparisons]), comparisons)
+
+
+def _completed(a: Recording, b: Recording) -> Recording:
+    """A with the gradients, updates and steps of B where A has none, so that the next side can be held against them."""
+    mine, its = ({t.kind for t in side.tensors.values()} & {"gradient", "update"} for side in (a, b))
+    if coarser(a.dtype, b.dtype) != a.dtype or not its - mine:
+        return a
+    kinds = {kind for kind in BACKWARD if kind not in {t.kind for t in a.tensors.values()}}
+    adopted = {name: t for name, t in b.tensors.items() if t.kind in kinds}
+    trajectory = a.trajectory or b.trajectory
+    note = f"held against {b.name} where {a.name} has none: {', '.join(sorted({t.kind for t in adopted.values()}))}"
+    return replace(a, tensors=a.tensors | adopted, trajectory=trajectory, notes=[*a.notes, note])
+
+
+def _against(
+    first: Subject,
+    a: Recording,
+    other: Subject,
+    steps: int,
+    golden: Recording | None,
+    isolate: bool,
+    report: Callable[[str], None],
+) -> tuple[Comparison, Recording]:
+    """The comparison, and B as it was judged."""
+    report(f"recording {other.name}")
+    b = record(other, steps=steps)
+    replayed = None
+    if routing_differs(a, b):
+        report(f"recording {other.name} once more, with the routing of {first.name}")
+        replayed = record(other, steps=0, replay=a)
+    found = compare(a, b, golden=golden, replayed=replayed)
+    if isolate and found.culprit and found.culprit.kind in COMPUTED and found.culprit.op:
+        report(f"feeding the inputs of {first.name} to {found.culprit.name} of {other.name}")
+        if isolation := isolate_operation(first, other, a, found.culprit.name):
+            found = compare(a, b, golden=golden, replayed=replayed, isolation=isolation)
+    judged = replace(b, tensors=b.tensors | replayed.tensors) if replayed else b
+    return found, judged
+
+
+def isolate_operation(first: Subject, other: Subject, a: Recording, name: str) -> Isolation | None:
+    """Run one operation of `other` on the inputs it has in `first`; None where it is no operation of its own."""
+    source = Recorder(replay=decisions(a))
+    source.capture = operation = name.partition("[")[0]
+    forward(first, source)
+    if source.captured is None:
+        return None
+    target = Recorder(replay=decisions(a))
+    target.substitute = (operation, source.captured)
+    forward(other, target)
+    got, want = target.tensors[name], a.tensors[name]
+    assert got.values is not None
+    assert want.values is not None
+    metrics = measure(want.values, got.values, coarser(want.dtype, got.dtype))
+    stored, computed = coarser(want.dtype, got.dtype), coarser(first.backend.dtype, other.backend.dtype)
+    own = metrics.relative_rms > limit_of(want.kind, computed, stored) or metrics.mean_ulp > LIMITS[stored].isolated_ulp
+    return Isolation(name, metrics.relative_rms, metrics.mean_ulp, own)

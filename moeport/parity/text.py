@@ -1,0 +1,169 @@
+"""A comparison as text: tables for the terminal, and the same in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from moeport.parity.result import Comparison, Report, RoutingResult, TensorResult
+
+SHOWN = 12
+"""Tensors that are listed; JSON has all."""
+STYLES = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red"}
+NAMES = {"pass": "pass", "warn": "WARN", "fail": "FAIL"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def render(report: Report) -> Group:
+    """For `rich.console.Console.print`: the first line of each comparison, then its tables."""
+    parts: list[Text | RichTable] = []
+    for comparison in report.comparisons:
+        parts.append(Text(comparison.headline, style=STYLES[comparison.verdict]))
+        parts += [Text(line) for line in _lines(comparison)]
+        for table in tables(comparison):
+            drawn = RichTable(*table.header, title=table.title, title_justify="left", title_style="italic")
+            for row in table.rows:
+                drawn.add_row(*map(escape, row))
+            parts.append(drawn)
+    return Group(*parts)
+
+
+def markdown(report: Report) -> str:
+    """The same as Markdown, for an issue or a pull request."""
+    parts: list[str] = []
+    for comparison in report.comparisons:
+        parts.append(f"## {comparison.headline}")
+        parts.append("\n".join(f"- {line}" for line in _lines(comparison)))
+        for table in tables(comparison):
+            lines = [
+                f"**{table.title}**",
+                "",
+                f"| {' | '.join(table.header)} |",
+                f"|{'---|' * len(table.header)}",
+                *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table.rows),
+            ]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Those of a comparison that are not empty."""
+    found = [
+        _kinds(comparison.tensors),
+        _tensors(comparison),
+        _inputs(comparison),
+        _routing(comparison.routing),
+        _flips(comparison.routing),
+        _trajectory(comparison),
+    ]
+    return [table for table in found if table.rows]
+
+
+def _lines(comparison: Comparison) -> list[str]:
+    """Who is who, and the notes."""
+    lines = []
+    for letter, side in (("A", comparison.a), ("B", comparison.b)):
+        versions = side.environment.get("versions", {})
+        shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines.append(
+            f"{letter} is {side.name}: {side.environment.get('device', 'unknown device')}, {side.dtype}; {shown}"
+        )
+    if comparison.replayed:
+        lines.append("the forward pass and its gradients are those of B with A's routing")
+    return lines + comparison.notes
+
+
+def _kinds(tensors: Sequence[TensorResult]) -> Table:
+    rows = []
+    for kind in dict.fromkeys(tensor.kind for tensor in tensors):
+        group = [tensor for tensor in tensors if tensor.kind == kind]
+        count = {verdict: sum(tensor.verdict == verdict for tensor in group) for verdict in NAMES}
+        top = max(group, key=lambda t: t.error / t.limit if t.limit else t.error)
+        free = [tensor.free_error for tensor in group if tensor.free_error is not None]
+        rows.append(
+            (
+                kind,
+                str(count["pass"]),
+                str(count["warn"]),
+                str(count["fail"]),
+                _number(top.error),
+                f"{top.limit:.0e}" if top.limit else "0",
+                _number(max(free)) if free else "",
+                top.name,
+            )
+        )
+    header = ("Kind", "Pass", "Warn", "Fail", "Error", "Limit", "Own routing", "Nearest to its limit")
+    return Table("Tensors", header, rows)
+
+
+def _tensors(comparison: Comparison) -> Table:
+    odd = [tensor for tensor in comparison.tensors if tensor.verdict != "pass"]
+    rows = [(str(t.order), NAMES[t.verdict], t.name, t.op or "", t.reason, t.hint or "") for t in odd[:SHOWN]]
+    more = f" (the first {SHOWN} of {len(odd)})" if len(odd) > SHOWN else ""
+    header = ("Order", "Verdict", "Tensor", "Operation", "Why", "Looks like")
+    return Table(f"In the order of execution{more}", header, rows)
+
+
+def _inputs(comparison: Comparison) -> Table:
+    culprit = comparison.culprit
+    rows = [(name, _number(error), NAMES[verdict]) for name, error, verdict in culprit.inputs] if culprit else []
+    return Table(f"Inputs of {culprit.name}" if culprit else "", ("Input", "Error", "Verdict"), rows)
+
+
+def _routing(routing: Sequence[RoutingResult]) -> Table:
+    rows = [
+        (
+            found.name,
+            str(found.choices),
+            f"{found.agreement:.2%}",
+            "" if found.agreement_replayed is None else f"{found.agreement_replayed:.2%}",
+            str(found.near_ties),
+            str(found.other_scores),
+            str(found.unexplained),
+        )
+        for found in routing
+    ]
+    header = ("Decision", "Choices", "Agree", "Agree, A's routing", "Near ties", "Other scores", "Unexplained")
+    return Table("Routing", header, rows)
+
+
+def _flips(routing: Sequence[RoutingResult]) -> Table:
+    rows = [
+        (found.name, str(f.row), str(f.choice), f"{f.a} / {f.b}", _number(f.gap), _number(f.error), f.cause)
+        for found in routing
+        for f in found.flips[:3]
+    ]
+    header = ("Decision", "Row", "Choice", "A / B", "Gap", "Error of the scores", "Cause")
+    return Table("Choices that differ, the widest gaps", header, rows[:SHOWN])
+
+
+def _trajectory(comparison: Comparison) -> Table:
+    rows = [
+        (
+            str(step.step),
+            f"{step.loss_a:.6f}",
+            f"{step.loss_b:.6f}",
+            _number(step.difference),
+            f"{step.limit:.0e}",
+            NAMES[step.verdict],
+        )
+        for step in comparison.trajectory
+    ]
+    return Table("Trajectory", ("Step", "Loss of A", "Loss of B", "Difference", "Limit", "Verdict"), rows)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"

@@ -1,0 +1,84 @@
+"""When a tensor passes, warns or fails: all limits in one place; docs/parity.md prints them with their sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeport.parity.recording import Kind
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""Compute types, the coarsest first."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits for one compute type: that of the coarser side."""
+
+    unit: float
+    """Unit roundoff u = 2^-p (IEEE 754-2019)."""
+    forward: float
+    """Relative RMS error of activations and scores. Ours: some ten times what was measured between backends."""
+    loss: float
+    """Relative error of losses, means over tokens in which errors cancel. Ours."""
+    gradient: float
+    """Relative RMS error of gradients. Ours."""
+    update: float
+    """Relative RMS error of updates beyond the last place of the parameter, where the gradients agree. Ours."""
+    trajectory: float
+    """Relative difference of the loss at any step. Ours."""
+    cosine: float
+    """Least cosine: msprobe's 0.99 (`COS_THRESHOLD`)."""
+    thousandth: float | None
+    """Largest share of entries with a relative error over 0.001: msprobe's 0.001. None where the type is too coarse."""
+    isolated_ulp: float
+    """Mean distance in units in the last place of an operation on the same inputs: msprobe's 1 and 32 for single
+    operations (there the largest; here the mean over entries, since a sum can cancel)."""
+
+
+LIMITS = {
+    "float64": Limits(2**-53, 5e-14, 5e-14, 2e-13, 1e-4, 1e-9, 0.99, 0.001, 32.0),
+    "float32": Limits(2**-24, 2e-5, 2e-5, 5e-5, 1e-2, 1e-4, 0.99, 0.001, 32.0),
+    "float16": Limits(2**-11, 1e-2, 2e-3, 2e-2, 1e-1, 1e-2, 0.99, None, 1.0),
+    "bfloat16": Limits(2**-8, 6e-2, 1e-2, 1e-1, 2e-1, 2e-2, 0.99, None, 1.0),
+}
+"""By compute type."""
+
+RATIO_MAX, RATIO_MEAN, RATIO_RMS = 10.0, 2.0, 2.0
+"""Double benchmark: how many times A's error against the golden B's may be, for the largest and the mean relative error
+and the root of the mean square (MindFormers, tests/utils/double_benchmark.py; also msprobe's benchmark standard)."""
+SUSPICIOUS = 0.25
+"""From this share of a limit on, a tensor that fails the double benchmark warns. Ours."""
+LEAST_AGREEMENT = 0.9
+"""Share of equal choices below which near ties warn: a tenth was seen between engines in bfloat16. Ours."""
+GRADIENT_AGREES = 0.1
+"""Updates are compared at entries whose gradients differ by at most this share. Ours."""
+
+
+def coarser(a: str, b: str) -> str:
+    """The coarser of two types by name; types that are not known count as float32."""
+    known = [dtype for dtype in DTYPES if dtype in (a, b)]
+    return known[0] if known else "float32"
+
+
+def limit_of(kind: Kind, dtype: str, stored: str) -> float:
+    """Largest relative RMS error of a tensor.
+
+    Args:
+        kind: its kind.
+        dtype: compute type of the run.
+        stored: type of the tensor itself, which bounds what is given and not computed.
+    """
+    limits = LIMITS[dtype]
+    match kind:
+        case "parameter" | "input":
+            return 2 * LIMITS[stored].unit
+        case "loss":
+            return limits.loss
+        case "gradient" | "training gradient":
+            return limits.gradient
+        case "update":
+            return limits.update
+        case "decision" | "plan":
+            return 0.0
+        case _:
+            return limits.forward

@@ -1,0 +1,72 @@
+# ruff: noqa: E402
+"""Fused operators are used only where they give what the default composition gives."""
+
+import pytest
+
+ms = pytest.importorskip("mindspore")
+
+from mindspore import ops as msops
+
+from moeport.backends import get_backend
+from moeport.backends.mindspore import fused
+from moeport.backends.mindspore.fused import try_fused, with_fused
+from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.config.training import BackendConfig
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    get_backend(BackendConfig(name="mindspore", device="cpu"))
+
+
+def silu_product(ops, gate_up):
+    gate, up = msops.split(gate_up, gate_up.shape[-1] // 2, -1)
+    return msops.silu(gate) * up
+
+
+def wrong_value(ops, gate_up):
+    return silu_product(ops, gate_up) * ms.Tensor(1.001, gate_up.dtype)
+
+
+def wrong_gradient(ops, gate_up):
+    return msops.stop_gradient(silu_product(ops, gate_up)) + (gate_up - msops.stop_gradient(gate_up))[..., :64]
+
+
+def candidates(monkeypatch, function):
+    monkeypatch.setattr(fused, "CANDIDATES", {"swiglu": ("some.swiglu", function)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_cpu_target_has_none_of_them(dtype):
+    choices = try_fused(MindSporeOps(), dtype)
+    assert choices.keys() == {"rms_norm", "swiglu", "rope", "attention"}
+    for choice in choices.values():
+        assert choice.function is None
+        assert "mindspore.ops." in choice.words
+        assert "unregistered" in choice.words
+    assert type(with_fused(MindSporeOps(), choices)) is MindSporeOps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_that_agrees_is_used(monkeypatch, dtype):
+    candidates(monkeypatch, silu_product)
+    choices = try_fused(MindSporeOps(), dtype)
+    assert choices["swiglu"].words == "some.swiglu"
+    ops = with_fused(MindSporeOps(), choices)
+    assert type(ops).swiglu is silu_product
+    assert isinstance(ops, MindSporeOps)
+
+
+@pytest.mark.parametrize("function", [wrong_value, wrong_gradient])
+def test_one_that_is_wrong_is_not_used_and_its_error_is_said(monkeypatch, function):
+    candidates(monkeypatch, function)
+    choice = try_fused(MindSporeOps(), "float32")["swiglu"]
+    assert choice.function is None
+    assert choice.words.startswith("some.swiglu is wrong here by ")
+
+
+def test_the_doctor_says_what_was_chosen_and_why():
+    chosen = get_backend(BackendConfig(name="mindspore", device="cpu")).kernel_choices()
+    assert chosen["attention"].startswith("batched products, the mask added; mindspore.ops.flash_attention_score fails")
+    plain = get_backend(BackendConfig(name="mindspore", device="cpu", compile=False)).kernel_choices()
+    assert plain["attention"].startswith("default composition; mindspore.ops.flash_attention_score fails")

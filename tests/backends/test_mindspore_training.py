@@ -1,0 +1,257 @@
+"""Training on MindSpore, compiled and operation by operation, against torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moeport.backends import get_backend
+from moeport.backends.base import TrainingOptions
+from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
+from moeport.config.training import BackendConfig, OptimizerConfig
+from moeport.core.model import Batch, DecoderLM
+from moeport.core.parameters import initial_parameters
+from moeport.errors import NonFiniteError
+from moeport.training.run import train
+from tests.training.tiny import tiny_config
+
+pytest.importorskip("mindspore")
+
+VOCAB, SEQUENCE = 29, 12
+
+
+def decoder(router="topk", layers=1, **moe):
+    router = router if isinstance(router, dict) else {"name": router}
+    values = {
+        "num_layers": layers,
+        "d_model": 16,
+        "attention": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True},
+        "moe": {"num_experts": 4, "expert_hidden": 12, "router": router, **moe},
+    }
+    return DecoderLM(ModelConfig.model_validate({**values, "init_std": 0.2, "output_z_loss": 1e-3}), VOCAB)
+
+
+def backend_of(name, dtype="float32", compiled=None):
+    return get_backend(BackendConfig(name=name, device="cpu", dtype=dtype, compile=compiled))
+
+
+def training_model(backend, lm, **optimizer):
+    options = OptimizerConfig(**{"learning_rate": 3e-3, "clip_norm": 0.5, **optimizer})
+    return backend.training_model(lm, initial_parameters(lm.parameter_specs(), 0), TrainingOptions(options))
+
+
+def batch_of(lm, step, sequences=4, sequence=SEQUENCE):
+    tokens = np.random.default_rng(step).integers(0, VOCAB, (sequences, sequence + 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], lm.noise(sequences, sequence, 0, step))
+
+
+def halves(batch):
+    for rows in (slice(0, 2), slice(2, 4)):
+        noise = {name: u[rows] for name, u in batch.noise.items()}
+        yield Batch(batch.token_BS[rows], batch.target_BS[rows], noise)
+
+
+def trajectory(backend, lm, steps=5, micro_batches=1, **optimizer):
+    """Losses and gradient norms, the first gradients, and what is left at the end."""
+    model = training_model(backend, lm, **optimizer)
+    losses, norms, first = [], [], None
+    for step in range(steps):
+        batch = batch_of(lm, step)
+        for part in halves(batch) if micro_batches == 2 else [batch]:
+            terms = model.accumulate(part, 1 / micro_batches)
+        first = first or model.gradients()
+        norm = model.gradient_norm()
+        losses.append(float(backend.ops.to_numpy(terms.loss)))
+        norms.append(float(backend.ops.to_numpy(norm)))
+        model.step(3e-3, norm)
+    evaluation = float(backend.ops.to_numpy(model.evaluate(batch_of(lm, 99)).loss))
+    return losses, norms, evaluation, first, model.optimizer_state(), model.parameters()
+
+
+def assert_same_arrays(got, want, tolerance):
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        scale = max(np.abs(value).max(), 1e-4)
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+CASES = {
+    "topk": (decoder("topk", num_shared_experts=1), 1),
+    "topk with capacity, two micro-batches": (decoder("topk", capacity=CapacityConfig(policy="factor", factor=1)), 2),
+    "switch": (decoder("switch", activation="gelu"), 1),
+    "gshard": (decoder("gshard"), 1),
+    "sigmoid_bias": (decoder("sigmoid_bias", router_z_loss=1e-2), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("compiled", [None, False], ids=["compiled", "pynative"])
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_as_torch_does(case, compiled, dtype):
+    lm, micro_batches = CASES[case]
+    want = trajectory(backend_of("torch", dtype), lm, micro_batches=micro_batches)
+    got = trajectory(backend_of("mindspore", dtype, compiled), lm, micro_batches=micro_batches)
+    exact = dtype == "float64"
+    np.testing.assert_allclose(got[0][0], want[0][0], rtol=1e-10 if exact else 1e-6)
+    np.testing.assert_allclose([*got[0], *got[1], got[2]], [*want[0], *want[1], want[2]], rtol=1e-9 if exact else 1e-5)
+    assert_same_arrays(got[3], want[3], 1e-9 if exact else 1e-5)
+    assert_same_arrays(got[4], want[4], 1e-9 if exact else 3e-5)
+    assert_same_arrays(got[5], want[5], 1e-9 if exact else 1e-4)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e9, 0.01])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_adamw_is_that_of_torch(dtype, clip_norm):
+    lm = decoder()
+    random = np.random.default_rng(0)
+    results = []
+    for name in ("torch", "mindspore"):
+        model = training_model(backend_of(name, dtype, False), lm, clip_norm=clip_norm, weight_decay=0.3, eps=1e-3)
+        model.accumulate(batch_of(lm, 0), 1.0)
+        results.append((model, model.gradients()))
+    (reference, gradients), (model, _) = results
+    for rate in (1e-2, 3e-2, 1e-3):
+        drawn = {n: random.standard_normal(g.shape).astype(g.dtype) for n, g in gradients.items()}
+        norm = float(np.sqrt(sum((g**2).sum() for g in drawn.values())))
+        put_gradients(reference, model, drawn)
+        reference.step(rate, reference.gradient_norm())
+        norm_here = model.gradient_norm()
+        np.testing.assert_allclose(float(norm_here.asnumpy()), norm, rtol=1e-5)
+        model.step(rate, norm_here)
+    tolerance = 1e-12 if dtype == "float64" else 1e-6
+    assert_same_arrays(model.parameters(), reference.parameters(), tolerance)
+    assert_same_arrays(model.optimizer_state(), reference.optimizer_state(), tolerance)
+
+
+def put_gradients(reference, model, gradients):
+    import torch
+    from mindspore import Tensor
+
+    for name, p in reference.optimizer.parameters.items():
+        p.grad = torch.tensor(gradients[name])
+    model._accumulated = {name: Tensor(gradient.reshape(-1)) for name, gradient in gradients.items()}
+
+
+def test_compiled_steps_follow_parameters_batches_and_shapes():
+    lm = decoder("sigmoid_bias")
+    compiled, plain = (training_model(backend_of("mindspore", "float64", c), lm) for c in (None, False))
+    for step, sequences in enumerate((4, 4, 2, 4, 2)):
+        batch = batch_of(lm, step, sequences)
+        for model in (compiled, plain):
+            model.accumulate(batch, 1.0)
+        assert_same_arrays(compiled.gradients(), plain.gradients(), 1e-12)
+        for model in (compiled, plain):
+            model.step(1e-2, model.gradient_norm())
+        state = {name: value + step for name, value in plain.parameters(lm.router_state_names()).items()}
+        for model in (compiled, plain):
+            model.load_parameters(state)
+        if step == 2:
+            loaded = {name: 1.1 * value for name, value in plain.parameters().items()}
+            for model in (compiled, plain):
+                model.load_parameters(loaded)
+
+
+def test_two_models_of_equal_shapes_do_not_share_a_graph():
+    losses = []
+    for eps in (1e-6, 1.0):
+        lm = decoder()
+        lm.config = lm.config.model_copy(update={"norm_eps": eps})
+        for block in lm.blocks:
+            block.config = lm.config
+        expected = [
+            float(
+                training_model(backend_of("mindspore", "float64", c), lm)
+                .accumulate(batch_of(lm, 0), 1.0)
+                .loss.asnumpy()
+            )
+            for c in (False, None)
+        ]
+        np.testing.assert_allclose(expected[1], expected[0], rtol=1e-12)
+        losses.append(expected[0])
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def collapsed(lm, params):
+    """Every token to expert 0."""
+    weight = params["layers.0.moe.router.weight"]
+    return {**params, "layers.0.moe.router.bias": np.array([10.0, 0, 0, 0]), "layers.0.moe.router.weight": weight}
+
+
+def test_no_token_is_lost_when_all_go_to_one_expert_and_nothing_is_compiled_in_steady_state():
+    lm = decoder({"name": "sigmoid_bias", "top_k": 1})
+    backend, reference = backend_of("mindspore", "float64"), backend_of("mindspore", "float64", False)
+    model, plain = training_model(backend, lm), training_model(reference, lm)
+    batch = batch_of(lm, 0)
+    model.accumulate(batch, 1.0)
+    assert backend.compilations.count == 1
+    for each in (model, plain):
+        each.load_parameters(collapsed(lm, plain.parameters()))
+        each._accumulated = {}
+        terms = each.accumulate(batch, 1.0)
+        assert terms.served_LE.asnumpy().tolist() == [[batch.token_BS.size, 0, 0, 0]]
+    assert_same_arrays(model.gradients(), plain.gradients(), 1e-12)
+    assert backend.compilations.count == 2
+    for step in range(1, 8):
+        model.accumulate(batch_of(lm, step), 1.0)
+    assert backend.compilations.count == 2
+    assert backend.compilations.seconds > 0
+
+
+def test_capacity_by_factor_needs_one_graph_whatever_the_load():
+    lm = decoder("sigmoid_bias", capacity=CapacityConfig(policy="factor", factor=1.0))
+    backend = backend_of("mindspore")
+    model = training_model(backend, lm)
+    model.load_parameters(collapsed(lm, model.parameters()))
+    terms = model.accumulate(batch_of(lm, 0), 1.0)
+    assert terms.served_LE.asnumpy().max() == np.ceil(4 * SEQUENCE * 2 / 4)
+    assert backend.compilations.count == 1
+
+
+def test_a_graph_is_compiled_where_the_caller_has_no_source():
+    code = (
+        "from tests.backends.test_mindspore_training import *\n"
+        "lm = decoder()\n"
+        "print('loss', training_model(backend_of('mindspore'), lm).accumulate(batch_of(lm, 0), 1.0).loss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout.startswith("loss "), done.stderr
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    config = tiny_config(tmp_path, backend={"name": "mindspore"}, training={"steps": 3})
+    config = config.model_copy(
+        update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 1e30, "clip_norm": None})}
+    )
+    with pytest.raises(NonFiniteError, match=r"step \d: .* is not finite"):
+        train(config, console=Console(quiet=True))
+
+
+def test_expert_rows_grow_at_once_and_shrink_with_patience():
+    from moeport.backends.mindspore.expert_rows import GROWTH, PATIENCE, ExpertRows
+
+    rows = ExpertRows(MoEConfig(num_experts=8), 1024)
+    assert all(size % 8 == 0 for size in rows.sizes)
+    assert rows.sizes[0] == 128
+    assert rows.sizes[-1] == 1024
+    assert all(b <= GROWTH * a + 8 for a, b in zip(rows.sizes, rows.sizes[1:], strict=False))
+    start = rows.size
+    assert start >= 256
+    assert not rows.fits(900)
+    assert rows.size >= 900
+    for _ in range(PATIENCE - 1):
+        assert rows.fits(100)
+    large = rows.size
+    assert rows.fits(130)
+    assert rows.size < large
+    assert rows.size == next(size for size in rows.sizes if size >= 130)
+
+
+def test_expert_rows_of_a_handful_of_tokens():
+    from moeport.backends.mindspore.expert_rows import ExpertRows
+
+    assert ExpertRows(MoEConfig(num_experts=8), 1).sizes == [1]
+    assert ExpertRows(MoEConfig(num_experts=8), 9).sizes == [8, 9]
+    tight = MoEConfig(num_experts=8, capacity=CapacityConfig(policy="factor", factor=1.5))
+    assert ExpertRows(tight, 1024).sizes == [192]

@@ -1,0 +1,61 @@
+"""One config on torch and on MindSpore: the same curve, and checkpoints that either continues."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moeport.training.run import train
+from moeport.training.run_dir import METRICS_FILE
+from tests.training.tiny import tiny_config
+
+pytest.importorskip("mindspore")
+
+STEPS = 12
+
+
+def run(folder, backend, stop=None, resume=False, steps=STEPS, **sections):
+    """The losses of a run, by step; `stop`: end after so many steps as an interrupted run would."""
+    config = tiny_config(
+        folder,
+        backend={"name": backend},
+        training={"steps": steps, "evaluation_interval": 0},
+        model={"moe": {"router": {"name": "sigmoid_bias", "top_k": 2}}},
+        **sections,
+    )
+    if stop:
+        interrupted(config, stop)
+    else:
+        train(config, resume=resume, console=Console(quiet=True))
+    lines = (config.run.dir / METRICS_FILE).read_text().splitlines()
+    return [record["total_loss"] for record in map(json.loads, lines) if "total_loss" in record]
+
+
+def interrupted(config, stop):
+    """Train all steps, then leave only what was there after `stop`."""
+    train(config, console=Console(quiet=True))
+    import shutil
+
+    for path in (config.run.dir / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > stop:
+            shutil.rmtree(path)
+    (config.run.dir / "summary.json").unlink()
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "mindspore"), ("mindspore", "torch")])
+def test_a_run_stopped_on_one_backend_continues_on_the_other(tmp_path, first, second):
+    whole = run(tmp_path / "whole", first)
+    run(tmp_path / "moved", first, stop=5)
+    moved = run(tmp_path / "moved", second, resume=True)
+    assert len(moved) == len(whole) == STEPS
+    np.testing.assert_allclose(moved, whole, rtol=1e-5)
+    np.testing.assert_array_equal(moved[:5], whole[:5])
+
+
+def test_200_steps_stay_together(tmp_path):
+    (torch, mindspore) = (
+        run(tmp_path / name, name, steps=200, checkpoint={"interval": 0}) for name in ("torch", "mindspore")
+    )
+    np.testing.assert_allclose(mindspore, torch, rtol=0, atol=1e-3)
+    assert torch[-1] < 0.7 * torch[0]
