@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +19,7 @@ from moeport.core.moe import MoEMetrics
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import under
 from moeport.core.routing import RouterContext
+from moeport.errors import BackendUnavailableError
 
 
 class Backend(ABC):
@@ -69,6 +72,14 @@ class Backend(ABC):
     @abstractmethod
     def matmul_flops_per_second(self) -> float:
         """FLOP/s of a large matrix product in the compute type, measured: the limit that MFU refers to."""
+
+    def profile(self, folder: Path) -> AbstractContextManager[Any]:
+        """Write a trace of what runs inside the block to `folder`, in the format of the framework's own profiler."""
+        raise BackendUnavailableError(f"metrics.profile_step: backend {self.name} has no profiler; expected null")
+
+    def compilations(self) -> tuple[int, float]:
+        """Graphs compiled so far in this process, and the seconds that took; (0, 0) where they are not counted."""
+        return 0, 0.0
 
     @abstractmethod
     def versions(self) -> dict[str, str]:

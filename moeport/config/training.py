@@ -102,6 +102,8 @@ class MetricsConfig(Section):
     """Write report.html at the end."""
     peak_tflops: PositiveFloat | None = None
     """Peak of the device in TFLOP/s for the MFU. Default: a matrix product measured at the start."""
+    profile_step: PositiveInt | None = None
+    """Profile this one step with the framework's profiler, into the run folder's profile/; null: none."""
 
 
 class BackendConfig(Section):

@@ -17,15 +17,21 @@ def load_balance_loss(ops: Ops, routing: Routing, num_sequences: int) -> Array:
     f_e is the share of the counted choices that went to expert e, before any drop by capacity; P_e the mean normalised
     score. With num_sequences = 1 this is Switch's loss over the batch, with the number of sequences in the batch
     DeepSeek-V3's sequence-wise loss (eq. 17 to 20). Equals 1 at perfect balance. The gradient flows through P alone.
+    Null experts take part, each with the mean of their shares: how a token spreads over them is free (AdaMoE, arXiv
+    2406.13233, eq. 6, where f is K times ours).
     """
-    experts, counted = routing.num_experts, routing.balanced_choices
+    experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts
     probs_TE = routing.probs_TE
     choice_TK = ops.reshape(routing.expert_N, (routing.num_tokens, -1))[:, :counted]
-    chosen = ops.one_hot(choice_TK, experts + 1, ops.dtype(probs_TE))[..., :experts]
-    chosen_TE = ops.sum(chosen, axis=1) * ops.constant_like(1.0 / counted, probs_TE)
-    f_BE = ops.mean(ops.reshape(chosen_TE, (num_sequences, -1, experts)), axis=1)
-    p_BE = ops.mean(ops.reshape(probs_TE, (num_sequences, -1, experts)), axis=1)
-    return ops.constant_like(float(experts), probs_TE) * ops.mean(ops.sum(ops.stop_gradient(f_BE) * p_BE, axis=1))
+    chosen = ops.one_hot(choice_TK, experts + 1, ops.dtype(probs_TE))
+    chosen_TE = ops.sum(chosen[..., :experts], axis=1) * ops.constant_like(1.0 / counted, probs_TE)
+    if nulls:
+        null_T1 = ops.sum(chosen[..., experts:], axis=1) * ops.constant_like(1.0 / (counted * nulls), probs_TE)
+        chosen_TE = ops.concat([chosen_TE, *[null_T1] * nulls], axis=1)
+    f_BE = ops.mean(ops.reshape(chosen_TE, (num_sequences, -1, experts + nulls)), axis=1)
+    p_BE = ops.mean(ops.reshape(probs_TE, (num_sequences, -1, experts + nulls)), axis=1)
+    balance = ops.mean(ops.sum(ops.stop_gradient(f_BE) * p_BE, axis=1))
+    return ops.constant_like(float(experts + nulls), probs_TE) * balance
 
 
 def z_loss(ops: Ops, log_partition_T: Array) -> Array:

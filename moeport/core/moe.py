@@ -25,6 +25,8 @@ class MoEMetrics:
     """Load-balancing loss, not yet weighted; a scalar. 0 if its coefficient is 0."""
     router_z: Array
     """Router z-loss, not yet weighted; a scalar. 0 if its coefficient is 0."""
+    own_loss: Array
+    """Loss that only this router has, weighted; a scalar. 0 for most routers."""
     chosen_E: Array
     """Assignments the router chose each expert for, before any drop."""
     served_E: Array
@@ -110,6 +112,7 @@ class MoELayer:
         return y_TD, MoEMetrics(
             load_balance=load_balance_loss(ops, chosen, scope) if self.load_balance_coefficient else zero,
             router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if config.router_z_loss else zero,
+            own_loss=zero if chosen.own_loss is None else chosen.own_loss,
             chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
             served_E=counts_E,
         )
@@ -117,4 +120,5 @@ class MoELayer:
     def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics) -> Array:
         """The weighted sum that enters the training loss."""
         balance = metrics.load_balance * ops.constant_like(self.load_balance_coefficient, metrics.load_balance)
-        return balance + metrics.router_z * ops.constant_like(self.config.router_z_loss, metrics.router_z)
+        z = metrics.router_z * ops.constant_like(self.config.router_z_loss, metrics.router_z)
+        return balance + z + metrics.own_loss

@@ -27,11 +27,15 @@ class Routing:
     num_experts: int
     """E."""
     logits_TE: Array
-    """Scores before the softmax or sigmoid, for the router z-loss."""
+    """Scores before the softmax or sigmoid, for the router z-loss; null experts come last."""
     probs_TE: Array
-    """Scores normalised over experts, for the load-balancing loss."""
+    """Scores normalised over experts, for the load-balancing loss; null experts come last."""
     balanced_choices: int
     """How many leading choices of each token the load-balancing loss counts."""
+    null_experts: int = 0
+    """Experts that compute nothing, beyond the E: they have scores, and a choice of one of them is nowhere."""
+    own_loss: Array | None = None
+    """A loss that only this router has, already weighted; a scalar."""
 
     @property
     def choices_per_token(self) -> int:

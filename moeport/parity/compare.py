@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ HISTOGRAMS = 20
 """So many tensors, those nearest to or furthest beyond their limit, get a histogram."""
 FOLLOWS = "follows a choice that fell the other way at a near tie"
 """Why a tensor is not judged."""
+VARIANT_KEYS = ("backend.name", "backend.device", "backend.dtype", "run.", "data.cache_dir")
+"""Keys of the config that may differ without a note."""
 TRAINED = ("training gradient", "update")
 """Kinds of the optimiser step, which always follows a side's own routing."""
 
@@ -332,6 +335,9 @@ class _Comparison:
 
     def _notes(self, only_a: list[str], only_b: list[str]) -> list[str]:
         notes = [f"{side.name}: {note}" for side in (self.a, self.b) for note in side.notes]
+        if self.a.config and self.b.config:
+            notes += _differences("config", self.a.config, self.b.config)
+        notes += _differences("environment", *(side.environment.get("variables", {}) for side in (self.a, self.b)))
         kinds = ("gradient", "training gradient", "update")
         opaque = any("inside of blocks" in note for note in notes)
         for mine, other, names in ((self.a, self.b, only_a), (self.b, self.a, only_b)):
@@ -380,6 +386,20 @@ def _statistics(record: TensorRecord) -> Statistics | None:
     if record.statistics or record.values is None or not record.values.size:
         return record.statistics
     return statistics_of(record.values)
+
+
+def _differences(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Leaves of two nested mappings that differ, but for those that name a variant anyway."""
+    first, second = _leaves(a), _leaves(b)
+    keys = [key for key in first | second if first.get(key) != second.get(key) and not key.startswith(VARIANT_KEYS)]
+    return [f"{what}: {key} is {first.get(key)} in A, {second.get(key)} in B" for key in keys]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _side(recording: Recording) -> Side:

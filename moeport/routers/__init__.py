@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from moeport.routers.adamoe import AdaMoEConfig, AdaMoERouter
 from moeport.routers.base import Router, RouterConfig
 from moeport.routers.gshard import GShardConfig, GShardRouter
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig, SigmoidBiasRouter
 from moeport.routers.switch import SwitchConfig, SwitchRouter
+from moeport.routers.top_p import TopPConfig, TopPRouter
 from moeport.routers.topk import TopKConfig, TopKRouter
+from moeport.routers.xmoe import XMoEConfig, XMoERouter
 
-RouterChoice = SwitchConfig | TopKConfig | GShardConfig | SigmoidBiasConfig
+RouterChoice = SwitchConfig | TopKConfig | GShardConfig | SigmoidBiasConfig | TopPConfig | AdaMoEConfig | XMoEConfig
 """The config of any router; the key `name` says which."""
 
 ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
@@ -22,6 +25,9 @@ ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
     "topk": (TopKConfig, TopKRouter),
     "gshard": (GShardConfig, GShardRouter),
     "sigmoid_bias": (SigmoidBiasConfig, SigmoidBiasRouter),
+    "top_p": (TopPConfig, TopPRouter),
+    "adamoe": (AdaMoEConfig, AdaMoERouter),
+    "xmoe": (XMoEConfig, XMoERouter),
 }
 """Name to config and router class."""
 

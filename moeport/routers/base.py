@@ -114,6 +114,8 @@ def assign(
     logits_TE: Array,
     probs_TE: Array,
     balanced_choices: int | None = None,
+    null_experts: int = 0,
+    own_loss: Array | None = None,
 ) -> Routing:
     """A `Routing` in which every token has K choices, best first."""
     num_tokens, choices = expert_TK.shape
@@ -121,10 +123,12 @@ def assign(
         expert_N=ops.reshape(expert_TK, (-1,)),
         weight_N=ops.reshape(weight_TK, (-1,)),
         num_tokens=num_tokens,
-        num_experts=logits_TE.shape[1],
+        num_experts=logits_TE.shape[1] - null_experts,
         logits_TE=logits_TE,
         probs_TE=probs_TE,
         balanced_choices=balanced_choices or choices,
+        null_experts=null_experts,
+        own_loss=own_loss,
     )
 
 

@@ -34,12 +34,13 @@ from moeport.training.checkpoint import (
 )
 from moeport.training.evaluate import Evaluation, evaluate
 from moeport.training.generate import sample
-from moeport.training.metrics import EvaluationMetrics, MetricsLog, read_metrics
+from moeport.training.metrics import EvaluationMetrics, MetricsLog, StepMetrics, read_metrics
 from moeport.training.progress import Progress
 from moeport.training.report import write_report
 from moeport.training.run_dir import (
     CHECKPOINT_DIR,
     METRICS_FILE,
+    PROFILE_DIR,
     SUMMARY_FILE,
     TOKENIZER_FILE,
     check_resumable,
@@ -108,9 +109,7 @@ class _Run:
             config = _with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
         self.backend: Backend = get_backend(config.backend)
         if not self.backend.trains:
-            raise UserError(
-                f"backend.name: {self.backend.name} cannot train; set backend.name to torch or mindspore"
-            )
+            raise UserError(f"backend.name: {self.backend.name} cannot train; set backend.name to torch or mindspore")
         self.config = config = _with_dtype(config, self.backend.dtype)
         self.dir = config.run.dir
         self.checkpoints = self.dir / CHECKPOINT_DIR
@@ -175,7 +174,7 @@ class _Run:
             StopRequest() as stop,
         ):
             for step in range(self.start_step + 1, steps + 1):
-                metrics = self.trainer.step()
+                metrics = self._profiled_step() if step == self.config.metrics.profile_step else self.trainer.step()
                 log.step(metrics)
                 progress.step(metrics)
                 evaluation = None
@@ -188,6 +187,10 @@ class _Run:
             if evaluation is None:
                 evaluation = self._evaluate(log, progress, steps)
         return self._summarize(evaluation, time.perf_counter() - started)
+
+    def _profiled_step(self) -> StepMetrics:
+        with self.backend.profile(self.dir / PROFILE_DIR):
+            return self.trainer.step()
 
     def _model(self) -> TrainingModel:
         """The model at its initial parameters, or at the checkpoint's."""
@@ -272,6 +275,7 @@ class _Run:
         text = sample(
             self.model, self.data.tokenizer, SAMPLE_PROMPT, self.config.data.sequence_length, SAMPLE_TOKENS, 0.8, 50, 0
         )
+        compilations, compile_seconds = self.backend.compilations()
         summary = RunSummary(
             run_dir=str(self.dir),
             steps=self.config.training.steps,
@@ -289,6 +293,8 @@ class _Run:
             versions={"python": platform.python_version(), "moeport": VERSION, **self.backend.versions()},
             checkpoint=str(find_checkpoint(self.checkpoints, "latest")),
             sample={"prompt": SAMPLE_PROMPT, "text": text},
+            compilations=compilations,
+            compile_seconds=compile_seconds,
         )
         (self.dir / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
         if self.config.metrics.report:

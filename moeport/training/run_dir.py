@@ -13,7 +13,8 @@ from moeport.errors import UserError
 from moeport.training.checkpoint import Checkpoint, list_checkpoints
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
-TOKENIZER_FILE, REPORT_FILE, CHECKPOINT_DIR = "tokenizer.json", "report.html", "checkpoints"
+TOKENIZER_FILE, REPORT_FILE = "tokenizer.json", "report.html"
+CHECKPOINT_DIR, PROFILE_DIR = "checkpoints", "profile"
 
 FIXED_KEYS = (
     "model",

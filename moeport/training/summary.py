@@ -50,6 +50,10 @@ class RunSummary:
     """The last checkpoint."""
     sample: dict[str, str]
     """`prompt` and the generated `text`."""
+    compilations: int = 0
+    """Graphs that the backend compiled in this process; PyTorch's are not counted."""
+    compile_seconds: float = 0.0
+    """Their time, the first run of each included."""
 
     def __rich__(self) -> RenderableType:
         """The closing panel on a terminal."""
@@ -59,6 +63,8 @@ class RunSummary:
         table.add_row("bits per byte", f"{self.val_bits_per_byte:.3f}  ({others}, each held-out file by itself)")
         table.add_row("speed", f"{self.tokens_per_second:,.0f} tokens/s on {self.device}, {self.dtype}")
         table.add_row("time, memory", f"{duration(self.wall_time)}, at most {self.peak_memory:.2f} GiB")
+        if self.compilations:
+            table.add_row("compiled", f"{self.compilations} graphs in {duration(self.compile_seconds)}")
         table.add_row("parameters", f"{self.parameters_total:,} ({self.parameters_active:,} active a token)")
         table.add_row("checkpoint", self.checkpoint)
         run = Path(self.run_dir)

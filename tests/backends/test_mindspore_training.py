@@ -185,18 +185,18 @@ def test_no_token_is_lost_when_all_go_to_one_expert_and_nothing_is_compiled_in_s
     model, plain = training_model(backend, lm), training_model(reference, lm)
     batch = batch_of(lm, 0)
     model.accumulate(batch, 1.0)
-    assert backend.compilations.count == 1
+    assert backend.compilations()[0] == 1
     for each in (model, plain):
         each.load_parameters(collapsed(lm, plain.parameters()))
         each._accumulated = {}
         terms = each.accumulate(batch, 1.0)
         assert terms.served_LE.asnumpy().tolist() == [[batch.token_BS.size, 0, 0, 0]]
     assert_same_arrays(model.gradients(), plain.gradients(), 1e-12)
-    assert backend.compilations.count == 2
+    assert backend.compilations()[0] == 2
     for step in range(1, 8):
         model.accumulate(batch_of(lm, step), 1.0)
-    assert backend.compilations.count == 2
-    assert backend.compilations.seconds > 0
+    assert backend.compilations()[0] == 2
+    assert backend.compilations()[1] > 0
 
 
 def test_capacity_by_factor_needs_one_graph_whatever_the_load():
@@ -206,7 +206,7 @@ def test_capacity_by_factor_needs_one_graph_whatever_the_load():
     model.load_parameters(collapsed(lm, model.parameters()))
     terms = model.accumulate(batch_of(lm, 0), 1.0)
     assert terms.served_LE.asnumpy().max() == np.ceil(4 * SEQUENCE * 2 / 4)
-    assert backend.compilations.count == 1
+    assert backend.compilations()[0] == 1
 
 
 def test_a_graph_is_compiled_where_the_caller_has_no_source():

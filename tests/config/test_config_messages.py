@@ -252,12 +252,12 @@ CASES = [
     case(
         "unknown router",
         "model:\n  moe:\n    router: {name: top_k, top_k: 2}\n",
-        "c.yaml:3:20 model.moe.router.name: is not a choice (got top_k); expected one of switch, topk, gshard, sigmoid_bias; did you mean topk?",
+        "c.yaml:3:20 model.moe.router.name: is not a choice (got top_k); expected one of switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe; did you mean topk?",
     ),
     case(
         "missing name",
         "model:\n  moe:\n    router:\n      top_k: 2\n",
-        "c.yaml:3:5 model.moe.router.name: is missing; expected one of switch, topk, gshard, sigmoid_bias",
+        "c.yaml:3:5 model.moe.router.name: is missing; expected one of switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe",
     ),
     case(
         "null name",
@@ -277,7 +277,7 @@ CASES = [
     case(
         "option of two others",
         "model:\n  moe:\n    router: {name: switch, top_k: 2}\n",
-        "c.yaml:3:28 model.moe.router.top_k: is an option of topk and sigmoid_bias, not of switch",
+        "c.yaml:3:28 model.moe.router.top_k: is an option of topk and sigmoid_bias and top_p and adamoe and xmoe, not of switch",
     ),
     case(
         "missing option",
@@ -416,6 +416,27 @@ CASES = [
         "c.yaml:2:40 model.moe.router.name: gshard sends each token to 2 experts (got gshard); expected model.moe.num_experts of at least 2",
     ),
     case(
+        "threshold",
+        "model:\n  moe:\n    router: {name: top_p, threshold: 1.5}\n",
+        "c.yaml:3:38 model.moe.router.threshold: is out of range (got 1.5); expected a number above 0.0 and at most 1.0",
+    ),
+    case(
+        "null experts",
+        "model:\n  moe:\n    router: {name: adamoe, null_experts: 0}\n",
+        "c.yaml:3:42 model.moe.router.null_experts: is out of range (got 0); expected an integer of at least 1",
+    ),
+    case(
+        "routing_dim and temperature",
+        "model:\n  moe:\n    router: {name: xmoe, routing_dim: 0, initial_temperature: 0}\n",
+        "c.yaml:3:39 model.moe.router.routing_dim: is out of range (got 0); expected an integer of at least 1\n"
+        "c.yaml:3:63 model.moe.router.initial_temperature: is out of range (got 0); expected a number above 0",
+    ),
+    case(
+        "choices of adamoe",
+        "model:\n  moe: {num_experts: 2, router: {name: adamoe}}\n",
+        "c.yaml:2:22 model.moe.router.top_k: more experts a token than there are (got 3, the default); expected at most model.moe.num_experts (2)",
+    ),
+    case(
         "capacity factor without policy",
         "model:\n  moe:\n    capacity:\n      factor: 1.25\n",
         "c.yaml:4:15 model.moe.capacity.factor: has no effect while model.moe.capacity.policy is dropless (got 1.25); expected model.moe.capacity.policy factor, or this key left out",
@@ -514,7 +535,7 @@ CASES = [
     case(
         "override of a section by a word",
         "",
-        "--set model.moe.router=switch model.moe.router: is a string (got switch); expected a mapping with a name: switch, topk, gshard, sigmoid_bias; did you mean model.moe.router.name: switch?",
+        "--set model.moe.router=switch model.moe.router: is a string (got switch); expected a mapping with a name: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe; did you mean model.moe.router.name: switch?",
         "model.moe.router=switch",
     ),
     case(
@@ -544,7 +565,7 @@ CASES = [
     case(
         "override of an option of another router",
         "model:\n  moe:\n    router: {name: switch}\n",
-        "--set model.moe.router.top_k=2 model.moe.router.top_k: is an option of topk and sigmoid_bias, not of switch",
+        "--set model.moe.router.top_k=2 model.moe.router.top_k: is an option of topk and sigmoid_bias and top_p and adamoe and xmoe, not of switch",
         "model.moe.router.top_k=2",
     ),
 ]

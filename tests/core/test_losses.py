@@ -15,15 +15,16 @@ TOKENS = 12
 
 
 def naive(routing, tokens=slice(None)):
-    """E * sum_e f_e P_e over some tokens."""
-    experts, counted = routing.num_experts, routing.balanced_choices
+    """E * sum_e f_e P_e over some tokens; null experts share the choices that go nowhere."""
+    experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts
     chosen = routing.expert_N.reshape(routing.num_tokens, -1)[tokens, :counted]
     probs = routing.probs_TE[tokens]
     total = 0.0
-    for expert in range(experts):
-        share = sum(int(expert in row) for row in chosen.tolist()) / (len(chosen) * counted)
+    for expert in range(experts + nulls):
+        share = sum(row.count(min(expert, experts)) for row in chosen.tolist()) / (len(chosen) * counted)
+        share /= nulls if expert >= experts else 1
         total += share * sum(probs[:, expert].tolist()) / len(probs)
-    return experts * total
+    return (experts + nulls) * total
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=label)

@@ -96,6 +96,12 @@ def _patched_call(fn, patch):
     return call
 
 
+def with_fault(fault: Fault, build: Callable[[tuple[str, ...]], Subject]) -> tuple[Subject, Subject]:
+    """A, and B with the fault; `build` makes a subject with overrides of the config."""
+    a, b = fault.both(build(())), replace(fault.change(fault.both(build(fault.overrides))), name="faulty")
+    return a, b if fault.patch is nullcontext else under_patch(b, fault.patch)
+
+
 # ---------------------------------------------------------------------- the faulty code
 
 

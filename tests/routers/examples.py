@@ -5,10 +5,13 @@ import numpy as np
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.routing import RouterContext
 from moeport.routers import build_router
+from moeport.routers.adamoe import AdaMoEConfig
 from moeport.routers.gshard import GShardConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.switch import SwitchConfig
+from moeport.routers.top_p import TopPConfig
 from moeport.routers.topk import TopKConfig
+from moeport.routers.xmoe import XMoEConfig
 from tests.support import grid, rng
 
 EXPERTS, WIDTH, TOKENS = 8, 6, 12
@@ -29,8 +32,19 @@ EXAMPLES = {
         SigmoidBiasConfig(num_groups=4, top_groups=2),
         SigmoidBiasConfig(num_groups=8, top_groups=3),
     ],
+    "top_p": [
+        TopPConfig(),
+        TopPConfig(top_k=EXPERTS, threshold=0.8),
+        TopPConfig(threshold=0.6, entropy_coefficient=0.0),
+    ],
+    "adamoe": [AdaMoEConfig(), AdaMoEConfig(top_k=1), AdaMoEConfig(top_k=EXPERTS, null_experts=1)],
+    "xmoe": [XMoEConfig(routing_dim=3), XMoEConfig(top_k=3, routing_dim=4, initial_temperature=0.1)],
 }
 """By router name."""
+OTHER_PARAMETERS = ("adamoe", "xmoe")
+"""Routers that train something else than one weight (E, D)."""
+VARIABLE = ("top_p", "adamoe")
+"""Routers that give some tokens fewer than K experts, in evaluation too."""
 CONFIGS = [config for configs in EXAMPLES.values() for config in configs]
 
 

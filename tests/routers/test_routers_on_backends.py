@@ -12,7 +12,10 @@ from tests.routers.examples import (
     CONFIGS,
     EXAMPLES,
     EXPERTS,
+    OTHER_PARAMETERS,
+    VARIABLE,
     WIDTH,
+    choices,
     context,
     hidden_states,
     label,
@@ -55,7 +58,7 @@ def test_decisions_and_gates_are_those_of_the_reference(target, config):
     for name in ARRAYS:
         assert ops.dtype(getattr(got, name)) == accurate
         assert_close(ops.to_numpy(getattr(got, name)), getattr(want, name), TOLERANCE[accurate], name)
-    for name in ("num_tokens", "num_experts", "balanced_choices", "choices_per_token"):
+    for name in ("num_tokens", "num_experts", "balanced_choices", "choices_per_token", "null_experts"):
         assert getattr(got, name) == getattr(want, name)
 
 
@@ -100,19 +103,29 @@ def test_gradients_are_those_of_finite_differences(target, config):
 def test_each_token_goes_to_as_many_different_experts_as_the_config_says(config):
     routing = route(config, training=False)
     assert routing.choices_per_token == config.experts_per_token
-    for experts in routing.expert_N.reshape(routing.num_tokens, -1).tolist():
-        assert len(set(experts)) == config.experts_per_token
+    served = [[expert for expert in experts if expert != EXPERTS] for experts in choices(routing)[0].tolist()]
+    for experts in served:
+        assert len(set(experts)) == len(experts) <= config.experts_per_token
         assert set(experts) <= set(range(EXPERTS))
+    numbers = {len(experts) for experts in served}
+    assert len(numbers) > 1 if config.name in VARIABLE else numbers == {config.experts_per_token}
+
+
+@every_config
+def test_what_goes_nowhere_has_no_weight(config):
+    experts, gates = choices(route(config, training=False))
+    assert (gates[experts == EXPERTS] == 0).all()
+    assert (gates[experts < EXPERTS] > 0).all()
 
 
 @every_config
 def test_equal_scores_go_to_the_lower_index(config):
     router = build_router(config, WIDTH, EXPERTS)
     params = {name: np.zeros_like(value) for name, value in router_params(router).items()}
-    routing = route(config, params=params, training=False)
-    assert routing.expert_N.reshape(routing.num_tokens, -1).tolist() == (
-        [list(range(config.experts_per_token))] * routing.num_tokens
-    )
+    for experts in choices(route(config, params=params, training=False))[0].tolist():
+        served = [expert for expert in experts if expert != EXPERTS]
+        assert served == list(range(len(served) if config.name in VARIABLE else config.experts_per_token))
+        assert served
 
 
 @every_config
@@ -136,7 +149,8 @@ def test_probabilities_sum_to_one(config):
 def test_parameters(config):
     router = build_router(config, WIDTH, EXPERTS, init_std=0.5)
     trained = [spec for spec in router.parameter_specs() if spec.trainable]
-    assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
+    if config.name not in OTHER_PARAMETERS:
+        assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
     assert config.parameter_count(WIDTH, EXPERTS) == sum(spec.size for spec in trained)
     assert router.paper.count("arXiv") >= 1
 

@@ -188,7 +188,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
 
 
 def test_numpy_refuses_to_train(tmp_path):
-    with pytest.raises(UserError, match="numpy cannot train; set backend.name to torch or mindspore"):
+    with pytest.raises(UserError, match=r"numpy cannot train; set backend\.name to torch or mindspore"):
         train(tiny_config(tmp_path, backend={"name": "numpy"}), console=QUIET)
 
 

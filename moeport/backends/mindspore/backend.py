@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GLOG_v", "3")
@@ -12,6 +14,7 @@ os.environ.setdefault("GLOG_v", "3")
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
+from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.mindspore.communicator import start
@@ -54,7 +57,7 @@ class MindSporeBackend(Backend):
         self.fused = try_fused(MindSporeOps(), self.dtype) if self.device_name == "npu" else {}
         self.ops: MindSporeOps = with_fused(MindSporeOps(), self.fused)
         self.compiles = config.compile is not False
-        self.compilations = Compilations()
+        self.compiled = Compilations()
 
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
         """See Backend."""
@@ -98,6 +101,15 @@ class MindSporeBackend(Backend):
         start = time.perf_counter()
         self.ops.matmul(x, x).asnumpy()
         return 2 * 1024**3 / (time.perf_counter() - start)
+
+    def profile(self, folder: Path) -> AbstractContextManager[Any]:
+        """Tables of operations, and on Ascend a trace, by mindspore.profiler."""
+        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.NPU] if self.device_name == "npu" else [])
+        return ms.profiler.profile(activities=kinds, on_trace_ready=tensorboard_trace_handler(str(folder)))
+
+    def compilations(self) -> tuple[int, float]:
+        """See Backend."""
+        return self.compiled.count, self.compiled.seconds
 
     def versions(self) -> dict[str, str]:
         """See Backend."""

@@ -22,8 +22,8 @@ def resolve_device(name: str) -> str:
         raise BackendUnavailableError(f"backend.device: mindspore runs on cpu or npu (got {name})")
     if name == "npu" and not ascend.is_available():
         raise BackendUnavailableError(
-            f"backend.device: npu is not usable: MindSpore {ms.__version__} finds no Ascend runtime; "
-            "set backend.device to auto or cpu, or install the driver and CANN and source its set_env.sh before starting"
+            f"backend.device: npu is not usable: MindSpore {ms.__version__} finds no Ascend runtime; set "
+            "backend.device to auto or cpu, or install the driver and CANN and source its set_env.sh before starting"
         )
     return name
 

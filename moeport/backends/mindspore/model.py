@@ -106,7 +106,7 @@ class MindSporeModel(EvaluationModel):
                 return self._loss(ops, shape, noise, training, *arrays)
 
             if rows is not None:
-                loss = compiled(loss, self.backend.compilations)
+                loss = compiled(loss, self.backend.compiled)
             self._functions[key] = partial(self._gradients, self._differentiated(loss)) if training else _named(loss)
         return self._functions[key]
 
@@ -158,8 +158,10 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
 
     def gradient_norm(self) -> Array:
         """See TrainingModel."""
-        squares = [_square_sum(gradient) for gradient in self._accumulated.values()]
-        return msops.sqrt(msops.stack(squares).sum())
+        if self.backend.device_name == "cpu":  # its memory is the host's, and numpy's product is ten times as fast
+            arrays = [gradient.asnumpy() for gradient in self._accumulated.values()]
+            return Tensor(np.sqrt(np.sum([np.dot(array, array) for array in arrays])))
+        return msops.sqrt(msops.stack([(x * x).sum() for x in self._accumulated.values()]).sum())
 
     def step(self, learning_rate: float, norm: Array) -> None:
         """See TrainingModel."""
@@ -189,7 +191,3 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
             {name: ops.from_numpy(u) for name, u in batch.noise.items()},
         )
         return find_non_finite(ops, self.model, self.shaped(), placed, self.backend.dtype, self.gradients())
-
-
-def _square_sum(x: Tensor) -> Tensor:
-    return msops.reshape(msops.matmul(msops.reshape(x, (1, -1)), msops.reshape(x, (-1, 1))), ())

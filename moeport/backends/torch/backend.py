@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,10 @@ class TorchBackend(Backend):
     def matmul_flops_per_second(self) -> float:
         """See Backend."""
         return matmul_flops_per_second(self.torch_device, DTYPES[self.dtype])
+
+    def profile(self, folder: Path) -> AbstractContextManager[Any]:
+        """A Chrome trace by torch.profiler."""
+        return torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)))
 
     def versions(self) -> dict[str, str]:
         """See Backend."""

@@ -1,0 +1,63 @@
+"""The top-p router: as many experts as a share of the probability needs (Huang et al. 2024, arXiv 2403.07652)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.base import Router, TopKRouterConfig, assign
+
+
+class TopPConfig(TopKRouterConfig):
+    """Experts in order of probability until their sum reaches a threshold."""
+
+    name: Literal["top_p"] = "top_p"
+    """`top_p`"""
+    top_k: PositiveInt = 4
+    """Most experts a token may have, K; at most num_experts. Ours: the paper has no bound."""
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """p: the sum of probabilities at which a token has enough experts; the one that reaches it is among them."""
+    entropy_coefficient: NonNegativeFloat = 1e-4
+    """Weight of the entropy of the probabilities in the training loss, a layer, which keeps the experts few."""
+
+
+class TopPRouter(Router[TopPConfig]):
+    """The fewest best experts with p_1 + .. + p_k >= threshold, p = softmax(W x); the gates are the p.
+
+    Of a token's K choices, those after the threshold go nowhere. The router's own loss is the mean entropy of p, which
+    the paper calls dynamic loss: without it flat probabilities would cost nothing and call for many experts.
+    """
+
+    paper = "Harder Tasks Need More Experts, arXiv 2403.07652, dynamic routing and dynamic loss"
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The experts of highest logit, up to the threshold and at most K."""
+        logits_TE = self.logits(ops, params, x_TD)
+        probs_TE = ops.softmax(logits_TE)
+        expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
+        weight_TK = ops.take_last(probs_TE, expert_TK)
+        needed_TK = self._sum_of_better(ops, weight_TK) < ops.constant_like(self.config.threshold, weight_TK)
+        own_loss = None
+        if self.config.entropy_coefficient:
+            entropy_T = ops.logsumexp(logits_TE) - ops.sum(probs_TE * logits_TE, axis=-1)
+            own_loss = ops.mean(entropy_T) * ops.constant_like(self.config.entropy_coefficient, entropy_T)
+        return assign(
+            ops,
+            ops.where(needed_TK, expert_TK, ops.index(self.num_experts)),
+            ops.where(needed_TK, weight_TK, ops.constant_like(0.0, weight_TK)),
+            logits_TE,
+            probs_TE,
+            own_loss=own_loss,
+        )
+
+    def _sum_of_better(self, ops: Ops, weight_TK: Array) -> Array:
+        """For each choice the sum of the weights before it, added one by one, so that backends round alike."""
+        fixed_TK = ops.stop_gradient(weight_TK)
+        sums = [ops.zeros((weight_TK.shape[0], 1), ops.dtype(weight_TK))]
+        for choice in range(self.config.top_k - 1):
+            sums.append(sums[-1] + fixed_TK[:, choice : choice + 1])
+        return ops.concat(sums, axis=1)

@@ -1,0 +1,73 @@
+"""The X-MoE router: cosine scores in a low dimension (Chi et al. 2022, arXiv 2204.09179)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.base import Router, TopKRouterConfig, assign
+
+_EPS = 1e-12
+"""Added to a squared norm, so that a vector of zeros has a gradient."""
+
+
+class XMoEConfig(TopKRouterConfig):
+    """Top-k of a softmax over cosines in a low dimension, with a learned temperature."""
+
+    name: Literal["xmoe"] = "xmoe"
+    """`xmoe`"""
+    top_k: PositiveInt = 1
+    """Experts a token K; at most num_experts."""
+    routing_dim: PositiveInt = 16
+    """Dimension in which tokens and experts are compared. Ours: 16, as in the authors' released code."""
+    initial_temperature: PositiveFloat = 0.3
+    """Temperature tau before training. Ours."""
+
+    def parameter_count(self, d_model: int, num_experts: int) -> int:
+        """Projection, expert embeddings and temperature."""
+        return self.routing_dim * (d_model + num_experts) + 1
+
+
+class XMoERouter(Router[XMoEConfig]):
+    """p = softmax(cos(P x, w_e) / tau); the k best; gates p_e. P, w and tau are trained.
+
+    Scores do not depend on the length of x, nor on that of w_e. tau = initial_temperature * exp(log_temperature), which
+    keeps it positive; that form is ours. The authors' released code has neither the norm of P x nor tau; the paper has
+    both.
+    """
+
+    paper = "On the Representation Collapse of Sparse Mixture of Experts, arXiv 2204.09179"
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """Expert embeddings w, projection P and logarithm of the temperature over its initial value."""
+        dim = self.config.routing_dim
+        return [
+            ParameterSpec("weight", (self.num_experts, dim), std=self.init_std),
+            ParameterSpec("projection", (dim, self.d_model), std=self.init_std),
+            ParameterSpec("log_temperature", (1,), "zeros"),
+        ]
+
+    def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        """Cosine over temperature, (T, E)."""
+        low = _unit(ops, ops.linear(ops.accurate(x_TD), params["projection"]))
+        kind = ops.dtype(low)
+        cosine_TE = ops.linear(low, _unit(ops, ops.cast(params["weight"], kind)))
+        scale = ops.exp(-ops.cast(params["log_temperature"], kind))
+        return cosine_TE * scale * ops.constant_like(1.0 / self.config.initial_temperature, low)
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The k experts of highest cosine."""
+        logits_TE = self.logits(ops, params, x_TD)
+        probs_TE = ops.softmax(logits_TE)
+        expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
+        return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE)
+
+
+def _unit(ops: Ops, x: Array) -> Array:
+    """x over its length, along the last dimension."""
+    return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + ops.constant_like(_EPS, x))

@@ -1,0 +1,95 @@
+"""All verdicts between backends and types, for every router that is registered and for the quickstart."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moeport.parity.run import GOLDEN, compare_subjects, run
+from moeport.parity.subject import Size, build_subject
+from moeport.routers import ROUTERS
+from tests.conformance.targets import with_default_kernels
+from tests.parity.tiny import MODEL, config_file
+
+pytest.importorskip("torch")
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+SMALL = Size(sequences=2, tokens=12, steps=2)
+
+
+def assert_passes(report, comparisons):
+    assert len(report.comparisons) == comparisons
+    for found in report.comparisons:
+        assert found.verdict == "pass", "\n".join([found.headline, *(f"{t.name}: {t.reason}" for t in found.tensors)])
+
+
+def options(config):
+    """The router's defaults, with groups where it has them."""
+    return config.model_validate({"num_groups": 2} if "num_groups" in config.model_fields else {})
+
+
+@pytest.mark.parametrize("capacity", ["dropless", "factor"])
+@pytest.mark.parametrize("name", ROUTERS)
+def test_numpy_and_torch(tmp_path, name, capacity):
+    router = options(ROUTERS[name][0]).model_dump(mode="json")
+    moe = {**MODEL["moe"], "router": router}
+    if capacity == "factor":
+        moe["capacity"] = {"policy": "factor", "factor": 1.0, "drop": "probability"}
+    file = config_file(tmp_path, model={**MODEL, "moe": moe})
+    report = run(file, ["numpy:fp64", "torch-cpu:fp64", "torch-cpu", "torch-cpu:bf16"], size=SMALL)
+    assert_passes(report, 3)
+    kinds = {tensor.kind for tensor in report.comparisons[1].tensors}
+    assert {"activation", "score", "decision", "plan", "loss", "gradient", "update"} <= kinds
+    assert report.comparisons[2].trajectory
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_mindspore(tmp_path, name):
+    pytest.importorskip("mindspore")
+    file = config_file(tmp_path, options(ROUTERS[name][0]).model_dump(mode="json"))
+    size = Size(sequences=2, tokens=8, steps=0)
+    report = run(file, ["torch-cpu:fp64", "mindspore-cpu:fp64", "mindspore-cpu"], size=size)
+    assert_passes(report, 2)
+    assert "gradient" in {tensor.kind for tensor in report.comparisons[1].tensors}
+
+
+def test_the_quickstart(tmp_path):
+    size = Size(sequences=2, tokens=32, steps=3)
+    variants = ["numpy", "torch-cpu", "torch-cpu:fp64", "torch-cpu:bf16"]
+    overrides = [f"data.cache_dir={tmp_path}", "data.tokenizer.name=byte"]
+    assert_passes(run(QUICKSTART, variants, overrides, size=size), 3)
+
+
+def test_two_runs_at_bfloat16_that_differ_by_noise_pass(tmp_path):
+    """The same model in bfloat16 on other kernels: the default compositions, which round elsewhere."""
+    file = config_file(tmp_path)
+    a, b = (build_subject(file, "torch-cpu:bf16", size=SMALL) for _ in range(2))
+    b.backend.ops = with_default_kernels(b.backend.ops)
+    golden = build_subject(file, GOLDEN, size=SMALL)
+    report = compare_subjects([a, replace(b, name="default kernels")], 2, golden=golden)
+    assert_passes(report, 1)
+    assert not report.comparisons[0].equal
+
+
+@pytest.mark.slow
+def test_a_model_that_is_compiled(tmp_path):
+    """Blocks are compared by their outputs."""
+    file = config_file(tmp_path)
+    report = run(file, ["torch-cpu", "torch-cpu backend.compile=true"], size=Size(2, 8, 1))
+    assert_passes(report, 1)
+    assert "layers.1:output" in {tensor.name for tensor in report.comparisons[0].tensors}
+
+
+def test_both_numbers_where_choices_flip(tmp_path):
+    """Near ties in float32 fall the other way in bfloat16; both agreements and both errors are on record."""
+    file = config_file(tmp_path)
+    (found,) = run(file, ["torch-cpu", "torch-cpu:bf16"], size=Size(8, 32, 1)).comparisons
+    assert found.verdict == "pass", found.headline
+    assert found.replayed
+    flipped = [routing for routing in found.routing if routing.agreement < 1]
+    assert flipped
+    assert all(routing.agreement_replayed is not None for routing in flipped)
+    assert flipped[0].near_ties == round((1 - flipped[0].agreement) * flipped[0].choices)
+    after = next(tensor for tensor in found.tensors if tensor.name == "final_norm:rms_norm")
+    assert after.free_error > after.error
+    assert "all near ties" in found.headline
