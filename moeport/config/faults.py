@@ -104,7 +104,9 @@ def _unknown_key(root: Node, parts: Parts, section: type[Section]) -> Problem:
     owners = [tag for tag, sibling in siblings.items() if name in sibling.model_fields]
     if owners:
         chosen = section.model_fields["name"].default
-        return Problem(key, f"is an option of {' and '.join(owners)}, not of {chosen}", place=place)
+        *others, last = owners
+        words = f"{', '.join(others)} and {last}" if others else last
+        return Problem(key, f"is an option of {words}, not of {chosen}", place=place)
     if "." in name:
         return Problem(key, "unknown key", expected="nested sections instead of dots", place=place)
     meant = suggest(key, section)

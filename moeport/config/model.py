@@ -50,7 +50,8 @@ class LoadBalanceConfig(Section):
     """Switch load-balancing loss E * sum_e f_e P_e (Switch Transformer, eq. 4)."""
 
     coefficient: NonNegativeFloat | None = None
-    """Weight in the training loss, a layer; 0 turns it off. Default: the router's: 0 for sigmoid_bias, else 0.01."""
+    """Weight in the training loss, a layer; 0 turns it off. Default: 0 for sigmoid_bias and sinkhorn_token_choice, else
+    0.01."""
     scope: Literal["batch", "sequence"] = "batch"
     """f and P over all tokens of a micro-batch, or of each sequence and then averaged (DeepSeek-V3, eq. 17)."""
 

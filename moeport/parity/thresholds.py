@@ -46,6 +46,12 @@ LIMITS = {
 RATIO_MAX, RATIO_MEAN, RATIO_RMS = 10.0, 2.0, 2.0
 """Double benchmark: how many times A's error against the golden B's may be, for the largest and the mean relative error
 and the root of the mean square (MindFormers, tests/utils/double_benchmark.py; also msprobe's benchmark standard)."""
+ROUNDINGS = 8
+"""Error that an operation may always have, in unit roundoffs of its largest input: where terms cancel, the result is
+small and its relative error large. Ours: at most 5.2 was measured, in the last iterations of Sinkhorn's algorithm."""
+FEW = 16
+"""Gradients of fewer entries may be off by the limit times the RMS of all gradients: each is a sum in which terms
+cancel, and no other entries average that. Ours."""
 SUSPICIOUS = 0.25
 """From this share of a limit on, a tensor that fails the double benchmark warns. Ours."""
 LEAST_AGREEMENT = 0.9

@@ -12,12 +12,22 @@ from moeport.routers.adamoe import AdaMoEConfig, AdaMoERouter
 from moeport.routers.base import Router, RouterConfig
 from moeport.routers.gshard import GShardConfig, GShardRouter
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig, SigmoidBiasRouter
+from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig, SinkhornTokenChoiceRouter
 from moeport.routers.switch import SwitchConfig, SwitchRouter
 from moeport.routers.top_p import TopPConfig, TopPRouter
 from moeport.routers.topk import TopKConfig, TopKRouter
 from moeport.routers.xmoe import XMoEConfig, XMoERouter
 
-RouterChoice = SwitchConfig | TopKConfig | GShardConfig | SigmoidBiasConfig | TopPConfig | AdaMoEConfig | XMoEConfig
+RouterChoice = (
+    SwitchConfig
+    | TopKConfig
+    | GShardConfig
+    | SigmoidBiasConfig
+    | TopPConfig
+    | AdaMoEConfig
+    | XMoEConfig
+    | SinkhornTokenChoiceConfig
+)
 """The config of any router; the key `name` says which."""
 
 ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
@@ -28,6 +38,7 @@ ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
     "top_p": (TopPConfig, TopPRouter),
     "adamoe": (AdaMoEConfig, AdaMoERouter),
     "xmoe": (XMoEConfig, XMoERouter),
+    "sinkhorn_token_choice": (SinkhornTokenChoiceConfig, SinkhornTokenChoiceRouter),
 }
 """Name to config and router class."""
 

@@ -252,12 +252,12 @@ CASES = [
     case(
         "unknown router",
         "model:\n  moe:\n    router: {name: top_k, top_k: 2}\n",
-        "c.yaml:3:20 model.moe.router.name: is not a choice (got top_k); expected one of switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe; did you mean topk?",
+        "c.yaml:3:20 model.moe.router.name: is not a choice (got top_k); expected one of switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice; did you mean topk?",
     ),
     case(
         "missing name",
         "model:\n  moe:\n    router:\n      top_k: 2\n",
-        "c.yaml:3:5 model.moe.router.name: is missing; expected one of switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe",
+        "c.yaml:3:5 model.moe.router.name: is missing; expected one of switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice",
     ),
     case(
         "null name",
@@ -277,7 +277,7 @@ CASES = [
     case(
         "option of two others",
         "model:\n  moe:\n    router: {name: switch, top_k: 2}\n",
-        "c.yaml:3:28 model.moe.router.top_k: is an option of topk and sigmoid_bias and top_p and adamoe and xmoe, not of switch",
+        "c.yaml:3:28 model.moe.router.top_k: is an option of topk, sigmoid_bias, top_p, adamoe, xmoe and sinkhorn_token_choice, not of switch",
     ),
     case(
         "missing option",
@@ -535,7 +535,7 @@ CASES = [
     case(
         "override of a section by a word",
         "",
-        "--set model.moe.router=switch model.moe.router: is a string (got switch); expected a mapping with a name: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe; did you mean model.moe.router.name: switch?",
+        "--set model.moe.router=switch model.moe.router: is a string (got switch); expected a mapping with a name: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice; did you mean model.moe.router.name: switch?",
         "model.moe.router=switch",
     ),
     case(
@@ -565,7 +565,7 @@ CASES = [
     case(
         "override of an option of another router",
         "model:\n  moe:\n    router: {name: switch}\n",
-        "--set model.moe.router.top_k=2 model.moe.router.top_k: is an option of topk and sigmoid_bias and top_p and adamoe and xmoe, not of switch",
+        "--set model.moe.router.top_k=2 model.moe.router.top_k: is an option of topk, sigmoid_bias, top_p, adamoe, xmoe and sinkhorn_token_choice, not of switch",
         "model.moe.router.top_k=2",
     ),
 ]

@@ -5,10 +5,13 @@ import numpy as np
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.core.model import Batch, DecoderLM
 from moeport.core.parameters import initial_parameters
+from moeport.routers.adamoe import AdaMoEConfig
 from moeport.routers.gshard import GShardConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.switch import SwitchConfig
+from moeport.routers.top_p import TopPConfig
 from moeport.routers.topk import TopKConfig
+from moeport.routers.xmoe import XMoEConfig
 from tests.support import rng
 
 VOCABULARY = 11
@@ -17,7 +20,11 @@ ROUTER_CONFIGS = {
     "topk": TopKConfig(),
     "gshard": GShardConfig(),
     "sigmoid_bias": SigmoidBiasConfig(num_groups=2, top_groups=1),
+    "top_p": TopPConfig(top_k=3, entropy_coefficient=0.1),
+    "adamoe": AdaMoEConfig(top_k=2, null_experts=3),
+    "xmoe": XMoEConfig(routing_dim=5),
 }
+"""All but Sinkhorn token choice, whose choices depend on the whole micro-batch."""
 
 
 def model_config(router="topk", moe=None, **options):

@@ -7,9 +7,12 @@ from moeport.core.losses import load_balance_loss
 from moeport.core.moe import MoELayer
 from moeport.core.parameters import under
 from moeport.core.routing import RouterContext
+from moeport.routers.adamoe import AdaMoEConfig
 from moeport.routers.gshard import GShardConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
+from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig
 from moeport.routers.switch import SwitchConfig
+from moeport.routers.top_p import TopPConfig
 from moeport.routers.topk import TopKConfig
 from tests.conformance.targets import TOLERANCE, every_target
 from tests.core import reference
@@ -24,6 +27,9 @@ CONFIGS = {
     "switch": MoEConfig(**SHAPES, router=SwitchConfig()),
     "gshard": MoEConfig(**SHAPES, router=GShardConfig()),
     "sigmoid_bias": MoEConfig(**SHAPES, router=SigmoidBiasConfig(), load_balance=LoadBalanceConfig(coefficient=0.5)),
+    "top_p": MoEConfig(**SHAPES, router=TopPConfig(threshold=0.6)),
+    "adamoe": MoEConfig(**SHAPES, router=AdaMoEConfig(top_k=2, null_experts=3)),
+    "sinkhorn_token_choice": MoEConfig(**SHAPES, router=SinkhornTokenChoiceConfig()),
     "all experts": MoEConfig(**SHAPES, router=TopKConfig(top_k=EXPERTS)),
     "one expert": MoEConfig(**SHAPES | {"num_experts": 1}, router=TopKConfig(top_k=1)),
     "gelu": MoEConfig(**SHAPES, activation="gelu"),
@@ -32,6 +38,9 @@ CONFIGS = {
     "capacity by position": MoEConfig(**SHAPES, capacity=CapacityConfig(**TIGHT)),
     "capacity by probability": MoEConfig(**SHAPES, capacity=CapacityConfig(**TIGHT, drop="probability")),
     "capacity of gshard": MoEConfig(**SHAPES, router=GShardConfig(), capacity=CapacityConfig(**TIGHT)),
+    "capacity of adamoe": MoEConfig(
+        **SHAPES, router=AdaMoEConfig(top_k=2, null_experts=1), capacity=CapacityConfig(**TIGHT)
+    ),
     "capacity of switch": MoEConfig(**SHAPES, router=SwitchConfig(), capacity=CapacityConfig(**TIGHT)),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -125,6 +134,7 @@ def test_scopes_differ():
         (MoEConfig(router=SwitchConfig()), 0.01),
         (MoEConfig(router=GShardConfig()), 0.01),
         (MoEConfig(router=SigmoidBiasConfig()), 0.0),
+        (MoEConfig(router=SinkhornTokenChoiceConfig()), 0.0),
         (MoEConfig(router=SigmoidBiasConfig(), load_balance=LoadBalanceConfig(coefficient=0.5)), 0.5),
         (MoEConfig(load_balance=LoadBalanceConfig(coefficient=0.0)), 0.0),
     ],

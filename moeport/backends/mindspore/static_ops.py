@@ -104,8 +104,9 @@ class StaticOps(MindSporeOps):
         expert_R = (msops.expand_dims(row_R, 1) >= end_E).astype(INDEX).sum(1).astype(INDEX)
         served_R = row_R < end_E[experts - 1]
         start_R = msops.gather(start_E, msops.minimum(expert_R, Tensor(experts - 1, INDEX)), 0)
-        slot_R = expert_R * Tensor(capacity, INDEX) + row_R - start_R
-        return msops.gather(y, msops.where(served_R, slot_R, Tensor(experts * capacity, INDEX)), 0)
+        nowhere = Tensor(experts * capacity, INDEX)
+        slot_R = msops.minimum(expert_R * Tensor(capacity, INDEX) + row_R - start_R, nowhere)
+        return msops.gather(y, msops.where(served_R, slot_R, nowhere), 0)
 
     def linear_cross_entropy(
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float

@@ -1,0 +1,59 @@
+"""Sinkhorn token choice (Liu et al. 2024, Routers in Vision Mixture of Experts, arXiv 2401.15969)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.base import Router, TopKRouterConfig, assign
+
+
+class SinkhornTokenChoiceConfig(TopKRouterConfig):
+    """In training, top-k of an optimal transport plan that spreads the tokens evenly; softmax gates."""
+
+    name: Literal["sinkhorn_token_choice"] = "sinkhorn_token_choice"
+    """`sinkhorn_token_choice`"""
+    sinkhorn_iterations: PositiveInt = 20
+    """Each makes the rows of the plan sum to 1, then its columns to T / num_experts."""
+
+
+class SinkhornTokenChoiceRouter(Router[SinkhornTokenChoiceConfig]):
+    """Top-k of each token's row of the plan; the gates are softmax(W x), not normalised over the k.
+
+    The plan is the entropy-regularised optimal transport with scores W x, epsilon = 1, a mass of 1 a token and T / E an
+    expert. It needs no gradient and no load-balancing loss. In evaluation and generation the choice is the top-k of
+    W x, so that no token depends on others; that is ours for this paper, and what Megatron-LM does.
+    """
+
+    paper = "Routers in Vision Mixture of Experts, arXiv 2401.15969, Sinkhorn token choice"
+    load_balance = 0.0
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The k experts with the largest share of the plan, or outside training of highest logit."""
+        logits_TE = self.logits(ops, params, x_TD)
+        probs_TE = ops.softmax(logits_TE)
+        scores_TE = logits_TE
+        if context.training:
+            scores_TE = sinkhorn_log_plan(ops, logits_TE, self.config.sinkhorn_iterations)
+        expert_TK = ops.topk_ids(scores_TE, self.config.top_k)
+        return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE)
+
+
+def sinkhorn_log_plan(ops: Ops, logits_TE: Array, iterations: int) -> Array:
+    """Logarithm of diag(a) exp(logits) diag(b) with rows that sum to 1 and columns that sum to T / E, without gradient.
+
+    Columns come last and are exact; rows are as near to 1 as the iterations bring them.
+    """
+    log_plan = ops.stop_gradient(logits_TE)
+    tokens, experts = log_plan.shape
+    log_share = ops.constant_like(math.log(tokens / experts), log_plan)
+    for _ in range(iterations):
+        log_plan = log_plan - ops.reshape(ops.logsumexp(log_plan), (tokens, 1))
+        columns_E = ops.logsumexp(ops.transpose(log_plan, (1, 0)))
+        log_plan = log_plan + ops.reshape(log_share - columns_E, (1, experts))
+    return log_plan
