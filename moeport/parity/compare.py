@@ -23,6 +23,7 @@ from moeport.parity.result import (
     Side,
     StepResult,
     TensorResult,
+    Verdict,
     worst,
 )
 from moeport.parity.routing import compare_decision
@@ -210,25 +211,31 @@ class _Comparison:
         """By the limits, the least cosine, the thousandth rule and the double benchmark."""
         metrics, limits, double = result.metrics, self.limits, result.golden
         assert metrics
-        over, turned = metrics.relative_rms > result.limit, metrics.cosine < limits.cosine
-        if over or turned:
-            if self._cancels(result, x, y):
-                return replace(result, reason="small beside what it is made of: within rounding of that")
-            if over and double and double.passed and not turned:
-                words = "beyond the limit, but no further from the golden than A (double benchmark)"
-                return replace(result, reason=words)
-            words = f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
-            if turned and not over:
-                words = f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
-            return replace(result, verdict="fail", reason=words, hint=hint(x, y, result.limit))
-        if limits.thousandth is not None and metrics.over_thousandth > limits.thousandth:
-            words = f"{metrics.over_thousandth:.2%} of the entries are off by more than a thousandth"
-            return replace(result, verdict="warn", reason=words)
-        suspicious = metrics.relative_rms > thresholds.SUSPICIOUS * result.limit
-        if suspicious and self.a.dtype == self.b.dtype and double and not double.passed:
-            words = f"{double.ratio_rms:.1f} times as far from the golden as A (double benchmark)"
-            return replace(result, verdict="warn", reason=words)
-        return result
+        verdict: Verdict = "pass"
+        words = ""
+        if metrics.relative_rms > result.limit:
+            verdict, words = "fail", f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
+        elif metrics.cosine < limits.cosine:
+            verdict, words = "fail", f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
+        elif limits.thousandth is not None and metrics.over_thousandth > limits.thousandth:
+            share = f"{metrics.over_thousandth:.2%}"
+            verdict, words = "warn", f"{share} of the entries are off by more than a thousandth"
+        elif double and self._suspicious(result, double):
+            ratio = f"{double.ratio_rms:.1f}"
+            verdict, words = "warn", f"{ratio} times as far from the golden as A (double benchmark)"
+        if verdict == "pass":
+            return result
+        if self._cancels(result, x, y):
+            return replace(result, reason="small beside what it is made of: within rounding of that")
+        if double and double.passed and metrics.cosine >= limits.cosine:
+            return replace(result, reason="off, but no further from the golden than A (double benchmark)")
+        found = hint(x, y, result.limit) if verdict == "fail" else None
+        return replace(result, verdict=verdict, reason=words, hint=found)
+
+    def _suspicious(self, result: TensorResult, double: DoubleBenchmark) -> bool:
+        """Whether B is further from the golden than A although both compute in the same type."""
+        used = result.error > thresholds.SUSPICIOUS * result.limit
+        return used and not double.passed and self.a.dtype == self.b.dtype
 
     def _cancels(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> bool:
         """Whether an error is large only beside a result that cancellation, or a sum to a few entries, made small."""

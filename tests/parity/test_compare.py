@@ -1,0 +1,185 @@
+"""Verdicts on recordings made by hand, one rule each."""
+
+import numpy as np
+import pytest
+
+from moeport.parity.compare import compare
+from moeport.parity.recording import Recording, Step, TensorRecord
+from tests.support import rng
+
+
+def tensor(name, values, kind="activation", dtype="float32", op="linear", inputs=()):
+    values = np.asarray(values)
+    return TensorRecord(name, kind, dtype, values.shape, op=op, inputs=inputs, values=values)
+
+
+def recording(*tensors, dtype="float32", name="x", **fields):
+    return Recording(name, dtype, {t.name: t for t in tensors}, **fields)
+
+
+def one(a, b, golden=None, **fields):
+    """The result of one tensor that is `a` on one side and `b` on the other."""
+    sides = [recording(tensor("t", x, **fields)) for x in (a, b)]
+    exact = recording(tensor("t", golden, **fields), dtype="float64") if golden is not None else None
+    return compare(*sides, golden=exact).tensors[0]
+
+
+X = rng(0).standard_normal((40, 50))
+NOISE = rng(1).standard_normal((40, 50))
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("activation", 2e-5), ("score", 2e-5), ("gradient", 5e-5), ("parameter", 2**-23)]
+)
+def test_the_limit_of_a_kind(kind, limit):
+    error = limit * np.linalg.norm(X) / np.linalg.norm(NOISE)
+    assert one(X, X + 0.99 * error * NOISE, kind=kind).verdict == "pass"
+    failed = one(X, X + 1.01 * error * NOISE, kind=kind)
+    assert (failed.verdict, failed.limit) == ("fail", limit)
+    assert failed.error == pytest.approx(1.01 * limit)
+    assert failed.histogram
+
+
+def test_the_coarser_type_decides():
+    a, b = recording(tensor("t", X)), recording(tensor("t", X + 0.01 * NOISE, dtype="bfloat16"), dtype="bfloat16")
+    assert compare(a, b).verdict == compare(b, a).verdict == "pass"
+    assert compare(a, recording(tensor("t", X + 0.01 * NOISE))).verdict == "fail"
+
+
+def test_the_double_benchmark_passes_what_is_no_further_from_the_golden():
+    a, b = X + 1e-4 * NOISE, X - 1e-4 * NOISE
+    assert one(a, b).verdict == "fail"
+    found = one(a, b, golden=X)
+    assert found.verdict == "pass"
+    assert "double benchmark" in found.reason
+    assert found.golden.ratio_rms == pytest.approx(1)
+    assert one(X + 1e-6 * NOISE, b, golden=X).verdict == "fail"
+
+
+def test_the_double_benchmark_warns_before_the_limit():
+    a, b = X + 1e-6 * NOISE, X + 1.5e-5 * NOISE
+    assert one(a, b).verdict == "pass"
+    found = one(a, b, golden=X)
+    assert found.verdict == "warn"
+    assert "times as far from the golden as A" in found.reason
+
+
+def test_the_thousandth_rule_warns():
+    b = X.copy()
+    b[0, :3] *= 1.002
+    assert one(X, b, kind="gradient").verdict == "fail"
+    b = X.copy()
+    small = (np.abs(X) < 0.02) & (np.abs(X) > 0.0101)
+    assert small.sum() > 4
+    b[small] *= 1.002
+    found = one(X, b, kind="gradient")
+    assert found.verdict == "warn"
+    assert "more than a thousandth" in found.reason
+
+
+def test_what_is_not_finite_on_one_side():
+    b = X.copy()
+    b[3, 4] = np.nan
+    found = compare(recording(tensor("t", X)), recording(tensor("t", b)))
+    assert found.tensors[0].reason == "NaN or infinity in B, not at the same places"
+    assert found.headline.startswith("FAIL t: ")
+    assert one(b, b).verdict == "pass"
+
+
+def test_shapes():
+    assert one(X, X.T).reason == "shape [40, 50] in A, [50, 40] in B"
+    assert one(X.reshape(4, 10, 50), X).verdict == "pass"  # (B, S, D) and (B S, D)
+
+
+def test_a_result_that_cancels_is_judged_by_its_inputs():
+    given = tensor("given", X)
+    unit = 2.0**-24
+    for size, verdict in ((2 * unit, "pass"), (20 * unit, "fail")):
+        a, b = (recording(given, tensor("t", x, inputs=("given",))) for x in (1e-9 * X, 1e-9 * X + size * NOISE))
+        assert compare(a, b).tensors[1].verdict == verdict
+
+
+def test_a_gradient_of_one_entry_is_judged_by_all():
+    others = tensor("gradient:w", X, kind="gradient")
+    for value, verdict in ((1.01e-3, "pass"), (1.1e-3, "fail")):
+        a, b = (recording(others, tensor("gradient:s", [x], kind="gradient"), dtype="float32") for x in (1e-3, value))
+        assert compare(a, b).tensors[1].verdict == verdict
+
+
+def test_updates_are_compared_where_gradients_agree():
+    """A gradient of the other sign is noise there, and its update is not held against the optimiser."""
+    gradient = np.where(np.arange(100) < 5, 1e-9, 1.0)
+    turned = np.where(np.arange(100) < 5, -1e-9, 1.0)
+
+    def side(g, update):
+        return recording(
+            tensor("training gradient:w", g, kind="training gradient"), tensor("update:w", update, kind="update")
+        )
+
+    a, b = side(gradient, -np.sign(gradient)), side(turned, -np.sign(turned))
+    assert compare(a, b).tensors[1].verdict == "pass"
+    found = compare(a, side(gradient, -0.447 * np.sign(gradient)))
+    assert found.headline.startswith("FAIL optimiser update of w: gradients agree, updates do not")
+    assert "B is 0.447 times A" in found.headline
+
+
+def test_an_update_is_known_to_the_last_place_of_its_parameter():
+    update = np.full(100, 1e-6)
+    shifted = update + 6e-8
+    parameter = tensor("parameter:w", np.ones(100), kind="parameter")
+    near, far = (recording(p, tensor("update:w", update, kind="update")) for p in (parameter, tensor("p", [0.0])))
+    with_it, without = (
+        recording(p, tensor("update:w", shifted, kind="update")) for p in (parameter, tensor("p", [0.0]))
+    )
+    assert compare(near, with_it).tensors[1].verdict == "pass"
+    assert compare(far, without).tensors[1].verdict == "fail"
+
+
+def step(number, loss):
+    return Step(number, loss, loss, 1.0, 1.0, 0.0, 0.1, [[0.5, 0.5]])
+
+
+def test_a_trajectory_that_parts():
+    a = recording(tensor("t", X), trajectory=[step(1, 5.0), step(2, 4.0)])
+    b = recording(tensor("t", X), trajectory=[step(1, 5.0), step(2, 4.1)])
+    found = compare(a, b)
+    assert found.headline == ("FAIL trajectory: the first step agrees, the loss leaves tolerance at step 2 (4 and 4.1)")
+    assert [s.verdict for s in found.trajectory] == ["pass", "fail"]
+
+
+def test_nothing_in_common_fails():
+    found = compare(recording(tensor("a", X)), recording(tensor("b", X)))
+    assert found.headline == "FAIL nothing in common: no tensor of A is in B"
+    assert (found.only_a, found.only_b) == (["a"], ["b"])
+
+
+def test_where_the_computations_part():
+    a, b = recording(tensor("t", X), tensor("u", X), name="A"), recording(tensor("t", X), name="B")
+    assert "the computations part: A has u, B does not" in compare(a, b).notes
+
+
+def test_configs_that_differ_are_noted():
+    sides = [recording(tensor("t", X), config={"model": {"norm_eps": eps}}) for eps in (1e-5, 1e-6)]
+    assert compare(*sides).notes == ["config: model.norm_eps is 1e-05 in A, 1e-06 in B"]
+
+
+def decided(choices, scores, after):
+    decision = tensor("d", choices, kind="decision", dtype="int64", op="topk_ids")
+    return recording(tensor("d.x", scores, kind="score"), decision, tensor("t", after))
+
+
+def test_what_follows_a_flip_is_not_judged_without_a_replay():
+    a = decided([[0], [1]], np.array([[1.0, 0.9], [0.0, 1.0]]), X)
+    b = decided([[0], [1]], np.array([[1.0, 0.9], [0.0, 1.0]]), X)
+    assert compare(a, b).equal
+    near = np.array([[1.0, 1.0 + 1e-6], [0.0, 1.0]])
+    first = decided([[0], [1]], np.array([[1.0 + 1e-6, 1.0], [0.0, 1.0]]), X)
+    flipped = decided([[1], [1]], near, -X)
+    found = compare(first, flipped)
+    assert found.verdict == "warn"
+    assert found.tensors[2].reason == "follows a choice that fell the other way at a near tie"
+    assert any("--replay A" in note for note in found.notes)
+    replayed = decided([[1], [1]], near, X)
+    found = compare(first, flipped, replayed=replayed)
+    assert found.tensors[2].verdict == "pass"
+    assert found.tensors[2].free_error == pytest.approx(2)
