@@ -53,6 +53,14 @@ def test_mindspore(tmp_path, name):
     assert "gradient" in {tensor.kind for tensor in report.comparisons[1].tensors}
 
 
+def test_optimiser_steps_of_mindspore(tmp_path):
+    pytest.importorskip("mindspore")
+    report = run(config_file(tmp_path), ["torch-cpu", "mindspore-cpu"], size=Size(2, 8, 2))
+    assert_passes(report, 1)
+    assert "update" in {tensor.kind for tensor in report.comparisons[0].tensors}
+    assert len(report.comparisons[0].trajectory) == 2
+
+
 def test_the_quickstart(tmp_path):
     size = Size(sequences=2, tokens=32, steps=3)
     variants = ["numpy", "torch-cpu", "torch-cpu:fp64", "torch-cpu:bf16"]
