@@ -22,8 +22,8 @@ class TopPConfig(TopKRouterConfig):
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """p: the sum of probabilities at which a token has enough experts; the one that reaches it is among them."""
     entropy_coefficient: NonNegativeFloat = 1e-4
-    """Weight of the entropy of the probabilities in the training loss, a layer, which keeps the experts few. The default
-    is ours."""
+    """Weight of the entropy of the probabilities in the training loss, a layer, which keeps the experts few. The
+    default is ours."""
 
 
 class TopPRouter(Router[TopPConfig]):
