@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from moeport.errors import UserError
 from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
+from moeport.training.checkpoint import file_digest
 
 FORMAT = "moeport-parity-bundle"
 FORMAT_VERSION = 1
@@ -50,7 +51,7 @@ def save_bundle(recording: Recording, folder: Path) -> None:
         "config": recording.config,
         "trajectory": [asdict(step) for step in recording.trajectory],
         "tensors": [_described(t) for t in records],
-        "files": {TENSORS_FILE: _digest(folder / TENSORS_FILE)},
+        "files": {TENSORS_FILE: file_digest(folder / TENSORS_FILE)},
     }
     text = json.dumps(manifest, indent=1)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"sha256": _hash(text)}, indent=1), encoding="utf-8")
@@ -70,7 +71,7 @@ def load_bundle(folder: Path) -> Recording:
         raise BundleError(
             f"{file}: truncated or altered: expected {expected['bytes']} bytes, found {size}; copy or record it again"
         )
-    if _digest(file) != expected:
+    if file_digest(file) != expected:
         raise BundleError(f"{file}: contents do not match their checksum; copy or record the bundle again")
     try:
         arrays = load_file(file)
@@ -145,12 +146,6 @@ def _packed(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def _unpacked(values: np.ndarray, dtype: str) -> np.ndarray:
     return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else values
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}
 
 
 def _hash(text: str) -> str:

@@ -86,7 +86,7 @@ def save_checkpoint(
     temporary.mkdir()
     save_file(dict(model), temporary / MODEL_FILE)
     save_file(dict(optimizer), temporary / OPTIMIZER_FILE)
-    files = {name: _digest(temporary / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+    files = {name: file_digest(temporary / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
     text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(meta), "files": files}, indent=2)
     (temporary / META_FILE).write_text(text)
     for name in (MODEL_FILE, OPTIMIZER_FILE, META_FILE):
@@ -158,7 +158,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"{file}: truncated or altered: expected {expected['bytes']} bytes, "
                 f"found {size}; use another checkpoint"
             )
-        if _digest(file) != expected:
+        if file_digest(file) != expected:
             raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
     try:
         return Checkpoint(path, meta, load_file(path / MODEL_FILE), load_file(path / OPTIMIZER_FILE))
@@ -210,7 +210,8 @@ def _read_meta(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]]]:
     return CheckpointMeta(**{key: data[key] for key in CheckpointMeta.__dataclass_fields__}), data["files"]
 
 
-def _digest(file: Path) -> dict[str, Any]:
+def file_digest(file: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as checkpoints and bundles list them."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}

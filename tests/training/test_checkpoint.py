@@ -70,7 +70,7 @@ def foreign_arrays(path):
     """A file that is no safetensors, with a checksum that fits."""
     (path / "model.safetensors").write_bytes(b"PK\x03\x04 not tensors at all")
     data = json.loads((path / "meta.json").read_text())
-    data["files"]["model.safetensors"] = module._digest(path / "model.safetensors")
+    data["files"]["model.safetensors"] = module.file_digest(path / "model.safetensors")
     (path / "meta.json").write_text(json.dumps(data))
 
 

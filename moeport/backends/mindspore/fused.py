@@ -88,11 +88,11 @@ def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
 
 
 def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Tensor], dtype: str) -> Choice:
-    arguments = _arguments(kernel, dtype)
+    arguments, differentiated = _arguments(kernel, dtype)
+    expected = _value_and_gradients(ops, getattr(ops, kernel), arguments, differentiated)
     try:
-        expected = _value_and_gradient(ops, getattr(ops, kernel), arguments)
         ops.to_numpy(candidate(ops, *arguments))  # a kernel that fails under differentiation leaves MindSpore confused
-        received = _value_and_gradient(ops, lambda *args: candidate(ops, *args), arguments)
+        received = _value_and_gradients(ops, lambda *args: candidate(ops, *args), arguments, differentiated)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
         return Choice(kernel, None, f"{name} fails here: {reason}")
@@ -103,8 +103,8 @@ def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Ten
     return Choice(kernel, candidate, name)
 
 
-def _arguments(kernel: str, dtype: str) -> list[Any]:
-    """Small inputs, the differentiated ones first as tensors."""
+def _arguments(kernel: str, dtype: str) -> tuple[list[Any], int]:
+    """Small inputs, and how many of them, from the first, a model differentiates by."""
     random = np.random.default_rng(0)
 
     def draw(*shape: int) -> Tensor:
@@ -112,23 +112,26 @@ def _arguments(kernel: str, dtype: str) -> list[Any]:
 
     batch, sequence, heads, groups, width = 2, 16, 4, 2, 64
     if kernel == "rms_norm":
-        return [draw(8, width), draw(width), 1e-5]
+        return [draw(8, width), draw(width), 1e-5], 2
     if kernel == "swiglu":
-        return [draw(8, 2 * width)]
+        return [draw(8, 2 * width)], 1
     if kernel == "rope":
         table = draw(sequence, width // 2)
         table = msops.cat((table, table), -1)
-        return [draw(batch, sequence, heads, width), msops.cos(table), msops.sin(table)]
-    return [draw(batch, sequence, n, width) for n in (heads, groups, groups)]
+        return [draw(batch, sequence, heads, width), msops.cos(table), msops.sin(table)], 1
+    return [draw(batch, sequence, n, width) for n in (heads, groups, groups)], 3
 
 
-def _value_and_gradient(ops: MindSporeOps, function: Callable[..., Tensor], arguments: list[Any]) -> list[np.ndarray]:
-    """The value, and the gradient of its weighted sum by the first argument."""
+def _value_and_gradients(
+    ops: MindSporeOps, function: Callable[..., Tensor], arguments: list[Any], differentiated: int
+) -> list[np.ndarray]:
+    """The value, and the gradients of its weighted sum by the first arguments."""
 
     def weighted(*args: Any) -> Any:
         out = ops.accurate(function(*args))
         weight = np.random.default_rng(1).standard_normal(out.shape).astype(ops.dtype(out))
         return (out * Tensor(weight)).sum(), out
 
-    (_, out), gradient = ms.value_and_grad(weighted, 0, None, has_aux=True)(*arguments)
-    return [ops.to_numpy(out), ops.to_numpy(gradient)]
+    (_, out), found = ms.value_and_grad(weighted, tuple(range(differentiated)), None, has_aux=True)(*arguments)
+    gradients = found if isinstance(found, tuple) else (found,)
+    return [ops.to_numpy(x) for x in (out, *gradients)]
