@@ -126,10 +126,10 @@ class MoE(ParameterTree):
         if self.training:
             noise = {name: torch.rand(x_TD.shape[0], device=x.device) for name in self.layer.router.noise}
         ids_T = token_ids.reshape(-1) if token_ids is not None else None
-        context = RouterContext(layer=0, training=self.training, token_ids_T=ids_T, noise=noise)
         sequences = x_TD.shape[0] // x.shape[-2] if x.dim() > 2 else 1
+        context = RouterContext(0, self.training, ids_T, noise, num_sequences=sequences)
         with torch.autocast(kind, enabled=False):
-            y_TD, self.metrics = self.layer.forward(ops, self.arrays(), x_TD, context, num_sequences=sequences)
+            y_TD, self.metrics = self.layer.forward(ops, self.arrays(), x_TD, context)
         self.auxiliary_loss = self.layer.auxiliary_loss(ops, self.metrics)
         return y_TD.reshape(x.shape)
 

@@ -180,7 +180,7 @@ def find_non_finite(
 
     def run_block(
         block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
-    ) -> tuple[Array, MoEMetrics | None]:
+    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
         output = block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
         if not finite(output[0]):
             found.append(f"output of layers.{block.layer}")

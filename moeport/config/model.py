@@ -67,6 +67,11 @@ class MoEConfig(Section):
     """Expert activation; SwiGLU has a gate, GELU has not."""
     num_shared_experts: NonNegativeInt = 0
     """Experts of the same width that every token passes, added with weight 1 (DeepSeekMoE)."""
+    shared_mixing: Literal["add", "softmax"] | None = None
+    """How shared experts join the routed ones: with weight 1, or each side with its share of a learned two-way softmax
+    (CartesianMoE). Default: softmax for cartesian, else add."""
+    residual_hidden: NonNegativeInt = 0
+    """Hidden width of a dense block that every token passes beside the experts (as in OpenMoE); 0: none."""
     every: PositiveInt = 1
     """One block in `every` has experts, the last of each group; the others are dense."""
     first_dense: NonNegativeInt = 0
@@ -81,6 +86,15 @@ class MoEConfig(Section):
     """Load-balancing loss."""
     router_z_loss: NonNegativeFloat = 0.0
     """Weight of mean(logsumexp(router logits)^2) (ST-MoE, eq. 5)."""
+    allow_future_tokens: bool = False
+    """Let a language model use a router that looks at later tokens, which it cannot do when it generates."""
+
+    @property
+    def mixes_shared_experts(self) -> bool:
+        """Whether shared experts are mixed by learned shares."""
+        if self.shared_mixing is None:
+            return self.router.mixes_shared_experts
+        return self.shared_mixing == "softmax"
 
 
 class ModelConfig(Section):
@@ -136,7 +150,8 @@ class ModelConfig(Section):
     def dense_width(self) -> int:
         """Hidden width of a dense block."""
         moe = self.moe
-        return self.dense_hidden or moe.expert_hidden * (moe.router.experts_per_token + moe.num_shared_experts)
+        active = moe.router.sub_layers * (moe.router.experts_per_token + moe.num_shared_experts)
+        return self.dense_hidden or moe.expert_hidden * active + moe.residual_hidden
 
     def parameter_counts(self, vocab_size: int) -> ParameterCounts:
         """Trained parameters; `vocab_size` is used where the config has none."""
@@ -150,8 +165,12 @@ class ModelConfig(Section):
         total = vocab * width * (1 if self.tie_embeddings else 2) + width
         total += layers * (attention + norms)
         total += (layers - moe_layers) * matrices * width * self.dense_width
-        total += moe_layers * (router + (moe.num_experts + moe.num_shared_experts) * expert)
-        idle = moe_layers * (moe.num_experts - moe.router.experts_per_token) * expert
+        mixing = 2 * width if moe.num_shared_experts and moe.mixes_shared_experts else 0
+        dense = matrices * width * moe.residual_hidden
+        sub_layer = router + mixing + (moe.num_experts + moe.num_shared_experts) * expert + dense
+        total += moe_layers * moe.router.sub_layers * sub_layer
+        total += moe_layers * (moe.router.sub_layers - 1) * width
+        idle = moe_layers * moe.router.sub_layers * (moe.num_experts - moe.router.experts_per_token) * expert
         return ParameterCounts(total, total - idle)
 
     def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> int:
@@ -162,6 +181,7 @@ class ModelConfig(Section):
         """
         vocab, width = self.vocab_size or vocab_size, self.d_model
         norms = self.num_layers * (2 * width + (2 * self.head_dim if self.attention.qk_norm else 0)) + width
+        norms += len(self.moe_layers) * (self.moe.router.sub_layers - 1) * width
         lookup = 0 if self.tie_embeddings else vocab * width
         in_products = self.parameter_counts(vocab_size).active - norms - lookup
         return 6 * in_products + 12 * self.num_layers * self.num_heads * self.head_dim * sequence_length

@@ -8,6 +8,7 @@ from typing import Any
 from moeport.config.problem import Problem
 from moeport.config.schema import Config
 from moeport.config.tree import shown
+from moeport.routers import ROUTERS
 
 _HEADS = "model.attention.num_heads"
 
@@ -116,6 +117,12 @@ RULES = (
         lambda dtype, name, device: name != "mindspore" or device != "cpu" or dtype != "bfloat16",
         "backend {1} has no bfloat16 on the CPU",
         "auto, float32 or float64",
+    ),
+    Rule(
+        ("model.moe.router.name", "model.moe.allow_future_tokens"),
+        lambda name, allowed: allowed or not ROUTERS[name][0].looks_ahead,
+        "{0} lets a token's routing depend on later tokens, which a language model is to predict",
+        "a causal router, or model.moe.allow_future_tokens true to study it all the same",
     ),
     Rule(
         ("backend.compile", "backend.name"),

@@ -15,7 +15,7 @@ def expert_capacity(config: CapacityConfig, routing: Routing) -> int | None:
 
     GShard (arXiv 2006.16668, section 2.2) and Switch (arXiv 2101.03961, eq. 3, where K = 1).
     """
-    if config.policy == "dropless":
+    if config.policy == "dropless" or routing.choices_per_token is None:
         return None
     return math.ceil(config.factor * routing.num_tokens * routing.choices_per_token / routing.num_experts)
 
@@ -27,7 +27,8 @@ def drop_overflow(ops: Ops, routing: Routing, capacity: int, policy: str) -> Rou
     `probability`: larger gates first; of equal ones, the earlier by position.
     Remaining gates are not renormalised.
     """
-    experts, tokens, choices = routing.num_experts, routing.num_tokens, routing.choices_per_token
+    experts, tokens = routing.num_experts, routing.num_tokens
+    choices = routing.expert_N.shape[0] // tokens
     by_choice = ops.reshape(ops.transpose(ops.reshape(ops.arange(tokens * choices), (tokens, choices)), (1, 0)), (-1,))
     if policy == "probability":
         weight_N = ops.stop_gradient(ops.take_rows(routing.weight_N, by_choice))

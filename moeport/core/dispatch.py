@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moeport.core.ops import Array, Ops
-from moeport.core.routing import Routing
+from moeport.core.routing import Routing, SoftRouting
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,19 @@ class DispatchPlan:
     """Rows of each expert; rows after the last counted one are served by nobody."""
     num_tokens: int
     """T."""
-    choices_per_token: int
-    """K."""
+    choices_per_token: int | None
+    """K; None where experts chose the tokens: assignments are in no order of tokens then."""
 
 
 def plan_dispatch(ops: Ops, routing: Routing) -> DispatchPlan:
     """Sort assignments by expert; within an expert they keep token order."""
     order_R = ops.argsort(routing.expert_N)
     choices = routing.choices_per_token
+    token_R = ops.take_rows(routing.token_N, order_R) if choices is None else order_R // ops.index(choices)
     return DispatchPlan(
         order_R=order_R,
         position_N=ops.argsort(order_R),
-        token_R=order_R // ops.index(choices),
+        token_R=token_R,
         counts_E=ops.bincount(routing.expert_N, routing.num_experts + 1)[: routing.num_experts],
         num_tokens=routing.num_tokens,
         choices_per_token=choices,
@@ -56,3 +59,27 @@ def dispatch(ops: Ops, x_TD: Array, routing: Routing) -> tuple[Array, Array, Dis
 def combine(ops: Ops, y_RD: Array, routing: Routing, plan: DispatchPlan) -> Array:
     """Sum of each token's rows weighted by their gates, (T, D) in the type of y."""
     return ops.unpermute(y_RD, routing.weight_N, plan)
+
+
+def soft_dispatch(ops: Ops, x_TD: Array, routing: SoftRouting) -> tuple[Array, Array]:
+    """Rows in expert order, each a weighted mean of the tokens of one sequence.
+
+    Returns: (x_RD, counts_E), where every expert has the slots of all sequences.
+    """
+    batch, sequence, slots = routing.dispatch_BSR.shape
+    experts, width = routing.num_experts, x_TD.shape[1]
+    x_BSD = ops.reshape(x_TD, (batch, sequence, width))
+    dispatch_BRS = ops.transpose(ops.cast(routing.dispatch_BSR, ops.dtype(x_TD)), (0, 2, 1))
+    x_BEPD = ops.reshape(ops.matmul(dispatch_BRS, x_BSD), (batch, experts, -1, width))
+    x_RD = ops.reshape(ops.transpose(x_BEPD, (1, 0, 2, 3)), (-1, width))
+    return x_RD, ops.from_numpy(np.full(experts, batch * slots // experts))
+
+
+def soft_combine(ops: Ops, y_RD: Array, routing: SoftRouting) -> Array:
+    """Each token's weighted mean of its sequence's slots, (T, D) in the type of y."""
+    batch, _, slots = routing.dispatch_BSR.shape
+    experts, width = routing.num_experts, y_RD.shape[1]
+    y_EBPD = ops.reshape(y_RD, (experts, batch, -1, width))
+    y_BRD = ops.reshape(ops.transpose(y_EBPD, (1, 0, 2, 3)), (batch, slots, width))
+    y_BSD = ops.matmul(ops.cast(routing.combine_BSR, ops.dtype(y_RD)), y_BRD)
+    return ops.reshape(y_BSD, (-1, width))

@@ -45,7 +45,7 @@ class LossTerms(NamedTuple):
     output_z: Array
     """Output z-loss, not weighted."""
     chosen_LE: Array
-    """Assignments the router chose each expert for, a row for each MoE layer."""
+    """Assignments the router chose each expert for, a row for each MoE layer, sub-layers one by one."""
     served_LE: Array
     """Assignments each expert computed."""
 
@@ -53,31 +53,31 @@ class LossTerms(NamedTuple):
 class Block:
     """One transformer block's shapes and forward pass; holds no arrays."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelConfig, layer: int, vocab_size: int):
         self.config = config
         self.layer = layer
         self.out_std = config.init_std / (2 * config.num_layers) ** 0.5
-        self.moe: MoELayer | None = None
+        self.moe: dict[str, MoELayer] = {}
+        """Mixture-of-experts layers by what is appended to their parameters' names; none in a dense block."""
         if config.is_moe_layer(layer):
-            self.moe = MoELayer(config.moe, config.d_model, config.init_std, self.out_std)
+            for number in range(config.moe.router.sub_layers):
+                suffix = "" if number == 0 else str(number + 1)
+                self.moe[suffix] = MoELayer(config.moe, config.d_model, config.init_std, self.out_std, vocab_size)
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Names, shapes and initial values."""
         config = self.config
         norm = ParameterSpec("weight", (config.d_model,), "ones")
-        if self.moe:
-            feed_forward = with_prefix("moe", self.moe.parameter_specs())
-        else:
-            feed_forward = with_prefix(
-                "mlp",
-                mlp_specs(config.d_model, config.dense_width, config.moe.activation, config.init_std, self.out_std),
-            )
-        return [
+        specs = [
             *with_prefix("attention_norm", [norm]),
             *with_prefix("attention", attention_specs(config, self.out_std)),
-            *with_prefix("mlp_norm", [norm]),
-            *feed_forward,
         ]
+        for suffix, moe in self.moe.items():
+            specs += with_prefix(f"mlp_norm{suffix}", [norm]) + with_prefix(f"moe{suffix}", moe.parameter_specs())
+        if not self.moe:
+            dense = mlp_specs(config.d_model, config.dense_width, config.moe.activation, config.init_std, self.out_std)
+            specs += with_prefix("mlp_norm", [norm]) + with_prefix("mlp", dense)
+        return specs
 
     def forward(
         self,
@@ -86,24 +86,28 @@ class Block:
         x_BSD: Array,
         rope: tuple[Array, Array],
         context: RouterContext,
-    ) -> tuple[Array, MoEMetrics | None]:
-        """x + attention(norm(x)), then x + feed_forward(norm(x)).
+    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
+        """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
 
-        Returns: (x_BSD, metrics of the experts or None for a dense block).
+        Returns: (x_BSD, metrics of those layers; none for a dense block).
         """
         config = self.config
         normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
         x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope)
-        normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
-        if self.moe is None:
-            return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), None
-        batch = x_BSD.shape[0]
-        normed_TD = ops.reshape(normed, (-1, config.d_model))
-        y_TD, metrics = self.moe.forward(ops, under("moe", params), normed_TD, context, num_sequences=batch)
-        return x_BSD + ops.reshape(y_TD, x_BSD.shape), metrics
+        if not self.moe:
+            normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
+            return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), ()
+        metrics = []
+        for suffix, moe in self.moe.items():
+            normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
+            normed_TD = ops.reshape(normed, (-1, config.d_model))
+            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, context)
+            x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
+            metrics.append(layer_metrics)
+        return x_BSD, tuple(metrics)
 
 
-RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Array, MoEMetrics | None]]
+RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Array, tuple[MoEMetrics, ...]]]
 """How a backend runs one block: from its module, recomputed, compiled."""
 
 
@@ -118,7 +122,7 @@ class DecoderLM:
     def __init__(self, config: ModelConfig, vocab_size: int):
         self.config = config
         self.vocab_size = config.vocab_size or vocab_size
-        self.blocks = [Block(config, layer) for layer in range(config.num_layers)]
+        self.blocks = [Block(config, layer, self.vocab_size) for layer in range(config.num_layers)]
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """All parameters; their names are the checkpoint's names."""
@@ -140,7 +144,7 @@ class DecoderLM:
             )
             for block in self.blocks
             if block.moe
-            for name in block.moe.router.noise
+            for name in block.moe[""].router.noise
         }
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
@@ -176,12 +180,12 @@ class DecoderLM:
 
             def run_block(
                 block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
-            ) -> tuple[Array, MoEMetrics | None]:
+            ) -> tuple[Array, tuple[MoEMetrics, ...]]:
                 return block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
 
         token_ids_T = ops.reshape(batch.token_BS, (-1,))
         x_BSD = ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
-        metrics = []
+        metrics: list[MoEMetrics] = []
         for block in self.blocks:
             prefix = f"{block.layer}."
             noise = {
@@ -189,10 +193,9 @@ class DecoderLM:
                 for name, noise_BS in batch.noise.items()
                 if name.startswith(prefix)
             }
-            context = RouterContext(block.layer, training, token_ids_T, noise)
+            context = RouterContext(block.layer, training, token_ids_T, noise, num_sequences=batch.token_BS.shape[0])
             x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
-            if block_metrics:
-                metrics.append(block_metrics)
+            metrics += block_metrics
         return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
 
     def head(self, params: Mapping[str, Array]) -> Array:
@@ -225,7 +228,7 @@ class DecoderLM:
         )
         load_balance = router_z = ops.zeros((), ops.dtype(loss))
         share = ops.constant_like(1.0 / len(layers), loss)
-        moe_layers = [block.moe for block in self.blocks if block.moe]
+        moe_layers = [moe for block in self.blocks for moe in block.moe.values()]
         for layer, metrics in zip(moe_layers, layers, strict=True):
             loss = loss + layer.auxiliary_loss(ops, metrics)
             load_balance = load_balance + metrics.load_balance * share
@@ -241,8 +244,8 @@ class DecoderLM:
         )
 
     def router_state_names(self) -> list[str]:
-        """Untrained parameters, which routers update after each step."""
-        return [spec.name for spec in self.parameter_specs() if not spec.trainable]
+        """Untrained parameters that routers update after each step."""
+        return [spec.name for spec in self.parameter_specs() if not (spec.trainable or spec.is_table)]
 
     def updated_state(self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray) -> dict[str, np.ndarray]:
         """New values of the untrained parameters after an optimiser step.
@@ -252,9 +255,10 @@ class DecoderLM:
             chosen_LE: assignments of the whole step, a row for each MoE layer.
         """
         updates: dict[str, np.ndarray] = {}
-        for row, layer in enumerate(self.config.moe_layers):
-            moe, prefix = self.blocks[layer].moe, f"layers.{layer}.moe.router"
-            if moe and (router_state := under(prefix, state)):
-                new = moe.router.update_state(router_state, chosen_LE[row])
+        layers = [(block.layer, suffix, moe) for block in self.blocks for suffix, moe in block.moe.items()]
+        for (layer, suffix, moe), chosen_E in zip(layers, chosen_LE, strict=True):
+            prefix = f"layers.{layer}.moe{suffix}.router"
+            if router_state := under(prefix, state):
+                new = moe.router.update_state(router_state, chosen_E)
                 updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates

@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer: route, drop, dispatch, experts, combine, shared experts."""
+"""The mixture-of-experts layer: route, drop, dispatch, experts, combine, shared experts, dense block."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from moeport.config.model import MoEConfig
 from moeport.core.capacity import drop_overflow, expert_capacity
-from moeport.core.dispatch import combine, dispatch
+from moeport.core.dispatch import combine, dispatch, soft_combine, soft_dispatch
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, under, with_prefix
-from moeport.core.routing import RouterContext
+from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.routers import build_router
 from moeport.routers.base import Router
 
@@ -50,19 +50,22 @@ class MoELayer:
         d_model: width D.
         init_std: standard deviation of initial weights.
         out_std: the same for the weights that write to the residual stream.
+        vocab_size: V, for routers that look at token ids.
     """
 
-    def __init__(self, config: MoEConfig, d_model: int, init_std: float, out_std: float):
+    def __init__(self, config: MoEConfig, d_model: int, init_std: float, out_std: float, vocab_size: int | None = None):
         self.config = config
         self.d_model = d_model
         self.init_std = init_std
         self.out_std = out_std
-        self.router: Router[Any] = build_router(config.router, d_model, config.num_experts, init_std)
+        self.router: Router[Any] = build_router(config.router, d_model, config.num_experts, init_std, vocab_size)
         coefficient = config.load_balance.coefficient
         self.load_balance_coefficient = self.router.load_balance if coefficient is None else coefficient
 
     def parameter_specs(self) -> list[ParameterSpec]:
-        """Router, experts (w_in (E, 2F, D), w_out (E, D, F)) and shared experts (as one block of their joint width)."""
+        """Router, experts (w_in (E, 2F, D), w_out (E, D, F)), shared experts (as one block of their joint width)
+        and their mixing weights (2, D), dense block.
+        """
         config = self.config
         expert = mlp_specs(self.d_model, config.expert_hidden, config.activation, self.init_std, self.out_std)
         specs = with_prefix("router", self.router.parameter_specs()) + [
@@ -73,6 +76,11 @@ class MoELayer:
             specs += with_prefix(
                 "shared", mlp_specs(self.d_model, width, config.activation, self.init_std, self.out_std)
             )
+            if config.mixes_shared_experts:
+                specs.append(ParameterSpec("mixing.weight", (2, self.d_model), std=self.init_std))
+        if config.residual_hidden:
+            dense = mlp_specs(self.d_model, config.residual_hidden, config.activation, self.init_std, self.out_std)
+            specs += with_prefix("dense", dense)
         return specs
 
     def forward(
@@ -81,7 +89,6 @@ class MoELayer:
         params: Mapping[str, Array],
         x_TD: Array,
         context: RouterContext,
-        num_sequences: int = 1,
     ) -> tuple[Array, MoEMetrics]:
         """Apply the layer.
 
@@ -89,23 +96,39 @@ class MoELayer:
             ops: the backend's operations.
             params: arrays by the names of `parameter_specs`.
             x_TD: (T, D), sequence after sequence.
-            context: for the router.
-            num_sequences: sequences that make up T; the sequence-wise load-balancing loss needs it.
+            context: for the router, and the number of sequences for the sequence-wise load-balancing loss.
 
         Returns: (y_TD, metrics).
         """
         config = self.config
         chosen = self.router.route(ops, under("router", params), x_TD, context)
+        if isinstance(chosen, SoftRouting):
+            y_TD, metrics = self._soft(ops, params, x_TD, chosen)
+        else:
+            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context.num_sequences)
+        if config.routed_scaling_factor != 1.0:
+            y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
+        if config.num_shared_experts:
+            shared_TD = ops.mlp(x_TD, params["shared.w_in"], params["shared.w_out"], config.activation)
+            if config.mixes_shared_experts:
+                y_TD = _mixed(ops, ops.linear(ops.accurate(x_TD), params["mixing.weight"]), y_TD, shared_TD)
+            else:
+                y_TD = y_TD + shared_TD
+        if config.residual_hidden:
+            y_TD = y_TD + ops.mlp(x_TD, params["dense.w_in"], params["dense.w_out"], config.activation)
+        return y_TD, metrics
+
+    def _sparse(
+        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: Routing, num_sequences: int
+    ) -> tuple[Array, MoEMetrics]:
+        """The routed experts on the tokens that chose them or that they chose."""
+        config = self.config
         capacity = expert_capacity(config.capacity, chosen)
         routing = chosen if capacity is None else drop_overflow(ops, chosen, capacity, config.capacity.drop)
 
         x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
         y_RD = ops.grouped_mlp(x_RD, params["experts.w_in"], params["experts.w_out"], counts_E, config.activation)
         y_TD = combine(ops, y_RD, routing, plan)
-        if config.routed_scaling_factor != 1.0:
-            y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
-        if config.num_shared_experts:
-            y_TD = y_TD + ops.mlp(x_TD, params["shared.w_in"], params["shared.w_out"], config.activation)
 
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
         scope = num_sequences if config.load_balance.scope == "sequence" else 1
@@ -117,8 +140,29 @@ class MoELayer:
             served_E=counts_E,
         )
 
+    def _soft(
+        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: SoftRouting
+    ) -> tuple[Array, MoEMetrics]:
+        """The routed experts on weighted means of tokens."""
+        x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
+        y_RD = ops.grouped_mlp(x_RD, params["experts.w_in"], params["experts.w_out"], counts_E, self.config.activation)
+        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
+        return soft_combine(ops, y_RD, chosen), MoEMetrics(
+            load_balance=zero,
+            router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if self.config.router_z_loss else zero,
+            own_loss=zero,
+            chosen_E=counts_E,
+            served_E=counts_E,
+        )
+
     def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics) -> Array:
         """The weighted sum that enters the training loss."""
         balance = metrics.load_balance * ops.constant_like(self.load_balance_coefficient, metrics.load_balance)
         z = metrics.router_z * ops.constant_like(self.config.router_z_loss, metrics.router_z)
         return balance + z + metrics.own_loss
+
+
+def _mixed(ops: Ops, logits_T2: Array, routed_TD: Array, shared_TD: Array) -> Array:
+    """Routed and shared experts, each with its share of a two-way softmax (CartesianMoE, arXiv 2410.16077)."""
+    share_T2 = ops.cast(ops.softmax(logits_T2), ops.dtype(routed_TD))
+    return routed_TD * share_T2[:, :1] + shared_TD * share_T2[:, 1:]

@@ -7,13 +7,16 @@ Philox generator, keyed by what they are for, so that every backend starts from 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
 
 Value = TypeVar("Value")
+
+TokenTable = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+"""Makes a table with a row for each vocabulary id from how often each id occurs in the training set, counts (V,)."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,22 @@ class ParameterSpec:
 
     name: str
     shape: tuple[int, ...]
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Literal["normal", "ones", "zeros"] | TokenTable = "normal"
+    """How the initial value is made; a table of token ids is never changed afterwards."""
     std: float = 0.02
     """Standard deviation of a normal init."""
     trainable: bool = True
-    """False for state that the router updates itself, without gradients."""
+    """False for state that the router updates itself, without gradients, and for tables of token ids."""
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a constant table of token ids."""
+        return callable(self.init)
 
     @property
     def decays(self) -> bool:
@@ -47,19 +56,42 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     )
 
 
-def initial_value(spec: ParameterSpec, seed: int) -> np.ndarray:
-    """The initial value of one parameter, float32; depends on the seed and the name alone."""
+def initial_value(spec: ParameterSpec, seed: int, token_counts_V: np.ndarray | None = None) -> np.ndarray:
+    """The initial value of one parameter, float32; depends on the arguments alone.
+
+    Args:
+        spec: name, shape and kind.
+        seed: of all parameters; each draws from a generator of its own name.
+        token_counts_V: how often each id of the tokenizer occurs in the training set, for tables of token ids; None:
+            all ids alike.
+    """
+    random = generator(seed, "parameter", spec.name)
+    if callable(spec.init):
+        counts_V = np.ones(spec.shape[0], np.int64)
+        if token_counts_V is not None:
+            counts_V[:] = 0
+            counts_V[: len(token_counts_V)] = token_counts_V
+        return spec.init(random, counts_V).astype(np.float32)
     if spec.init == "ones":
         return np.ones(spec.shape, np.float32)
     if spec.init == "zeros":
         return np.zeros(spec.shape, np.float32)
-    values = generator(seed, "parameter", spec.name).standard_normal(spec.shape, np.float32)
-    return values * np.float32(spec.std)
+    return random.standard_normal(spec.shape, np.float32) * np.float32(spec.std)
 
 
-def initial_parameters(specs: Iterable[ParameterSpec], seed: int) -> dict[str, np.ndarray]:
-    """Initial values of all parameters by name, float32."""
-    return {spec.name: initial_value(spec, seed) for spec in specs}
+def initial_parameters(
+    specs: Iterable[ParameterSpec], seed: int, token_counts: Callable[[], np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Initial values of all parameters by name, float32.
+
+    Args:
+        specs: of all parameters.
+        seed: see `initial_value`.
+        token_counts: counts ids in the training set; called only if there is a table of token ids.
+    """
+    specs = list(specs)
+    counts_V = token_counts() if token_counts and any(spec.is_table for spec in specs) else None
+    return {spec.name: initial_value(spec, seed, counts_V) for spec in specs}
 
 
 def with_prefix(prefix: str, specs: Iterable[ParameterSpec]) -> list[ParameterSpec]:

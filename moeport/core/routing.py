@@ -14,6 +14,8 @@ from moeport.core.ops import Array
 class Routing:
     """Sparse assignments of tokens to experts, in token-major order: token 0's K choices, best first, then token 1's.
 
+    Where experts choose tokens there is no K, and `token_N` says whose each assignment is.
+
     `expert_N` may be num_experts, "nowhere": the assignment is not served and its weight is 0. Dropped assignments,
     and those a router declines, are of this kind.
     """
@@ -32,15 +34,44 @@ class Routing:
     """Scores normalised over experts, for the load-balancing loss; null experts come last."""
     balanced_choices: int
     """How many leading choices of each token the load-balancing loss counts."""
+    token_N: Array | None = None
+    """Token of each assignment, where experts choose tokens and the order is another; None: token-major."""
     null_experts: int = 0
     """Experts that compute nothing, beyond the E: they have scores, and a choice of one of them is nowhere."""
     own_loss: Array | None = None
     """A loss that only this router has, already weighted; a scalar."""
 
     @property
-    def choices_per_token(self) -> int:
-        """K."""
-        return self.expert_N.shape[0] // self.num_tokens
+    def choices_per_token(self) -> int | None:
+        """K; None where experts choose tokens."""
+        return None if self.token_N is not None else self.expert_N.shape[0] // self.num_tokens
+
+
+@dataclass(frozen=True)
+class SoftRouting:
+    """Every expert has slots, and every slot is a weighted mean of the tokens of one sequence (Soft MoE).
+
+    R slots of a sequence: those of expert 0, then of expert 1, ...
+    """
+
+    dispatch_BSR: Array
+    """Share of each token in each slot; sums to 1 over the tokens of a sequence."""
+    combine_BSR: Array
+    """Share of each slot in each token's output; sums to 1 over the slots."""
+    num_experts: int
+    """E."""
+    logits_TE: Array
+    """Scores before the softmax (T, R), for the router z-loss."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where this process and the experts are."""
+
+    nodes: int = 1
+    """Machines that the experts are spread over; expert e of E is on node e * nodes // E."""
+    node: int = 0
+    """The machine of this process."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +86,7 @@ class RouterContext:
     """Vocabulary ids of the tokens, where the caller has them."""
     noise: dict[str, Array] = field(default_factory=dict)
     """Uniform numbers in [0, 1) of shape (T,), by the names in `Router.noise`; empty outside training."""
+    num_sequences: int = 1
+    """Sequences, of equal length, that make up the T tokens."""
+    topology: Topology = Topology()
+    """Where tokens and experts are."""

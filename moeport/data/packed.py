@@ -17,6 +17,7 @@ from moeport.errors import DataError
 
 FORMAT_VERSION = 1
 CHARACTERS_A_BATCH = 1_000_000
+TOKENS_A_BLOCK = 1 << 24
 
 
 class TokenMetadata(Section):
@@ -113,6 +114,13 @@ class PackedTokens:
     def fingerprint(self) -> str:
         """SHA-256 of the token file, hexadecimal."""
         return self.metadata.sha256
+
+    def token_counts(self) -> np.ndarray:
+        """How often each vocabulary id occurs in the file, (V,) int64."""
+        counts_V = np.zeros(self.metadata.vocab_size, np.int64)
+        for start in range(0, self.num_tokens, TOKENS_A_BLOCK):
+            counts_V += np.bincount(self._tokens[start : start + TOKENS_A_BLOCK], minlength=len(counts_V))
+        return counts_V
 
     @property
     def num_sequences(self) -> int:

@@ -12,7 +12,7 @@ from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock
 from moeport.core.moe import MoEMetrics
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, under
-from moeport.core.routing import RouterContext, Routing
+from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.parity.recorder import Recorder
 from moeport.routers.base import Router
 
@@ -32,7 +32,9 @@ class RecordedLM(DecoderLM):
         super().__init__(config, vocab_size)
         self.recorder, self.inside_blocks = recorder, inside_blocks
         if inside_blocks:
-            self.blocks = [RecordedBlock(config, layer, recorder) for layer in range(config.num_layers)]
+            self.blocks = [
+                RecordedBlock(config, layer, self.vocab_size, recorder) for layer in range(config.num_layers)
+            ]
 
     def hidden(
         self,
@@ -60,18 +62,18 @@ class RecordedLM(DecoderLM):
 
         def run(
             block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
-        ) -> tuple[Array, MoEMetrics | None]:
+        ) -> tuple[Array, tuple[MoEMetrics, ...]]:
             with recorder.layer(block.layer):
                 if run_block:
                     y_BSD, metrics = run_block(block, x_BSD, rope, context)
                 else:
                     params_of_block = under(f"layers.{block.layer}", params)
                     y_BSD, metrics = block.forward(recorded, params_of_block, x_BSD, rope, context)
-                if metrics:
+                for suffix, layer_metrics in zip(block.moe, metrics, strict=True):
                     for name in ("load_balance", "router_z"):
-                        recorder.add(ops, name, "loss", getattr(metrics, name))
+                        recorder.add(ops, name + suffix, "loss", getattr(layer_metrics, name))
                     for name in ("chosen_E", "served_E"):
-                        recorder.add(ops, name, "plan", getattr(metrics, name))
+                        recorder.add(ops, name + suffix, "plan", getattr(layer_metrics, name))
                 recorder.add(ops, "output", "activation", y_BSD)
             return y_BSD, metrics
 
@@ -102,11 +104,11 @@ class RecordedLM(DecoderLM):
 class RecordedBlock(Block):
     """A block that records what happens inside."""
 
-    def __init__(self, config: ModelConfig, layer: int, recorder: Recorder):
-        super().__init__(config, layer)
+    def __init__(self, config: ModelConfig, layer: int, vocab_size: int, recorder: Recorder):
+        super().__init__(config, layer, vocab_size)
         self.recorder = recorder
-        if self.moe:
-            self.moe.router = RecordedRouter(self.moe.router, recorder)
+        for suffix, moe in self.moe.items():
+            moe.router = RecordedRouter(moe.router, recorder, f"moe{suffix}.router")
 
     def forward(
         self,
@@ -115,7 +117,7 @@ class RecordedBlock(Block):
         x_BSD: Array,
         rope: tuple[Array, Array],
         context: RouterContext,
-    ) -> tuple[Array, MoEMetrics | None]:
+    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
         """See Block."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
@@ -125,9 +127,9 @@ class RecordedBlock(Block):
 class RecordedRouter(Router[Any]):
     """Any router, with what it chose on record."""
 
-    def __init__(self, router: Router[Any], recorder: Recorder):
-        super().__init__(router.config, router.d_model, router.num_experts, router.init_std)
-        self.router, self.recorder = router, recorder
+    def __init__(self, router: Router[Any], recorder: Recorder, scope: str):
+        super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)
+        self.router, self.recorder, self.scope = router, recorder, scope
         self.noise = router.noise  # type: ignore[misc]
         self.load_balance = router.load_balance  # type: ignore[misc]
 
@@ -135,15 +137,21 @@ class RecordedRouter(Router[Any]):
         """See Router."""
         return self.router.parameter_specs()
 
-    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+    def route(
+        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext
+    ) -> Routing | SoftRouting:
         """See Router; records experts, gates and scores."""
         if not self.recorder.active:
             return self.router.route(ops, params, x_TD, context)
-        with self.recorder.scope("moe.router", router=True):
+        with self.recorder.scope(self.scope, router=True):
             routing = self.router.route(ops, params, x_TD, context)
-            for name in ("logits_TE", "probs_TE", "weight_N"):
+            if isinstance(routing, SoftRouting):
+                scores: tuple[str, ...] = ("logits_TE", "dispatch_BSR", "combine_BSR")
+            else:
+                scores = ("logits_TE", "probs_TE", "weight_N")
+                self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
+            for name in scores:
                 self.recorder.add(ops, name, "score", getattr(routing, name))
-            self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
         return routing
 
     def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:

@@ -112,7 +112,7 @@ def build_subject(
     lm = DecoderLM(config.model, data.tokenizer.vocab_size)
     specs = lm.parameter_specs()
     if checkpoint is None:
-        params = initial_parameters(specs, config.training.seed)
+        params = initial_parameters(specs, config.training.seed, data.train.token_counts)
     else:
         is_run = (checkpoint / CHECKPOINT_DIR).is_dir()
         path = find_checkpoint(checkpoint / CHECKPOINT_DIR, "latest") if is_run else checkpoint

@@ -10,6 +10,7 @@ from typing import Any
 
 from moeport.routers.adamoe import AdaMoEConfig, AdaMoERouter
 from moeport.routers.base import Router, RouterConfig
+from moeport.routers.cartesian import CartesianConfig, CartesianRouter
 from moeport.routers.gshard import GShardConfig, GShardRouter
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig, SigmoidBiasRouter
 from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig, SinkhornTokenChoiceRouter
@@ -27,6 +28,7 @@ RouterChoice = (
     | AdaMoEConfig
     | XMoEConfig
     | SinkhornTokenChoiceConfig
+    | CartesianConfig
 )
 """The config of any router; the key `name` says which."""
 
@@ -39,10 +41,13 @@ ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
     "adamoe": (AdaMoEConfig, AdaMoERouter),
     "xmoe": (XMoEConfig, XMoERouter),
     "sinkhorn_token_choice": (SinkhornTokenChoiceConfig, SinkhornTokenChoiceRouter),
+    "cartesian": (CartesianConfig, CartesianRouter),
 }
 """Name to config and router class."""
 
 
-def build_router(config: RouterConfig, d_model: int, num_experts: int, init_std: float = 0.02) -> Router[Any]:
-    """The router that `config` names."""
-    return ROUTERS[config.name][1](config, d_model, num_experts, init_std)
+def build_router(
+    config: RouterConfig, d_model: int, num_experts: int, init_std: float = 0.02, vocab_size: int | None = None
+) -> Router[Any]:
+    """The router that `config` names; `vocab_size` V is for those that look at token ids."""
+    return ROUTERS[config.name][1](config, d_model, num_experts, init_std, vocab_size)

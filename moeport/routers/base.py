@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from moeport.config.base import Section
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec
-from moeport.core.routing import RouterContext, Routing
+from moeport.core.routing import RouterContext, Routing, SoftRouting
 
 
 class RouterConfig(Section):
@@ -20,6 +20,14 @@ class RouterConfig(Section):
 
     name: str
     """Name of the router."""
+    sub_layers: ClassVar[int] = 1
+    """Mixture-of-experts layers, one after another, that stand in place of one."""
+    mixes_shared_experts: ClassVar[bool] = False
+    """Whether shared experts are mixed by learned shares rather than added, unless the config says."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether a token's routing depends on later tokens, so that a language model would read what it predicts."""
+    needs_token_ids: ClassVar[bool] = False
+    """Whether it looks at vocabulary ids."""
 
     @property
     def experts_per_token(self) -> int:
@@ -72,18 +80,23 @@ class Router(ABC, Generic[ConfigT]):
     load_balance: ClassVar[float] = 0.01
     """Coefficient of the load-balancing loss unless the config sets one."""
 
-    def __init__(self, config: ConfigT, d_model: int, num_experts: int, init_std: float = 0.02):
+    def __init__(
+        self, config: ConfigT, d_model: int, num_experts: int, init_std: float = 0.02, vocab_size: int | None = None
+    ):
         self.config = config
         self.d_model = d_model
         self.num_experts = num_experts
         self.init_std = init_std
+        self.vocab_size = vocab_size
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Names, shapes and initial values of its parameters."""
         return [ParameterSpec("weight", (self.num_experts, self.d_model), std=self.init_std)]
 
     @abstractmethod
-    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+    def route(
+        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext
+    ) -> Routing | SoftRouting:
         """Choose experts.
 
         Args:

@@ -199,7 +199,8 @@ class _Run:
             self.config.optimizer, self.config.training.activation_checkpointing, self.config.backend.compile
         )
         if self.checkpoint is None:
-            return self.backend.training_model(self.lm, initial_parameters(specs, self.config.training.seed), options)
+            params = initial_parameters(specs, self.config.training.seed, self.data.train.token_counts)
+            return self.backend.training_model(self.lm, params, options)
         for change in check_resumable(self.config, self.checkpoint):
             self.say(f"changed since the checkpoint: {change}")
         check_parameters(self.checkpoint, specs)

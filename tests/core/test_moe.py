@@ -59,9 +59,9 @@ def on_numpy(config, x_TD=None, num_sequences=1):
     """(output, metrics, params, the router's decisions) by numpy in float64."""
     layer, params = layer_and_params(config)
     x_TD = grid(100, TOKENS, WIDTH) if x_TD is None else x_TD
-    context = RouterContext(layer=0, training=True, noise=noise_of(layer))
+    context = RouterContext(layer=0, training=True, noise=noise_of(layer), num_sequences=num_sequences)
     chosen = layer.router.route(NumpyOps(), under("router", params), x_TD, context)
-    y_TD, metrics = layer.forward(NumpyOps(), params, x_TD, context, num_sequences)
+    y_TD, metrics = layer.forward(NumpyOps(), params, x_TD, context)
     return y_TD, metrics, params, chosen
 
 

@@ -6,6 +6,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.routing import RouterContext
 from moeport.routers import build_router
 from moeport.routers.adamoe import AdaMoEConfig
+from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.gshard import GShardConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig
@@ -40,6 +41,7 @@ EXAMPLES = {
     ],
     "adamoe": [AdaMoEConfig(), AdaMoEConfig(top_k=1), AdaMoEConfig(top_k=EXPERTS, null_experts=1)],
     "xmoe": [XMoEConfig(routing_dim=3), XMoEConfig(top_k=3, routing_dim=4, initial_temperature=0.1)],
+    "cartesian": [CartesianConfig(), CartesianConfig(top_k=1)],
     "sinkhorn_token_choice": [SinkhornTokenChoiceConfig(), SinkhornTokenChoiceConfig(top_k=1, sinkhorn_iterations=3)],
 }
 """By router name."""

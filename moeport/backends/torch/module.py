@@ -70,7 +70,7 @@ class BlockModule(ParameterTree):
 
     def forward(
         self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
-    ) -> tuple[Tensor, MoEMetrics | None]:
+    ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
         """See moeport.core.model.Block."""
         return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context)
 
@@ -115,7 +115,7 @@ class DecoderModule(ParameterTree):
 
     def _run_block(
         self, block: Block, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
-    ) -> tuple[Tensor, MoEMetrics | None]:
+    ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
         module = self.layers[block.layer]
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(module, x_BSD, rope, context, use_reentrant=False)

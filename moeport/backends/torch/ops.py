@@ -235,10 +235,14 @@ class TorchOps(Ops):
 
     def permute(self, x_TD: Tensor, plan: DispatchPlan) -> Tensor:
         """See Ops."""
+        if plan.choices_per_token is None:
+            return super().permute(x_TD, plan)
         return kernels.Permute.apply(x_TD, plan.token_R, plan.position_N, plan.choices_per_token)
 
     def unpermute(self, y_RD: Tensor, weight_N: Tensor, plan: DispatchPlan) -> Tensor:
         """See Ops."""
+        if plan.choices_per_token is None:
+            return super().unpermute(y_RD, weight_N, plan)
         return kernels.Unpermute.apply(y_RD, weight_N, plan.order_R, plan.position_N, plan.choices_per_token)
 
     def linear_cross_entropy(

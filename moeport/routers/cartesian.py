@@ -1,0 +1,37 @@
+"""CartesianMoE: two mixture layers in a row, whose pairs of experts are the composite ones (arXiv 2410.16077)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.base import Router, TopKRouterConfig, assign, normalized
+
+
+class CartesianConfig(TopKRouterConfig):
+    """Two sub-layers of num_experts sub-experts each, top-k of a softmax in both."""
+
+    name: Literal["cartesian"] = "cartesian"
+    """`cartesian`"""
+    sub_layers: ClassVar[int] = 2
+    mixes_shared_experts: ClassVar[bool] = True
+
+
+class CartesianRouter(Router[CartesianConfig]):
+    """In each sub-layer p = softmax(W x), the k best sub-experts, gates p over their sum.
+
+    x becomes x + A(norm(x)), then x + B(norm'(x)); A and B have a router, sub-experts and shared experts each, so that
+    E sub-experts in each make E^2 composite ones. Shared experts are mixed with the routed ones by a learned two-way
+    softmax; that it has no bias is ours. `expert_hidden` is the width of a sub-expert, half a full one's in the paper.
+    """
+
+    paper = "CartesianMoE, arXiv 2410.16077, and the authors' released model code"
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The k sub-experts of highest logit."""
+        logits_TE = self.logits(ops, params, x_TD)
+        probs_TE = ops.softmax(logits_TE)
+        expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
+        return assign(ops, expert_TK, normalized(ops, ops.take_last(probs_TE, expert_TK)), logits_TE, probs_TE)
