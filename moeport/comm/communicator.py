@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -42,8 +42,17 @@ class Communicator(ABC):
     would wait for the device, and unmatched splits show as a collective that does not end.
     """
 
+    needs_link: ClassVar[bool] = False
+    """Whether a rank takes part in the gradient of an exchange only if its own rows depend on what is differentiated.
+
+    See `link`.
+    """
+
     def __init__(self, ops: Ops, ranks: Sequence[int], global_rank: int):
         self.ops = ops
+        self.link: Array | None = None
+        """A zero, shape (1,), that depends on what is differentiated. While it is set, each exchange takes it in and
+        gives it out, so that its gradient is computed if that of the link is, whatever the rows depend on."""
         self.ranks = tuple(ranks)
         """Global ranks of the members by position, ascending."""
         self.rank = self.ranks.index(global_rank)
@@ -134,7 +143,9 @@ class Communicator(ABC):
         with self._collective("barrier"):
             self._barrier()
 
-    def all_to_all(self, x: Array, send_rows: Sequence[int], receive_rows: Sequence[int]) -> Array:
+    def all_to_all(
+        self, x: Array, send_rows: Sequence[int] | np.ndarray, receive_rows: Sequence[int] | np.ndarray
+    ) -> Array:
         """Send each rank its rows; differentiable.
 
         Args:
@@ -145,7 +156,8 @@ class Communicator(ABC):
         Returns: (sum(receive_rows), ...), the rows from position 0, then those from position 1, and so on.
 
         The gradient is the same exchange backwards, in which every rank must take part: `x` must depend on what is
-        differentiated on all ranks or on none. `backward` of PyTorch takes part for constant rows too.
+        differentiated on all ranks or on none, or `link` must be set. `backward` of PyTorch takes part for constant
+        rows too.
         """
         send, receive = tuple(map(int, send_rows)), tuple(map(int, receive_rows))
         for name, rows in (("send_rows", send), ("receive_rows", receive)):

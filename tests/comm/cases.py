@@ -7,6 +7,7 @@ import numpy as np
 
 from moeport.comm.probe import COLLECTIVES, probe
 from moeport.comm.traffic import Volume
+from tests.comm import exchange_cases
 
 DTYPES = ("bfloat16", "float32", "float64", "index")
 BACKENDS = ("numpy", "torch", "mindspore")
@@ -206,6 +207,22 @@ def rows_without_a_gradient(communicator, backend, dtype):
     communicator.all_to_all(x, [1] * size, [1] * size).sum().backward()
     if not last:
         arrays.equal(x.grad, np.ones((size, 2)))
+
+
+def on_nodes(communicator):
+    """The communicator on one node, as it is, then on nodes of a single rank and, of 4 ranks, on 2 nodes of 2."""
+    for per_node in dict.fromkeys((communicator.size, 1, 2 if communicator.size % 2 == 0 else 1)):
+        group = communicator.group([communicator.ranks])
+        group._locate([position // per_node for position in range(group.size)])
+        yield group
+
+
+@case("float64", backends=DIFFERENTIATING)
+def expert_exchange(communicator, backend, dtype):
+    for group in on_nodes(communicator):
+        for algorithm in exchange_cases.ALGORITHMS:
+            for experts_a_rank in (1, 3):
+                exchange_cases.check(group, backend, algorithm, experts_a_rank)
 
 
 @case()

@@ -44,6 +44,8 @@ def start(ops: Ops, launch: Launch, timeout_s: float) -> MindSporeCommunicator:
 class MindSporeCommunicator(Communicator):
     """A communication group of MindSpore."""
 
+    needs_link = True
+
     def __init__(self, ops: Ops, ranks: tuple[int, ...], global_rank: int, name: str):
         super().__init__(ops, ranks, global_rank)
         self.name = name
@@ -59,7 +61,10 @@ class MindSporeCommunicator(Communicator):
     def _differentiable(
         self, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
     ) -> Tensor:
-        return _Exchange.apply(x, exchange, send, receive)
+        if self.link is None or not x.is_floating_point():
+            return _Exchange.apply(x, exchange, send, receive)
+        out, self.link = _LinkedExchange.apply(x, self.link, exchange, send, receive)
+        return out
 
 
 _created: set[str] = set()
@@ -174,3 +179,23 @@ class _Exchange(_Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.exchange(gradient, ctx.receive, ctx.send), None, None, None
+
+
+class _LinkedExchange(_Function):
+    """An exchange that also passes on a link; see `Communicator.link`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        link: Tensor,
+        exchange: Callable[..., Tensor],
+        send: tuple[int, ...],
+        receive: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
+        return exchange(x, send, receive), link + 0.0
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, link: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        return ctx.exchange(gradient, ctx.receive, ctx.send), link, None, None, None

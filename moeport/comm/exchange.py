@@ -1,0 +1,204 @@
+"""The all-to-all of experts that are spread over ranks: tokens to their experts, outputs back.
+
+Rank r of W holds the experts r * E / W .. (r + 1) * E / W - 1. All algorithms are written over the communicator's
+`all_to_all`, so they are differentiable and the same on every backend, and give the same outputs but for the order of
+summation. Orders and splits are computed on the host from counts that are exchanged first.
+
+Shape suffixes as in `moeport.core.ops`; e: experts of one rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+
+from moeport.comm.communicator import Communicator
+from moeport.core.dispatch import plan_dispatch
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import Routing
+
+Experts = Callable[[Array, Array], Array]
+"""The experts of this rank: from rows sorted by expert (R, D) and counts (e,) to the outputs (R, D)."""
+
+
+class ExpertExchange(ABC):
+    """One all-to-all algorithm.
+
+    Args:
+        communicator: the ranks that share the experts.
+        num_experts: E, a multiple of the number of ranks.
+    """
+
+    def __init__(self, communicator: Communicator, num_experts: int):
+        if num_experts % communicator.size:
+            raise ValueError(
+                f"{num_experts} experts do not divide among {communicator.size} ranks; expected a multiple of the ranks"
+            )
+        self.communicator, self.num_experts = communicator, num_experts
+
+    def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """Outputs of the experts for the tokens of this rank, weighted by their gates and summed.
+
+        Args:
+            ops: the backend's operations.
+            x_TD: tokens of this rank, at least one; each rank may have another number of them.
+            routing: their assignments to the E experts.
+            experts: see `Experts`.
+
+        Returns: (T, D) in the type of x.
+        """
+        linked = [communicator for communicator in self.communicators if communicator.needs_link]
+        for communicator in linked:
+            communicator.link = ops.reshape(x_TD[:1, :1], (1,)) * ops.constant_like(0.0, x_TD)
+        y_TD = self.exchange(ops, x_TD, routing, experts)
+        for communicator in linked:
+            y_TD = y_TD + communicator.link
+            communicator.link = None
+        return y_TD
+
+    @property
+    def communicators(self) -> tuple[Communicator, ...]:
+        """Those that carry rows."""
+        return (self.communicator,)
+
+    @abstractmethod
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See `__call__`."""
+
+
+class FlatExchange(ExpertExchange):
+    """Each assignment's row goes straight to the rank of its expert."""
+
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See ExpertExchange."""
+        return _by_assignment(
+            ops, x_TD, routing, lambda x_RD, counts_E: exchange_rows(ops, self.communicator, x_RD, counts_E, experts)
+        )
+
+
+class TwoLevelExchange(ExpertExchange):
+    """What the algorithms share that cross nodes along rails: ranks of equal position in their nodes.
+
+    Args:
+        communicator: as in ExpertExchange; its nodes have equally many ranks, in the order of the ranks.
+        num_experts: as there.
+    """
+
+    def __init__(self, communicator: Communicator, num_experts: int):
+        super().__init__(communicator, num_experts)
+        ranks, nodes = communicator.ranks, communicator.nodes
+        per_node = nodes.count(nodes[0])
+        if nodes != tuple(np.repeat(sorted(set(nodes)), per_node)):
+            raise ValueError(
+                f"the ranks {list(ranks)} are on nodes {list(nodes)}; expected as many on each node, node after node"
+            )
+        self.intra = communicator.group([ranks[start : start + per_node] for start in range(0, len(ranks), per_node)])
+        """The ranks of this node."""
+        self.rail = communicator.group([ranks[position::per_node] for position in range(per_node)])
+        """The ranks of all nodes at this rank's position."""
+        self.node_experts = num_experts // self.rail.size
+
+    @property
+    def communicators(self) -> tuple[Communicator, ...]:
+        """See ExpertExchange."""
+        return self.intra, self.rail
+
+
+class HierarchicalExchange(TwoLevelExchange):
+    """Rows cross to the expert's node along the rail, then go to its rank inside the node: fewer, longer messages."""
+
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See ExpertExchange."""
+
+        def node(x_RD: Array, counts: Array) -> Array:
+            return exchange_rows(ops, self.intra, x_RD, ops.to_numpy(counts), experts)
+
+        return _by_assignment(
+            ops, x_TD, routing, lambda x_RD, counts_E: exchange_rows(ops, self.rail, x_RD, counts_E, node)
+        )
+
+
+class NodeDedupExchange(TwoLevelExchange):
+    """A token crosses to a node once, however many of its experts are there, and one row comes back from there.
+
+    Along the rail travel the tokens, and for each of their assignments on that node the expert and the gate. The rank
+    that receives them passes rows on to the experts inside the node, weighs and sums what comes back, and returns one
+    row a token.
+    """
+
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See ExpertExchange."""
+        rail, num_nodes = self.rail, self.rail.size
+        expert_N = ops.to_numpy(routing.expert_N)
+        token_N = np.arange(len(expert_N)) // (routing.choices_per_token or 1)
+        if routing.token_N is not None:
+            token_N = ops.to_numpy(routing.token_N)
+        served = np.flatnonzero(expert_N < self.num_experts)
+        node_N = expert_N // self.node_experts
+        order = served[np.lexsort((token_N[served], node_N[served]))]
+        node_P, token_P = node_N[order], token_N[order]
+        first_P = np.ones(len(order), bool)
+        first_P[1:] = (node_P[1:] != node_P[:-1]) | (token_P[1:] != token_P[:-1])
+        rows, pairs = (np.bincount(nodes, minlength=num_nodes) for nodes in (node_P[first_P], node_P))
+        row_P = np.cumsum(first_P) - 1 - _starts(rows)[node_P]
+
+        counts = ops.from_numpy(np.stack([rows, pairs], axis=1).reshape(-1))
+        counts = ops.to_numpy(rail.all_to_all(counts, [2] * num_nodes, [2] * num_nodes)).reshape(-1, 2)
+        got_rows, got_pairs = counts[:, 0], counts[:, 1]
+        code_P = ops.from_numpy(row_P * self.node_experts + expert_N[order] % self.node_experts)
+        code_P = ops.to_numpy(rail.all_to_all(code_P, pairs, got_pairs))
+        weight_P = rail.all_to_all(ops.take_rows(routing.weight_N, ops.from_numpy(order)), pairs, got_pairs)
+        token_R = ops.from_numpy(token_P[first_P])
+        x_RD = rail.all_to_all(ops.take_rows(x_TD, token_R), rows, got_rows)
+
+        row_P = code_P // self.node_experts + np.repeat(_starts(got_rows), got_pairs)
+        by_expert = np.argsort(code_P % self.node_experts, kind="stable")
+        counts_E = np.bincount(code_P % self.node_experts, minlength=self.node_experts)
+        row_P = ops.from_numpy(row_P[by_expert])
+        y_PD = exchange_rows(ops, self.intra, ops.take_rows(x_RD, row_P), counts_E, experts)
+        weight_P = ops.cast(ops.take_rows(weight_P, ops.from_numpy(by_expert)), ops.dtype(y_PD))
+        y_RD = ops.segment_sum(y_PD * ops.reshape(weight_P, (-1, 1)), row_P, int(got_rows.sum()))
+        return ops.segment_sum(rail.all_to_all(y_RD, got_rows, rows), token_R, routing.num_tokens)
+
+
+def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: np.ndarray, experts: Experts) -> Array:
+    """Send rows to the members that hold their experts, apply those, and bring the outputs back.
+
+    Args:
+        ops: the backend's operations.
+        communicator: its members hold the experts in order, equally many each.
+        x_RD: rows sorted by expert.
+        counts_E: rows of each expert, on the host.
+        experts: those of this member.
+
+    Returns: (R, D), in the order of x.
+    """
+    size, local = communicator.size, len(counts_E) // communicator.size
+    split = [local] * size
+    got_We = ops.to_numpy(communicator.all_to_all(ops.from_numpy(counts_E), split, split)).reshape(size, local)
+    send, receive = counts_E.reshape(size, local).sum(1), got_We.sum(1)
+    rows = communicator.all_to_all(x_RD, send, receive)
+    expert_R = np.repeat(np.tile(np.arange(local), size), got_We.reshape(-1))
+    by_expert = np.argsort(expert_R, kind="stable")
+    outputs = experts(ops.take_rows(rows, ops.from_numpy(by_expert)), ops.from_numpy(got_We.sum(0)))
+    outputs = ops.take_rows(outputs, ops.from_numpy(np.argsort(by_expert)))
+    return communicator.all_to_all(outputs, receive, send)
+
+
+def _by_assignment(ops: Ops, x_TD: Array, routing: Routing, exchange: Callable[[Array, np.ndarray], Array]) -> Array:
+    """Rows sorted by expert through `exchange` and back to tokens; assignments to nowhere stay here."""
+    plan = plan_dispatch(ops, routing)
+    counts_E = ops.to_numpy(plan.counts_E)
+    served, assignments = int(counts_E.sum()), routing.expert_N.shape[0]
+    x_RD, _ = ops.split(ops.permute(x_TD, plan), (served, assignments - served), axis=0)
+    y_RD = exchange(x_RD, counts_E)
+    if served < assignments:
+        y_RD = ops.concat([y_RD, ops.zeros((assignments - served, x_TD.shape[1]), ops.dtype(y_RD))], axis=0)
+    return ops.unpermute(y_RD, routing.weight_N, plan)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each block begins."""
+    return np.cumsum(counts) - counts
