@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from moeport.errors import UserError
@@ -81,6 +83,67 @@ def _msrun(environment: Mapping[str, str]) -> Launch:
         host=environment["MS_SCHED_HOST"],
         port=_number(environment, "MS_SCHED_PORT"),
     )
+
+
+@dataclass(frozen=True)
+class NodeProcess:
+    """A process to be started on a node."""
+
+    node: int
+    command: list[str]
+    environment: dict[str, str]
+    """What it needs beside the environment of the one who starts it."""
+
+
+def node_processes(
+    launcher: Literal["torchrun", "msrun"],
+    nodes: int,
+    ranks_per_node: int,
+    host: str,
+    command: Sequence[str],
+    port: int = 29500,
+) -> list[NodeProcess]:
+    """What starts a moeport command on all nodes: for torch each rank, in the environment that torchrun makes, for
+    MindSpore msrun on each node.
+
+    Args:
+        launcher: of which framework.
+        nodes: how many.
+        ranks_per_node: ranks of each.
+        host: address of node 0.
+        command: arguments of `moeport`.
+        port: a free port of node 0.
+    """
+    size = nodes * ranks_per_node
+    program = [sys.executable, "-m", "moeport", *command]
+    if launcher == "torchrun":
+        return [
+            NodeProcess(
+                rank // ranks_per_node,
+                program,
+                {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(size),
+                    "LOCAL_RANK": str(rank % ranks_per_node),
+                    "LOCAL_WORLD_SIZE": str(ranks_per_node),
+                    "GROUP_RANK": str(rank // ranks_per_node),
+                    "MASTER_ADDR": host,
+                    "MASTER_PORT": str(port),
+                },
+            )
+            for rank in range(size)
+        ]
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={size}", "--join=True"]
+    msrun += [f"--local_worker_num={ranks_per_node}", f"--master_addr={host}", f"--master_port={port}"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun wants the word `python`
+    return [
+        NodeProcess(
+            node,
+            [*msrun, f"--node_rank={node}", f"--log_dir=msrun_logs/node_{node}", "python", *program[1:]],
+            {"PATH": path},
+        )
+        for node in range(nodes)
+    ]
 
 
 def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
