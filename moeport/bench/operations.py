@@ -1,0 +1,188 @@
+"""What `moeport bench comm` measures: collectives, and the all-to-all of experts by each algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeport.bench.routes import expert_choices
+from moeport.comm.communicator import Communicator
+from moeport.comm.exchange import ExpertExchange, FlatExchange, HierarchicalExchange, NodeDedupExchange
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import Routing
+
+EXCHANGES: dict[str, type[ExpertExchange]] = {
+    "flat": FlatExchange,
+    "hierarchical": HierarchicalExchange,
+    "node_dedup": NodeDedupExchange,
+}
+"""Algorithms by name."""
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "sendrecv", "all_to_all")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One operation at one size, ready to run."""
+
+    type: str
+    redop: str
+    root: int
+    bytes: int
+    """The size that algorithm bandwidth refers to, as in nccl-tests."""
+    count: int
+    """Elements of it."""
+    bus_factor: float
+    """Bus bandwidth over algorithm bandwidth, as in nccl-tests."""
+    run: Callable[[], Array]
+    wrong: Callable[[Array], int]
+    """Elements of a result that are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The tokens of an expert exchange."""
+
+    kind: str
+    """See `expert_choices`."""
+    top_k: int
+    """Experts a token K."""
+    width: int
+    """Numbers of a token D."""
+    backward: bool = False
+    """Forward and backward pass in one."""
+
+
+def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item_bytes: int, size: int) -> Measured:
+    """A collective of `size` bytes, as nccl-tests counts them: the whole array of the rank that has it whole.
+
+    Values are small integers, exact in every type, so that results are compared for equality.
+
+    Args:
+        name: of COLLECTIVES. `sendrecv` is a ring: each rank sends to the next.
+        communicator: the ranks.
+        ops: the backend's operations.
+        dtype: of the elements.
+        item_bytes: of one element.
+        size: bytes; rounded down to whole elements of each rank, one at least.
+    """
+    n, rank = communicator.size, communicator.rank
+    part = max(1, size // item_bytes // n)
+    count = part * n if name in ("all_gather", "reduce_scatter", "all_to_all") else max(1, size // item_bytes)
+
+    def values(source: int, length: int) -> np.ndarray:
+        return (np.arange(length) * 7 + source * 3) % 13
+
+    def array(host: np.ndarray) -> Array:
+        return ops.cast(ops.from_numpy(host.astype(np.float32)), dtype)
+
+    total = [values(source, count) for source in range(n)] if name in ("all_reduce", "reduce_scatter") else []
+    mine = slice(rank * part, (rank + 1) * part)
+    run: Callable[[], Array]
+    if name == "all_reduce":
+        x, want = array(values(rank, count)), np.sum(total, axis=0)
+        run, factor = lambda: communicator.all_reduce(x), 2 * (n - 1) / n
+    elif name == "all_gather":
+        x, want = array(values(rank, part)), np.stack([values(source, part) for source in range(n)])
+        run, factor = lambda: communicator.all_gather(x), (n - 1) / n
+    elif name == "reduce_scatter":
+        x, want = array(values(rank, count)), np.sum(total, axis=0)[mine]
+        run, factor = lambda: communicator.reduce_scatter(x), (n - 1) / n
+    elif name == "broadcast":
+        x, want = array(values(rank, count)), values(0, count)
+        run, factor = lambda: communicator.broadcast(x, 0), 1.0
+    elif name == "sendrecv":
+        x, want = array(values(rank, count)), values((rank - 1) % n, count)
+        send = [count if peer == (rank + 1) % n else 0 for peer in range(n)]
+        receive = [count if peer == (rank - 1) % n else 0 for peer in range(n)]
+        run, factor = lambda: communicator.all_to_all(x, send, receive), 1.0
+    else:
+        x, want = array(values(rank, count)), np.concatenate([values(source, count)[mine] for source in range(n)])
+        run, factor = lambda: communicator.all_to_all(x, [part] * n, [part] * n), (n - 1) / n
+    return Measured(
+        type=dtype,
+        redop="sum" if name in ("all_reduce", "reduce_scatter") else "none",
+        root=0 if name == "broadcast" else -1,
+        bytes=count * item_bytes,
+        count=count,
+        bus_factor=factor,
+        run=run,
+        wrong=lambda got: int((ops.to_numpy(got) != want).sum()),
+    )
+
+
+def expert_exchange(
+    exchange: ExpertExchange,
+    backend: Any,
+    dtype: str,
+    item_bytes: int,
+    size: int,
+    traffic: Traffic,
+) -> Measured:
+    """Tokens of `size` bytes on each rank to their experts and back; the experts double what they get.
+
+    Gates are powers of two, so that a token's result is exact in float32 whatever the order of summation.
+
+    Args:
+        exchange: the algorithm, with its ranks and number of experts.
+        backend: for operations and gradients.
+        dtype: of the tokens.
+        item_bytes: of one element.
+        size: bytes of the tokens of one rank; rounded down to whole tokens, one at least.
+        traffic: where they go.
+    """
+    ops: Ops = backend.ops
+    communicator, experts = exchange.communicator, exchange.num_experts
+    tokens, rank = max(1, size // item_bytes // traffic.width), communicator.rank
+    nodes = sorted(set(communicator.nodes))
+    expert_TK = expert_choices(
+        traffic.kind,
+        tokens,
+        experts,
+        traffic.top_k,
+        rank=communicator.ranks[rank],
+        size=communicator.size,
+        node=nodes.index(communicator.nodes[rank]),
+        nodes=len(nodes),
+    )
+    host_TD = (np.arange(tokens * traffic.width).reshape(tokens, -1) * 5 + rank) % 11
+    gate_TK = 2.0 ** -(1 + np.arange(tokens * traffic.top_k).reshape(tokens, -1) % 3)
+    x_TD = ops.cast(ops.from_numpy(host_TD.astype(np.float32)), dtype)
+    weight_N = ops.from_numpy(gate_TK.reshape(-1).astype(np.float32))
+    scores_TE = ops.zeros((tokens, experts), "float32")
+    routing = Routing(
+        expert_N=ops.from_numpy(expert_TK.reshape(-1)),
+        weight_N=weight_N,
+        num_tokens=tokens,
+        num_experts=experts,
+        logits_TE=scores_TE,
+        probs_TE=scores_TE,
+        balanced_choices=traffic.top_k,
+    )
+    two = ops.constant(2.0, dtype)
+
+    def forward(tokens_TD: Array) -> Array:
+        return exchange(ops, tokens_TD, routing, lambda x_RD, counts: x_RD * two)
+
+    want_TD = 2.0 * gate_TK.sum(1, keepdims=True) * (np.ones_like(host_TD) if traffic.backward else host_TD)
+    differentiated = backend.value_and_grad(lambda params: ops.sum(forward(params["x"]))) if traffic.backward else None
+
+    def run() -> Array:
+        return differentiated({"x": x_TD})[1]["x"] if differentiated else forward(x_TD)
+
+    return Measured(
+        type=dtype,
+        redop="none",
+        root=-1,
+        bytes=tokens * traffic.width * item_bytes,
+        count=tokens * traffic.width,
+        bus_factor=1.0,
+        run=run,
+        wrong=lambda got: int((np.abs(ops.to_numpy(got) - want_TD) > _tolerance(dtype) * np.abs(want_TD)).sum()),
+    )
+
+
+def _tolerance(dtype: str) -> float:
+    return 0.02 if dtype == "bfloat16" else 0.0

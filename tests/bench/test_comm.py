@@ -1,0 +1,103 @@
+"""`moeport bench comm` as a user starts it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moeport.bench.operations import COLLECTIVES, EXCHANGES
+from tests.comm.jobs import start
+
+SMALL = ["-b", "1K", "-e", "4K", "-f", "4", "-n", "2", "-w", "1", "--experts", "8", "--top-k", "3", "--width", "16"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"), [("torch", []), ("torch", ["--backward", "-d", "bfloat16"]), ("mindspore", ["--backward"])]
+)
+def test_every_operation_is_right_and_written_down(tmp_path, backend, options):
+    pytest.importorskip(backend)
+    files = ["--json", str(tmp_path / "out.json"), "--csv", str(tmp_path / "out.csv")]
+    job = start(backend, 2, ["-m", "moeport", "bench", "comm", *SMALL, *options, *files], tmp_path / "job")
+    try:
+        assert job.wait(180) == 0, job.output()
+    finally:
+        job.end()
+    about = json.loads((tmp_path / "out.json").read_text())
+    rows = about["rows"]
+    assert (about["ranks"], about["nodes"], about["backend"]) == (2, [0, 0], backend)
+    names = [*COLLECTIVES, *EXCHANGES]
+    assert [row["operation"] for row in rows] == names * 2
+    assert [row["size"] for row in rows] == [1024] * len(names) + [4096] * len(names)
+    item = 2 if "bfloat16" in options else 4
+    for row in rows:
+        assert row["wrong"] == 0
+        assert row["count"] * item == row["size"]
+        assert row["fastest_us"] <= row["time_us"]
+        assert row["low_us"] <= row["time_us"] <= row["high_us"]
+        assert row["algbw"] == pytest.approx(row["size"] / row["time_us"] / 1e3)
+        factor = {"all_reduce": 1.0, "all_gather": 0.5, "reduce_scatter": 0.5, "all_to_all": 0.5}
+        assert row["busbw"] == pytest.approx(row["algbw"] * factor.get(row["operation"], 1.0))
+        assert row["intra_node_bytes"] > 0
+        assert row["inter_node_bytes"] == 0
+    with (tmp_path / "out.csv").open() as file:
+        assert [row["operation"] for row in csv.DictReader(file)] == names * 2
+    assert "size" in job.output()
+
+
+def test_wrong_values_are_counted_and_fail(tmp_path):
+    """Experts that forget a token: the benchmark sees it, says how many, and exits with 1."""
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import sys\n"
+        "from moeport.bench import operations\n"
+        "from moeport.comm.exchange import FlatExchange\n"
+        "class Forgetful(FlatExchange):\n"
+        "    def exchange(self, ops, x_TD, routing, experts):\n"
+        "        return super().exchange(ops, x_TD, routing, experts) * (ops.arange(x_TD.shape[0])[:, None] > 0)\n"
+        "operations.EXCHANGES['flat'] = Forgetful\n"
+        "sys.argv = ['moeport', *sys.argv[1:]]\n"
+        "from moeport.cli.main import main\n"
+        "main()\n"
+    )
+    job = start(
+        "torch", 2, [str(script), "bench", "comm", "flat", *SMALL, "--json", str(tmp_path / "out.json")], tmp_path / "j"
+    )
+    try:
+        assert job.wait(120) != 0
+    finally:
+        job.end()
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    host = (np.arange(16) * 5) % 11
+    assert [row["wrong"] for row in rows] == [sum(((host + rank) % 11 > 0).sum() for rank in range(2))] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gather"], "operation 'gather' is not one; expected all_reduce, all_gather"),
+        (["-b", "lots"], "size 'lots' is not one; expected bytes such as 4096, 64K, 4M or 1G"),
+        (["flat", "--experts", "7"], "--experts 7: do not divide among 2 ranks; expected a multiple of 2"),
+        (["flat", "--experts", "4", "--top-k", "5"], "--top-k 5: more experts a token than there are"),
+    ],
+)
+def test_faulty_arguments_are_said_before_anything_starts(arguments, message):
+    done = bench(*arguments, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_PORT="1")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_without_a_launcher_it_says_how():
+    done = bench()
+    assert done.returncode == 2
+    assert "torchrun --nproc-per-node 2 -m moeport bench comm" in done.stderr
+
+
+def bench(*arguments, **settings):
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "MS_ROLE")}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "COLUMNS": "200"} | settings
+    command = [sys.executable, "-m", "moeport", "bench", "comm", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
