@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from moeport.errors import ConfigError
+from moeport.errors import ConfigError, UserError
 from moeport.routers import ROUTERS
 from moeport.torch import MoE
 
@@ -25,13 +25,13 @@ class TinyTransformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(11, 16)
         self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-        self.ffn = MoE(**SHAPE, **options)
+        self.ffn = MoE(**SHAPE, vocab_size=11, **options)
         self.head = nn.Linear(16, 11)
 
     def forward(self, ids):
         x = self.embedding(ids)
         x = x + self.attention(x, x, x, need_weights=False)[0]
-        return self.head(x + self.ffn(x))
+        return self.head(x + self.ffn(x, ids))
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -150,6 +150,31 @@ def test_sequence_scope_takes_sequences_from_the_shape():
     torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
+@pytest.mark.parametrize("router", ["expert_choice", "soft"])
+def test_where_experts_choose_they_do_so_in_each_sequence(router):
+    """No permission is needed here: the layer cannot know whether its model is causal."""
+    layer = MoE(**SHAPE, router=router)
+    x = tokens(3, 6, 16)
+    alone = torch.stack([layer(x[i]) for i in range(3)])
+    torch.testing.assert_close(layer(x), alone)
+    assert not torch.allclose(layer(x.reshape(1, 18, 16)).reshape(3, 6, 16), alone)
+
+
+def test_mixed_shared_experts_and_a_dense_block():
+    layer = MoE(**SHAPE, num_shared_experts=1, shared_mixing="softmax", residual_hidden=6)
+    assert layer.mixing.weight.shape == (2, 16)
+    assert layer.dense.w_in.shape == (12, 16)
+    y = layer(tokens(5, 16))
+    with torch.no_grad():
+        layer.dense.w_out.zero_()
+    assert (layer(tokens(5, 16)) - y).abs().min() > 0
+
+
+def test_experts_of_locmoe_must_divide_the_width():
+    with pytest.raises(ConfigError, match=r"d_model: not divisible by model.moe.num_experts = 5, while locmoe gives"):
+        MoE(**SHAPE | {"num_experts": 5}, router="locmoe")
+
+
 def test_wrong_options_are_named():
     with pytest.raises(ConfigError, match=r"model\.moe\.router\.top_k: more experts a token than there are"):
         MoE(**SHAPE, router_options={"top_k": 9})
@@ -157,3 +182,63 @@ def test_wrong_options_are_named():
         MoE(**SHAPE, router="topc")
     with pytest.raises(ConfigError, match=r"factr: unknown key; did you mean model\.moe\.capacity\.factor\?"):
         MoE(**SHAPE, capacity={"factr": 2})
+
+
+def test_a_router_that_looks_at_ids_has_a_balanced_table_of_them():
+    counts = 1_000_000 // np.arange(20, 520)
+    layers = [
+        MoE(**SHAPE, router="hash", vocab_size=500, token_counts=given, seed=seed)
+        for given, seed in ((counts, 0), (torch.tensor(counts), 0), (counts.tolist(), 1), (None, 0), (counts[:300], 0))
+    ]
+    balanced, same, other, uniform, padded = (layer.router.experts[:, 0].long().numpy() for layer in layers)
+    load = np.bincount(balanced, counts, 4)
+    assert load.max() / load.mean() < 1.001
+    assert (same == balanced).all()
+    assert (other != balanced).any()
+    assert np.bincount(uniform).tolist() == [125] * 4
+    assert np.bincount(padded[:300], counts[:300], 4).max() < 1.001 * counts[:300].sum() / 4
+    ids = torch.randint(0, 500, (3, 5))
+    layers[0](tokens(3, 5, 16), ids)
+    assert layers[0].metrics.chosen_E.tolist() == np.bincount(balanced[ids.flatten()], minlength=4).tolist()
+
+
+def test_tables_are_state_that_nothing_trains():
+    layer = MoE(**SHAPE, router="maskmoe", vocab_size=500, token_counts=range(500))
+    assert "router.visible" in layer.state_dict()
+    assert "router.visible" not in dict(layer.named_parameters())
+    before = layer.router.visible.clone()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        (layer(tokens(4, 16), torch.arange(4)).square().sum() + layer.auxiliary_loss).backward()
+        optimizer.step()
+        layer.update_router_state()
+    assert torch.equal(layer.router.visible, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tables_keep_their_numbers_in_another_type(dtype):
+    """bfloat16 has no 257."""
+    shape = SHAPE | {"num_experts": 400}
+    layer = MoE(**shape, router="hash", vocab_size=2000)
+    table = layer.router.experts.clone()
+    assert table.max() == 399
+    assert torch.equal(MoE(**shape, router="hash", vocab_size=2000, dtype=dtype).router.experts, table)
+    model = nn.Sequential(layer).to(dtype)
+    assert layer.experts.w_in.dtype == dtype
+    assert layer.router.experts.dtype == torch.float32
+    assert torch.equal(model[0].router.experts, table)
+    assert layer.to("meta").to_empty(device="cpu").router.experts.dtype == torch.float32
+
+
+@pytest.mark.parametrize("router", ["hash", "rre", "random", "maskmoe"])
+def test_routers_that_look_at_ids_say_so(router):
+    with pytest.raises(UserError, match=rf"router {router} has a table of vocabulary ids.*expected vocab_size"):
+        MoE(**SHAPE, router=router)
+    with pytest.raises(UserError, match=r"token_counts has the shape \(9,\); expected one number.*vocab_size \(8\)"):
+        MoE(**SHAPE, router=router, vocab_size=8, token_counts=range(9))
+    layer = MoE(**SHAPE, router=router, vocab_size=8)
+    expected = rf"router {router} looks at vocabulary ids; expected token_ids of the shape \(2, 3\), .*got "
+    with pytest.raises(UserError, match=expected + "none"):
+        layer(tokens(2, 3, 16))
+    with pytest.raises(UserError, match=expected + r"the shape \(3,\)"):
+        layer(tokens(2, 3, 16), torch.zeros(3, dtype=torch.long))

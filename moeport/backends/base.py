@@ -14,7 +14,7 @@ import numpy as np
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.model import Batch, Block, DecoderLM, LossTerms
+from moeport.core.model import Batch, Block, LossTerms, Transformer
 from moeport.core.moe import MoEMetrics
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import under
@@ -53,12 +53,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> EvaluationModel:
+    def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> EvaluationModel:
         """Place a model and its parameters on the device, for evaluation and generation."""
 
     @abstractmethod
     def training_model(
-        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
     ) -> TrainingModel:
         """Place a model and its parameters on the device, with an optimiser."""
 
@@ -111,7 +111,7 @@ class EvaluationModel(ABC):
 
     @abstractmethod
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
-        """Next-token scores (B, S, V)."""
+        """Next-token scores (B, S, V) of ids (B, S), or class scores (B, V) of patches (B, S, P)."""
 
     @abstractmethod
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -161,7 +161,7 @@ class TrainingModel(EvaluationModel):
 
 def find_non_finite(
     ops: Ops,
-    model: DecoderLM,
+    model: Transformer,
     params: Mapping[str, Array],
     batch: Batch,
     dtype: str,

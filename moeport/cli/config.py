@@ -51,13 +51,15 @@ def schema(
 
 def summary(config: Config) -> list[str]:
     """What the config makes, a few lines; without counts where only the tokenizer file knows the vocabulary."""
+    from moeport.core.build import build_model
+
     model, moe = config.model, config.model.moe
     experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} a token by {moe.router.name}"
     lines = [f"{model.num_layers} blocks of width {model.d_model}, {len(model.moe_layers)} with {experts}"]
     vocab_size = model.vocab_size or _tokenizer_size(config)
     if vocab_size:
-        counts = model.parameter_counts(vocab_size)
-        flops = model.training_flops_per_token(vocab_size, config.data.sequence_length)
+        shapes = build_model(model, config.data, vocab_size)
+        counts, flops = shapes.parameter_counts(), shapes.training_flops_per_token(config.data.tokens_per_sequence)
         lines.append(f"{counts.total:,} parameters, {counts.active:,} active for a token")
         lines.append(f"{flops:,} floating-point operations a training token")
     return lines

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli import config, doctor, generate, parity, probe, routers, train
+from moeport.cli import bench, capacity, compare, config, doctor, emulate, generate, parity, probe, routers, train
 from moeport.errors import MoeportError
 from moeport.version import VERSION
 
@@ -18,12 +18,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
+app.command("capacity")(capacity.capacity)
 app.add_typer(config.app)
 app.command("routers")(routers.routers)
 app.command("doctor")(doctor.doctor)
 app.add_typer(parity.app)
 app.command("probe")(probe.probe)
+app.add_typer(bench.app)
+app.command("emulate")(emulate.emulate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ app = typer.Typer(
 VARIANT = "BACKEND[-DEVICE][:DTYPE] and KEY=VALUE, as in 'torch-cpu:bf16 backend.compile=true'."
 
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens a sequence.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens a sequence of text; images are whole.")]
 Steps = Annotated[int, typer.Option(min=0, help="Optimiser steps of the trajectory.")]
 Checkpoint = Annotated[
     Path | None,
@@ -31,6 +31,7 @@ Checkpoint = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole result as JSON.")]
 Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page with charts.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on a warning too.")]
 
 
@@ -56,6 +57,7 @@ def run(
     ] = False,
     json_file: Json = None,
     markdown: Markdown = None,
+    html_file: Html = None,
     strict: Strict = False,
 ) -> None:
     """Compare variants of a config in one process: same weights, batches and noise."""
@@ -79,7 +81,7 @@ def run(
         isolate=isolate,
         report=_progress,
     )
-    _finish(report, json_file, markdown, strict)
+    _finish(report, json_file, markdown, html_file, strict)
 
 
 @app.command()
@@ -139,6 +141,7 @@ def compare(
     ] = None,
     json_file: Json = None,
     markdown: Markdown = None,
+    html_file: Html = None,
     strict: Strict = False,
 ) -> None:
     """Compare two bundles."""
@@ -153,14 +156,16 @@ def compare(
         replayed=load_bundle(replayed) if replayed else None,
         names=_names(names) if names else None,
     )
-    _finish(Report(found.verdict, [found]), json_file, markdown, strict)
+    _finish(Report(found.verdict, [found]), json_file, markdown, html_file, strict)
 
 
 def _progress(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _finish(report: Report, json_file: Path | None, markdown: Path | None, strict: bool) -> None:
+def _finish(
+    report: Report, json_file: Path | None, markdown: Path | None, html_file: Path | None, strict: bool
+) -> None:
     """Print, write, exit."""
     from rich.console import Console
 
@@ -175,6 +180,10 @@ def _finish(report: Report, json_file: Path | None, markdown: Path | None, stric
         json_file.write_text(report.to_json(), encoding="utf-8")
     if markdown:
         markdown.write_text(text.markdown(report), encoding="utf-8")
+    if html_file:
+        from moeport.parity import html
+
+        html_file.write_text(html.page(report), encoding="utf-8", errors="replace")
     raise typer.Exit(1 if strict and report.verdict == "warn" else EXIT_CODES[report.verdict])
 
 

@@ -66,7 +66,10 @@ def _options(names: list[str]) -> Table:
 
 
 def _experts_per_token(config: type[RouterConfig]) -> str:
-    return "top_k" if "top_k" in config.model_fields else str(config.model_validate({}).experts_per_token)
+    for option in ("top_k", "mean_experts"):
+        if option in config.model_fields:
+            return option
+    return str(config.model_validate({}).experts_per_token)
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The data section: where text comes from and how it becomes token sequences."""
+"""The data section: where text or images come from and how they become sequences of tokens."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from moeport.config.base import Section
+
+DIGITS_SIDE, DIGITS_CLASSES = 8, 10
+TEXT_SOURCES = ("stdlib", "files", "huggingface")
 
 
 class StdlibSource(Section):
@@ -45,6 +48,27 @@ class HuggingFaceSource(Section):
     """Column that holds the text."""
 
 
+class DigitsSource(Section):
+    """Handwritten digits, 1,797 images of 8 x 8 pixels in 10 classes, that come with scikit-learn. The model is then an
+    image classifier.
+    """
+
+    name: Literal["digits"] = "digits"
+    """`digits`"""
+    patch_size: PositiveInt = 2
+    """Side of a patch in pixels; must divide 8. A patch is a token."""
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image S."""
+        return (DIGITS_SIDE // self.patch_size) ** 2
+
+    @property
+    def patch_values(self) -> int:
+        """Pixels of a patch P."""
+        return self.patch_size**2
+
+
 class ByteTokenizer(Section):
     """One token a UTF-8 byte: 256 bytes and the end of text."""
 
@@ -73,15 +97,27 @@ class FileTokenizer(Section):
 
 
 class DataConfig(Section):
-    """Documents, tokenizer and packing."""
+    """Documents, tokenizer and packing; or images."""
 
-    source: Annotated[StdlibSource | FilesSource | HuggingFaceSource, Field(discriminator="name")] = StdlibSource()
-    """Where documents come from."""
+    source: Annotated[StdlibSource | FilesSource | HuggingFaceSource | DigitsSource, Field(discriminator="name")] = (
+        StdlibSource()
+    )
+    """Where documents, or images, come from."""
     tokenizer: Annotated[ByteTokenizer | BPETokenizer | FileTokenizer, Field(discriminator="name")] = BPETokenizer()
     """How text becomes tokens."""
     sequence_length: PositiveInt = 512
     """Tokens a sequence S."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the documents held out, chosen by a hash of the document's name."""
+    """Share of the documents held out, chosen by a hash of the document's name; of images, by that of their number."""
     cache_dir: Path | None = None
     """Where tokenizers and token files are kept. Default: $XDG_CACHE_HOME/moeport or ~/.cache/moeport."""
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the examples are images, not text."""
+        return isinstance(self.source, DigitsSource)
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        """S: `sequence_length`, or the patches of an image."""
+        return self.source.num_patches if isinstance(self.source, DigitsSource) else self.sequence_length

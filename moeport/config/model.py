@@ -21,7 +21,7 @@ class ParameterCounts:
 
 
 class AttentionConfig(Section):
-    """Causal grouped-query attention with rotary position embedding."""
+    """Grouped-query attention with rotary position embedding; causal in language models."""
 
     num_heads: PositiveInt = 8
     """Query heads H."""
@@ -38,20 +38,61 @@ class AttentionConfig(Section):
 class CapacityConfig(Section):
     """How many tokens an expert may take, and which are dropped when more want it."""
 
-    policy: Literal["dropless", "factor"] = "dropless"
-    """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens an expert."""
+    policy: Literal["dropless", "factor", "locmoe", "locmoe_plus"] = "dropless"
+    """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens an expert. `locmoe`:
+    the lower bound that follows from the cosines of tokens and gate rows. `locmoe_plus`: an estimate that follows the
+    distribution of the tokens. Both within `floor` and what `factor` gives."""
     factor: PositiveFloat = 1.25
-    """Capacity factor of policy `factor` (Switch Transformer, GShard)."""
-    drop: Literal["position", "probability"] = "position"
-    """Who is dropped on overflow: the last tokens of the batch, or those with the lowest gate."""
+    """Capacity factor (Switch Transformer, GShard): of policy `factor`, and upper limit of the estimates."""
+    drop: Literal["position", "probability", "affinity", "random"] = "position"
+    """Who is dropped on overflow: the last tokens of the batch, those with the lowest gate, those with the lowest
+    affinity (for routers that give one: locmoe and locmoe_plus), or any, drawn anew in each step of training."""
+    floor: PositiveInt = 4
+    """Fewest tokens an expert that an estimate may come to. Ours."""
+    bound: Literal["incomplete_beta", "erfc", "exponential"] = "incomplete_beta"
+    """Form of LocMoE's bound: with the exact probability of a cosine, its limit in many dimensions, or the paper's
+    lower bound of that."""
+    probability: Literal["paper", "exact"] = "exact"
+    """That a token which an expert gets is discriminative: E p_delta as printed, which may exceed 1, or
+    1 - (1 - p_delta / 2)^E. The default is ours."""
+    target: Literal["expectation", "success"] = "expectation"
+    """Of LocMoE's bound: one discriminative token an expert is expected, 1 / p, or comes with a probability of
+    1 - failure, ln(1 / failure) / p. The second is ours."""
+    failure: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """eta: probability that no discriminative token comes, for target `success`."""
+    rule: Literal["controller", "delta_max"] = "controller"
+    """Of LocMoE+: 2 s q of its theorem, s q the tokens whose cosine with an expert's gate row is at least its delta, or
+    exp(d delta^2 / (2 - delta^2)) / E of its remark 7."""
+    delta: Literal["minimum", "quantile", "mean", "maximum"] | None = None
+    """Which cosine of an expert's tokens and its gate row is delta. Default: maximum for rule delta_max, else mean.
+    Ours: the papers name all but the quantile, in different places."""
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Which quantile, in steps of 0.001, for delta `quantile`."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the past in the running means over steps; 0: the last step alone. Ours."""
+    update_interval: PositiveInt = 1
+    """Steps from one new capacity to the next; the first follows the first step. Ours."""
+    freeze_after: PositiveInt | None = None
+    """Steps after which estimate and capacity stay as they are; 1: the first batch's, as in LocMoE. null: never."""
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the capacity follows from the tokens."""
+        return self.policy in ("locmoe", "locmoe_plus")
+
+    @property
+    def estimator(self) -> str:
+        """`delta`, or its default."""
+        largest = self.policy == "locmoe_plus" and self.rule == "delta_max"
+        return self.delta or ("maximum" if largest else "mean")
 
 
 class LoadBalanceConfig(Section):
     """Switch load-balancing loss E * sum_e f_e P_e (Switch Transformer, eq. 4)."""
 
     coefficient: NonNegativeFloat | None = None
-    """Weight in the training loss, a layer; 0 turns it off. Default: 0 for sigmoid_bias and sinkhorn_token_choice, else
-    0.01."""
+    """Weight in the training loss, a layer; 0 turns it off. Default: 0 for routers that balance otherwise or have no
+    scores, else 0.01."""
     scope: Literal["batch", "sequence"] = "batch"
     """f and P over all tokens of a micro-batch, or of each sequence and then averaged (DeepSeek-V3, eq. 17)."""
 
@@ -98,7 +139,7 @@ class MoEConfig(Section):
 
 
 class ModelConfig(Section):
-    """A decoder-only transformer with mixture-of-experts blocks."""
+    """A transformer with mixture-of-experts blocks: a decoder of text, or a classifier of images."""
 
     num_layers: PositiveInt = 4
     """Blocks L."""
@@ -147,6 +188,14 @@ class ModelConfig(Section):
         return tuple(layer for layer in range(self.num_layers) if self.is_moe_layer(layer))
 
     @property
+    def moe_layer_names(self) -> list[str]:
+        """The mixture-of-experts layers in words, sub-layers one by one, in the order of the metrics."""
+        if self.moe.router.sub_layers == 1:
+            return [f"Layer {layer}" for layer in self.moe_layers]
+        numbers = range(1, self.moe.router.sub_layers + 1)
+        return [f"Layer {layer}, sub-layer {number}" for layer in self.moe_layers for number in numbers]
+
+    @property
     def dense_width(self) -> int:
         """Hidden width of a dense block."""
         moe = self.moe
@@ -154,16 +203,22 @@ class ModelConfig(Section):
         return self.dense_hidden or moe.expert_hidden * active + moe.residual_hidden
 
     def parameter_counts(self, vocab_size: int) -> ParameterCounts:
-        """Trained parameters; `vocab_size` is used where the config has none."""
-        vocab, width, moe = self.vocab_size or vocab_size, self.d_model, self.moe
+        """Trained parameters of a language model; `vocab_size` is used where the config has none."""
+        vocab, blocks = self.vocab_size or vocab_size, self.block_counts
+        ends = vocab * self.d_model * (1 if self.tie_embeddings else 2) + self.d_model
+        return ParameterCounts(ends + blocks.total, ends + blocks.active)
+
+    @property
+    def block_counts(self) -> ParameterCounts:
+        """Trained parameters of all blocks."""
+        width, moe = self.d_model, self.moe
         matrices = 3 if moe.activation == "swiglu" else 2
         expert = matrices * width * moe.expert_hidden
         attention = 2 * width * self.head_dim * (self.num_heads + self.num_kv_heads)
         norms = 2 * width + (2 * self.head_dim if self.attention.qk_norm else 0)
         moe_layers, layers = len(self.moe_layers), self.num_layers
         router = moe.router.parameter_count(width, moe.num_experts)
-        total = vocab * width * (1 if self.tie_embeddings else 2) + width
-        total += layers * (attention + norms)
+        total = layers * (attention + norms)
         total += (layers - moe_layers) * matrices * width * self.dense_width
         mixing = 2 * width if moe.num_shared_experts and moe.mixes_shared_experts else 0
         dense = matrices * width * moe.residual_hidden
@@ -174,14 +229,18 @@ class ModelConfig(Section):
         return ParameterCounts(total, total - idle)
 
     def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> int:
-        """Floating-point operations of one token's forward and backward pass.
+        """Floating-point operations of one token's forward and backward passes of a language model."""
+        head = 6 * (self.vocab_size or vocab_size) * self.d_model
+        return self.moe.router.passes * (self.block_flops_per_token(sequence_length) + head)
+
+    def block_flops_per_token(self, sequence_length: int) -> int:
+        """Floating-point operations of one token's forward and backward pass through all blocks.
 
         6 for each active parameter in a matrix product (2 forward, 4 backward) and 12 L H A S for attention over
         S positions, not halved for the causal mask: the convention of PaLM (arXiv 2204.02311, appendix B).
         """
-        vocab, width = self.vocab_size or vocab_size, self.d_model
-        norms = self.num_layers * (2 * width + (2 * self.head_dim if self.attention.qk_norm else 0)) + width
+        width = self.d_model
+        norms = self.num_layers * (2 * width + (2 * self.head_dim if self.attention.qk_norm else 0))
         norms += len(self.moe_layers) * (self.moe.router.sub_layers - 1) * width
-        lookup = 0 if self.tie_embeddings else vocab * width
-        in_products = self.parameter_counts(vocab_size).active - norms - lookup
+        in_products = self.block_counts.active - norms
         return 6 * in_products + 12 * self.num_layers * self.num_heads * self.head_dim * sequence_length

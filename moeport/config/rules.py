@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from moeport.config.data import DIGITS_SIDE, TEXT_SOURCES
 from moeport.config.problem import Problem
 from moeport.config.schema import Config
 from moeport.config.tree import shown
@@ -119,10 +120,60 @@ RULES = (
         "auto, float32 or float64",
     ),
     Rule(
-        ("model.moe.router.name", "model.moe.allow_future_tokens"),
-        lambda name, allowed: allowed or not ROUTERS[name][0].looks_ahead,
+        ("model.moe.router.name", "model.moe.allow_future_tokens", "data.source.name"),
+        lambda name, allowed, source: allowed or source not in TEXT_SOURCES or not ROUTERS[name][0].looks_ahead,
         "{0} lets a token's routing depend on later tokens, which a language model is to predict",
         "a causal router, or model.moe.allow_future_tokens true to study it all the same",
+    ),
+    Rule(
+        ("model.moe.capacity.policy", "model.moe.router.name"),
+        lambda policy, name: policy == "dropless" or not ROUTERS[name][0].fixed_load,
+        "bounds the tokens of an expert, and with {1} every expert takes a fixed number",
+        "dropless",
+    ),
+    Rule(
+        ("model.moe.load_balance.coefficient", "model.moe.router.name"),
+        lambda coefficient, name: not coefficient or not ROUTERS[name][0].even_load,
+        "weighs a loss without gradient, since {1} loads the experts evenly by construction",
+        "0 or null",
+    ),
+    Rule(
+        ("model.d_model", "model.moe.num_experts", "model.moe.router.name"),
+        lambda width, experts, name: width % experts == 0 or not ROUTERS[name][0].splits_width,
+        "not divisible by model.moe.num_experts = {1}, while {2} gives each expert an equal part of the features",
+        "a multiple of {1}",
+    ),
+    Rule(
+        ("model.moe.capacity.drop", "model.moe.router.name"),
+        lambda drop, name: drop != "affinity" or ROUTERS[name][0].has_affinity,
+        "{1} gives no affinities to choose by",
+        "probability, which chooses by the gate, or a router with affinities: "
+        + " or ".join(name for name, (config, _) in ROUTERS.items() if config.has_affinity),
+    ),
+    Rule(
+        ("model.moe.capacity.policy", "model.moe.router.name"),
+        lambda policy, name: policy not in ("locmoe", "locmoe_plus") or ROUTERS[name][0].has_gate_rows,
+        "follows from the cosines of tokens and gate rows, and {1} has no gate row for each expert",
+        "another policy, or a router with gate rows: "
+        + ", ".join(name for name, (config, _) in ROUTERS.items() if config.has_gate_rows),
+    ),
+    Rule(
+        ("model.moe.router.name", "data.source.name"),
+        lambda name, source: source in TEXT_SOURCES or not ROUTERS[name][0].needs_token_ids,
+        "{0} looks at token ids, which the patches of data.source.name {1} do not have",
+        "another router",
+    ),
+    Rule(
+        ("data.tokenizer.name", "data.source.name"),
+        lambda tokenizer, source: source in TEXT_SOURCES or tokenizer == "bpe",
+        "has no effect while data.source.name is {1}",
+        "this section left out",
+    ),
+    Rule(
+        ("data.source.patch_size",),
+        lambda size: DIGITS_SIDE % size == 0,
+        f"does not divide the {DIGITS_SIDE} pixels of an image's side",
+        "1, 2, 4 or 8",
     ),
     Rule(
         ("backend.compile", "backend.name"),
@@ -140,8 +191,29 @@ RULES = (
 
 EFFECTS = (
     Effect("model.moe.router.normalize_gates", "model.moe.router.softmax", ("before",)),
-    Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor",)),
-    Effect("model.moe.capacity.drop", "model.moe.capacity.policy", ("factor",)),
+    Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
+    Effect("model.moe.capacity.drop", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
+    *(
+        Effect(f"model.moe.capacity.{option}", "model.moe.capacity.policy", ("locmoe", "locmoe_plus"))
+        for option in ("floor", "delta", "quantile", "ema_decay", "update_interval", "freeze_after")
+    ),
+    *(
+        Effect(f"model.moe.capacity.{option}", "model.moe.capacity.policy", ("locmoe",))
+        for option in ("bound", "probability", "target", "failure")
+    ),
+    Effect("model.moe.capacity.rule", "model.moe.capacity.policy", ("locmoe_plus",)),
+    Effect("model.moe.capacity.failure", "model.moe.capacity.target", ("success",)),
+    Effect("model.moe.capacity.quantile", "model.moe.capacity.delta", ("quantile",)),
+    *(
+        Effect(option, "data.source.name", TEXT_SOURCES)
+        for option in (
+            "data.sequence_length",
+            "data.tokenizer.vocab_size",
+            "model.vocab_size",
+            "model.tie_embeddings",
+            "model.moe.allow_future_tokens",
+        )
+    ),
     Effect("optimizer.schedule.decay_fraction", "optimizer.schedule.name", ("wsd",)),
     Effect("optimizer.schedule.final_fraction", "optimizer.schedule.name", ("cosine", "wsd")),
 )

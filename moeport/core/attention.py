@@ -36,9 +36,25 @@ def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
 
 
 def attention_forward(
-    ops: Ops, config: ModelConfig, params: Mapping[str, Array], x_BSD: Array, rope: tuple[Array, Array]
+    ops: Ops,
+    config: ModelConfig,
+    params: Mapping[str, Array],
+    x_BSD: Array,
+    rope: tuple[Array, Array],
+    causal: bool = True,
 ) -> Array:
-    """Causal attention. Args: x (B, S, D); rope: cosine and sine (S, A). Returns (B, S, D)."""
+    """Attention.
+
+    Args:
+        ops: the backend's operations.
+        config: the `model` section.
+        params: arrays by the names of `attention_specs`.
+        x_BSD: (B, S, D).
+        rope: cosine and sine (S, A).
+        causal: whether a position sees only itself and those before it.
+
+    Returns: (B, S, D).
+    """
     batch, sequence, _ = x_BSD.shape
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     q = ops.reshape(ops.linear(x_BSD, params["q"]), (batch, sequence, heads, width))
@@ -47,5 +63,5 @@ def attention_forward(
     if config.attention.qk_norm:
         q = ops.rms_norm(q, params["q_norm"], config.norm_eps)
         k = ops.rms_norm(k, params["k_norm"], config.norm_eps)
-    out = ops.attention(ops.rope(q, *rope), ops.rope(k, *rope), v)
+    out = ops.attention(ops.rope(q, *rope), ops.rope(k, *rope), v, causal)
     return ops.linear(ops.reshape(out, (batch, sequence, heads * width)), params["out"])

@@ -37,3 +37,13 @@ def load_balance_loss(ops: Ops, routing: Routing, num_sequences: int) -> Array:
 def z_loss(ops: Ops, log_partition_T: Array) -> Array:
     """mean(logsumexp(logits)^2) (ST-MoE, arXiv 2202.08906, eq. 5)."""
     return ops.mean(log_partition_T * log_partition_T)
+
+
+def symmetric_divergence(ops: Ops, logits_TV: Array, other_TV: Array) -> Array:
+    """(KL(p, q) + KL(q, p)) / 2 of the softmaxes p and q of logits, mean over tokens (THOR, arXiv 2110.04260).
+
+    The sum over the vocabulary of (p - q) (log p - log q), in which the log-partitions cancel.
+    """
+    first, second = ops.accurate(logits_TV), ops.accurate(other_TV)
+    both_T = ops.sum((ops.softmax(first) - ops.softmax(second)) * (first - second), axis=-1)
+    return ops.mean(both_T) * ops.constant_like(0.5, both_T)

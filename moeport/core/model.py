@@ -1,18 +1,20 @@
-"""The decoder language model as pure functions of operations, parameters and a batch.
+"""The transformer, and the decoder language model, as pure functions of operations, parameters and a batch.
 
 Shape suffixes as in `moeport.core.ops`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from moeport.config.model import ModelConfig
+from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.attention import attention_forward, attention_specs, rope_tables
+from moeport.core.losses import symmetric_divergence
 from moeport.core.moe import MoELayer, MoEMetrics, mlp_specs
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
@@ -21,23 +23,23 @@ from moeport.core.routing import RouterContext
 
 @dataclass(frozen=True)
 class Batch:
-    """Token sequences, on the host or as arrays of a backend."""
+    """Examples, on the host or as arrays of a backend."""
 
     token_BS: Array
-    """Input ids."""
+    """Input ids (B, S); of images the patches, (B, S, P) floats."""
     target_BS: Array
-    """Next ids."""
+    """Next ids (B, S); of images the classes, (B, 1)."""
     noise: dict[str, Array] = field(default_factory=dict)
     """Uniform numbers (B, S) by `layer.name`, for routers that draw; empty outside training."""
 
 
 class LossTerms(NamedTuple):
-    """The training loss and its parts; scalars but for the last two."""
+    """The training loss and its parts; scalars but for those with a shape."""
 
     loss: Array
     """What is differentiated: cross entropy plus weighted auxiliary losses."""
     cross_entropy: Array
-    """Mean negative log-likelihood in nats a token."""
+    """Mean negative log-likelihood in nats a target."""
     load_balance: Array
     """Load-balancing loss, mean over the layers, not weighted; 1 is balanced."""
     router_z: Array
@@ -48,14 +50,35 @@ class LossTerms(NamedTuple):
     """Assignments the router chose each expert for, a row for each MoE layer, sub-layers one by one."""
     served_LE: Array
     """Assignments each expert computed."""
+    capacity_L: Array
+    """Assignments an expert may serve; 0 where there is no limit."""
+    positions_L2P: Array
+    """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 where there is no limit."""
+    affinity_L3E: Array
+    """What estimated capacities follow from, see `moeport.core.capacity`; 0 where there are none."""
+
+
+COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
+"""Loss terms that add up over the passes of a batch."""
+MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
+"""Loss terms of which the mean over the passes is taken."""
 
 
 class Block:
-    """One transformer block's shapes and forward pass; holds no arrays."""
+    """One transformer block's shapes and forward pass; holds no arrays.
 
-    def __init__(self, config: ModelConfig, layer: int, vocab_size: int):
+    Args:
+        config: the `model` section.
+        layer: index of the block.
+        vocab_size: V, for routers that look at token ids; None where there are none.
+        causal: whether a position sees only itself and those before it.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, vocab_size: int | None, causal: bool = True):
         self.config = config
         self.layer = layer
+        self.vocab_size = vocab_size
+        self.causal = causal
         self.out_std = config.init_std / (2 * config.num_layers) ** 0.5
         self.moe: dict[str, MoELayer] = {}
         """Mixture-of-experts layers by what is appended to their parameters' names; none in a dense block."""
@@ -93,7 +116,7 @@ class Block:
         """
         config = self.config
         normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
-        x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope)
+        x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope, self.causal)
         if not self.moe:
             normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
             return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), ()
@@ -111,30 +134,58 @@ RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Ar
 """How a backend runs one block: from its module, recomputed, compiled."""
 
 
-class DecoderLM:
-    """Shapes and forward pass of the whole model; holds no arrays.
+class Transformer(ABC):
+    """What every model shares: blocks between an embedding and a head. Shapes and forward pass; holds no arrays.
 
     Args:
         config: the `model` section.
-        vocab_size: rows of the embedding V.
+        vocab_size: V, for routers that look at token ids; None where there are none.
+        causal: whether a position sees only itself and those before it.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
+    def __init__(self, config: ModelConfig, vocab_size: int | None, causal: bool):
         self.config = config
-        self.vocab_size = config.vocab_size or vocab_size
-        self.blocks = [Block(config, layer, self.vocab_size) for layer in range(config.num_layers)]
+        self.blocks = [Block(config, layer, vocab_size, causal) for layer in range(config.num_layers)]
+
+    @abstractmethod
+    def parameter_counts(self) -> ParameterCounts:
+        """Trained parameters."""
+
+    @abstractmethod
+    def training_flops_per_token(self, sequence_length: int) -> int:
+        """Floating-point operations of one token's forward and backward pass, counted as PaLM does."""
+
+    @abstractmethod
+    def embedding_specs(self) -> list[ParameterSpec]:
+        """Parameters of `embed`."""
+
+    @abstractmethod
+    def head_specs(self) -> list[ParameterSpec]:
+        """Parameters of the head that are not the embedding's."""
+
+    @abstractmethod
+    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+        """Input of the first block (B, S, D) in the compute type. Arguments as in `hidden`."""
+
+    @abstractmethod
+    def token_ids(self, ops: Ops, batch: Batch) -> Array | None:
+        """Vocabulary ids (T,); None where there are none."""
+
+    @abstractmethod
+    def features(self, ops: Ops, x_BSD: Array) -> Array:
+        """What the head reads, of the output of `hidden`: a vector (..., D) for each target."""
+
+    @abstractmethod
+    def head(self, params: Mapping[str, Array]) -> Array:
+        """The output projection (V, D), V the ids or classes."""
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """All parameters; their names are the checkpoint's names."""
-        config = self.config
-        embedding = ParameterSpec("embedding.weight", (self.vocab_size, config.d_model), std=config.init_std)
-        specs = [embedding]
+        specs = self.embedding_specs()
         for block in self.blocks:
             specs += with_prefix(f"layers.{block.layer}", block.parameter_specs())
-        specs.append(ParameterSpec("final_norm.weight", (config.d_model,), "ones"))
-        if not config.tie_embeddings:
-            specs.append(ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std))
-        return specs
+        specs.append(ParameterSpec("final_norm.weight", (self.config.d_model,), "ones"))
+        return specs + self.head_specs()
 
     def noise(self, batch_size: int, sequence_length: int, seed: int, step: int) -> dict[str, np.ndarray]:
         """Routing noise of one whole step's batch, (B, S) float32 each; slice it as the batch is sliced."""
@@ -144,7 +195,7 @@ class DecoderLM:
             )
             for block in self.blocks
             if block.moe
-            for name in block.moe[""].router.noise
+            for name in block.moe[""].noise
         }
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
@@ -162,6 +213,7 @@ class DecoderLM:
         dtype: str,
         training: bool,
         run_block: RunBlock | None = None,
+        pass_number: int = 0,
     ) -> tuple[Array, list[MoEMetrics]]:
         """Normalised hidden states of the last block.
 
@@ -173,6 +225,7 @@ class DecoderLM:
             dtype: compute type, one of FLOAT_DTYPES.
             training: whether routers may draw noise.
             run_block: how to run a block; default: on `params`.
+            pass_number: which of the router's `passes` this is, from 0.
 
         Returns: (x_BSD in the compute type, metrics of each MoE layer).
         """
@@ -183,8 +236,8 @@ class DecoderLM:
             ) -> tuple[Array, tuple[MoEMetrics, ...]]:
                 return block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
 
-        token_ids_T = ops.reshape(batch.token_BS, (-1,))
-        x_BSD = ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
+        token_ids_T = self.token_ids(ops, batch)
+        x_BSD = self.embed(ops, params, batch, dtype)
         metrics: list[MoEMetrics] = []
         for block in self.blocks:
             prefix = f"{block.layer}."
@@ -193,20 +246,28 @@ class DecoderLM:
                 for name, noise_BS in batch.noise.items()
                 if name.startswith(prefix)
             }
-            context = RouterContext(block.layer, training, token_ids_T, noise, num_sequences=batch.token_BS.shape[0])
+            sequences = batch.token_BS.shape[0]
+            context = RouterContext(
+                block.layer, training, token_ids_T, noise, num_sequences=sequences, pass_number=pass_number
+            )
             x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
             metrics += block_metrics
         return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
 
-    def head(self, params: Mapping[str, Array]) -> Array:
-        """The output projection (V, D)."""
-        return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]
-
     def logits(
-        self, ops: Ops, params: Mapping[str, Array], batch: Batch, rope: tuple[Array, Array], dtype: str
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        run_block: RunBlock | None = None,
     ) -> Array:
-        """Next-token scores (B, S, V) in the compute type, outside training. Arguments as in `hidden`."""
-        return ops.linear(self.hidden(ops, params, batch, rope, dtype, training=False)[0], self.head(params))
+        """Scores of every target in the compute type, outside training: next-token scores (B, S, V), or class scores
+        (B, V). Arguments as in `hidden`.
+        """
+        x_BSD, _ = self.hidden(ops, params, batch, rope, dtype, False, run_block)
+        return ops.linear(self.features(ops, x_BSD), self.head(params))
 
     def loss(
         self,
@@ -218,10 +279,43 @@ class DecoderLM:
         training: bool,
         run_block: RunBlock | None = None,
     ) -> LossTerms:
-        """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`."""
-        x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block)
+        """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`.
+
+        Where the router wants two passes in training, the sum of their losses and the weighted divergence of their
+        outputs. Of the other terms counts are added, and of the rest the mean is taken.
+        """
+        router = self.config.moe.router
+        x_TD, terms = self._pass(ops, params, batch, rope, dtype, training, run_block, 0)
+        if router.passes == 1 or not training:
+            return terms
+        y_TD, others = self._pass(ops, params, batch, rope, dtype, training, run_block, 1)
+        half = ops.constant_like(0.5, terms.loss)
+        loss = terms.loss + others.loss
+        if router.consistency_weight:
+            divergence = symmetric_divergence(ops, *(ops.linear(z_TD, self.head(params)) for z_TD in (x_TD, y_TD)))
+            loss = loss + divergence * ops.constant_like(router.consistency_weight, loss)
+        return terms._replace(
+            loss=loss,
+            **{name: getattr(terms, name) + getattr(others, name) for name in COUNTS},
+            **{name: (getattr(terms, name) + getattr(others, name)) * half for name in MEANS},
+        )
+
+    def _pass(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None,
+        pass_number: int,
+    ) -> tuple[Array, LossTerms]:
+        """What the head reads (T, D), and the loss, of one pass. Arguments as in `hidden`."""
+        x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block, pass_number)
+        x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
         loss, cross_entropy, output_z = ops.linear_cross_entropy(
-            ops.reshape(x_BSD, (-1, self.config.d_model)),
+            x_TD,
             self.head(params),
             ops.reshape(batch.target_BS, (-1,)),
             self.config.output_z_loss,
@@ -233,7 +327,7 @@ class DecoderLM:
             loss = loss + layer.auxiliary_loss(ops, metrics)
             load_balance = load_balance + metrics.load_balance * share
             router_z = router_z + metrics.router_z * share
-        return LossTerms(
+        return x_TD, LossTerms(
             loss=loss,
             cross_entropy=cross_entropy,
             load_balance=load_balance,
@@ -241,24 +335,76 @@ class DecoderLM:
             output_z=output_z,
             chosen_LE=ops.concat([ops.reshape(m.chosen_E, (1, -1)) for m in layers], axis=0),
             served_LE=ops.concat([ops.reshape(m.served_E, (1, -1)) for m in layers], axis=0),
+            capacity_L=ops.concat([ops.reshape(m.capacity, (1,)) for m in layers], axis=0),
+            positions_L2P=ops.concat([ops.reshape(m.positions_2P, (1, 2, -1)) for m in layers], axis=0),
+            affinity_L3E=ops.concat([ops.reshape(m.affinity_3E, (1, 3, -1)) for m in layers], axis=0),
         )
 
     def router_state_names(self) -> list[str]:
-        """Untrained parameters that routers update after each step."""
+        """Untrained parameters that routers and capacities update after each step."""
         return [spec.name for spec in self.parameter_specs() if not (spec.trainable or spec.is_table)]
 
-    def updated_state(self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray) -> dict[str, np.ndarray]:
+    def updated_state(
+        self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray, affinity_L3E: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """New values of the untrained parameters after an optimiser step.
 
         Args:
             state: their present values by full name.
             chosen_LE: assignments of the whole step, a row for each MoE layer.
+            affinity_L3E: the loss term of that name, summed over the whole step.
         """
         updates: dict[str, np.ndarray] = {}
         layers = [(block.layer, suffix, moe) for block in self.blocks for suffix, moe in block.moe.items()]
-        for (layer, suffix, moe), chosen_E in zip(layers, chosen_LE, strict=True):
-            prefix = f"layers.{layer}.moe{suffix}.router"
-            if router_state := under(prefix, state):
-                new = moe.router.update_state(router_state, chosen_E)
-                updates |= {f"{prefix}.{name}": value for name, value in new.items()}
+        for (layer, suffix, moe), chosen_E, affinity_3E in zip(layers, chosen_LE, affinity_L3E, strict=True):
+            prefix = f"layers.{layer}.moe{suffix}"
+            new = moe.updated_state(under(prefix, state), chosen_E, affinity_3E)
+            updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates
+
+
+class DecoderLM(Transformer):
+    """The decoder language model: a token predicts the next one.
+
+    Args:
+        config: the `model` section.
+        vocab_size: rows of the embedding V.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        self.vocab_size = config.vocab_size or vocab_size
+        super().__init__(config, self.vocab_size, causal=True)
+
+    def parameter_counts(self) -> ParameterCounts:
+        """See Transformer."""
+        return self.config.parameter_counts(self.vocab_size)
+
+    def training_flops_per_token(self, sequence_length: int) -> int:
+        """See Transformer."""
+        return self.config.training_flops_per_token(self.vocab_size, sequence_length)
+
+    def embedding_specs(self) -> list[ParameterSpec]:
+        """See Transformer."""
+        return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=self.config.init_std)]
+
+    def head_specs(self) -> list[ParameterSpec]:
+        """See Transformer."""
+        config = self.config
+        head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
+        return [] if config.tie_embeddings else [head]
+
+    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+        """See Transformer."""
+        return ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
+
+    def token_ids(self, ops: Ops, batch: Batch) -> Array:
+        """See Transformer."""
+        return ops.reshape(batch.token_BS, (-1,))
+
+    def features(self, ops: Ops, x_BSD: Array) -> Array:
+        """Every position as it is."""
+        return x_BSD
+
+    def head(self, params: Mapping[str, Array]) -> Array:
+        """See Transformer."""
+        return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from moeport.config.model import MoEConfig
-from moeport.core.capacity import drop_overflow, expert_capacity
+from moeport.core.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
 from moeport.core.dispatch import combine, dispatch, soft_combine, soft_dispatch
+from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, under, with_prefix
+from moeport.core.positions import drops_by_position, position_ranges
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.routers import build_router
 from moeport.routers.base import Router
@@ -31,6 +35,12 @@ class MoEMetrics:
     """Assignments the router chose each expert for, before any drop."""
     served_E: Array
     """Assignments each expert computed."""
+    capacity: Array
+    """Assignments an expert may serve, a scalar; 0 where there is no limit."""
+    positions_2P: Array
+    """Assignments chosen, and dropped, in each range of positions of a sequence; 0 where there is no limit."""
+    affinity_3E: Array
+    """What an estimated capacity follows from, see `affinity_statistics`; 0 for other policies."""
 
 
 def mlp_specs(d_model: int, hidden: int, activation: str, std: float, out_std: float) -> list[ParameterSpec]:
@@ -62,6 +72,18 @@ class MoELayer:
         coefficient = config.load_balance.coefficient
         self.load_balance_coefficient = self.router.load_balance if coefficient is None else coefficient
 
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """Names of the uniform numbers it wants, one a token, in training: the router's and those of random drops."""
+        return self.router.noise + self._drop_noise
+
+    @property
+    def _drop_noise(self) -> tuple[str, ...]:
+        capacity = self.config.capacity
+        if capacity.policy == "dropless" or capacity.drop != "random":
+            return ()
+        return tuple(DROP_NOISE.format(choice) for choice in range(self.config.router.experts_per_token))
+
     def parameter_specs(self) -> list[ParameterSpec]:
         """Router, experts (w_in (E, 2F, D), w_out (E, D, F)), shared experts (as one block of their joint width)
         and their mixing weights (2, D), dense block.
@@ -81,7 +103,7 @@ class MoELayer:
         if config.residual_hidden:
             dense = mlp_specs(self.d_model, config.residual_hidden, config.activation, self.init_std, self.out_std)
             specs += with_prefix("dense", dense)
-        return specs
+        return specs + capacity_specs(config.capacity)
 
     def forward(
         self,
@@ -103,9 +125,9 @@ class MoELayer:
         config = self.config
         chosen = self.router.route(ops, under("router", params), x_TD, context)
         if isinstance(chosen, SoftRouting):
-            y_TD, metrics = self._soft(ops, params, x_TD, chosen)
+            y_TD, metrics = self._soft(ops, params, x_TD, chosen, context)
         else:
-            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context.num_sequences)
+            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context)
         if config.routed_scaling_factor != 1.0:
             y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
         if config.num_shared_experts:
@@ -119,29 +141,55 @@ class MoELayer:
         return y_TD, metrics
 
     def _sparse(
-        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: Routing, num_sequences: int
+        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: Routing, context: RouterContext
     ) -> tuple[Array, MoEMetrics]:
         """The routed experts on the tokens that chose them or that they chose."""
         config = self.config
-        capacity = expert_capacity(config.capacity, chosen)
-        routing = chosen if capacity is None else drop_overflow(ops, chosen, capacity, config.capacity.drop)
+        capacity = expert_capacity(ops, config.capacity, params, chosen)
+        routing = chosen
+        if capacity is not None:
+            noise = [context.noise[name] for name in self._drop_noise] if context.training else []
+            routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
 
         x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
         y_RD = ops.grouped_mlp(x_RD, params["experts.w_in"], params["experts.w_out"], counts_E, config.activation)
         y_TD = combine(ops, y_RD, routing, plan)
 
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
-        scope = num_sequences if config.load_balance.scope == "sequence" else 1
+        scope = context.num_sequences if config.load_balance.scope == "sequence" else 1
         return y_TD, MoEMetrics(
             load_balance=load_balance_loss(ops, chosen, scope) if self.load_balance_coefficient else zero,
             router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if config.router_z_loss else zero,
             own_loss=zero if chosen.own_loss is None else chosen.own_loss,
             chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
             served_E=counts_E,
+            **self.limits(ops, params, x_TD, chosen, routing, capacity, context),
         )
 
+    def limits(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_TD: Array,
+        chosen: Routing,
+        served: Routing,
+        capacity: int | Array | None,
+        context: RouterContext,
+    ) -> dict[str, Array]:
+        """The metrics of a capacity, by name; nothing else depends on them."""
+        found = self._without_capacity(ops, chosen, context)
+        if capacity is not None:
+            zero = found["capacity"]
+            is_fixed = isinstance(capacity, int)
+            found["capacity"] = zero + ops.constant_like(capacity, zero) if is_fixed else ops.reshape(capacity, ())
+            found["positions_2P"] = drops_by_position(ops, chosen, served, context.num_sequences)
+        if self.config.capacity.is_estimated:
+            cosine_TE = self.router.gate_cosines(ops, under("router", params), x_TD)
+            found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, cosine_TE, chosen)
+        return found
+
     def _soft(
-        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: SoftRouting
+        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: SoftRouting, context: RouterContext
     ) -> tuple[Array, MoEMetrics]:
         """The routed experts on weighted means of tokens."""
         x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
@@ -153,7 +201,36 @@ class MoELayer:
             own_loss=zero,
             chosen_E=counts_E,
             served_E=counts_E,
+            **self._without_capacity(ops, chosen, context),
         )
+
+    def _without_capacity(self, ops: Ops, chosen: Routing | SoftRouting, context: RouterContext) -> dict[str, Array]:
+        """The metrics of a capacity where there is none."""
+        kind, tokens = ops.dtype(chosen.logits_TE), chosen.logits_TE.shape[0]
+        return {
+            "capacity": ops.zeros((), kind),
+            "positions_2P": ops.zeros((2, position_ranges(tokens // context.num_sequences)), kind),
+            "affinity_3E": ops.zeros((3, self.config.num_experts), kind),
+        }
+
+    def updated_state(
+        self, state: Mapping[str, np.ndarray], chosen_E: np.ndarray, affinity_3E: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """New values of the untrained parameters after an optimiser step, those of the router and of the capacity.
+
+        Args:
+            state: their present values by the names of `parameter_specs`.
+            chosen_E: assignments of the whole step, over all ranks and micro-batches.
+            affinity_3E: the metrics of that name, summed likewise.
+        """
+        updates = {
+            f"router.{name}": value
+            for name, value in self.router.update_state(under("router", state), chosen_E).items()
+        }
+        if self.config.capacity.is_estimated:
+            dim, experts = self.router.gate_dim, self.config.num_experts
+            updates |= updated_capacity(self.config.capacity, state, affinity_3E, dim, experts)
+        return updates
 
     def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics) -> Array:
         """The weighted sum that enters the training loss."""

@@ -44,6 +44,10 @@ class Ops(ABC):
     def to_numpy(self, x: Array) -> np.ndarray:
         """Copy to the host; bfloat16 becomes float32. Waits for the device."""
 
+    def on_host(self, x: Array) -> np.ndarray | None:
+        """`x` where it is, not to be written to; None if numpy cannot read that memory or type."""
+        return None
+
     @abstractmethod
     def constant(self, value: float, dtype: str) -> Array:
         """A scalar that takes part in arithmetic with arrays of `dtype` at that type's precision."""
@@ -218,10 +222,11 @@ class Ops(ABC):
         low, high = self.split(x, (width // 2, width // 2), axis=3)
         return self.cast(x * cos + self.concat((-high, low), axis=3) * sin, self.dtype(x_BSHA))
 
-    def attention(self, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array) -> Array:
-        """Causal scaled-dot-product attention with grouped heads: query head h reads key/value head h // (H / G).
+    def attention(self, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array, causal: bool = True) -> Array:
+        """Scaled-dot-product attention with grouped heads: query head h reads key/value head h // (H / G).
 
-        Args: q (B, S, H, A); k and v (B, S, G, A). Returns (B, S, H, A) in the type of q.
+        Args: q (B, S, H, A); k and v (B, S, G, A); causal: no position sees a later one. Returns (B, S, H, A) in the
+        type of q.
         """
         batch, sequence, heads, width = q_BSHA.shape
         groups = k_BSGA.shape[2]
@@ -229,11 +234,11 @@ class Ops(ABC):
         k = self.reshape(self.transpose(k_BSGA, (0, 2, 3, 1)), (batch, groups, 1, width, sequence))
         v = self.reshape(self.transpose(v_BSGA, (0, 2, 1, 3)), (batch, groups, 1, sequence, width))
         scores = self.accurate(self.matmul(q, k))
-        position = self.arange(sequence)
-        future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
-        scores = self.where(
-            future, self.constant_like(-np.inf, scores), scores * self.constant_like(width**-0.5, scores)
-        )
+        scores = scores * self.constant_like(width**-0.5, scores)
+        if causal:
+            position = self.arange(sequence)
+            future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
+            scores = self.where(future, self.constant_like(-np.inf, scores), scores)
         out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
         return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, width))
 

@@ -40,6 +40,8 @@ class Routing:
     """Experts that compute nothing, beyond the E: they have scores, and a choice of one of them is nowhere."""
     own_loss: Array | None = None
     """A loss that only this router has, already weighted; a scalar."""
+    affinity_N: Array | None = None
+    """How near each assignment's token is to its expert, for drop policy `affinity`; None: the router has none."""
 
     @property
     def choices_per_token(self) -> int | None:
@@ -90,3 +92,5 @@ class RouterContext:
     """Sequences, of equal length, that make up the T tokens."""
     topology: Topology = Topology()
     """Where tokens and experts are."""
+    pass_number: int = 0
+    """Which of the router's `passes` this is, from 0."""

@@ -1,8 +1,23 @@
-"""Text to token sequences: sources, tokenizers, packing, order. Imports no framework."""
+"""Text and images to sequences of tokens: sources, tokenizers, packing, order. Imports no framework."""
 
+from moeport.data.images import ImageSet, ImageSplit, read_images
 from moeport.data.packed import PackedTokens
 from moeport.data.prepare import PreparedData, prepare_data
 from moeport.data.sampler import Sampler
 from moeport.data.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["PackedTokens", "PreparedData", "Sampler", "Tokenizer", "load_tokenizer", "prepare_data"]
+Examples = PackedTokens | ImageSet
+"""What a run trains or is evaluated on."""
+
+__all__ = [
+    "Examples",
+    "ImageSet",
+    "ImageSplit",
+    "PackedTokens",
+    "PreparedData",
+    "Sampler",
+    "Tokenizer",
+    "load_tokenizer",
+    "prepare_data",
+    "read_images",
+]

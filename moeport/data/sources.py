@@ -19,14 +19,16 @@ def read_documents(config: DataConfig) -> Corpus:
     """All documents of the source, split for training and validation, without the empty ones.
 
     Raises:
-        DataError: files or rows that are missing, unreadable or not text; nothing to train or validate on.
+        DataError: files or rows that are missing, unreadable or not text; nothing to train or validate on; images.
     """
     source = config.source
     if isinstance(source, StdlibSource):
         return split_by_name(_stdlib(), config.validation_fraction)
     if isinstance(source, FilesSource):
         return _files(source, config.validation_fraction)
-    return _huggingface(source, config.validation_fraction)
+    if isinstance(source, HuggingFaceSource):
+        return _huggingface(source, config.validation_fraction)
+    raise DataError(f"data.source.name: {source.name} has images; expected text: stdlib, files or huggingface")
 
 
 def _files(source: FilesSource, validation_fraction: float) -> Corpus:

@@ -12,11 +12,12 @@ from moeport.errors import UserError
 from moeport.parity import thresholds
 from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.hints import hint
-from moeport.parity.metrics import histogram, measure, relative_rms, same_non_finite, ulp
+from moeport.parity.metrics import distribution, histogram, measure, relative_rms, same_non_finite, ulp
 from moeport.parity.recorder import statistics_of
 from moeport.parity.recording import Keep, Recording, Statistics, TensorRecord, sample_indices
 from moeport.parity.result import (
     Comparison,
+    Difference,
     DoubleBenchmark,
     Isolation,
     RoutingResult,
@@ -123,6 +124,7 @@ class _Comparison:
             culprit=culprit,
             only_a=only_a,
             only_b=only_b,
+            differences=differences(self.a, self.b),
             notes=notes,
         )
 
@@ -311,16 +313,14 @@ class _Comparison:
         return any(found.agreement < 1 for found in self.routing.values())
 
     def _with_histograms(self, results: list[TensorResult]) -> list[TensorResult]:
-        def nearness(result: TensorResult) -> float:
-            return result.error / result.limit if result.metrics and result.limit else -1.0
-
-        chosen = {r.name for r in sorted(results, key=nearness, reverse=True)[:HISTOGRAMS] if nearness(r) > 0}
+        compared = [r for r in results if r.metrics and r.error]
+        chosen = {r.name for r in sorted(compared, key=lambda r: r.gravity, reverse=True)[:HISTOGRAMS]}
         out = []
         for result in results:
             if result.name in chosen:
                 source = self.b if result.kind in TRAINED or not self.replayed else self.replayed
-                values = self._paired(self.a.tensors[result.name], source.tensors[result.name])
-                result = replace(result, histogram=histogram(*values) if values else None)
+                if values := self._paired(self.a.tensors[result.name], source.tensors[result.name]):
+                    result = replace(result, histogram=histogram(*values), distribution=distribution(*values))
             out.append(result)
         return out
 
@@ -356,9 +356,6 @@ class _Comparison:
 
     def _notes(self, only_a: list[str], only_b: list[str]) -> list[str]:
         notes = [f"{side.name}: {note}" for side in (self.a, self.b) for note in side.notes]
-        if self.a.config and self.b.config:
-            notes += _differences("config", self.a.config, self.b.config)
-        notes += _differences("environment", *(side.environment.get("variables", {}) for side in (self.a, self.b)))
         kinds = ("gradient", "training gradient", "update")
         opaque = any("inside of blocks" in note for note in notes)
         for mine, other, names in ((self.a, self.b, only_a), (self.b, self.a, only_b)):
@@ -419,11 +416,31 @@ def _rms(record: TensorRecord) -> float:
     return float(np.sqrt(np.mean(x * x))) if x.size else 0.0
 
 
-def _differences(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Leaves of two nested mappings that differ, but for those that name a variant anyway."""
+def differences(a: Recording, b: Recording) -> list[Difference]:
+    """What differs in config, versions and environment.
+
+    Left out are the keys of the config that name a variant, the config where one side has none, and the kernels of
+    different backends.
+    """
+    found = _unequal("config", a.config, b.config, VARIANT_KEYS) if a.config and b.config else []
+    sections = {"versions": "version", "variables": "variable", "kernels": "kernel"}
+    plain = [{k: v for k, v in side.environment.items() if k not in sections} for side in (a, b)]
+    found += _unequal("", plain[0], plain[1])
+    if a.environment.get("backend") != b.environment.get("backend"):
+        del sections["kernels"]
+    for section, word in sections.items():
+        found += _unequal(word, *(side.environment.get(section, {}) for side in (a, b)))
+    return found
+
+
+def _unequal(word: str, a: Mapping[str, Any], b: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[Difference]:
+    """Leaves of two nested mappings that differ."""
     first, second = _leaves(a), _leaves(b)
-    keys = [key for key in first | second if first.get(key) != second.get(key) and not key.startswith(VARIANT_KEYS)]
-    return [f"{what}: {key} is {first.get(key)} in A, {second.get(key)} in B" for key in keys]
+    keys = [key for key in first | second if first.get(key) != second.get(key) and not key.startswith(without)]
+    return [
+        Difference(f"{word} {key}".strip(), *(str(side.get(key, "\N{EN DASH}")) for side in (first, second)))
+        for key in keys
+    ]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -125,6 +125,43 @@ def histogram(a: np.ndarray, b: np.ndarray) -> dict[str, int]:
     return counts | {f"1e{d:+03d}": int((decade == d).sum()) for d in range(-17, 1) if (decade == d).any()}
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """Entries of both sides, and of their difference, in BINS bins of equal width."""
+
+    low: float
+    """Lower edge of the first bin of `a` and `b`: the least entry of either."""
+    high: float
+    """Upper edge of the last."""
+    a: list[int]
+    b: list[int]
+    low_difference: float
+    """Lower edge of the first bin of `difference`: the least b - a."""
+    high_difference: float
+    difference: list[int]
+
+
+BINS = 40
+
+
+def distribution(a: np.ndarray, b: np.ndarray) -> Distribution | None:
+    """How the entries are distributed, those that are finite on both sides; None if there is none."""
+    x, y = _finite(a, b)
+    if not x.size:
+        return None
+    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    error = y - x
+    least, largest = float(error.min()), float(error.max())
+
+    def counts(values: np.ndarray, start: float, stop: float) -> list[int]:
+        edges = np.linspace(start, stop, BINS + 1)[1:-1]
+        return np.bincount(np.searchsorted(edges, values, side="right"), minlength=BINS).tolist()
+
+    return Distribution(
+        low, high, counts(x, low, high), counts(y, low, high), least, largest, counts(error, least, largest)
+    )
+
+
 def _finite(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both flat, in float64, where both are finite."""
     whole = np.isfinite(a) & np.isfinite(b)

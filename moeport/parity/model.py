@@ -1,40 +1,48 @@
-"""The language model under a recorder: the same computation, with names."""
+"""The model under a recorder: the same computation, with names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
+from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
-from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock
+from moeport.core.build import build_model
+from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock, Transformer
 from moeport.core.moe import MoEMetrics
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext, Routing, SoftRouting
-from moeport.parity.recorder import Recorder
+from moeport.core.vision import ImageClassifier
+from moeport.parity.recorder import Recorder, RecordingOps
 from moeport.routers.base import Router
 
+LOSSES = ("cross_entropy", "load_balance", "router_z", "output_z", "loss")
+"""Loss terms that are losses."""
+COUNTS = ("chosen_LE", "served_LE")
+"""Loss terms that count assignments."""
 
-class RecordedLM(DecoderLM):
-    """A `DecoderLM` whose passes are recorded, on any backend and in any of its models.
 
-    Args:
-        config: the `model` section.
-        vocab_size: rows of the embedding V.
-        recorder: where records go.
-        inside_blocks: record every operation of a block; else its output alone, which leaves a backend free to compile
-            or recompute it. Of a backend that compiles more than blocks nothing is recorded then.
-    """
+class Recorded(Transformer):
+    """A model whose passes are recorded, on any backend and in any of its models; mixed into the class of the model."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, recorder: Recorder, inside_blocks: bool = True):
-        super().__init__(config, vocab_size)
+    recorder: Recorder
+    inside_blocks: bool
+
+    def record(self, recorder: Recorder, inside_blocks: bool) -> None:
+        """Begin. Call it once.
+
+        Args:
+            recorder: where records go.
+            inside_blocks: record every operation of a block; else its output alone, which leaves a backend free to
+                compile or recompute it. Of a backend that compiles more than blocks nothing is recorded then.
+        """
         self.recorder, self.inside_blocks = recorder, inside_blocks
         if inside_blocks:
-            self.blocks = [
-                RecordedBlock(config, layer, self.vocab_size, recorder) for layer in range(config.num_layers)
-            ]
+            self.blocks = [RecordedBlock(block, recorder) for block in self.blocks]
 
     def hidden(
         self,
@@ -45,11 +53,12 @@ class RecordedLM(DecoderLM):
         dtype: str,
         training: bool,
         run_block: RunBlock | None = None,
+        pass_number: int = 0,
     ) -> tuple[Array, list[MoEMetrics]]:
-        """See DecoderLM; records the output and the metrics of each block."""
+        """See Transformer; records the output and the metrics of each block, those of a second pass under `pass2`."""
         recorder = self.recorder
         if not self._records(run_block):
-            return super().hidden(ops, params, batch, rope, dtype, training, run_block)
+            return super().hidden(ops, params, batch, rope, dtype, training, run_block, pass_number)
         recorder.name_arrays("parameter", params)
         noise = {f"noise.{name}": u_BS for name, u_BS in batch.noise.items()}
         inputs = {"batch": {"token_BS": batch.token_BS, "target_BS": batch.target_BS, **noise}}
@@ -77,7 +86,8 @@ class RecordedLM(DecoderLM):
                 recorder.add(ops, "output", "activation", y_BSD)
             return y_BSD, metrics
 
-        return super().hidden(recorded, params, batch, rope, dtype, training, run)
+        with recorder.scope(f"pass{pass_number + 1}") if pass_number else nullcontext():
+            return super().hidden(recorded, params, batch, rope, dtype, training, run, pass_number)
 
     def loss(
         self,
@@ -89,26 +99,55 @@ class RecordedLM(DecoderLM):
         training: bool,
         run_block: RunBlock | None = None,
     ) -> LossTerms:
-        """See DecoderLM; records the terms."""
+        """See Transformer; records the terms."""
         if not self._records(run_block):
             return super().loss(ops, params, batch, rope, dtype, training, run_block)
         terms = super().loss(self.recorder.ops(ops), params, batch, rope, dtype, training, run_block)
-        for name in ("cross_entropy", "load_balance", "router_z", "output_z", "loss"):
+        for name in LOSSES:
             self.recorder.add(ops, name, "loss", getattr(terms, name))
+        for name in COUNTS:
+            self.recorder.add(ops, name, "plan", getattr(terms, name))
         return terms
 
     def _records(self, run_block: RunBlock | None) -> bool:
         return self.recorder.active and (self.inside_blocks or run_block is not None)
 
 
+class RecordedLM(Recorded, DecoderLM):
+    """A `DecoderLM` that is recorded. Arguments as there and in `Recorded.record`."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, recorder: Recorder, inside_blocks: bool = True):
+        super().__init__(config, vocab_size)
+        self.record(recorder, inside_blocks)
+
+
+class RecordedClassifier(Recorded, ImageClassifier):
+    """An `ImageClassifier` that is recorded. Arguments as in `Recorded.record`."""
+
+    def __init__(self, model: ImageClassifier, recorder: Recorder, inside_blocks: bool = True):
+        super().__init__(model.config, model.num_patches, model.patch_values, model.num_classes)
+        self.record(recorder, inside_blocks)
+
+
+def recorded_model(
+    config: ModelConfig, data: DataConfig, vocab_size: int, recorder: Recorder, inside_blocks: bool = True
+) -> Recorded:
+    """What `build_model` builds, recorded. Arguments as there and in `Recorded.record`."""
+    model = build_model(config, data, vocab_size)
+    if isinstance(model, ImageClassifier):
+        return RecordedClassifier(model, recorder, inside_blocks)
+    return RecordedLM(config, vocab_size, recorder, inside_blocks)
+
+
 class RecordedBlock(Block):
     """A block that records what happens inside."""
 
-    def __init__(self, config: ModelConfig, layer: int, vocab_size: int, recorder: Recorder):
-        super().__init__(config, layer, vocab_size)
+    def __init__(self, block: Block, recorder: Recorder):
+        super().__init__(block.config, block.layer, block.vocab_size, block.causal)
         self.recorder = recorder
         for suffix, moe in self.moe.items():
             moe.router = RecordedRouter(moe.router, recorder, f"moe{suffix}.router")
+            moe.limits = _unrecorded(moe.limits)  # type: ignore[method-assign]
 
     def forward(
         self,
@@ -124,14 +163,28 @@ class RecordedBlock(Block):
         return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context)
 
 
+def _unrecorded(metrics: Callable[..., dict[str, Array]]) -> Callable[..., dict[str, Array]]:
+    """Metrics that nothing depends on, computed off the record: their comparisons decide nothing."""
+    return lambda ops, *args: metrics(ops.inner if isinstance(ops, RecordingOps) else ops, *args)
+
+
 class RecordedRouter(Router[Any]):
     """Any router, with what it chose on record."""
 
     def __init__(self, router: Router[Any], recorder: Recorder, scope: str):
         super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)
         self.router, self.recorder, self.scope = router, recorder, scope
-        self.noise = router.noise  # type: ignore[misc]
+        self.noise = router.noise
         self.load_balance = router.load_balance  # type: ignore[misc]
+
+    @property
+    def gate_dim(self) -> int:
+        """See Router."""
+        return self.router.gate_dim
+
+    def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        """See Router."""
+        return self.router.gate_cosines(ops, params, x_TD)
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """See Router."""
@@ -149,10 +202,20 @@ class RecordedRouter(Router[Any]):
                 scores: tuple[str, ...] = ("logits_TE", "dispatch_BSR", "combine_BSR")
             else:
                 scores = ("logits_TE", "probs_TE", "weight_N")
-                self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
+                self._add_choices(ops, routing)
             for name in scores:
                 self.recorder.add(ops, name, "score", getattr(routing, name))
         return routing
+
+    def _add_choices(self, ops: Ops, routing: Routing) -> None:
+        """Experts of the tokens in their order, or where experts choose tokens, which of them each expert took."""
+        if routing.token_N is None:
+            self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
+            return
+        shape = (routing.num_tokens, routing.num_experts)
+        inner = ops.inner if isinstance(ops, RecordingOps) else ops
+        pair_N = routing.token_N * inner.index(shape[1]) + routing.expert_N
+        self.recorder.add(ops, "taken_TE", "plan", inner.reshape(inner.bincount(pair_N, shape[0] * shape[1]), shape))
 
     def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:
         """See Router."""

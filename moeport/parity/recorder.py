@@ -30,7 +30,7 @@ from moeport.parity.recording import (
     sample_indices,
 )
 
-PASSIVE = ("from_numpy", "to_numpy", "constant", "constant_like", "zeros", "index", "arange", "dtype")
+PASSIVE = ("from_numpy", "to_numpy", "on_host", "constant", "constant_like", "zeros", "index", "arange", "dtype")
 """Operations that are forwarded and forgotten."""
 TRANSPARENT = ("cast", "accurate", "stop_gradient", "reshape", "transpose", "concat", "split", "one_hot")
 """Operations that compute nothing new: what they return is traced to what they were given."""
@@ -77,13 +77,17 @@ class Recorder:
         self._router = False
         self._counts: Counter[str] = Counter()
         self._sources: dict[int, tuple[weakref.ref[Any], tuple[str, ...]]] = {}
-        self._pending: defaultdict[tuple[Ops, str, int], list[tuple[TensorRecord, Array]]] = defaultdict(list)
+        self._pending: defaultdict[tuple[Ops, bool], list[tuple[dict[str, Any], Array, Array]]] = defaultdict(list)
+        self._recording: RecordingOps | None = None
+        self._paths: dict[tuple[int | None, tuple[str, ...]], str] = {}
 
     def ops(self, ops: Ops) -> Ops:
         """`ops`, recorded while this is active."""
         if not self.active or isinstance(ops, RecordingOps):
             return ops
-        return RecordingOps(ops, self)
+        if self._recording is None or self._recording.inner is not ops:
+            self._recording = RecordingOps(ops, self)
+        return self._recording
 
     @contextmanager
     def layer(self, layer: int) -> Iterator[None]:
@@ -126,12 +130,12 @@ class Recorder:
         self.tensors[name] = record
 
     def finish(self) -> dict[str, TensorRecord]:
-        """Fetch what is still on the device, and return the tensors."""
-        for (ops, _, size), pending in self._pending.items():
-            rows = ops.reshape(ops.concat([y for _, y in pending], axis=0), (len(pending), size))
-            means, squares = (ops.to_numpy(ops.mean(z, axis=1)).tolist() for z in (rows, rows * rows))
-            for (record, _), mean, square in zip(pending, means, squares, strict=True):
-                self.tensors[record.name] = replace(record, statistics=Statistics(mean, square**0.5))
+        """Fetch the statistics, which are still on the device, in one transfer, and return the tensors."""
+        for (ops, _), pending in self._pending.items():
+            known, means, squares = zip(*pending, strict=True)
+            numbers = ops.to_numpy(ops.concat([*means, *squares], axis=0)).tolist()
+            for described, mean, square in zip(known, numbers, numbers[len(known) :], strict=False):
+                self.tensors[described["name"]] = TensorRecord(**described, statistics=Statistics(mean, square**0.5))
         self._pending.clear()
         self._sources.clear()
         self._counts.clear()
@@ -154,18 +158,19 @@ class Recorder:
     def operation_name(self, op: str, arrays: Sequence[tuple[str, Array]]) -> str:
         """`SCOPE:op`, or `BLOCK/PARAMETER:op` where an argument is a parameter; `#2` marks the second of a name."""
         read = [source for _, array in arrays for source in self.sources(array) if source.startswith("parameter:")]
-        for parameter in read:
-            if parameter not in self.parameter_order:
-                self.parameter_order.append(parameter)
-        if read:
-            owner = _owner([source.removeprefix("parameter:").removesuffix(".weight") for source in read])
-            block = f"layers.{self._layer}"
-            path = f"{block}/{owner.removeprefix(f'{block}.')}" if self._layer is not None else owner
-        else:
-            path = self._path
-        name = f"{path}:{op}"
+        name = f"{self._owner_path(tuple(read)) if read else self._path}:{op}"
         self._counts[name] += 1
         return name if self._counts[name] == 1 else f"{name}#{self._counts[name]}"
+
+    def _owner_path(self, read: tuple[str, ...]) -> str:
+        """`BLOCK/PARAMETER` for the parameters that an operation reads, which are noted in the order of their use."""
+        key = (self._layer, read)
+        if key not in self._paths:
+            self.parameter_order += [source for source in read if source not in self.parameter_order]
+            owner = _owner([source.removeprefix("parameter:").removesuffix(".weight") for source in read])
+            block = f"layers.{self._layer}"
+            self._paths[key] = owner if self._layer is None else f"{block}/{owner.removeprefix(f'{block}.')}"
+        return self._paths[key]
 
     def inputs(self, ops: Ops, name: str, arrays: Sequence[tuple[str, Array]]) -> tuple[str, ...]:
         """Names of what an operation reads; records what plain arithmetic has made since."""
@@ -224,22 +229,42 @@ class Recorder:
             whole = ops.to_numpy(array)
             self.tensors[name] = TensorRecord(name, kind, dtype, shape, self._layer, op, inputs, kept, whole)
             return
+        described: dict[str, Any] = {
+            "name": name,
+            "kind": kind,
+            "dtype": dtype,
+            "shape": shape,
+            "layer": self._layer,
+            "op": op,
+            "inputs": inputs,
+            "keep": kept,
+        }
+        if is_float and kept == "statistics" and (here := ops.on_host(array)) is not None:
+            self.tensors[name] = TensorRecord(**described, statistics=statistics_of(here))
+            return
         flat = ops.reshape(ops.stop_gradient(array), (-1,))
-        values = None
         if kept == "sample":
             ids = ops.from_numpy(sample_indices(size, self.sample_size))
-            values = ops.to_numpy(ops.take_rows(flat, ids))
-        record = TensorRecord(name, kind, dtype, shape, self._layer, op, inputs, kept, values)
-        self.tensors[name] = record
-        if is_float:
-            y = ops.accurate(runs(flat))
-            self._pending[ops, ops.dtype(y), y.shape[0]].append((record, y))
+            described["values"] = ops.to_numpy(ops.take_rows(flat, ids))
+        if not is_float:
+            self.tensors[name] = TensorRecord(**described)
+            return
+        # Reduced at once, while the entries are in the cache; what is kept on the device is two numbers a tensor.
+        y = ops.accurate(ops.reshape(runs(flat), (1, -1)))
+        self._pending[ops, dtype == "float64"].append((described, ops.mean(y, axis=1), ops.mean(y * y, axis=1)))
+        self.tensors[name] = _LATER
+
+
+_LATER = TensorRecord("", "activation", "", ())
+"""Keeps the place of a record until `finish` has its statistics."""
 
 
 def statistics_of(values: np.ndarray) -> Statistics:
-    """Statistics of an array of the host."""
-    x = runs(values.reshape(-1)).astype(np.float64)
-    return Statistics(float(x.mean()), float(np.sqrt(np.mean(x * x))))
+    """Statistics of an array of the host, computed in float64 if its type is neither that nor float32."""
+    x = runs(values.reshape(-1)).reshape(-1)
+    if x.dtype.char not in "fd":
+        x = x.astype(np.float64)
+    return Statistics(float(x.sum()) / x.size, math.sqrt(float(x.dot(x)) / x.size))
 
 
 def _forwarded(op: str) -> Any:
@@ -263,27 +288,17 @@ class RecordingOps(_Forwarding):
 
     def __init__(self, inner: Ops, recorder: Recorder):
         self.inner, self.recorder = inner, recorder
+        for op in PASSIVE:
+            setattr(self, op, getattr(inner, op))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inner, recorder = self.inner, self.recorder
-        if op in PASSIVE:
-            return getattr(inner, op)(*args, **kwargs)
-        arguments = [*zip(ARGUMENTS[op], args, strict=False), *kwargs.items()]
-        arrays = [pair for label, value in arguments for pair in _arrays(label, value)]
         if op in TRANSPARENT:
-            if op == "cast" and inner.dtype(args[0]) == "bool":
-                name = recorder.operation_name(op, ())
-                args = (recorder.decide(inner, name, op, args[0], recorder.sources(args[0])), *args[1:])
-            out = getattr(inner, op)(*args, **kwargs)
-            sources = tuple(dict.fromkeys(source for _, array in arrays for source in recorder.sources(array)))
-            if sources:
-                for array in out if isinstance(out, list) else (out,):
-                    recorder.trace(array, sources)
-            return out
-
+            return self._traced(op, args, kwargs)
+        arrays = _arrays(op, args, kwargs)
         name = recorder.operation_name(op, arrays)
         if recorder.capture == name:
             recorder.captured = {label: inner.to_numpy(array) for label, array in arrays}
@@ -298,6 +313,18 @@ class RecordingOps(_Forwarding):
         if decides:
             return recorder.decide(inner, name, op, out, inputs)
         recorder.output(inner, name, op, out, inputs)
+        return out
+
+    def _traced(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inner, recorder = self.inner, self.recorder
+        if op == "cast" and inner.dtype(args[0]) == "bool":
+            name = recorder.operation_name(op, ())
+            args = (recorder.decide(inner, name, op, args[0], recorder.sources(args[0])), *args[1:])
+        out = getattr(inner, op)(*args, **kwargs)
+        sources = dict.fromkeys(s for _, array in _arrays(op, args, kwargs) for s in recorder.sources(array))
+        if sources:
+            for array in out if isinstance(out, list) else (out,):
+                recorder.trace(array, tuple(sources))
         return out
 
     def _substituted(
@@ -319,20 +346,20 @@ class RecordingOps(_Forwarding):
 
 def _is_array(value: Any) -> bool:
     """Whether a value is an array of one dimension at least; scalars are numbers on some backends."""
-    return len(getattr(value, "shape", ())) > 0
+    return bool(getattr(value, "shape", ()))
 
 
-def _arrays(label: str, value: Any) -> list[tuple[str, Array]]:
-    """The arrays of one argument, which may be a sequence of them or a dataclass that holds some."""
-    if _is_array(value):
-        return [(label, value)]
-    if isinstance(value, (int, float, str)):
-        return []
-    if isinstance(value, (list, tuple)):
-        return [(f"{label}{i}", item) for i, item in enumerate(value) if _is_array(item)]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(f.name, getattr(value, f.name)) for f in fields(value) if _is_array(getattr(value, f.name))]
-    return []
+def _arrays(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Array]]:
+    """The arrays among the arguments of an operation, by name, those in sequences and dataclasses too."""
+    found: list[tuple[str, Array]] = []
+    for label, value in (*zip(ARGUMENTS[op], args, strict=False), *kwargs.items()):
+        if _is_array(value):
+            found.append((label, value))
+        elif isinstance(value, (list, tuple)):
+            found += [(f"{label}{i}", item) for i, item in enumerate(value) if _is_array(item)]
+        elif is_dataclass(value) and not isinstance(value, type):
+            found += [(f.name, x) for f in fields(value) if _is_array(x := getattr(value, f.name))]
+    return found
 
 
 def _owner(names: Sequence[str]) -> str:

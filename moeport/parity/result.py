@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from moeport.parity.metrics import Metrics
+from moeport.parity.metrics import Distribution, Metrics
 from moeport.parity.recording import Keep, Kind
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -69,8 +69,21 @@ class TensorResult:
     golden: DoubleBenchmark | None = None
     histogram: dict[str, int] | None = None
     """Entries by decade of relative error; for the worst tensors."""
+    distribution: Distribution | None = None
+    """Entries of both sides and of their difference; for the same tensors."""
     hint: str | None = None
     """What the difference looks like, such as `rows 1, 2 of 4 differ`; for tensors that fail."""
+
+    @property
+    def nearness(self) -> float:
+        """Error as a share of the limit; the error itself where the limit is 0."""
+        return self.error / self.limit if self.limit else self.error
+
+    @property
+    def gravity(self) -> tuple[int, float]:
+        """For sorting: those that fail first, then warnings, then plain passes; then by nearness to the limit."""
+        grade = {"fail": 3, "warn": 2, "pass": 0 if self.reason else 1}
+        return grade[self.verdict], self.nearness
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,9 @@ class RoutingResult:
     flips: list[Flip] = field(default_factory=list)
     """The widest gaps first, at most `MAX_FLIPS`."""
     flipped_rows: list[int] = field(default_factory=list)
-    """All rows with a flip."""
+    """All rows with a flip when each side follows its own routing."""
+    flipped_rows_replayed: list[int] | None = None
+    """The same when B follows A's routing up to here; None without a replay."""
 
 
 MAX_FLIPS = 20
@@ -165,6 +180,17 @@ class Culprit:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """What is not the same on both sides, besides the tensors."""
+
+    key: str
+    """Such as `config model.norm_eps`, `version torch` or `variable OMP_NUM_THREADS`."""
+    a: str
+    """A's value; a dash where it has none."""
+    b: str
+
+
+@dataclass(frozen=True)
 class Side:
     """One side, as the report names it."""
 
@@ -196,6 +222,8 @@ class Comparison:
     only_a: list[str]
     only_b: list[str]
     """Tensors that one side alone has."""
+    differences: list[Difference]
+    """What differs in config, versions and environment, but for the keys that name a variant."""
     notes: list[str]
 
 

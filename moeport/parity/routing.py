@@ -71,7 +71,8 @@ def compare_decision(
         other_scores=causes["other scores"],
         unexplained=causes["unexplained"],
         flips=flips[:MAX_FLIPS],
-        flipped_rows=[int(row) for row in np.flatnonzero((_rows(a) != free_b).any(axis=1))],
+        flipped_rows=_differing(_rows(a), free_b),
+        flipped_rows_replayed=_differing(_rows(a), _rows(replayed)) if replayed else None,
     )
 
 
@@ -94,6 +95,10 @@ def _rows(record: TensorRecord) -> np.ndarray:
     assert record.values is not None
     values = record.values
     return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(-1, 1)
+
+
+def _differing(a: np.ndarray, b: np.ndarray) -> list[int]:
+    return np.flatnonzero((a != b).any(axis=1)).tolist()
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,16 +13,18 @@ from moeport.backends import BACKENDS, get_backend
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.config import load_config
 from moeport.config.schema import Config
-from moeport.core.model import Batch, DecoderLM
-from moeport.core.ops import Array
+from moeport.core.build import build_model
+from moeport.core.model import Batch, LossTerms, Transformer
+from moeport.core.ops import Array, Ops
 from moeport.core.parameters import initial_parameters
-from moeport.data import PackedTokens, prepare_data
+from moeport.data import Examples
 from moeport.errors import BackendUnavailableError, UserError
-from moeport.parity.model import RecordedLM
+from moeport.parity.model import COUNTS, LOSSES, recorded_model
 from moeport.parity.recorder import Recorder
-from moeport.parity.recording import SAMPLE_SIZE, Keep, Recording, Step, environment
+from moeport.parity.recording import SAMPLE_SIZE, Keep, Kind, Recording, Step, environment
 from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
 from moeport.training.run_dir import CHECKPOINT_DIR
+from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16"}
@@ -39,8 +41,8 @@ class Subject:
     backend: Backend
     params: Mapping[str, np.ndarray]
     """Weights by name, float32."""
-    train: PackedTokens
-    """Training tokens, cut into sequences of the config's length."""
+    train: Examples
+    """Training tokens, cut into sequences of the config's length, or images."""
     vocab_size: int
 
     @property
@@ -56,7 +58,7 @@ class Size:
     sequences: int = 2
     """Sequences a batch."""
     tokens: int = 64
-    """Tokens a sequence."""
+    """Tokens a sequence of text; images are whole."""
     steps: int = 5
     """Optimiser steps of the trajectory; 0: none."""
 
@@ -90,7 +92,7 @@ def build_subject(
     checkpoint: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Subject:
-    """Load a variant: config, backend, weights, text.
+    """Load a variant: config, backend, weights, data.
 
     Args:
         file: the YAML config; None for the defaults alone.
@@ -102,24 +104,25 @@ def build_subject(
     """
     size = size or Size()
     cut = [
-        f"data.sequence_length={size.tokens}",
         f"training.batch_size={size.sequences}",
         "training.gradient_accumulation=1",
         "training.evaluation_batch_size=null",
     ]
     config = load_config(file, [*overrides, *cut, *variant_overrides(spec)])
-    data = prepare_data(config.data, report=report)
-    lm = DecoderLM(config.model, data.tokenizer.vocab_size)
-    specs = lm.parameter_specs()
+    if not config.data.is_images:
+        cut.append(f"data.sequence_length={size.tokens}")
+        config = load_config(file, [*overrides, *cut, *variant_overrides(spec)])
+    task = build_task(config, report=report)
+    specs = task.model().parameter_specs()
     if checkpoint is None:
-        params = initial_parameters(specs, config.training.seed, data.train.token_counts)
+        params = initial_parameters(specs, config.training.seed, task.token_counts)
     else:
         is_run = (checkpoint / CHECKPOINT_DIR).is_dir()
         path = find_checkpoint(checkpoint / CHECKPOINT_DIR, "latest") if is_run else checkpoint
         loaded = load_checkpoint(path)
         check_parameters(loaded, specs)
         params = loaded.model
-    return Subject(spec, config, get_backend(config.backend), params, data.train, data.tokenizer.vocab_size)
+    return Subject(spec, config, get_backend(config.backend), params, task.train, task.vocab_size)
 
 
 def record(
@@ -152,8 +155,11 @@ def record(
     for name, value in subject.params.items():
         recorder.put(f"parameter:{name}", "parameter", value)
     if subject.opaque_blocks:
-        recording.notes.append("inside of blocks not recorded: they are compiled or recomputed")
         recording.trajectory = _train(subject, recorder, steps, record_forward=True)
+        if any(tensor.kind == "activation" for tensor in recorder.tensors.values()):
+            recording.notes.append("inside of blocks not recorded: they are compiled or recomputed")
+        else:
+            recording.notes.append("inside of blocks and their outputs not recorded: the pass is one compiled graph")
     else:
         _differentiate(subject, recorder, recording)
         if steps:
@@ -191,11 +197,11 @@ def decisions(recording: Recording) -> dict[str, np.ndarray]:
 def _loss(subject: Subject, recorder: Recorder) -> tuple[Callable[[Mapping[str, Array]], Array], dict[str, Array]]:
     """The training loss of the first batch as a function of the parameters, and those on the device."""
     backend, ops, config = subject.backend, subject.backend.ops, subject.config
-    lm = RecordedLM(config.model, subject.vocab_size, recorder)
+    lm = recorded_model(config.model, config.data, subject.vocab_size, recorder)
     batch = _first_batch(subject, lm)
     noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
     placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
-    rope = lm.rope(ops, config.data.sequence_length, backend.dtype)
+    rope = lm.rope(ops, subject.train.sequence_length, backend.dtype)
     params = {name: ops.from_numpy(x.astype(backend.parameter_dtype)) for name, x in subject.params.items()}
 
     def loss(arrays: Mapping[str, Array]) -> Array:
@@ -219,7 +225,7 @@ def _differentiate(subject: Subject, recorder: Recorder, recording: Recording) -
 
 def _put_gradients(recorder: Recorder, kind: Any, gradients: Mapping[str, np.ndarray], subject: Subject) -> None:
     """Gradients of the trained parameters, from the one used last in the forward pass to the first."""
-    lm = DecoderLM(subject.config.model, subject.vocab_size)
+    lm = build_model(subject.config.model, subject.config.data, subject.vocab_size)
     trained = [spec.name for spec in lm.parameter_specs() if spec.trainable and spec.name in gradients]
     used = [source.removeprefix("parameter:") for source in recorder.parameter_order]
     order = sorted(trained, key=lambda name: used.index(name) if name in used else trained.index(name), reverse=True)
@@ -227,14 +233,22 @@ def _put_gradients(recorder: Recorder, kind: Any, gradients: Mapping[str, np.nda
         recorder.put(f"{kind}:{name}", kind, gradients[name])
 
 
+def _put_terms(recorder: Recorder, ops: Ops, terms: LossTerms | None) -> None:
+    """Losses and counts of a pass that shows nothing else."""
+    assert terms
+    for kind, names in (("loss", LOSSES), ("plan", COUNTS)):
+        for name in names:
+            recorder.put(f"model:{name}", cast(Kind, kind), ops.to_numpy(getattr(terms, name)))
+
+
 def _train(subject: Subject, recorder: Recorder, steps: int, record_forward: bool) -> list[Step]:
     """Optimiser steps by the trainer; the first one's gradients and updates are recorded."""
     backend, config = subject.backend, subject.config
     if not backend.trains:
         return []
-    lm = DecoderLM(config.model, subject.vocab_size)
+    lm = build_model(config.model, config.data, subject.vocab_size)
     if record_forward:
-        lm = RecordedLM(config.model, subject.vocab_size, recorder, inside_blocks=False)
+        lm = recorded_model(config.model, config.data, subject.vocab_size, recorder, inside_blocks=False)
     options = TrainingOptions(config.optimizer, config.training.activation_checkpointing, config.backend.compile)
     model = backend.training_model(lm, subject.params, options)
     observed = _Observed(model)
@@ -246,6 +260,8 @@ def _train(subject: Subject, recorder: Recorder, steps: int, record_forward: boo
         recorder.active = False
         if number == 0:
             if record_forward:
+                if "model:loss" not in recorder.tensors:
+                    _put_terms(recorder, backend.ops, observed.terms_seen)
                 _put_gradients(recorder, "gradient", observed.gradients_seen, subject)
             _put_gradients(recorder, "training gradient", observed.gradients_seen, subject)
             after = model.parameters()
@@ -268,14 +284,21 @@ def _train(subject: Subject, recorder: Recorder, steps: int, record_forward: boo
 
 
 class _Observed:
-    """A training model that shows the gradients of its first step."""
+    """A training model that shows the loss terms and the gradients of its first step."""
 
     def __init__(self, model: TrainingModel):
         self._model = model
         self.gradients_seen: dict[str, np.ndarray] = {}
+        self.terms_seen: LossTerms | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+        """See TrainingModel."""
+        terms = self._model.accumulate(batch, share)
+        self.terms_seen = self.terms_seen or terms
+        return terms
 
     def step(self, learning_rate: float, norm: Array) -> None:
         """See TrainingModel."""
@@ -284,7 +307,7 @@ class _Observed:
         self._model.step(learning_rate, norm)
 
 
-def _first_batch(subject: Subject, lm: DecoderLM) -> Batch:
+def _first_batch(subject: Subject, lm: Transformer) -> Batch:
     """The batch of the first step, as the trainer draws it; drawing needs no model."""
     model = cast(TrainingModel, None)
     return next(Trainer(subject.config, subject.backend, lm, model, subject.train, 0, 1.0).micro_batches(0))

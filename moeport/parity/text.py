@@ -32,7 +32,7 @@ def render(report: Report) -> Group:
     parts: list[Text | RichTable] = []
     for comparison in report.comparisons:
         parts.append(Text(comparison.headline, style=STYLES[comparison.verdict]))
-        parts += [Text(line) for line in _lines(comparison)]
+        parts += [Text(line) for line in lines(comparison)]
         for table in tables(comparison):
             drawn = RichTable(*table.header, title=table.title, title_justify="left", title_style="italic")
             for row in table.rows:
@@ -46,47 +46,49 @@ def markdown(report: Report) -> str:
     parts: list[str] = []
     for comparison in report.comparisons:
         parts.append(f"## {comparison.headline}")
-        parts.append("\n".join(f"- {line}" for line in _lines(comparison)))
+        parts.append("\n".join(f"- {line}" for line in lines(comparison)))
         for table in tables(comparison):
-            lines = [
+            drawn = [
                 f"**{table.title}**",
                 "",
                 f"| {' | '.join(table.header)} |",
                 f"|{'---|' * len(table.header)}",
                 *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table.rows),
             ]
-            parts.append("\n".join(lines))
+            parts.append("\n".join(drawn))
     return "\n\n".join(parts) + "\n"
 
 
 def tables(comparison: Comparison) -> list[Table]:
     """Those of a comparison that are not empty."""
     found = [
-        _kinds(comparison.tensors),
-        _tensors(comparison),
-        _inputs(comparison),
-        _routing(comparison.routing),
-        _flips(comparison.routing),
-        _trajectory(comparison),
+        kinds_table(comparison.tensors),
+        odd_table(comparison),
+        inputs_table(comparison),
+        routing_table(comparison.routing),
+        flips_table(comparison.routing),
+        trajectory_table(comparison),
+        differences_table(comparison),
     ]
     return [table for table in found if table.rows]
 
 
-def _lines(comparison: Comparison) -> list[str]:
+def lines(comparison: Comparison) -> list[str]:
     """Who is who, and the notes."""
-    lines = []
+    found = []
     for letter, side in (("A", comparison.a), ("B", comparison.b)):
         versions = side.environment.get("versions", {})
         shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-        lines.append(
+        found.append(
             f"{letter} is {side.name}: {side.environment.get('device', 'unknown device')}, {side.dtype}; {shown}"
         )
     if comparison.replayed:
-        lines.append("the forward pass and its gradients are those of B with A's routing")
-    return lines + comparison.notes
+        found.append("the forward pass and its gradients are those of B with A's routing")
+    return found + comparison.notes
 
 
-def _kinds(tensors: Sequence[TensorResult]) -> Table:
+def kinds_table(tensors: Sequence[TensorResult]) -> Table:
+    """A row for each kind of tensor."""
     rows = []
     for kind in dict.fromkeys(tensor.kind for tensor in tensors):
         group = [tensor for tensor in tensors if tensor.kind == kind]
@@ -99,9 +101,9 @@ def _kinds(tensors: Sequence[TensorResult]) -> Table:
                 str(count["pass"]),
                 str(count["warn"]),
                 str(count["fail"]),
-                _number(top.error),
+                number(top.error),
                 f"{top.limit:.0e}" if top.limit else "0",
-                _number(max(free)) if free else "",
+                number(max(free)) if free else "",
                 top.name,
             )
         )
@@ -109,7 +111,8 @@ def _kinds(tensors: Sequence[TensorResult]) -> Table:
     return Table("Tensors", header, rows)
 
 
-def _tensors(comparison: Comparison) -> Table:
+def odd_table(comparison: Comparison) -> Table:
+    """The first tensors that do not pass, in the order of execution."""
     odd = [tensor for tensor in comparison.tensors if tensor.verdict != "pass"]
     rows = [(str(t.order), NAMES[t.verdict], t.name, t.op or "", t.reason, t.hint or "") for t in odd[:SHOWN]]
     more = f" (the first {SHOWN} of {len(odd)})" if len(odd) > SHOWN else ""
@@ -117,13 +120,15 @@ def _tensors(comparison: Comparison) -> Table:
     return Table(f"In the order of execution{more}", header, rows)
 
 
-def _inputs(comparison: Comparison) -> Table:
+def inputs_table(comparison: Comparison) -> Table:
+    """What the culprit read."""
     culprit = comparison.culprit
-    rows = [(name, _number(error), NAMES[verdict]) for name, error, verdict in culprit.inputs] if culprit else []
+    rows = [(name, number(error), NAMES[verdict]) for name, error, verdict in culprit.inputs] if culprit else []
     return Table(f"Inputs of {culprit.name}" if culprit else "", ("Input", "Error", "Verdict"), rows)
 
 
-def _routing(routing: Sequence[RoutingResult]) -> Table:
+def routing_table(routing: Sequence[RoutingResult]) -> Table:
+    """A row for each decision."""
     rows = [
         (
             found.name,
@@ -140,23 +145,25 @@ def _routing(routing: Sequence[RoutingResult]) -> Table:
     return Table("Routing", header, rows)
 
 
-def _flips(routing: Sequence[RoutingResult]) -> Table:
+def flips_table(routing: Sequence[RoutingResult], each: int = 3, shown: int = SHOWN) -> Table:
+    """The choices that differ, at most `each` of a decision and `shown` in all."""
     rows = [
-        (found.name, str(f.row), str(f.choice), f"{f.a} / {f.b}", _number(f.gap), _number(f.error), f.cause)
+        (found.name, str(f.row), str(f.choice), f"{f.a} / {f.b}", number(f.gap), number(f.error), f.cause)
         for found in routing
-        for f in found.flips[:3]
+        for f in found.flips[:each]
     ]
     header = ("Decision", "Row", "Choice", "A / B", "Gap", "Error of the scores", "Cause")
-    return Table("Choices that differ, the widest gaps", header, rows[:SHOWN])
+    return Table("Choices that differ, the widest gaps", header, rows[:shown])
 
 
-def _trajectory(comparison: Comparison) -> Table:
+def trajectory_table(comparison: Comparison) -> Table:
+    """A row for each step."""
     rows = [
         (
             str(step.step),
             f"{step.loss_a:.6f}",
             f"{step.loss_b:.6f}",
-            _number(step.difference),
+            number(step.difference),
             f"{step.limit:.0e}",
             NAMES[step.verdict],
         )
@@ -165,5 +172,12 @@ def _trajectory(comparison: Comparison) -> Table:
     return Table("Trajectory", ("Step", "Loss of A", "Loss of B", "Difference", "Limit", "Verdict"), rows)
 
 
-def _number(value: float) -> str:
+def differences_table(comparison: Comparison) -> Table:
+    """What the sides do not have in common, besides the tensors."""
+    rows = [(difference.key, difference.a, difference.b) for difference in comparison.differences]
+    return Table("What differs between the sides", ("What", "A", "B"), rows)
+
+
+def number(value: float) -> str:
+    """An error in short."""
     return "0" if value == 0 else f"{value:.1e}"

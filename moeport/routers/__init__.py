@@ -10,10 +10,24 @@ from typing import Any
 
 from moeport.routers.adamoe import AdaMoEConfig, AdaMoERouter
 from moeport.routers.base import Router, RouterConfig
+from moeport.routers.base_layers import BaseLayersConfig, BaseLayersRouter
 from moeport.routers.cartesian import CartesianConfig, CartesianRouter
+from moeport.routers.expert_choice import ExpertChoiceConfig, ExpertChoiceRouter
 from moeport.routers.gshard import GShardConfig, GShardRouter
+from moeport.routers.hash import HashConfig, HashRouter
+from moeport.routers.locmoe import LocMoEConfig, LocMoERouter
+from moeport.routers.locmoe_plus import LocMoEPlusConfig, LocMoEPlusRouter
+from moeport.routers.maskmoe import MaskMoEConfig, MaskMoERouter
+from moeport.routers.random import RandomConfig, RandomRouter
+from moeport.routers.rre import RREConfig, RRERouter
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig, SigmoidBiasRouter
 from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig, SinkhornTokenChoiceRouter
+from moeport.routers.sinkhorn_expert_choice import SinkhornExpertChoiceConfig, SinkhornExpertChoiceRouter
+from moeport.routers.soft import SoftConfig, SoftRouter
+from moeport.routers.sparsity_constrained import (
+    SparsityConstrainedExpertChoiceConfig,
+    SparsityConstrainedExpertChoiceRouter,
+)
 from moeport.routers.switch import SwitchConfig, SwitchRouter
 from moeport.routers.top_p import TopPConfig, TopPRouter
 from moeport.routers.topk import TopKConfig, TopKRouter
@@ -29,6 +43,17 @@ RouterChoice = (
     | XMoEConfig
     | SinkhornTokenChoiceConfig
     | CartesianConfig
+    | BaseLayersConfig
+    | ExpertChoiceConfig
+    | SinkhornExpertChoiceConfig
+    | SparsityConstrainedExpertChoiceConfig
+    | SoftConfig
+    | LocMoEConfig
+    | LocMoEPlusConfig
+    | HashConfig
+    | RREConfig
+    | RandomConfig
+    | MaskMoEConfig
 )
 """The config of any router; the key `name` says which."""
 
@@ -42,6 +67,20 @@ ROUTERS: dict[str, tuple[type[RouterConfig], type[Router[Any]]]] = {
     "xmoe": (XMoEConfig, XMoERouter),
     "sinkhorn_token_choice": (SinkhornTokenChoiceConfig, SinkhornTokenChoiceRouter),
     "cartesian": (CartesianConfig, CartesianRouter),
+    "base": (BaseLayersConfig, BaseLayersRouter),
+    "expert_choice": (ExpertChoiceConfig, ExpertChoiceRouter),
+    "sinkhorn_expert_choice": (SinkhornExpertChoiceConfig, SinkhornExpertChoiceRouter),
+    "sparsity_constrained_expert_choice": (
+        SparsityConstrainedExpertChoiceConfig,
+        SparsityConstrainedExpertChoiceRouter,
+    ),
+    "soft": (SoftConfig, SoftRouter),
+    "locmoe": (LocMoEConfig, LocMoERouter),
+    "locmoe_plus": (LocMoEPlusConfig, LocMoEPlusRouter),
+    "hash": (HashConfig, HashRouter),
+    "rre": (RREConfig, RRERouter),
+    "random": (RandomConfig, RandomRouter),
+    "maskmoe": (MaskMoEConfig, MaskMoERouter),
 }
 """Name to config and router class."""
 

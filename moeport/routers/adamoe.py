@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -18,6 +18,7 @@ class AdaMoEConfig(TopKRouterConfig):
 
     name: Literal["adamoe"] = "adamoe"
     """`adamoe`"""
+    has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 3
     """Choices a token K, among experts and null experts; at most num_experts."""
     null_experts: PositiveInt = 8

@@ -28,11 +28,32 @@ class RouterConfig(Section):
     """Whether a token's routing depends on later tokens, so that a language model would read what it predicts."""
     needs_token_ids: ClassVar[bool] = False
     """Whether it looks at vocabulary ids."""
+    fixed_load: ClassVar[bool] = False
+    """Whether every expert computes the same number of rows, whatever the tokens are: no capacity bounds it."""
+    even_load: ClassVar[bool] = False
+    """Whether the load is even by construction in training, where a load-balancing loss would have no gradient."""
+    passes: ClassVar[int] = 1
+    """Times that a batch passes the model in training, each with other noise; the losses are added. At most 2."""
+    splits_width: ClassVar[bool] = False
+    """Whether each expert has an equal part of the features, so that num_experts must divide d_model."""
+    has_affinity: ClassVar[bool] = False
+    """Whether it gives affinities, which drop policy `affinity` needs."""
+    has_gate_rows: ClassVar[bool] = False
+    """Whether each expert has a gate row that tokens have a cosine with, which estimated capacities need."""
 
     @property
     def experts_per_token(self) -> int:
-        """K: experts that compute one token."""
+        """K: experts that compute one token; where experts choose, their mean number, to the next integer."""
         raise NotImplementedError
+
+    @property
+    def consistency_weight(self) -> float:
+        """Weight of the divergence between the outputs of two passes."""
+        return 0.0
+
+    def assignments(self, num_tokens: int, num_experts: int, num_sequences: int) -> int:
+        """Rows that a batch gives to the experts, those sent nowhere included."""
+        return num_tokens * self.experts_per_token
 
     def parameter_count(self, d_model: int, num_experts: int) -> int:
         """Trained parameters."""
@@ -69,13 +90,16 @@ class TopKRouterConfig(RouterConfig):
 
 ConfigT = TypeVar("ConfigT", bound=RouterConfig)
 
+_EPS = 1e-12
+"""Added to a squared norm, so that a vector of zeros has a gradient."""
+
 
 class Router(ABC, Generic[ConfigT]):
     """Scores tokens against experts and chooses. Holds no arrays: parameters are passed in."""
 
     paper: ClassVar[str]
     """Where the method is defined."""
-    noise: ClassVar[tuple[str, ...]] = ()
+    noise: tuple[str, ...] = ()
     """Names of the uniform random numbers it wants, one a token, in training."""
     load_balance: ClassVar[float] = 0.01
     """Coefficient of the load-balancing loss unless the config sets one."""
@@ -115,6 +139,20 @@ class Router(ABC, Generic[ConfigT]):
         """
         return {}
 
+    @property
+    def gate_dim(self) -> int:
+        """Dimensions in which `gate_cosines` compares."""
+        return self.d_model
+
+    def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        """Cosine of each token and the gate row of each expert, (T, E), in float32 at least; no gradient is needed.
+
+        For routers whose config says `has_gate_rows`. By default the rows are those of `weight`, the experts' first.
+        """
+        x_TD = unit(ops, ops.accurate(ops.stop_gradient(x_TD)))
+        rows_ED = ops.cast(ops.stop_gradient(params["weight"][: self.num_experts]), ops.dtype(x_TD))
+        return ops.linear(x_TD, unit(ops, rows_ED))
+
     def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         """x W^T in float32 at least, (T, E)."""
         return ops.linear(ops.accurate(x_TD), params["weight"])
@@ -129,6 +167,7 @@ def assign(
     balanced_choices: int | None = None,
     null_experts: int = 0,
     own_loss: Array | None = None,
+    affinity_TK: Array | None = None,
 ) -> Routing:
     """A `Routing` in which every token has K choices, best first."""
     num_tokens, choices = expert_TK.shape
@@ -142,9 +181,27 @@ def assign(
         balanced_choices=balanced_choices or choices,
         null_experts=null_experts,
         own_loss=own_loss,
+        affinity_N=None if affinity_TK is None else ops.reshape(affinity_TK, (-1,)),
     )
 
 
 def normalized(ops: Ops, weight_TK: Array) -> Array:
     """Gates divided by their sum over a token's choices."""
     return weight_TK / ops.sum(weight_TK, axis=-1, keepdims=True)
+
+
+def sum_of_better(ops: Ops, weight_TK: Array) -> Array:
+    """For each choice the sum of the weights before it, without gradient.
+
+    Added one by one, so that backends round alike.
+    """
+    fixed_TK = ops.stop_gradient(weight_TK)
+    sums = [ops.zeros((weight_TK.shape[0], 1), ops.dtype(weight_TK))]
+    for choice in range(weight_TK.shape[1] - 1):
+        sums.append(sums[-1] + fixed_TK[:, choice : choice + 1])
+    return ops.concat(sums, axis=1)
+
+
+def unit(ops: Ops, x: Array) -> Array:
+    """x over its length, along the last dimension; zeros stay zeros."""
+    return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + ops.constant_like(_EPS, x))

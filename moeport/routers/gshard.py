@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import RouterContext, Routing
@@ -15,6 +15,7 @@ class GShardConfig(RouterConfig):
 
     name: Literal["gshard"] = "gshard"
     """`gshard`"""
+    has_gate_rows: ClassVar[bool] = True
     random_second: bool = True
     """In training, keep the second expert with probability min(1, 2 g2). Off: always."""
 

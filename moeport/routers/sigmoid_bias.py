@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveInt
@@ -19,6 +19,7 @@ class SigmoidBiasConfig(TopKRouterConfig):
 
     name: Literal["sigmoid_bias"] = "sigmoid_bias"
     """`sigmoid_bias`"""
+    has_gate_rows: ClassVar[bool] = True
     normalize_gates: bool = True
     """Divide the k gates by their sum."""
     num_groups: PositiveInt = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -18,6 +18,7 @@ class SinkhornTokenChoiceConfig(TopKRouterConfig):
 
     name: Literal["sinkhorn_token_choice"] = "sinkhorn_token_choice"
     """`sinkhorn_token_choice`"""
+    has_gate_rows: ClassVar[bool] = True
     sinkhorn_iterations: PositiveInt = 20
     """Each makes the rows of the plan sum to 1, then its columns to T / num_experts."""
 
@@ -44,16 +45,22 @@ class SinkhornTokenChoiceRouter(Router[SinkhornTokenChoiceConfig]):
         return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE)
 
 
-def sinkhorn_log_plan(ops: Ops, logits_TE: Array, iterations: int) -> Array:
-    """Logarithm of diag(a) exp(logits) diag(b) with rows that sum to 1 and columns that sum to T / E, without gradient.
+def sinkhorn_log_plan(ops: Ops, logits_SE: Array, iterations: int) -> Array:
+    """Logarithm of diag(a) exp(logits) diag(b) with rows that sum to 1 and columns that sum to S / E, without gradient.
 
     Columns come last and are exact; rows are as near to 1 as the iterations bring them.
+
+    Args:
+        ops: the backend's operations.
+        logits_SE: scores (..., S, E), a plan for each of the leading dimensions.
+        iterations: each makes the rows right, then the columns.
     """
-    log_plan = ops.stop_gradient(logits_TE)
-    tokens, experts = log_plan.shape
+    log_plan = ops.stop_gradient(logits_SE)
+    *groups, tokens, experts = log_plan.shape
+    swapped = (*range(len(groups)), len(groups) + 1, len(groups))
     log_share = ops.constant_like(math.log(tokens / experts), log_plan)
     for _ in range(iterations):
-        log_plan = log_plan - ops.reshape(ops.logsumexp(log_plan), (tokens, 1))
-        columns_E = ops.logsumexp(ops.transpose(log_plan, (1, 0)))
-        log_plan = log_plan + ops.reshape(log_share - columns_E, (1, experts))
+        log_plan = log_plan - ops.reshape(ops.logsumexp(log_plan), (*groups, tokens, 1))
+        columns_E = ops.logsumexp(ops.transpose(log_plan, swapped))
+        log_plan = log_plan + ops.reshape(log_share - columns_E, (*groups, 1, experts))
     return log_plan

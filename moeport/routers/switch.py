@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import RouterContext, Routing
@@ -15,6 +15,7 @@ class SwitchConfig(RouterConfig):
 
     name: Literal["switch"] = "switch"
     """`switch`"""
+    has_gate_rows: ClassVar[bool] = True
 
     @property
     def experts_per_token(self) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, TopKRouterConfig, assign
+from moeport.routers.base import Router, TopKRouterConfig, assign, sum_of_better
 
 
 class TopPConfig(TopKRouterConfig):
@@ -17,6 +17,7 @@ class TopPConfig(TopKRouterConfig):
 
     name: Literal["top_p"] = "top_p"
     """`top_p`"""
+    has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 4
     """Most experts a token may have, K; at most num_experts. Ours: the paper has no bound."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
@@ -41,7 +42,7 @@ class TopPRouter(Router[TopPConfig]):
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
         weight_TK = ops.take_last(probs_TE, expert_TK)
-        needed_TK = self._sum_of_better(ops, weight_TK) < ops.constant_like(self.config.threshold, weight_TK)
+        needed_TK = sum_of_better(ops, weight_TK) < ops.constant_like(self.config.threshold, weight_TK)
         own_loss = None
         if self.config.entropy_coefficient:
             entropy_T = ops.logsumexp(logits_TE) - ops.sum(probs_TE * logits_TE, axis=-1)
@@ -54,11 +55,3 @@ class TopPRouter(Router[TopPConfig]):
             probs_TE,
             own_loss=own_loss,
         )
-
-    def _sum_of_better(self, ops: Ops, weight_TK: Array) -> Array:
-        """For each choice the sum of the weights before it, added one by one, so that backends round alike."""
-        fixed_TK = ops.stop_gradient(weight_TK)
-        sums = [ops.zeros((weight_TK.shape[0], 1), ops.dtype(weight_TK))]
-        for choice in range(self.config.top_k - 1):
-            sums.append(sums[-1] + fixed_TK[:, choice : choice + 1])
-        return ops.concat(sums, axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import RouterContext, Routing
@@ -15,6 +15,7 @@ class TopKConfig(TopKRouterConfig):
 
     name: Literal["topk"] = "topk"
     """`topk`"""
+    has_gate_rows: ClassVar[bool] = True
     softmax: Literal["before", "after"] = "before"
     """`before`: softmax over all experts, then top-k. `after`: softmax over the k chosen logits."""
     normalize_gates: bool = True

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, TopKRouterConfig, assign
-
-_EPS = 1e-12
-"""Added to a squared norm, so that a vector of zeros has a gradient."""
+from moeport.routers.base import Router, TopKRouterConfig, assign, unit
 
 
 class XMoEConfig(TopKRouterConfig):
@@ -21,6 +18,7 @@ class XMoEConfig(TopKRouterConfig):
 
     name: Literal["xmoe"] = "xmoe"
     """`xmoe`"""
+    has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 1
     """Experts a token K; at most num_experts."""
     routing_dim: PositiveInt = 16
@@ -52,13 +50,21 @@ class XMoERouter(Router[XMoEConfig]):
             ParameterSpec("log_temperature", (1,), "zeros"),
         ]
 
+    @property
+    def gate_dim(self) -> int:
+        """The low dimension."""
+        return self.config.routing_dim
+
+    def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        """Cosine of the projected token and each expert embedding, (T, E), differentiable."""
+        low = unit(ops, ops.linear(ops.accurate(x_TD), params["projection"]))
+        return ops.linear(low, unit(ops, ops.cast(params["weight"], ops.dtype(low))))
+
     def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         """Cosine over temperature, (T, E)."""
-        low = _unit(ops, ops.linear(ops.accurate(x_TD), params["projection"]))
-        kind = ops.dtype(low)
-        cosine_TE = ops.linear(low, _unit(ops, ops.cast(params["weight"], kind)))
-        scale = ops.exp(-ops.cast(params["log_temperature"], kind))
-        return cosine_TE * scale * ops.constant_like(1.0 / self.config.initial_temperature, low)
+        cosine_TE = self.gate_cosines(ops, params, x_TD)
+        scale = ops.exp(-ops.cast(params["log_temperature"], ops.dtype(cosine_TE)))
+        return cosine_TE * scale * ops.constant_like(1.0 / self.config.initial_temperature, cosine_TE)
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The k experts of highest cosine."""
@@ -66,8 +72,3 @@ class XMoERouter(Router[XMoEConfig]):
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
         return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE)
-
-
-def _unit(ops: Ops, x: Array) -> Array:
-    """x over its length, along the last dimension."""
-    return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + ops.constant_like(_EPS, x))

@@ -39,11 +39,11 @@ class CheckpointMeta:
     tokens: int
     """Tokens trained on."""
     val_loss: float | None
-    """Validation loss at this step, nats a token, if it was evaluated here."""
-    tokenizer: str
-    """Fingerprint of the tokenizer."""
+    """Validation loss at this step, nats a token or an image, if it was evaluated here."""
+    tokenizer: str | None
+    """Fingerprint of the tokenizer; None for images."""
     data: str
-    """Fingerprint of the training tokens."""
+    """Fingerprint of the training tokens or images."""
     config: dict[str, Any]
     """The resolved config."""
     version: str

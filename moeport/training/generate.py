@@ -50,6 +50,11 @@ def generate(
     read_config(run_dir)
     loaded = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint))
     config = config_of(loaded)
+    if config.data.is_images:
+        raise UserError(
+            f"{run_dir}: was trained to classify images (data.source.name: {config.data.source.name}) and continues no "
+            "text; expected the folder of a language model"
+        )
     tokenizer = load_tokenizer(run_dir / TOKENIZER_FILE, end_of_text(config))
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())

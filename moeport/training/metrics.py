@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +28,7 @@ class StepMetrics:
     step: int
     """From 1."""
     loss: float
-    """Mean cross entropy in nats a token."""
+    """Mean cross entropy in nats a token; of images in nats an image."""
     total_loss: float
     """What is differentiated: cross entropy plus weighted auxiliary losses."""
     lr: float
@@ -57,6 +57,23 @@ class StepMetrics:
     """Share of the chosen assignments (L, E): a list for each MoE layer."""
     drop_rate_per_layer: list[float]
     """`drop_rate` of each MoE layer."""
+    assignments_per_layer: list[int] = field(default_factory=list)
+    """Chosen assignments of each MoE layer in the step; empty in files of older versions."""
+    capacity_per_layer: list[int] = field(default_factory=list)
+    """Assignments that an expert could serve in a micro-batch, of each MoE layer; empty where there is no limit."""
+    delta_per_layer: list[float] = field(default_factory=list)
+    """Cosine of tokens and the gate row of their first choice in the step, as the capacity's `delta` says, of each MoE
+    layer; empty unless the capacity is estimated."""
+    competitors_per_layer: list[float] = field(default_factory=list)
+    """s q, tokens of a micro-batch whose cosine with an expert's gate row is at least delta, of each MoE layer; empty
+    likewise."""
+    drop_rate_by_position: list[float] = field(default_factory=list)
+    """Drop rate in up to 16 equal ranges of positions of a sequence, over all layers; empty where there is no limit."""
+
+    @property
+    def capacity(self) -> float:
+        """Mean of `capacity_per_layer`; NaN where there is no limit."""
+        return sum(self.capacity_per_layer) / len(self.capacity_per_layer) if self.capacity_per_layer else math.nan
 
 
 @dataclass(frozen=True)
@@ -66,9 +83,11 @@ class EvaluationMetrics:
     step: int
     """Optimiser steps so far."""
     val_loss: float
-    """Mean cross entropy in nats a token."""
-    val_bits_per_byte: float
-    """Bits for each byte of the validation text."""
+    """Mean cross entropy in nats a token; of images in nats an image."""
+    val_bits_per_byte: float | None = None
+    """Bits for each byte of the validation text; None, and not in the file, for images."""
+    val_accuracy: float | None = None
+    """Share of the validation images whose class has the highest score; None, and not in the file, for text."""
 
 
 class MetricsLog:
@@ -106,13 +125,13 @@ class MetricsLog:
 
     def step(self, metrics: StepMetrics) -> None:
         """Write one step."""
-        self._write(metrics)
+        self._write(vars(metrics))
         if self._events:
             self._events.scalars(metrics.step, step_scalars(metrics))
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         """Write one evaluation."""
-        self._write(metrics)
+        self._write({name: value for name, value in vars(metrics).items() if value is not None})
         if self._events:
             self._events.scalars(metrics.step, evaluation_scalars(metrics))
 
@@ -122,8 +141,8 @@ class MetricsLog:
         if self._events:
             self._events.close()
 
-    def _write(self, metrics: StepMetrics | EvaluationMetrics) -> None:
-        line = json.dumps(_finite(vars(metrics)), separators=(",", ":"), allow_nan=False)
+    def _write(self, values: dict[str, Any]) -> None:
+        line = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
         self._file.write(line + "\n")
 
 
@@ -144,12 +163,22 @@ def step_scalars(metrics: StepMetrics) -> dict[str, float]:
     }
     if metrics.mfu is not None:
         scalars["performance/mfu"] = metrics.mfu
+    if metrics.capacity_per_layer:
+        scalars["moe/capacity"] = metrics.capacity
+    for layer, capacity in enumerate(metrics.capacity_per_layer):
+        scalars[f"moe/capacity/{layer}"] = capacity
+        scalars[f"moe/drop_rate/{layer}"] = metrics.drop_rate_per_layer[layer]
     return scalars
 
 
 def evaluation_scalars(metrics: EvaluationMetrics) -> dict[str, float]:
     """TensorBoard tags and values of an evaluation."""
-    return {"validation/loss": metrics.val_loss, "validation/bits_per_byte": metrics.val_bits_per_byte}
+    scalars = {
+        "validation/loss": metrics.val_loss,
+        "validation/bits_per_byte": metrics.val_bits_per_byte,
+        "validation/accuracy": metrics.val_accuracy,
+    }
+    return {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def iterate_metrics(path: Path) -> Iterator[StepMetrics | EvaluationMetrics]:
@@ -179,9 +208,12 @@ def read_metrics(path: Path) -> tuple[list[StepMetrics], list[EvaluationMetrics]
 def _parse(record: dict[str, Any]) -> StepMetrics | EvaluationMetrics:
     kind: type[StepMetrics] | type[EvaluationMetrics] = EvaluationMetrics if "val_loss" in record else StepMetrics
     values: dict[str, Any] = {}
-    for field in fields(kind):
-        value = record[field.name]
-        values[field.name] = math.nan if value is None and field.name != "mfu" else value
+    for known in fields(kind):
+        optional = known.default is not MISSING or known.default_factory is not MISSING
+        if optional and known.name not in record:
+            continue
+        value = record[known.name]
+        values[known.name] = math.nan if value is None and known.name != "mfu" else value
     return kind(**values)
 
 

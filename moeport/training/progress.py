@@ -71,13 +71,12 @@ class Progress:
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         """Show one evaluation."""
-        self._line(
-            {
-                "step": f"{metrics.step}/{self.total_steps}",
-                "val_loss": f"{metrics.val_loss:.4f}",
-                "val_bits_per_byte": f"{metrics.val_bits_per_byte:.4f}",
-            }
-        )
+        values = {"step": f"{metrics.step}/{self.total_steps}", "val_loss": f"{metrics.val_loss:.4f}"}
+        if metrics.val_bits_per_byte is not None:
+            values["val_bits_per_byte"] = f"{metrics.val_bits_per_byte:.4f}"
+        if metrics.val_accuracy is not None:
+            values["val_accuracy"] = f"{metrics.val_accuracy:.2%}"
+        self._line(values)
 
     def say(self, message: str) -> None:
         """Print a message, above the live line if there is one."""
@@ -98,7 +97,8 @@ def step_values(metrics: StepMetrics) -> dict[str, str]:
     }
     if metrics.mfu is not None:
         values["mfu"] = f"{metrics.mfu:.1%}"
-    return values | {"imbalance": f"{metrics.imbalance:.2f}", "dropped": f"{metrics.drop_rate:.1%}"}
+    values |= {"imbalance": f"{metrics.imbalance:.2f}", "dropped": f"{metrics.drop_rate:.1%}"}
+    return values | {"capacity": f"{metrics.capacity:.0f}"} if metrics.capacity_per_layer else values
 
 
 def duration(seconds: float) -> str:

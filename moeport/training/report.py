@@ -64,18 +64,20 @@ def write_report(run_dir: Path) -> Path:
     summary = _summary(run_dir / SUMMARY_FILE)
     config = _config(run_dir)
     layers = _layer_names(config, len(metrics.dropped_L))
-    page = _template().render(
+    unit = "nats/image" if config and config.data.is_images else "nats/token"
+    page = load_template("report.html").render(
         name=run_dir.resolve().name,
         model=_model_words(config) if config else "",
         unfinished=_unfinished(metrics, config, summary),
-        figures=_figures(metrics, summary),
+        figures=_figures(metrics, summary, unit),
         compression=_compression(metrics, summary),
         comparison=_comparison(metrics, summary),
-        sections=_sections(metrics, summary),
+        sections=_sections(metrics, summary, unit),
         experts=_expert_loads(metrics, layers),
         load_points=metrics.load_points(),
         num_experts=metrics.num_experts,
         drops=_drops(metrics, layers),
+        positions=_position_drops(metrics, config),
         sample=summary.get("sample"),
         config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
         environment=_environment(summary),
@@ -85,7 +87,8 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _template() -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
+    """A page of the folder `templates`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -93,7 +96,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _config(run_dir: Path) -> Config | None:
@@ -110,9 +113,9 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _layer_names(config: Config | None, num_layers: int) -> list[str]:
-    """The blocks that have experts, numbered as in the model; from 0 where the config does not say."""
-    blocks = config.model.moe_layers if config else ()
-    return [f"Layer {block}" for block in (blocks if len(blocks) == num_layers else range(num_layers))]
+    """The layers that have experts, numbered as in the model; from 0 where the config does not say."""
+    names = config.model.moe_layer_names if config else []
+    return names if len(names) == num_layers else [f"Layer {layer}" for layer in range(num_layers)]
 
 
 def _model_words(config: Config) -> str:
@@ -138,12 +141,15 @@ def _validation(metrics: RunMetrics, summary: Mapping[str, Any], name: str) -> f
     return getattr(metrics.last_evaluation, name, None) if value is None else value
 
 
-def _figures(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Figure]:
+def _figures(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> list[Figure]:
     last, figures = metrics.last, []
     validation_loss = _validation(metrics, summary, "val_loss")
     if validation_loss is not None:
-        figures.append(Figure("Validation loss", f"{validation_loss:.4f}", "nats/token"))
-    figures.append(Figure("Last training loss", f"{last.loss:.4f}", "nats/token"))
+        figures.append(Figure("Validation loss", f"{validation_loss:.4f}", unit))
+    accuracy = _validation(metrics, summary, "val_accuracy")
+    if accuracy is not None:
+        figures.append(Figure("Validation accuracy", f"{accuracy:.2%}", "of held-out images"))
+    figures.append(Figure("Last training loss", f"{last.loss:.4f}", unit))
     rate = summary.get("tokens_per_second") or np.nanmedian(metrics.step_series("", "tokens_per_second").y)
     figures.append(Figure("Throughput", f"{rate:,.0f}", "tokens/s"))
     mfu = metrics.step_series("", "mfu").y
@@ -183,16 +189,17 @@ def _comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _sections(metrics: RunMetrics, summary: Mapping[str, Any]) -> dict[str, list[LineChart]]:
+def _sections(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> dict[str, list[LineChart]]:
     """The line charts by heading; losses that are not computed and drops that do not happen are left out."""
     step, evaluation, last_step = metrics.step_series, metrics.evaluation_series, metrics.last.step
     balanced = {"balanced": 1.0}
-    nats = Axis("Loss", "nats/token", "{:.4f}")
+    nats = Axis("Loss", unit, "{:.4f}")
     bits = Axis("Validation bits per byte", "bits/byte", "{:.4f}", references=summary.get("baselines", {}))
     plans: dict[str, list[tuple[Axis, list[Series]]]] = {
         "Loss": [
             (nats, [step("training", "loss"), evaluation("validation", "val_loss")]),
             (bits, [evaluation("validation", "val_bits_per_byte")]),
+            (Axis("Validation accuracy", "", "{:.2%}", percent=True), [evaluation("validation", "val_accuracy")]),
         ],
         "Optimisation": [
             (Axis("Learning rate", "", "{:.3e}", from_zero=True), [step("learning rate", "lr")]),
@@ -211,10 +218,11 @@ def _sections(metrics: RunMetrics, summary: Mapping[str, Any]) -> dict[str, list
         ("Routing", Axis("Load-balancing loss", "", "{:.4f}", references=balanced), "load_balance"),
         ("Routing", Axis("Router z-loss", "", "{:.4g}"), "router_z"),
         ("Routing", dropped, "drop_rate"),
+        ("Routing", Axis("Expert capacity", "assignments, mean of the layers", "{:,.0f}", from_zero=True), "capacity"),
         ("Loss", Axis("Output z-loss", "", "{:.4g}"), "output_z"),
     ):
         series = step("", name)
-        if np.any(series.y):
+        if np.any(np.nan_to_num(series.y)):
             plans[heading].append((axis, [series]))
     return {
         heading: [chart for axis, series in charts if (chart := line_chart(axis, series, last_step))]
@@ -241,7 +249,24 @@ def _drops(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
     largest = mean_L.max()
     if largest == 0:
         return []
-    return [Bar(layer, f"{mean:.2%}", 100 * mean / largest) for layer, mean in zip(layers, mean_L, strict=True)]
+    limits = [f", capacity {rows:,} at the end" for rows in metrics.last.capacity_per_layer] or [""] * len(layers)
+    return [
+        Bar(layer + limit, f"{mean:.2%}", 100 * mean / largest)
+        for layer, limit, mean in zip(layers, limits, mean_L, strict=True)
+    ]
+
+
+def _position_drops(metrics: RunMetrics, config: Config | None) -> list[Bar]:
+    """Mean drop rate in each range of positions of a sequence; empty if nothing was dropped."""
+    mean_P = metrics.dropped_P / metrics.num_steps
+    if not mean_P.any():
+        return []
+    length = config.data.tokens_per_sequence if config else len(mean_P)
+    first = [-(-number * length // len(mean_P)) for number in range(len(mean_P) + 1)]
+    return [
+        Bar(f"{start} to {end - 1}", f"{mean:.2%}", 100 * mean / mean_P.max())
+        for start, end, mean in zip(first, first[1:], mean_P, strict=False)
+    ]
 
 
 def _environment(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -16,9 +16,7 @@ from rich.console import Console
 from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.config.schema import Config
-from moeport.core.model import DecoderLM
 from moeport.core.parameters import initial_parameters
-from moeport.data import PreparedData, prepare_data
 from moeport.errors import CheckpointError, InterruptedRunError, UserError
 from moeport.training.checkpoint import (
     Checkpoint,
@@ -32,8 +30,7 @@ from moeport.training.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from moeport.training.evaluate import Evaluation, evaluate
-from moeport.training.generate import sample
+from moeport.training.evaluate import Evaluation
 from moeport.training.metrics import EvaluationMetrics, MetricsLog, StepMetrics, read_metrics
 from moeport.training.progress import Progress
 from moeport.training.report import write_report
@@ -42,13 +39,13 @@ from moeport.training.run_dir import (
     METRICS_FILE,
     PROFILE_DIR,
     SUMMARY_FILE,
-    TOKENIZER_FILE,
     check_resumable,
     refuse_used,
     write_config,
 )
 from moeport.training.signals import StopRequest
-from moeport.training.summary import SAMPLE_PROMPT, SAMPLE_TOKENS, DryRun, RunSummary
+from moeport.training.summary import DryRun, RunSummary
+from moeport.training.task import Task, build_task
 from moeport.training.trainer import Trainer
 from moeport.version import VERSION
 
@@ -113,22 +110,18 @@ class _Run:
         self.config = config = _with_dtype(config, self.backend.dtype)
         self.dir = config.run.dir
         self.checkpoints = self.dir / CHECKPOINT_DIR
-        self.data: PreparedData = prepare_data(config.data, report=self.say)
-        self.lm = DecoderLM(config.model, self.data.tokenizer.vocab_size)
-        if self.lm.vocab_size < self.data.tokenizer.vocab_size:
-            raise UserError(
-                f"model.vocab_size: smaller than the tokenizer's vocabulary (got {self.lm.vocab_size}); expected at "
-                f"least {self.data.tokenizer.vocab_size}, or null"
-            )
+        self.task: Task = build_task(config, report=self.say)
+        self.shapes = self.task.model()
+        self.counts = self.shapes.parameter_counts()
         self.model = self._model()
         self.start_step = checkpoint.meta.step if checkpoint else 0
         flops = config.metrics.peak_tflops
         self.trainer = Trainer(
             config,
             self.backend,
-            self.lm,
+            self.shapes,
             self.model,
-            self.data.train,
+            self.task.train,
             self.start_step,
             flops * 1e12 if flops else self.backend.matmul_flops_per_second(),
         )
@@ -144,15 +137,14 @@ class _Run:
         """Two steps, measured, that leave no trace."""
         self.trainer.step()
         seconds = self.trainer.step().step_time
-        counts = self.config.model.parameter_counts(self.lm.vocab_size)
         training = self.config.training
         return DryRun(
-            parameters_total=counts.total,
-            parameters_active=counts.active,
+            parameters_total=self.counts.total,
+            parameters_active=self.counts.active,
             training_flops_per_token=self.trainer.flops_per_token,
             tokens_per_step=self.trainer.tokens_per_step,
             steps=training.steps,
-            epochs=training.steps * training.batch_size / self.data.train.num_sequences,
+            epochs=training.steps * training.batch_size / self.task.train.num_sequences,
             seconds_per_step=seconds,
             device=self.backend.device,
             dtype=self.backend.dtype,
@@ -162,7 +154,7 @@ class _Run:
         """All remaining steps, and the summary."""
         self.dir.mkdir(parents=True, exist_ok=True)
         write_config(self.dir, self.config)
-        self.data.tokenizer.save(self.dir / TOKENIZER_FILE)
+        self.task.save(self.dir)
         self._announce()
         steps, interval = self.config.training.steps, self.config.checkpoint.interval
         evaluate_every = self.config.training.evaluation_interval
@@ -194,35 +186,31 @@ class _Run:
 
     def _model(self) -> TrainingModel:
         """The model at its initial parameters, or at the checkpoint's."""
-        specs = self.lm.parameter_specs()
+        specs = self.shapes.parameter_specs()
         options = TrainingOptions(
             self.config.optimizer, self.config.training.activation_checkpointing, self.config.backend.compile
         )
         if self.checkpoint is None:
-            params = initial_parameters(specs, self.config.training.seed, self.data.train.token_counts)
-            return self.backend.training_model(self.lm, params, options)
+            params = initial_parameters(specs, self.config.training.seed, self.task.token_counts)
+            return self.backend.training_model(self.shapes, params, options)
         for change in check_resumable(self.config, self.checkpoint):
             self.say(f"changed since the checkpoint: {change}")
         check_parameters(self.checkpoint, specs)
         meta = self.checkpoint.meta
-        if (meta.tokenizer, meta.data) != (self.data.tokenizer.fingerprint, self.data.train.fingerprint):
+        if (meta.tokenizer, meta.data) != (self.task.tokenizer_fingerprint, self.task.train.fingerprint):
             raise CheckpointError(
-                f"{self.checkpoint.path}: was trained on other text or with another tokenizer than the config's source "
-                "gives now, so the run cannot go on exactly; restore the text (for stdlib: the same Python), or start "
-                "another run with --set run.dir=FOLDER"
+                f"{self.checkpoint.path}: was trained on other {self.task.kind} than the config's source gives now, so "
+                f"the run cannot go on exactly; restore {self.task.remedy}, or start another run with "
+                "--set run.dir=FOLDER"
             )
-        model = self.backend.training_model(self.lm, self.checkpoint.model, options)
+        model = self.backend.training_model(self.shapes, self.checkpoint.model, options)
         model.load_optimizer_state(self.checkpoint.optimizer, meta.step)
         return model
 
     def _announce(self) -> None:
-        counts = self.config.model.parameter_counts(self.lm.vocab_size)
-        train, training = self.data.train, self.config.training
+        counts, training = self.counts, self.config.training
         self.say(f"device      {self.backend.device}, {self.backend.dtype}")
-        self.say(
-            f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
-            f"{train.num_tokens:,} tokens; {self.data.validation.num_documents:,} documents held out"
-        )
+        self.say(self.task.words())
         self.say(f"model       {counts.total:,} parameters, {counts.active:,} active a token")
         self.say(f"training    {training.steps:,} steps of {self.trainer.tokens_per_step:,} tokens in {self.dir}")
         if self.checkpoint:
@@ -236,9 +224,8 @@ class _Run:
     def _evaluate(self, log: MetricsLog, progress: Progress, step: int) -> Evaluation:
         training = self.config.training
         size = training.evaluation_batch_size or training.batch_size // training.gradient_accumulation
-        validation = self.data.validation
-        result = evaluate(self.backend, self.model, validation.windows(size), validation.num_bytes)
-        metrics = EvaluationMetrics(step=step, val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)
+        result = self.task.evaluate(self.backend, self.model, size)
+        metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy)
         log.evaluation(metrics)
         progress.evaluation(metrics)
         return result
@@ -249,8 +236,8 @@ class _Run:
             step=step,
             tokens=step * self.trainer.tokens_per_step,
             val_loss=evaluation.loss if evaluation else None,
-            tokenizer=self.data.tokenizer.fingerprint,
-            data=self.data.train.fingerprint,
+            tokenizer=self.task.tokenizer_fingerprint,
+            data=self.task.train.fingerprint,
             config=self.config.model_dump(mode="json"),
             version=VERSION,
         )
@@ -271,31 +258,30 @@ class _Run:
 
     def _summarize(self, evaluation: Evaluation, seconds: float) -> RunSummary:
         """Sample, write summary and report."""
-        counts = self.config.model.parameter_counts(self.lm.vocab_size)
         steps, _ = read_metrics(self.dir / METRICS_FILE)
-        text = sample(
-            self.model, self.data.tokenizer, SAMPLE_PROMPT, self.config.data.sequence_length, SAMPLE_TOKENS, 0.8, 50, 0
-        )
+        of_the_task = self.task.summary(self.model)
         compilations, compile_seconds = self.backend.compilations()
         summary = RunSummary(
             run_dir=str(self.dir),
             steps=self.config.training.steps,
             val_loss=evaluation.loss,
             val_bits_per_byte=evaluation.bits_per_byte,
-            baselines={f"{name} -9": bits for name, bits in self.data.baselines.items()},
+            val_accuracy=evaluation.accuracy,
             tokens_per_second=statistics.median(record.tokens_per_second for record in steps),
             wall_time=seconds + sum(record.step_time for record in steps if record.step <= self.start_step),
             peak_memory=_peak_memory(),
-            parameters_total=counts.total,
-            parameters_active=counts.active,
+            parameters_total=self.counts.total,
+            parameters_active=self.counts.active,
             training_flops_per_token=self.trainer.flops_per_token,
             device=self.backend.device,
             dtype=self.backend.dtype,
             versions={"python": platform.python_version(), "moeport": VERSION, **self.backend.versions()},
             checkpoint=str(find_checkpoint(self.checkpoints, "latest")),
-            sample={"prompt": SAMPLE_PROMPT, "text": text},
+            **of_the_task,
             compilations=compilations,
             compile_seconds=compile_seconds,
+            capacity_per_layer=steps[-1].capacity_per_layer,
+            drop_rate=steps[-1].drop_rate,
         )
         (self.dir / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
         if self.config.metrics.report:

@@ -28,8 +28,9 @@ STEP_VALUES = (
     "output_z",
     "imbalance",
     "drop_rate",
+    "capacity",
 )
-EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte")
+EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte", "val_accuracy")
 
 
 class RunMetrics:
@@ -58,9 +59,12 @@ class RunMetrics:
                 self.num_experts = load_LE.shape[1]
                 self.dropped_L = np.zeros(len(load_LE))
                 self.num_steps = 0
+                self.dropped_P = np.zeros(len(record.drop_rate_by_position))
+                """Sum over the steps of the drop rate in each range of positions; empty without a capacity."""
             self.scalars.add(record.step, _values(record, STEP_VALUES))
             self.loads.add(record.step, np.append(record.step, load_LE))
             self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))
+            self.dropped_P += np.nan_to_num(np.array(record.drop_rate_by_position, float))
             self.num_steps += 1
             last = record
         if last is None:

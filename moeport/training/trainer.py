@@ -10,8 +10,9 @@ import numpy as np
 
 from moeport.backends.base import Backend, TrainingModel
 from moeport.config.schema import Config
-from moeport.core.model import Batch, DecoderLM, LossTerms
-from moeport.data import PackedTokens, Sampler
+from moeport.core.capacity import estimate_of
+from moeport.core.model import Batch, LossTerms, Transformer
+from moeport.data import Examples, Sampler
 from moeport.errors import NonFiniteError
 from moeport.training.metrics import StepMetrics
 from moeport.training.schedule import learning_rate
@@ -28,7 +29,7 @@ class Trainer:
         backend: where it runs.
         lm: the model's shapes.
         model: its parameters and optimiser on the backend.
-        train: training tokens.
+        train: what it trains on.
         start_step: steps already done.
         peak_flops: FLOP/s that the MFU refers to.
     """
@@ -37,9 +38,9 @@ class Trainer:
         self,
         config: Config,
         backend: Backend,
-        lm: DecoderLM,
+        lm: Transformer,
         model: TrainingModel,
-        train: PackedTokens,
+        train: Examples,
         start_step: int,
         peak_flops: float,
     ):
@@ -48,14 +49,14 @@ class Trainer:
         self.peak_flops = peak_flops
         self.sampler = Sampler(train.num_sequences, config.training.batch_size, config.training.seed)
         self.router_state = lm.router_state_names()
-        self.tokens_per_step = config.training.batch_size * config.data.sequence_length
-        self.flops_per_token = config.model.training_flops_per_token(lm.vocab_size, config.data.sequence_length)
+        self.tokens_per_step = config.training.batch_size * train.sequence_length
+        self.flops_per_token = lm.training_flops_per_token(train.sequence_length)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """The batch of `step` (from 0), cut into micro-batches."""
         training = self.config.training
         token_BS, target_BS = self.train.batch(self.sampler.indices(step))
-        noise = self.lm.noise(training.batch_size, self.config.data.sequence_length, training.seed, step)
+        noise = self.lm.noise(training.batch_size, self.train.sequence_length, training.seed, step)
         size = training.batch_size // training.gradient_accumulation
         for start in range(0, training.batch_size, size):
             rows = slice(start, start + size)
@@ -81,11 +82,15 @@ class Trainer:
         lr = learning_rate(self.config.optimizer, step, training.steps)
         self.model.step(lr, norm)
         chosen_LE, served_LE = terms.chosen_LE.sum(0), terms.served_LE.sum(0)
-        self._update_router_state(chosen_LE)
+        affinity_L3E = terms.affinity_L3E.astype(np.float64).sum(0)
+        self._update_router_state(chosen_LE, affinity_L3E)
         self.step_number += 1
         seconds = time.perf_counter() - started
         tokens_per_second = self.tokens_per_step / seconds
         chosen_L = chosen_LE.sum(1)
+        capacity = self.config.model.moe.capacity
+        estimates = [estimate_of(affinity_3E) for affinity_3E in affinity_L3E] if capacity.is_estimated else []
+        chosen_P, dropped_P = terms.positions_L2P.astype(np.float64).sum((0, 1))
         return StepMetrics(
             step=self.step_number,
             loss=loss,
@@ -99,19 +104,24 @@ class Trainer:
             load_balance=float(terms.load_balance.mean()),
             router_z=float(terms.router_z.mean()),
             output_z=float(terms.output_z.mean()),
-            imbalance=float((chosen_LE.max(1) / chosen_LE.mean(1)).mean()),
-            drop_rate=float(1 - served_LE.sum() / chosen_LE.sum()),
-            expert_load=[[round(float(x), 4) for x in row] for row in chosen_LE / chosen_L[:, None]],
-            drop_rate_per_layer=[round(float(x), 6) for x in 1 - served_LE.sum(1) / chosen_L],
+            imbalance=float(_ratio(chosen_LE.max(1) * chosen_LE.shape[1], chosen_L, 1.0).mean()),
+            drop_rate=float(_ratio(chosen_LE.sum() - served_LE.sum(), chosen_LE.sum())),
+            expert_load=[[round(float(x), 6) for x in row] for row in _ratio(chosen_LE, chosen_L[:, None])],
+            drop_rate_per_layer=[round(float(x), 6) for x in _ratio(chosen_L - served_LE.sum(1), chosen_L)],
+            assignments_per_layer=[int(x) for x in chosen_L],
+            capacity_per_layer=[int(x) for x in terms.capacity_L[0]] if terms.capacity_L.any() else [],
+            delta_per_layer=[math.nan if e is None else round(e.delta, 6) for e in estimates],
+            competitors_per_layer=[math.nan if e is None else round(e.competitors, 3) for e in estimates],
+            drop_rate_by_position=[round(float(x), 6) for x in _ratio(dropped_P, chosen_P)] if chosen_P.any() else [],
         )
 
     def _fetch(self, values: tuple[object, ...]) -> np.ndarray:
         return np.stack([self.backend.ops.to_numpy(value) for value in values])
 
-    def _update_router_state(self, chosen_LE: np.ndarray) -> None:
+    def _update_router_state(self, chosen_LE: np.ndarray, affinity_L3E: np.ndarray) -> None:
         if self.router_state:
             state = self.model.parameters(self.router_state)
-            self.model.load_parameters(self.lm.updated_state(state, chosen_LE))
+            self.model.load_parameters(self.lm.updated_state(state, chosen_LE, affinity_L3E))
 
     def _stop(self, step: int, loss: float, grad_norm: float) -> None:
         named = next(filter(None, map(self.model.first_non_finite, self.micro_batches(step))), "gradient norm")
@@ -120,3 +130,8 @@ class Trainer:
             "updated. Lower optimizer.learning_rate, lengthen optimizer.schedule.warmup_steps, or set "
             "model.moe.router_z_loss, then start again or --resume from the last checkpoint"
         )
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    """part / whole, and `empty` where the whole is 0: a layer whose tokens all chose null experts is balanced."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), empty)

@@ -83,7 +83,20 @@ CASES = {
     "switch": (decoder("switch", activation="gelu"), 1),
     "gshard": (decoder("gshard"), 1),
     "sigmoid_bias": (decoder("sigmoid_bias", router_z_loss=1e-2), 1),
+    "base": (decoder("base"), 1),
+    "expert_choice": (decoder("expert_choice", router_z_loss=1e-2), 1),
+    "sinkhorn_expert_choice": (decoder({"name": "sinkhorn_expert_choice", "group": "batch"}), 1),
+    "sparsity_constrained_expert_choice": (decoder("sparsity_constrained_expert_choice"), 1),
+    "maskmoe": (decoder({"name": "maskmoe", "visible_frequent": 3}), 1),
+    "random": (decoder("random"), 2),
+    "soft": (decoder({"name": "soft", "slots_per_expert": 2}, num_shared_experts=1), 2),
 }
+
+
+TIED = ("base", "sparsity_constrained_expert_choice")
+"""In float32 the first step alone. Equal tokens at the beginnings of sequences tie for the places of an expert, and a
+solver turns at ties, so rounding decides about them in a later step.
+"""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -91,9 +104,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_as_torch_does(case, compiled, dtype):
     lm, micro_batches = CASES[case]
-    want = trajectory(backend_of("torch", dtype), lm, micro_batches=micro_batches)
-    got = trajectory(backend_of("mindspore", dtype, compiled), lm, micro_batches=micro_batches)
     exact = dtype == "float64"
+    steps = 1 if case in TIED and not exact else 5
+    want = trajectory(backend_of("torch", dtype), lm, steps, micro_batches)
+    got = trajectory(backend_of("mindspore", dtype, compiled), lm, steps, micro_batches)
     np.testing.assert_allclose(got[0][0], want[0][0], rtol=1e-10 if exact else 1e-6)
     np.testing.assert_allclose([*got[0], *got[1], got[2]], [*want[0], *want[1], want[2]], rtol=1e-9 if exact else 1e-5)
     assert_same_arrays(got[3], want[3], 1e-9 if exact else 1e-5)
@@ -255,3 +269,14 @@ def test_expert_rows_of_a_handful_of_tokens():
     assert ExpertRows(MoEConfig(num_experts=8), 9).sizes == [8, 9]
     tight = MoEConfig(num_experts=8, capacity=CapacityConfig(policy="factor", factor=1.5))
     assert ExpertRows(tight, 1024).sizes == [192]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_trace_chooses_no_masked_position_twice(dtype):
+    from moeport.backends.mindspore.trace import compiled
+
+    backend = backend_of("mindspore", dtype)
+    ops = backend.static_ops(4, True)
+    scores = np.array([[1, -np.inf, -np.inf], [-np.inf, 2, -np.inf], [-np.inf, -np.inf, 3]], dtype)
+    chosen = compiled(lambda x: ops.topk_ids(x, 3), backend.compiled)(ops.from_numpy(scores))
+    assert ops.to_numpy(chosen).tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]]

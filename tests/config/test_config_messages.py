@@ -267,7 +267,7 @@ CASES = [
     case(
         "null name",
         "data:\n  source:\n    name:\n",
-        "c.yaml:3:10 data.source.name: is null; expected one of stdlib, files, huggingface",
+        "c.yaml:3:10 data.source.name: is null; expected one of stdlib, files, huggingface, digits",
     ),
     case(
         "name without its section",
@@ -442,14 +442,49 @@ CASES = [
         "c.yaml:2:22 model.moe.router.top_k: more experts a token than there are (got 3, the default); expected at most model.moe.num_experts (2)",
     ),
     case(
+        "router that looks ahead",
+        "model:\n  moe:\n    router: {name: soft}\n",
+        "c.yaml:3:20 model.moe.router.name: soft lets a token's routing depend on later tokens, which a language model is to predict (got soft); expected a causal router, or model.moe.allow_future_tokens true to study it all the same",
+    ),
+    case(
+        "capacity where experts choose",
+        "model:\n  moe:\n    allow_future_tokens: true\n    router: {name: expert_choice}\n    capacity: {policy: factor}\n",
+        "c.yaml:5:24 model.moe.capacity.policy: bounds the tokens of an expert, and with expert_choice every expert takes a fixed number (got factor); expected dropless",
+    ),
+    case(
+        "load balance where the load is even",
+        "model:\n  moe:\n    router: {name: base}\n    load_balance: {coefficient: 0.01}\n",
+        "c.yaml:4:33 model.moe.load_balance.coefficient: weighs a loss without gradient, since base loads the experts evenly by construction (got 0.01); expected 0 or null",
+    ),
+    case(
+        "experts that choose more tokens than there are",
+        "model:\n  moe:\n    allow_future_tokens: true\n    router: {name: expert_choice, mean_experts: 9}\n",
+        "c.yaml:4:49 model.moe.router.mean_experts: more experts a token than there are (got 9); expected at most model.moe.num_experts (8)",
+    ),
+    case(
         "capacity factor without policy",
         "model:\n  moe:\n    capacity:\n      factor: 1.25\n",
-        "c.yaml:4:15 model.moe.capacity.factor: has no effect while model.moe.capacity.policy is dropless (got 1.25); expected model.moe.capacity.policy factor, or this key left out",
+        "c.yaml:4:15 model.moe.capacity.factor: has no effect while model.moe.capacity.policy is dropless (got 1.25); expected model.moe.capacity.policy factor or locmoe or locmoe_plus, or this key left out",
     ),
     case(
         "drop without capacity",
         "model:\n  moe:\n    capacity: {policy: dropless, drop: probability}\n",
-        "c.yaml:3:40 model.moe.capacity.drop: has no effect while model.moe.capacity.policy is dropless (got probability); expected model.moe.capacity.policy factor, or this key left out",
+        "c.yaml:3:40 model.moe.capacity.drop: has no effect while model.moe.capacity.policy is dropless (got probability); expected model.moe.capacity.policy factor or locmoe or locmoe_plus, or this key left out",
+    ),
+    case(
+        "estimated capacity without gate rows",
+        "model:\n  moe:\n    router: {name: hash}\n    capacity: {policy: locmoe}\n",
+        "c.yaml:4:24 model.moe.capacity.policy: follows from the cosines of tokens and gate rows, and hash has no gate row for each expert (got locmoe); expected another policy, or a router with gate rows: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice, cartesian, locmoe, locmoe_plus, maskmoe",
+    ),
+    case(
+        "rule of LocMoE+ with LocMoE",
+        "model:\n  moe:\n    capacity: {policy: locmoe, rule: delta_max}\n",
+        "c.yaml:3:38 model.moe.capacity.rule: has no effect while model.moe.capacity.policy is locmoe (got delta_max); expected model.moe.capacity.policy locmoe_plus, or this key left out",
+    ),
+    case(
+        "quantile of the mean",
+        "model:\n  moe:\n    capacity: {policy: locmoe, quantile: 0.5}\n",
+        "c.yaml:3:42 model.moe.capacity.quantile: has no effect while model.moe.capacity.delta is None (got 0.5); expected model.moe.capacity.delta quantile, or this key left out",
     ),
     case(
         "decay_fraction of cosine",

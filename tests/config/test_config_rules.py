@@ -20,7 +20,8 @@ def test_default_breaks_no_rule():
 @pytest.mark.parametrize("name", ROUTERS)
 def test_every_router_has_sound_defaults(name):
     config, _ = ROUTERS[name]
-    assert check_rules(Config(model=ModelConfig(moe=MoEConfig(router=config())))) == []
+    moe = MoEConfig(router=config(), allow_future_tokens=config.looks_ahead)
+    assert check_rules(Config(model=ModelConfig(moe=moe))) == []
 
 
 def test_config_made_in_python():

@@ -56,12 +56,13 @@ def rope(x_BSHA, angle_SP):
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def attention(q, k, v):
+def attention(q, k, v, causal=True):
     out = np.zeros_like(q)
     batch, sequence, heads, width = q.shape
     share = heads // k.shape[2]
     for b, s, h in np.ndindex(batch, sequence, heads):
-        keys, values = k[b, : s + 1, h // share], v[b, : s + 1, h // share]
+        seen = s + 1 if causal else sequence
+        keys, values = k[b, :seen, h // share], v[b, :seen, h // share]
         out[b, s, h] = softmax([float(q[b, s, h] @ key) / math.sqrt(width) for key in keys]) @ values
     return out
 

@@ -53,12 +53,20 @@ def rope():
 
 def attention():
     for heads, groups in ((2, 2), (2, 1), (4, 2), (4, 1)):
+        arrays = grid(6, 2, 4, heads, 2), grid(7, 2, 4, groups, 2), grid(8, 2, 4, groups, 2)
         yield Case(
             "attention",
             f"{heads} heads on {groups}",
             lambda ops, q, k, v: ops.attention(q, k, v),
             formulas.attention,
-            (grid(6, 2, 4, heads, 2), grid(7, 2, 4, groups, 2), grid(8, 2, 4, groups, 2)),
+            arrays,
+        )
+        yield Case(
+            "attention",
+            f"{heads} heads on {groups}, not causal",
+            lambda ops, q, k, v: ops.attention(q, k, v, causal=False),
+            lambda q, k, v: formulas.attention(q, k, v, causal=False),
+            arrays,
         )
     yield Case(
         "attention",

@@ -10,7 +10,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.ops import KERNELS, PRIMITIVES, Ops
 from tests.conformance.targets import TARGETS, every_target
 
-DERIVED = {"accurate", "constant_like"}
+DERIVED = {"accurate", "constant_like", "on_host"}
 """Methods of Ops that are neither primitives nor kernels: shorthands."""
 
 

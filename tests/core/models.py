@@ -6,7 +6,13 @@ from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig
 from moeport.core.model import Batch, DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.routers.adamoe import AdaMoEConfig
+from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.gshard import GShardConfig
+from moeport.routers.hash import HashConfig
+from moeport.routers.locmoe import LocMoEConfig
+from moeport.routers.locmoe_plus import LocMoEPlusConfig
+from moeport.routers.maskmoe import MaskMoEConfig
+from moeport.routers.rre import RREConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.switch import SwitchConfig
 from moeport.routers.top_p import TopPConfig
@@ -23,8 +29,15 @@ ROUTER_CONFIGS = {
     "top_p": TopPConfig(top_k=3, entropy_coefficient=0.1),
     "adamoe": AdaMoEConfig(top_k=2, null_experts=3),
     "xmoe": XMoEConfig(routing_dim=5),
+    "cartesian": CartesianConfig(),
+    "locmoe": LocMoEConfig(epsilon="noise", locality_coefficient=0.0),
+    "locmoe_plus": LocMoEPlusConfig(locality_coefficient=0.0),
+    "hash": HashConfig(),
+    "rre": RREConfig(groups=2),
+    "maskmoe": MaskMoEConfig(frequent_share=0.5, visible_frequent=3),
 }
-"""All but Sinkhorn token choice, whose choices depend on the whole micro-batch."""
+"""All but those whose choices or losses depend on the whole micro-batch, as Sinkhorn token choice, random and the
+locality loss do."""
 
 
 def model_config(router="topk", moe=None, **options):

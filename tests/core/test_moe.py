@@ -8,7 +8,10 @@ from moeport.core.moe import MoELayer
 from moeport.core.parameters import under
 from moeport.core.routing import RouterContext
 from moeport.routers.adamoe import AdaMoEConfig
+from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.gshard import GShardConfig
+from moeport.routers.locmoe import LocMoEConfig
+from moeport.routers.locmoe_plus import LocMoEPlusConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig
 from moeport.routers.switch import SwitchConfig
@@ -21,6 +24,8 @@ from tests.support import assert_close, grid, rng
 EXPERTS, WIDTH, TOKENS = 4, 6, 12
 SHAPES = {"num_experts": EXPERTS, "expert_hidden": 5, "router_z_loss": 0.1}
 TIGHT = {"policy": "factor", "factor": 0.5}
+THREE = SHAPES | {"num_experts": 3}
+"""For routers that give each expert an equal part of the features."""
 
 CONFIGS = {
     "topk": MoEConfig(**SHAPES),
@@ -30,13 +35,25 @@ CONFIGS = {
     "top_p": MoEConfig(**SHAPES, router=TopPConfig(threshold=0.6)),
     "adamoe": MoEConfig(**SHAPES, router=AdaMoEConfig(top_k=2, null_experts=3)),
     "sinkhorn_token_choice": MoEConfig(**SHAPES, router=SinkhornTokenChoiceConfig()),
+    "cartesian": MoEConfig(**SHAPES, num_shared_experts=1, router=CartesianConfig()),
+    "locmoe": MoEConfig(**THREE, router=LocMoEConfig(nodes=2, epsilon="bias")),
+    "locmoe_plus": MoEConfig(**THREE, router=LocMoEPlusConfig(nodes=3)),
     "all experts": MoEConfig(**SHAPES, router=TopKConfig(top_k=EXPERTS)),
     "one expert": MoEConfig(**SHAPES | {"num_experts": 1}, router=TopKConfig(top_k=1)),
     "gelu": MoEConfig(**SHAPES, activation="gelu"),
     "shared": MoEConfig(**SHAPES, num_shared_experts=2, routed_scaling_factor=2.5),
     "shared gelu": MoEConfig(**SHAPES, num_shared_experts=1, activation="gelu"),
+    "mixed": MoEConfig(**SHAPES, num_shared_experts=2, shared_mixing="softmax", routed_scaling_factor=2.5),
+    "residual": MoEConfig(**SHAPES, residual_hidden=7),
+    "all at once": MoEConfig(
+        **SHAPES, num_shared_experts=1, shared_mixing="softmax", residual_hidden=3, capacity=CapacityConfig(**TIGHT)
+    ),
     "capacity by position": MoEConfig(**SHAPES, capacity=CapacityConfig(**TIGHT)),
     "capacity by probability": MoEConfig(**SHAPES, capacity=CapacityConfig(**TIGHT, drop="probability")),
+    "capacity at random": MoEConfig(**SHAPES, capacity=CapacityConfig(**TIGHT, drop="random")),
+    "capacity of locmoe_plus": MoEConfig(
+        **THREE, router=LocMoEPlusConfig(threshold=1.0), capacity=CapacityConfig(**TIGHT, drop="affinity")
+    ),
     "capacity of gshard": MoEConfig(**SHAPES, router=GShardConfig(), capacity=CapacityConfig(**TIGHT)),
     "capacity of adamoe": MoEConfig(
         **SHAPES, router=AdaMoEConfig(top_k=2, null_experts=1), capacity=CapacityConfig(**TIGHT)
@@ -52,7 +69,13 @@ def layer_and_params(config):
 
 
 def noise_of(layer):
-    return {name: rng(7).random(TOKENS).astype(np.float32) for name in layer.router.noise}
+    return {name: rng(7 + i).random(TOKENS).astype(np.float32) for i, name in enumerate(layer.noise)}
+
+
+def drop_noise(layer):
+    """(T, K) as the plain loop takes it; None where drops are not at random."""
+    drawn = [noise_T for name, noise_T in noise_of(layer).items() if name.startswith("drop_")]
+    return np.stack(drawn, axis=1) if drawn else None
 
 
 def on_numpy(config, x_TD=None, num_sequences=1):
@@ -72,7 +95,7 @@ def test_output_is_that_of_a_loop_over_tokens(target, config):
     ops = backend.ops
     layer, params = layer_and_params(config)
     _, _, _, chosen = on_numpy(config)
-    want, kept = reference.moe_layer(config, params, grid(100, TOKENS, WIDTH), chosen)
+    want, kept = reference.moe_layer(config, params, grid(100, TOKENS, WIDTH), chosen, drop_noise(layer))
     got, metrics = layer.forward(
         ops,
         {name: ops.cast(ops.from_numpy(value), backend.parameter_dtype) for name, value in params.items()},
@@ -94,7 +117,7 @@ def test_dropless_serves_every_choice_and_capacity_bounds_each_expert(config):
         assert metrics.served_E.tolist() == metrics.chosen_E.tolist()
         assert metrics.served_E.sum() == (chosen.expert_N < config.num_experts).sum()
     else:
-        capacity = int(np.ceil(0.5 * chosen.expert_N.size / EXPERTS))
+        capacity = int(np.ceil(0.5 * chosen.expert_N.size / config.num_experts))
         assert metrics.chosen_E.max() > capacity
         assert metrics.served_E.tolist() == np.minimum(metrics.chosen_E, capacity).tolist()
 
@@ -184,6 +207,42 @@ def test_parameters():
         "shared.w_in": 0.02,
         "shared.w_out": 0.01,
     }
+
+
+def test_parameters_of_mixing_and_of_the_dense_block():
+    layer, _ = layer_and_params(CONFIGS["all at once"])
+    specs = {spec.name: (spec.shape, spec.std) for spec in layer.parameter_specs()}
+    assert specs["mixing.weight"] == ((2, 6), 0.02)
+    assert (specs["dense.w_in"], specs["dense.w_out"]) == (((6, 6), 0.02), ((6, 3), 0.01))
+
+
+def test_shared_experts_are_mixed_where_the_router_or_the_config_says():
+    mixed = {config.mixes_shared_experts for config in (CONFIGS["cartesian"], CONFIGS["mixed"])}
+    assert (mixed, CONFIGS["shared"].mixes_shared_experts) == ({True}, False)
+    assert not MoEConfig(router=CartesianConfig(), shared_mixing="add").mixes_shared_experts
+
+
+@pytest.mark.parametrize("drop", ["position", "probability", "affinity", "random"])
+def test_only_random_drops_with_a_capacity_draw_numbers(drop):
+    for policy in ("dropless", "factor"):
+        capacity = CapacityConfig(policy=policy, drop=drop)
+        layer = MoELayer(MoEConfig(**SHAPES, router=GShardConfig(), capacity=capacity), WIDTH, 0.02, 0.01)
+        drawn = ("drop_0", "drop_1") if (policy, drop) == ("factor", "random") else ()
+        assert layer.noise == ("second_expert", *drawn)
+
+
+def test_random_drops_outside_training_are_by_position():
+    by_position, at_random = (
+        MoELayer(CONFIGS[f"capacity {drop}"], WIDTH, 0.02, 0.01) for drop in ("by position", "at random")
+    )
+    _, params = layer_and_params(CONFIGS["capacity by position"])
+    outputs = [
+        layer.forward(NumpyOps(), params, grid(100, TOKENS, WIDTH), RouterContext(layer=0, training=False))[0].tolist()
+        for layer in (by_position, at_random)
+    ]
+    assert outputs[0] == outputs[1]
+    _, metrics, _, _ = on_numpy(CONFIGS["capacity at random"])
+    assert metrics.served_E.sum() < metrics.chosen_E.sum()
 
 
 def test_gelu_experts_have_no_gate():

@@ -126,10 +126,10 @@ def two_experts_exchanged(self, x_RD, w_in, w_out_EDF, counts_E, activation):
     return TorchOps.grouped_mlp(self, x_RD, w_in[order], w_out_EDF[order], counts_E, activation)
 
 
-def bfloat16_in_the_second_layer(self, q, k, v):
+def bfloat16_in_the_second_layer(self, q, k, v, causal=True):
     if not self.calls("attention") % 2:
-        return TorchOps.attention(self, q, k, v)
-    return TorchOps.attention(self, *(x.bfloat16() for x in (q, k, v))).float()
+        return TorchOps.attention(self, q, k, v, causal)
+    return TorchOps.attention(self, *(x.bfloat16() for x in (q, k, v)), causal).float()
 
 
 def base_of_another_model(self, x, cos, sin):

@@ -17,6 +17,12 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SMALL = Size(sequences=2, tokens=12, steps=2)
 
 
+ROUGH = ("sparsity_constrained_expert_choice", "soft")
+"""Not in bfloat16: of the first a tenth of the choices of its solver nearly tie, which is a warning; the scale of the
+second is one number, whose gradient is a difference of large ones.
+"""
+
+
 def assert_passes(report, comparisons):
     assert len(report.comparisons) == comparisons
     for found in report.comparisons:
@@ -28,19 +34,28 @@ def options(config):
     return config.model_validate({"num_groups": 2} if "num_groups" in config.model_fields else {})
 
 
-@pytest.mark.parametrize("capacity", ["dropless", "factor"])
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize(
+    ("name", "capacity"),
+    [
+        (name, capacity)
+        for name, (config, _) in ROUTERS.items()
+        for capacity in ("dropless", "factor")
+        if capacity == "dropless" or not config.fixed_load
+    ],
+)
 def test_numpy_and_torch(tmp_path, name, capacity):
     router = options(ROUTERS[name][0]).model_dump(mode="json")
     moe = {**MODEL["moe"], "router": router}
     if capacity == "factor":
         moe["capacity"] = {"policy": "factor", "factor": 1.0, "drop": "probability"}
     file = config_file(tmp_path, model={**MODEL, "moe": moe})
-    report = run(file, ["numpy:fp64", "torch-cpu:fp64", "torch-cpu", "torch-cpu:bf16"], size=SMALL)
-    assert_passes(report, 3)
+    types = ["fp64", "fp32"] if name in ROUGH else ["fp64", "fp32", "bf16"]
+    report = run(file, ["numpy:fp64", *(f"torch-cpu:{kind}" for kind in types)], size=SMALL)
+    assert_passes(report, len(types))
     kinds = {tensor.kind for tensor in report.comparisons[1].tensors}
-    assert {"activation", "score", "decision", "plan", "loss", "gradient", "update"} <= kinds
-    assert report.comparisons[2].trajectory
+    assert {"activation", "score", "plan", "loss", "gradient", "update"} <= kinds
+    assert "decision" in kinds or name == "soft"
+    assert report.comparisons[-1].trajectory
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -86,6 +101,34 @@ def test_a_model_that_is_compiled(tmp_path):
     report = run(file, ["torch-cpu", "torch-cpu backend.compile=true"], size=Size(2, 8, 1))
     assert_passes(report, 1)
     assert "layers.1:output" in {tensor.name for tensor in report.comparisons[0].tensors}
+
+
+COMPILED = ["mindspore-cpu backend.compile=false", "mindspore-cpu backend.compile=true"]
+
+
+def test_mindspore_eager_against_compiled(tmp_path):
+    """One graph shows losses, how often each expert was chosen, gradients, updates and the trajectory."""
+    pytest.importorskip("mindspore")
+    (found,) = run(config_file(tmp_path), COMPILED, size=Size(2, 8, 2), golden=None).comparisons
+    assert found.verdict == "pass", found.headline
+    assert any("the pass is one compiled graph" in note for note in found.notes)
+    by_name = {tensor.name: tensor for tensor in found.tensors}
+    for name in ("model:loss", "model:cross_entropy", "model:chosen_LE", "gradient:embedding.weight"):
+        assert name in by_name
+    assert {"gradient", "training gradient", "update"} <= {tensor.kind for tensor in found.tensors}
+    assert len(found.trajectory) == 2
+    assert not found.equal
+
+
+def test_a_fault_of_the_compiled_graph_is_found(tmp_path, monkeypatch):
+    pytest.importorskip("mindspore")
+    from moeport.backends.mindspore.static_ops import StaticOps
+
+    swiglu = StaticOps.swiglu
+    monkeypatch.setattr(StaticOps, "swiglu", lambda self, x: swiglu(self, x) * 1.001)
+    (found,) = run(config_file(tmp_path), COMPILED, size=Size(2, 8, 0), golden=None).comparisons
+    assert found.headline.startswith("FAIL model:"), found.headline
+    assert any(t.verdict == "fail" and t.kind == "gradient" for t in found.tensors)
 
 
 def test_both_numbers_where_choices_flip(tmp_path):

@@ -30,8 +30,9 @@ def run(monkeypatch, capsys, tmp_path):
 
 def test_run(run, tmp_path):
     code, out, err = run(
-        "run", "config.yaml", "--backends", "numpy,torch-cpu", *SMALL, "--json", "r.json", "--markdown", "r.md"
-    )
+        "run", "config.yaml", "--backends", "numpy,torch-cpu", *SMALL, "--json", "r.json", "--markdown", "r.md",
+        "--html", "r.html",
+    )  # fmt: skip
     assert code == 0
     assert out.startswith("PASS torch-cpu against numpy: ")
     assert "recording torch-cpu" in err
@@ -45,6 +46,7 @@ def test_run(run, tmp_path):
     assert tensor["metrics"]["relative_rms"] == tensor["error"] < tensor["limit"]
     assert tensor["golden"]["error_b"] < 1e-5
     assert (tmp_path / "r.md").read_text().startswith(f"## {found['headline']}\n")
+    assert found["headline"] in (tmp_path / "r.html").read_text()
 
 
 def test_a_fault_exits_with_1(run):
@@ -69,6 +71,8 @@ def test_bundles(run, tmp_path):
     code, out, _ = run("compare", "a", "b", "--replayed", "replayed", "--golden", "golden")
     assert code == 0
     assert out.startswith("PASS torch-cpu:bf16 against torch-cpu")
+    assert run("compare", "a", "b", "--html", "b.html")[0] == 0
+    assert "torch-cpu:bf16 against torch-cpu" in (tmp_path / "b.html").read_text()
     (tmp_path / "names.yaml").write_text("layers.0:rope: layers.0:rope\n")
     assert run("compare", "a", "a", "--names", "names.yaml")[0] == 0
     (tmp_path / "a" / "tensors.safetensors").write_bytes(b"x")

@@ -5,6 +5,8 @@ import pytest
 
 from moeport.parity.compare import compare
 from moeport.parity.recording import Recording, Step, TensorRecord
+from moeport.parity.result import Report
+from moeport.parity.text import markdown
 from tests.support import rng
 
 
@@ -156,9 +158,32 @@ def test_where_the_computations_part():
     assert "the computations part: A has u, B does not" in compare(a, b).notes
 
 
-def test_configs_that_differ_are_noted():
-    sides = [recording(tensor("t", X), config={"model": {"norm_eps": eps}}) for eps in (1e-5, 1e-6)]
-    assert compare(*sides).notes == ["config: model.norm_eps is 1e-05 in A, 1e-06 in B"]
+def test_only_what_differs_between_the_sides_is_named():
+    environments = [
+        {"backend": "torch", "device": d, "versions": {"torch": v, "numpy": "2"}, "variables": variables}
+        for d, v, variables in (("cpu", "2.1", {}), ("cuda", "2.2", {"OMP_NUM_THREADS": "1"}))
+    ]
+    configs = [{"model": {"norm_eps": eps, "d_model": 8}, "backend": {"dtype": str(eps)}} for eps in (1e-5, 1e-6)]
+    sides = [recording(tensor("t", X), config=c, environment=e) for c, e in zip(configs, environments, strict=True)]
+    found = compare(*sides)
+    assert [(d.key, d.a, d.b) for d in found.differences] == [
+        ("config model.norm_eps", "1e-05", "1e-06"),
+        ("device", "cpu", "cuda"),
+        ("version torch", "2.1", "2.2"),
+        ("variable OMP_NUM_THREADS", "\N{EN DASH}", "1"),
+    ]
+    assert "| config model.norm_eps | 1e-05 | 1e-06 |" in markdown(Report("pass", [found]))
+    assert compare(sides[0], sides[0]).differences == []
+
+
+@pytest.mark.parametrize(("other", "named"), [("torch", True), ("mindspore", False)])
+def test_kernels_are_compared_within_one_backend(other, named):
+    sides = [
+        recording(tensor("t", X), environment={"backend": backend, "kernels": {"rope": rope}})
+        for backend, rope in (("torch", "fused"), (other, "default"))
+    ]
+    keys = [difference.key for difference in compare(*sides).differences]
+    assert ("kernel rope" in keys) == named
 
 
 def decided(choices, scores, after):

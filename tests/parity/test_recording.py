@@ -1,14 +1,17 @@
 """What is recorded, under which names, and that recording changes nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from moeport.backends.base import TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.core.build import build_model
 from moeport.core.model import Batch, DecoderLM
 from moeport.core.ops import Ops
 from moeport.errors import UserError
-from moeport.parity.compare import compare
+from moeport.parity.compare import compare, routing_differs
 from moeport.parity.model import RecordedLM
 from moeport.parity.recorder import PASSIVE, TRANSPARENT, Recorder, RecordingOps
 from moeport.parity.recording import SAMPLED, STATISTICS, sample_indices
@@ -124,6 +127,35 @@ def test_samples_and_statistics_agree_with_the_whole(folder, recorded):
             np.testing.assert_array_equal(part.values, whole.reshape(-1)[sample_indices(whole.size, 100)])
 
 
+def test_statistics_of_a_device_are_those_of_the_host(folder, monkeypatch):
+    """Where the host cannot read the memory, the device reduces; the order of the records stays."""
+    from moeport.backends.torch.ops import TorchOps
+
+    host = record(subject(folder), steps=0, keep=STATISTICS)
+    monkeypatch.setattr(TorchOps, "on_host", Ops.on_host)
+    device = record(subject(folder), steps=0, keep=STATISTICS)
+    assert [*host.tensors] == [*device.tensors]
+    reduced = [t for t in host.tensors.values() if t.keep == "statistics" and t.kind in ("activation", "score")]
+    assert len(reduced) > 50
+    for tensor in reduced:
+        other = device.tensors[tensor.name]
+        assert replace(other, statistics=None) == replace(tensor, statistics=None)
+        assert other.statistics.rms == pytest.approx(tensor.statistics.rms, rel=1e-5)
+        assert other.statistics.mean == pytest.approx(tensor.statistics.mean, abs=1e-5 * tensor.statistics.rms)
+
+
+def test_statistics_are_those_of_the_time_of_recording():
+    """A module that works in place changes nothing on record."""
+    torch = pytest.importorskip("torch")
+    from moeport.backends.torch.ops import TorchOps
+
+    for keep in (STATISTICS, SAMPLED):
+        recorder, ops, x = Recorder(keep, sample_size=4), TorchOps(torch.device("cpu")), torch.ones(8)
+        recorder.store(ops, "x", "activation", x, None, ())
+        x.zero_()
+        assert recorder.finish()["x"].statistics.rms == 1
+
+
 def test_samples_are_the_same_everywhere():
     assert sample_indices(10_000, 8).tolist() == sample_indices(10_000, 8).tolist()
     assert sample_indices(1000, 5).max() < 1000
@@ -143,17 +175,22 @@ def test_samples_of_other_sizes_are_refused(folder, recorded):
         compare(recorded, other)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "soft"])
 def test_a_replay_takes_every_decision_of_any_router(folder, name):
     """Other weights choose other experts; with the routing replayed, experts and plans are those of A."""
     router = EXAMPLES[name][0].model_dump(mode="json")
     if name == "sigmoid_bias":
         router |= {"num_groups": 2, "top_groups": 1}
-    a = record(subject(folder, router=router), steps=0)
-    other = subject(folder, router=router, overrides=["training.seed=7"])
-    free, replayed = record(other, steps=0), record(other, steps=0, replay=a)
+    taken = subject(folder, router=router)
+    drawn = subject(folder, router=router, overrides=["training.seed=7"]).params
+    specs = build_model(taken.config.model, taken.config.data, taken.vocab_size).parameter_specs()
+    other = replace(taken, params=taken.params | {spec.name: drawn[spec.name] for spec in specs if spec.trainable})
+    a, free = record(taken, steps=0), record(other, steps=0)
+    replayed = record(other, steps=0, replay=a)
     plans = [t.name for t in a.tensors.values() if t.kind == "plan" and "batch" not in t.name]
-    assert any((free.tensors[n].values != a.tensors[n].values).any() for n in plans)
+    decided = routing_differs(a, free)
+    assert decided == any((free.tensors[n].values != a.tensors[n].values).any() for n in plans)
+    assert decided or name in ("hash", "rre", "random")  # which look at no activation
     for n in plans:
         np.testing.assert_array_equal(replayed.tensors[n].values, a.tensors[n].values, err_msg=n)
 

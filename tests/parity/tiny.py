@@ -12,7 +12,13 @@ MODEL = {
     "init_std": 0.2,
     "output_z_loss": 1e-4,
     "attention": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": True},
-    "moe": {"num_experts": 4, "expert_hidden": 16, "router_z_loss": 1e-3, "router": {"name": "topk", "top_k": 2}},
+    "moe": {
+        "num_experts": 4,
+        "expert_hidden": 16,
+        "router_z_loss": 1e-3,
+        "router": {"name": "topk", "top_k": 2},
+        "allow_future_tokens": True,
+    },
 }
 SIZE = Size(sequences=2, tokens=16, steps=3)
 

@@ -5,26 +5,31 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import ParameterSpec
-from moeport.core.routing import RouterContext
 from moeport.routers import ROUTERS, build_router
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
 from tests.routers.examples import (
     CONFIGS,
     EXAMPLES,
     EXPERTS,
+    EXPERTS_CHOOSE,
     OTHER_PARAMETERS,
+    TOKEN_COUNTS,
+    TOKENS,
     VARIABLE,
     WIDTH,
+    build,
     choices,
-    context,
     hidden_states,
     label,
+    placed_context,
     route,
     router_params,
+    trained_weight,
 )
 from tests.support import assert_close, finite_difference, grid
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=label)
+every_choosing_config = pytest.mark.parametrize("config", CONFIGS + EXPERTS_CHOOSE, ids=label)
 ARRAYS = ("weight_N", "logits_TE", "probs_TE")
 
 
@@ -37,14 +42,13 @@ def test_every_router_has_examples():
 
 def placed(backend, config):
     """(router, params, x, context) on a backend: hidden states in the compute type."""
-    ops, router = backend.ops, build_router(config, WIDTH, EXPERTS)
+    ops, router = backend.ops, build(config)
     params = {k: ops.cast(ops.from_numpy(v), backend.parameter_dtype) for k, v in router_params(router).items()}
-    noise = {name: ops.from_numpy(u.astype(np.float32)) for name, u in context(router).noise.items()}
     x_TD = ops.cast(ops.from_numpy(hidden_states()), backend.dtype)
-    return router, params, x_TD, RouterContext(layer=0, training=True, noise=noise)
+    return router, params, x_TD, placed_context(ops, router)
 
 
-@every_config
+@every_choosing_config
 @every_target
 def test_decisions_and_gates_are_those_of_the_reference(target, config):
     """Where the compute type has rounded the hidden states, the reference sees the rounded ones."""
@@ -54,8 +58,12 @@ def test_decisions_and_gates_are_those_of_the_reference(target, config):
     got = router.route(ops, params, x_TD, its_context)
     want = route(config, x_TD=ops.to_numpy(x_TD).astype(np.float64))
     assert ops.to_numpy(got.expert_N).tolist() == want.expert_N.tolist()
+    assert (got.token_N is None) == (want.token_N is None)
+    if want.token_N is not None:
+        assert ops.to_numpy(got.token_N).tolist() == want.token_N.tolist()
     accurate = "float64" if target.dtype == "float64" else "float32"
-    for name in ARRAYS:
+    assert (got.own_loss is None, got.affinity_N is None) == (want.own_loss is None, want.affinity_N is None)
+    for name in [name for name in (*ARRAYS, "own_loss", "affinity_N") if getattr(want, name) is not None]:
         assert ops.dtype(getattr(got, name)) == accurate
         assert_close(ops.to_numpy(getattr(got, name)), getattr(want, name), TOLERANCE[accurate], name)
     for name in ("num_tokens", "num_experts", "balanced_choices", "choices_per_token", "null_experts"):
@@ -65,25 +73,26 @@ def test_decisions_and_gates_are_those_of_the_reference(target, config):
 def scalar(ops, routing, weights):
     """A sum over everything differentiable in a routing."""
     terms = [ops.sum(getattr(routing, name) * v) for name, v in zip(ARRAYS, weights, strict=True)]
-    return terms[0] + terms[1] + terms[2]
+    total = terms[0] + terms[1] + terms[2]
+    return total if routing.own_loss is None else total + routing.own_loss
 
 
-@every_config
+@every_choosing_config
 @every_accurate_training_target
 def test_gradients_are_those_of_finite_differences(target, config):
     backend = target.build()
     ops = backend.ops
     router, params, x_TD, its_context = placed(backend, config)
-    names = ["weight", "x"]
+    names = ["x", *trained_weight(router)]
     reference = route(config)
     weights = [grid(30 + i, *getattr(reference, name).shape) for i, name in enumerate(ARRAYS)]
     on_device = [ops.cast(ops.from_numpy(v), backend.dtype) for v in weights]
 
     def total(inputs):
-        routing = router.route(ops, {**params, "weight": inputs["weight"]}, inputs["x"], its_context)
+        routing = router.route(ops, params | inputs, inputs["x"], its_context)
         return scalar(ops, routing, on_device)
 
-    _, grads = backend.value_and_grad(total)({"weight": params["weight"], "x": x_TD})
+    _, grads = backend.value_and_grad(total)({name: (params | {"x": x_TD})[name] for name in names})
 
     def by_weight(weight):
         return scalar(NumpyOps(), route(config, params=router_params(router) | {"weight": weight}), weights)
@@ -91,11 +100,9 @@ def test_gradients_are_those_of_finite_differences(target, config):
     def by_tokens(x_TD):
         return scalar(NumpyOps(), route(config, x_TD=x_TD), weights)
 
-    wanted = [
-        finite_difference(by_weight, router_params(router)["weight"]),
-        finite_difference(by_tokens, hidden_states()),
-    ]
-    for name, want in zip(names, wanted, strict=True):
+    for name in names:
+        by, at = (by_tokens, hidden_states()) if name == "x" else (by_weight, router_params(router)[name])
+        want = finite_difference(by, at)
         assert_close(ops.to_numpy(grads[name]), want, GRADIENT_TOLERANCE[target.dtype], name)
 
 
@@ -118,17 +125,18 @@ def test_what_goes_nowhere_has_no_weight(config):
     assert (gates[experts < EXPERTS] > 0).all()
 
 
-@every_config
+@pytest.mark.parametrize("config", [config for config in CONFIGS if not config.needs_token_ids], ids=label)
 def test_equal_scores_go_to_the_lower_index(config):
-    router = build_router(config, WIDTH, EXPERTS)
+    router = build(config)
     params = {name: np.zeros_like(value) for name, value in router_params(router).items()}
-    for experts in choices(route(config, params=params, training=False))[0].tolist():
+    zeros = np.zeros((TOKENS, WIDTH))
+    for experts in choices(route(config, params, zeros, training=False))[0].tolist():
         served = [expert for expert in experts if expert != EXPERTS]
         assert served == list(range(len(served) if config.name in VARIABLE else config.experts_per_token))
         assert served
 
 
-@every_config
+@pytest.mark.parametrize("config", [config for config in CONFIGS if not config.needs_token_ids], ids=label)
 def test_tokens_are_routed_one_by_one(config):
     """The routing of a token does not depend on the others in the batch."""
     whole = route(config, training=False)
@@ -138,16 +146,16 @@ def test_tokens_are_routed_one_by_one(config):
     assert_close(whole.weight_N.reshape(shape), [routing.weight_N for routing in alone], 1e-14)
 
 
-@every_config
+@every_choosing_config
 def test_probabilities_sum_to_one(config):
     probs_TE = route(config).probs_TE
-    assert (probs_TE > 0).all()
+    assert (probs_TE >= 0).all() if config.needs_token_ids else (probs_TE > 0).all()
     assert_close(probs_TE.sum(axis=1), np.ones(len(probs_TE)), 1e-14)
 
 
-@every_config
+@every_choosing_config
 def test_parameters(config):
-    router = build_router(config, WIDTH, EXPERTS, init_std=0.5)
+    router = build_router(config, WIDTH, EXPERTS, init_std=0.5, vocab_size=len(TOKEN_COUNTS))
     trained = [spec for spec in router.parameter_specs() if spec.trainable]
     if config.name not in OTHER_PARAMETERS:
         assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
@@ -155,7 +163,7 @@ def test_parameters(config):
     assert router.paper.count("arXiv") >= 1
 
 
-@every_config
+@every_choosing_config
 def test_a_routing_is_frozen(config):
     with pytest.raises(dataclasses.FrozenInstanceError):
         route(config).num_tokens = 1

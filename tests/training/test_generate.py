@@ -48,6 +48,17 @@ def test_any_checkpoint_can_be_named(run_dir):
         generate(run_dir, "d", checkpoint="step-9")
 
 
+@pytest.mark.parametrize("router", ["expert_choice", "sparsity_constrained_expert_choice", "soft"])
+def test_routers_that_look_ahead_begin_with_texts_shorter_than_the_experts_are_many(tmp_path, router):
+    """What was said is routed anew for each token: the experts then choose among one more."""
+    moe = {"num_experts": 8, "expert_hidden": 8, "router": {"name": router}, "allow_future_tokens": True}
+    config = tiny_config(
+        tmp_path, model={"moe": moe}, training={"steps": 2, "evaluation_interval": 0}, checkpoint={"interval": 2}
+    )
+    train(config, console=Console(quiet=True))
+    assert generate(config.run.dir, "", temperature=0, max_tokens=12)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not a run folder: it has no config\.yaml"):
         generate(tmp_path, "d")

@@ -28,7 +28,7 @@ from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import DecoderLM
+from moeport.core.model import Transformer
 from moeport.core.ops import KERNELS
 
 COMPILED_KERNELS = {
@@ -76,12 +76,12 @@ class MindSporeBackend(Backend):
 
         return run
 
-    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> MindSporeModel:
+    def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> MindSporeModel:
         """See Backend."""
         return MindSporeModel(self, model, params)
 
     def training_model(
-        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
     ) -> MindSporeTrainingModel:
         """See Backend."""
         return MindSporeTrainingModel(self, model, params, options)

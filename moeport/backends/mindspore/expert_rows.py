@@ -20,15 +20,18 @@ class ExpertRows:
     run and, the first time, of a compilation. In steady state neither happens.
 
     Args:
-        config: the `model.moe` section; with a capacity by factor the size is that capacity and never changes.
-        assignments: tokens times choices of one batch.
+        config: the `model.moe` section; with a capacity the size is what its factor gives, the most that
+            a policy allows, and never changes; nor does it where every expert computes the same number of rows.
+        assignments: rows of one batch, those sent nowhere included.
     """
 
     def __init__(self, config: MoEConfig, assignments: int):
         experts = config.num_experts
         self.sizes = _sizes(assignments, experts)
-        if config.capacity.policy == "factor":
+        if config.capacity.policy != "dropless":
             self.sizes = [min(assignments, math.ceil(config.capacity.factor * assignments / experts))]
+        if config.router.fixed_load:
+            self.sizes = [assignments // experts]
         self.size = next((size for size in self.sizes if size * experts >= 2 * assignments), self.sizes[-1])
         self._recent = 0
         self._batches = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import mindspore as ms
@@ -45,10 +46,10 @@ def rope(ops: MindSporeOps, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> T
     return ops.cast(msops.rotary_position_embedding(x, cos, sin, 0), ops.dtype(x_BSHA))
 
 
-def attention(ops: MindSporeOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor) -> Tensor:
-    """mindspore.ops.flash_attention_score in layout BSND with a causal mask (True: not seen)."""
+def attention(ops: MindSporeOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+    """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: not seen) if causal."""
     sequence, heads, width = q_BSHA.shape[1:]
-    future = Tensor(np.triu(np.ones((sequence, sequence), bool), 1))
+    future = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if causal else None
     return msops.flash_attention_score(
         q_BSHA, k_BSGA, v_BSGA, heads, attn_mask=future, scalar_value=width**-0.5, input_layout="BSND"
     )
@@ -89,17 +90,19 @@ def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
 
 def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Tensor], dtype: str) -> Choice:
     arguments, differentiated = _arguments(kernel, dtype)
-    expected = _value_and_gradients(ops, getattr(ops, kernel), arguments, differentiated)
-    try:
-        ops.to_numpy(candidate(ops, *arguments))  # a kernel that fails under differentiation leaves MindSpore confused
-        received = _value_and_gradients(ops, lambda *args: candidate(ops, *args), arguments, differentiated)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-        return Choice(kernel, None, f"{name} fails here: {reason}")
-    for x, y in zip(expected, received, strict=True):
-        worst = float(np.abs(x - y).max() / np.abs(x).max())
-        if not worst <= TOLERANCE[dtype]:
-            return Choice(kernel, None, f"{name} is wrong here by {worst:.1e}")
+    for options in ({"causal": True}, {"causal": False}) if kernel == "attention" else ({},):
+        composition, fused = (partial(f, **options) for f in (getattr(ops, kernel), partial(candidate, ops)))
+        expected = _value_and_gradients(ops, composition, arguments, differentiated)
+        try:
+            ops.to_numpy(fused(*arguments))  # a kernel that fails under differentiation leaves MindSpore confused
+            received = _value_and_gradients(ops, fused, arguments, differentiated)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+            return Choice(kernel, None, f"{name} fails here: {reason}")
+        for x, y in zip(expected, received, strict=True):
+            worst = float(np.abs(x - y).max() / np.abs(x).max())
+            if not worst <= TOLERANCE[dtype]:
+                return Choice(kernel, None, f"{name} is wrong here by {worst:.1e}")
     return Choice(kernel, candidate, name)
 
 

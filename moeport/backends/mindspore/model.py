@@ -16,7 +16,7 @@ from moeport.backends.mindspore.expert_rows import ExpertRows
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.trace import compiled
-from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.model import Batch, LossTerms, Transformer
 from moeport.core.ops import Array
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class MindSporeModel(EvaluationModel):
     """Parameters as MindSpore tensors of one dimension, and the model as a pure function of them and a batch."""
 
-    def __init__(self, backend: MindSporeBackend, model: DecoderLM, params: Mapping[str, np.ndarray]):
+    def __init__(self, backend: MindSporeBackend, model: Transformer, params: Mapping[str, np.ndarray]):
         self.backend, self.model = backend, model
         specs = model.parameter_specs()
         self.shapes = {spec.name: spec.shape for spec in specs}
@@ -71,16 +71,18 @@ class MindSporeModel(EvaluationModel):
 
         Returns: loss terms; in training, loss terms and the gradients of the trained parameters.
         """
-        inputs = [Tensor(np.ascontiguousarray(ids.reshape(-1), np.int32)) for ids in (batch.token_BS, batch.target_BS)]
-        inputs += [Tensor(u.reshape(-1)) for u in batch.noise.values()]
+        inputs = [
+            self.backend.ops.from_numpy(x.reshape(-1)) for x in (batch.token_BS, batch.target_BS, *batch.noise.values())
+        ]
         arrays = [*self.params.values(), *inputs, Tensor(np.array([share], self.backend.parameter_dtype))]
         shape, noise = batch.token_BS.shape, tuple(batch.noise)
         if not self.backend.compiles:
             return self._function(shape, noise, training, None)(*arrays)
         moe = self.model.config.moe
-        rows = self._rows.setdefault(
-            (training, shape), ExpertRows(moe, batch.token_BS.size * moe.router.experts_per_token)
-        )
+        passes = moe.router.passes if training else 1  # the loads add up over them
+        sequences, length = shape[:2]
+        assignments = passes * moe.router.assignments(sequences * length, moe.num_experts, sequences)
+        rows = self._rows.setdefault((training, shape), ExpertRows(moe, assignments))
         while True:
             out = self._function(shape, noise, training, rows.size)(*arrays)
             terms = out[0] if training else out
@@ -93,7 +95,7 @@ class MindSporeModel(EvaluationModel):
         """The loss, or in training the loss and its gradients, as a function of `_exactly`'s arrays.
 
         Args:
-            shape: (B, S).
+            shape: (B, S), or (B, S, P) of patches.
             noise: names of the noise arrays.
             training: see there.
             rows: rows an expert in a compiled graph; None: not compiled.
@@ -117,9 +119,12 @@ class MindSporeModel(EvaluationModel):
         dtype = self.backend.dtype
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
-        *inputs, share = rest
-        tokens, targets, *drawn = (msops.reshape(x, shape) for x in inputs)
-        batch = Batch(tokens, targets, dict(zip(noise, drawn, strict=True)))
+        tokens, targets, *drawn, share = rest
+        batch = Batch(
+            msops.reshape(tokens, shape),
+            msops.reshape(targets, (shape[0], -1)),
+            {name: msops.reshape(u, shape[:2]) for name, u in zip(noise, drawn, strict=True)},
+        )
         terms = self.model.loss(ops, params, batch, self.model.rope(ops, shape[1], dtype), dtype, training)
         scaled = terms.loss * ops.cast(msops.reshape(share, ()), ops.dtype(terms.loss))
         return scaled, *map(ops.stop_gradient, terms)
@@ -141,7 +146,7 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
     """A model with gradients and AdamW."""
 
     def __init__(
-        self, backend: MindSporeBackend, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, backend: MindSporeBackend, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
     ):
         super().__init__(backend, model, params)
         specs = [spec for spec in model.parameter_specs() if spec.trainable]

@@ -18,6 +18,8 @@ from moeport.core.ops import Ops
 
 DTYPES = {"bfloat16": ms.bfloat16, "float32": ms.float32, "float64": ms.float64}
 INDEX = ms.int32
+_FEW = 8
+"""Up to here the first largest, again and again, is found faster than by sorting."""
 
 
 def numpy_type(dtype: Any) -> np.dtype:
@@ -174,23 +176,21 @@ class MindSporeOps(Ops):
         return self.segment_sum(Tensor(np.ones(ids.shape, np.int32)), ids, n)
 
     def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
-        """See Ops; the CPU target's sort is not stable, so runs of equal values are sorted again by position."""
+        """See Ops."""
         n = x.shape[0]
-        if not n:
-            return self.arange(0)
-        values, order = msops.sort(x, 0, descending)
-        changes = (values[1:] != values[:-1]).astype(INDEX)
-        run = msops.cat((Tensor(np.zeros(1, np.int32)), msops.cumsum(changes, 0))) if n > 1 else self.arange(1)
-        length = Tensor(n, ms.int64)
-        key, _ = msops.sort(run.astype(ms.int64) * length + order.astype(ms.int64), 0)
-        return (key % length).astype(INDEX)
+        return msops.reshape(_stable_order(msops.reshape(x, (1, n)), descending), (n,)) if n > 1 else self.arange(n)
 
     def topk_ids(self, x: Tensor, k: int) -> Tensor:
-        """See Ops; k times the first largest, which is the pinned tie rule."""
-        kind = numpy_type(x.dtype)
-        x = msops.maximum(msops.stop_gradient(x), Tensor(np.finfo(kind).min, x.dtype))
+        """See Ops; a few times the first largest, which is the pinned tie rule, or for more a stable sort."""
+        x = msops.stop_gradient(x)
+        if k > _FEW:
+            order = _stable_order(msops.reshape(x, (-1, x.shape[-1])), descending=True)
+            return msops.reshape(order[:, :k], (*x.shape[:-1], k))
+        kind, width = numpy_type(x.dtype), x.shape[-1]
+        # An array, since a trace turns a scalar near the lowest float32 into minus infinity.
+        x = msops.maximum(x, Tensor(np.full(width, np.finfo(kind).min, kind)))
         taken = Tensor(-np.inf, x.dtype)
-        position = self.arange(x.shape[-1])
+        position = self.arange(width)
         ids = []
         for _ in range(k):
             best = msops.expand_dims(msops.argmax(x, -1).astype(INDEX), -1)
@@ -203,3 +203,16 @@ class MindSporeOps(Ops):
     def gelu(self, x: Tensor) -> Tensor:
         """See Ops; the CPU target has no erf in float64."""
         return msops.gelu(x, approximate="none")
+
+
+def _stable_order(x: Tensor, descending: bool) -> Tensor:
+    """Order of each row, two values at least; the CPU target's sort is not stable, so runs of equal values are sorted
+    again by position.
+    """
+    rows, size = x.shape
+    values, order = msops.sort(x, -1, descending)
+    changes = (values[:, 1:] != values[:, :-1]).astype(INDEX)
+    run = msops.cat((Tensor(np.zeros((rows, 1), np.int32)), msops.cumsum(changes, 1)), 1)
+    length = Tensor(size, ms.int64)
+    key, _ = msops.sort(run.astype(ms.int64) * length + order.astype(ms.int64), -1)
+    return (key % length).astype(INDEX)

@@ -60,7 +60,7 @@ class StaticOps(MindSporeOps):
         swapped = msops.matmul(msops.reshape(x, (-1, width)), Tensor(swap).astype(x.dtype))
         return self.cast(x * cos + msops.reshape(swapped, x.shape) * sin, self.dtype(x_BSHA))
 
-    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor) -> Tensor:
+    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
         """See Ops; the mask is added."""
         batch, sequence, heads, width = q_BSHA.shape
         groups = k_BSGA.shape[2]
@@ -70,10 +70,11 @@ class StaticOps(MindSporeOps):
         k, v = (
             msops.reshape(msops.transpose(x, (0, 2, 1, 3)), (batch * groups, sequence, width)) for x in (k_BSGA, v_BSGA)
         )
-        future = np.where(np.tri(sequence, dtype=bool), np.float32(0), -np.float32(np.inf))
         scores = self.accurate(msops.BatchMatMul(transpose_b=True)(q, k))
-        probs = msops.softmax(scores + Tensor(np.tile(future, (share, 1))).astype(scores.dtype), -1)
-        out = msops.BatchMatMul()(self.cast(probs, self.dtype(v)), v)
+        if causal:
+            future = np.where(np.tri(sequence, dtype=bool), np.float32(0), -np.float32(np.inf))
+            scores = scores + Tensor(np.tile(future, (share, 1))).astype(scores.dtype)
+        out = msops.BatchMatMul()(self.cast(msops.softmax(scores, -1), self.dtype(v)), v)
         out = msops.reshape(out, (batch, heads, sequence, width))
         return msops.transpose(out, (0, 2, 1, 3))
 

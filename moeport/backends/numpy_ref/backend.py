@@ -14,7 +14,7 @@ from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.model import Batch, LossTerms, Transformer
 from moeport.core.ops import KERNELS
 from moeport.errors import BackendUnavailableError
 
@@ -45,12 +45,12 @@ class NumpyBackend(Backend):
         """Not available: numpy has no automatic differentiation."""
         _refuse()
 
-    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> NumpyModel:
+    def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> NumpyModel:
         """See Backend."""
         return NumpyModel(self, model, params)
 
     def training_model(
-        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
     ) -> TrainingModel:
         """Not available: numpy has no automatic differentiation."""
         _refuse()
@@ -80,7 +80,7 @@ class NumpyBackend(Backend):
 class NumpyModel(EvaluationModel):
     """Parameters as numpy arrays."""
 
-    def __init__(self, backend: NumpyBackend, model: DecoderLM, params: Mapping[str, np.ndarray]):
+    def __init__(self, backend: NumpyBackend, model: Transformer, params: Mapping[str, np.ndarray]):
         self.backend, self.model = backend, model
         self.params: dict[str, np.ndarray] = {}
         self.load_parameters(params)

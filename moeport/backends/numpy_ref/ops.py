@@ -26,6 +26,10 @@ class NumpyOps(Ops):
         """See Ops."""
         return np.array(x)
 
+    def on_host(self, x: np.ndarray) -> np.ndarray | None:
+        """See Ops."""
+        return x
+
     def constant(self, value: float, dtype: str) -> Any:
         """See Ops."""
         return np.dtype(dtype).type(value)

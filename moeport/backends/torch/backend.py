@@ -15,14 +15,14 @@ from torch import Tensor
 from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.torch.communicator import start
 from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
-from moeport.backends.torch.module import DecoderModule
+from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import Batch, DecoderLM, LossTerms
+from moeport.core.model import Batch, LossTerms, Transformer
 from moeport.core.ops import Array
 
 
@@ -59,12 +59,12 @@ class TorchBackend(Backend):
 
         return run
 
-    def evaluation_model(self, model: DecoderLM, params: Mapping[str, np.ndarray]) -> TorchEvaluationModel:
+    def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> TorchEvaluationModel:
         """See Backend."""
         return TorchEvaluationModel(self, model, params)
 
     def training_model(
-        self, model: DecoderLM, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
     ) -> TorchTrainingModel:
         """See Backend."""
         return TorchTrainingModel(self, model, params, options)
@@ -115,12 +115,12 @@ class TorchEvaluationModel(EvaluationModel):
     def __init__(
         self,
         backend: TorchBackend,
-        model: DecoderLM,
+        model: Transformer,
         params: Mapping[str, np.ndarray],
         activation_checkpointing: bool = False,
     ):
         self.backend, self.model = backend, model
-        self.module = DecoderModule(
+        self.module = TransformerModule(
             model,
             backend.ops,
             params,
@@ -166,7 +166,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
     def __init__(
         self,
         backend: TorchBackend,
-        model: DecoderLM,
+        model: Transformer,
         params: Mapping[str, np.ndarray],
         options: TrainingOptions,
     ):

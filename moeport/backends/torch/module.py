@@ -1,8 +1,9 @@
-"""The decoder as nn.Modules that hold the parameters and run the neutral forward pass."""
+"""The model as nn.Modules that hold the parameters and run the neutral forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moeport.backends.torch.ops import TorchOps
-from moeport.core.model import Batch, Block, DecoderLM, LossTerms
+from moeport.core.model import Batch, Block, LossTerms, Transformer
 from moeport.core.moe import MoEMetrics
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext
@@ -35,6 +36,7 @@ class ParameterTree(nn.Module):
     ):
         super().__init__()
         self._places: list[tuple[str, nn.Module, str]] = []
+        self._tables: list[tuple[nn.Module, str]] = []
         for spec in specs:
             *path, leaf = spec.name.split(".")
             owner: nn.Module = self
@@ -42,12 +44,25 @@ class ParameterTree(nn.Module):
                 if not hasattr(owner, part):
                     owner.add_module(part, nn.Module())
                 owner = getattr(owner, part)
-            value = torch.tensor(values[spec.name], device=device, dtype=dtype)
+            kind = torch.float32 if spec.is_table else dtype
+            value = torch.tensor(values[spec.name], device=device, dtype=kind)
             if spec.trainable:
                 owner.register_parameter(leaf, nn.Parameter(value))
             else:
                 owner.register_buffer(leaf, value)
+            if spec.is_table:
+                self._tables.append((owner, leaf))
             self._places.append((spec.name, owner, leaf))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ParameterTree:
+        """Tables of token ids keep their type: bfloat16 has not all numbers of experts."""
+        kept = [(owner, leaf, getattr(owner, leaf)) for owner, leaf in self._tables]
+        super()._apply(fn, recurse)
+        for owner, leaf, table in kept:
+            moved = getattr(owner, leaf)
+            if moved.dtype != table.dtype:
+                setattr(owner, leaf, table.to(moved.device))
+        return self
 
     def arrays(self) -> dict[str, Tensor]:
         """Parameters and buffers by dotted name, as they are now (sharded ones gathered by their hooks)."""
@@ -75,7 +90,7 @@ class BlockModule(ParameterTree):
         return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context)
 
 
-class DecoderModule(ParameterTree):
+class TransformerModule(ParameterTree):
     """The whole model.
 
     Args:
@@ -90,7 +105,7 @@ class DecoderModule(ParameterTree):
 
     def __init__(
         self,
-        model: DecoderLM,
+        model: Transformer,
         ops: TorchOps,
         values: Mapping[str, np.ndarray],
         device: torch.device,
@@ -127,9 +142,6 @@ class DecoderModule(ParameterTree):
         return self.model.loss(self.ops, self.arrays(), batch, rope, self.compute_dtype, self.training, self._run_block)
 
     def logits(self, token_BS: Tensor) -> Tensor:
-        """Next-token scores (B, S, V) in the compute type."""
-        rope = self.rope(token_BS.shape[1])
-        x_BSD, _ = self.model.hidden(
-            self.ops, self.arrays(), Batch(token_BS, token_BS), rope, self.compute_dtype, False, self._run_block
-        )
-        return self.ops.linear(x_BSD, self.model.head(self.arrays()))
+        """Next-token or class scores in the compute type."""
+        batch, rope = Batch(token_BS, token_BS), self.rope(token_BS.shape[1])
+        return self.model.logits(self.ops, self.arrays(), batch, rope, self.compute_dtype, self._run_block)

@@ -34,6 +34,10 @@ class TorchOps(Ops):
         """See Ops."""
         return self.accurate(x.detach()).cpu().numpy().copy()
 
+    def on_host(self, x: Tensor) -> np.ndarray | None:
+        """See Ops."""
+        return x.detach().numpy() if x.is_cpu and x.dtype is not torch.bfloat16 else None
+
     def constant(self, value: float, dtype: str) -> Any:
         """A Python float: PyTorch applies it at the precision of the tensor it meets."""
         return float(value)
@@ -192,11 +196,11 @@ class TorchOps(Ops):
         signed = torch.cat((-sin_SA[:, :half], sin_SA[:, half:]), -1)
         return torch.addcmul(x * cos_SA.unsqueeze(1), x.roll(half, -1), signed.unsqueeze(1)).to(x_BSHA.dtype)
 
-    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor) -> Tensor:
+    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
         """See Ops."""
         q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGA))
         grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """See Ops."""

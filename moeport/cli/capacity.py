@@ -1,0 +1,49 @@
+"""`moeport capacity`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def capacity(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a training run.", show_default=False)],
+    layer: Annotated[
+        int | None, typer.Option(metavar="N", help="Only this block, with the bounds at every delta.")
+    ] = None,
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="Drop rate to recommend a capacity for, a fraction.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="How many of the last steps to look at.")] = 100,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE.html", help="Where the page goes. Default: RUN_DIR/capacity.html."),
+    ] = None,
+) -> None:
+    """Show loads, drop rates by capacity, and the bounds that follow from cosines of tokens and gate rows."""
+    import json
+
+    from rich.console import Console
+
+    from moeport.errors import UserError
+    from moeport.training import capacity as measure
+    from moeport.training.capacity_page import PAGE_FILE, write_page
+    from moeport.training.capacity_text import render
+
+    page = output or run_dir / PAGE_FILE
+    for path in (page, json_file):
+        if path is not None and path.parent.exists() is False:
+            raise UserError(f"{path}: its folder does not exist; make it, or name another file")
+    if page.suffix != ".html":
+        raise UserError(f"--output {page}: expected a name that ends in .html")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # tables that go into a file or a log are not cut
+    found = measure.run_capacity(run_dir, steps, lambda text: console.print(text, markup=False))
+    layers = found.layers if layer is None else measure.select_layer(found, layer)
+    console.print(render(found, layers, target, all_estimators=layer is not None))
+    write_page(found, layers, target, page)
+    console.print(f"page: {page}", markup=False, soft_wrap=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps(measure.as_json(found, layers, target), indent=2) + "\n", encoding="utf-8")

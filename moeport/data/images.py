@@ -1,0 +1,85 @@
+"""Images with their classes, cut into patches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from moeport.config.data import DataConfig, DigitsSource
+from moeport.data.documents import is_validation
+from moeport.errors import DataError
+
+
+class ImageSet:
+    """Images as sequences of S patches of P pixel values from 0 to 1, and the class of each.
+
+    Args:
+        patch_NSP: patches in rows, float32.
+        class_N: classes, int64.
+    """
+
+    def __init__(self, patch_NSP: np.ndarray, class_N: np.ndarray):
+        self.patch_NSP, self.class_N = patch_NSP, class_N
+        self.sequence_length = patch_NSP.shape[1]
+
+    @property
+    def num_sequences(self) -> int:
+        """Images."""
+        return len(self.class_N)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels and classes, hexadecimal."""
+        return hashlib.sha256(self.patch_NSP.tobytes() + self.class_N.tobytes()).hexdigest()
+
+    def batch(self, indices_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches (B, S, P) and classes (B, 1)."""
+        return self.patch_NSP[indices_B], self.class_N[indices_B, None]
+
+    def windows(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches in which every image is exactly once, in order; the last may be smaller."""
+        for first in range(0, self.num_sequences, batch_size):
+            yield self.batch(np.arange(first, min(first + batch_size, self.num_sequences)))
+
+
+class ImageSplit(NamedTuple):
+    """Images to train on and images held out."""
+
+    train: ImageSet
+    validation: ImageSet
+
+
+def read_images(config: DataConfig) -> ImageSplit:
+    """The images of the source, held out by a hash of their number.
+
+    Raises:
+        DataError: scikit-learn is not installed, or a side has no image.
+    """
+    source = config.source
+    assert isinstance(source, DigitsSource)
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "data.source.name: digits needs the package `scikit-learn`: pip install 'moeport[vision]'"
+        ) from error
+    digits = load_digits()
+    patch_NSP = patches((digits.images / 16).astype(np.float32), source.patch_size)
+    class_N = digits.target.astype(np.int64)
+    held_N = np.array([is_validation(f"digits:{i}", config.validation_fraction) for i in range(len(class_N))])
+    if held_N.all() or not held_N.any():
+        raise DataError(
+            f"data.validation_fraction: {config.validation_fraction} leaves no image for "
+            f"{'training' if held_N.all() else 'validation'}; expected a share such as 0.2"
+        )
+    return ImageSplit(*(ImageSet(patch_NSP[side_N], class_N[side_N]) for side_N in (~held_N, held_N)))
+
+
+def patches(pixel_NHW: np.ndarray, size: int) -> np.ndarray:
+    """Square patches row by row, each with its pixels row by row (N, S, P). Args: images, side of a patch."""
+    count, height, width = pixel_NHW.shape
+    grid = pixel_NHW.reshape(count, height // size, size, width // size, size)
+    return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4).reshape(count, -1, size * size))

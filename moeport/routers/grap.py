@@ -1,0 +1,107 @@
+"""The fixed gate and the locality loss that LocMoE and LocMoE+ share (arXiv 2401.13920, 2406.00023)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, ClassVar, TypeVar
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import Topology
+from moeport.routers.base import Router, RouterConfig, unit
+
+_TINY = 1e-30
+"""Added to a share of tokens, so that one of 0 has a logarithm."""
+
+
+class GrAPConfig(RouterConfig):
+    """Options of the fixed gate and of the locality loss."""
+
+    splits_width: ClassVar[bool] = True
+    has_affinity: ClassVar[bool] = True
+    has_gate_rows: ClassVar[bool] = True
+    temperature: PositiveFloat = 1.0
+    """Divides the logits before the softmax. Ours: the paper has none, which is 1."""
+    locality_coefficient: NonNegativeFloat = 0.01
+    """mu: weight of the locality loss in the training loss, a layer; 0 turns it off. Ours: the paper gives no value."""
+    locality_smoothing: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """eta: share of a node's tokens that the fully local distribution leaves to other nodes' experts. Ours: with 0, as
+    printed, the loss is infinite."""
+    nodes: PositiveInt | None = None
+    """Nodes to act as if there were, at most num_experts: of T tokens, t belongs to node t * nodes // T. Ours, to study
+    locality on one machine. Default: the nodes of the cluster."""
+
+    def parameter_count(self, d_model: int, num_experts: int) -> int:
+        """The gate is fixed."""
+        return 0
+
+    def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
+        """Every node needs an expert."""
+        found = super().problems(num_experts)
+        if self.nodes is not None and self.nodes > num_experts:
+            found.append(("nodes", "leaves nodes without an expert", f"at most model.moe.num_experts ({num_experts})"))
+        return found
+
+
+GrAPConfigT = TypeVar("GrAPConfigT", bound=GrAPConfig)
+
+
+class GrAPRouter(Router[GrAPConfigT]):
+    """Grouped average pooling: gate row e is E / D on the e-th of E groups of features, 0 elsewhere.
+
+    Rows are orthogonal and of length sqrt(E / D), and are not trained. Needs E | D.
+    """
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """None."""
+        return []
+
+    def group_means(self, ops: Ops, x_TD: Array) -> Array:
+        """Gate times x, (T, E): the mean of each group of features (LocMoE, section 3.2)."""
+        return ops.mean(ops.reshape(x_TD, (x_TD.shape[0], self.num_experts, -1)), axis=-1)
+
+    def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        """Cosine of each token and each gate row, (T, E), differentiable."""
+        means_TE = self.group_means(ops, unit(ops, ops.accurate(x_TD)))
+        return means_TE * ops.constant_like(math.sqrt(self.d_model / self.num_experts), means_TE)
+
+    def locality_loss(self, ops: Ops, probs_TE: Array, topology: Topology) -> Array | None:
+        """mu times the mean over nodes of KL(D_c || D_l), a scalar; None if mu is 0.
+
+        D_c is the mean probability of each expert over a node's tokens; ours: the paper's distribution of assignments
+        has no gradient. D_l gives each of the node's own l experts (1 - eta) / l and each other one eta / (E - l), with
+        a gradient for all; a node that has all experts, or none, gives each 1 / E.
+        """
+        config = self.config
+        if not config.locality_coefficient:
+            return None
+        if config.nodes is None:
+            divergence = self._divergence(ops, probs_TE, topology.nodes, topology.node)
+        else:
+            nodes, tokens = config.nodes, probs_TE.shape[0]
+            first = [-(-node * tokens // nodes) for node in range(nodes + 1)]
+            found = [
+                self._divergence(ops, probs_TE[start:end], nodes, node)
+                for node, (start, end) in enumerate(pairwise(first))
+                if start < end
+            ]
+            divergence = sum(found[1:], found[0]) * ops.constant_like(1.0 / len(found), probs_TE)
+        return divergence * ops.constant_like(config.locality_coefficient, divergence)
+
+    def _divergence(self, ops: Ops, probs_TE: Array, nodes: int, node: int) -> Array:
+        """KL(D_c || D_l) of the tokens of one node."""
+        experts, eta = self.num_experts, self.config.locality_smoothing
+        local = [expert for expert in range(experts) if expert * nodes // experts == node]
+        share_E = ops.mean(probs_TE, axis=0)
+        entropy = -ops.sum(share_E * ops.log(share_E + ops.constant_like(_TINY, share_E)))
+        if len(local) in (0, experts):
+            return ops.constant_like(math.log(experts), share_E) - entropy
+        inside = ops.sum(share_E[local[0] : local[-1] + 1])
+        outside = ops.constant_like(1.0, share_E) - inside
+        log_inside = ops.constant_like(math.log((1.0 - eta) / len(local)), share_E)
+        log_outside = ops.constant_like(math.log(eta / (experts - len(local))), share_E)
+        return -entropy - inside * log_inside - outside * log_outside

@@ -1,0 +1,56 @@
+"""Random Routed Experts of PanGu-Sigma: a group for the domain, a random expert in it for the id (arXiv 2303.10845)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import RouterContext, Routing
+from moeport.routers.tables import TableRouter, TableRouterConfig, experts_at, first_ids, fixed_routing, random_table
+
+
+class RREConfig(TableRouterConfig):
+    """A group of experts for each domain and a random, fixed expert of the group for each vocabulary id."""
+
+    name: Literal["rre"] = "rre"
+    """`rre`"""
+    groups: PositiveInt = 1
+    """Groups of experts; must divide num_experts. The domain of a sequence is the id of its first token modulo groups.
+    Ours: the paper's texts have labels. 1: no domains."""
+
+    def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
+        """groups must divide num_experts."""
+        if num_experts % self.groups:
+            return [("groups", "does not divide the experts", f"a divisor of model.moe.num_experts ({num_experts})")]
+        return []
+
+
+class RRERouter(TableRouter[RREConfig]):
+    """Expert domain * E / groups + table[layer][id], with gate 1; the table is uniform over E / groups. No training.
+
+    A text with labels can have the label as the first token of each sequence. That the draws of the table do not look
+    at frequencies is ours: how the paper's table is made is not stated.
+    """
+
+    paper = "PanGu-Sigma, arXiv 2303.10845, Random Routed Experts, as LocMoE, arXiv 2401.13920, describes them"
+    load_balance = 0.0
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """The table (V, 1) of places in a group."""
+        return [self.table("experts", 1, self._drawn)]
+
+    def _drawn(self, random: np.random.Generator, counts_V: np.ndarray) -> np.ndarray:
+        return random_table(random, counts_V, self.num_experts // self.config.groups)
+
+    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
+        """The expert in the table, of the group of the sequence."""
+        size = self.num_experts // self.config.groups
+        place_T1 = experts_at(ops, params["experts"], context.token_ids_T, size)
+        domain_T = first_ids(ops, context, x_TD.shape[0]) % ops.index(self.config.groups)
+        expert_T1 = ops.reshape(domain_T, (-1, 1)) * ops.index(size) + place_T1
+        return fixed_routing(ops, expert_T1, self.num_experts, x_TD)

@@ -1,0 +1,151 @@
+"""What a run learns: its data, and all that depends on their kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moeport.backends.base import Backend, EvaluationModel
+from moeport.config.schema import Config
+from moeport.core.build import build_model
+from moeport.core.model import Transformer
+from moeport.data import Examples, ImageSplit, PreparedData, prepare_data, read_images
+from moeport.errors import UserError
+from moeport.training.evaluate import Evaluation, evaluate, evaluate_images
+from moeport.training.generate import sample
+from moeport.training.run_dir import TOKENIZER_FILE
+from moeport.training.summary import SAMPLE_PROMPT, SAMPLE_TOKENS
+
+
+class Task(ABC):
+    """The data of a run.
+
+    Args:
+        config: the whole config.
+    """
+
+    train: Examples
+    validation: Examples
+    vocab_size = 0
+    """Of the tokenizer; 0 where there is none."""
+    tokenizer_fingerprint: str | None = None
+    """`Tokenizer.fingerprint`; None where there is none."""
+    kind: ClassVar[str]
+    """What the examples are, in words."""
+    remedy: ClassVar[str]
+    """What to restore where they have changed."""
+    token_counts: Callable[[], np.ndarray] | None = None
+    """Counts vocabulary ids in the training data; None where there are none."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def model(self) -> Transformer:
+        """The model's shapes.
+
+        Raises UserError if it does not fit the data.
+        """
+        return build_model(self.config.model, self.config.data, self.vocab_size)
+
+    @abstractmethod
+    def words(self) -> str:
+        """What the examples are, and how many there are: a line to be printed."""
+
+    @abstractmethod
+    def evaluate(self, backend: Backend, model: EvaluationModel, batch_size: int) -> Evaluation:
+        """Evaluate on all held-out examples."""
+
+    @abstractmethod
+    def save(self, run_dir: Path) -> None:
+        """Write what a use of the trained model needs beside its checkpoint."""
+
+    def summary(self, model: EvaluationModel) -> dict[str, Any]:
+        """Values of `RunSummary` that only this kind of data has."""
+        return {}
+
+
+class TextTask(Task):
+    """Predict the next token of text."""
+
+    kind = "text or with another tokenizer"
+    remedy = "the text (for stdlib: the same Python)"
+
+    def __init__(self, config: Config, data: PreparedData):
+        super().__init__(config)
+        self.data, self.train, self.validation = data, data.train, data.validation
+        self.vocab_size, self.tokenizer_fingerprint = data.tokenizer.vocab_size, data.tokenizer.fingerprint
+        self.token_counts = data.train.token_counts
+
+    def model(self) -> Transformer:
+        """See Task."""
+        rows = self.config.model.vocab_size
+        if rows is not None and rows < self.vocab_size:
+            raise UserError(
+                f"model.vocab_size: smaller than the tokenizer's vocabulary (got {rows}); expected at least "
+                f"{self.vocab_size}, or null"
+            )
+        return super().model()
+
+    def words(self) -> str:
+        """See Task."""
+        train, held_out = self.data.train, self.data.validation.num_documents
+        return (
+            f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
+            f"{train.num_tokens:,} tokens; {held_out:,} documents held out"
+        )
+
+    def evaluate(self, backend: Backend, model: EvaluationModel, batch_size: int) -> Evaluation:
+        """See Task."""
+        validation = self.data.validation
+        return evaluate(backend, model, validation.windows(batch_size), validation.num_bytes)
+
+    def save(self, run_dir: Path) -> None:
+        """The tokenizer."""
+        self.data.tokenizer.save(run_dir / TOKENIZER_FILE)
+
+    def summary(self, model: EvaluationModel) -> dict[str, Any]:
+        """Bits per byte of general compressors, and a sample."""
+        context = self.config.data.sequence_length
+        text = sample(model, self.data.tokenizer, SAMPLE_PROMPT, context, SAMPLE_TOKENS, 0.8, 50, 0)
+        return {
+            "baselines": {f"{name} -9": bits for name, bits in self.data.baselines.items()},
+            "sample": {"prompt": SAMPLE_PROMPT, "text": text},
+        }
+
+
+class ImageTask(Task):
+    """Name the class of an image."""
+
+    kind = "images"
+    remedy = "the images (for digits: the same scikit-learn)"
+
+    def __init__(self, config: Config, images: ImageSplit):
+        super().__init__(config)
+        self.train, self.validation = images
+
+    def words(self) -> str:
+        """See Task."""
+        train, held_out = self.train, self.validation.num_sequences
+        return f"images      {train.num_sequences:,} of {train.sequence_length} patches; {held_out:,} images held out"
+
+    def evaluate(self, backend: Backend, model: EvaluationModel, batch_size: int) -> Evaluation:
+        """See Task."""
+        return evaluate_images(model, self.validation.windows(batch_size))
+
+    def save(self, run_dir: Path) -> None:
+        """Nothing."""
+
+
+def build_task(config: Config, *, report: Callable[[str], None]) -> Task:
+    """Read the data of a config. Args: config; report takes a sentence on what is being done.
+
+    Raises:
+        DataError: for data that cannot be used.
+    """
+    if config.data.is_images:
+        return ImageTask(config, read_images(config.data))
+    return TextTask(config, prepare_data(config.data, report=report))
