@@ -35,7 +35,7 @@ def installed(tmp_path_factory):
 
 
 def test_the_wheel_trains_reports_and_generates_outside_the_repository(installed, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
     options = {"cwd": tmp_path, "env": environment}
     place = run(sys.executable, "-c", "import moeport; print(moeport.__file__)", **options)
     assert Path(place.strip()).is_relative_to(installed)
