@@ -209,19 +209,22 @@ def rows_without_a_gradient(communicator, backend, dtype):
         arrays.equal(x.grad, np.ones((size, 2)))
 
 
-def on_nodes(communicator):
-    """The communicator on one node, as it is, then on nodes of a single rank and, of 4 ranks, on 2 nodes of 2."""
-    for per_node in dict.fromkeys((communicator.size, 1, 2 if communicator.size % 2 == 0 else 1)):
-        group = communicator.group([communicator.ranks])
-        group._locate([position // per_node for position in range(group.size)])
-        yield group
+def on_nodes(communicator, nodes):
+    """The communicator, as if its ranks were on so many nodes."""
+    group = communicator.group([communicator.ranks])
+    group._locate([position * nodes // group.size for position in range(group.size)])
+    return group
 
 
 @case("float64", backends=DIFFERENTIATING)
 def expert_exchange(communicator, backend, dtype):
-    for group in on_nodes(communicator):
+    """On one node, on nodes of one rank, and of 4 ranks on 2 nodes; MindSpore, whose messages are slow, on the last."""
+    size = communicator.size
+    layouts = {1, size, max(1, size // 2)} if backend.name == "torch" else {max(1, size // 2)}
+    for nodes in sorted(layouts):
+        group = on_nodes(communicator, nodes)
         for algorithm in exchange_cases.ALGORITHMS:
-            for experts_a_rank in (1, 3):
+            for experts_a_rank in (1, 3) if backend.name == "torch" else (2,):
                 exchange_cases.check(group, backend, algorithm, experts_a_rank)
 
 

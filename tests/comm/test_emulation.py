@@ -83,7 +83,7 @@ def test_the_exit_code_is_that_of_the_command():
     assert namespaces_of(process.pid) == []
 
 
-SLEEP = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
+SLEEP = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)"
 
 
 @emulates
@@ -99,10 +99,13 @@ with EmulatedCluster(2, None) as cluster:
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-    pids = [int(process.stdout.readline()) for _ in range(2)]
-    process.send_signal(number)
-    assert process.wait(60) != 0
-    process.stdout.close()
+    try:
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+    finally:
+        process.send_signal(number)
+        code = process.wait(60)
+        process.stdout.close()
+    assert code != 0
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert namespaces_of(process.pid) == []
 

@@ -64,7 +64,13 @@ def test_a_table_follows_the_training_text_and_stays(tmp_path, router, backend):
         assert all(alike[name].tobytes() != value.tobytes() for name, value in want.items())
 
 
-@pytest.mark.parametrize(("router", "backend"), [*((name, "torch") for name in TABLES), ("random", "mindspore")])
+@pytest.mark.parametrize(
+    ("router", "backend"),
+    [
+        *((name, "torch") for name in TABLES),
+        pytest.param("random", "mindspore", marks=pytest.mark.slow),  # compiles both passes, three times
+    ],
+)
 def test_resume_repeats_the_run_and_takes_the_table_from_the_checkpoint(tmp_path, router, backend):
     config = config_of(tmp_path, router, backend, training={"gradient_accumulation": 2})
     train(config, console=QUIET)
