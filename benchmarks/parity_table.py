@@ -57,7 +57,7 @@ def every_config() -> Iterator[tuple[str, Path, list[str]]]:
         missing.discard(load_config(file).model.moe.router.name)
         yield file.stem, file, []
     for name in sorted(missing):
-        yield name, quickstart, [f"model.moe.router={{name: {name}}}"]
+        yield name, quickstart, [f"model.moe.router={{name: {name}}}", "model.moe.allow_future_tokens=true"]
 
 
 def cell(found: Comparison) -> str:

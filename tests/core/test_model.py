@@ -117,9 +117,15 @@ def test_later_tokens_change_nothing_before(router):
     assert (after[:, 3:] != before[:, 3:]).any(axis=-1).all()
 
 
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("moe", [{}, {"every": 2}], ids=["all layers", "every second layer"])
-@every_router
+@pytest.mark.parametrize(
+    ("router", "moe", "tie"),
+    [
+        *(pytest.param(router, {}, True, id=router) for router in ROUTER_CONFIGS),
+        pytest.param("topk", {}, False, id="own head"),
+        pytest.param("topk", {"every": 2}, True, id="every second layer"),
+        pytest.param("topk", {"every": 2}, False, id="every second layer, own head"),
+    ],
+)
 @every_target
 def test_loss_terms_are_those_of_the_reference(target, router, moe, tie):
     config = model_config(router, moe=moe, tie_embeddings=tie)
