@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from moeport.backends.base import Backend
 from moeport.bench.routes import expert_choices
 from moeport.comm.communicator import Communicator
 from moeport.comm.exchange import ExpertExchange, FlatExchange, HierarchicalExchange, NodeDedupExchange
@@ -115,7 +115,7 @@ def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item
 
 def expert_exchange(
     exchange: ExpertExchange,
-    backend: Any,
+    backend: Backend,
     dtype: str,
     item_bytes: int,
     size: int,
@@ -133,7 +133,7 @@ def expert_exchange(
         size: bytes of the tokens of one rank; rounded down to whole tokens, one at least.
         traffic: where they go.
     """
-    ops: Ops = backend.ops
+    ops = backend.ops
     communicator, experts = exchange.communicator, exchange.num_experts
     tokens, rank = max(1, size // item_bytes // traffic.width), communicator.rank
     nodes = sorted(set(communicator.nodes))

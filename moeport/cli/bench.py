@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from moeport.bench.measure import Row
+    from collections.abc import Callable
+
+    from moeport.backends.base import Backend
+    from moeport.bench.operations import Measured, Traffic
     from moeport.comm.communicator import Communicator
+
+    Prepare = Callable[[int], list[tuple[str, Measured]]]
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
 
@@ -62,6 +67,8 @@ def comm(
     that of the way there and back.
     """
     from moeport.backends import get_backend
+    from moeport.bench.measure import Row, measure
+    from moeport.bench.operations import Traffic
     from moeport.comm.launcher import launched
     from moeport.config import config_from_dict
     from moeport.errors import UserError
@@ -74,14 +81,10 @@ def comm(
     name = backend or {"torchrun": "torch", "msrun": "mindspore"}[launch.launcher]
     chosen = get_backend(config_from_dict({"backend": {"name": name, "device": device, "dtype": dtype}}).backend)
     with chosen.communicator(launch, timeout) as communicator:
-        from moeport.bench.operations import Traffic
-
         moe = Traffic(traffic, top_k, width, backward)
         prepare, communicators = _operations(wanted, communicator, chosen, dtype, experts, moe)
         rows: list[Row] = []
         for size in sizes:
-            from moeport.bench.measure import measure
-
             rows += measure(
                 prepare(size),
                 communicators,
@@ -140,15 +143,15 @@ def _known(names: list[str], ranks: int, experts: int, top_k: int) -> list[str]:
 
 
 def _operations(
-    names: list[str], communicator: Communicator, backend: Any, dtype: str, experts: int, traffic: Any
-) -> tuple[Any, list[Communicator]]:
+    names: list[str], communicator: Communicator, backend: Backend, dtype: str, experts: int, traffic: Traffic
+) -> tuple[Prepare, list[Communicator]]:
     """What prepares the operations of a size, and all communicators that carry their data."""
     from moeport.bench.operations import EXCHANGES, collective, expert_exchange
     from moeport.comm.communicator import ITEM_BYTES
 
     exchanges = {name: EXCHANGES[name](communicator, experts) for name in names if name in EXCHANGES}
 
-    def prepare(size: int) -> list[tuple[str, Any]]:
+    def prepare(size: int) -> list[tuple[str, Measured]]:
         item_bytes = ITEM_BYTES[dtype]
         return [
             (name, expert_exchange(exchanges[name], backend, dtype, item_bytes, size, traffic))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -124,7 +124,8 @@ class Block:
         for suffix, moe in self.moe.items():
             normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
             normed_TD = ops.reshape(normed, (-1, config.d_model))
-            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, context)
+            own = replace(context, noise=under(suffix, context.noise)) if suffix else context
+            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
             metrics.append(layer_metrics)
         return x_BSD, tuple(metrics)
@@ -194,8 +195,8 @@ class Transformer(ABC):
                 (batch_size, sequence_length), np.float32
             )
             for block in self.blocks
-            if block.moe
-            for name in block.moe[""].noise
+            for suffix, moe in block.moe.items()
+            for name in (f"{suffix}.{plain}" if suffix else plain for plain in moe.noise)
         }
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
@@ -285,10 +286,16 @@ class Transformer(ABC):
         outputs. Of the other terms counts are added, and of the rest the mean is taken.
         """
         router = self.config.moe.router
-        x_TD, terms = self._pass(ops, params, batch, rope, dtype, training, run_block, 0)
+
+        def run_pass(number: int) -> tuple[Array, LossTerms]:
+            x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block, number)
+            x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
+            return x_TD, self._terms(ops, params, batch, x_TD, layers)
+
+        x_TD, terms = run_pass(0)
         if router.passes == 1 or not training:
             return terms
-        y_TD, others = self._pass(ops, params, batch, rope, dtype, training, run_block, 1)
+        y_TD, others = run_pass(1)
         half = ops.constant_like(0.5, terms.loss)
         loss = terms.loss + others.loss
         if router.consistency_weight:
@@ -300,20 +307,10 @@ class Transformer(ABC):
             **{name: (getattr(terms, name) + getattr(others, name)) * half for name in MEANS},
         )
 
-    def _pass(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        batch: Batch,
-        rope: tuple[Array, Array],
-        dtype: str,
-        training: bool,
-        run_block: RunBlock | None,
-        pass_number: int,
-    ) -> tuple[Array, LossTerms]:
-        """What the head reads (T, D), and the loss, of one pass. Arguments as in `hidden`."""
-        x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block, pass_number)
-        x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
+    def _terms(
+        self, ops: Ops, params: Mapping[str, Array], batch: Batch, x_TD: Array, layers: list[MoEMetrics]
+    ) -> LossTerms:
+        """The loss of one pass, from what the head reads and the metrics of the layers."""
         loss, cross_entropy, output_z = ops.linear_cross_entropy(
             x_TD,
             self.head(params),
@@ -327,7 +324,7 @@ class Transformer(ABC):
             loss = loss + layer.auxiliary_loss(ops, metrics)
             load_balance = load_balance + metrics.load_balance * share
             router_z = router_z + metrics.router_z * share
-        return x_TD, LossTerms(
+        return LossTerms(
             loss=loss,
             cross_entropy=cross_entropy,
             load_balance=load_balance,

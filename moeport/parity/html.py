@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import yaml
 
@@ -17,7 +16,7 @@ from moeport.parity import text
 from moeport.parity.metrics import Distribution
 from moeport.parity.result import Comparison, Report, RoutingResult, Side, TensorResult
 from moeport.training.charts import SIZE, Axis, HeatMap, LineChart, Series, Tick, heat_map, line_chart
-from moeport.training.report import TEMPLATES
+from moeport.training.report import load_template
 
 LISTED = 2000
 """Tensors in the table of all; of more, those nearest to or furthest beyond their limit."""
@@ -125,16 +124,9 @@ class View:
 
 def page(report: Report) -> str:
     """The page, with a section for each comparison."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([Path(__file__).parent / "templates", TEMPLATES]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = text.number
+    template = load_template("parity.html", Path(__file__).parent / "templates", filters={"number": text.number})
     views = [_view(found) for found in report.comparisons]
-    return environment.get_template("parity.html").render(report=report, views=views, cards_shown=CARDS)
+    return template.render(report=report, views=views, cards_shown=CARDS)
 
 
 def _view(found: Comparison) -> View:

@@ -175,7 +175,7 @@ class RecordedRouter(Router[Any]):
         super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)
         self.router, self.recorder, self.scope = router, recorder, scope
         self.noise = router.noise
-        self.load_balance = router.load_balance  # type: ignore[misc]
+        self.load_balance = router.load_balance
 
     @property
     def gate_dim(self) -> int:

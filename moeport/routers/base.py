@@ -15,7 +15,7 @@ from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 
 
-class RouterConfig(Section):
+class RouterConfig(Section, ABC):
     """Options that every router has; each router's `Config` adds its own and the literal `name`."""
 
     name: str
@@ -42,9 +42,9 @@ class RouterConfig(Section):
     """Whether each expert has a gate row that tokens have a cosine with, which estimated capacities need."""
 
     @property
+    @abstractmethod
     def experts_per_token(self) -> int:
         """K: experts that compute one token; where experts choose, their mean number, to the next integer."""
-        raise NotImplementedError
 
     @property
     def consistency_weight(self) -> float:
@@ -101,7 +101,7 @@ class Router(ABC, Generic[ConfigT]):
     """Where the method is defined."""
     noise: tuple[str, ...] = ()
     """Names of the uniform random numbers it wants, one a token, in training."""
-    load_balance: ClassVar[float] = 0.01
+    load_balance: float = 0.01
     """Coefficient of the load-balancing loss unless the config sets one."""
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, TypeVar
 
@@ -90,6 +91,7 @@ class ExpertsChooseRouter(Router[ConfigT]):
             token_N=ops.reshape(token_GEC + ops.reshape(group * ops.index(size), (groups, experts, 1)), (-1,)),
         )
 
+    @abstractmethod
     def scores(self, ops: Ops, logits_GSE: Array, probs_GSE: Array) -> Array:
         """What an expert ranks the tokens of a group by, (G, E, S).
 
@@ -98,7 +100,6 @@ class ExpertsChooseRouter(Router[ConfigT]):
             logits_GSE: x W^T.
             probs_GSE: softmax of the logits over the experts.
         """
-        raise NotImplementedError
 
 
 class ExpertChoiceConfig(ExpertsChooseConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,18 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def load_template(name: str) -> jinja2.Template:
-    """A page of the folder `templates`."""
+def load_template(
+    name: str, *folders: Path, filters: Mapping[str, Callable[..., Any]] | None = None
+) -> jinja2.Template:
+    """A page of the folder `templates`, or of other folders, whose pages may use what is there."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters.update(filters or {})
     return environment.get_template(name)
 
 

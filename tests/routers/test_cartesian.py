@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
-from moeport.config.model import AttentionConfig, ModelConfig, MoEConfig
+from moeport.config.model import AttentionConfig, CapacityConfig, ModelConfig, MoEConfig
 from moeport.core.attention import rope_tables
-from moeport.core.model import Block, DecoderLM
+from moeport.core.model import Batch, Block, DecoderLM
+from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.topk import TopKConfig
@@ -148,3 +149,33 @@ def test_counts_are_those_of_the_arrays():
     assert counts.total == sum(spec.size for spec in specs)
     experts = sum(spec.size for spec in specs if ".experts." in spec.name)
     assert counts.total - counts.active == experts * 14 // 16
+
+
+def test_sub_layers_draw_noise_of_their_own():
+    moe = MoEConfig(
+        num_experts=4,
+        expert_hidden=8,
+        router=CartesianConfig(),
+        capacity=CapacityConfig(policy="factor", drop="random"),
+    )
+    model = DecoderLM(ModelConfig(num_layers=1, d_model=16, moe=moe), 7)
+    noise = model.noise(2, 3, seed=0, step=0)
+    assert sorted(noise) == ["0.2.drop_0", "0.2.drop_1", "0.drop_0", "0.drop_1"]
+    seen = {}
+    for suffix, layer in model.blocks[0].moe.items():
+        layer.forward = spied(layer.forward, seen, suffix)
+    params = initial_parameters(model.parameter_specs(), 0)
+    tokens = np.zeros((2, 3), int)
+    batch, rope = Batch(tokens, tokens, noise), model.rope(NumpyOps(), 3, "float32")
+    model.loss(NumpyOps(), params, batch, rope, "float32", training=True)
+    for suffix, prefix in (("", "0."), ("2", "0.2.")):
+        for name in ("drop_0", "drop_1"):
+            assert (seen[suffix][name] == noise[prefix + name].reshape(-1)).all()
+
+
+def spied(forward, seen, suffix):
+    def run(ops, params, x_TD, context):
+        seen[suffix] = context.noise
+        return forward(ops, params, x_TD, context)
+
+    return run
