@@ -13,6 +13,7 @@ import numpy as np
 
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
+from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.model import Batch, Block, LossTerms, Transformer
 from moeport.core.moe import MoEMetrics
@@ -58,9 +59,16 @@ class Backend(ABC):
 
     @abstractmethod
     def training_model(
-        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> TrainingModel:
-        """Place a model and its parameters on the device, with an optimiser."""
+        """Place a model and its parameters on the device, with an optimiser.
+
+        Args:
+            model: its shapes; on several ranks those that `mesh.place` has seen.
+            params: whole parameters by name.
+            options: see there.
+            mesh: the ranks that train together, of which each calls this; None: this process alone.
+        """
 
     @abstractmethod
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
@@ -100,6 +108,8 @@ class TrainingOptions:
     """Recompute blocks in the backward pass."""
     compile: bool | None = None
     """Compile the model; None: as suits the backend."""
+    shard: bool | None = None
+    """Divide parameters, gradients and optimiser state among ranks; None: as suits the backend."""
 
 
 class EvaluationModel(ABC):
@@ -123,18 +133,26 @@ class EvaluationModel(ABC):
 
 
 class TrainingModel(EvaluationModel):
-    """A model on a device with gradients and optimiser state."""
+    """A model on a device with gradients and optimiser state.
+
+    On several ranks every rank calls every method, in the same order, and arrays are whole on each of them.
+    """
 
     @abstractmethod
-    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+    def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
         """Forward and backward of one micro-batch; adds `share` times its gradient to the gradients.
 
-        Returns: terms on the device, detached, not weighted by `share`.
+        Args:
+            batch: of this rank.
+            share: of the micro-batch in the step, over all ranks.
+            is_last: whether this is the last micro-batch of the step; gradients are added over ranks then.
+
+        Returns: terms of this rank's batch, on the device, detached, not weighted by `share`.
         """
 
     @abstractmethod
     def gradient_norm(self) -> Array:
-        """Global 2-norm of all gradients, on the device."""
+        """Global 2-norm of all gradients over all ranks, on the device."""
 
     @abstractmethod
     def step(self, learning_rate: float, norm: Array) -> None:

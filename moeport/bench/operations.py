@@ -10,16 +10,10 @@ import numpy as np
 from moeport.backends.base import Backend
 from moeport.bench.routes import expert_choices
 from moeport.comm.communicator import Communicator
-from moeport.comm.exchange import ExpertExchange, FlatExchange, HierarchicalExchange, NodeDedupExchange
+from moeport.comm.exchange import ExpertExchange
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import Routing
 
-EXCHANGES: dict[str, type[ExpertExchange]] = {
-    "flat": FlatExchange,
-    "hierarchical": HierarchicalExchange,
-    "node_dedup": NodeDedupExchange,
-}
-"""Algorithms by name."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "sendrecv", "all_to_all")
 
 

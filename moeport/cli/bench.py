@@ -66,9 +66,12 @@ def comm(
     (flat, hierarchical, node_dedup) is that of one rank's tokens before they are copied to their experts; its time is
     that of the way there and back.
     """
+    import os
+
     from moeport.backends import get_backend
     from moeport.bench.measure import Row, measure
     from moeport.bench.operations import Traffic
+    from moeport.comm.emulation import EMULATED
     from moeport.comm.launcher import launched
     from moeport.config import config_from_dict
     from moeport.errors import UserError
@@ -78,7 +81,7 @@ def comm(
         raise UserError(HOW)
     sizes = _sizes(minimum, maximum, factor)
     wanted = _known(operations or [], launch.size, experts, top_k)
-    name = backend or {"torchrun": "torch", "msrun": "mindspore"}[launch.launcher]
+    name = backend or launch.backend
     chosen = get_backend(config_from_dict({"backend": {"name": name, "device": device, "dtype": dtype}}).backend)
     with chosen.communicator(launch, timeout) as communicator:
         moe = Traffic(traffic, top_k, width, backward)
@@ -112,6 +115,7 @@ def comm(
                 "versions": chosen.versions(),
                 "ranks": communicator.size,
                 "nodes": list(communicator.nodes),
+                "emulated": EMULATED in os.environ,
                 "traffic": traffic,
                 "experts": experts,
                 "top_k": top_k,
@@ -128,7 +132,8 @@ def comm(
 
 def _known(names: list[str], ranks: int, experts: int, top_k: int) -> list[str]:
     """The operations, all if none is named; UserError for what cannot be run."""
-    from moeport.bench.operations import COLLECTIVES, EXCHANGES
+    from moeport.bench.operations import COLLECTIVES
+    from moeport.comm.exchange import EXCHANGES
     from moeport.errors import UserError
 
     known = [*COLLECTIVES, *EXCHANGES]
@@ -146,8 +151,9 @@ def _operations(
     names: list[str], communicator: Communicator, backend: Backend, dtype: str, experts: int, traffic: Traffic
 ) -> tuple[Prepare, list[Communicator]]:
     """What prepares the operations of a size, and all communicators that carry their data."""
-    from moeport.bench.operations import EXCHANGES, collective, expert_exchange
+    from moeport.bench.operations import collective, expert_exchange
     from moeport.comm.communicator import ITEM_BYTES
+    from moeport.comm.exchange import EXCHANGES
 
     exchanges = {name: EXCHANGES[name](communicator, experts) for name in names if name in EXCHANGES}
 

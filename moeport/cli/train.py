@@ -13,11 +13,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
-    """Train a model."""
+    """Train a model; under torchrun, srun, mpirun or msrun on all ranks of the job."""
     from rich.console import Console
 
     from moeport.config import load_config
     from moeport.training.run import train as run_training
 
     console = Console()
-    console.print(run_training(load_config(file, overrides or ()), resume=resume, dry_run=dry_run, console=console))
+    outcome = run_training(load_config(file, overrides or ()), resume=resume, dry_run=dry_run, console=console)
+    if outcome is not None:
+        console.print(outcome)

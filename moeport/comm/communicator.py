@@ -6,6 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
@@ -19,6 +20,8 @@ from moeport.core.ops import Array, Ops
 TIMEOUT_SECONDS = 600.0
 """Time that a collective may take before the job is stopped."""
 OPERATIONS = ("sum", "max")
+NUMBERS = "all_to_all of numbers"
+"""Name in the traffic of an exchange of an array of one dimension."""
 
 
 class Communicator(ABC):
@@ -138,6 +141,19 @@ class Communicator(ABC):
         with self._collective("reduce_scatter", self._describe(x)):
             return self._reduce_scatter(x)
 
+    def sum_of_numbers(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the ranks, in their order, of float64 numbers of the host; in the precision of float64 whatever the
+        library adds.
+        """
+        if self.size == 1:
+            return values
+        rest, parts = values.astype(np.float64), []
+        for _ in range(3):  # three float32 hold a float64
+            parts.append(rest.astype(np.float32))
+            rest = rest - parts[-1]
+        gathered = self.ops.to_numpy(self.all_gather(self.ops.from_numpy(np.stack(parts))))
+        return gathered.astype(np.float64).sum((0, 1))
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         with self._collective("barrier"):
@@ -165,7 +181,16 @@ class Communicator(ABC):
                 raise ValueError(f"all_to_all: {name} is {list(rows)}; expected {self.size} numbers of at least 0")
         if not x.shape or sum(send) != x.shape[0]:
             raise ValueError(f"all_to_all: send_rows {list(send)} must sum to the rows of x, which is {tuple(x.shape)}")
-        return self._differentiable(self._exchange, x, send, receive)
+        return self._differentiable(partial(self._exchange, self.traffic), x, send, receive)
+
+    @contextmanager
+    def counting(self, traffic: Traffic) -> Iterator[None]:
+        """Count collectives called in the block in `traffic`, the gradients of its exchanges too whenever they run."""
+        before, self.traffic = self.traffic, traffic
+        try:
+            yield
+        finally:
+            self.traffic = before
 
     def fail(self, error: Exception) -> NoReturn:
         """Stop every rank with the message of `error`; does not return. A process alone raises it."""
@@ -233,8 +258,8 @@ class Communicator(ABC):
 
     # ------------------------------------------------------------------ guards
 
-    def _exchange(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
-        self._count("all_to_all", send, x)
+    def _exchange(self, traffic: Traffic, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
+        traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, _row_bytes(self.ops, x))
         with self._collective("all_to_all", f"{self._describe(x)}, sends {_words(send)}, receives {_words(receive)}"):
             if self.checks_splits:
                 self._check_splits(x, send, receive)

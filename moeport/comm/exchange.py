@@ -10,17 +10,17 @@ Shape suffixes as in `moeport.core.ops`; e: experts of one rank.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
-from moeport.comm.communicator import Communicator
-from moeport.core.dispatch import plan_dispatch
+from moeport.comm.communicator import NUMBERS, Communicator
+from moeport.comm.traffic import Traffic, Volume
+from moeport.core.dispatch import Experts, plan_dispatch
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import Routing
-
-Experts = Callable[[Array, Array], Array]
-"""The experts of this rank: from rows sorted by expert (R, D) and counts (e,) to the outputs (R, D)."""
 
 
 class ExpertExchange(ABC):
@@ -49,14 +49,21 @@ class ExpertExchange(ABC):
 
         Returns: (T, D) in the type of x.
         """
-        linked = [communicator for communicator in self.communicators if communicator.needs_link]
-        for communicator in linked:
-            communicator.link = ops.reshape(x_TD[:1, :1], (1,)) * ops.constant_like(0.0, x_TD)
-        y_TD = self.exchange(ops, x_TD, routing, experts)
-        for communicator in linked:
-            y_TD = y_TD + communicator.link
-            communicator.link = None
-        return y_TD
+        return _linked(ops, self.communicators, x_TD, lambda: self.exchange(ops, x_TD, routing, experts))
+
+    def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
+        """Outputs of the experts for rows of this rank, straight to their ranks and back whatever the algorithm.
+
+        Args:
+            ops: the backend's operations.
+            x_RD: rows sorted by expert, at least one.
+            counts_E: rows of each of the E experts.
+            experts: see `Experts`.
+
+        Returns: (R, D), in the order of x.
+        """
+        communicator, counts = self.communicator, ops.to_numpy(counts_E)
+        return _linked(ops, [communicator], x_RD, lambda: exchange_rows(ops, communicator, x_RD, counts, experts))
 
     @property
     def communicators(self) -> tuple[Communicator, ...]:
@@ -163,6 +170,56 @@ class NodeDedupExchange(TwoLevelExchange):
         return ops.segment_sum(rail.all_to_all(y_RD, got_rows, rows), token_R, routing.num_tokens)
 
 
+EXCHANGES: dict[str, type[ExpertExchange]] = {
+    "flat": FlatExchange,
+    "hierarchical": HierarchicalExchange,
+    "node_dedup": NodeDedupExchange,
+}
+"""Algorithms by name."""
+
+
+class CountedExchange:
+    """An exchange of which the traffic of one layer is counted.
+
+    Args:
+        exchange: what carries the rows; layers may share it.
+    """
+
+    def __init__(self, exchange: ExpertExchange):
+        self.exchange = exchange
+        communicators = dict.fromkeys((exchange.communicator, *exchange.communicators))
+        self._traffic = [
+            (communicator, Traffic(communicator.rank, communicator.nodes)) for communicator in communicators
+        ]
+
+    def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See ExpertExchange."""
+        with self._counting():
+            return self.exchange(ops, x_TD, routing, experts)
+
+    def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
+        """See ExpertExchange."""
+        with self._counting():
+            return self.exchange.of_rows(ops, x_RD, counts_E, experts)
+
+    def sent(self) -> Volume:
+        """What this rank sent to others since the last call, forward and backward: rows of hidden states, and bytes of
+        all, counts and gates included.
+        """
+        total = Volume()
+        for _, traffic in self._traffic:
+            for name, volume in traffic.volumes.items():
+                total += replace(volume, intra_node_rows=0, inter_node_rows=0) if name == NUMBERS else volume
+            traffic.reset()
+        return total
+
+    def _counting(self) -> ExitStack:
+        stack = ExitStack()
+        for communicator, traffic in self._traffic:
+            stack.enter_context(communicator.counting(traffic))
+        return stack
+
+
 def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: np.ndarray, experts: Experts) -> Array:
     """Send rows to the members that hold their experts, apply those, and bring the outputs back.
 
@@ -197,6 +254,18 @@ def _by_assignment(ops: Ops, x_TD: Array, routing: Routing, exchange: Callable[[
     if served < assignments:
         y_RD = ops.concat([y_RD, ops.zeros((assignments - served, x_TD.shape[1]), ops.dtype(y_RD))], axis=0)
     return ops.unpermute(y_RD, routing.weight_N, plan)
+
+
+def _linked(ops: Ops, communicators: Sequence[Communicator], x_RD: Array, run: Callable[[], Array]) -> Array:
+    """`run()`, with this rank in the gradients of its exchanges whatever their rows depend on."""
+    linked = [communicator for communicator in communicators if communicator.needs_link]
+    for communicator in linked:
+        communicator.link = ops.reshape(x_RD[:1, :1], (1,)) * ops.constant_like(0.0, x_RD)
+    y_RD = run()
+    for communicator in linked:
+        y_RD = y_RD + communicator.link
+        communicator.link = None
+    return y_RD
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

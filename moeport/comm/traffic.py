@@ -11,10 +11,20 @@ class Volume:
     """What one collective has sent from this rank to others; what a rank keeps for itself does not count."""
 
     calls: int = 0
-    rows: int = 0
+    intra_node_rows: int = 0
     """Entries of the first dimension; an array without dimensions is one row."""
+    inter_node_rows: int = 0
     intra_node_bytes: int = 0
     inter_node_bytes: int = 0
+
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(
+            self.calls + other.calls,
+            self.intra_node_rows + other.intra_node_rows,
+            self.inter_node_rows + other.inter_node_rows,
+            self.intra_node_bytes + other.intra_node_bytes,
+            self.inter_node_bytes + other.inter_node_bytes,
+        )
 
 
 @dataclass
@@ -24,7 +34,8 @@ class Traffic:
     They are those of the direct algorithm, in which a rank sends each other rank what that one needs: `all_gather`
     sends the whole array to each, `broadcast` does so at its source, `reduce_scatter` sends each its part, `all_reduce`
     is a `reduce_scatter` and an `all_gather` of the parts, rounded up to whole rows. A library may forward data on
-    another path. `all_to_all` counts its gradient too.
+    another path. `all_to_all` counts its gradient too; exchanges of arrays of one dimension, such as counts, are
+    `all_to_all of numbers`.
     """
 
     rank: int
@@ -40,10 +51,11 @@ class Traffic:
         for peer, count in enumerate(rows):
             if peer == self.rank:
                 continue
-            volume.rows += count
             if self.nodes[peer] == self.nodes[self.rank]:
+                volume.intra_node_rows += count
                 volume.intra_node_bytes += count * row_bytes
             else:
+                volume.inter_node_rows += count
                 volume.inter_node_bytes += count * row_bytes
 
     def snapshot(self) -> dict[str, Volume]:

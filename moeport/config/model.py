@@ -93,8 +93,9 @@ class LoadBalanceConfig(Section):
     coefficient: NonNegativeFloat | None = None
     """Weight in the training loss, a layer; 0 turns it off. Default: 0 for routers that balance otherwise or have no
     scores, else 0.01."""
-    scope: Literal["batch", "sequence"] = "batch"
-    """f and P over all tokens of a micro-batch, or of each sequence and then averaged (DeepSeek-V3, eq. 17)."""
+    scope: Literal["batch", "sequence", "global"] = "batch"
+    """f and P over all tokens of a rank's micro-batch; over each sequence, then averaged (DeepSeek-V3, eq. 17); or over
+    the micro-batches of all ranks (Demons in the Detail, arXiv 2501.11873)."""
 
 
 class MoEConfig(Section):

@@ -93,8 +93,24 @@ RULES = (
         "does not divide training.batch_size = {1}",
         "a divisor of {1}",
     ),
-    Rule(("parallelism.data",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
-    Rule(("parallelism.expert",), lambda ranks: ranks == 1, "more than one rank is not available yet", "1"),
+    Rule(
+        ("parallelism.expert", "model.moe.num_experts"),
+        lambda ranks, experts: experts % ranks == 0,
+        "does not divide model.moe.num_experts = {1}",
+        "a divisor of {1}",
+    ),
+    Rule(
+        ("parallelism.shard", "backend.name"),
+        lambda shard, name: name != "mindspore" or not shard,
+        "backend {1} keeps whole copies",
+        "false or null",
+    ),
+    Rule(
+        ("comm.algorithm", "parallelism.expert"),
+        lambda algorithm, ranks: algorithm == "flat" or ranks > 1,
+        "chooses how tokens reach experts on other ranks, and with parallelism.expert = {1} there are none",
+        "flat, or parallelism.expert of 2 or more",
+    ),
     Rule(
         ("backend.device", "backend.name"),
         lambda device, name: name != "numpy" or device in ("auto", "cpu"),

@@ -6,6 +6,7 @@ from moeport.config.model import ModelConfig
 from moeport.config.training import (
     BackendConfig,
     CheckpointConfig,
+    CommConfig,
     MetricsConfig,
     OptimizerConfig,
     ParallelismConfig,
@@ -28,7 +29,9 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimiser and schedule."""
     parallelism: ParallelismConfig = ParallelismConfig()
-    """Ranks."""
+    """What ranks share."""
+    comm: CommConfig = CommConfig()
+    """Algorithm and timeout."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     metrics: MetricsConfig = MetricsConfig()

@@ -1,4 +1,4 @@
-"""The sections that say how to train: training, optimizer, parallelism, checkpoint, metrics, backend, run."""
+"""The sections that say how to train: training, optimizer, parallelism, comm, checkpoint, metrics, backend, run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -72,12 +72,24 @@ class OptimizerConfig(Section):
 
 
 class ParallelismConfig(Section):
-    """How the model is spread over ranks. One rank for now: larger values are refused."""
+    """How the ranks that the launcher started share model and data. Each rank trains on its own part of a batch."""
 
-    data: PositiveInt = 1
-    """Data-parallel ranks."""
     expert: PositiveInt = 1
-    """Expert-parallel ranks."""
+    """Ranks that share one copy of the experts; consecutive ranks."""
+    data: PositiveInt | None = None
+    """Copies of the experts. Default: the number of ranks / parallelism.expert."""
+    shard: bool | None = None
+    """Divide parameters, gradients and optimiser state among the ranks that would hold copies of them (torch's FSDP2).
+    Default: with torch."""
+
+
+class CommConfig(Section):
+    """Communication between ranks."""
+
+    algorithm: Literal["flat", "hierarchical", "node_dedup"] = "flat"
+    """How tokens reach experts on other ranks: straight; along rails, then inside the node; or once for each node."""
+    timeout: PositiveFloat = 600.0
+    """Seconds that a collective may take before the job is stopped."""
 
 
 class CheckpointConfig(Section):

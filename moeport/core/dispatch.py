@@ -6,12 +6,27 @@ all-to-all when experts are spread over ranks. Shape suffixes as in `moeport.cor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import Routing, SoftRouting
+
+Experts = Callable[[Array, Array], Array]
+"""The experts that are here: from rows sorted by expert (R, D) and counts (e,) to the outputs (R, D)."""
+
+
+class Exchange(Protocol):
+    """How tokens reach experts on other ranks and come back."""
+
+    def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """Outputs of all experts for the tokens of this rank, weighted by their gates and summed, (T, D)."""
+
+    def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
+        """Outputs of all experts for rows of this rank that are sorted by expert, (R, D)."""
 
 
 @dataclass(frozen=True)

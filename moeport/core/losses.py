@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import Routing
 
@@ -11,12 +13,16 @@ def chosen_counts(ops: Ops, expert_N: Array, num_experts: int) -> Array:
     return ops.bincount(expert_N, num_experts + 1)[:num_experts]
 
 
-def load_balance_loss(ops: Ops, routing: Routing, num_sequences: int) -> Array:
+def load_balance_loss(
+    ops: Ops, routing: Routing, num_sequences: int, over_ranks: Callable[[Array], Array] | None = None
+) -> Array:
     """E * sum_e f_e P_e, averaged over sequences (Switch Transformer, eq. 4 to 6).
 
     f_e is the share of the counted choices that went to expert e, before any drop by capacity; P_e the mean normalised
     score. With num_sequences = 1 this is Switch's loss over the batch, with the number of sequences in the batch
-    DeepSeek-V3's sequence-wise loss (eq. 17 to 20). Equals 1 at perfect balance. The gradient flows through P alone.
+    DeepSeek-V3's sequence-wise loss (eq. 17 to 20). With `over_ranks`, which takes the mean of an array over ranks, f
+    is that of all ranks' tokens, so that the mean of the ranks' losses is the loss of all their tokens (Demons in the
+    Detail, arXiv 2501.11873). Equals 1 at perfect balance. The gradient flows through P alone.
     Null experts take part, each with the mean of their shares: how a token spreads over them is free (AdaMoE, arXiv
     2406.13233, eq. 6, where f is K times ours).
     """
@@ -29,6 +35,8 @@ def load_balance_loss(ops: Ops, routing: Routing, num_sequences: int) -> Array:
         null_T1 = ops.sum(chosen[..., experts:], axis=1) * ops.constant_like(1.0 / (counted * nulls), probs_TE)
         chosen_TE = ops.concat([chosen_TE, *[null_T1] * nulls], axis=1)
     f_BE = ops.mean(ops.reshape(chosen_TE, (num_sequences, -1, experts + nulls)), axis=1)
+    if over_ranks is not None:
+        f_BE = over_ranks(f_BE)
     p_BE = ops.mean(ops.reshape(probs_TE, (num_sequences, -1, experts + nulls)), axis=1)
     balance = ops.mean(ops.sum(ops.stop_gradient(f_BE) * p_BE, axis=1))
     return ops.constant_like(float(experts + nulls), probs_TE) * balance

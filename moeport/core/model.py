@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from moeport.core.losses import symmetric_divergence
 from moeport.core.moe import MoELayer, MoEMetrics, mlp_specs
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
-from moeport.core.routing import RouterContext
+from moeport.core.routing import RouterContext, Topology
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
 """Loss terms that add up over the passes of a batch."""
 MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
 """Loss terms of which the mean over the passes is taken."""
+
+
+RunExperts = Callable[[str, Array, Array], Array]
+"""How a backend runs the experts of a block: from the key of `Block.moe`, rows sorted by expert (R, D) and counts (e,)
+to the outputs (R, D)."""
 
 
 class Block:
@@ -109,8 +115,11 @@ class Block:
         x_BSD: Array,
         rope: tuple[Array, Array],
         context: RouterContext,
+        run_experts: RunExperts | None = None,
     ) -> tuple[Array, tuple[MoEMetrics, ...]]:
         """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
+
+        `run_experts` says how to run the experts that are here; default: on `params`.
 
         Returns: (x_BSD, metrics of those layers; none for a dense block).
         """
@@ -125,7 +134,8 @@ class Block:
             normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
             normed_TD = ops.reshape(normed, (-1, config.d_model))
             own = replace(context, noise=under(suffix, context.noise)) if suffix else context
-            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own)
+            experts = partial(run_experts, suffix) if run_experts else None
+            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own, experts)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
             metrics.append(layer_metrics)
         return x_BSD, tuple(metrics)
@@ -147,6 +157,13 @@ class Transformer(ABC):
     def __init__(self, config: ModelConfig, vocab_size: int | None, causal: bool):
         self.config = config
         self.blocks = [Block(config, layer, vocab_size, causal) for layer in range(config.num_layers)]
+        self.topology = Topology()
+        """Where this process and the experts are."""
+
+    @property
+    def moe_layers(self) -> dict[str, MoELayer]:
+        """Every MoE layer by the prefix of its parameters' names, in the order of execution."""
+        return {f"layers.{block.layer}.moe{suffix}": moe for block in self.blocks for suffix, moe in block.moe.items()}
 
     @abstractmethod
     def parameter_counts(self) -> ParameterCounts:
@@ -249,7 +266,13 @@ class Transformer(ABC):
             }
             sequences = batch.token_BS.shape[0]
             context = RouterContext(
-                block.layer, training, token_ids_T, noise, num_sequences=sequences, pass_number=pass_number
+                block.layer,
+                training,
+                token_ids_T,
+                noise,
+                num_sequences=sequences,
+                topology=self.topology,
+                pass_number=pass_number,
             )
             x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
             metrics += block_metrics
@@ -319,8 +342,7 @@ class Transformer(ABC):
         )
         load_balance = router_z = ops.zeros((), ops.dtype(loss))
         share = ops.constant_like(1.0 / len(layers), loss)
-        moe_layers = [moe for block in self.blocks for moe in block.moe.values()]
-        for layer, metrics in zip(moe_layers, layers, strict=True):
+        for layer, metrics in zip(self.moe_layers.values(), layers, strict=True):
             loss = loss + layer.auxiliary_loss(ops, metrics)
             load_balance = load_balance + metrics.load_balance * share
             router_z = router_z + metrics.router_z * share
@@ -352,9 +374,7 @@ class Transformer(ABC):
             affinity_L3E: the loss term of that name, summed over the whole step.
         """
         updates: dict[str, np.ndarray] = {}
-        layers = [(block.layer, suffix, moe) for block in self.blocks for suffix, moe in block.moe.items()]
-        for (layer, suffix, moe), chosen_E, affinity_3E in zip(layers, chosen_LE, affinity_L3E, strict=True):
-            prefix = f"layers.{layer}.moe{suffix}"
+        for (prefix, moe), chosen_E, affinity_3E in zip(self.moe_layers.items(), chosen_LE, affinity_L3E, strict=True):
             new = moe.updated_state(under(prefix, state), chosen_E, affinity_3E)
             updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates

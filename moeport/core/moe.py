@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moeport.config.model import MoEConfig
 from moeport.core.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
-from moeport.core.dispatch import combine, dispatch, soft_combine, soft_dispatch
+from moeport.core.dispatch import Exchange, Experts, combine, dispatch, soft_combine, soft_dispatch
 from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Array, Ops
@@ -21,8 +20,7 @@ from moeport.routers import build_router
 from moeport.routers.base import Router
 
 
-@dataclass(frozen=True)
-class MoEMetrics:
+class MoEMetrics(NamedTuple):
     """What a layer reports beside its output."""
 
     load_balance: Array
@@ -71,6 +69,10 @@ class MoELayer:
         self.router: Router[Any] = build_router(config.router, d_model, config.num_experts, init_std, vocab_size)
         coefficient = config.load_balance.coefficient
         self.load_balance_coefficient = self.router.load_balance if coefficient is None else coefficient
+        self.exchange: Exchange | None = None
+        """How tokens reach the experts of other ranks; None: all experts are here."""
+        self.mean_over_ranks: Callable[[Array], Array] | None = None
+        """Mean of an array over the ranks that train together; None: this process trains alone."""
 
     @property
     def noise(self) -> tuple[str, ...]:
@@ -111,6 +113,7 @@ class MoELayer:
         params: Mapping[str, Array],
         x_TD: Array,
         context: RouterContext,
+        experts: Experts | None = None,
     ) -> tuple[Array, MoEMetrics]:
         """Apply the layer.
 
@@ -119,15 +122,22 @@ class MoELayer:
             params: arrays by the names of `parameter_specs`.
             x_TD: (T, D), sequence after sequence.
             context: for the router, and the number of sequences for the sequence-wise load-balancing loss.
+            experts: how to run the experts that are here; default: on `params`.
 
         Returns: (y_TD, metrics).
         """
         config = self.config
+
+        def own_experts(x_RD: Array, counts_E: Array) -> Array:
+            w_in, w_out = params["experts.w_in"], params["experts.w_out"]
+            return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, config.activation)
+
+        experts = experts or own_experts
         chosen = self.router.route(ops, under("router", params), x_TD, context)
         if isinstance(chosen, SoftRouting):
-            y_TD, metrics = self._soft(ops, params, x_TD, chosen, context)
+            y_TD, metrics = self._soft(ops, x_TD, chosen, context, experts)
         else:
-            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context)
+            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context, experts)
         if config.routed_scaling_factor != 1.0:
             y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
         if config.num_shared_experts:
@@ -141,7 +151,13 @@ class MoELayer:
         return y_TD, metrics
 
     def _sparse(
-        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: Routing, context: RouterContext
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_TD: Array,
+        chosen: Routing,
+        context: RouterContext,
+        experts: Experts,
     ) -> tuple[Array, MoEMetrics]:
         """The routed experts on the tokens that chose them or that they chose."""
         config = self.config
@@ -151,14 +167,16 @@ class MoELayer:
             noise = [context.noise[name] for name in self._drop_noise] if context.training else []
             routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
 
-        x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
-        y_RD = ops.grouped_mlp(x_RD, params["experts.w_in"], params["experts.w_out"], counts_E, config.activation)
-        y_TD = combine(ops, y_RD, routing, plan)
+        if self.exchange is None:
+            x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
+            y_TD = combine(ops, experts(x_RD, counts_E), routing, plan)
+        else:
+            y_TD = self.exchange(ops, x_TD, routing, experts)
+            counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
 
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
-        scope = context.num_sequences if config.load_balance.scope == "sequence" else 1
         return y_TD, MoEMetrics(
-            load_balance=load_balance_loss(ops, chosen, scope) if self.load_balance_coefficient else zero,
+            load_balance=self._load_balance(ops, chosen, context) if self.load_balance_coefficient else zero,
             router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if config.router_z_loss else zero,
             own_loss=zero if chosen.own_loss is None else chosen.own_loss,
             chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
@@ -188,12 +206,18 @@ class MoELayer:
             found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, cosine_TE, chosen)
         return found
 
+    def _load_balance(self, ops: Ops, chosen: Routing, context: RouterContext) -> Array:
+        scope = self.config.load_balance.scope
+        sequences = context.num_sequences if scope == "sequence" else 1
+        return load_balance_loss(ops, chosen, sequences, self.mean_over_ranks if scope == "global" else None)
+
     def _soft(
-        self, ops: Ops, params: Mapping[str, Array], x_TD: Array, chosen: SoftRouting, context: RouterContext
+        self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, experts: Experts
     ) -> tuple[Array, MoEMetrics]:
         """The routed experts on weighted means of tokens."""
         x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
-        y_RD = ops.grouped_mlp(x_RD, params["experts.w_in"], params["experts.w_out"], counts_E, self.config.activation)
+        exchange = self.exchange
+        y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
         return soft_combine(ops, y_RD, chosen), MoEMetrics(
             load_balance=zero,

@@ -43,6 +43,11 @@ class ParameterSpec:
         return callable(self.init)
 
     @property
+    def is_expert(self) -> bool:
+        """Whether its first dimension is the routed experts, which ranks may divide among themselves."""
+        return "experts" in self.name.split(".")[:-1]
+
+    @property
     def decays(self) -> bool:
         """Whether weight decay applies: to matrices, not to norms and vectors."""
         return self.trainable and len(self.shape) >= 2

@@ -11,7 +11,7 @@ import numpy as np
 from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
 from moeport.core.build import build_model
-from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock, Transformer
+from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock, RunExperts, Transformer
 from moeport.core.moe import MoEMetrics
 from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, under
@@ -156,8 +156,9 @@ class RecordedBlock(Block):
         x_BSD: Array,
         rope: tuple[Array, Array],
         context: RouterContext,
+        run_experts: RunExperts | None = None,
     ) -> tuple[Array, tuple[MoEMetrics, ...]]:
-        """See Block."""
+        """See Block; experts run on `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
         return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from moeport.backends.base import Backend, EvaluationModel
+from moeport.backends.base import EvaluationModel
+from moeport.comm.communicator import Communicator
 from moeport.core.model import Batch
 
 
@@ -27,25 +29,45 @@ class Evaluation:
 
 
 def evaluate(
-    backend: Backend, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_bytes: int
+    world: Communicator, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_bytes: int
 ) -> Evaluation:
-    """Evaluate on batches of (tokens_BS, targets_BS) that cover every token once."""
-    nats, tokens = 0.0, 0
-    for token_BS, target_BS in batches:
-        terms = model.evaluate(Batch(token_BS, target_BS))
-        nats += float(backend.ops.to_numpy(terms.cross_entropy)) * target_BS.size
-        tokens += target_BS.size
+    """Evaluate on batches of (tokens_BS, targets_BS) that cover every token once, which the ranks share out."""
+    nats = tokens = 0.0
+    for (token_BS, target_BS), counts in _shared_out(batches, world):
+        cross_entropy = float(world.ops.to_numpy(model.evaluate(Batch(token_BS, target_BS)).cross_entropy))
+        if counts:
+            nats += cross_entropy * target_BS.size
+            tokens += target_BS.size
+    nats, tokens = world.sum_of_numbers(np.array([nats, tokens])).tolist()
     return Evaluation(nats / tokens, nats / math.log(2) / num_bytes)
 
 
-def evaluate_images(model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
-    """Evaluate on batches of (patch_BSP, class_B1) that cover every image once; the first of equal scores counts."""
-    nats, right, images = 0.0, 0, 0
-    for patch_BSP, class_B1 in batches:
+def evaluate_images(
+    world: Communicator, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Evaluation:
+    """Evaluate on batches of (patch_BSP, class_B1) that cover every image once, which the ranks share out; the first of
+    equal scores counts.
+    """
+    nats = right = images = 0.0
+    for (patch_BSP, class_B1), counts in _shared_out(batches, world):
         score_BC = model.logits(patch_BSP).astype(np.float64)
         top_B1 = score_BC.max(axis=1, keepdims=True)
         log_partition_B1 = top_B1 + np.log(np.exp(score_BC - top_B1).sum(axis=1, keepdims=True))
-        nats += float((log_partition_B1 - np.take_along_axis(score_BC, class_B1, axis=1)).sum())
-        right += int((score_BC.argmax(axis=1) == class_B1[:, 0]).sum())
-        images += len(class_B1)
+        if counts:
+            nats += float((log_partition_B1 - np.take_along_axis(score_BC, class_B1, axis=1)).sum())
+            right += int((score_BC.argmax(axis=1) == class_B1[:, 0]).sum())
+            images += len(class_B1)
+    nats, right, images = world.sum_of_numbers(np.array([nats, right, images])).tolist()
     return Evaluation(nats / images, accuracy=right / images)
+
+
+def _shared_out(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], world: Communicator
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
+    """Every `world.size`-th batch, and whether it counts. Every rank gets equally many, since the model may exchange
+    tokens between ranks: one for which the last round has none runs another's for nothing.
+    """
+    remaining = iter(batches)
+    while found := list(islice(remaining, world.size)):
+        has_one = world.rank < len(found)
+        yield found[world.rank if has_one else 0], has_one

@@ -69,6 +69,11 @@ class StepMetrics:
     likewise."""
     drop_rate_by_position: list[float] = field(default_factory=list)
     """Drop rate in up to 16 equal ranges of positions of a sequence, over all layers; empty where there is no limit."""
+    exchanged_rows_per_layer: list[list[int]] = field(default_factory=list)
+    """Rows that all ranks sent to others in the exchanges of each MoE layer, forward and backward: [inside nodes,
+    between nodes]; empty unless ranks share the experts."""
+    exchanged_bytes_per_layer: list[list[int]] = field(default_factory=list)
+    """Bytes of these rows, with their counts and gates; likewise."""
 
     @property
     def capacity(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from types import TracebackType
 
@@ -18,7 +17,7 @@ RECENT_STEPS = 100
 
 
 class Progress:
-    """Prints steps and evaluations; a context manager. Only rank 0 (RANK unset or 0) prints.
+    """Prints steps and evaluations; a context manager.
 
     Args:
         total_steps: optimiser steps of the whole run.
@@ -32,10 +31,9 @@ class Progress:
         self.start_step = start_step
         self.log_interval = log_interval
         self.console = console
-        self._prints = os.environ.get("RANK", "0") == "0"
         self._times: deque[float] = deque(maxlen=RECENT_STEPS)
         self._live: LiveProgress | None = None
-        if self._prints and console.is_terminal:
+        if console.is_terminal and not console.quiet:
             self._live = LiveProgress(
                 BarColumn(bar_width=None, table_column=Column(width=16)),
                 TextColumn("{task.completed}/{task.total}  {task.description}", markup=False),
@@ -57,8 +55,6 @@ class Progress:
 
     def step(self, metrics: StepMetrics) -> None:
         """Show one optimiser step."""
-        if not self._prints:
-            return
         self._times.append(metrics.step_time)
         seconds = sum(self._times) / len(self._times) * (self.total_steps - metrics.step)
         if self._live:
@@ -80,8 +76,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Print a message, above the live line if there is one."""
-        if self._prints:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, values: dict[str, str]) -> None:
         self.say("  ".join(f"{name}: {value}" for name, value in values.items()))

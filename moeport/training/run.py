@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 
+import numpy as np
 from rich.console import Console
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
+from moeport.comm.communicator import Communicator
+from moeport.comm.launcher import launched
+from moeport.comm.mesh import Mesh
+from moeport.comm.probe import probe
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
-from moeport.errors import CheckpointError, InterruptedRunError, UserError
+from moeport.errors import CheckpointError, InterruptedRunError, NonFiniteError, UserError
 from moeport.training.checkpoint import (
     Checkpoint,
     CheckpointMeta,
@@ -33,6 +39,7 @@ from moeport.training.checkpoint import (
 from moeport.training.evaluate import Evaluation
 from moeport.training.metrics import EvaluationMetrics, MetricsLog, StepMetrics, read_metrics
 from moeport.training.progress import Progress
+from moeport.training.ranks import check_ranks
 from moeport.training.report import write_report
 from moeport.training.run_dir import (
     CHECKPOINT_DIR,
@@ -52,39 +59,69 @@ from moeport.version import VERSION
 
 def train(
     config: Config, *, resume: bool = False, dry_run: bool = False, console: Console | None = None
-) -> RunSummary | DryRun:
-    """Train the model that `config` describes, in `config.run.dir`.
+) -> RunSummary | DryRun | None:
+    """Train the model that `config` describes, in `config.run.dir`; in each process of a job that a launcher started.
 
     Args:
         config: the whole config.
         resume: continue from the last checkpoint of the folder; start if there is none; return the summary of a run
             that is finished.
         dry_run: prepare the data, build the model, measure two steps and write nothing to the run folder.
-        console: where progress goes; default standard output.
+        console: where progress goes; default standard output. Only the first rank prints.
+
+    Returns: what came out; None on other ranks than the first.
 
     Raises:
         UserError: for what the user can mend.
         NonFiniteError: a loss or gradient is not finite; the last checkpoint is untouched.
         InterruptedRunError: Ctrl-C or SIGTERM; the last whole step was saved.
     """
+    launch = launched()
+    if launch and launch.rank != 0:
+        console = Console(quiet=True, force_terminal=False)
     console = console or Console()
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
-        raise UserError(
-            f"WORLD_SIZE is {ranks}: training on more than one rank is not available yet; start one process"
-        )
-    if dry_run:
-        return _Run(config, None, console).measure()
+    check_ranks(config, launch.size if launch else 1)
     checkpoints = config.run.dir / CHECKPOINT_DIR
     checkpoint = None
-    if not resume:
-        refuse_used(config.run.dir)
-    elif list_checkpoints(checkpoints):
+    if resume and not dry_run and list_checkpoints(checkpoints):
         checkpoint = load_checkpoint(find_checkpoint(checkpoints, "latest"))
         if summary := _finished(config, checkpoint):
             console.print(f"{config.run.dir} is finished: all {summary.steps} steps are done", highlight=False)
             return summary
-    return _Run(config, checkpoint, console).train()
+        if config.backend.dtype == "auto":
+            config = _with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
+    elif not (resume or dry_run):
+        refuse_used(config.run.dir)
+    backend = get_backend(config.backend)
+    if not backend.trains:
+        raise UserError(f"backend.name: {backend.name} cannot train; set backend.name to torch or mindspore")
+    stopped: InterruptedRunError | NonFiniteError
+    with backend.communicator(launch, config.comm.timeout) as world:
+        mesh = Mesh(world, config.parallelism.expert)
+        if world.size > 1:
+            _check_job(backend, mesh, checkpoint)
+        run = _Run(config, checkpoint, console, backend, mesh)
+        try:
+            return run.measure() if dry_run else run.train()
+        except (InterruptedRunError, NonFiniteError) as error:  # every rank alike: they leave in order
+            stopped = error
+    raise stopped
+
+
+def _check_job(backend: Backend, mesh: Mesh, checkpoint: Checkpoint | None) -> None:
+    """Refuse ranks that start from different steps, and libraries that deliver wrong values."""
+    world = mesh.world
+    own = np.array([checkpoint.meta.step if checkpoint else 0])
+    steps = world.ops.to_numpy(world.all_gather(world.ops.from_numpy(own)))[:, 0]
+    if (steps != steps[0]).any():
+        raise UserError(
+            f"--resume: the last checkpoints that the ranks found are of steps {', '.join(map(str, steps))}; expected "
+            "one: put run.dir on storage that all nodes share"
+        )
+    dtypes = dict.fromkeys([backend.dtype, backend.parameter_dtype, "float32", "index"])
+    probe(world, list(dtypes), backend.value_and_grad)
+    if 1 < mesh.experts.size < world.size:
+        probe(mesh.experts, list(dtypes), backend.value_and_grad, ("all_to_all", "all_to_all gradient"))
 
 
 def _finished(config: Config, checkpoint: Checkpoint) -> RunSummary | None:
@@ -99,19 +136,17 @@ def _finished(config: Config, checkpoint: Checkpoint) -> RunSummary | None:
 class _Run:
     """The parts of one run: backend, data, model, trainer."""
 
-    def __init__(self, config: Config, checkpoint: Checkpoint | None, console: Console):
-        self.console = console
+    def __init__(self, config: Config, checkpoint: Checkpoint | None, console: Console, backend: Backend, mesh: Mesh):
+        self.console, self.backend, self.mesh = console, backend, mesh
+        self.is_first = mesh.world.rank == 0
+        """Whether this rank writes files."""
         self.checkpoint = checkpoint
-        if checkpoint and config.backend.dtype == "auto":
-            config = _with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
-        self.backend: Backend = get_backend(config.backend)
-        if not self.backend.trains:
-            raise UserError(f"backend.name: {self.backend.name} cannot train; set backend.name to torch or mindspore")
         self.config = config = _with_dtype(config, self.backend.dtype)
         self.dir = config.run.dir
         self.checkpoints = self.dir / CHECKPOINT_DIR
-        self.task: Task = build_task(config, report=self.say)
+        self.task: Task = _in_turn(mesh.world, lambda: build_task(config, report=self.say))
         self.shapes = self.task.model()
+        self.exchanges = mesh.place(self.shapes, config.comm.algorithm)
         self.counts = self.shapes.parameter_counts()
         self.model = self._model()
         self.start_step = checkpoint.meta.step if checkpoint else 0
@@ -124,6 +159,8 @@ class _Run:
             self.task.train,
             self.start_step,
             flops * 1e12 if flops else self.backend.matmul_flops_per_second(),
+            mesh,
+            self.exchanges,
         )
         self.saved_step = self.start_step
         best = best_checkpoint(self.checkpoints) if checkpoint else None
@@ -133,11 +170,13 @@ class _Run:
         """One plain line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def measure(self) -> DryRun:
+    def measure(self) -> DryRun | None:
         """Two steps, measured, that leave no trace."""
         self.trainer.step()
         seconds = self.trainer.step().step_time
         training = self.config.training
+        if not self.is_first:
+            return None
         return DryRun(
             parameters_total=self.counts.total,
             parameters_active=self.counts.active,
@@ -150,37 +189,50 @@ class _Run:
             dtype=self.backend.dtype,
         )
 
-    def train(self) -> RunSummary:
-        """All remaining steps, and the summary."""
-        self.dir.mkdir(parents=True, exist_ok=True)
-        write_config(self.dir, self.config)
-        self.task.save(self.dir)
+    def train(self) -> RunSummary | None:
+        """All remaining steps, and the summary on the first rank."""
+        if self.is_first:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            write_config(self.dir, self.config)
+            self.task.save(self.dir)
         self._announce()
         steps, interval = self.config.training.steps, self.config.checkpoint.interval
         evaluate_every = self.config.training.evaluation_interval
         evaluation: Evaluation | None = None
         started = time.perf_counter()
         with (
-            MetricsLog(self.dir, self.config.metrics.tensorboard, self.start_step if self.checkpoint else None) as log,
+            self._log() as log,
             Progress(steps, self.start_step, self.config.metrics.log_interval, self.console) as progress,
             StopRequest() as stop,
         ):
             for step in range(self.start_step + 1, steps + 1):
                 metrics = self._profiled_step() if step == self.config.metrics.profile_step else self.trainer.step()
-                log.step(metrics)
+                if log:
+                    log.step(metrics)
                 progress.step(metrics)
                 evaluation = None
                 if step == steps or (evaluate_every and step % evaluate_every == 0):
                     evaluation = self._evaluate(log, progress, step)
                 if step == steps or (interval and step % interval == 0) or self._is_best(evaluation):
                     self._save(evaluation)
-                if stop and step < steps:
+                if step < steps and self._anywhere(bool(stop)):
                     self._interrupt(evaluation)
             if evaluation is None:
                 evaluation = self._evaluate(log, progress, steps)
         return self._summarize(evaluation, time.perf_counter() - started)
 
+    def _log(self) -> MetricsLog | nullcontext[None]:
+        if not self.is_first:
+            return nullcontext()
+        return MetricsLog(self.dir, self.config.metrics.tensorboard, self.start_step if self.checkpoint else None)
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        return bool(self.mesh.world.sum_of_numbers(np.array([float(here)]))[0])
+
     def _profiled_step(self) -> StepMetrics:
+        if not self.is_first:
+            return self.trainer.step()
         with self.backend.profile(self.dir / PROFILE_DIR):
             return self.trainer.step()
 
@@ -188,11 +240,14 @@ class _Run:
         """The model at its initial parameters, or at the checkpoint's."""
         specs = self.shapes.parameter_specs()
         options = TrainingOptions(
-            self.config.optimizer, self.config.training.activation_checkpointing, self.config.backend.compile
+            self.config.optimizer,
+            self.config.training.activation_checkpointing,
+            self.config.backend.compile,
+            self.config.parallelism.shard,
         )
         if self.checkpoint is None:
             params = initial_parameters(specs, self.config.training.seed, self.task.token_counts)
-            return self.backend.training_model(self.shapes, params, options)
+            return self.backend.training_model(self.shapes, params, options, self.mesh)
         for change in check_resumable(self.config, self.checkpoint):
             self.say(f"changed since the checkpoint: {change}")
         check_parameters(self.checkpoint, specs)
@@ -203,30 +258,43 @@ class _Run:
                 f"the run cannot go on exactly; restore {self.task.remedy}, or start another run with "
                 "--set run.dir=FOLDER"
             )
-        model = self.backend.training_model(self.shapes, self.checkpoint.model, options)
+        model = self.backend.training_model(self.shapes, self.checkpoint.model, options, self.mesh)
         model.load_optimizer_state(self.checkpoint.optimizer, meta.step)
         return model
 
     def _announce(self) -> None:
         counts, training = self.counts, self.config.training
         self.say(f"device      {self.backend.device}, {self.backend.dtype}")
+        if self.mesh.world.size > 1:
+            self.say(f"ranks       {self._ranks()}")
         self.say(self.task.words())
         self.say(f"model       {counts.total:,} parameters, {counts.active:,} active a token")
         self.say(f"training    {training.steps:,} steps of {self.trainer.tokens_per_step:,} tokens in {self.dir}")
         if self.checkpoint:
             self.say(f"resuming    after step {self.start_step:,} from {self.checkpoint.path}")
 
+    def _ranks(self) -> str:
+        world, experts, copies = self.mesh.world, self.mesh.experts, self.mesh.copies
+        nodes = len(set(world.nodes))
+        words = f"{world.size} on {nodes} node{'s'[: nodes > 1]}"
+        if experts.size == 1:
+            return f"{words}, each with all experts"
+        several = f"{copies.size} copies of the experts" if copies.size > 1 else "the experts"
+        return f"{words}: {several} over {experts.size} ranks each, all-to-all {self.config.comm.algorithm}"
+
     def _is_best(self, evaluation: Evaluation | None) -> bool:
         if evaluation is None or not self.config.checkpoint.keep_best:
             return False
         return self.best_loss is None or evaluation.loss < self.best_loss
 
-    def _evaluate(self, log: MetricsLog, progress: Progress, step: int) -> Evaluation:
+    def _evaluate(self, log: MetricsLog | None, progress: Progress, step: int) -> Evaluation:
         training = self.config.training
-        size = training.evaluation_batch_size or training.batch_size // training.gradient_accumulation
-        result = self.task.evaluate(self.backend, self.model, size)
+        parts = training.gradient_accumulation * self.mesh.world.size
+        size = training.evaluation_batch_size or training.batch_size // parts
+        result = self.task.evaluate(self.mesh.world, self.model, size)
         metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy)
-        log.evaluation(metrics)
+        if log:
+            log.evaluation(metrics)
         progress.evaluation(metrics)
         return result
 
@@ -241,10 +309,13 @@ class _Run:
             config=self.config.model_dump(mode="json"),
             version=VERSION,
         )
-        save_checkpoint(self.checkpoints, meta, self.model.parameters(), self.model.optimizer_state())
+        parameters, state = self.model.parameters(), self.model.optimizer_state()
         self.saved_step = step
         if evaluation and (self.best_loss is None or evaluation.loss < self.best_loss):
             self.best_loss = evaluation.loss
+        if not self.is_first:
+            return
+        save_checkpoint(self.checkpoints, meta, parameters, state)
         prune_checkpoints(self.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_best)
 
     def _interrupt(self, evaluation: Evaluation | None) -> None:
@@ -256,10 +327,12 @@ class _Run:
             "Continue with the same command and --resume"
         )
 
-    def _summarize(self, evaluation: Evaluation, seconds: float) -> RunSummary:
+    def _summarize(self, evaluation: Evaluation, seconds: float) -> RunSummary | None:
         """Sample, write summary and report."""
-        steps, _ = read_metrics(self.dir / METRICS_FILE)
         of_the_task = self.task.summary(self.model)
+        if not self.is_first:
+            return None
+        steps, _ = read_metrics(self.dir / METRICS_FILE)
         compilations, compile_seconds = self.backend.compilations()
         summary = RunSummary(
             run_dir=str(self.dir),
@@ -287,6 +360,14 @@ class _Run:
         if self.config.metrics.report:
             write_report(self.dir)
         return summary
+
+
+def _in_turn(world: Communicator, build: Callable[[], Task]) -> Task:
+    """`build()` on the first rank of each node, then on the others, which find its result in the cache."""
+    is_first = world.nodes.index(world.nodes[world.rank]) == world.rank
+    task = build() if is_first else None
+    world.barrier()
+    return task or build()
 
 
 def _peak_memory() -> float:

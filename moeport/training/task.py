@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moeport.backends.base import Backend, EvaluationModel
+from moeport.backends.base import EvaluationModel
+from moeport.comm.communicator import Communicator
 from moeport.config.schema import Config
 from moeport.core.build import build_model
 from moeport.core.model import Transformer
@@ -56,8 +57,8 @@ class Task(ABC):
         """What the examples are, and how many there are: a line to be printed."""
 
     @abstractmethod
-    def evaluate(self, backend: Backend, model: EvaluationModel, batch_size: int) -> Evaluation:
-        """Evaluate on all held-out examples."""
+    def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
+        """Evaluate on all held-out examples; every rank calls it."""
 
     @abstractmethod
     def save(self, run_dir: Path) -> None:
@@ -98,10 +99,10 @@ class TextTask(Task):
             f"{train.num_tokens:,} tokens; {held_out:,} documents held out"
         )
 
-    def evaluate(self, backend: Backend, model: EvaluationModel, batch_size: int) -> Evaluation:
+    def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
         """See Task."""
         validation = self.data.validation
-        return evaluate(backend, model, validation.windows(batch_size), validation.num_bytes)
+        return evaluate(world, model, validation.windows(batch_size), validation.num_bytes)
 
     def save(self, run_dir: Path) -> None:
         """The tokenizer."""
@@ -132,9 +133,9 @@ class ImageTask(Task):
         train, held_out = self.train, self.validation.num_sequences
         return f"images      {train.num_sequences:,} of {train.sequence_length} patches; {held_out:,} images held out"
 
-    def evaluate(self, backend: Backend, model: EvaluationModel, batch_size: int) -> Evaluation:
+    def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
         """See Task."""
-        return evaluate_images(model, self.validation.windows(batch_size))
+        return evaluate_images(world, model, self.validation.windows(batch_size))
 
     def save(self, run_dir: Path) -> None:
         """Nothing."""

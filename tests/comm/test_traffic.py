@@ -7,7 +7,7 @@ def test_what_stays_is_not_counted():
     traffic.add("all_to_all", [0, 0, 0, 2], row_bytes=8)
     traffic.add("broadcast", [0, 0, 0, 0], row_bytes=8)
     assert traffic.volumes == {
-        "all_to_all": Volume(calls=2, rows=1103, intra_node_bytes=8, inter_node_bytes=8 * 1102),
+        "all_to_all": Volume(2, intra_node_rows=1, inter_node_rows=1102, intra_node_bytes=8, inter_node_bytes=8 * 1102),
         "broadcast": Volume(calls=1),
     }
 
@@ -17,7 +17,7 @@ def test_a_snapshot_stays_as_it_is():
     traffic.add("all_gather", [3, 3], row_bytes=4)
     snapshot = traffic.snapshot()
     traffic.add("all_gather", [3, 3], row_bytes=4)
-    assert snapshot == {"all_gather": Volume(1, 3, 12, 0)}
+    assert snapshot == {"all_gather": Volume(1, 3, 0, 12, 0)}
     traffic.reset()
     assert traffic.snapshot() == {}
-    assert snapshot == {"all_gather": Volume(1, 3, 12, 0)}
+    assert snapshot == {"all_gather": Volume(1, 3, 0, 12, 0)}

@@ -514,9 +514,15 @@ CASES = [
     ),
     case(
         "ranks",
-        "parallelism:\n  data: 2\n  expert: 4\n",
-        "c.yaml:2:9 parallelism.data: more than one rank is not available yet (got 2); expected 1\n"
-        "c.yaml:3:11 parallelism.expert: more than one rank is not available yet (got 4); expected 1",
+        "parallelism:\n  expert: 3\n  shard: true\nbackend: {name: mindspore}\n",
+        "c.yaml:2:11 parallelism.expert: does not divide model.moe.num_experts = 8 (got 3); expected a divisor of 8\n"
+        "c.yaml:3:10 parallelism.shard: backend mindspore keeps whole copies (got true); expected false or null",
+    ),
+    case(
+        "algorithm of one rank",
+        "comm: {algorithm: node_dedup}\n",
+        "c.yaml:1:19 comm.algorithm: chooses how tokens reach experts on other ranks, and with parallelism.expert = 1 "
+        "there are none (got node_dedup); expected flat, or parallelism.expert of 2 or more",
     ),
     case(
         "numpy",

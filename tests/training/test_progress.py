@@ -85,9 +85,8 @@ def test_time_left_follows_recent_steps():
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_other_ranks_are_silent(monkeypatch, terminal):
-    monkeypatch.setenv("RANK", "1")
-    console = Console(file=io.StringIO(), force_terminal=terminal)
+def test_a_quiet_console_stays_so(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, quiet=True)
     with Progress(1000, 0, 10, console) as progress:
         progress.step(EXAMPLE)
         progress.evaluation(EvaluationMetrics(100, 3.0, 1.5))

@@ -192,9 +192,3 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
 def test_numpy_refuses_to_train(tmp_path):
     with pytest.raises(UserError, match=r"numpy cannot train; set backend\.name to torch or mindspore"):
         train(tiny_config(tmp_path, backend={"name": "numpy"}), console=QUIET)
-
-
-def test_more_than_one_rank_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="WORLD_SIZE is 4"):
-        train(tiny_config(tmp_path), console=QUIET)

@@ -10,6 +10,8 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, log_loss
 
 from moeport.backends import get_backend
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.core.build import build_model
 from moeport.data import read_images
@@ -90,7 +92,7 @@ def test_accuracy_and_loss_are_those_of_scikit_learn(trained, backend):
     model = get_backend(BackendConfig(name=backend, device="cpu", dtype="float64")).evaluation_model(
         shapes, load_checkpoint(last(config)).model
     )
-    result = evaluate_images(model, held_out.windows(100))
+    result = evaluate_images(SingleProcess(NumpyOps()), model, held_out.windows(100))
     scores = model.logits(held_out.patch_NSP)
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert result.accuracy == accuracy_score(held_out.class_N, shares.argmax(1)) == summary.val_accuracy

@@ -26,6 +26,7 @@ from moeport.backends.mindspore.static_ops import StaticOps
 from moeport.backends.mindspore.trace import Compilations
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
+from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.core.model import Transformer
@@ -81,10 +82,10 @@ class MindSporeBackend(Backend):
         return MindSporeModel(self, model, params)
 
     def training_model(
-        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> MindSporeTrainingModel:
         """See Backend."""
-        return MindSporeTrainingModel(self, model, params, options)
+        return MindSporeTrainingModel(self, model, params, options, mesh)
 
     def static_ops(self, expert_rows: int, differentiable: bool) -> StaticOps:
         """Operations for a graph of fixed shapes."""

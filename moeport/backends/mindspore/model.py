@@ -16,6 +16,7 @@ from moeport.backends.mindspore.expert_rows import ExpertRows
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.trace import compiled
+from moeport.comm.mesh import Mesh, alone
 from moeport.core.model import Batch, LossTerms, Transformer
 from moeport.core.ops import Array
 
@@ -26,13 +27,22 @@ if TYPE_CHECKING:
 class MindSporeModel(EvaluationModel):
     """Parameters as MindSpore tensors of one dimension, and the model as a pure function of them and a batch."""
 
-    def __init__(self, backend: MindSporeBackend, model: Transformer, params: Mapping[str, np.ndarray]):
+    def __init__(
+        self,
+        backend: MindSporeBackend,
+        model: Transformer,
+        params: Mapping[str, np.ndarray],
+        mesh: Mesh | None = None,
+    ):
         self.backend, self.model = backend, model
-        specs = model.parameter_specs()
-        self.shapes = {spec.name: spec.shape for spec in specs}
-        self.trained = [spec.name for spec in specs if spec.trainable]
+        self.mesh = mesh or alone(backend.ops)
+        self.specs = {spec.name: spec for spec in model.parameter_specs()}
+        self.trained = [name for name, spec in self.specs.items() if spec.trainable]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of what is on this rank."""
         self.params: dict[str, Parameter] = {}
-        self.load_parameters({name: params[name] for name in self.shapes})
+        self.load_parameters({name: params[name] for name in self.specs})
+        self.compiles = backend.compiles and not _leaves_the_graph(model)
         self._rows: dict[tuple[Any, ...], ExpertRows] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
@@ -50,17 +60,23 @@ class MindSporeModel(EvaluationModel):
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""
         wanted = self.params if names is None else names
-        return {name: self.params[name].asnumpy().reshape(self.shapes[name]).copy() for name in wanted}
+        return {name: self._whole(name, self.params[name]) for name in wanted}
 
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
         """See EvaluationModel."""
         kind = self.backend.parameter_dtype
-        for name, value in params.items():
-            tensor = Tensor(np.asarray(value, kind).reshape(-1).copy())
+        for name, whole in params.items():
+            value = self.mesh.local(self.specs[name], np.asarray(whole, kind))
+            self.shapes[name] = value.shape
+            tensor = Tensor(value.reshape(-1).copy())
             if name in self.params:
                 msops.assign(self.params[name], tensor)
             else:
                 self.params[name] = Parameter(tensor, name=name, requires_grad=name in self.trained)
+
+    def _whole(self, name: str, x: Tensor) -> np.ndarray:
+        """A parameter, or something of its form, from what is on each rank."""
+        return self.mesh.whole(self.specs[name], x.asnumpy().reshape(self.shapes[name]).copy())
 
     def shaped(self) -> dict[str, Tensor]:
         """Parameters by name in their own shapes."""
@@ -76,7 +92,7 @@ class MindSporeModel(EvaluationModel):
         ]
         arrays = [*self.params.values(), *inputs, Tensor(np.array([share], self.backend.parameter_dtype))]
         shape, noise = batch.token_BS.shape, tuple(batch.noise)
-        if not self.backend.compiles:
+        if not self.compiles:
             return self._function(shape, noise, training, None)(*arrays)
         moe = self.model.config.moe
         passes = moe.router.passes if training else 1  # the loads add up over them
@@ -138,6 +154,15 @@ class MindSporeModel(EvaluationModel):
         return LossTerms(*terms), gradients
 
 
+def _leaves_the_graph(model: Transformer) -> bool:
+    """Whether a pass of the model speaks with other ranks, which a compiled graph cannot."""
+    balances_over_ranks = model.config.moe.load_balance.scope == "global"
+    return any(
+        layer.exchange is not None or (layer.mean_over_ranks is not None and balances_over_ranks)
+        for layer in model.moe_layers.values()
+    )
+
+
 def _named(loss: Callable[..., Any]) -> Callable[..., LossTerms]:
     return lambda *arrays: LossTerms(*loss(*arrays)[1:])
 
@@ -146,27 +171,55 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
     """A model with gradients and AdamW."""
 
     def __init__(
-        self, backend: MindSporeBackend, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self,
+        backend: MindSporeBackend,
+        model: Transformer,
+        params: Mapping[str, np.ndarray],
+        options: TrainingOptions,
+        mesh: Mesh | None,
     ):
-        super().__init__(backend, model, params)
-        specs = [spec for spec in model.parameter_specs() if spec.trainable]
+        super().__init__(backend, model, params, mesh)
+        specs = [self.specs[name] for name in self.trained]
         self.optimizer = AdamW({spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer)
         self._accumulated: dict[str, Tensor] = {}
 
-    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+    def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
         """See TrainingModel."""
         terms, gradients = self._exactly(batch, training=True, share=share)
         new = dict(zip(self.optimizer.parameters, gradients, strict=True))
         present = self._accumulated
         self._accumulated = {name: present[name] + value for name, value in new.items()} if present else new
+        if is_last and self.mesh.world.size > 1:
+            self._add_over_ranks()
         return terms
+
+    def _add_over_ranks(self) -> None:
+        """Sums of the gradients over the ranks that hold the same parameters, all of a kind in one collective."""
+        for is_expert, communicator in ((False, self.mesh.world), (True, self.mesh.copies)):
+            mine = [name for name in self._accumulated if self.specs[name].is_expert == is_expert]
+            if communicator.size > 1 and mine:
+                sizes = [self._accumulated[name].size for name in mine]
+                total = communicator.all_reduce(msops.concat([self._accumulated[name] for name in mine]))
+                parts = self.backend.ops.split(total, sizes, axis=0)
+                self._accumulated |= dict(zip(mine, parts, strict=True))
 
     def gradient_norm(self) -> Array:
         """See TrainingModel."""
+        if self.mesh.experts.size > 1:
+            return self._norm_over_ranks()
         if self.backend.device_name == "cpu":  # its memory is the host's, and numpy's product is ten times as fast
             arrays = [gradient.asnumpy() for gradient in self._accumulated.values()]
             return Tensor(np.sqrt(np.sum([np.dot(array, array) for array in arrays])))
         return msops.sqrt(msops.stack([(x * x).sum() for x in self._accumulated.values()]).sum())
+
+    def _norm_over_ranks(self) -> Tensor:
+        """Of gradients of which experts are on other ranks too."""
+        squares = {False: 0.0, True: 0.0}
+        for name, gradient in self._accumulated.items():
+            host = gradient.asnumpy()
+            squares[self.specs[name].is_expert] += float(np.dot(host, host))
+        of_experts = self.mesh.experts.sum_of_numbers(np.array([squares[True]]))[0]
+        return Tensor(np.array(np.sqrt(squares[False] + of_experts), self.backend.parameter_dtype))
 
     def step(self, learning_rate: float, norm: Array) -> None:
         """See TrainingModel."""
@@ -175,17 +228,20 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
 
     def gradients(self) -> dict[str, np.ndarray]:
         """See TrainingModel."""
-        return {name: g.asnumpy().reshape(self.shapes[name]).copy() for name, g in self._accumulated.items()}
+        return {name: self._whole(name, gradient) for name, gradient in self._accumulated.items()}
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """See TrainingModel."""
-        return {
-            name: moment.reshape(self.shapes[name.partition(".")[2]]) for name, moment in self.optimizer.state().items()
-        }
+        found = {}
+        for key, moment in self.optimizer.state().items():
+            name = key.partition(".")[2]
+            found[key] = self.mesh.whole(self.specs[name], moment.reshape(self.shapes[name]))
+        return found
 
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
         """See TrainingModel."""
-        self.optimizer.load_state(state, steps)
+        own = {key: self.mesh.local(self.specs[key.partition(".")[2]], value) for key, value in state.items()}
+        self.optimizer.load_state(own, steps)
 
     def first_non_finite(self, batch: Batch) -> str | None:
         """See TrainingModel."""

@@ -12,6 +12,7 @@ from moeport.backends.base import Backend, EvaluationModel, TrainingModel, Train
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
+from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.core.model import Batch, LossTerms, Transformer
@@ -50,7 +51,7 @@ class NumpyBackend(Backend):
         return NumpyModel(self, model, params)
 
     def training_model(
-        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> TrainingModel:
         """Not available: numpy has no automatic differentiation."""
         _refuse()

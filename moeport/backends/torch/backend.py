@@ -18,8 +18,10 @@ from moeport.backends.torch.device import device_words, matmul_flops_per_second,
 from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
+from moeport.backends.torch.sharding import distribute, like, to_whole
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.launcher import Launch
+from moeport.comm.mesh import Mesh, alone
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.core.model import Batch, LossTerms, Transformer
@@ -64,10 +66,10 @@ class TorchBackend(Backend):
         return TorchEvaluationModel(self, model, params)
 
     def training_model(
-        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions
+        self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> TorchTrainingModel:
         """See Backend."""
-        return TorchTrainingModel(self, model, params, options)
+        return TorchTrainingModel(self, model, params, options, mesh)
 
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
         """See Backend."""
@@ -118,12 +120,15 @@ class TorchEvaluationModel(EvaluationModel):
         model: Transformer,
         params: Mapping[str, np.ndarray],
         activation_checkpointing: bool = False,
+        mesh: Mesh | None = None,
     ):
         self.backend, self.model = backend, model
+        self.mesh = mesh or alone(backend.ops)
+        self.specs = {spec.name: spec for spec in model.parameter_specs()}
         self.module = TransformerModule(
             model,
             backend.ops,
-            params,
+            {name: self.mesh.local(spec, params[name]) for name, spec in self.specs.items()},
             backend.torch_device,
             DTYPES[backend.parameter_dtype],
             backend.dtype,
@@ -150,14 +155,17 @@ class TorchEvaluationModel(EvaluationModel):
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""
         state = self.module.state_dict()
-        return {name: state[name].cpu().numpy().copy() for name in (state if names is None else names)}
+        return {name: self._whole(name, state[name]) for name in (state if names is None else names)}
 
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
         """See EvaluationModel."""
         state = self.module.state_dict()
         with torch.no_grad():
             for name, value in params.items():
-                state[name].copy_(torch.from_numpy(np.asarray(value)))
+                state[name].copy_(like(state[name], self.mesh.local(self.specs[name], value)))
+
+    def _whole(self, name: str, x: Tensor) -> np.ndarray:
+        return self.mesh.whole(self.specs[name], to_whole(x))
 
 
 class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
@@ -169,16 +177,22 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         model: Transformer,
         params: Mapping[str, np.ndarray],
         options: TrainingOptions,
+        mesh: Mesh | None,
     ):
-        super().__init__(backend, model, params, options.activation_checkpointing)
+        super().__init__(backend, model, params, options.activation_checkpointing, mesh)
+        self.is_distributed = self.mesh.world.size > 1
+        if self.is_distributed:
+            distribute(self.module, self.mesh, options.shard is not False, backend.torch_device)
         if options.compile:
             for block in self.module.layers:
                 block.compile()
-        self.optimizer = AdamW(self.module, model.parameter_specs(), options.optimizer)
+        self.optimizer = AdamW(self.module, self.specs, options.optimizer, self.mesh)
 
-    def accumulate(self, batch: Batch, share: float) -> LossTerms:
+    def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
         """See TrainingModel."""
         self.module.train()
+        if self.is_distributed:
+            self.module.set_requires_gradient_sync(is_last)
         terms = self.module(self.on_device(batch))
         (terms.loss if share == 1.0 else terms.loss * share).backward()
         return LossTerms(*(term.detach() for term in terms))

@@ -6,6 +6,7 @@ a process that waits for ever is found at the next call that waits for the devic
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -23,17 +24,32 @@ from moeport.errors import BackendUnavailableError
 
 def start(ops: TorchOps, launch: Launch, timeout_s: float) -> TorchCommunicator:
     """The communicator of all ranks of the job, on the device of `ops`."""
-    if launch.launcher != "torchrun":
-        raise BackendUnavailableError(f"backend.name: torch communicates under torchrun (started by {launch.launcher})")
+    if launch.launcher == "msrun":
+        raise BackendUnavailableError("backend.name: torch communicates under torchrun, srun or mpirun (got msrun)")
     if ops.device.type != "cpu":
-        torch.accelerator.set_device_index(launch.local_rank)
+        # srun --gpus-per-task shows each process its own device alone
+        torch.accelerator.set_device_index(launch.local_rank % torch.accelerator.device_count())
     dist.init_process_group(
         dist.get_default_backend_for_device(ops.device),
+        store=_store(launch),
+        rank=launch.rank,
+        world_size=launch.size,
         timeout=timedelta(seconds=2 * timeout_s),  # moeport's own timeout comes first and says more
     )
     communicator = TorchCommunicator(ops, tuple(range(launch.size)), launch.rank, dist.group.WORLD)
     communicator.watch(launch, timeout_s)
     return communicator
+
+
+def _store(launch: Launch) -> dist.Store:
+    """Where the processes find each other: torchrun's own store, else one of the first process.
+
+    torchrun keeps its store when it starts the processes again, with the addresses of those that died: each start has
+    keys of its own.
+    """
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(launch.host, launch.port, launch.size, is_master=launch.rank == 0 and not agent)
+    return dist.PrefixStore(f"moeport/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 class TorchCommunicator(Communicator):

@@ -17,6 +17,14 @@ from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext
 
 
+class ExpertsModule(nn.Module):
+    """The experts of one layer that are here; a unit of sharding of its own."""
+
+    def forward(self, ops: TorchOps, x_RD: Tensor, counts_E: Tensor, activation: str) -> Tensor:
+        """Outputs (R, D) of rows sorted by expert."""
+        return ops.grouped_mlp(x_RD, self.w_in, self.w_out, counts_E, activation)
+
+
 class ParameterTree(nn.Module):
     """Parameters under dotted names, so that `state_dict` has the names of the specs.
 
@@ -42,7 +50,7 @@ class ParameterTree(nn.Module):
             owner: nn.Module = self
             for part in path:
                 if not hasattr(owner, part):
-                    owner.add_module(part, nn.Module())
+                    owner.add_module(part, ExpertsModule() if part == "experts" else nn.Module())
                 owner = getattr(owner, part)
             kind = torch.float32 if spec.is_table else dtype
             value = torch.tensor(values[spec.name], device=device, dtype=kind)
@@ -79,15 +87,27 @@ class BlockModule(ParameterTree):
         values: Mapping[str, np.ndarray],
         device: torch.device,
         dtype: torch.dtype,
+        activation_checkpointing: bool,
     ):
         super().__init__(block.parameter_specs(), values, device, dtype)
-        self.block, self.ops = block, ops
+        self.block, self.ops, self.activation_checkpointing = block, ops, activation_checkpointing
 
     def forward(
         self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
     ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
         """See moeport.core.model.Block."""
-        return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, x_BSD, rope, context, use_reentrant=False)
+        return self._run(x_BSD, rope, context)
+
+    def _run(
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
+    ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
+        return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context, self._run_experts)
+
+    def _run_experts(self, suffix: str, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+        experts = getattr(self, f"moe{suffix}").experts
+        return experts(self.ops, x_RD, counts_E, self.block.config.moe.activation)
 
 
 class TransformerModule(ParameterTree):
@@ -116,10 +136,10 @@ class TransformerModule(ParameterTree):
         outside = [spec for spec in model.parameter_specs() if not spec.name.startswith("layers.")]
         super().__init__(outside, values, device, dtype)
         self.layers = nn.ModuleList(
-            BlockModule(block, ops, under(f"layers.{block.layer}", values), device, dtype) for block in model.blocks
+            BlockModule(block, ops, under(f"layers.{block.layer}", values), device, dtype, activation_checkpointing)
+            for block in model.blocks
         )
         self.model, self.ops, self.compute_dtype = model, ops, compute_dtype
-        self.activation_checkpointing = activation_checkpointing
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rope(self, sequence_length: int) -> tuple[Tensor, Tensor]:
@@ -131,10 +151,7 @@ class TransformerModule(ParameterTree):
     def _run_block(
         self, block: Block, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
     ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
-        module = self.layers[block.layer]
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, x_BSD, rope, context, use_reentrant=False)
-        return module(x_BSD, rope, context)
+        return self.layers[block.layer](x_BSD, rope, context)
 
     def forward(self, batch: Batch) -> LossTerms:
         """Loss terms of a batch of device arrays; routers draw noise in training mode."""

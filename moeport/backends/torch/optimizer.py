@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from moeport.backends.torch.sharding import copies_of, like, local, to_whole, with_shards
+from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
 from moeport.core.ops import Array
 from moeport.core.parameters import ParameterSpec
@@ -19,27 +21,32 @@ FUSED_DEVICES = ("cpu", "cuda")
 class AdamW:
     """torch.optim.AdamW whose state is known by parameter name.
 
+    It steps on what of each parameter is on this rank, as on any tensors: its kernels take no lists of parameters that
+    are divided over different ranks.
+
     Args:
-        module: holder of the parameters.
-        specs: says which parameters decay.
+        module: holder of the parameters, already distributed.
+        specs: of all parameters, by name; they say which decay.
         config: the optimizer section.
+        mesh: the ranks that the parameters are on.
     """
 
-    def __init__(self, module: nn.Module, specs: Iterable[ParameterSpec], config: OptimizerConfig):
-        self.config = config
+    def __init__(self, module: nn.Module, specs: Mapping[str, ParameterSpec], config: OptimizerConfig, mesh: Mesh):
+        self.config, self.specs, self.mesh = config, specs, mesh
         self.parameters = dict(module.named_parameters())
-        decaying = {spec.name for spec in specs if spec.decays}
+        self.here = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
+        """What of each parameter is on this rank."""
         groups = [
             {
-                "params": [p for name, p in self.parameters.items() if name in decaying],
+                "params": [p for name, p in self.here.items() if specs[name].decays],
                 "weight_decay": config.weight_decay,
             },
             {
-                "params": [p for name, p in self.parameters.items() if name not in decaying],
+                "params": [p for name, p in self.here.items() if not specs[name].decays],
                 "weight_decay": 0.0,
             },
         ]
-        self.device = next(iter(self.parameters.values())).device
+        self.device = next(iter(self.here.values())).device
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
@@ -50,27 +57,41 @@ class AdamW:
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Gradients by name."""
-        return {name: p.grad.detach().cpu().numpy().copy() for name, p in self.parameters.items() if p.grad is not None}
+        return {name: self._whole(name, p.grad) for name, p in self.parameters.items() if p.grad is not None}
 
     def gradient_norm(self) -> Array:
-        """Global 2-norm, on the device."""
-        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        """Global 2-norm over all ranks, on the device."""
+        if self.mesh.world.size == 1:
+            return torch.nn.utils.get_total_norm(self._local_gradients())
+        squares = torch.zeros((), device=self.device, dtype=torch.float32)
+        for p in self.parameters.values():
+            if p.grad is not None:
+                norm = torch.linalg.vector_norm(local(p.grad))
+                squares = squares.to(norm.dtype) + norm * norm / copies_of(p)
+        return torch.sqrt(self.mesh.world.all_reduce(squares))
 
     def step(self, learning_rate: float, norm: Array) -> None:
         """Scale gradients to the clip norm if theirs is larger, update, clear."""
         if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip_norm, norm)
+            share = torch.clamp(self.config.clip_norm / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_(self._local_gradients(), share)
+        for name, p in self.parameters.items():
+            if p is not self.here[name]:
+                self.here[name].grad = None if p.grad is None else local(p.grad)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters.values():
+            p.grad = None
 
     def state(self) -> dict[str, np.ndarray]:
         """`exp_avg.NAME` and `exp_avg_sq.NAME`; empty before the first step."""
+        state = self.optimizer.state
         return {
-            f"{moment}.{name}": self.optimizer.state[p][moment].detach().cpu().numpy().copy()
+            f"{moment}.{name}": self._whole(name, with_shards(state[self.here[name]][moment], p))
             for name, p in self.parameters.items()
-            if p in self.optimizer.state
+            if self.here[name] in state
             for moment in ("exp_avg", "exp_avg_sq")
         }
 
@@ -79,8 +100,16 @@ class AdamW:
         fused_device = self.device if self.device.type in FUSED_DEVICES else "cpu"
         for name, p in self.parameters.items():
             if f"exp_avg.{name}" in state:
-                self.optimizer.state[p] = {
+                self.optimizer.state[self.here[name]] = {
                     "step": torch.tensor(float(steps), dtype=torch.float32, device=fused_device),
-                    "exp_avg": torch.tensor(state[f"exp_avg.{name}"], device=p.device, dtype=p.dtype),
-                    "exp_avg_sq": torch.tensor(state[f"exp_avg_sq.{name}"], device=p.device, dtype=p.dtype),
+                    **{
+                        moment: local(like(p, self.mesh.local(self.specs[name], state[f"{moment}.{name}"])))
+                        for moment in ("exp_avg", "exp_avg_sq")
+                    },
                 }
+
+    def _local_gradients(self) -> list[Tensor]:
+        return [local(p.grad) for p in self.parameters.values() if p.grad is not None]
+
+    def _whole(self, name: str, x: Tensor) -> np.ndarray:
+        return self.mesh.whole(self.specs[name], to_whole(x))

@@ -1,0 +1,103 @@
+"""The ranks of a job as copies x parts: each copy of the experts is divided among ranks that follow each other.
+
+Rank r holds part r % expert of copy r // expert. All else of the model every rank holds, and every rank trains on its
+own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moeport.comm.communicator import Communicator
+from moeport.comm.exchange import EXCHANGES, CountedExchange
+from moeport.comm.single import SingleProcess
+from moeport.core.model import Transformer
+from moeport.core.ops import Array, Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import Topology
+from moeport.errors import UserError
+
+
+class Mesh:
+    """Who shares what; every rank of the job makes one.
+
+    Args:
+        world: all ranks.
+        expert: ranks that share one copy of the experts; divides the number of ranks.
+
+    Raises UserError if the ranks that share a copy are not as many on each of their nodes.
+    """
+
+    def __init__(self, world: Communicator, expert: int):
+        ranks = range(world.size)
+        self.world = world
+        self.experts = _group(world, [ranks[first : first + expert] for first in ranks[::expert]])
+        """The ranks that share the experts of this rank's copy."""
+        self.copies = _group(world, [ranks[part::expert] for part in range(expert)])
+        """The ranks that hold the same experts."""
+        self.topology = _topology(self.experts)
+
+    def local(self, spec: ParameterSpec, value: np.ndarray) -> np.ndarray:
+        """What of a whole parameter this rank holds, with its optimiser state."""
+        if not spec.is_expert:
+            return value
+        size = len(value) // self.experts.size
+        return value[self.experts.rank * size : (self.experts.rank + 1) * size]
+
+    def whole(self, spec: ParameterSpec, local: np.ndarray) -> np.ndarray:
+        """The whole parameter from what each rank holds; every rank calls it."""
+        if not spec.is_expert or self.experts.size == 1:
+            return local
+        ops = self.world.ops
+        return ops.to_numpy(self.experts.all_gather(ops.from_numpy(local))).reshape(-1, *local.shape[1:])
+
+    def place(self, model: Transformer, algorithm: str) -> dict[str, CountedExchange]:
+        """Let the layers of a model know where their experts are.
+
+        Args:
+            model: of which each rank runs its part.
+            algorithm: of EXCHANGES.
+
+        Returns: what carries the tokens of each MoE layer, by the names of `Transformer.moe_layers`; empty where every
+            rank has all experts.
+        """
+        if self.world.size == 1:
+            return {}
+        model.topology = self.topology
+        for moe in model.moe_layers.values():
+            moe.mean_over_ranks = self._mean
+        if self.experts.size == 1:
+            return {}
+        exchange = EXCHANGES[algorithm](self.experts, model.config.moe.num_experts)
+        counted = {name: CountedExchange(exchange) for name in model.moe_layers}
+        for name, moe in model.moe_layers.items():
+            moe.exchange = counted[name]
+        return counted
+
+    def _mean(self, x: Array) -> Array:
+        return self.world.all_reduce(x) * self.world.ops.constant_like(1.0 / self.world.size, x)
+
+
+def alone(ops: Ops) -> Mesh:
+    """The mesh of a process by itself."""
+    return Mesh(SingleProcess(ops), 1)
+
+
+def _group(world: Communicator, partition: Sequence[Sequence[int]]) -> Communicator:
+    if len(partition) == 1:
+        return world
+    return SingleProcess(world.ops) if len(partition[0]) == 1 else world.group(partition)
+
+
+def _topology(experts: Communicator) -> Topology:
+    """Nodes that the experts of one copy are spread over, counted from 0."""
+    nodes = list(dict.fromkeys(experts.nodes))
+    if experts.nodes != tuple(np.repeat(nodes, experts.size // len(nodes))):
+        raise UserError(
+            f"parallelism.expert: the ranks {list(experts.ranks)} that share a copy of the experts are on nodes "
+            f"{list(experts.nodes)}; expected as many on each of these nodes, node after node: let the ranks of a node "
+            f"divide {experts.size}, or be a multiple of it"
+        )
+    return Topology(len(nodes), nodes.index(experts.nodes[experts.rank]))

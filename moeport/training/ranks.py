@@ -1,0 +1,38 @@
+"""Whether a config fits the number of ranks it is started on."""
+
+from __future__ import annotations
+
+from moeport.config.schema import Config
+from moeport.errors import UserError
+
+
+def check_ranks(config: Config, ranks: int) -> None:
+    """Refuse sizes that do not divide, before anything starts.
+
+    Args:
+        config: the whole config.
+        ranks: processes of the job.
+
+    Raises UserError with the numbers.
+    """
+    parallelism, training = config.parallelism, config.training
+    expert, data = parallelism.expert, parallelism.data
+    if ranks % expert:
+        raise UserError(
+            f"parallelism.expert: {expert} does not divide the {ranks} ranks of this job; "
+            f"expected a divisor of {ranks}, or start a multiple of {expert} ranks"
+        )
+    if data is not None and data * expert != ranks:
+        raise UserError(
+            f"parallelism.data: {data} copies of the experts on {expert} ranks each (parallelism.expert) make "
+            f"{data * expert} ranks, and this job has {ranks}; expected {ranks // expert}, or leave it out"
+        )
+    parts = ranks * training.gradient_accumulation
+    if training.batch_size % parts:
+        below = training.batch_size // parts * parts
+        nearest = f"{below} or {below + parts}" if below else str(parts)
+        raise UserError(
+            f"training.batch_size: {training.batch_size} sequences do not divide among {ranks} ranks x "
+            f"{training.gradient_accumulation} micro-batches (training.gradient_accumulation); expected a multiple of "
+            f"{parts}, such as {nearest}"
+        )

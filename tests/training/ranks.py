@@ -1,0 +1,157 @@
+"""Steps of a tiny model on the ranks of a job, to be compared with one process.
+
+Run as a script in each process of a job: BACKEND FOLDER. The first rank writes FOLDER/CASE.npz for every case.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from moeport.backends import get_backend
+from moeport.backends.base import TrainingOptions
+from moeport.comm.launcher import launched
+from moeport.comm.mesh import Mesh
+from moeport.core.parameters import initial_parameters
+from moeport.training.task import build_task
+from moeport.training.trainer import Trainer
+from tests.training.tiny import tiny_config
+
+STEPS = 3
+BATCH = 8
+CAPACITY = {"capacity": {"policy": "factor", "factor": 0.8, "drop": "probability"}}
+
+
+def moe(router="topk", **options):
+    return {"model": {"moe": {"router": {"name": router}, **options}}}
+
+
+CASES = {
+    "experts on all ranks": {"parallelism": {"expert": 0}},
+    "experts on each rank": {},
+    "two copies of the experts": {"parallelism": {"expert": -2}},
+    "hierarchical": {"parallelism": {"expert": 0}, "comm": {"algorithm": "hierarchical"}},
+    "node_dedup": {"parallelism": {"expert": 0}, "comm": {"algorithm": "node_dedup"}},
+    "node_dedup with capacity": {
+        "parallelism": {"expert": 0},
+        "comm": {"algorithm": "node_dedup"},
+        **moe("gshard", **CAPACITY),
+    },
+    "whole copies": {"parallelism": {"expert": -2, "shard": False}},
+    "micro-batches": {"parallelism": {"expert": 0}, "training": {"gradient_accumulation": 2}},
+    "recomputed": {"parallelism": {"expert": -2}, "training": {"activation_checkpointing": True}},
+    "float64": {"parallelism": {"expert": -2}, "backend": {"dtype": "float64"}},
+    "untied": {"parallelism": {"expert": -2}, "model": {"tie_embeddings": False}},
+    "soft": {"parallelism": {"expert": 0}, **moe("soft", allow_future_tokens=True)},
+    "sub-layers": {"parallelism": {"expert": -2}, **moe("cartesian")},
+    "two passes": {"parallelism": {"expert": 0}, **moe("random")},
+    "experts choose": {
+        "parallelism": {"expert": 0},
+        "comm": {"algorithm": "node_dedup"},
+        **moe("expert_choice", allow_future_tokens=True),
+    },
+    "router state": {"parallelism": {"expert": 0}, **moe("sigmoid_bias")},
+    "estimated capacity": {
+        "parallelism": {"expert": 0},
+        "model": {
+            "moe": {
+                "router": {"name": "locmoe_plus", "locality_coefficient": 0.0},
+                "capacity": {"policy": "locmoe_plus", "drop": "affinity"},
+            }
+        },
+    },
+}
+"""Sections of configs; an expert of 0 stands for all ranks, one of -2 for half of them. No case has a locality loss,
+which differs between one node and several.
+"""
+ON_MINDSPORE = ("experts on all ranks", "experts on each rank", "node_dedup with capacity", "two copies of the experts")
+
+
+FIRST_STEP_ALONE = ("experts choose",)
+"""Equal tokens of the text tie, and rounding breaks the tie from the second step on."""
+backend_of = functools.cache(get_backend)  # a process has one device of MindSpore, and sets it once
+
+
+def cases_of(backend):
+    return ON_MINDSPORE if backend == "mindspore" else tuple(CASES)
+
+
+def config_of(backend, case, size, folder):
+    """The config of a case; with a size of 0 that of one process which computes the same."""
+    sections = {name: dict(values) for name, values in CASES[case].items()}
+    training = {"batch_size": BATCH, "steps": STEPS + 1} | sections.pop("training", {})
+    parallelism = sections.pop("parallelism", {})
+    if "expert" in parallelism:
+        parallelism["expert"] = {0: size, -2: size // 2}[parallelism["expert"]]
+    return tiny_config(
+        folder,
+        training=training,
+        parallelism=parallelism,
+        **sections | {"backend": {"name": backend, "device": "cpu", **sections.get("backend", {})}},
+    )
+
+
+def one_process(config, size):
+    """The config of one process in which each micro-batch is that of a rank."""
+    parts = config.training.gradient_accumulation * size
+    training = config.training.model_copy(update={"gradient_accumulation": parts})
+    return config.model_copy(update={"training": training})
+
+
+def run(config, world):
+    """Losses, gradients and parameters of some steps, and an evaluation."""
+    backend = backend_of(config.backend)
+    mesh = Mesh(world, config.parallelism.expert if world.size > 1 else 1)
+    task = build_task(config, report=lambda text: None)
+    lm = task.model()
+    exchanges = mesh.place(lm, config.comm.algorithm)
+    options = TrainingOptions(
+        config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
+    )
+    params = initial_parameters(lm.parameter_specs(), config.training.seed, task.token_counts)
+    model = backend.training_model(lm, params, options, mesh)
+    trainer = Trainer(config, backend, lm, model, task.train, 0, 1.0, mesh, exchanges)
+    found, step = {}, model.step
+
+    def observed(learning_rate, norm):
+        if "loss.0" not in found:
+            found.update({f"gradient.{name}": value for name, value in model.gradients().items()})
+        step(learning_rate, norm)
+
+    model.step = observed
+    for number in range(STEPS):
+        metrics = trainer.step()
+        found[f"loss.{number}"] = np.array([metrics.loss, metrics.total_loss, metrics.grad_norm, metrics.drop_rate])
+        found[f"load.{number}"] = np.array(metrics.expert_load)
+    found["exchanged"] = np.array([metrics.exchanged_rows_per_layer, metrics.exchanged_bytes_per_layer])
+    found |= {f"parameter.{name}": value for name, value in model.parameters().items()}
+    found |= {f"state.{name}": value for name, value in model.optimizer_state().items()}
+    evaluation = task.evaluate(world, model, BATCH // config.training.gradient_accumulation // world.size)
+    found["evaluation"] = np.array([evaluation.loss])
+    model.load_optimizer_state(model.optimizer_state(), STEPS)
+    model.load_parameters(model.parameters())
+    found["again"] = np.array([trainer.step().loss])
+    return found
+
+
+def compared(case, found):
+    """Names of what ranks and one process must have alike."""
+    if case in FIRST_STEP_ALONE:
+        return [name for name in found if name.startswith("gradient.") or name.endswith(".0")]
+    return [name for name in found if name != "exchanged"]
+
+
+def main(name, folder):
+    backend = backend_of(config_of(name, "experts on each rank", 1, folder).backend)
+    with backend.communicator(launched(), 120.0) as world:
+        if world.size == 4:
+            world._locate((0, 0, 1, 1))
+        for case in cases_of(name):
+            found = run(config_of(name, case, world.size, folder), world)
+            if world.rank == 0:
+                np.savez(folder / f"{case}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
