@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,46 +128,86 @@ class HierarchicalExchange(TwoLevelExchange):
 
 
 class NodeDedupExchange(TwoLevelExchange):
-    """A token crosses to a node once, however many of its experts are there, and one row comes back from there.
+    """A token crosses to a node once, however many of its experts are there, and inside the node to a rank once.
 
-    Along the rail travel the tokens, and for each of their assignments on that node the expert and the gate. The rank
-    that receives them passes rows on to the experts inside the node, weighs and sums what comes back, and returns one
-    row a token.
+    With the tokens travel, for each of their assignments there, the expert and the gate. The rank of the experts weighs
+    and sums their outputs, the rank that received the token from another node sums what its neighbours return, and one
+    row a token goes back.
     """
 
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
         """See ExpertExchange."""
-        rail, num_nodes = self.rail, self.rail.size
         expert_N = ops.to_numpy(routing.expert_N)
         token_N = np.arange(len(expert_N)) // (routing.choices_per_token or 1)
         if routing.token_N is not None:
             token_N = ops.to_numpy(routing.token_N)
         served = np.flatnonzero(expert_N < self.num_experts)
-        node_N = expert_N // self.node_experts
-        order = served[np.lexsort((token_N[served], node_N[served]))]
-        node_P, token_P = node_N[order], token_N[order]
-        first_P = np.ones(len(order), bool)
-        first_P[1:] = (node_P[1:] != node_P[:-1]) | (token_P[1:] != token_P[:-1])
-        rows, pairs = (np.bincount(nodes, minlength=num_nodes) for nodes in (node_P[first_P], node_P))
-        row_P = np.cumsum(first_P) - 1 - _starts(rows)[node_P]
+        weight_P = ops.take_rows(routing.weight_N, ops.from_numpy(served))
+        tokens = _Assigned(x_TD, token_N[served], expert_N[served], weight_P)
 
-        counts = ops.from_numpy(np.stack([rows, pairs], axis=1).reshape(-1))
-        counts = ops.to_numpy(rail.all_to_all(counts, [2] * num_nodes, [2] * num_nodes)).reshape(-1, 2)
-        got_rows, got_pairs = counts[:, 0], counts[:, 1]
-        code_P = ops.from_numpy(row_P * self.node_experts + expert_N[order] % self.node_experts)
-        code_P = ops.to_numpy(rail.all_to_all(code_P, pairs, got_pairs))
-        weight_P = rail.all_to_all(ops.take_rows(routing.weight_N, ops.from_numpy(order)), pairs, got_pairs)
-        token_R = ops.from_numpy(token_P[first_P])
-        x_RD = rail.all_to_all(ops.take_rows(x_TD, token_R), rows, got_rows)
+        def in_node(rows: _Assigned) -> Array:
+            return _send_once(ops, self.intra, rows, self.node_experts, lambda own: _apply(ops, own, local, experts))
 
-        row_P = code_P // self.node_experts + np.repeat(_starts(got_rows), got_pairs)
-        by_expert = np.argsort(code_P % self.node_experts, kind="stable")
-        counts_E = np.bincount(code_P % self.node_experts, minlength=self.node_experts)
-        row_P = ops.from_numpy(row_P[by_expert])
-        y_PD = exchange_rows(ops, self.intra, ops.take_rows(x_RD, row_P), counts_E, experts)
-        weight_P = ops.cast(ops.take_rows(weight_P, ops.from_numpy(by_expert)), ops.dtype(y_PD))
-        y_RD = ops.segment_sum(y_PD * ops.reshape(weight_P, (-1, 1)), row_P, int(got_rows.sum()))
-        return ops.segment_sum(rail.all_to_all(y_RD, got_rows, rows), token_R, routing.num_tokens)
+        local = self.node_experts // self.intra.size
+        return _send_once(ops, self.rail, tokens, self.num_experts, in_node)
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """Rows and their assignments to experts, P pairs of a row and an expert."""
+
+    x_RD: Array
+    row_P: np.ndarray
+    expert_P: np.ndarray
+    weight_P: Array
+
+
+def _send_once(
+    ops: Ops, communicator: Communicator, rows: _Assigned, num_experts: int, inner: Callable[[_Assigned], Array]
+) -> Array:
+    """Send each row once to each member that has any of its experts, and add up what comes back for it.
+
+    Args:
+        ops: the backend's operations.
+        communicator: its members hold the experts in order, equally many each.
+        rows: of this member.
+        num_experts: of all members.
+        inner: what a member does with the rows it gets, whose experts count from its own first; (S, D) of S rows.
+
+    Returns: (R, D).
+    """
+    size, local = communicator.size, num_experts // communicator.size
+    if size == 1:
+        return inner(rows)
+    member_P = rows.expert_P // local
+    order = np.lexsort((rows.row_P, member_P))
+    member_P, row_P = member_P[order], rows.row_P[order]
+    first_P = np.ones(len(order), bool)
+    first_P[1:] = (member_P[1:] != member_P[:-1]) | (row_P[1:] != row_P[:-1])
+    sent, pairs = (np.bincount(members, minlength=size) for members in (member_P[first_P], member_P))
+    place_P = np.cumsum(first_P) - 1 - _starts(sent)[member_P]
+
+    counts = ops.from_numpy(np.stack([sent, pairs], axis=1).reshape(-1))
+    counts = ops.to_numpy(communicator.all_to_all(counts, [2] * size, [2] * size)).reshape(-1, 2)
+    got, got_pairs = counts[:, 0], counts[:, 1]
+    code_P = ops.from_numpy(place_P * local + rows.expert_P[order] % local)
+    code_P = ops.to_numpy(communicator.all_to_all(code_P, pairs, got_pairs))
+    weight_P = communicator.all_to_all(ops.take_rows(rows.weight_P, ops.from_numpy(order)), pairs, got_pairs)
+    row_S = ops.from_numpy(row_P[first_P])
+    x_SD = communicator.all_to_all(ops.take_rows(rows.x_RD, row_S), sent, got)
+    place_P = code_P // local + np.repeat(_starts(got), got_pairs)
+    y_SD = inner(_Assigned(x_SD, place_P, code_P % local, weight_P))
+    return ops.segment_sum(communicator.all_to_all(y_SD, got, sent), row_S, rows.x_RD.shape[0])
+
+
+def _apply(ops: Ops, rows: _Assigned, num_experts: int, experts: Experts) -> Array:
+    """The outputs of the experts that are here, weighted and summed for each row."""
+    by_expert = np.argsort(rows.expert_P, kind="stable")
+    row_P = ops.from_numpy(rows.row_P[by_expert])
+    counts_E = ops.from_numpy(np.bincount(rows.expert_P, minlength=num_experts))
+    y_PD = experts(ops.take_rows(rows.x_RD, row_P), counts_E)
+    weight_P = ops.cast(ops.take_rows(rows.weight_P, ops.from_numpy(by_expert)), ops.dtype(y_PD))
+    return ops.segment_sum(y_PD * ops.reshape(weight_P, (-1, 1)), row_P, rows.x_RD.shape[0])
 
 
 EXCHANGES: dict[str, type[ExpertExchange]] = {

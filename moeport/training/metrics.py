@@ -80,6 +80,16 @@ class StepMetrics:
         """Mean of `capacity_per_layer`; NaN where there is no limit."""
         return sum(self.capacity_per_layer) / len(self.capacity_per_layer) if self.capacity_per_layer else math.nan
 
+    @property
+    def inside_nodes_mb(self) -> float:
+        """Megabytes (1e6) exchanged inside nodes, over all layers; 0 where ranks do not share the experts."""
+        return sum(inside for inside, _ in self.exchanged_bytes_per_layer) / 1e6
+
+    @property
+    def between_nodes_mb(self) -> float:
+        """The same between nodes."""
+        return sum(between for _, between in self.exchanged_bytes_per_layer) / 1e6
+
 
 @dataclass(frozen=True)
 class EvaluationMetrics:
@@ -170,6 +180,9 @@ def step_scalars(metrics: StepMetrics) -> dict[str, float]:
         scalars["performance/mfu"] = metrics.mfu
     if metrics.capacity_per_layer:
         scalars["moe/capacity"] = metrics.capacity
+    if metrics.exchanged_bytes_per_layer:
+        scalars["communication/inside_nodes_mb"] = metrics.inside_nodes_mb
+        scalars["communication/between_nodes_mb"] = metrics.between_nodes_mb
     for layer, capacity in enumerate(metrics.capacity_per_layer):
         scalars[f"moe/capacity/{layer}"] = capacity
         scalars[f"moe/drop_rate/{layer}"] = metrics.drop_rate_per_layer[layer]

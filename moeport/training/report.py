@@ -78,6 +78,7 @@ def write_report(run_dir: Path) -> Path:
         num_experts=metrics.num_experts,
         drops=_drops(metrics, layers),
         positions=_position_drops(metrics, config),
+        exchanged=_exchanged(metrics, layers),
         sample=summary.get("sample"),
         config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
         environment=_environment(summary),
@@ -222,6 +223,8 @@ def _sections(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> dic
         ("Routing", Axis("Router z-loss", "", "{:.4g}"), "router_z"),
         ("Routing", dropped, "drop_rate"),
         ("Routing", Axis("Expert capacity", "assignments, mean of the layers", "{:,.0f}", from_zero=True), "capacity"),
+        ("Speed", Axis("All-to-all inside nodes", "MB/step", "{:,.3g}", from_zero=True), "inside_nodes_mb"),
+        ("Speed", Axis("All-to-all between nodes", "MB/step", "{:,.3g}", from_zero=True), "between_nodes_mb"),
         ("Loss", Axis("Output z-loss", "", "{:.4g}"), "output_z"),
     ):
         series = step("", name)
@@ -269,6 +272,21 @@ def _position_drops(metrics: RunMetrics, config: Config | None) -> list[Bar]:
     return [
         Bar(f"{start} to {end - 1}", f"{mean:.2%}", 100 * mean / mean_P.max())
         for start, end, mean in zip(first, first[1:], mean_P, strict=False)
+    ]
+
+
+def _exchanged(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
+    """Mean bytes a step of the all-to-all of each layer; empty where ranks do not share the experts."""
+    mean_L2 = metrics.exchanged_L2 / metrics.num_steps / 1e6
+    if not mean_L2.any():
+        return []
+    return [
+        Bar(
+            layer,
+            f"{inside + between:,.3g} MB, {between:,.3g} MB of it between nodes",
+            100 * (inside + between) / mean_L2.sum(1).max(),
+        )
+        for layer, (inside, between) in zip(layers, mean_L2, strict=True)
     ]
 
 

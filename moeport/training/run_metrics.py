@@ -29,6 +29,8 @@ STEP_VALUES = (
     "imbalance",
     "drop_rate",
     "capacity",
+    "inside_nodes_mb",
+    "between_nodes_mb",
 )
 EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte", "val_accuracy")
 
@@ -61,6 +63,10 @@ class RunMetrics:
                 self.num_steps = 0
                 self.dropped_P = np.zeros(len(record.drop_rate_by_position))
                 """Sum over the steps of the drop rate in each range of positions; empty without a capacity."""
+                self.exchanged_L2 = np.zeros((len(load_LE), 2))
+                """Sum over the steps of the bytes exchanged inside and between nodes."""
+            if record.exchanged_bytes_per_layer:
+                self.exchanged_L2 += np.array(record.exchanged_bytes_per_layer, float)
             self.scalars.add(record.step, _values(record, STEP_VALUES))
             self.loads.add(record.step, np.append(record.step, load_LE))
             self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))

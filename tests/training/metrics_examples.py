@@ -47,7 +47,15 @@ SUMMARY = {
 
 
 def write_run(
-    run_dir, steps, layers=4, experts=8, drop=0.03, evaluations=10, config="model:\n  num_layers: 4\n", summary=SUMMARY
+    run_dir,
+    steps,
+    layers=4,
+    experts=8,
+    drop=0.03,
+    evaluations=10,
+    config="model:\n  num_layers: 4\n",
+    summary=SUMMARY,
+    exchanged=(),
 ):
     """The folder of a made-up run: loss falls, experts drift from collapsed to balanced."""
     random = np.random.default_rng(0)
@@ -82,6 +90,7 @@ def write_run(
                     drop_rate=float(drop_L.mean()),
                     expert_load=load_LE.round(4).tolist(),
                     drop_rate_per_layer=drop_L.tolist(),
+                    exchanged_bytes_per_layer=list(exchanged),
                 )
             )
             if evaluations and step % max(1, steps // evaluations) == 0:

@@ -168,6 +168,15 @@ def test_metrics_alone_suffice(tmp_path):
     assert "details" not in page.texts
 
 
+def test_the_all_to_all_is_shown_where_there_is_one(tmp_path):
+    assert "All-to-all" not in report(tmp_path / "alone")[1]
+    sent = [[1_500_000, 500_000], [3_000_000, 0]]
+    page, text = report(tmp_path / "shared", layers=2, config="model:\n  num_layers: 2\n", exchanged=sent)
+    assert "2 MB, 0.5 MB of it between nodes" in text
+    assert "3 MB, 0 MB of it between nodes" in text
+    assert {"All-to-all inside nodes", "All-to-all between nodes"} <= set(charts(page))
+
+
 def test_without_drops_it_is_said_so(tmp_path):
     page, text = report(tmp_path / "run", drop=0.0)
     assert "No assignment was dropped." in text
