@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -259,11 +260,14 @@ class Communicator(ABC):
     # ------------------------------------------------------------------ guards
 
     def _exchange(self, traffic: Traffic, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
-        traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, _row_bytes(self.ops, x))
+        volume = traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, _row_bytes(self.ops, x))
+        started = time.perf_counter()
         with self._collective("all_to_all", f"{self._describe(x)}, sends {_words(send)}, receives {_words(receive)}"):
             if self.checks_splits:
                 self._check_splits(x, send, receive)
-            return self._all_to_all(x, send, receive)
+            result = self._all_to_all(x, send, receive)
+        volume.seconds += time.perf_counter() - started
+        return result
 
     def _check_splits(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> None:
         rows = self._gather_integers([_row_bytes(self.ops, x), *send, *receive])

@@ -16,6 +16,9 @@ class Volume:
     inter_node_rows: int = 0
     intra_node_bytes: int = 0
     inter_node_bytes: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    """Spent in the calls by this process, waiting for others included; on an accelerator until they were launched. Only
+    `all_to_all` counts it."""
 
     def __add__(self, other: Volume) -> Volume:
         return Volume(
@@ -24,6 +27,7 @@ class Volume:
             self.inter_node_rows + other.inter_node_rows,
             self.intra_node_bytes + other.intra_node_bytes,
             self.inter_node_bytes + other.inter_node_bytes,
+            self.seconds + other.seconds,
         )
 
 
@@ -44,8 +48,8 @@ class Traffic:
     """Number of the node of each position."""
     volumes: dict[str, Volume] = field(default_factory=dict)
 
-    def add(self, name: str, rows: Sequence[int], row_bytes: int) -> None:
-        """Count one call that sends `rows[peer]` rows of `row_bytes` bytes to each peer."""
+    def add(self, name: str, rows: Sequence[int], row_bytes: int) -> Volume:
+        """Count one call that sends `rows[peer]` rows of `row_bytes` bytes to each peer; returns where it counts."""
         volume = self.volumes.setdefault(name, Volume())
         volume.calls += 1
         for peer, count in enumerate(rows):
@@ -57,6 +61,7 @@ class Traffic:
             else:
                 volume.inter_node_rows += count
                 volume.inter_node_bytes += count * row_bytes
+        return volume
 
     def snapshot(self) -> dict[str, Volume]:
         """A copy of the volumes that later calls do not change."""

@@ -86,8 +86,9 @@ class ParallelismConfig(Section):
 class CommConfig(Section):
     """Communication between ranks."""
 
-    algorithm: Literal["flat", "hierarchical", "node_dedup"] = "flat"
-    """How tokens reach experts on other ranks: straight; along rails, then inside the node; or once for each node."""
+    algorithm: Literal["flat", "hierarchical", "node_dedup", "auto"] = "flat"
+    """How tokens reach experts on other ranks: straight; along rails, then inside the node; or once for each node and
+    rank. auto: the fastest of them, tried at the start."""
     timeout: PositiveFloat = 600.0
     """Seconds that a collective may take before the job is stopped."""
 

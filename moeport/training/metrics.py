@@ -69,6 +69,9 @@ class StepMetrics:
     likewise."""
     drop_rate_by_position: list[float] = field(default_factory=list)
     """Drop rate in up to 16 equal ranges of positions of a sequence, over all layers; empty where there is no limit."""
+    exchange_time: float = 0.0
+    """Seconds in the all-to-alls of the experts, mean of the ranks, forward and backward, waiting for other ranks
+    included; on an accelerator until they were launched. 0 unless ranks share the experts."""
     exchanged_rows_per_layer: list[list[int]] = field(default_factory=list)
     """Rows that all ranks sent to others in the exchanges of each MoE layer, forward and backward: [inside nodes,
     between nodes]; empty unless ranks share the experts."""

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
+from moeport.comm.choice import fastest
 from moeport.comm.communicator import Communicator
 from moeport.comm.launcher import launched
 from moeport.comm.mesh import Mesh
@@ -146,7 +147,7 @@ class _Run:
         self.checkpoints = self.dir / CHECKPOINT_DIR
         self.task: Task = _in_turn(mesh.world, lambda: build_task(config, report=self.say))
         self.shapes = self.task.model()
-        self.exchanges = mesh.place(self.shapes, config.comm.algorithm)
+        self.exchanges = mesh.place(self.shapes, self._algorithm())
         self.counts = self.shapes.parameter_counts()
         self.model = self._model()
         self.start_step = checkpoint.meta.step if checkpoint else 0
@@ -261,6 +262,18 @@ class _Run:
         model = self.backend.training_model(self.shapes, self.checkpoint.model, options, self.mesh)
         model.load_optimizer_state(self.checkpoint.optimizer, meta.step)
         return model
+
+    def _algorithm(self) -> str:
+        """That of the config, or the fastest one."""
+        config, moe = self.config, self.config.model.moe
+        if config.comm.algorithm != "auto" or self.mesh.experts.size == 1:
+            return config.comm.algorithm
+        parts = config.training.gradient_accumulation * self.mesh.world.size
+        tokens = config.training.batch_size // parts * self.task.train.sequence_length
+        top_k = min(-(-moe.router.assignments(tokens, moe.num_experts, 1) // tokens), moe.num_experts)
+        choice = fastest(self.mesh, tokens, config.model.d_model, moe.num_experts, top_k, self.backend.dtype)
+        self.say(f"all-to-all  {choice}")
+        return choice.algorithm
 
     def _announce(self) -> None:
         counts, training = self.counts, self.config.training

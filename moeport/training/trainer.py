@@ -100,7 +100,7 @@ class Trainer:
         capacity = self.config.model.moe.capacity
         estimates = [estimate_of(affinity_3E) for affinity_3E in affinity_L3E] if capacity.is_estimated else []
         chosen_P, dropped_P = terms.positions_L2P.sum(0)
-        sent_L4 = self._sent()
+        sent_L4, exchange_time = self._sent()
         return StepMetrics(
             step=self.step_number,
             loss=loss,
@@ -123,6 +123,7 @@ class Trainer:
             delta_per_layer=[math.nan if e is None else round(e.delta, 6) for e in estimates],
             competitors_per_layer=[math.nan if e is None else round(e.competitors, 3) for e in estimates],
             drop_rate_by_position=[round(float(x), 6) for x in _ratio(dropped_P, chosen_P)] if chosen_P.any() else [],
+            exchange_time=exchange_time,
             exchanged_rows_per_layer=[[int(x) for x in row] for row in sent_L4[:, :2]],
             exchanged_bytes_per_layer=[[int(x) for x in row] for row in sent_L4[:, 2:]],
         )
@@ -144,16 +145,20 @@ class Trainer:
                 found[name] = total.reshape(value.shape) / (1 if name in COUNTS else world.size)
         return LossTerms(**found)
 
-    def _sent(self) -> np.ndarray:
+    def _sent(self) -> tuple[np.ndarray, float]:
         """What all ranks sent in the exchanges of each MoE layer, (L, 4): rows inside nodes and between nodes, bytes
-        inside nodes and between nodes; (0, 4) where there are no exchanges.
+        inside nodes and between nodes; (0, 4) where there are no exchanges. And the seconds of all, mean of the ranks.
         """
         volumes = [exchange.sent() for exchange in self.exchanges.values()]
         own = np.array(
-            [[v.intra_node_rows, v.inter_node_rows, v.intra_node_bytes, v.inter_node_bytes] for v in volumes],
+            [
+                [v.intra_node_rows, v.inter_node_rows, v.intra_node_bytes, v.inter_node_bytes, v.seconds]
+                for v in volumes
+            ],
             np.float64,
-        ).reshape(-1, 4)
-        return self.mesh.world.sum_of_numbers(own) if volumes else own
+        ).reshape(-1, 5)
+        sent_L5 = self.mesh.world.sum_of_numbers(own) if volumes else own
+        return sent_L5[:, :4], float(sent_L5[:, 4].sum()) / self.mesh.world.size
 
     def _update_router_state(self, chosen_LE: np.ndarray, affinity_L3E: np.ndarray) -> None:
         if self.router_state:
