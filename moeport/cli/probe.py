@@ -33,7 +33,7 @@ def probe(
     if launch is None:
         raise UserError(HOW)
 
-    name = backend or {"torchrun": "torch", "msrun": "mindspore"}[launch.launcher]
+    name = backend or launch.backend
     chosen, dtypes = _backend(name, device)
     with chosen.communicator(launch, timeout) as communicator:
         results = _probe(chosen, communicator, dtypes)

@@ -1,14 +1,16 @@
-"""What torchrun or msrun told this process through its environment."""
+"""What torchrun, msrun, mpirun or srun told this process through its environment."""
 
 from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moeport.comm.slurm import expand_hosts, tasks_per_node
 from moeport.errors import UserError
 
 
@@ -16,14 +18,14 @@ from moeport.errors import UserError
 class Launch:
     """One process among those that a launcher started."""
 
-    launcher: Literal["torchrun", "msrun"]
+    launcher: Literal["torchrun", "msrun", "openmpi", "slurm"]
     rank: int
     """0 .. size - 1; -1 in msrun's scheduler."""
     size: int
     local_rank: int
     """Rank among the processes of this node; -1 in msrun's scheduler."""
     host: str
-    """Where the launcher's rendezvous listens."""
+    """Where rank 0 or the launcher's rendezvous listens."""
     port: int
     local_size: int | None = None
     """Processes of this node; msrun does not say."""
@@ -35,16 +37,29 @@ class Launch:
         """Whether this is msrun's scheduler, which runs the same command as the workers but has no rank."""
         return self.rank < 0
 
+    @property
+    def backend(self) -> str:
+        """The backend that communicates under this launcher."""
+        return "mindspore" if self.launcher == "msrun" else "torch"
+
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
     """The launch that this process belongs to; None for a process started by itself.
 
-    Raises UserError for variables that are set in part or are no numbers.
+    torchrun and msrun come first, since Slurm or Open MPI may have started them. A single process of Slurm or Open MPI
+    counts as started by itself.
+
+    Raises UserError for variables that are set in part or are no numbers, and where Slurm or Open MPI started different
+    numbers of processes on the nodes.
     """
     if "RANK" in environment or "LOCAL_RANK" in environment:
         return _torchrun(environment)
     if "MS_ROLE" in environment:
         return _msrun(environment)
+    if "OMPI_COMM_WORLD_RANK" in environment:
+        return _openmpi(environment)
+    if "SLURM_STEP_ID" in environment:
+        return _slurm(environment)
     return None
 
 
@@ -83,6 +98,69 @@ def _msrun(environment: Mapping[str, str]) -> Launch:
         host=environment["MS_SCHED_HOST"],
         port=_number(environment, "MS_SCHED_PORT"),
     )
+
+
+def _openmpi(environment: Mapping[str, str]) -> Launch | None:
+    names = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+    _require(environment, names, "mpirun")
+    rank, size, local_rank, local_size = (_number(environment, name) for name in names)
+    if size == 1:
+        return None
+    if size % local_size:
+        raise UserError(
+            f"mpirun started {local_size} of {size} processes on this node; expected the same number on each node: "
+            "use --map-by ppr:N:node"
+        )
+    if "MASTER_ADDR" not in environment and local_size < size:
+        raise UserError(
+            f"mpirun started {size} processes, {local_size} of them on this node, and does not say where rank 0 is; "
+            "pass the name of its host: mpirun -x MASTER_ADDR=HOST"
+        )
+    return Launch(
+        launcher="openmpi",
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        host=environment.get("MASTER_ADDR", "localhost"),
+        port=_port(environment, "PMIX_NAMESPACE"),
+    )
+
+
+def _slurm(environment: Mapping[str, str]) -> Launch | None:
+    size, counts, hosts = (
+        step if step in environment else job
+        for step, job in (
+            ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+            ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"),
+            ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"),
+        )
+    )
+    if environment.get(size, "1") == "1":  # the shell of salloc is a step too
+        return None
+    _require(environment, ("SLURM_PROCID", "SLURM_LOCALID", size, counts, hosts), "srun")
+    per_node = tasks_per_node(environment[counts])
+    if len(set(per_node)) > 1:
+        raise UserError(
+            f"srun started {environment[counts]} tasks on the nodes; expected the same number on each: "
+            "use --ntasks-per-node=N"
+        )
+    return Launch(
+        launcher="slurm",
+        rank=_number(environment, "SLURM_PROCID"),
+        size=_number(environment, size),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        local_size=per_node[0],
+        host=environment.get("MASTER_ADDR") or expand_hosts(environment[hosts])[0],
+        port=_port(environment, "SLURM_JOB_ID", "SLURM_STEP_ID"),
+    )
+
+
+def _port(environment: Mapping[str, str], *job: str) -> int:
+    """MASTER_PORT, or a port between 15000 and 24999 that follows from the variables that name the job."""
+    if "MASTER_PORT" in environment:
+        return _number(environment, "MASTER_PORT")
+    return 15000 + zlib.crc32(".".join(environment.get(name, "") for name in job).encode()) % 10000
 
 
 @dataclass(frozen=True)

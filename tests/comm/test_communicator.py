@@ -133,7 +133,7 @@ def test_the_probe_finds_a_wrong_gradient():
     ("name", "launch", "message"),
     [
         ("numpy", TORCHRUN, "backend.name: numpy runs in one process (got 2)"),
-        ("torch", MSRUN, "backend.name: torch communicates under torchrun (started by msrun)"),
+        ("torch", MSRUN, "backend.name: torch communicates under torchrun, srun or mpirun (got msrun)"),
         ("mindspore", TORCHRUN, "backend.name: mindspore communicates under msrun (started by torchrun)"),
     ],
 )

@@ -1,0 +1,121 @@
+"""The commands that start a training job: torchrun or msrun on each node, and a Slurm script around them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+MODULES = {"torchrun": "torch.distributed.run", "msrun": "mindspore.parallel.cluster.run"}
+PORTS = {"torchrun": 29500, "msrun": 8118}
+"""Where they meet unless told otherwise."""
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """The same number of ranks on each of some nodes."""
+
+    launcher: Literal["torchrun", "msrun"]
+    nodes: int
+    ranks_per_node: int
+    arguments: tuple[str, ...]
+    """Of `moeport`."""
+    max_restarts: int = 0
+    """How often torchrun starts the ranks again after a failure; msrun does not."""
+
+    def command(self, node: int, host: str, port: int | None = None) -> list[str]:
+        """What starts the ranks of one node.
+
+        Args:
+            node: its number, from 0.
+            host: address of node 0.
+            port: a free port of node 0; default: the launcher's own.
+        """
+        if self.launcher == "torchrun" and self.nodes == 1:
+            return ["torchrun", "--standalone", *self._ranks()]
+        return [self.launcher, *self._place(str(node), host, str(port or PORTS[self.launcher])), *self._ranks()]
+
+    def slurm_script(self, options: Mapping[str, str]) -> str:
+        """An sbatch script that starts the launcher on each node.
+
+        Args:
+            options: further options of sbatch, such as `{"time": "02:00:00"}`.
+        """
+        asked = {"job-name": "moeport", "nodes": str(self.nodes), "ntasks-per-node": "1", **options}
+        place = " ".join(self._place("$SLURM_NODEID", "$MASTER_ADDR", "$MASTER_PORT"))
+        return SLURM_SCRIPT.format(
+            options="\n".join(f"#SBATCH --{name}={value}" for name, value in asked.items()),
+            ranks=self.ranks_per_node,
+            start=shlex.quote(f'exec {self.launcher} {place} "$@"'),
+            arguments=shlex.join(self._ranks()),
+        )
+
+    def _place(self, node: str, host: str, port: str) -> list[str]:
+        if self.launcher == "torchrun":
+            return [f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}"]
+        logs = f"--log_dir=msrun_logs/node_{node}"
+        return [f"--node_rank={node}", f"--master_addr={host}", f"--master_port={port}", logs]
+
+    def _ranks(self) -> list[str]:
+        if self.launcher == "torchrun":
+            restarts = [f"--max-restarts={self.max_restarts}"] if self.max_restarts else []
+            sizes = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.ranks_per_node}", *restarts]
+            return [*sizes, "-m", "moeport", *self.arguments]
+        workers = [f"--worker_num={self.nodes * self.ranks_per_node}", f"--local_worker_num={self.ranks_per_node}"]
+        return [*workers, "--join=True", "python", "-m", "moeport", *self.arguments]
+
+
+SLURM_SCRIPT = """\
+#!/bin/bash
+{options}
+# To adapt: what your site wants, such as #SBATCH --account=NAME, the memory, or --gres=npu:8 for NPUs.
+# A task of Slurm is the launcher of a node, so its cores are those of all {ranks} ranks there:
+##SBATCH --cpus-per-task=CORES
+
+# To adapt: how the Python environment with moeport becomes active, such as
+# source .venv/bin/activate
+
+set -eu
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+
+srun --kill-on-bad-exit=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" \\
+    bash -c {start} bash \\
+    {arguments}
+"""
+
+
+def run(command: Sequence[str]) -> int:
+    """Run the command of a node until it ends. SIGINT and SIGTERM go to its launcher, which ends the ranks.
+
+    Returns: its exit code; 130 after a signal.
+    """
+    launcher = command[0]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun wants the word `python`
+    process = subprocess.Popen(
+        [sys.executable, "-m", MODULES[launcher], *command[1:]],
+        env=os.environ | {"PATH": path},
+        start_new_session=True,  # Ctrl-C would come twice: from the terminal, and from here
+    )
+    signals: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        process.send_signal(signal.SIGINT if launcher == "msrun" else number)  # msrun leaves its ranks at SIGTERM
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return INTERRUPTED if signals else code
