@@ -1,4 +1,4 @@
-"""Results of a communication benchmark as a table, JSON and CSV."""
+"""Results of a communication benchmark as a table, JSON, CSV and a plot."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeport.bench.measure import Row
+from moeport.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,3 +58,33 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+def write_plot(path: Path, rows: Sequence[Row]) -> None:
+    """Bus bandwidth over size, a line for each operation, from the lower to the upper quartile of the times.
+
+    Raises UserError without matplotlib, or for a type of file that it does not write.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"--plot {path}: matplotlib is not installed: pip install 'moeport[plot]'") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(row.operation for row in rows):
+        mine = [row for row in rows if row.operation == name]
+        sizes = [row.size for row in mine]
+        line = axes.plot(sizes, [row.busbw for row in mine], marker="o", markersize=3, label=name)[0]
+        low = [row.busbw * row.time_us / row.high_us for row in mine]
+        high = [row.busbw * row.time_us / row.low_us for row in mine]
+        axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("size of one rank, bytes")
+    axes.set_ylabel("bus bandwidth, GB/s (1e9)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise UserError(f"--plot {path}: {error}") from error

@@ -9,18 +9,25 @@ import sys
 import numpy as np
 import pytest
 
-from moeport.bench.operations import COLLECTIVES, EXCHANGES
+from moeport.bench.operations import COLLECTIVES
+from moeport.comm.exchange import EXCHANGES
 from tests.comm.jobs import start
 
 SMALL = ["-b", "1K", "-e", "4K", "-f", "4", "-n", "2", "-w", "1", "--experts", "8", "--top-k", "3", "--width", "16"]
 
 
 @pytest.mark.parametrize(
-    ("backend", "options"), [("torch", []), ("torch", ["--backward", "-d", "bfloat16"]), ("mindspore", ["--backward"])]
+    ("backend", "options"),
+    [
+        pytest.param("torch", [], marks=pytest.mark.slow),
+        ("torch", ["--backward", "-d", "bfloat16"]),
+        ("mindspore", ["--backward"]),
+    ],
 )
 def test_every_operation_is_right_and_written_down(tmp_path, backend, options):
     pytest.importorskip(backend)
     files = ["--json", str(tmp_path / "out.json"), "--csv", str(tmp_path / "out.csv")]
+    files += ["--plot", str(tmp_path / "out.svg")]
     job = start(backend, 2, ["-m", "moeport", "bench", "comm", *SMALL, *options, *files], tmp_path / "job")
     try:
         assert job.wait(180) == 0, job.output()
@@ -46,6 +53,8 @@ def test_every_operation_is_right_and_written_down(tmp_path, backend, options):
     with (tmp_path / "out.csv").open() as file:
         assert [row["operation"] for row in csv.DictReader(file)] == names * 2
     assert "size" in job.output()
+    assert "…" not in job.output()
+    assert all(name in (tmp_path / "out.svg").read_text() for name in ("bus bandwidth", "size of one rank"))
 
 
 def test_wrong_values_are_counted_and_fail(tmp_path):
@@ -53,12 +62,12 @@ def test_wrong_values_are_counted_and_fail(tmp_path):
     script = tmp_path / "wrong.py"
     script.write_text(
         "import sys\n"
-        "from moeport.bench import operations\n"
+        "from moeport.comm import exchange\n"
         "from moeport.comm.exchange import FlatExchange\n"
         "class Forgetful(FlatExchange):\n"
         "    def exchange(self, ops, x_TD, routing, experts):\n"
         "        return super().exchange(ops, x_TD, routing, experts) * (ops.arange(x_TD.shape[0])[:, None] > 0)\n"
-        "operations.EXCHANGES['flat'] = Forgetful\n"
+        "exchange.EXCHANGES['flat'] = Forgetful\n"
         "sys.argv = ['moeport', *sys.argv[1:]]\n"
         "from moeport.cli.main import main\n"
         "main()\n"
