@@ -27,6 +27,10 @@ def check_ranks(config: Config, ranks: int) -> None:
             f"parallelism.data: {data} copies of the experts on {expert} ranks each (parallelism.expert) make "
             f"{data * expert} ranks, and this job has {ranks}; expected {ranks // expert}, or leave it out"
         )
+    if ranks > 1 and config.backend.name == "torch" and config.backend.compile:
+        raise UserError(
+            f"backend.compile: true is for one process with torch (this job has {ranks} ranks); expected false or null"
+        )
     parts = ranks * training.gradient_accumulation
     if training.batch_size % parts:
         below = training.batch_size // parts * parts
