@@ -13,6 +13,7 @@ from tests.support import assert_close, rng
 
 mixtral = pytest.importorskip("transformers.models.mixtral")
 qwen3_moe = pytest.importorskip("transformers.models.qwen3_moe")
+olmoe = pytest.importorskip("transformers.models.olmoe")
 deepseek_v3 = pytest.importorskip("transformers.models.deepseek_v3")
 
 EXPERTS, WIDTH, TOKENS = 8, 16, 64
@@ -62,6 +63,13 @@ def test_qwen3_moe(k, normalize):
     config = qwen3_moe.Qwen3MoeConfig(**SIZES, num_experts_per_tok=k, norm_topk_prob=normalize)
     want = theirs(qwen3_moe.modeling_qwen3_moe.Qwen3MoeTopKRouter(config))
     assert_same_routing(ours(TopKConfig(top_k=k, normalize_gates=normalize)), want, k)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_olmoe(normalize):
+    config = olmoe.OlmoeConfig(hidden_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=3, norm_topk_prob=normalize)
+    want = theirs(olmoe.modeling_olmoe.OlmoeTopKRouter(config))
+    assert_same_routing(ours(TopKConfig(top_k=3, normalize_gates=normalize)), want, 3)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 2.5])

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -77,6 +78,25 @@ def scalar(ops, routing, weights):
     return total if routing.own_loss is None else total + routing.own_loss
 
 
+def cotangents(config):
+    """Arrays of numpy that weigh what is differentiable in a routing."""
+    reference = route(config)
+    return [grid(30 + i, *getattr(reference, name).shape) for i, name in enumerate(ARRAYS)]
+
+
+@functools.cache
+def finite_differences(config):
+    """Gradients of `scalar` by the hidden states and the trained weight, from numpy in float64."""
+    params, weights = router_params(build(config)), cotangents(config)
+
+    def total(name, value):
+        inputs = {"x_TD": value} if name == "x" else {"params": params | {name: value}}
+        return scalar(NumpyOps(), route(config, **inputs), weights)
+
+    at = {"x": hidden_states()} | {name: params[name] for name in trained_weight(build(config))}
+    return {name: finite_difference(functools.partial(total, name), value) for name, value in at.items()}
+
+
 @every_choosing_config
 @every_accurate_training_target
 def test_gradients_are_those_of_finite_differences(target, config):
@@ -84,9 +104,7 @@ def test_gradients_are_those_of_finite_differences(target, config):
     ops = backend.ops
     router, params, x_TD, its_context = placed(backend, config)
     names = ["x", *trained_weight(router)]
-    reference = route(config)
-    weights = [grid(30 + i, *getattr(reference, name).shape) for i, name in enumerate(ARRAYS)]
-    on_device = [ops.cast(ops.from_numpy(v), backend.dtype) for v in weights]
+    on_device = [ops.cast(ops.from_numpy(v), backend.dtype) for v in cotangents(config)]
 
     def total(inputs):
         routing = router.route(ops, params | inputs, inputs["x"], its_context)
@@ -94,15 +112,7 @@ def test_gradients_are_those_of_finite_differences(target, config):
 
     _, grads = backend.value_and_grad(total)({name: (params | {"x": x_TD})[name] for name in names})
 
-    def by_weight(weight):
-        return scalar(NumpyOps(), route(config, params=router_params(router) | {"weight": weight}), weights)
-
-    def by_tokens(x_TD):
-        return scalar(NumpyOps(), route(config, x_TD=x_TD), weights)
-
-    for name in names:
-        by, at = (by_tokens, hidden_states()) if name == "x" else (by_weight, router_params(router)[name])
-        want = finite_difference(by, at)
+    for name, want in finite_differences(config).items():
         assert_close(ops.to_numpy(grads[name]), want, GRADIENT_TOLERANCE[target.dtype], name)
 
 

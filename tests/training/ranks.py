@@ -43,6 +43,10 @@ CASES = {
     "recomputed": {"parallelism": {"expert": -2}, "training": {"activation_checkpointing": True}},
     "float64": {"parallelism": {"expert": -2}, "backend": {"dtype": "float64"}},
     "untied": {"parallelism": {"expert": -2}, "model": {"tie_embeddings": False}},
+    "balance over all ranks": {
+        "parallelism": {"expert": 0},
+        **moe(load_balance={"coefficient": 0.5, "scope": "global"}),
+    },
     "soft": {"parallelism": {"expert": 0}, **moe("soft", allow_future_tokens=True)},
     "sub-layers": {"parallelism": {"expert": -2}, **moe("cartesian")},
     "two passes": {"parallelism": {"expert": 0}, **moe("random")},
@@ -88,12 +92,16 @@ def config_of(backend, case, size, folder):
         folder,
         training=training,
         parallelism=parallelism,
-        **sections | {"backend": {"name": backend, "device": "cpu", **sections.get("backend", {})}},
+        **sections | {"backend": {"name": backend, "device": "cpu", "compile": False, **sections.get("backend", {})}},
     )
 
 
 def one_process(config, size):
-    """The config of one process in which each micro-batch is that of a rank."""
+    """The config of one process in which each micro-batch is that of a rank, or with a loss over all of them the whole
+    batch.
+    """
+    if config.model.moe.load_balance.scope == "global":
+        return config
     parts = config.training.gradient_accumulation * size
     training = config.training.model_copy(update={"gradient_accumulation": parts})
     return config.model_copy(update={"training": training})
