@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from moeport.comm.cost import Exchange, Layout, Routes, counted_routes, expected_routes
 from moeport.core.parameters import generator
 from moeport.errors import UserError
 
 KINDS = "uniform, zipf, local:F with F of 0 to 1, or a .npy file of expert ids (tokens, choices)"
+DRAWN = 2**23
+"""Random numbers that stand for the traffic of a whole cluster."""
+
+
+def routes(kind: str, layout: Layout, exchange: Exchange) -> Routes:
+    """Rows of an exchange: expected ones in closed form for `uniform` and `local:F`, else those of choices.
+
+    Args:
+        kind: see `expert_choices`. Of `zipf` choices are drawn; a file is divided among the ranks in order.
+        layout: ranks and nodes.
+        exchange: tokens and experts.
+
+    Raises UserError as `expert_choices` does.
+    """
+    if kind == "uniform":
+        return expected_routes(layout, exchange)
+    if kind.startswith("local:"):
+        return expected_routes(layout, exchange, _fraction(kind))
+    ranks, experts, top_k = layout.ranks, exchange.num_experts, exchange.top_k
+    if kind.endswith(".npy"):
+        return counted_routes(layout, exchange, _read(Path(kind), experts, top_k, ranks))
+    expert_TK = _drawn(kind, experts, top_k)
+    return counted_routes(layout, exchange, np.resize(expert_TK, (max(ranks, len(expert_TK)), top_k)))
+
+
+@cache
+def _drawn(kind: str, num_experts: int, top_k: int) -> np.ndarray:
+    return expert_choices(kind, DRAWN // num_experts, num_experts, top_k, rank=0, size=1, node=0, nodes=1)
 
 
 def expert_choices(
@@ -77,6 +107,10 @@ def _fraction(kind: str) -> float:
 
 
 def _recorded(path: Path, tokens: int, num_experts: int, top_k: int, rank: int, size: int) -> np.ndarray:
+    return np.resize(np.array_split(_read(path, num_experts, top_k, size), size)[rank], (tokens, top_k))
+
+
+def _read(path: Path, num_experts: int, top_k: int, size: int) -> np.ndarray:
     try:
         recorded = np.load(path)
     except (OSError, ValueError) as error:
@@ -91,4 +125,4 @@ def _recorded(path: Path, tokens: int, num_experts: int, top_k: int, rank: int, 
             f"--traffic {path}: has {len(recorded)} tokens with experts {recorded.min()} .. {recorded.max()}; expected "
             f"at least {size} tokens, one a rank, and experts below --experts ({num_experts})"
         )
-    return np.resize(np.array_split(recorded, size)[rank], (tokens, top_k))
+    return recorded

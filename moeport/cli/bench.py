@@ -22,6 +22,8 @@ HOW = """bench comm runs in the processes of a job, and this process was started
   torchrun --nproc-per-node 2 -m moeport bench comm
   msrun --worker_num 2 --local_worker_num 2 --join True --log_dir logs python -m moeport bench comm
   moeport emulate --nodes 2 --ranks-per-node 2 --inter 1gbit -- bench comm"""
+PLAIN_WIDTH = 180
+"""Characters of a line where the output is no terminal: no column is cut off."""
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 OPERATIONS = "all_reduce, all_gather, reduce_scatter, broadcast, sendrecv, all_to_all; flat, hierarchical, node_dedup"
 
@@ -59,6 +61,9 @@ def comm(
     timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 120.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write all figures here.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw bandwidth over size here, .png, .svg or .pdf; needs matplotlib.")
+    ] = None,
 ) -> None:
     """Time collectives and all-to-alls of experts, and check their values, under torchrun or msrun.
 
@@ -99,10 +104,12 @@ def comm(
         if communicator.rank == 0:
             from rich.console import Console
 
-            from moeport.bench.output import table, write_csv, write_json
+            from moeport.bench.output import table, write_csv, write_json, write_plot
 
             nodes = len(set(communicator.nodes))
             console = Console(highlight=False)
+            if not console.is_terminal:
+                console.width = PLAIN_WIDTH
             console.print(
                 f"{name} on {chosen.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}; expert "
                 f"exchanges: {experts} experts, top-{top_k}, {traffic}, tokens of {width}"
@@ -126,6 +133,8 @@ def comm(
                 write_json(json_file, about, rows)
             if csv_file:
                 write_csv(csv_file, rows)
+            if plot_file:
+                write_plot(plot_file, rows)
     if any(row.wrong for row in rows):
         raise typer.Exit(1)
 

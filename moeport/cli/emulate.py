@@ -30,12 +30,12 @@ def emulate(
     """
     import os
 
-    from moeport.comm.emulation import DEVICE, EmulatedCluster
+    from moeport.comm.emulation import DEVICE, EMULATED, EmulatedCluster
     from moeport.comm.launcher import node_processes
 
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "MS_ROLE")}
     quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
-    environment = quiet | environment | {"GLOO_SOCKET_IFNAME": DEVICE}
+    environment = quiet | environment | {"GLOO_SOCKET_IFNAME": DEVICE, EMULATED: "1"}
     with EmulatedCluster(nodes, inter, latency) as cluster:
         processes = node_processes(launcher, nodes, ranks_per_node, cluster.address(0), command)
         code = cluster.run(processes, environment)

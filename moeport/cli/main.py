@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli import bench, capacity, compare, config, doctor, emulate, generate, parity, probe, routers, train
+from moeport.cli import (
+    bench,
+    capacity,
+    compare,
+    config,
+    doctor,
+    emulate,
+    generate,
+    launch,
+    parity,
+    plan,
+    probe,
+    routers,
+    train,
+)
 from moeport.errors import MoeportError
 from moeport.version import VERSION
 
@@ -18,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("launch")(launch.launch)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("capacity")(capacity.capacity)
@@ -28,6 +43,7 @@ app.add_typer(parity.app)
 app.command("probe")(probe.probe)
 app.add_typer(bench.app)
 app.command("emulate")(emulate.emulate)
+app.command("plan")(plan.plan)
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,6 +21,8 @@ from moeport.errors import RunError, UserError
 
 PREFIX = "moeport"
 DEVICE = "eth0"
+EMULATED = "MOEPORT_EMULATED"
+"""Environment variable of the ranks; benchmarks write down that all of them share one machine."""
 BURST_BYTES = 128 * 1024
 """What a link may send at once; a tenth of a millisecond at 10 Gbit/s."""
 QUEUE = "50ms"
