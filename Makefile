@@ -8,8 +8,9 @@ TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=
 export NO_MKDOCS_2_WARNING = 1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS)
-# Two test processes, each with one thread of arithmetic.
+# Two test processes, each with one thread of arithmetic. A file's tests share what they build, so one process runs them.
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help train test test-all lint format docs docs-serve bench wheel clean
 
@@ -44,10 +45,10 @@ train: $(VENV)/.train
 	$(BIN)/moeport train configs/quickstart.yaml --resume
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

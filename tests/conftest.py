@@ -1,6 +1,7 @@
 import importlib.util
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = (
+    "comm/test_collectives.py",
+    "comm/test_failures.py",
+    "training/test_ranks.py",
+    "backends/test_mindspore_training.py",
+    "backends/test_mindspore.py",
+    "training/test_across_backends.py",
+    "training/test_ranks_train.py",
+    "core/test_model.py",
+    "routers/test_routers_on_backends.py",
+    "parity/test_backends.py",
+    "backends/test_doctor.py",
+    "training/test_interruption.py",
+)
+"""Files that take longest, which start first so that no test process waits for another at the end."""
+
+
 def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if not wanting or has_cuda():
         return

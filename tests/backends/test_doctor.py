@@ -193,9 +193,9 @@ def test_a_type_that_fails_is_reported_and_the_others_are_tried(monkeypatch):
     assert dtypes["float64"] == {"usable": False, "problem": "RuntimeError: no double precision"}
 
 
-def test_the_command_survives_a_broken_torch(tmp_path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object')")
+def test_the_command_survives_broken_packages(tmp_path):
+    for name in ("torch", "mindspore", "datasets"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object')")
     done = subprocess.run(
         [sys.executable, "-m", "moeport", "doctor", "--json"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},

@@ -85,8 +85,14 @@ CASES = {
     "sigmoid_bias": (decoder("sigmoid_bias", router_z_loss=1e-2), 1),
     "base": (decoder("base"), 1),
     "expert_choice": (decoder("expert_choice", router_z_loss=1e-2), 1),
-    "sinkhorn_expert_choice": (decoder({"name": "sinkhorn_expert_choice", "group": "batch"}), 1),
-    "sparsity_constrained_expert_choice": (decoder("sparsity_constrained_expert_choice"), 1),
+    "sinkhorn_expert_choice": (
+        decoder({"name": "sinkhorn_expert_choice", "group": "batch", "sinkhorn_iterations": 3}),
+        1,
+    ),
+    "sparsity_constrained_expert_choice": (
+        decoder({"name": "sparsity_constrained_expert_choice", "solver_iterations": 3}),
+        1,
+    ),
     "maskmoe": (decoder({"name": "maskmoe", "visible_frequent": 3}), 1),
     "random": (decoder("random"), 2),
     "soft": (decoder({"name": "soft", "slots_per_expert": 2}, num_shared_experts=1), 2),
@@ -99,8 +105,15 @@ solver turns at ties, so rounding decides about them in a later step.
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("compiled", [None, False], ids=["compiled", "pynative"])
+@pytest.mark.parametrize(
+    ("compiled", "dtype"),
+    [
+        pytest.param(None, "float32", marks=pytest.mark.slow, id="compiled-float32"),
+        pytest.param(None, "float64", id="compiled-float64"),
+        pytest.param(False, "float32", id="pynative-float32"),
+        pytest.param(False, "float64", marks=pytest.mark.slow, id="pynative-float64"),
+    ],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_it_trains_as_torch_does(case, compiled, dtype):
     lm, micro_batches = CASES[case]

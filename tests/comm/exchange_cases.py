@@ -21,14 +21,16 @@ def routings(size, num_experts):
         experts = spread(rank)
         return np.where(rng(200 + rank).random(experts.shape) < 0.4, num_experts, experts)
 
-    yield "spread", [spread(rank) for rank in range(size)]
-    yield "other numbers of tokens", [spread(rank, 1 + 3 * rank) for rank in range(size)]
-    yield "some nowhere", [some_nowhere(rank) for rank in range(size)]
-    yield "all nowhere", [np.full((TOKENS, CHOICES), num_experts) for _ in range(size)]
     one = np.stack([np.minimum(np.arange(CHOICES), num_experts)] * TOKENS)
-    yield "all to the first experts", [one for _ in range(size)]
-    yield "all to the last expert", [np.full((TOKENS, 1), num_experts - 1) for _ in range(size)]
-    yield "one rank sends nothing", [np.where(rank == 0, num_experts, spread(rank)) for rank in range(size)]
+    return {
+        "spread": [spread(rank) for rank in range(size)],
+        "other numbers of tokens": [spread(rank, 1 + 3 * rank) for rank in range(size)],
+        "some nowhere": [some_nowhere(rank) for rank in range(size)],
+        "all nowhere": [np.full((TOKENS, CHOICES), num_experts) for _ in range(size)],
+        "all to the first experts": [one for _ in range(size)],
+        "all to the last expert": [np.full((TOKENS, 1), num_experts - 1) for _ in range(size)],
+        "one rank sends nothing": [np.where(rank == 0, num_experts, spread(rank)) for rank in range(size)],
+    }
 
 
 def routing_of(ops, expert_TK, weight_TK, num_experts):
@@ -44,16 +46,27 @@ def routing_of(ops, expert_TK, weight_TK, num_experts):
     )
 
 
-def check(communicator, backend, algorithm, experts_a_rank):
-    """Outputs, and gradients of tokens, gates and experts, on this rank, in float64."""
-    ops, size, rank = backend.ops, communicator.size, communicator.rank
+def check(groups, backend, experts_a_rank, names=None):
+    """Outputs, and gradients of tokens, gates and experts, of every algorithm in every one of `groups`, in float64.
+
+    The groups have the same ranks, laid out on nodes in different ways; the one process is computed once for all.
+    `names`: of the routings; None: all.
+    """
+    ops, size, rank = backend.ops, groups[0].size, groups[0].rank
     num_experts = experts_a_rank * size
     w_in, w_out = (
         rng(1).standard_normal((num_experts, HIDDEN, WIDTH)),
         rng(2).standard_normal((num_experts, WIDTH, HIDDEN)),
     )
-    exchange = ALGORITHMS[algorithm](communicator, num_experts)
-    for name, experts in routings(size, num_experts):
+    exchanges = [
+        (f"{algorithm} on {len(set(group.nodes))} nodes", group, ALGORITHMS[algorithm](group, num_experts))
+        for group in groups
+        for algorithm in ALGORITHMS
+    ]
+    mine = slice(rank * experts_a_rank, (rank + 1) * experts_a_rank)
+    cases = routings(size, num_experts)
+    for name in names or cases:
+        experts = cases[name]
         tokens = [rng(10 + r).standard_normal((len(experts[r]), WIDTH)) for r in range(size)]
         gates = [np.where(experts[r] < num_experts, rng(20 + r).random(experts[r].shape), 0.0) for r in range(size)]
         mixing = [rng(30 + r).standard_normal((len(experts[r]), WIDTH)) for r in range(size)]
@@ -68,7 +81,7 @@ def check(communicator, backend, algorithm, experts_a_rank):
                 total = part if total is None else total + part
             return total
 
-        def together(params, experts=experts, mixing=mixing):
+        def together(params, exchange, experts=experts, mixing=mixing):
             routing = routing_of(ops, experts[rank], params["gates"], num_experts)
             y_TD = exchange(
                 ops,
@@ -78,23 +91,25 @@ def check(communicator, backend, algorithm, experts_a_rank):
             )
             return ops.sum(y_TD * ops.from_numpy(mixing[rank]))
 
+        served = experts[rank] < num_experts
         whole = {"w_in": w_in, "w_out": w_out}
         whole |= {f"tokens.{r}": tokens[r] for r in range(size)} | {f"gates.{r}": gates[r] for r in range(size)}
-        mine = slice(rank * experts_a_rank, (rank + 1) * experts_a_rank)
         part = {"w_in": w_in[mine], "w_out": w_out[mine], "tokens": tokens[rank], "gates": gates[rank]}
         loss, gradients = backend.value_and_grad(alone)({k: ops.from_numpy(v) for k, v in whole.items()})
-        got_loss, got = backend.value_and_grad(together)({k: ops.from_numpy(v) for k, v in part.items()})
-        total = communicator.all_reduce(ops.reshape(got_loss, (1,)))
         want = {
             "w_in": ops.to_numpy(gradients["w_in"])[mine],
             "w_out": ops.to_numpy(gradients["w_out"])[mine],
             "tokens": ops.to_numpy(gradients[f"tokens.{rank}"]),
-            "gates": np.where(experts[rank] < num_experts, ops.to_numpy(gradients[f"gates.{rank}"]), 0.0),
+            "gates": np.where(served, ops.to_numpy(gradients[f"gates.{rank}"]), 0.0),
         }
-        where = f"{algorithm}, {experts_a_rank} experts a rank, {name}"
-        np.testing.assert_allclose(ops.to_numpy(total)[0], ops.to_numpy(loss), atol=1e-12, err_msg=where)
-        for key, value in want.items():
-            gradient = ops.to_numpy(got[key])
-            if key == "gates":
-                gradient = np.where(experts[rank] < num_experts, gradient, 0.0)
-            np.testing.assert_allclose(gradient, value, atol=1e-12, err_msg=f"{where}, {key}")
+        for label, group, exchange in exchanges:
+            params = {k: ops.from_numpy(v) for k, v in part.items()}
+            got_loss, got = backend.value_and_grad(together)(params, exchange)
+            total = group.all_reduce(ops.reshape(got_loss, (1,)))
+            where = f"{label}, {experts_a_rank} experts a rank, {name}"
+            np.testing.assert_allclose(ops.to_numpy(total)[0], ops.to_numpy(loss), atol=1e-12, err_msg=where)
+            for key, value in want.items():
+                gradient = ops.to_numpy(got[key])
+                if key == "gates":
+                    gradient = np.where(served, gradient, 0.0)
+                np.testing.assert_allclose(gradient, value, atol=1e-12, err_msg=f"{where}, {key}")

@@ -28,7 +28,7 @@ class Target:
     default_kernels: bool = False
     """Run the default compositions of the kernels in place of the backend's own."""
     static: bool = False
-    """Run MindSpore's operations of fixed shapes, those that it compiles."""
+    """Run MindSpore's operations of fixed shapes, and compile whole models. Otherwise nothing is compiled."""
 
     def __str__(self):
         variant = "-default" if self.default_kernels else "-static" if self.static else ""
@@ -41,7 +41,10 @@ class Target:
 
 @functools.cache
 def build(target):
-    backend = get_backend(BackendConfig(name=target.backend, device=target.device, dtype=target.dtype))
+    compiles = None if target.static else False
+    backend = get_backend(
+        BackendConfig(name=target.backend, device=target.device, dtype=target.dtype, compile=compiles)
+    )
     if target.default_kernels:
         backend.ops = with_default_kernels(backend.ops)
     if target.static:
@@ -66,15 +69,23 @@ TARGETS = [
 """numpy stands here for the framework's import name too."""
 
 
-def parameters(targets):
+def parameters(targets, slow=()):
     return [
-        pytest.param(target, id=str(target), marks=[pytest.mark.cuda] if target.device == "cuda" else [])
+        pytest.param(
+            target,
+            id=str(target),
+            marks=[pytest.mark.cuda] * (target.device == "cuda") + [pytest.mark.slow] * (target in slow),
+        )
         for target in targets
     ]
 
 
 training = [target for target in TARGETS if target.backend != "numpy"]
 every_target = pytest.mark.parametrize("target", parameters(TARGETS))
+every_target_of_models = pytest.mark.parametrize(
+    "target", parameters(TARGETS, slow=[target for target in TARGETS if target.static and target.dtype == "float64"])
+)
+"""For whole models, which take seconds to compile; those compiled in float64 are also in test_mindspore_training."""
 every_training_target = pytest.mark.parametrize("target", parameters(training))
 every_accurate_training_target = pytest.mark.parametrize(
     "target", parameters([target for target in training if target.dtype != "bfloat16"])

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,15 @@ LOSSES = {
 }
 
 
+@functools.cache
+def slopes_by_weight(config, loss):
+    """Of a loss by the router's weight, from numpy in float64."""
+    return finite_difference(
+        lambda weight: float(loss(NumpyOps(), route(config, router_params(build(config)) | {"weight": weight}))),
+        router_params(build(config))["weight"],
+    )
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("config", TRAINED, ids=label)
 @every_accurate_training_target
@@ -90,10 +101,7 @@ def test_the_gradient_reaches_the_router_weight(target, config, loss):
         return loss(ops, router.route(ops, {**params, **inputs}, x_TD, placed_context(ops, router)))
 
     _, grads = backend.value_and_grad(total)({"weight": params["weight"]})
-    want = finite_difference(
-        lambda weight: float(loss(NumpyOps(), route(config, router_params(router) | {"weight": weight}))),
-        router_params(router)["weight"],
-    )
+    want = slopes_by_weight(config, loss)
     assert np.abs(want).max() > 1e-3
     tolerance = 2 * GRADIENT_TOLERANCE[target.dtype]
     error = 1e-10 + tolerance * np.abs(want).max()  # finite differences are good to 1e-10, whatever the gradient's size

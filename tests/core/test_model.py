@@ -6,7 +6,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig
 from moeport.core.model import Batch, DecoderLM
-from tests.conformance.targets import TOLERANCE, every_target
+from tests.conformance.targets import TOLERANCE, every_target_of_models
 from tests.core.models import ROUTER_CONFIGS, VOCABULARY, batch_of, changed, model_and_params, model_config, rows
 from tests.support import assert_close
 
@@ -126,7 +126,7 @@ def test_later_tokens_change_nothing_before(router):
         pytest.param("topk", {"every": 2}, False, id="every second layer, own head"),
     ],
 )
-@every_target
+@every_target_of_models
 def test_loss_terms_are_those_of_the_reference(target, router, moe, tie):
     config = model_config(router, moe=moe, tie_embeddings=tie)
     model, reference = on_numpy(config)

@@ -129,7 +129,7 @@ def test_backends_agree_on_every_capacity(tmp_path):
     pytest.importorskip("mindspore")
     capacity = ESTIMATED["locmoe_plus"] | {"delta": "quantile", "quantile": 0.5, "update_interval": 1}
     torch, mindspore = (
-        four_steps(config_with(tmp_path, capacity, backend={"name": name, "dtype": "float64"}))
+        four_steps(config_with(tmp_path, capacity, backend={"name": name, "dtype": "float64", "compile": False}))
         for name in ("torch", "mindspore")
     )
     assert len({tuple(step.capacity_per_layer) for step in torch}) > 2

@@ -10,7 +10,7 @@ from tests.comm.jobs import ROOT, Job, start
 from tests.training import ranks
 
 JOBS = [
-    ("torch", 2),
+    pytest.param("torch", 2, marks=pytest.mark.slow),
     ("torch", 4),
     pytest.param("torch", 8, marks=pytest.mark.slow),
     ("mindspore", 2),

@@ -11,7 +11,7 @@ from moeport.core.build import build_model
 from moeport.core.model import Batch
 from moeport.core.parameters import initial_parameters
 from tests.conformance import formulas
-from tests.conformance.targets import TOLERANCE, every_target
+from tests.conformance.targets import TOLERANCE, every_target_of_models
 from tests.core.models import changed
 from tests.support import assert_close, rng
 from tests.vision.tiny import digits_config
@@ -61,7 +61,7 @@ def test_scores_and_loss_are_those_of_the_formula(tmp_path):
 
 
 @pytest.mark.parametrize("router", ["topk", "expert_choice", "soft", "cartesian", "gshard"])
-@every_target
+@every_target_of_models
 def test_every_target_computes_the_loss_of_numpy(target, router, tmp_path):
     moe = {"num_experts": 4, "expert_hidden": 6, "router": {"name": router}, "num_shared_experts": 1}
     _, shapes, params = built(tmp_path, moe=moe)
