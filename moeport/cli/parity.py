@@ -20,11 +20,24 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-VARIANT = "BACKEND[-DEVICE][:DTYPE] and KEY=VALUE, as in 'torch-cpu:bf16 backend.compile=true'."
+VARIANT = (
+    "BACKEND[-DEVICE][:DTYPE][@RANKS] and KEY=VALUE, as in 'torch-cpu:bf16 backend.compile=true'. @4 starts four ranks "
+    "on this machine, @2x2 as if on two nodes."
+)
 
-Sequences = Annotated[int, typer.Option(min=1, help="Sequences a batch.")]
+Sequences = Annotated[
+    int | None, typer.Option(min=1, help="Sequences a batch; default 2, or as many as micro-batches.")
+]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens a sequence of text; images are whole.")]
 Steps = Annotated[int, typer.Option(min=0, help="Optimiser steps of the trajectory.")]
+MicroBatches = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Parts of the batch, computed one by one; each of n ranks computes an n-th of them. Default: one for each "
+        "rank.",
+    ),
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="RUN_DIR", help="Weights of a run folder, or of a step-* folder. Default: the initial ones."),
@@ -45,9 +58,10 @@ def run(
         list[str] | None, typer.Option(metavar="SPEC", help=f"A further variant: {VARIANT} Repeatable.")
     ] = None,
     overrides: Overrides = None,
-    sequences: Sequences = 2,
+    sequences: Sequences = None,
     tokens: Tokens = 64,
     steps: Steps = 5,
+    micro_batches: MicroBatches = None,
     checkpoint: Checkpoint = None,
     golden: Annotated[
         str, typer.Option(metavar="SPEC|none", help="Variant that the double benchmark measures against.")
@@ -60,10 +74,10 @@ def run(
     html_file: Html = None,
     strict: Strict = False,
 ) -> None:
-    """Compare variants of a config in one process: same weights, batches and noise."""
+    """Compare variants of a config on this machine: same weights, batches and noise."""
     from moeport.errors import UserError
     from moeport.parity.run import run as run_variants
-    from moeport.parity.subject import Size
+    from moeport.parity.subject import Variant, size_for
 
     variants = [*filter(None, backends.split(",")), *(variant or ())]
     if len(variants) < 2:
@@ -75,7 +89,7 @@ def run(
         file,
         variants,
         overrides or (),
-        size=Size(sequences, tokens, steps),
+        size=size_for([*map(Variant.parse, variants)], sequences, tokens, steps, micro_batches),
         checkpoint=checkpoint,
         golden=None if golden == "none" else golden,
         isolate=isolate,
@@ -90,9 +104,10 @@ def record(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
     variant: Annotated[str, typer.Option(metavar="SPEC", help=VARIANT)] = "torch-cpu",
     overrides: Overrides = None,
-    sequences: Sequences = 2,
+    sequences: Sequences = None,
     tokens: Tokens = 64,
     steps: Steps = 5,
+    micro_batches: MicroBatches = None,
     checkpoint: Checkpoint = None,
     replay: Annotated[
         Path | None,
@@ -108,20 +123,38 @@ def record(
     ] = None,
     sample_size: Annotated[int, typer.Option(min=1, help="Entries of a sampled tensor.")] = 4096,
 ) -> None:
-    """Record one variant as a bundle, to compare it with one of another machine."""
-    from moeport.parity.bundle import load_bundle, save_bundle
-    from moeport.parity.subject import Size, build_subject
-    from moeport.parity.subject import record as record_subject
+    """Record one variant as a bundle, to compare it with one of another machine.
 
-    size = Size(sequences, tokens, 0 if replay else steps)
-    routing = load_bundle(replay) if replay else None
-    subject = build_subject(file, variant, overrides or (), size=size, checkpoint=checkpoint, report=_progress)
-    recording = record_subject(
-        subject, steps=size.steps, keep=_kept(keep or ()), replay=routing, sample_size=sample_size
-    )
-    save_bundle(recording, output)
+    Under torchrun, srun, mpirun or msrun, all ranks of the job record one bundle.
+    """
+    from moeport.comm.launcher import launched
+    from moeport.parity.bundle import load_bundle
+    from moeport.parity.job import Job, record_here
+    from moeport.parity.subject import Variant, size_for
+
+    launch, parsed = launched(), Variant.parse(variant)
+    default = parsed.ranks if launch is None else launch.size
+    size = size_for([parsed], sequences, tokens, 0 if replay else steps, micro_batches or default)
+    kept = _kept(keep or ())
+    if launch is None and parsed.ranks > 1:
+        job = Job(variant, file, overrides or (), size, checkpoint)
+        job.write(output, steps=size.steps, keep=keep or (), replay=replay, sample_size=sample_size)
+    elif not record_here(
+        file,
+        variant,
+        overrides or (),
+        output,
+        size=size,
+        checkpoint=checkpoint,
+        keep=kept,
+        replay=replay,
+        sample_size=sample_size,
+        report=_progress if launch is None or launch.rank == 0 else lambda text: None,
+    ):
+        return
+    tensors = len(load_bundle(output).tensors)
     total = sum(path.stat().st_size for path in output.iterdir())
-    typer.echo(f"{output}: {len(recording.tensors)} tensors, {total / 1e6:.1f} MB")
+    typer.echo(f"{output}: {tensors} tensors, {total / 1e6:.1f} MB")
 
 
 @app.command()

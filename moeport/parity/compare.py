@@ -14,7 +14,7 @@ from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.hints import hint
 from moeport.parity.metrics import distribution, histogram, measure, relative_rms, same_non_finite, ulp
 from moeport.parity.recorder import statistics_of
-from moeport.parity.recording import Keep, Recording, Statistics, TensorRecord, sample_indices
+from moeport.parity.recording import MICRO_BATCHES, Keep, Recording, Statistics, TensorRecord, sample_indices
 from moeport.parity.result import (
     Comparison,
     Difference,
@@ -63,6 +63,12 @@ def compare(
         raise UserError(
             f"{a.name} and {b.name} were sampled at {a.sample_size} and {b.sample_size} entries a tensor; "
             "record both with the same --sample-size"
+        )
+    parts = [side.environment.get(MICRO_BATCHES) for side in (a, b)]
+    if None not in parts and parts[0] != parts[1]:
+        raise UserError(
+            f"{a.name} and {b.name} were recorded in {parts[0]} and {parts[1]} micro-batches; "
+            "record both with the same --micro-batches"
         )
     if names:
         tensors = {names.get(name, name): t for name, t in b.tensors.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from moeport.core.ops import Array, Ops
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.core.vision import ImageClassifier
+from moeport.parity.exchange import Here, RecordedExchange
+from moeport.parity.parts import ROWS
 from moeport.parity.recorder import Recorder, RecordingOps
 from moeport.routers.base import Router
 
@@ -145,9 +148,21 @@ class RecordedBlock(Block):
     def __init__(self, block: Block, recorder: Recorder):
         super().__init__(block.config, block.layer, block.vocab_size, block.causal)
         self.recorder = recorder
+        self.first_expert: int | None = None
+        """Of the experts that are here, once those are recorded from outside; None: each operation is recorded."""
         for suffix, moe in self.moe.items():
             moe.router = RecordedRouter(moe.router, recorder, f"moe{suffix}.router")
             moe.limits = _unrecorded(moe.limits)  # type: ignore[method-assign]
+
+    def record_experts_from_outside(self, first_expert: int) -> None:
+        """Of experts and the way to them and back, record what any number of ranks has in common. Call it once.
+
+        Args:
+            first_expert: index of the first of this rank's experts.
+        """
+        self.first_expert = first_expert
+        for moe in self.moe.values():
+            moe.exchange = RecordedExchange(moe.exchange or Here(), self.recorder)
 
     def forward(
         self,
@@ -161,12 +176,35 @@ class RecordedBlock(Block):
         """See Block; experts run on `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
-        return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context)
+        experts = None if self.first_expert is None else partial(self._experts, _inner(ops), params, self.first_expert)
+        return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context, experts)
+
+    def _experts(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        first_expert: int,
+        suffix: str,
+        x_RD: Array,
+        counts_E: Array,
+    ) -> Array:
+        """This rank's experts, with the rows of each on record."""
+        w_in, w_out = (params[f"moe{suffix}.experts.{name}"] for name in ("w_in", "w_out"))
+        name = self.recorder.operation_name(ROWS, [("w_in", w_in), ("w_out", w_out)])
+        rows_E = np.zeros(self.config.moe.num_experts, np.int64)
+        rows_E[first_expert : first_expert + w_in.shape[0]] = ops.to_numpy(counts_E)
+        self.recorder.store(ops, name, "plan", ops.from_numpy(rows_E), ROWS, ())
+        return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.moe.activation)
+
+
+def _inner(ops: Ops) -> Ops:
+    """Operations off the record."""
+    return ops.inner if isinstance(ops, RecordingOps) else ops
 
 
 def _unrecorded(metrics: Callable[..., dict[str, Array]]) -> Callable[..., dict[str, Array]]:
     """Metrics that nothing depends on, computed off the record: their comparisons decide nothing."""
-    return lambda ops, *args: metrics(ops.inner if isinstance(ops, RecordingOps) else ops, *args)
+    return lambda ops, *args: metrics(_inner(ops), *args)
 
 
 class RecordedRouter(Router[Any]):
@@ -214,7 +252,7 @@ class RecordedRouter(Router[Any]):
             self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
             return
         shape = (routing.num_tokens, routing.num_experts)
-        inner = ops.inner if isinstance(ops, RecordingOps) else ops
+        inner = _inner(ops)
         pair_N = routing.token_N * inner.index(shape[1]) + routing.expert_N
         self.recorder.add(ops, "taken_TE", "plan", inner.reshape(inner.bincount(pair_N, shape[0] * shape[1]), shape))
 

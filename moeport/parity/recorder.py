@@ -119,15 +119,26 @@ class Recorder:
     def put(self, name: str, kind: Kind, values: np.ndarray, dtype: str | None = None) -> None:
         """Record an array of the host under a name of its own."""
         values = np.asarray(values)
-        kept = self._kept(kind, values.dtype.kind == "f", values.size)
-        record = TensorRecord(name, kind, dtype or str(values.dtype), values.shape, _layer_of(name), keep=kept)
-        if kept == "full":
-            record = replace(record, values=values)
-        else:
+        self.keep_record(
+            TensorRecord(name, kind, dtype or str(values.dtype), values.shape, _layer_of(name), values=values)
+        )
+
+    def keep_record(self, record: TensorRecord) -> None:
+        """Take in a whole record, and keep of it what is wanted of its kind."""
+        values = record.values
+        assert values is not None
+        kept = self._kept(record.kind, record.is_float, values.size)
+        if kept != "full":
             flat = values.reshape(-1)
             sampled = flat[sample_indices(flat.size, self.sample_size)] if kept == "sample" else None
-            record = replace(record, values=sampled, statistics=statistics_of(flat))
-        self.tensors[name] = record
+            statistics = statistics_of(flat) if record.is_float else None
+            record = replace(record, keep=kept, values=sampled, statistics=statistics)
+        self.tensors[record.name] = record
+
+    def take(self) -> dict[str, TensorRecord]:
+        """What `finish` returns, and begin anew."""
+        tensors, self.tensors = self.finish(), {}
+        return tensors
 
     def finish(self) -> dict[str, TensorRecord]:
         """Fetch the statistics, which are still on the device, in one transfer, and return the tensors."""
@@ -197,8 +208,8 @@ class Recorder:
         """Record one's own decision; returns the one to use, which is the replayed one if there is one."""
         self.store(ops, name, "decision", chosen, op, inputs)
         used = chosen
-        if name in self.replay and self.replay[name].shape == tuple(chosen.shape):
-            used = ops.from_numpy(self.replay[name])
+        if name in self.replay and self.replay[name].size == math.prod(chosen.shape):
+            used = ops.from_numpy(self.replay[name].reshape(chosen.shape))
         self.trace(used, (name,))
         return used
 

@@ -39,6 +39,9 @@ SAMPLED: dict[str, Keep] = dict.fromkeys(
 STATISTICS: dict[str, Keep] = dict.fromkeys([*SAMPLED, "score"], "statistics")
 """Statistics of every float tensor; decisions and losses stay whole."""
 
+MICRO_BATCHES = "micro-batches"
+"""Of the environment: parts of the batch that were computed one by one, over all ranks."""
+
 FLOATS = (*FLOAT_DTYPES, "float16")
 """Types whose entries are floating-point numbers; the last is for foreign models."""
 ENVIRONMENT_VARIABLES = (

@@ -43,7 +43,7 @@ def compare_decision(
     else:
         x_a, x_b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (scores_a, scores_b))
         if a.op == "argsort":
-            chosen_a, chosen_b = chosen_a.reshape(1, -1), chosen_b.reshape(1, -1)
+            chosen_a, chosen_b = chosen_a.reshape(x_a.shape), chosen_b.reshape(x_a.shape)
             sound = _sorted(x_b, chosen_b)
         else:
             expected = np.argsort(-x_b, axis=-1, kind="stable")[:, : chosen_b.shape[1]]

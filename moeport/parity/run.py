@@ -1,4 +1,4 @@
-"""Several variants of a config in one process: what `moeport parity run` does."""
+"""Several variants of a config on one machine: what `moeport parity run` does."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from moeport.errors import UserError
 from moeport.parity.compare import compare, routing_differs
+from moeport.parity.job import Job
 from moeport.parity.metrics import measure
+from moeport.parity.record import decisions, forward, record
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import Recording
 from moeport.parity.result import Comparison, Isolation, Report, worst
-from moeport.parity.subject import Size, Subject, build_subject, decisions, forward, record
+from moeport.parity.subject import Size, Subject, Variant, build_subject
 from moeport.parity.thresholds import LIMITS, coarser, limit_of
 
 GOLDEN = "numpy:fp64"
@@ -20,6 +23,10 @@ BACKWARD = ("gradient", "training gradient", "update")
 """Kinds that a forward-only backend lacks."""
 COMPUTED = ("activation", "score")
 """Kinds whose producer can be isolated."""
+
+
+Side = Subject | Job
+"""What can be compared: recorded in this process, or by several."""
 
 
 def run(
@@ -37,7 +44,7 @@ def run(
 
     Args:
         file: the YAML config; None for the defaults alone.
-        variants: see `moeport.parity.subject.variant_overrides`.
+        variants: see `moeport.parity.subject.Variant.parse`; those of several ranks are started as processes.
         overrides: `KEY=VALUE` for all variants.
         size: how much is computed.
         checkpoint: weights of a run; default: the initial ones.
@@ -46,10 +53,18 @@ def run(
         report: takes a sentence on what is being done.
     """
     size = size or Size()
-    subjects = []
+    if isolate and size.micro_batches > 1:
+        raise UserError(
+            "--isolate: runs single operations in this process, on a batch in one piece; expected no variant with "
+            f"@RANKS and no --micro-batches (got {size.micro_batches})"
+        )
+    subjects: list[Side] = []
     for spec in variants:
         report(f"preparing {spec}")
-        subjects.append(build_subject(file, spec, overrides, size=size, checkpoint=checkpoint))
+        if Variant.parse(spec).ranks > 1:
+            subjects.append(Job(spec, file, overrides, size, checkpoint))
+        else:
+            subjects.append(build_subject(file, spec, overrides, size=size, checkpoint=checkpoint))
     exact = None
     if golden:
         report(f"preparing {golden}")
@@ -58,7 +73,7 @@ def run(
 
 
 def compare_subjects(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Side],
     steps: int,
     *,
     golden: Subject | None = None,
@@ -68,7 +83,7 @@ def compare_subjects(
     """Compare subjects, the first against every other. Arguments as in `run`."""
     first, *rest = subjects
     report(f"recording {first.name}")
-    a = record(first, steps=steps)
+    a = _record(first, steps)
     exact = None
     if golden:
         report(f"recording {golden.name} as golden, with the routing of {first.name}")
@@ -79,6 +94,12 @@ def compare_subjects(
         comparisons.append(found)
         a = _completed(a, b)
     return Report(worst([c.verdict for c in comparisons]), comparisons)
+
+
+def _record(side: Side, steps: int, replay: Recording | None = None) -> Recording:
+    if isinstance(side, Job):
+        return side.record(steps=steps, replay=replay)
+    return record(side, steps=steps, replay=replay)
 
 
 def _completed(a: Recording, b: Recording) -> Recording:
@@ -94,9 +115,9 @@ def _completed(a: Recording, b: Recording) -> Recording:
 
 
 def _against(
-    first: Subject,
+    first: Side,
     a: Recording,
-    other: Subject,
+    other: Side,
     steps: int,
     golden: Recording | None,
     isolate: bool,
@@ -104,13 +125,15 @@ def _against(
 ) -> tuple[Comparison, Recording]:
     """The comparison, and B as it was judged."""
     report(f"recording {other.name}")
-    b = record(other, steps=steps)
+    b = _record(other, steps)
     replayed = None
     if routing_differs(a, b):
         report(f"recording {other.name} once more, with the routing of {first.name}")
-        replayed = record(other, steps=0, replay=a)
+        replayed = _record(other, 0, replay=a)
     found = compare(a, b, golden=golden, replayed=replayed)
     if isolate and found.culprit and found.culprit.kind in COMPUTED and found.culprit.op:
+        assert isinstance(first, Subject)
+        assert isinstance(other, Subject)
         report(f"feeding the inputs of {first.name} to {found.culprit.name} of {other.name}")
         if isolation := isolate_operation(first, other, a, found.culprit.name):
             found = compare(a, b, golden=golden, replayed=replayed, isolation=isolation)

@@ -263,17 +263,14 @@ def traffic_counts_bytes(communicator, backend, dtype):
     group.all_to_all(arrays.mine(rows[rank].sum(), 5), rows[rank].tolist(), rows[:, rank].tolist())
     group.barrier()
     width, root = 5 * 8, int(rank == 0)
+    near_rows = int(sum(rows[rank, other] for other in others if other // 2 == rank // 2))
+    far_rows = int(sum(rows[rank, other] for other in others if other // 2 != rank // 2))
     assert group.traffic.snapshot() == {
-        "all_gather": Volume(2, 4 * (size - 1), near * (3 * width + 8), far * (3 * width + 8)),
-        "broadcast": Volume(1, 2 * (size - 1) * root, 2 * near * width * root, 2 * far * width * root),
-        "reduce_scatter": Volume(1, 4 * (size - 1), 4 * near * width, 4 * far * width),
-        "all_reduce": Volume(1, 6 * (size - 1), 6 * near * width, 6 * far * width),
-        "all_to_all": Volume(
-            1,
-            int(sum(rows[rank, other] for other in others)),
-            int(sum(rows[rank, other] for other in others if other // 2 == rank // 2)) * width,
-            int(sum(rows[rank, other] for other in others if other // 2 != rank // 2)) * width,
-        ),
+        "all_gather": Volume(2, 4 * near, 4 * far, near * (3 * width + 8), far * (3 * width + 8)),
+        "broadcast": Volume(1, 2 * near * root, 2 * far * root, 2 * near * width * root, 2 * far * width * root),
+        "reduce_scatter": Volume(1, 4 * near, 4 * far, 4 * near * width, 4 * far * width),
+        "all_reduce": Volume(1, 6 * near, 6 * far, 6 * near * width, 6 * far * width),
+        "all_to_all": Volume(1, near_rows, far_rows, near_rows * width, far_rows * width),
     }
     assert communicator.traffic is not group.traffic
     group.traffic.reset()

@@ -7,8 +7,8 @@ import pytest
 
 from moeport.parity.bundle import MANIFEST_FILE, TENSORS_FILE, BundleError, load_bundle, save_bundle
 from moeport.parity.compare import compare
+from moeport.parity.record import record
 from moeport.parity.recording import EVERYTHING, SAMPLED, STATISTICS, Recording, TensorRecord
-from moeport.parity.subject import record
 from tests.parity.tiny import subject
 
 

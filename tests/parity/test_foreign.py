@@ -8,7 +8,7 @@ from torch import nn
 import moeport.torch
 from moeport.parity.bundle import load_bundle
 from moeport.parity.compare import compare
-from moeport.parity.subject import record
+from moeport.parity.record import record
 from tests.parity.tiny import subject
 
 

@@ -13,9 +13,10 @@ from moeport.core.ops import Ops
 from moeport.errors import UserError
 from moeport.parity.compare import compare, routing_differs
 from moeport.parity.model import RecordedLM
+from moeport.parity.record import decisions, record
 from moeport.parity.recorder import PASSIVE, TRANSPARENT, Recorder, RecordingOps
 from moeport.parity.recording import SAMPLED, STATISTICS, sample_indices
-from moeport.parity.subject import decisions, record, variant_overrides
+from moeport.parity.subject import Variant
 from tests.parity.tiny import subject
 from tests.routers.examples import EXAMPLES
 from tests.support import rng
@@ -225,14 +226,22 @@ def test_attributes_of_the_backend_are_reached():
     ],
 )
 def test_variants(spec, overrides):
-    assert variant_overrides(spec) == overrides
-    assert variant_overrides(f"{spec} backend.compile=true  a.b=1") == [*overrides, "backend.compile=true", "a.b=1"]
+    assert Variant.parse(spec).config_overrides == overrides
+    more = Variant.parse(f"{spec} backend.compile=true  a.b=1")
+    assert more.config_overrides == [*overrides, "backend.compile=true", "a.b=1"]
 
 
-@pytest.mark.parametrize("spec", ["", "jax", "torch-cpu:fp8"])
+@pytest.mark.parametrize(("spec", "nodes", "ranks"), [("torch", 1, 1), ("torch-cpu:fp64@4", 1, 4), ("torch@2x3", 2, 6)])
+def test_ranks_of_variants(spec, nodes, ranks):
+    variant = Variant.parse(spec)
+    assert (variant.nodes, variant.ranks) == (nodes, ranks)
+    assert variant.config_overrides == Variant.parse(spec.partition("@")[0]).config_overrides
+
+
+@pytest.mark.parametrize("spec", ["", "jax", "torch-cpu:fp8", "torch@", "torch@0", "torch@2x", "torch@2:fp64"])
 def test_what_is_no_variant(spec):
     with pytest.raises(UserError, match=r"expected BACKEND\[-DEVICE\]\[:DTYPE\]"):
-        variant_overrides(spec)
+        Variant.parse(spec)
 
 
 def test_compiled_or_recomputed_blocks_show_their_outputs(folder):

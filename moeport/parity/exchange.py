@@ -1,0 +1,61 @@
+"""What carries tokens to experts and back, recorded from outside.
+
+Inside, each algorithm and each number of ranks computes otherwise. What comes back is the same, and so is the number of
+rows that each expert computes of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moeport.core.dispatch import Exchange, Experts, combine, dispatch
+from moeport.core.ops import Array, Ops
+from moeport.core.routing import Routing
+from moeport.parity.recorder import Recorder, RecordingOps
+
+NOTE = "rows on the way to experts and back not recorded: what comes back is, and how many rows each expert had"
+"""What a report says of it."""
+
+
+class Here:
+    """The exchange of a process that has all experts."""
+
+    def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See Exchange."""
+        x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
+        return combine(ops, experts(x_RD, counts_E), routing, plan)
+
+    def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
+        """See Exchange."""
+        return experts(x_RD, counts_E)
+
+
+class RecordedExchange:
+    """An exchange whose result is on record, and nothing inside.
+
+    Args:
+        exchange: what is recorded.
+        recorder: where records go.
+    """
+
+    def __init__(self, exchange: Exchange, recorder: Recorder):
+        self.exchange, self.recorder = exchange, recorder
+
+    def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+        """See Exchange."""
+        read = [("x_TD", x_TD), ("expert_N", routing.expert_N), ("weight_N", routing.weight_N)]
+        return self._recorded(ops, read, lambda inner: self.exchange(inner, x_TD, routing, experts))
+
+    def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
+        """See Exchange."""
+        read = [("x_RD", x_RD), ("counts_E", counts_E)]
+        return self._recorded(ops, read, lambda inner: self.exchange.of_rows(inner, x_RD, counts_E, experts))
+
+    def _recorded(self, ops: Ops, read: list[tuple[str, Array]], run: Callable[[Ops], Array]) -> Array:
+        if not isinstance(ops, RecordingOps):
+            return run(ops)
+        name = self.recorder.operation_name("exchange", ())
+        inputs = self.recorder.inputs(ops.inner, name, read)
+        out = run(ops.inner)
+        self.recorder.output(ops.inner, name, "exchange", out, inputs)
+        return out

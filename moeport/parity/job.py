@@ -1,0 +1,190 @@
+"""A variant on several ranks: what each of them does, and how they are started on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from moeport.backends import get_backend
+from moeport.comm.communicator import Communicator
+from moeport.comm.launcher import launched, node_processes
+from moeport.comm.mesh import Mesh
+from moeport.errors import RunError, UserError
+from moeport.parity.bundle import load_bundle, save_bundle
+from moeport.parity.record import record
+from moeport.parity.recording import SAMPLE_SIZE, Keep, Recording
+from moeport.parity.subject import Size, Variant, place, variant_config
+
+LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
+"""Environment variables by which a process knows that a launcher started it."""
+GRACE_SECONDS = 15.0
+"""Time for the other ranks to end by themselves once one has failed."""
+EXCERPT = 3000
+"""Characters of a failed rank's output that are shown."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A variant, ready to be recorded by ranks that are not this process.
+
+    Arguments as those of `build_subject`.
+    """
+
+    name: str
+    file: Path | None
+    overrides: Sequence[str]
+    size: Size
+    checkpoint: Path | None = None
+
+    def record(self, *, steps: int, replay: Recording | None = None) -> Recording:
+        """See `moeport.parity.record.record`; everything is kept."""
+        with tempfile.TemporaryDirectory() as folder:
+            bundle, routing = Path(folder, "bundle"), None
+            if replay:
+                routing = Path(folder, "routing")
+                decisions = {name: t for name, t in replay.tensors.items() if t.kind == "decision"}
+                save_bundle(replace(replay, tensors=decisions), routing)
+            self.write(bundle, steps=steps, keep=["ALL=full"], replay=routing)
+            return load_bundle(bundle)
+
+    def write(
+        self,
+        output: Path,
+        *,
+        steps: int,
+        keep: Sequence[str] = (),
+        replay: Path | None = None,
+        sample_size: int = SAMPLE_SIZE,
+    ) -> None:
+        """Start `moeport parity record` on all ranks and wait for its bundle.
+
+        Args:
+            output: folder of the bundle.
+            steps: optimiser steps of the trajectory.
+            keep: as `--keep` has it.
+            replay: a bundle whose routing is taken.
+            sample_size: entries of a sampled tensor.
+
+        Raises UserError for sizes that do not divide, before anything starts, and RunError with what the first rank
+        that failed wrote.
+        """
+        variant, size = Variant.parse(self.name), self.size
+        variant_config(self.file, variant, self.overrides, size, variant.ranks)
+        options = {
+            "--variant": [self.name],
+            "--output": [str(output)],
+            "--set": list(self.overrides),
+            "--sequences": [str(size.sequences)],
+            "--tokens": [str(size.tokens)],
+            "--steps": [str(steps)],
+            "--micro-batches": [str(size.micro_batches)],
+            "--checkpoint": [str(self.checkpoint)] if self.checkpoint else [],
+            "--replay": [str(replay)] if replay else [],
+            "--keep": keep,
+            "--sample-size": [str(sample_size)],
+        }
+        command = ["parity", "record", *([str(self.file)] if self.file else [])]
+        command += [word for option, values in options.items() for value in values for word in (option, value)]
+        _run(self.name, variant, command)
+
+
+def record_here(
+    file: Path | None,
+    spec: str,
+    overrides: Sequence[str],
+    output: Path,
+    *,
+    size: Size,
+    checkpoint: Path | None,
+    keep: Mapping[str, Keep],
+    replay: Path | None,
+    sample_size: int,
+    report: Callable[[str], None],
+) -> bool:
+    """Record a variant in this process, or in each process of the job that a launcher started, as one bundle.
+
+    Arguments as in `build_subject` and `record`; `output` is the bundle's folder, and `replay` a bundle.
+
+    Returns: whether this process wrote the bundle: the first rank does.
+    """
+    launch, variant = launched(), Variant.parse(spec)
+    ranks = launch.size if launch else 1
+    if launch and variant.ranks not in (1, ranks):
+        raise UserError(f"variant {spec!r} is of {variant.ranks} ranks, and this job has {ranks}; leave out the ranks")
+    config = variant_config(file, variant, overrides, size, ranks)
+    routing = load_bundle(replay) if replay else None
+    backend = get_backend(config.backend)
+    with backend.communicator(launch, config.comm.timeout) as world:
+        mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
+        subject = place(_named(spec, world), config, backend, mesh, checkpoint, report)
+        recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=sample_size)
+        is_first = world.rank == 0
+        if is_first:
+            save_bundle(recording, output)
+    return is_first
+
+
+def _named(spec: str, world: Communicator) -> str:
+    """The variant with its ranks."""
+    if world.size == 1:
+        return spec
+    target, *overrides = spec.split()
+    nodes = len(set(world.nodes))
+    ranks = f"{nodes}x{world.size // nodes}" if nodes > 1 else str(world.size)
+    return " ".join([f"{target.partition('@')[0]}@{ranks}", *overrides])
+
+
+def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
+    """A moeport command on the ranks of a variant, all of them on this machine."""
+    launcher: Literal["msrun", "torchrun"] = "msrun" if variant.backend == "mindspore" else "torchrun"
+    if launcher == "msrun" and variant.nodes > 1:
+        raise UserError(
+            f"variant {name!r}: ranks of MindSpore on one machine are on one node; expected @{variant.ranks}"
+        )
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = node_processes(launcher, variant.nodes, variant.ranks_per_node, "127.0.0.1", command, port)
+    started: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, f"output.{i}") for i in range(len(processes))]
+        try:
+            for process, output in zip(processes, outputs, strict=True):
+                words = [f"--log_dir={folder}" if word.startswith("--log_dir=") else word for word in process.command]
+                own = {"OMP_NUM_THREADS": "1", **environment, **process.environment}
+                with output.open("wb") as file:
+                    started.append(subprocess.Popen(words, env=own, stdout=file, stderr=subprocess.STDOUT))
+            failed = _first_failure(started)
+        finally:
+            _end(started)
+        if failed is not None:
+            said = outputs[failed].read_text(errors="replace").strip()[-EXCERPT:]
+            raise RunError(f"{name}: a rank ended with exit code {started[failed].returncode}:\n{said}")
+
+
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Position of the first process that fails; None once all have done."""
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = next((i for i, code in enumerate(codes) if code), None)
+        if failed is not None or None not in codes:
+            return failed
+        time.sleep(0.05)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for what still runs, then end it."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
