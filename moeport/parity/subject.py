@@ -24,7 +24,7 @@ from moeport.errors import UserError
 from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
 from moeport.training.ranks import check_ranks
 from moeport.training.run_dir import CHECKPOINT_DIR
-from moeport.training.task import Task, build_task
+from moeport.training.task import build_task_in_turn
 from moeport.training.trainer import Trainer
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16"}
@@ -209,7 +209,7 @@ def place(
     report: Callable[[str], None],
 ) -> Subject:
     """Weights and data of a variant on the ranks of a mesh. `checkpoint` and `report` as in `build_subject`."""
-    task = _in_turn(mesh, lambda: build_task(config, report=report))
+    task = build_task_in_turn(config, mesh.world, report=report)
     specs = task.model().parameter_specs()
     if checkpoint is None:
         params = initial_parameters(specs, config.training.seed, task.token_counts)
@@ -220,12 +220,3 @@ def place(
         check_parameters(loaded, specs)
         params = loaded.model
     return Subject(name, config, backend, params, task.train, task.vocab_size, mesh)
-
-
-def _in_turn(mesh: Mesh, build: Callable[[], Task]) -> Task:
-    """`build()` on the first rank of each node, then on the others, which find its result in the cache."""
-    world = mesh.world
-    is_first = world.nodes.index(world.nodes[world.rank]) == world.rank
-    task = build() if is_first else None
-    world.barrier()
-    return task or build()

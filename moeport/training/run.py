@@ -8,7 +8,6 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 
@@ -18,7 +17,6 @@ from rich.console import Console
 from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.comm.choice import fastest
-from moeport.comm.communicator import Communicator
 from moeport.comm.launcher import launched
 from moeport.comm.mesh import Mesh
 from moeport.comm.probe import probe
@@ -53,7 +51,7 @@ from moeport.training.run_dir import (
 )
 from moeport.training.signals import StopRequest
 from moeport.training.summary import DryRun, RunSummary
-from moeport.training.task import Task, build_task
+from moeport.training.task import Task, build_task_in_turn
 from moeport.training.trainer import Trainer
 from moeport.version import VERSION
 
@@ -145,7 +143,7 @@ class _Run:
         self.config = config = _with_dtype(config, self.backend.dtype)
         self.dir = config.run.dir
         self.checkpoints = self.dir / CHECKPOINT_DIR
-        self.task: Task = _in_turn(mesh.world, lambda: build_task(config, report=self.say))
+        self.task: Task = build_task_in_turn(config, mesh.world, report=self.say)
         self.shapes = self.task.model()
         self.exchanges = mesh.place(self.shapes, self._algorithm())
         self.counts = self.shapes.parameter_counts()
@@ -373,14 +371,6 @@ class _Run:
         if self.config.metrics.report:
             write_report(self.dir)
         return summary
-
-
-def _in_turn(world: Communicator, build: Callable[[], Task]) -> Task:
-    """`build()` on the first rank of each node, then on the others, which find its result in the cache."""
-    is_first = world.nodes.index(world.nodes[world.rank]) == world.rank
-    task = build() if is_first else None
-    world.barrier()
-    return task or build()
 
 
 def _peak_memory() -> float:

@@ -141,6 +141,14 @@ class ImageTask(Task):
         """Nothing."""
 
 
+def build_task_in_turn(config: Config, world: Communicator, *, report: Callable[[str], None]) -> Task:
+    """`build_task` on the first rank of each node, then on the others, which find its result in the cache."""
+    is_first = world.nodes.index(world.nodes[world.rank]) == world.rank
+    task = build_task(config, report=report) if is_first else None
+    world.barrier()
+    return task or build_task(config, report=report)
+
+
 def build_task(config: Config, *, report: Callable[[str], None]) -> Task:
     """Read the data of a config. Args: config; report takes a sentence on what is being done.
 
