@@ -174,8 +174,8 @@ def test_sub_layers_draw_noise_of_their_own():
 
 
 def spied(forward, seen, suffix):
-    def run(ops, params, x_TD, context):
+    def run(ops, params, x_TD, context, *rest):
         seen[suffix] = context.noise
-        return forward(ops, params, x_TD, context)
+        return forward(ops, params, x_TD, context, *rest)
 
     return run
