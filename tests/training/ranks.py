@@ -84,7 +84,10 @@ def cases_of(backend):
 def config_of(backend, case, size, folder):
     """The config of a case; with a size of 0 that of one process which computes the same."""
     sections = {name: dict(values) for name, values in CASES[case].items()}
-    training = {"batch_size": BATCH, "steps": STEPS + 1} | sections.pop("training", {})
+    if size > 4:
+        model = sections.get("model", {})
+        sections["model"] = model | {"moe": {"num_experts": size, **model.get("moe", {})}}
+    training = {"batch_size": max(BATCH, 2 * size), "steps": STEPS + 1} | sections.pop("training", {})
     parallelism = sections.pop("parallelism", {})
     if "expert" in parallelism:
         parallelism["expert"] = {0: size, -2: size // 2}[parallelism["expert"]]
@@ -135,7 +138,9 @@ def run(config, world):
     found["exchanged"] = np.array([metrics.exchanged_rows_per_layer, metrics.exchanged_bytes_per_layer])
     found |= {f"parameter.{name}": value for name, value in model.parameters().items()}
     found |= {f"state.{name}": value for name, value in model.optimizer_state().items()}
-    evaluation = task.evaluate(world, model, BATCH // config.training.gradient_accumulation // world.size)
+    evaluation = task.evaluate(
+        world, model, config.training.batch_size // config.training.gradient_accumulation // world.size
+    )
     found["evaluation"] = np.array([evaluation.loss])
     model.load_optimizer_state(model.optimizer_state(), STEPS)
     model.load_parameters(model.parameters())
