@@ -23,7 +23,20 @@ def test_the_file_is_sound():
     assert config.data.tokens_per_sequence == 16
 
 
-@pytest.mark.parametrize("router", [name for name, (config, _) in ROUTERS.items() if config.looks_ahead])
+LOOK_AHEAD = [name for name, (config, _) in ROUTERS.items() if config.looks_ahead]
+
+
+@pytest.mark.parametrize("router", LOOK_AHEAD)
+def test_routers_that_look_ahead_have_a_file(router):
+    config, plain = load_config(FILE.with_name(f"{router}.yaml")), load_config(FILE)
+    assert config.model.moe.router.name == router
+    assert config.run.dir.name == router
+    moe = plain.model.moe.model_copy(update={"router": config.model.moe.router})
+    assert config.model == plain.model.model_copy(update={"moe": moe})
+    assert config.model_copy(update={"run": plain.run, "model": plain.model}) == plain
+
+
+@pytest.mark.parametrize("router", LOOK_AHEAD)
 def test_routers_that_look_ahead_are_welcome_on_images_alone(router):
     chosen = f"model.moe.router={{name: {router}}}"
     load_config(FILE, [chosen])
