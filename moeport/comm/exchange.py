@@ -242,15 +242,19 @@ class CountedExchange:
         with self._counting():
             return self.exchange.of_rows(ops, x_RD, counts_E, experts)
 
+    def forget(self) -> None:
+        """Count from here: what an evaluation sent is no part of a step."""
+        for _, traffic in self._traffic:
+            traffic.reset()
+
     def sent(self) -> Volume:
-        """What this rank sent to others since the last call, forward and backward: rows of hidden states, and bytes of
-        all, counts and gates included.
+        """What this rank sent to others since `forget`, forward and backward: rows of hidden states, and bytes of all,
+        counts and gates included.
         """
         total = Volume()
         for _, traffic in self._traffic:
             for name, volume in traffic.volumes.items():
                 total += replace(volume, intra_node_rows=0, inter_node_rows=0) if name == NUMBERS else volume
-            traffic.reset()
         return total
 
     def _counting(self) -> ExitStack:

@@ -79,6 +79,8 @@ class Trainer:
         """
         started = time.perf_counter()
         step, training = self.step_number, self.config.training
+        for exchange in self.exchanges.values():
+            exchange.forget()
         share = 1.0 / (training.gradient_accumulation * self.mesh.world.size)
         parts: list[LossTerms] = []
         for number, batch in enumerate(self.micro_batches(step), start=1):

@@ -81,6 +81,8 @@ def test_a_run_on_two_ranks_is_that_of_one_process(tmp_path, alone):
     assert rows.shape == (STEPS, 2, 2)
     assert (rows[..., 0] > 0).all()
     assert (rows[..., 1] == 0).all()
+    assignments = np.array([record.assignments_per_layer for record in found[0]])
+    assert (rows.sum(-1) <= 4 * assignments).all(), "there and back, forward and backward; no evaluation among them"
 
 
 def test_a_job_goes_on_after_a_rank_was_killed(tmp_path, alone):
