@@ -7,7 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
@@ -23,6 +23,8 @@ TIMEOUT_SECONDS = 600.0
 OPERATIONS = ("sum", "max")
 NUMBERS = "all_to_all of numbers"
 """Name in the traffic of an exchange of an array of one dimension."""
+Waiting = Callable[[], Array]
+"""Waits for rows that are on their way, and returns them."""
 
 
 class Communicator(ABC):
@@ -42,8 +44,8 @@ class Communicator(ABC):
     checks_splits: bool
     """Whether ranks compare their splits before each `all_to_all`.
 
-    Host libraries deliver wrong values without an error when splits do not match. On an accelerator the comparison
-    would wait for the device, and unmatched splits show as a collective that does not end.
+    Host libraries deliver wrong values without an error when splits do not match, or end the process. On an accelerator
+    the comparison would wait for the device, and unmatched splits show as a collective that does not end.
     """
 
     needs_link: ClassVar[bool] = False
@@ -163,14 +165,24 @@ class Communicator(ABC):
     def all_to_all(
         self, x: Array, send_rows: Sequence[int] | np.ndarray, receive_rows: Sequence[int] | np.ndarray
     ) -> Array:
-        """Send each rank its rows; differentiable.
+        """`start_all_to_all`, and wait for the rows."""
+        return self.start_all_to_all(x, send_rows, receive_rows)()
+
+    def start_all_to_all(
+        self, x: Array, send_rows: Sequence[int] | np.ndarray, receive_rows: Sequence[int] | np.ndarray
+    ) -> Waiting:
+        """Begin to send each rank its rows; differentiable.
+
+        Where the library sends beside the computation, several may be on their way at once, and so may their gradients:
+        where the rows are waited for, their gradients set out, and where they set out, those are waited for.
 
         Args:
             x: (R, ...), the rows for position 0, then those for position 1, and so on.
             send_rows: how many rows go to each position; they sum to R. Any may be 0.
             receive_rows: how many rows come from each position: what that rank has in its `send_rows` for this one.
 
-        Returns: (sum(receive_rows), ...), the rows from position 0, then those from position 1, and so on.
+        Returns: what waits for the rows and returns them: (sum(receive_rows), ...), those from position 0, then those
+        from position 1, and so on. Call it once.
 
         The gradient is the same exchange backwards, in which every rank must take part: `x` must depend on what is
         differentiated on all ranks or on none, or `link` must be set. `backward` of PyTorch takes part for constant
@@ -182,7 +194,7 @@ class Communicator(ABC):
                 raise ValueError(f"all_to_all: {name} is {list(rows)}; expected {self.size} numbers of at least 0")
         if not x.shape or sum(send) != x.shape[0]:
             raise ValueError(f"all_to_all: send_rows {list(send)} must sum to the rows of x, which is {tuple(x.shape)}")
-        return self._differentiable(partial(self._exchange, self.traffic), x, send, receive)
+        return self._differentiable(Transfer(self, self.traffic, send, receive), x)
 
     @contextmanager
     def counting(self, traffic: Traffic) -> Iterator[None]:
@@ -251,23 +263,17 @@ class Communicator(ABC):
     def _all_to_all(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
         """The exchange of all_to_all, without a gradient."""
 
+    def _start_all_to_all(
+        self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> tuple[Array, Callable[[], object]]:
+        """The rows to come, and what waits until they are there; here they are at once."""
+        return self._all_to_all(x, send, receive), lambda: None
+
     @abstractmethod
-    def _differentiable(
-        self, exchange: Callable[..., Array], x: Array, send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> Array:
-        """`exchange(x, send, receive)` as a function whose gradient is `exchange(gradient, receive, send)`."""
+    def _differentiable(self, transfer: Transfer, x: Array) -> Waiting:
+        """The transfer of `x` as a function whose gradient is `transfer.back`."""
 
     # ------------------------------------------------------------------ guards
-
-    def _exchange(self, traffic: Traffic, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
-        volume = traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, _row_bytes(self.ops, x))
-        started = time.perf_counter()
-        with self._collective("all_to_all", f"{self._describe(x)}, sends {_words(send)}, receives {_words(receive)}"):
-            if self.checks_splits:
-                self._check_splits(x, send, receive)
-            result = self._all_to_all(x, send, receive)
-        volume.seconds += time.perf_counter() - started
-        return result
 
     def _check_splits(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> None:
         rows = self._gather_integers([_row_bytes(self.ops, x), *send, *receive])
@@ -286,11 +292,19 @@ class Communicator(ABC):
 
     @contextmanager
     def _collective(self, name: str, detail: str = "") -> Iterator[None]:
+        with self._watched(self._call(name, detail)):
+            yield
+
+    def _call(self, name: str, detail: str) -> Call:
         self._calls += 1
+        return Call(self.ranks, self._calls, name, detail)
+
+    @contextmanager
+    def _watched(self, call: Call) -> Iterator[None]:
         if self._liveness is None:
             yield
         else:
-            with self._liveness.call(Call(self.ranks, self._calls, name, detail)):
+            with self._liveness.call(call):
                 yield
 
     def _count(self, name: str, rows: Sequence[int], x: Array) -> None:
@@ -298,6 +312,59 @@ class Communicator(ABC):
 
     def _describe(self, x: Array) -> str:
         return f"{self.ops.dtype(x)} {tuple(x.shape)}"
+
+
+class Transfer:
+    """One all_to_all, guarded and counted, which backends make differentiable.
+
+    Args:
+        communicator: its ranks.
+        traffic: where it counts, its gradient too.
+        send: rows to each position.
+        receive: rows from each position.
+    """
+
+    def __init__(self, communicator: Communicator, traffic: Traffic, send: tuple[int, ...], receive: tuple[int, ...]):
+        self.communicator, self.traffic, self.send, self.receive = communicator, traffic, send, receive
+
+    @cached_property
+    def back(self) -> Transfer:
+        """The way of the gradient."""
+        return Transfer(self.communicator, self.traffic, self.receive, self.send)
+
+    def start(self, x: Array) -> Array:
+        """Set out; returns the rows to come, which are there after `wait`."""
+        communicator, send, receive = self.communicator, self.send, self.receive
+        row_bytes = _row_bytes(communicator.ops, x)
+        self._volume = self.traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, row_bytes)
+        detail = f"{communicator._describe(x)}, sends {_words(send)}, receives {_words(receive)}"
+        self._call = communicator._call("all_to_all", detail)
+        with self._timed():
+            if communicator.checks_splits:
+                communicator._check_splits(x, send, receive)
+            out, self._finish = communicator._start_all_to_all(x, send, receive)
+        self._out = out
+        return out
+
+    def wait(self) -> Array:
+        """Until the rows are there; returns them."""
+        with self._timed():
+            self._finish()
+        out = self._out
+        del self._out, self._finish
+        return out
+
+    def run(self, x: Array) -> Array:
+        """Start and wait."""
+        self.start(x)
+        return self.wait()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        with self.communicator._watched(self._call):
+            yield
+        self._volume.seconds += time.perf_counter() - started
 
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}

@@ -1,8 +1,11 @@
 """The all-to-all of experts that are spread over ranks: tokens to their experts, outputs back.
 
 Rank r of W holds the experts r * E / W .. (r + 1) * E / W - 1. All algorithms are written over the communicator's
-`all_to_all`, so they are differentiable and the same on every backend, and give the same outputs but for the order of
-summation. Orders and splits are computed on the host from counts that are exchanged first.
+`start_all_to_all`, so they are differentiable and the same on every backend, and give the same outputs but for the
+order of summation. Orders and splits are computed on the host from counts that are exchanged first.
+
+An algorithm is a generator that yields each all_to_all it has started and goes on with the rows. So several parts of
+the tokens take turns: while one computes or is on the host, those of the others are on their way.
 
 Shape suffixes as in `moeport.core.ops`; e: experts of one rank.
 """
@@ -10,17 +13,22 @@ Shape suffixes as in `moeport.core.ops`; e: experts of one rank.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeport.comm.communicator import NUMBERS, Communicator
+from moeport.comm.communicator import NUMBERS, Communicator, Waiting
 from moeport.comm.traffic import Traffic, Volume
 from moeport.core.dispatch import Experts, plan_dispatch
 from moeport.core.ops import Array, Ops
 from moeport.core.routing import Routing
+
+Steps = Generator[Waiting, Array, Array]
+"""What an exchange does: yields each all_to_all it has started, is sent the rows, returns the outputs."""
+Inner = Callable[[Array, Array], Steps]
+"""`Experts` as steps."""
 
 
 class ExpertExchange(ABC):
@@ -29,14 +37,16 @@ class ExpertExchange(ABC):
     Args:
         communicator: the ranks that share the experts.
         num_experts: E, a multiple of the number of ranks.
+        chunks: equal parts of a rank's tokens, in their order, that take turns: while the experts compute on one,
+            others are on their way, where the library sends beside the computation.
     """
 
-    def __init__(self, communicator: Communicator, num_experts: int):
+    def __init__(self, communicator: Communicator, num_experts: int, chunks: int = 1):
         if num_experts % communicator.size:
             raise ValueError(
                 f"{num_experts} experts do not divide among {communicator.size} ranks; expected a multiple of the ranks"
             )
-        self.communicator, self.num_experts = communicator, num_experts
+        self.communicator, self.num_experts, self.chunks = communicator, num_experts, chunks
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
         """Outputs of the experts for the tokens of this rank, weighted by their gates and summed.
@@ -49,10 +59,17 @@ class ExpertExchange(ABC):
 
         Returns: (T, D) in the type of x.
         """
-        return _linked(ops, self.communicators, x_TD, lambda: self.exchange(ops, x_TD, routing, experts))
+
+        def run() -> Array:
+            if self.chunks == 1:
+                return _run([self.exchange(ops, x_TD, routing, _steps(experts))])[0]
+            parts = _parts(ops, x_TD, routing, self.chunks)
+            return ops.concat(_run([self.exchange(ops, *part, _steps(experts)) for part in parts]), axis=0)
+
+        return _linked(ops, self.communicators, x_TD, run)
 
     def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
-        """Outputs of the experts for rows of this rank, straight to their ranks and back whatever the algorithm.
+        """Outputs of the experts for rows of this rank, all at once, straight to their ranks and back.
 
         Args:
             ops: the backend's operations.
@@ -63,7 +80,8 @@ class ExpertExchange(ABC):
         Returns: (R, D), in the order of x.
         """
         communicator, counts = self.communicator, ops.to_numpy(counts_E)
-        return _linked(ops, [communicator], x_RD, lambda: exchange_rows(ops, communicator, x_RD, counts, experts))
+        steps = exchange_rows(ops, communicator, x_RD, counts, _steps(experts))
+        return _linked(ops, [communicator], x_RD, lambda: _run([steps])[0])
 
     @property
     def communicators(self) -> tuple[Communicator, ...]:
@@ -71,14 +89,14 @@ class ExpertExchange(ABC):
         return (self.communicator,)
 
     @abstractmethod
-    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
-        """See `__call__`."""
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
+        """The steps of `__call__` for a part of the tokens, which may be none."""
 
 
 class FlatExchange(ExpertExchange):
     """Each assignment's row goes straight to the rank of its expert."""
 
-    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""
         return _by_assignment(
             ops, x_TD, routing, lambda x_RD, counts_E: exchange_rows(ops, self.communicator, x_RD, counts_E, experts)
@@ -91,10 +109,11 @@ class TwoLevelExchange(ExpertExchange):
     Args:
         communicator: as in ExpertExchange; its nodes have equally many ranks, in the order of the ranks.
         num_experts: as there.
+        chunks: as there.
     """
 
-    def __init__(self, communicator: Communicator, num_experts: int):
-        super().__init__(communicator, num_experts)
+    def __init__(self, communicator: Communicator, num_experts: int, chunks: int = 1):
+        super().__init__(communicator, num_experts, chunks)
         ranks, nodes = communicator.ranks, communicator.nodes
         per_node = nodes.count(nodes[0])
         if nodes != tuple(np.repeat(sorted(set(nodes)), per_node)):
@@ -116,10 +135,10 @@ class TwoLevelExchange(ExpertExchange):
 class HierarchicalExchange(TwoLevelExchange):
     """Rows cross to the expert's node along the rail, then go to its rank inside the node: fewer, longer messages."""
 
-    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""
 
-        def node(x_RD: Array, counts: Array) -> Array:
+        def node(x_RD: Array, counts: Array) -> Steps:
             return exchange_rows(ops, self.intra, x_RD, ops.to_numpy(counts), experts)
 
         return _by_assignment(
@@ -135,7 +154,7 @@ class NodeDedupExchange(TwoLevelExchange):
     row a token goes back.
     """
 
-    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
+    def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""
         expert_N = ops.to_numpy(routing.expert_N)
         token_N = np.arange(len(expert_N)) // (routing.choices_per_token or 1)
@@ -145,11 +164,11 @@ class NodeDedupExchange(TwoLevelExchange):
         weight_P = ops.take_rows(routing.weight_N, ops.from_numpy(served))
         tokens = _Assigned(x_TD, token_N[served], expert_N[served], weight_P)
 
-        def in_node(rows: _Assigned) -> Array:
+        def in_node(rows: _Assigned) -> Steps:
             return _send_once(ops, self.intra, rows, self.node_experts, lambda own: _apply(ops, own, local, experts))
 
         local = self.node_experts // self.intra.size
-        return _send_once(ops, self.rail, tokens, self.num_experts, in_node)
+        return (yield from _send_once(ops, self.rail, tokens, self.num_experts, in_node))
 
 
 @dataclass(frozen=True)
@@ -163,8 +182,8 @@ class _Assigned:
 
 
 def _send_once(
-    ops: Ops, communicator: Communicator, rows: _Assigned, num_experts: int, inner: Callable[[_Assigned], Array]
-) -> Array:
+    ops: Ops, communicator: Communicator, rows: _Assigned, num_experts: int, inner: Callable[[_Assigned], Steps]
+) -> Steps:
     """Send each row once to each member that has any of its experts, and add up what comes back for it.
 
     Args:
@@ -174,11 +193,11 @@ def _send_once(
         num_experts: of all members.
         inner: what a member does with the rows it gets, whose experts count from its own first; (S, D) of S rows.
 
-    Returns: (R, D).
+    Returns: steps to (R, D).
     """
     size, local = communicator.size, num_experts // communicator.size
     if size == 1:
-        return inner(rows)
+        return (yield from inner(rows))
     member_P = rows.expert_P // local
     order = np.lexsort((rows.row_P, member_P))
     member_P, row_P = member_P[order], rows.row_P[order]
@@ -188,24 +207,28 @@ def _send_once(
     place_P = np.cumsum(first_P) - 1 - _starts(sent)[member_P]
 
     counts = ops.from_numpy(np.stack([sent, pairs], axis=1).reshape(-1))
-    counts = ops.to_numpy(communicator.all_to_all(counts, [2] * size, [2] * size)).reshape(-1, 2)
-    got, got_pairs = counts[:, 0], counts[:, 1]
+    counts = yield communicator.start_all_to_all(counts, [2] * size, [2] * size)
+    got, got_pairs = ops.to_numpy(counts).reshape(-1, 2).T
     code_P = ops.from_numpy(place_P * local + rows.expert_P[order] % local)
-    code_P = ops.to_numpy(communicator.all_to_all(code_P, pairs, got_pairs))
-    weight_P = communicator.all_to_all(ops.take_rows(rows.weight_P, ops.from_numpy(order)), pairs, got_pairs)
+    codes = communicator.start_all_to_all(code_P, pairs, got_pairs)
+    weights = communicator.start_all_to_all(ops.take_rows(rows.weight_P, ops.from_numpy(order)), pairs, got_pairs)
     row_S = ops.from_numpy(row_P[first_P])
-    x_SD = communicator.all_to_all(ops.take_rows(rows.x_RD, row_S), sent, got)
+    tokens = communicator.start_all_to_all(ops.take_rows(rows.x_RD, row_S), sent, got)
+    code_P = ops.to_numpy((yield codes))
     place_P = code_P // local + np.repeat(_starts(got), got_pairs)
-    y_SD = inner(_Assigned(x_SD, place_P, code_P % local, weight_P))
-    return ops.segment_sum(communicator.all_to_all(y_SD, got, sent), row_S, rows.x_RD.shape[0])
+    weight_P = yield weights
+    x_SD = yield tokens
+    y_SD = yield from inner(_Assigned(x_SD, place_P, code_P % local, weight_P))
+    y_SD = yield communicator.start_all_to_all(y_SD, got, sent)
+    return ops.segment_sum(y_SD, row_S, rows.x_RD.shape[0])
 
 
-def _apply(ops: Ops, rows: _Assigned, num_experts: int, experts: Experts) -> Array:
+def _apply(ops: Ops, rows: _Assigned, num_experts: int, experts: Inner) -> Steps:
     """The outputs of the experts that are here, weighted and summed for each row."""
     by_expert = np.argsort(rows.expert_P, kind="stable")
     row_P = ops.from_numpy(rows.row_P[by_expert])
     counts_E = ops.from_numpy(np.bincount(rows.expert_P, minlength=num_experts))
-    y_PD = experts(ops.take_rows(rows.x_RD, row_P), counts_E)
+    y_PD = yield from experts(ops.take_rows(rows.x_RD, row_P), counts_E)
     weight_P = ops.cast(ops.take_rows(rows.weight_P, ops.from_numpy(by_expert)), ops.dtype(y_PD))
     return ops.segment_sum(y_PD * ops.reshape(weight_P, (-1, 1)), row_P, rows.x_RD.shape[0])
 
@@ -264,7 +287,7 @@ class CountedExchange:
         return stack
 
 
-def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: np.ndarray, experts: Experts) -> Array:
+def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: np.ndarray, experts: Inner) -> Steps:
     """Send rows to the members that hold their experts, apply those, and bring the outputs back.
 
     Args:
@@ -274,33 +297,86 @@ def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: n
         counts_E: rows of each expert, on the host.
         experts: those of this member.
 
-    Returns: (R, D), in the order of x.
+    Returns: steps to (R, D), in the order of x.
     """
     size, local = communicator.size, len(counts_E) // communicator.size
     split = [local] * size
-    got_We = ops.to_numpy(communicator.all_to_all(ops.from_numpy(counts_E), split, split)).reshape(size, local)
+    got = yield communicator.start_all_to_all(ops.from_numpy(counts_E), split, split)
+    got_We = ops.to_numpy(got).reshape(size, local)
     send, receive = counts_E.reshape(size, local).sum(1), got_We.sum(1)
-    rows = communicator.all_to_all(x_RD, send, receive)
+    rows = yield communicator.start_all_to_all(x_RD, send, receive)
     expert_R = np.repeat(np.tile(np.arange(local), size), got_We.reshape(-1))
     by_expert = np.argsort(expert_R, kind="stable")
-    outputs = experts(ops.take_rows(rows, ops.from_numpy(by_expert)), ops.from_numpy(got_We.sum(0)))
+    outputs = yield from experts(ops.take_rows(rows, ops.from_numpy(by_expert)), ops.from_numpy(got_We.sum(0)))
     outputs = ops.take_rows(outputs, ops.from_numpy(np.argsort(by_expert)))
-    return communicator.all_to_all(outputs, receive, send)
+    return (yield communicator.start_all_to_all(outputs, receive, send))
 
 
-def _by_assignment(ops: Ops, x_TD: Array, routing: Routing, exchange: Callable[[Array, np.ndarray], Array]) -> Array:
+def _steps(experts: Experts) -> Inner:
+    def steps(x_RD: Array, counts_E: Array) -> Steps:
+        yield from ()
+        return experts(x_RD, counts_E)
+
+    return steps
+
+
+def _run(parts: Sequence[Steps]) -> list[Array]:
+    """Let parts take turns, a step each, until all have returned; what they return.
+
+    The order of the steps does not depend on the rows, so that it is the same on all ranks.
+    """
+    found: dict[int, Array] = {}
+    arrivals = dict.fromkeys(range(len(parts)), lambda: None)
+    while arrivals:
+        for number, arrival in list(arrivals.items()):
+            try:
+                arrivals[number] = parts[number].send(arrival())
+            except StopIteration as returned:
+                found[number] = returned.value
+                del arrivals[number]
+    return [found[number] for number in range(len(parts))]
+
+
+def _parts(ops: Ops, x_TD: Array, routing: Routing, chunks: int) -> list[tuple[Array, Routing]]:
+    """Tokens and their assignments in consecutive parts of equal size, or nearly."""
+    tokens = routing.num_tokens
+    bounds = np.arange(chunks + 1) * tokens // chunks
+    sizes = np.diff(bounds).tolist()
+    choices = routing.choices_per_token
+    token_N = None if routing.token_N is None else ops.to_numpy(routing.token_N)
+    parts = []
+    for first, size, x_SD in zip(bounds[:-1].tolist(), sizes, ops.split(x_TD, sizes, axis=0), strict=True):
+        if token_N is not None:
+            mine_N = np.flatnonzero((token_N >= first) & (token_N < first + size))
+            own_N = ops.from_numpy(token_N[mine_N] - first)
+        else:
+            mine_N = np.arange(first * choices, (first + size) * choices)
+            own_N = None if size else ops.from_numpy(mine_N)
+        index_N = ops.from_numpy(mine_N)
+        part = replace(
+            routing,
+            expert_N=ops.take_rows(routing.expert_N, index_N),
+            weight_N=ops.take_rows(routing.weight_N, index_N),
+            token_N=own_N,
+            num_tokens=size,
+        )
+        parts.append((x_SD, part))
+    return parts
+
+
+def _by_assignment(ops: Ops, x_TD: Array, routing: Routing, exchange: Callable[[Array, np.ndarray], Steps]) -> Steps:
     """Rows sorted by expert through `exchange` and back to tokens; assignments to nowhere stay here."""
     plan = plan_dispatch(ops, routing)
     counts_E = ops.to_numpy(plan.counts_E)
     served, assignments = int(counts_E.sum()), routing.expert_N.shape[0]
     x_RD, _ = ops.split(ops.permute(x_TD, plan), (served, assignments - served), axis=0)
-    y_RD = exchange(x_RD, counts_E)
+    y_RD = yield from exchange(x_RD, counts_E)
     if served < assignments:
         y_RD = ops.concat([y_RD, ops.zeros((assignments - served, x_TD.shape[1]), ops.dtype(y_RD))], axis=0)
     return ops.unpermute(y_RD, routing.weight_N, plan)
 
 
-def _linked(ops: Ops, communicators: Sequence[Communicator], x_RD: Array, run: Callable[[], Array]) -> Array:
+def _linked(ops: Ops, communicators: Sequence[Communicator], x_RD: Array, run: Waiting) -> Array:
     """`run()`, with this rank in the gradients of its exchanges whatever their rows depend on."""
     linked = [communicator for communicator in communicators if communicator.needs_link]
     for communicator in linked:

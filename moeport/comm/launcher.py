@@ -6,7 +6,7 @@ import os
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,10 @@ class Launch:
     """Processes of this node; msrun does not say."""
     nodes: tuple[int, ...] | None = None
     """Number of the node of each rank, where the launcher says it."""
+
+    def on_nodes_of(self, ranks: int) -> Launch:
+        """The same process where so many consecutive ranks, a divisor of all, make up a node, whatever the hosts."""
+        return replace(self, nodes=tuple(rank // ranks for rank in range(self.size)))
 
     @property
     def is_scheduler(self) -> bool:

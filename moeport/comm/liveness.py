@@ -193,9 +193,10 @@ class Liveness:
 
     @contextmanager
     def call(self, call: Call) -> Iterator[None]:
-        """Watch a collective; an exception in it ends the job."""
+        """Watch a collective, from its start or until it is done; an exception in it ends the job."""
         outer = self._call, self._call_start
-        self._entered[_key(call.ranks)] = call.number
+        key = _key(call.ranks)
+        self._entered[key] = max(call.number, self._entered.get(key, 0))
         self._last_call = str(call)
         self._call_start, self._call = time.monotonic(), call
         try:

@@ -53,12 +53,13 @@ class Mesh:
         ops = self.world.ops
         return ops.to_numpy(self.experts.all_gather(ops.from_numpy(local))).reshape(-1, *local.shape[1:])
 
-    def place(self, model: Transformer, algorithm: str) -> dict[str, CountedExchange]:
+    def place(self, model: Transformer, algorithm: str, chunks: int) -> dict[str, CountedExchange]:
         """Let the layers of a model know where their experts are.
 
         Args:
             model: of which each rank runs its part.
             algorithm: of EXCHANGES.
+            chunks: see `ExpertExchange`.
 
         Returns: what carries the tokens of each MoE layer, by the names of `Transformer.moe_layers`; empty where every
             rank has all experts.
@@ -70,7 +71,7 @@ class Mesh:
             moe.mean_over_ranks = self._mean
         if self.experts.size == 1:
             return {}
-        exchange = EXCHANGES[algorithm](self.experts, model.config.moe.num_experts)
+        exchange = EXCHANGES[algorithm](self.experts, model.config.moe.num_experts, chunks)
         counted = {name: CountedExchange(exchange) for name in model.moe_layers}
         for name, moe in model.moe_layers.items():
             moe.exchange = counted[name]

@@ -112,6 +112,12 @@ RULES = (
         "flat, or parallelism.expert of 2 or more",
     ),
     Rule(
+        ("comm.chunks", "parallelism.expert"),
+        lambda chunks, ranks: chunks == 1 or ranks > 1,
+        "divides what goes to experts on other ranks, and with parallelism.expert = {1} there are none",
+        "1, or parallelism.expert of 2 or more",
+    ),
+    Rule(
         ("backend.device", "backend.name"),
         lambda device, name: name != "numpy" or device in ("auto", "cpu"),
         "backend {1} runs on the CPU only",

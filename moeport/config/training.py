@@ -89,6 +89,11 @@ class CommConfig(Section):
     algorithm: Literal["flat", "hierarchical", "node_dedup", "auto"] = "flat"
     """How tokens reach experts on other ranks: straight; along rails, then inside the node; or once for each node and
     rank. auto: the fastest of them, tried at the start."""
+    chunks: PositiveInt | Literal["auto"] = 1
+    """Parts of a rank's tokens that take turns: while experts compute on one, others are on their way. auto: the
+    fastest of 1, 2 and 4, tried at the start."""
+    ranks_per_node: PositiveInt | None = None
+    """Consecutive ranks that make up a node. null: as the launcher or the host names say."""
     timeout: PositiveFloat = 600.0
     """Seconds that a collective may take before the job is stopped."""
 

@@ -119,6 +119,8 @@ def record_here(
     if launch and variant.ranks not in (1, ranks):
         raise UserError(f"variant {spec!r} is of {variant.ranks} ranks, and this job has {ranks}; leave out the ranks")
     config = variant_config(file, variant, overrides, size, ranks)
+    if launch and config.comm.ranks_per_node:
+        launch = launch.on_nodes_of(config.comm.ranks_per_node)
     routing = load_bundle(replay) if replay else None
     backend = get_backend(config.backend)
     with backend.communicator(launch, config.comm.timeout) as world:

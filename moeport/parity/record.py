@@ -142,7 +142,7 @@ def _record_parts(
         gradients = trained.gradients if trained else {}
     else:
         lm = _recorded(subject, inside)
-        mesh.place(lm, subject.config.comm.algorithm)
+        mesh.place(lm, *subject.all_to_all)
         first_expert = mesh.experts.rank * subject.config.model.moe.num_experts // mesh.experts.size
         for block in lm.blocks:
             cast(RecordedBlock, block).record_experts_from_outside(first_expert)
@@ -238,7 +238,7 @@ def _train(subject: Subject, recorder: Recorder, lm: Transformer, steps: int) ->
     backend, config, mesh = subject.backend, subject.config, subject.mesh
     if not backend.trains:
         return None
-    exchanges = mesh.place(lm, config.comm.algorithm)
+    exchanges = mesh.place(lm, *subject.all_to_all)
     options = TrainingOptions(
         config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
     )

@@ -126,6 +126,12 @@ class Subject:
         return self.config.backend.compile or self.config.training.activation_checkpointing
 
     @property
+    def all_to_all(self) -> tuple[str, int]:
+        """Algorithm and chunks; `variant_config` lets none of them be auto where they are used."""
+        comm = self.config.comm
+        return comm.algorithm, cast(int, comm.chunks)
+
+    @property
     def num_parts(self) -> int:
         """Micro-batches of the batch, over all ranks."""
         return self.config.training.gradient_accumulation * self.mesh.world.size
@@ -192,10 +198,14 @@ def variant_config(file: Path | None, variant: Variant, overrides: Sequence[str]
         config = load_config(file, [*overrides, *cut, *variant.config_overrides])
     if ranks > 1:
         check_ranks(config, ranks)
-        if config.parallelism.expert > 1 and config.comm.algorithm not in EXCHANGES:
+        if config.parallelism.expert > 1 and config.comm.algorithm == "auto":
             raise UserError(
-                f"comm.algorithm: {config.comm.algorithm} may take another algorithm each time; expected one of "
+                "comm.algorithm: auto may take another algorithm each time; expected one of "
                 f"{', '.join(EXCHANGES)}, as in --set comm.algorithm=flat"
+            )
+        if config.parallelism.expert > 1 and config.comm.chunks == "auto":
+            raise UserError(
+                "comm.chunks: auto may take another number each time; expected a number, as in --set comm.chunks=1"
             )
     return config
 

@@ -27,6 +27,12 @@ def check_ranks(config: Config, ranks: int) -> None:
             f"parallelism.data: {data} copies of the experts on {expert} ranks each (parallelism.expert) make "
             f"{data * expert} ranks, and this job has {ranks}; expected {ranks // expert}, or leave it out"
         )
+    per_node = config.comm.ranks_per_node
+    if per_node is not None and ranks % per_node:
+        raise UserError(
+            f"comm.ranks_per_node: {per_node} does not divide the {ranks} ranks of this job; "
+            f"expected a divisor of {ranks}, or leave it out"
+        )
     if ranks > 1 and config.backend.name == "torch" and config.backend.compile:
         raise UserError(
             f"backend.compile: true is for one process with torch (this job has {ranks} ranks); expected false or null"

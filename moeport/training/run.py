@@ -80,6 +80,8 @@ def train(
         console = Console(quiet=True, force_terminal=False)
     console = console or Console()
     check_ranks(config, launch.size if launch else 1)
+    if launch and config.comm.ranks_per_node:
+        launch = launch.on_nodes_of(config.comm.ranks_per_node)
     checkpoints = config.run.dir / CHECKPOINT_DIR
     checkpoint = None
     if resume and not dry_run and list_checkpoints(checkpoints):
@@ -145,7 +147,7 @@ class _Run:
         self.checkpoints = self.dir / CHECKPOINT_DIR
         self.task: Task = build_task_in_turn(config, mesh.world, report=self.say)
         self.shapes = self.task.model()
-        self.exchanges = mesh.place(self.shapes, self._algorithm())
+        self.exchanges = mesh.place(self.shapes, *self._all_to_all())
         self.counts = self.shapes.parameter_counts()
         self.model = self._model()
         self.start_step = checkpoint.meta.step if checkpoint else 0
@@ -261,17 +263,17 @@ class _Run:
         model.load_optimizer_state(self.checkpoint.optimizer, meta.step)
         return model
 
-    def _algorithm(self) -> str:
-        """That of the config, or the fastest one."""
-        config, moe = self.config, self.config.model.moe
-        if config.comm.algorithm != "auto" or self.mesh.experts.size == 1:
-            return config.comm.algorithm
+    def _all_to_all(self) -> tuple[str, int]:
+        """Algorithm and chunks of the config, or the fastest ones."""
+        config, comm, moe = self.config, self.config.comm, self.config.model.moe
+        if comm.algorithm != "auto" and comm.chunks != "auto":
+            return comm.algorithm, comm.chunks
         parts = config.training.gradient_accumulation * self.mesh.world.size
         tokens = config.training.batch_size // parts * self.task.train.sequence_length
         top_k = min(-(-moe.router.assignments(tokens, moe.num_experts, 1) // tokens), moe.num_experts)
-        choice = fastest(self.mesh, tokens, config.model.d_model, moe.num_experts, top_k, self.backend.dtype)
+        choice = fastest(self.mesh, config, tokens, top_k, self.backend.dtype, self.backend.value_and_grad)
         self.say(f"all-to-all  {choice}")
-        return choice.algorithm
+        return choice.algorithm, choice.chunks
 
     def _announce(self) -> None:
         counts, training = self.counts, self.config.training
@@ -291,7 +293,9 @@ class _Run:
         if experts.size == 1:
             return f"{words}, each with all experts"
         several = f"{copies.size} copies of the experts" if copies.size > 1 else "the experts"
-        return f"{words}: {several} over {experts.size} ranks each, all-to-all {self.config.comm.algorithm}"
+        comm = self.config.comm
+        chunks = "" if comm.chunks == 1 else f" in chunks: {comm.chunks}"
+        return f"{words}: {several} over {experts.size} ranks each, all-to-all {comm.algorithm}{chunks}"
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:
         if evaluation is None or not self.config.checkpoint.keep_best:

@@ -9,6 +9,8 @@ from tests.support import rng
 
 ALGORITHMS = {"flat": FlatExchange, "hierarchical": HierarchicalExchange, "node_dedup": NodeDedupExchange}
 WIDTH, HIDDEN, TOKENS, CHOICES = 3, 4, 7, 3
+CHUNKS = (1, 5)
+"""Some of five parts of one token have none."""
 
 
 def routings(size, num_experts):
@@ -59,9 +61,14 @@ def check(groups, backend, experts_a_rank, names=None):
         rng(2).standard_normal((num_experts, WIDTH, HIDDEN)),
     )
     exchanges = [
-        (f"{algorithm} on {len(set(group.nodes))} nodes", group, ALGORITHMS[algorithm](group, num_experts))
+        (
+            f"{algorithm} on {len(set(group.nodes))} nodes in {chunks} chunks",
+            group,
+            ALGORITHMS[algorithm](group, num_experts, chunks),
+        )
         for group in groups
         for algorithm in ALGORITHMS
+        for chunks in CHUNKS
     ]
     mine = slice(rank * experts_a_rank, (rank + 1) * experts_a_rank)
     cases = routings(size, num_experts)

@@ -525,6 +525,12 @@ CASES = [
         "there are none (got node_dedup); expected flat, or parallelism.expert of 2 or more",
     ),
     case(
+        "chunks of one rank",
+        "comm: {chunks: auto}\n",
+        "c.yaml:1:16 comm.chunks: divides what goes to experts on other ranks, and with parallelism.expert = 1 there are "
+        "none (got auto); expected 1, or parallelism.expert of 2 or more",
+    ),
+    case(
         "numpy",
         "backend: {name: numpy, device: cuda, dtype: bfloat16, compile: true}\n",
         "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); expected auto or cpu\n"

@@ -33,7 +33,7 @@ def row_lost_on_the_way(world):
     def lossy(ops, communicator, x_RD, counts_E, experts):
         def with_a_hole(rows, counts):
             hole = ops.concat([rows[:-1], ops.zeros((1, rows.shape[1]), ops.dtype(rows))], axis=0)
-            return experts(hole if world.rank == 1 else rows, counts)
+            return (yield from experts(hole if world.rank == 1 else rows, counts))
 
         return real(ops, communicator, x_RD, counts_E, with_a_hole)
 

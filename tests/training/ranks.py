@@ -38,6 +38,12 @@ CASES = {
         "comm": {"algorithm": "node_dedup"},
         **moe("gshard", **CAPACITY),
     },
+    "in chunks": {"parallelism": {"expert": 0}, "comm": {"chunks": 3}},
+    "in chunks, recomputed": {
+        "parallelism": {"expert": -2},
+        "comm": {"algorithm": "node_dedup", "chunks": 2},
+        "training": {"activation_checkpointing": True},
+    },
     "whole copies": {"parallelism": {"expert": -2, "shard": False}},
     "micro-batches": {"parallelism": {"expert": 0}, "training": {"gradient_accumulation": 2}},
     "recomputed": {"parallelism": {"expert": -2}, "training": {"activation_checkpointing": True}},
@@ -69,7 +75,13 @@ CASES = {
 """Sections of configs; an expert of 0 stands for all ranks, one of -2 for half of them. No case has a locality loss,
 which differs between one node and several.
 """
-ON_MINDSPORE = ("experts on all ranks", "experts on each rank", "node_dedup with capacity", "two copies of the experts")
+ON_MINDSPORE = (
+    "experts on all ranks",
+    "experts on each rank",
+    "node_dedup with capacity",
+    "in chunks",
+    "two copies of the experts",
+)
 
 
 FIRST_STEP_ALONE = ("experts choose",)
@@ -116,7 +128,7 @@ def run(config, world):
     mesh = Mesh(world, config.parallelism.expert if world.size > 1 else 1)
     task = build_task(config, report=lambda text: None)
     lm = task.model()
-    exchanges = mesh.place(lm, config.comm.algorithm)
+    exchanges = mesh.place(lm, config.comm.algorithm, config.comm.chunks)
     options = TrainingOptions(
         config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
     )

@@ -87,7 +87,9 @@ def test_a_run_on_two_ranks_is_that_of_one_process(tmp_path, alone):
 
 def test_a_job_goes_on_after_a_rank_was_killed(tmp_path, alone):
     """torchrun starts all ranks again, and they go on from the last checkpoint, by whichever algorithm is fastest."""
-    job = job_of(tmp_path, "--resume", "--set", "comm.algorithm=auto", PET_MAX_RESTARTS="1")
+    settings = ("comm.algorithm=auto", "comm.chunks=auto", "comm.ranks_per_node=1")
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    job = job_of(tmp_path, "--resume", *overrides, PET_MAX_RESTARTS="1")
     try:
         wait_for(lambda: lines(tmp_path) > 4, job)
         os.kill(job.pids()[1], signal.SIGKILL)
@@ -95,6 +97,7 @@ def test_a_job_goes_on_after_a_rank_was_killed(tmp_path, alone):
     finally:
         job.end()
     assert "resuming    after step" in job.output()
+    assert "ranks       2 on 2 nodes" in job.output()
     assert job.output().count("is fastest here") == 2
     equal(result(tmp_path), alone)
 
@@ -122,6 +125,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path, alone):
         ({"training": {"batch_size": 6}}, 4, "6 sequences do not divide among 4 ranks x 1 micro-batches"),
         ({"backend": {"compile": True}}, 2, "compile: true is for one process with torch .this job has 2 ranks"),
         ({"parallelism": {"expert": 2}}, 1, "does not divide the 1 ranks"),
+        ({"comm": {"ranks_per_node": 3}}, 4, "comm.ranks_per_node: 3 does not divide the 4 ranks of this job"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(tmp_path, sections, ranks, message):

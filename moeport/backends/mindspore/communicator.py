@@ -9,7 +9,7 @@ and one of the wrong length leaves the rest of the array as it was, both without
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mindspore as ms
@@ -20,7 +20,7 @@ from mindspore.common._grad_function import _Function
 from mindspore.mint import distributed
 from mindspore.ops.auto_generate import gen_ops_prim
 
-from moeport.comm.communicator import Communicator
+from moeport.comm.communicator import Communicator, Transfer, Waiting
 from moeport.comm.launcher import Launch
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
@@ -58,13 +58,12 @@ class MindSporeCommunicator(Communicator):
             _created.add(name)
         return type(self)(self.ops, ranks, self.ranks[self.rank], name)
 
-    def _differentiable(
-        self, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> Tensor:
+    def _differentiable(self, transfer: Transfer, x: Tensor) -> Waiting:
         if self.link is None or not x.is_floating_point():
-            return _Exchange.apply(x, exchange, send, receive)
-        out, self.link = _LinkedExchange.apply(x, self.link, exchange, send, receive)
-        return out
+            out = _Exchange.apply(x, transfer)
+        else:
+            out, self.link = _LinkedExchange.apply(x, self.link, transfer)
+        return lambda: out
 
 
 _created: set[str] = set()
@@ -170,32 +169,23 @@ class _Exchange(_Function):
     """An exchange with the exchange backwards as its gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, exchange: Callable[..., Tensor], send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> Tensor:
-        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
-        return exchange(x, send, receive)
+    def forward(ctx: Any, x: Tensor, transfer: Transfer) -> Tensor:
+        ctx.transfer = transfer
+        return transfer.run(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.exchange(gradient, ctx.receive, ctx.send), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.transfer.back.run(gradient), None
 
 
 class _LinkedExchange(_Function):
     """An exchange that also passes on a link; see `Communicator.link`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        link: Tensor,
-        exchange: Callable[..., Tensor],
-        send: tuple[int, ...],
-        receive: tuple[int, ...],
-    ) -> tuple[Tensor, Tensor]:
-        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
-        return exchange(x, send, receive), link + 0.0
+    def forward(ctx: Any, x: Tensor, link: Tensor, transfer: Transfer) -> tuple[Tensor, Tensor]:
+        ctx.transfer = transfer
+        return transfer.run(x), link + 0.0
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, link: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        return ctx.exchange(gradient, ctx.receive, ctx.send), link, None, None, None
+    def backward(ctx: Any, gradient: Tensor, link: Tensor) -> tuple[Tensor, Tensor, None]:
+        return ctx.transfer.back.run(gradient), link, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moeport.backends.torch.ops import TorchOps
-from moeport.comm.communicator import Communicator
+from moeport.comm.communicator import Communicator, Transfer, Waiting
 from moeport.comm.launcher import Launch
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
@@ -94,30 +95,51 @@ class TorchCommunicator(Communicator):
         dist.barrier(self.process_group)
 
     def _all_to_all(self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
-        out = x.new_empty((sum(receive), *x.shape[1:]))
-        dist.all_to_all_single(out, x.detach().contiguous(), list(receive), list(send), self.process_group)
+        out, wait = self._start_all_to_all(x, send, receive)
+        wait()
         return out
 
-    def _differentiable(
-        self, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> Tensor:
+    def _start_all_to_all(
+        self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> tuple[Tensor, Callable[[], object]]:
+        out = x.new_empty((sum(receive), *x.shape[1:]))
+        work = dist.all_to_all_single(
+            out, x.detach().contiguous(), list(receive), list(send), self.process_group, async_op=True
+        )
+        return out, work.wait
+
+    def _differentiable(self, transfer: Transfer, x: Tensor) -> Waiting:
         if x.is_floating_point() and not x.requires_grad:
             # `backward` visits this node on a rank whose rows are constant too: the other ranks wait for it.
             x = x.detach().requires_grad_()
-        return _Exchange.apply(exchange, x, send, receive)
+        return partial(_Wait.apply, transfer, _Start.apply(transfer, x))
 
 
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, exchange: Callable[..., Tensor], x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
-    ) -> Tensor:
-        ctx.exchange, ctx.send, ctx.receive = exchange, send, receive
-        return exchange(x, send, receive)
+class _Start(torch.autograd.Function):
+    """Rows set out, and stand for themselves until they are waited for; their gradients are waited for."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None, None]:
-        return None, ctx.exchange(gradients[0], ctx.receive, ctx.send), None, None
+    def forward(ctx: Any, transfer: Transfer, x: Tensor) -> Tensor:
+        ctx.transfer = transfer
+        transfer.start(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.transfer.back.wait()
+
+
+class _Wait(torch.autograd.Function):
+    """Rows are waited for; their gradients set out."""
+
+    @staticmethod
+    def forward(ctx: Any, transfer: Transfer, sent: Tensor) -> Tensor:
+        ctx.transfer = transfer
+        return transfer.wait()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.transfer.back.start(gradients[0])
 
 
 def _copy(x: Tensor) -> Tensor:
