@@ -4,16 +4,74 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeport.bench.measure import Row
+from moeport.bench.measure import Taken
+from moeport.bench.operations import Measured
 from moeport.errors import UserError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from matplotlib.axes import Axes
     from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; columns and units as in nccl-tests."""
+
+    operation: str
+    size: int
+    """Bytes."""
+    count: int
+    """Elements."""
+    type: str
+    redop: str
+    root: int
+    time_us: float
+    """Median over repetitions of the time of the slowest rank."""
+    algbw: float
+    """GB/s (1e9): size over time."""
+    busbw: float
+    """GB/s (1e9): algbw times the share that must cross a link."""
+    wrong: int | None
+    """Elements with wrong values over all ranks; None: not checked."""
+    fastest_us: float
+    """Median of the fastest rank."""
+    low_us: float
+    """Lower quartile over repetitions of the slowest rank's time."""
+    high_us: float
+    """Upper quartile."""
+    intra_node_bytes: int
+    """Sent by all ranks in one repetition to others of their node."""
+    inter_node_bytes: int
+    """Sent by all ranks in one repetition to other nodes."""
+
+    @classmethod
+    def of(cls, name: str, operation: Measured, taken: Taken) -> Row:
+        """The line of one operation."""
+        algbw = operation.bytes / taken.time_us / 1e3
+        return cls(
+            operation=name,
+            size=operation.bytes,
+            count=operation.count,
+            type=operation.type,
+            redop=operation.redop,
+            root=operation.root,
+            time_us=taken.time_us,
+            algbw=algbw,
+            busbw=algbw * operation.bus_factor,
+            wrong=taken.wrong,
+            fastest_us=taken.fastest_us,
+            low_us=taken.low_us,
+            high_us=taken.high_us,
+            intra_node_bytes=taken.intra_node_bytes,
+            inter_node_bytes=taken.inter_node_bytes,
+        )
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -47,21 +105,37 @@ def table(rows: Sequence[Row]) -> Table:
     return shown
 
 
-def write_json(path: Path, about: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def write_json(path: Path, about: Mapping[str, Any], rows: Sequence[DataclassInstance]) -> None:
     """All rows, and what they were measured on."""
     path.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
     """A line for each row, with a header."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
 
 
 def write_plot(path: Path, rows: Sequence[Row]) -> None:
     """Bus bandwidth over size, a line for each operation, from the lower to the upper quartile of the times.
+
+    Raises UserError as `plotted` does.
+    """
+    with plotted(path, "bus bandwidth, GB/s (1e9)") as axes:
+        for name in dict.fromkeys(row.operation for row in rows):
+            mine = [row for row in rows if row.operation == name]
+            sizes = [row.size for row in mine]
+            line = axes.plot(sizes, [row.busbw for row in mine], marker="o", markersize=3, label=name)[0]
+            low = [row.busbw * row.time_us / row.high_us for row in mine]
+            high = [row.busbw * row.time_us / row.low_us for row in mine]
+            axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+@contextmanager
+def plotted(path: Path, quantity: str) -> Iterator[Axes]:
+    """Axes of a quantity over the size, both logarithmic, which are written to a file at the end of the block.
 
     Raises UserError without matplotlib, or for a type of file that it does not write.
     """
@@ -71,17 +145,11 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
         raise UserError(f"--plot {path}: matplotlib is not installed: pip install 'moeport[plot]'") from error
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for name in dict.fromkeys(row.operation for row in rows):
-        mine = [row for row in rows if row.operation == name]
-        sizes = [row.size for row in mine]
-        line = axes.plot(sizes, [row.busbw for row in mine], marker="o", markersize=3, label=name)[0]
-        low = [row.busbw * row.time_us / row.high_us for row in mine]
-        high = [row.busbw * row.time_us / row.low_us for row in mine]
-        axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    yield axes
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("size of one rank, bytes")
-    axes.set_ylabel("bus bandwidth, GB/s (1e9)")
+    axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
     axes.legend()
     try:

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from moeport.cli import bench_moe
+from moeport.cli.bench_job import (
+    BackendName,
+    Check,
+    CsvFile,
+    Device,
+    DType,
+    Factor,
+    JsonFile,
+    Maximum,
+    Minimum,
+    Repetitions,
+    Timeout,
+    Warmup,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,14 +33,8 @@ if TYPE_CHECKING:
     Prepare = Callable[[int], list[tuple[str, Measured]]]
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
+app.command("moe")(bench_moe.moe)
 
-HOW = """bench comm runs in the processes of a job, and this process was started by itself; start it with one of
-  torchrun --nproc-per-node 2 -m moeport bench comm
-  msrun --worker_num 2 --local_worker_num 2 --join True --log_dir logs python -m moeport bench comm
-  moeport emulate --nodes 2 --ranks-per-node 2 --inter 1gbit -- bench comm"""
-PLAIN_WIDTH = 180
-"""Characters of a line where the output is no terminal: no column is cut off."""
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 OPERATIONS = "all_reduce, all_gather, reduce_scatter, broadcast, sendrecv, all_to_all; flat, hierarchical, node_dedup"
 
 
@@ -38,15 +48,13 @@ def comm(
     operations: Annotated[
         list[str] | None, typer.Argument(help=f"Which; default: all of {OPERATIONS}.", show_default=False)
     ] = None,
-    minimum: Annotated[str, typer.Option("--minbytes", "-b", help="Smallest size, such as 64K.")] = "64K",
-    maximum: Annotated[str, typer.Option("--maxbytes", "-e", help="Largest size, such as 16M.")] = "4M",
-    factor: Annotated[int, typer.Option("--stepfactor", "-f", min=2, help="Ratio of one size to the next.")] = 4,
-    repetitions: Annotated[int, typer.Option("--iters", "-n", min=1, help="Timed runs of each.")] = 10,
-    warmup: Annotated[int, typer.Option("--warmup-iters", "-w", min=0, help="Untimed runs before.")] = 2,
-    check: Annotated[int, typer.Option("--check", "-c", min=0, max=1, help="1: compare all values.")] = 1,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float64"], typer.Option("--datatype", "-d", help="Type of the elements.")
-    ] = "float32",
+    minimum: Minimum = "64K",
+    maximum: Maximum = "4M",
+    factor: Factor = 4,
+    repetitions: Repetitions = 10,
+    warmup: Warmup = 2,
+    check: Check = 1,
+    dtype: Annotated[DType, typer.Option("--datatype", "-d", help="Type of the elements.")] = "float32",
     traffic: Annotated[
         str, typer.Option(help="Experts of the tokens: uniform, zipf, local:F, or a .npy file of ids (tokens, K).")
     ] = "uniform",
@@ -54,13 +62,11 @@ def comm(
     top_k: Annotated[int, typer.Option(min=1, help="Experts a token.")] = 8,
     width: Annotated[int, typer.Option(min=1, help="Numbers of a token.")] = 256,
     backward: Annotated[bool, typer.Option("--backward", help="Expert exchanges forward and backward.")] = False,
-    backend: Annotated[
-        str | None, typer.Option(help="torch or mindspore; default: that of the launcher.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu.")] = "auto",
-    timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 120.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write all figures here.")] = None,
+    backend: BackendName = None,
+    device: Device = "auto",
+    timeout: Timeout = 120.0,
+    json_file: JsonFile = None,
+    csv_file: CsvFile = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw bandwidth over size here, .png, .svg or .pdf; needs matplotlib.")
     ] = None,
@@ -71,20 +77,15 @@ def comm(
     (flat, hierarchical, node_dedup) is that of one rank's tokens before they are copied to their experts; its time is
     that of the way there and back.
     """
-    import os
-
     from moeport.backends import get_backend
-    from moeport.bench.measure import Row, measure
+    from moeport.bench.measure import measure
     from moeport.bench.operations import Traffic
-    from moeport.comm.emulation import EMULATED
-    from moeport.comm.launcher import launched
+    from moeport.bench.output import Row, table, write_csv, write_json, write_plot
+    from moeport.cli.bench_job import about, ranks_in_words, sizes, started, wide_console
     from moeport.config import config_from_dict
-    from moeport.errors import UserError
 
-    launch = launched()
-    if launch is None:
-        raise UserError(HOW)
-    sizes = _sizes(minimum, maximum, factor)
+    launch = started("comm")
+    wanted_sizes = sizes(minimum, maximum, factor)
     wanted = _known(operations or [], launch.size, experts, top_k)
     name = backend or launch.backend
     chosen = get_backend(config_from_dict({"backend": {"name": name, "device": device, "dtype": dtype}}).backend)
@@ -92,45 +93,27 @@ def comm(
         moe = Traffic(traffic, top_k, width, backward)
         prepare, communicators = _operations(wanted, communicator, chosen, dtype, experts, moe)
         rows: list[Row] = []
-        for size in sizes:
-            rows += measure(
-                prepare(size),
+        for size in wanted_sizes:
+            ready = prepare(size)
+            taken = measure(
+                [operation for _, operation in ready],
                 communicators,
                 chosen.ops,
                 warmup=warmup,
                 repetitions=repetitions,
                 check=bool(check),
             )
+            rows += [Row.of(*named, times) for named, times in zip(ready, taken, strict=True)]
         if communicator.rank == 0:
-            from rich.console import Console
-
-            from moeport.bench.output import table, write_csv, write_json, write_plot
-
-            nodes = len(set(communicator.nodes))
-            console = Console(highlight=False)
-            if not console.is_terminal:
-                console.width = PLAIN_WIDTH
+            console = wide_console()
             console.print(
-                f"{name} on {chosen.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}; expert "
-                f"exchanges: {experts} experts, top-{top_k}, {traffic}, tokens of {width}"
-                f"{', forward and backward' if backward else ''}"
+                f"{ranks_in_words(communicator, chosen)}; expert exchanges: {experts} experts, top-{top_k}, {traffic}, "
+                f"tokens of {width}{', forward and backward' if backward else ''}"
             )
             console.print(table(rows))
-            about: dict[str, Any] = {
-                "backend": name,
-                "device": chosen.device,
-                "versions": chosen.versions(),
-                "ranks": communicator.size,
-                "nodes": list(communicator.nodes),
-                "emulated": EMULATED in os.environ,
-                "traffic": traffic,
-                "experts": experts,
-                "top_k": top_k,
-                "width": width,
-                "backward": backward,
-            }
             if json_file:
-                write_json(json_file, about, rows)
+                tokens = {"traffic": traffic, "experts": experts, "top_k": top_k, "width": width, "backward": backward}
+                write_json(json_file, about(communicator, chosen) | tokens, rows)
             if csv_file:
                 write_csv(csv_file, rows)
             if plot_file:
@@ -142,15 +125,13 @@ def comm(
 def _known(names: list[str], ranks: int, experts: int, top_k: int) -> list[str]:
     """The operations, all if none is named; UserError for what cannot be run."""
     from moeport.bench.operations import COLLECTIVES
+    from moeport.cli.bench_job import check_experts, check_names
     from moeport.comm.exchange import EXCHANGES
     from moeport.errors import UserError
 
     known = [*COLLECTIVES, *EXCHANGES]
-    for name in names:
-        if name not in known:
-            raise UserError(f"operation {name!r} is not one; expected {', '.join(known)}")
-    if experts % ranks:
-        raise UserError(f"--experts {experts}: do not divide among {ranks} ranks; expected a multiple of {ranks}")
+    check_names("operation", names, known)
+    check_experts(experts, ranks)
     if top_k > experts:
         raise UserError(f"--top-k {top_k}: more experts a token than there are; expected at most {experts}")
     return names or known
@@ -178,20 +159,3 @@ def _operations(
     return prepare, list(
         dict.fromkeys([communicator, *(each for exchange in exchanges.values() for each in exchange.communicators)])
     )
-
-
-def _sizes(minimum: str, maximum: str, factor: int) -> list[int]:
-    first, last = _bytes(minimum), _bytes(maximum)
-    sizes = [first]
-    while sizes[-1] * factor <= last:
-        sizes.append(sizes[-1] * factor)
-    return sizes
-
-
-def _bytes(text: str) -> int:
-    from moeport.errors import UserError
-
-    digits, unit = text.rstrip("KMGkmg"), text[len(text.rstrip("KMGkmg")) :].upper()
-    if not digits.isdigit() or unit not in UNITS or int(digits) == 0:
-        raise UserError(f"size {text!r} is not one; expected bytes such as 4096, 64K, 4M or 1G")
-    return int(digits) * UNITS[unit]
