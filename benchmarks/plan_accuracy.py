@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _bytes(sample: Sample) -> int:
-    return sample.exchange.tokens * sample.exchange.row_bytes
+    return sample.demand.tokens * sample.demand.row_bytes
 
 
 def _measured(folder: Path, rounds: int) -> dict[Shape, list[Sample]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moeport.comm.cost import Exchange, Layout, Routes, counted_routes, expected_routes
+from moeport.comm.cost import Demand, Layout, Routes, counted_routes, expected_routes
 from moeport.core.parameters import generator
 from moeport.errors import UserError
 
@@ -16,25 +16,25 @@ DRAWN = 2**23
 """Random numbers that stand for the traffic of a whole cluster."""
 
 
-def routes(kind: str, layout: Layout, exchange: Exchange) -> Routes:
+def routes(kind: str, layout: Layout, demand: Demand) -> Routes:
     """Rows of an exchange: expected ones in closed form for `uniform` and `local:F`, else those of choices.
 
     Args:
         kind: see `expert_choices`. Of `zipf` choices are drawn; a file is divided among the ranks in order.
         layout: ranks and nodes.
-        exchange: tokens and experts.
+        demand: tokens and experts.
 
     Raises UserError as `expert_choices` does.
     """
     if kind == "uniform":
-        return expected_routes(layout, exchange)
+        return expected_routes(layout, demand)
     if kind.startswith("local:"):
-        return expected_routes(layout, exchange, _fraction(kind))
-    ranks, experts, top_k = layout.ranks, exchange.num_experts, exchange.top_k
+        return expected_routes(layout, demand, _fraction(kind))
+    ranks, experts, top_k = layout.ranks, demand.num_experts, demand.top_k
     if kind.endswith(".npy"):
-        return counted_routes(layout, exchange, _read(Path(kind), experts, top_k, ranks))
+        return counted_routes(layout, demand, _read(Path(kind), experts, top_k, ranks))
     expert_TK = _drawn(kind, experts, top_k)
-    return counted_routes(layout, exchange, np.resize(expert_TK, (max(ranks, len(expert_TK)), top_k)))
+    return counted_routes(layout, demand, np.resize(expert_TK, (max(ranks, len(expert_TK)), top_k)))
 
 
 @cache

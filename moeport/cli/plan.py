@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from moeport.comm.cost import Links
+    from moeport.comm.compute import SpeedFit
+    from moeport.comm.cost import Links, Sharing
     from moeport.comm.fit import Fit, Sample
     from moeport.comm.planner import Cluster, Placement
 
 BANDWIDTH = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(B/s|bit/s)")
 LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s)")
 FLOPS = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)")
+STEP = re.compile(r"(.+)@([1-9]\d*)x([1-9]\d*)")
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+FIRST_STEPS = 3
+"""Of a run, which take longer than others and do not count."""
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -53,6 +57,14 @@ def plan(
     flops: Annotated[
         str | None, typer.Option(metavar="150T", help="Or floating-point operations that a rank does in a second.")
     ] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--step",
+            metavar="RUN_DIR@2x4",
+            help="Or a run of moeport train on that many nodes and ranks of each, whose steps show it. Repeatable.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")] = None,
 ) -> None:
@@ -67,6 +79,7 @@ def plan(
 
     from moeport.bench.routes import routes
     from moeport.comm import planner
+    from moeport.comm.compute import Speed
     from moeport.comm.fit import fit, read_samples
     from moeport.config import load_config
     from moeport.errors import UserError
@@ -76,10 +89,11 @@ def plan(
     shares = {sample.shares for sample in samples} or {"nothing"}
     if len(shares) > 1:
         raise UserError("--from: some files are of an emulated cluster or of CPUs and some are not; expected one kind")
-    if compute_ms is not None and flops is not None:
-        raise UserError("--compute-ms and --flops both say how long a rank computes; expected one of them")
+    if sum(bool(given) for given in (compute_ms is not None, flops, steps)) > 1:
+        raise UserError("--compute-ms, --flops and --step all say how long a rank computes; expected one of them")
     links = _links(fitted, nodes, intra, inter)
-    cluster = planner.Cluster(nodes, ranks_per_node, links, shares.pop())
+    shared = shares.pop()
+    cluster = planner.Cluster(nodes, ranks_per_node, links, shared)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
@@ -97,14 +111,18 @@ def plan(
         figures["exchanges"] = _exchanges(console, cluster, samples, traffic)
     else:
         config = load_config(config_file, overrides or ())
-        found = planner.plan(
-            config,
-            _vocab_size(config),
-            cluster,
-            partial(routes, traffic),
-            None if compute_ms is None else compute_ms / 1e3,
-            _flops(flops) if flops else None,
-        )
+        planned = planner.Planner(config, _vocab_size(config), cluster, partial(routes, traffic))
+        speed = None
+        if steps:
+            found_speed = _speed(steps, fitted.links if fitted else links, shared, traffic)
+            figures["step_errors"] = found_speed.errors.tolist()
+            _show_speed(console, found_speed)
+            speed = found_speed.speed
+        elif compute_ms is not None:
+            speed = Speed(compute_ms / 1e3 / planned.flops)
+        elif flops:
+            speed = Speed(1 / _flops(flops) / cluster.sharing)
+        found = planned.places(speed)
         _show(console, found)
         figures["placements"] = [_plain(each) | {"step": each.step} for each in found]
     if json_file:
@@ -164,6 +182,37 @@ def _links(fitted: Fit | None, nodes: int, intra: str | None, inter: str | None)
     return Links(found["intra"], found["inter"], fitted.links.copies if fitted else Links.copies)
 
 
+def _speed(steps: Sequence[str], links: Links, shares: Sharing, traffic: str) -> SpeedFit:
+    """Fitted to runs, on clusters of these links."""
+    from functools import partial
+
+    import numpy as np
+
+    from moeport.bench.routes import routes
+    from moeport.comm.compute import fit_speed
+    from moeport.comm.planner import Cluster, Planner
+    from moeport.errors import UserError
+    from moeport.training.metrics import read_metrics
+    from moeport.training.run_dir import METRICS_FILE, read_config
+
+    found = []
+    for text in steps:
+        parts = STEP.fullmatch(text)
+        if parts is None:
+            raise UserError(
+                f"--step {text!r} is not a run and its cluster; expected the run.dir, the nodes and the ranks of each "
+                "such as runs/small@2x4"
+            )
+        folder = Path(parts[1])
+        config, cluster = read_config(folder), Cluster(int(parts[2]), int(parts[3]), links, shares)
+        seconds = [record.step_time for record in read_metrics(folder / METRICS_FILE)[0][FIRST_STEPS:]]
+        if not seconds:
+            raise UserError(f"--step {text}: has no step after the first {FIRST_STEPS}; expected a longer run")
+        planned = Planner(config, _vocab_size(config), cluster, partial(routes, traffic))
+        found.append(planned.measured(float(np.median(seconds))))
+    return fit_speed(found)
+
+
 def _flops(text: str) -> float:
     from moeport.errors import UserError
 
@@ -201,21 +250,21 @@ def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], tr
         table.add_column(heading, justify="right")
     table.add_column("best, and why")
     figures = []
-    for exchange in dict.fromkeys(sample.exchange for sample in samples):
-        if exchange.num_experts % layout.ranks:
+    for demand in dict.fromkeys(sample.demand for sample in samples if sample.demand):
+        if demand.num_experts % layout.ranks:
             raise UserError(
-                f"--nodes {layout.nodes} --ranks-per-node {layout.ranks_per_node}: the {exchange.num_experts} experts "
-                f"of the files do not divide among {layout.ranks} ranks; expected a divisor of {exchange.num_experts}"
+                f"--nodes {layout.nodes} --ranks-per-node {layout.ranks_per_node}: the {demand.num_experts} experts "
+                f"of the files do not divide among {layout.ranks} ranks; expected a divisor of {demand.num_experts}"
             )
-        rows = routes(traffic, layout, exchange)
-        costs = exchange_costs(layout, exchange, rows, cluster.links, cluster.sharing)
-        why = reason(layout, exchange, rows, costs)
+        rows = routes(traffic, layout, demand)
+        costs = exchange_costs(layout, demand, rows, cluster.links, cluster.sharing)
+        why = reason(layout, demand, rows, costs)
         table.add_row(
-            *(f"{number:,}" for number in (exchange.tokens, exchange.top_k, exchange.num_experts)),
+            *(f"{number:,}" for number in (demand.tokens, demand.top_k, demand.num_experts)),
             *(f"{cost.total * 1e3:.2f}" for cost in costs.values()),
             why,
         )
-        figures.append(_plain(exchange) | {"costs": _plain(costs), "reason": why})
+        figures.append(_plain(demand) | {"costs": _plain(costs), "reason": why})
     console.print(table)
     return figures
 
@@ -243,8 +292,27 @@ def _show_links(console: Console, cluster: Cluster, fitted: Fit | None) -> None:
     if fitted:
         error_S = np.abs(fitted.errors)
         console.print(
-            f"  fitted to {len(error_S)} exchanges; median error {np.median(error_S):.0%}, largest {error_S.max():.0%}"
+            f"  fitted to {len(error_S)} times; median error {np.median(error_S):.0%}, largest {error_S.max():.0%}"
         )
+
+
+def _show_speed(console: Console, found: SpeedFit) -> None:
+    import numpy as np
+
+    speed, error_S = found.speed, np.abs(found.errors)
+    words = [
+        f"{seconds * scale:.3g} {unit}"
+        for seconds, scale, unit in (
+            (speed.flop, 1e12, "s a TFLOP"),
+            (speed.parameter, 1e9, "ns a parameter"),
+            (speed.block, 1e3, "ms a block"),
+        )
+        if seconds
+    ]
+    console.print(f"  {'compute':<14} {', '.join(words) or 'no time seen'}")
+    console.print(
+        f"  fitted to {len(error_S)} runs; median error {np.median(error_S):.0%}, largest {error_S.max():.0%}"
+    )
 
 
 def _show(console: Console, found: Sequence[Placement]) -> None:
@@ -253,7 +321,13 @@ def _show(console: Console, found: Sequence[Placement]) -> None:
 
     has_compute = found[0].compute is not None
     table = Table(box=box.SIMPLE_HEAD)
-    headings = ["parallelism\n.expert", "nodes of\na copy", "comm\n.algorithm", "a layer's\nexchange (ms)"]
+    headings = [
+        "parallelism\n.expert",
+        "nodes of\na copy",
+        "comm\n.algorithm",
+        "comm\n.chunks",
+        "a layer's\nexchange (ms)",
+    ]
     headings += ["exchanges\n(ms/step)", "gradients\n(ms/step)"]
     headings += ["compute\n(ms/step)", "step\n(ms)"] if has_compute else ["together\n(ms/step)"]
     headings += ["parameters, gradients,\nmoments (GiB)", "activations,\nestimate (GiB)"]
@@ -267,6 +341,7 @@ def _show(console: Console, found: Sequence[Placement]) -> None:
             str(each.expert),
             str(each.nodes),
             each.algorithm or "-",
+            str(each.chunks) if each.algorithm else "-",
             layer,
             f"{each.exchange * 1e3:,.2f}",
             f"{each.gradients * 1e3:,.2f}",

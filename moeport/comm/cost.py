@@ -9,8 +9,8 @@ Shape suffixes: W ranks, P assignments of tokens to experts, T tokens of a rank,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import comb
+from dataclasses import dataclass, replace
+from math import ceil, comb, log2
 from typing import Literal
 
 import numpy as np
@@ -36,8 +36,8 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Tokens of each rank to their experts and back."""
+class Demand:
+    """What is asked of an all-to-all: tokens of each rank to their experts and back."""
 
     tokens: int
     """Of one rank T."""
@@ -114,6 +114,8 @@ class Load:
     """Of those, the bytes that meet others at the link of the node they go to: all but those from one of the nodes."""
     copied_rows: float = 0.0
     copied_bytes: float = 0.0
+    is_backward: bool = False
+    """Gradients on the way back that their rows came."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Links:
         return Cost(latency, intra, inter, copies)
 
 
-def expected_routes(layout: Layout, exchange: Exchange, locality: float | None = None) -> Routes:
+def expected_routes(layout: Layout, demand: Demand, locality: float | None = None) -> Routes:
     """Expected rows, in closed form.
 
     With c = E / n experts on each of n nodes, j choices of a token are on its own node with probability P(j), and
@@ -190,11 +192,11 @@ def expected_routes(layout: Layout, exchange: Exchange, locality: float | None =
 
     Args:
         layout: ranks and nodes.
-        exchange: tokens and experts.
+        demand: tokens and experts.
         locality: probability that a choice is on the token's own node, as far as the node has experts left: P is
             binomial and what exceeds either side moves to the other. None: all sets of K experts alike.
     """
-    tokens, top_k, experts, per_node = exchange.tokens, exchange.top_k, exchange.num_experts, layout.ranks_per_node
+    tokens, top_k, experts, per_node = demand.tokens, demand.top_k, demand.num_experts, layout.ranks_per_node
     near = experts // layout.nodes
     far = experts - near
     choices = range(top_k + 1)
@@ -228,24 +230,24 @@ def expected_routes(layout: Layout, exchange: Exchange, locality: float | None =
     )
 
 
-def counted_routes(layout: Layout, exchange: Exchange, expert_TK: np.ndarray) -> Routes:
-    """Rows of given choices, which are divided among the ranks in order and stand for the tokens of the exchange.
+def counted_routes(layout: Layout, demand: Demand, expert_TK: np.ndarray) -> Routes:
+    """Rows of given choices, which are divided among the ranks in order and stand for the tokens of the demand.
 
     Args:
         layout: ranks and nodes.
-        exchange: tokens and experts.
+        demand: tokens and experts.
         expert_TK: experts of a token of each rank at least, (T, K).
     """
     ranks, per_node, nodes = layout.ranks, layout.ranks_per_node, layout.nodes
     tokens, top_k = expert_TK.shape
     parts = [len(part) for part in np.array_split(np.arange(tokens), ranks)]
     source_P = np.repeat(np.arange(ranks), np.array(parts) * top_k)
-    target_P = expert_TK.reshape(-1) // (exchange.num_experts // ranks)
+    target_P = expert_TK.reshape(-1) // (demand.num_experts // ranks)
     relay_P = target_P // per_node * per_node + source_P % per_node
     token_P = np.arange(tokens).repeat(top_k)
     _, at_node = np.unique(token_P * nodes + target_P // per_node, return_index=True)
     _, at_rank = np.unique(token_P * ranks + target_P, return_index=True)
-    scale = exchange.tokens * ranks / tokens
+    scale = demand.tokens * ranks / tokens
 
     def moved(source_R: np.ndarray, target_R: np.ndarray) -> Moved:
         kept, intra = source_R == target_R, source_R // per_node == target_R // per_node
@@ -275,20 +277,20 @@ def ranks_sharing(shares: Sharing, cluster: Layout) -> int:
     return {"nothing": 1, "node": cluster.ranks_per_node, "cluster": cluster.ranks}[shares]
 
 
-def loads(algorithm: str, layout: Layout, exchange: Exchange, routes: Routes, sharing: int = 1) -> list[Load]:
+def loads(algorithm: str, layout: Layout, demand: Demand, routes: Routes, sharing: int = 1) -> list[Load]:
     """The stages of one exchange, in order, the copies that a rank makes between them last.
 
     Args:
         algorithm: of `moeport.comm.exchange.EXCHANGES`.
         layout: ranks and nodes.
-        exchange: tokens and experts.
+        demand: tokens and experts.
         routes: its rows.
         sharing: consecutive ranks that share one processor, see `ranks_sharing`: its messages, bytes and copies are
             carried one after the other.
     """
-    nodes, per_node, experts, row = layout.nodes, layout.ranks_per_node, exchange.num_experts, exchange.row_bytes
+    nodes, per_node, experts, row = layout.nodes, layout.ranks_per_node, demand.num_experts, demand.row_bytes
     every, rail, node = (per_node - 1, layout.ranks - per_node), (0, nodes - 1), (per_node - 1, 0)
-    passes = 2 if exchange.backward else 1
+    passes = 2 if demand.backward else 1
     busiest = _Busiest(layout, sharing)
     local = experts // layout.ranks
 
@@ -299,7 +301,8 @@ def loads(algorithm: str, layout: Layout, exchange: Exchange, routes: Routes, sh
 
     def stage(name: str, peers: tuple[int, int], moved: Moved, row_bytes: int) -> list[Load]:
         """The rows, and their gradients on the same way back."""
-        return [busiest.load(name, peers, rows, row_bytes) for rows in (moved, moved.back())[:passes]]
+        found = [busiest.load(name, peers, rows, row_bytes) for rows in (moved, moved.back())[:passes]]
+        return [replace(load, is_backward=number > 0) for number, load in enumerate(found)]
 
     def there_and_back(peers: tuple[int, int], moved: Moved) -> list[Load]:
         return stage("dispatch", peers, moved, row) + stage("combine", peers, moved.back(), row)
@@ -325,6 +328,16 @@ def loads(algorithm: str, layout: Layout, exchange: Exchange, routes: Routes, sh
         copied_W = 2 * tokens_W + 4 * served_W  # sorted by expert, through the experts, weighed and summed
     copied = passes * busiest.rank(copied_W)
     return [*found, Load("copies", copied_rows=copied, copied_bytes=copied * row)]
+
+
+def all_reduce_load(layout: Layout, num_bytes: float, sharing: int) -> Load:
+    """Of an array of so many bytes over all ranks: twice (W - 1) / W of it past each rank, as in a ring, and the
+    messages of a tree there and back. It is a pipeline: its messages do not wait for those of ranks that share a
+    processor, and it keeps links busy in both directions.
+    """
+    passed = 2 * num_bytes * (layout.ranks - 1) / layout.ranks
+    inside, between = (2.0 * ceil(log2(number)) for number in (layout.ranks_per_node, layout.nodes))
+    return Load("all_reduce", inside, between, sharing * passed, passed if layout.nodes > 1 else 0.0)
 
 
 class _Busiest:

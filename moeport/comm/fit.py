@@ -12,22 +12,24 @@ from typing import Any
 import numpy as np
 
 from moeport.comm.communicator import ITEM_BYTES
-from moeport.comm.cost import Exchange, Layout, Link, Links, Load, Routes, Sharing, loads, ranks_sharing
+from moeport.comm.cost import Demand, Layout, Link, Links, Load, Routes, Sharing, all_reduce_load, loads, ranks_sharing
 from moeport.comm.exchange import EXCHANGES
 from moeport.errors import UserError
 
-RoutesOf = Callable[[str, Layout, Exchange], Routes]
+RoutesOf = Callable[[str, Layout, Demand], Routes]
 """Rows of an exchange from the words of `--traffic`."""
+ALL_REDUCE = "all_reduce"
 ROUNDS = 50
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured exchange."""
+    """One measured exchange, or all-reduce."""
 
     algorithm: str
     layout: Layout
-    exchange: Exchange
+    demand: Demand | None
+    """Of an exchange."""
     traffic: str
     shares: Sharing
     loads: list[Load]
@@ -44,18 +46,18 @@ class Fit:
 
 
 def read_samples(path: Path, routes_of: RoutesOf) -> list[Sample]:
-    """The exchanges in a file of `moeport bench comm --json`.
+    """The exchanges and all-reduces in a file of `moeport bench comm --json`.
 
     Raises UserError for another file, or one without exchanges.
     """
     try:
         about = json.loads(path.read_text())
         nodes, ranks = len(set(about["nodes"])), about["ranks"]
-        rows = [row for row in about["rows"] if row["operation"] in EXCHANGES]
+        rows = [row for row in about["rows"] if row["operation"] in (*EXCHANGES, ALL_REDUCE)]
         samples = [_sample(about, row, Layout(nodes, ranks // nodes), routes_of) for row in rows]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"--from {path}: not a file of moeport bench comm --json ({error!r})") from error
-    if not samples:
+    if not any(sample.demand for sample in samples):
         raise UserError(
             f"--from {path}: has no exchange of experts; expected one of {', '.join(EXCHANGES)}: run "
             "moeport bench comm with them"
@@ -64,13 +66,16 @@ def read_samples(path: Path, routes_of: RoutesOf) -> list[Sample]:
 
 
 def _sample(about: dict[str, Any], row: dict[str, Any], layout: Layout, routes_of: RoutesOf) -> Sample:
+    operation, seconds = row["operation"], row["time_us"] / 1e6
+    shares: Sharing = "nothing" if not about["device"].startswith("cpu") else "cluster" if about["emulated"] else "node"
+    sharing = ranks_sharing(shares, layout)
+    if operation == ALL_REDUCE:
+        found = [all_reduce_load(layout, row["size"], sharing)]
+        return Sample(operation, layout, None, about["traffic"], shares, found, seconds)
     row_bytes = about["width"] * ITEM_BYTES[row["type"]]
-    tokens = row["size"] // row_bytes
-    exchange = Exchange(tokens, about["top_k"], about["experts"], row_bytes, about["backward"])
-    shares: Sharing = "nothing" if about["device"] != "cpu" else "cluster" if about["emulated"] else "node"
-    routes = routes_of(about["traffic"], layout, exchange)
-    found = loads(row["operation"], layout, exchange, routes, ranks_sharing(shares, layout))
-    return Sample(row["operation"], layout, exchange, about["traffic"], shares, found, row["time_us"] / 1e6)
+    demand = Demand(row["size"] // row_bytes, about["top_k"], about["experts"], row_bytes, about["backward"])
+    found = loads(operation, layout, demand, routes_of(about["traffic"], layout, demand), sharing)
+    return Sample(operation, layout, demand, about["traffic"], shares, found, seconds)
 
 
 def fit(samples: Sequence[Sample]) -> Fit:
@@ -89,7 +94,7 @@ def fit(samples: Sequence[Sample]) -> Fit:
             if terms_SF.tobytes() in decided:
                 break
             decided.add(terms_SF.tobytes())
-            links = _links(_non_negative_least_squares(terms_SF / seconds_S[:, None]))
+            links = _links(non_negative_least_squares(terms_SF / seconds_S[:, None], np.ones(len(samples))))
             times_S = np.array([links.cost(sample.loads).total for sample in samples])
             found = Fit(links, times_S / seconds_S - 1)
             if best is None or np.square(found.errors).sum() < np.square(best.errors).sum():
@@ -130,8 +135,8 @@ def _links(solution_F: np.ndarray) -> Links:
     )
 
 
-def _non_negative_least_squares(terms_SF: np.ndarray) -> np.ndarray:
-    """x >= 0 with the least |terms x - 1|^2: the best of the solutions in which some are 0 and the others free.
+def non_negative_least_squares(terms_SF: np.ndarray, wanted_S: np.ndarray) -> np.ndarray:
+    """x >= 0 (F,) with the least |terms x - wanted|^2: the best of the solutions in which some are 0, the others free.
 
     Of equal ones the first entry is 0, where it can be.
     """
@@ -141,8 +146,8 @@ def _non_negative_least_squares(terms_SF: np.ndarray) -> np.ndarray:
     for chosen in product((False, True), repeat=len(size_F)):
         free = np.array(chosen) & (size_F > 0)
         solution_F = np.zeros(len(size_F))
-        solution_F[free] = np.linalg.lstsq(scaled_SF[:, free], np.ones(len(terms_SF)), rcond=None)[0]
-        error = float(np.square(scaled_SF @ solution_F - 1).sum())
+        solution_F[free] = np.linalg.lstsq(scaled_SF[:, free], wanted_S, rcond=None)[0]
+        error = float(np.square(scaled_SF @ solution_F - wanted_S).sum())
         if (solution_F >= 0).all() and error < least - 1e-12:
             best_F, least = solution_F, error
     return best_F / np.where(size_F > 0, size_F, 1.0)

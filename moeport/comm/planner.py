@@ -6,17 +6,23 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from moeport.comm.communicator import ITEM_BYTES
-from moeport.comm.cost import Cost, Exchange, Layout, Links, Routes, Sharing, loads, ranks_sharing
+from moeport.comm.compute import Speed, Step, Work
+from moeport.comm.cost import Cost, Demand, Layout, Links, Load, Routes, Sharing, loads, ranks_sharing
 from moeport.comm.exchange import EXCHANGES
+from moeport.comm.overlap import overlapped
 from moeport.config.schema import Config
 from moeport.core.build import build_model
 from moeport.errors import UserError
 
-RoutesOf = Callable[[Layout, Exchange], Routes]
+RoutesOf = Callable[[Layout, Demand], Routes]
+CHUNKS = (1, 2, 4, 8)
+"""Numbers of chunks that are tried."""
 CAUSES = {
     "latency": "the number of messages",
     "intra": "the links inside a node",
@@ -78,27 +84,41 @@ class Placement:
     nodes: int
     """Of one such group."""
     algorithm: str | None
-    """The fastest all-to-all; None where no rows move."""
+    """The fastest all-to-all: comm.algorithm; None where no rows move."""
+    chunks: int
+    """In which tokens travel: comm.chunks."""
     costs: Mapping[str, Cost]
-    """Of one layer's forward and backward pass, by algorithm."""
+    """Of one layer's forward and backward pass in one chunk, by algorithm."""
     exchange: float
-    """Seconds a step in all-to-alls of the best algorithm."""
+    """Seconds a step that its all-to-alls add to what experts compute meanwhile."""
     gradients: float
     """Seconds a step that sharded or copied parameters take."""
     compute: float | None
-    """Seconds a step; None: not given."""
+    """Seconds a step; None: not known."""
     memory: Memory
     reason: str
 
     @property
     def step(self) -> float:
-        """Seconds, nothing overlapped; communication alone where compute is not given."""
+        """Seconds; communication alone where compute is not known."""
         return self.exchange + self.gradients + (self.compute or 0.0)
 
 
-def exchange_costs(layout: Layout, exchange: Exchange, routes: Routes, links: Links, sharing: int) -> dict[str, Cost]:
+@dataclass(frozen=True)
+class Way:
+    """An all-to-all of one layer."""
+
+    algorithm: str
+    chunks: int
+    seconds: float
+    """That it adds to what experts compute, in all passes."""
+    hidden: float
+    """Share of its time in one chunk that it does not add."""
+
+
+def exchange_costs(layout: Layout, demand: Demand, routes: Routes, links: Links, sharing: int) -> dict[str, Cost]:
     """Time of one exchange by each algorithm."""
-    return {name: links.cost(loads(name, layout, exchange, routes, sharing)) for name in EXCHANGES}
+    return {name: links.cost(loads(name, layout, demand, routes, sharing)) for name in EXCHANGES}
 
 
 def fastest(costs: Mapping[str, Cost]) -> str:
@@ -106,103 +126,181 @@ def fastest(costs: Mapping[str, Cost]) -> str:
     return min(costs, key=lambda name: costs[name].total)
 
 
-def reason(layout: Layout, exchange: Exchange, routes: Routes, costs: Mapping[str, Cost]) -> str:
-    """Why the fastest algorithm is the fastest, in a sentence."""
-    best = fastest(costs)
-    tokens = exchange.tokens * layout.ranks
+def reason(
+    layout: Layout, demand: Demand, routes: Routes, costs: Mapping[str, Cost], ways: Sequence[Way] | None = None
+) -> str:
+    """Why the fastest algorithm is the fastest, in a sentence.
+
+    Args:
+        layout: ranks and nodes.
+        demand: tokens and experts.
+        routes: its rows.
+        costs: by algorithm, in one chunk.
+        ways: of those to compare, each with its best number of chunks; default: all in one chunk.
+    """
+    ways = ways or [Way(name, 1, cost.total, 0.0) for name, cost in costs.items()]
+    way = min(ways, key=lambda each: each.seconds)
+    best = way.algorithm
+    tokens = demand.tokens * layout.ranks
     flat, dedup = (moved.sent_inter_W.sum() / tokens for moved in (routes.flat, routes.tokens))
-    choices = "choice" if exchange.top_k == 1 else "choices"
+    choices = "choice" if demand.top_k == 1 else "choices"
     if layout.nodes == 1 and best == "node_dedup":
         there, once = (moved.sent_intra_W.sum() / tokens for moved in (routes.flat, routes.inside_tokens))
         why = f"{once:.1f} rows a token go to other ranks of the node instead of {there:.1f}"
     elif layout.nodes == 1:
         why = "the experts of a copy are on one node, and no token crosses between nodes"
     elif best == "node_dedup":
-        why = f"{dedup:.1f} rows a token cross between nodes instead of {flat:.1f} of {exchange.top_k} {choices}"
+        why = f"{dedup:.1f} rows a token cross between nodes instead of {flat:.1f} of {demand.top_k} {choices}"
     elif best == "hierarchical":
         messages = layout.nodes + layout.ranks_per_node - 2
         why = f"{messages} messages of a rank in the way there instead of {layout.ranks - 1}"
     else:
         why = (
-            f"{flat:.1f} of {exchange.top_k} {choices} a token cross between nodes, and node_dedup's {dedup:.1f} rows "
+            f"{flat:.1f} of {demand.top_k} {choices} a token cross between nodes, and node_dedup's {dedup:.1f} rows "
             "do not make up for its other stages"
         )
     cost = costs[best]
     cause = max(CAUSES, key=lambda name: getattr(cost, name))
-    others = ", ".join(
-        f"{name} takes {other.total / cost.total:.2f} times as long" for name, other in costs.items() if name != best
-    )
-    return f"{best}: {why}; {getattr(cost, cause) / cost.total:.0%} of its time is {CAUSES[cause]}; {others}"
+    said = [f"{best}: {why}", f"{getattr(cost, cause) / cost.total:.0%} of its time is {CAUSES[cause]}"]
+    if way.hidden > 0:
+        said.append(f"in {way.chunks} chunks {way.hidden:.0%} of it passes while experts compute or others travel")
+    compared = [
+        f"{each.algorithm} takes {each.seconds / way.seconds:.2f} times as long" for each in ways if each != way
+    ]
+    return "; ".join([*said, ", ".join(compared)])
 
 
-def plan(
-    config: Config,
-    vocab_size: int,
-    cluster: Cluster,
-    routes_of: RoutesOf,
-    compute: float | None = None,
-    flops: float | None = None,
-) -> list[Placement]:
-    """Every placement of the experts that the cluster has room for, the fastest first.
+class Planner:
+    """A model and its batch on a cluster.
 
     Args:
-        config: model, batch and precision; `parallelism.expert` is what is looked for.
+        config: model, batch and precision.
         vocab_size: of the tokenizer.
         cluster: ranks and links.
         routes_of: rows of an exchange.
-        compute: seconds that a rank computes in a step.
-        flops: or the floating-point operations that it does in a second.
 
     Raises UserError for a batch that does not divide among the ranks.
     """
-    model, training, moe = config.model, config.training, config.model.moe
-    parts = cluster.ranks * training.gradient_accumulation
-    if training.batch_size % parts:
-        raise UserError(
-            f"training.batch_size: {training.batch_size} sequences do not divide among {cluster.ranks} ranks x "
-            f"{training.gradient_accumulation} micro-batches (training.gradient_accumulation); expected a multiple of "
-            f"{parts}: add --set training.batch_size={-(-training.batch_size // parts) * parts}"
-        )
-    tokens = training.batch_size // parts * config.data.tokens_per_sequence
-    shapes = build_model(model, config.data, vocab_size)
-    flops_token = shapes.training_flops_per_token(config.data.tokens_per_sequence)
-    if flops is not None:
-        compute = flops_token * tokens * training.gradient_accumulation / flops
-    sizes = Sizes.of(config, vocab_size)
-    layers = len(shapes.moe_layers)
-    used = 6 * moe.router.passes * sizes.expert_total / moe.num_experts * moe.router.experts_per_token
-    expert_share = used / flops_token
-    found = []
-    for expert in _placements(cluster, moe.num_experts):
+
+    def __init__(self, config: Config, vocab_size: int, cluster: Cluster, routes_of: RoutesOf):
+        training, router = config.training, config.model.moe.router
+        parts = cluster.ranks * training.gradient_accumulation
+        if training.batch_size % parts:
+            raise UserError(
+                f"training.batch_size: {training.batch_size} sequences do not divide among {cluster.ranks} ranks x "
+                f"{training.gradient_accumulation} micro-batches (training.gradient_accumulation); expected a multiple "
+                f"of {parts}: add --set training.batch_size={-(-training.batch_size // parts) * parts}"
+            )
+        self.config, self.cluster, self.routes_of = config, cluster, routes_of
+        self.sizes = Sizes.of(config, vocab_size)
+        self.tokens = training.batch_size // parts * config.data.tokens_per_sequence
+        """Of a rank's micro-batch."""
+        model = build_model(config.model, config.data, vocab_size)
+        self.exchanges = len(model.moe_layers) * router.passes * training.gradient_accumulation
+        """Of a step."""
+        flops_token = model.training_flops_per_token(config.data.tokens_per_sequence)
+        tokens = self.tokens * training.gradient_accumulation * cluster.sharing
+        self.flops = flops_token * tokens
+        """Of the ranks that share a processor, in a step."""
+        used = self.sizes.expert_total / config.model.moe.num_experts * router.experts_per_token
+        self.expert_flops = 6 * router.passes * used * tokens
+        """Of these, those of routed experts."""
+
+    def places(self, speed: Speed | None = None) -> list[Placement]:
+        """Every placement of the experts that the cluster has room for with its fastest all-to-all, the fastest first.
+
+        Args:
+            speed: at which ranks compute; without it no chunks are tried, as it is not known what they could hide.
+        """
+        chunks = CHUNKS if speed else (1,)
+        experts = _placements(self.cluster, self.config.model.moe.num_experts)
+        found = [self.place(expert, tuple(EXCHANGES), chunks, speed) for expert in experts]
+        return sorted(found, key=lambda placement: placement.step)
+
+    def place(
+        self, expert: int, algorithms: Sequence[str], chunks: Sequence[int] = (1,), speed: Speed | None = None
+    ) -> Placement:
+        """Experts divided among groups of so many ranks, with the fastest of some algorithms and numbers of chunks."""
+        cluster, training, moe = self.cluster, self.config.training, self.config.model.moe
         layout = cluster.group(expert)
         forward, both = (
-            Exchange(tokens, moe.router.experts_per_token, moe.num_experts, sizes.row_bytes, backward)
-            for backward in (False, True)
+            Demand(self.tokens, moe.router.experts_per_token, moe.num_experts, self.sizes.row_bytes, is_both)
+            for is_both in (False, True)
         )
-        routes = routes_of(layout, forward)
-        costs = exchange_costs(layout, both, routes, cluster.links, cluster.sharing)
-        best, seconds = None, 0.0
+        routes = self.routes_of(layout, forward)
+        busiest = _busiest(routes.flat.received, min(cluster.sharing, layout.ranks)) if expert > 1 else 1.0
+        costs: dict[str, Cost] = {}
+        ways: list[Way] = []
         if expert > 1:
-            best = fastest(costs)
-            seconds = costs[best].total
-            if training.activation_checkpointing:
-                again = exchange_costs(layout, forward, routes, cluster.links, cluster.sharing)
-                seconds += again[best].total
-        busiest = routes.flat.received.max() / routes.flat.received.mean() if expert > 1 else 1.0
-        found.append(
-            Placement(
-                expert=expert,
-                nodes=layout.nodes,
-                algorithm=best,
-                costs=costs if best else {},
-                exchange=seconds * layers * moe.router.passes * training.gradient_accumulation,
-                gradients=gradient_seconds(cluster, expert, sizes, training.gradient_accumulation),
-                compute=None if compute is None else compute * (1 + expert_share * float(busiest - 1)),
-                memory=memory(config, sizes, cluster.ranks, expert, tokens),
-                reason=reason(layout, both, routes, costs) if best else "every rank has all experts: no rows move",
-            )
+            costs = exchange_costs(layout, both, routes, cluster.links, cluster.sharing)
+            experts = speed.flop * self.expert_flops * busiest / max(1, self.exchanges) if speed else 0.0
+            for name in algorithms:
+                passes = [(loads(name, layout, both, routes, cluster.sharing), experts)]
+                if training.activation_checkpointing:
+                    passes.append((loads(name, layout, forward, routes, cluster.sharing), experts / 3))
+                ways.append(_fastest_chunks(name, cluster, passes, chunks))
+        best = min(ways, key=lambda way: way.seconds, default=None)
+        return Placement(
+            expert=expert,
+            nodes=layout.nodes,
+            algorithm=best.algorithm if best else None,
+            chunks=best.chunks if best else 1,
+            costs=costs,
+            exchange=best.seconds * self.exchanges if best else 0.0,
+            gradients=gradient_seconds(cluster, expert, self.sizes, training.gradient_accumulation),
+            compute=speed.seconds(self.work(expert, busiest)) if speed else None,
+            memory=memory(self.config, self.sizes, cluster.ranks, expert, self.tokens),
+            reason=reason(layout, both, routes, costs, ways) if best else "every rank has all experts: no rows move",
         )
-    return sorted(found, key=lambda placement: placement.step)
+
+    def place_of_config(self, speed: Speed | None = None) -> Placement:
+        """The placement and all-to-all that the config says; for `auto` the fastest."""
+        comm = self.config.comm
+        algorithms = tuple(EXCHANGES) if comm.algorithm == "auto" else (comm.algorithm,)
+        chunks = CHUNKS if comm.chunks == "auto" else (comm.chunks,)
+        return self.place(self.config.parallelism.expert, algorithms, chunks, speed)
+
+    def measured(self, seconds: float) -> Step:
+        """A step of the config, which took so long on this cluster."""
+        placed = self.place_of_config()
+        return Step(self.work(placed.expert), placed.exchange + placed.gradients, seconds)
+
+    def work(self, expert: int, busiest: float = 1.0) -> Work:
+        """Of the ranks that share a processor, with experts divided among so many ranks.
+
+        Args:
+            expert: ranks that share one copy of the experts.
+            busiest: rows of the experts on the busiest processor over their mean.
+        """
+        sizes, ranks, each = self.sizes, self.cluster.ranks, self.cluster.sharing
+        dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
+        parameters = sizes.dense_total / dense_copies + sizes.expert_total / expert / expert_copies
+        passes = self.config.model.moe.router.passes * self.config.training.gradient_accumulation
+        return Work(
+            flops=self.flops + self.expert_flops * (busiest - 1),
+            parameters=each * parameters,
+            blocks=float(each * passes * self.config.model.num_layers),
+        )
+
+
+def _fastest_chunks(
+    algorithm: str, cluster: Cluster, passes: Sequence[tuple[Sequence[Load], float]], chunks: Sequence[int]
+) -> Way:
+    """Of the exchanges of a layer, each with the seconds that experts compute in it."""
+    alone = sum(cluster.links.cost(list(each)).total for each, _ in passes)
+    ways = []
+    for count in chunks:
+        seconds = sum(
+            overlapped(cluster.links, each, experts, count, cluster.sharing > 1) - experts for each, experts in passes
+        )
+        ways.append(Way(algorithm, count, seconds, 1 - seconds / alone if count > 1 else 0.0))
+    return min(ways, key=lambda way: way.seconds)
+
+
+def _busiest(received_W: np.ndarray, together: int) -> float:
+    """Rows of the processor with most over their mean, where so many ranks share one."""
+    received = received_W.reshape(-1, together).sum(1)
+    return float(received.max() / received.mean())
 
 
 @dataclass(frozen=True)

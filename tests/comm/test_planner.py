@@ -8,14 +8,27 @@ import pytest
 
 from moeport.bench.routes import routes
 from moeport.cli.plan import parse_link
-from moeport.comm.cost import Exchange, Layout, Link, Links, expected_routes, loads, ranks_sharing
+from moeport.comm.compute import Speed, Step, Work, fit_speed
+from moeport.comm.cost import (
+    Demand,
+    Layout,
+    Link,
+    Links,
+    all_reduce_load,
+    counted_routes,
+    expected_routes,
+    loads,
+    ranks_sharing,
+)
 from moeport.comm.exchange import EXCHANGES
 from moeport.comm.fit import Sample, fit, read_samples
-from moeport.comm.planner import Cluster, Sizes, exchange_costs, fastest, gradient_seconds, memory, plan, reason
-from moeport.config import config_from_dict
+from moeport.comm.planner import Cluster, Planner, Sizes, exchange_costs, fastest, gradient_seconds, memory, reason
+from moeport.config import config_from_dict, load_config
 from moeport.errors import UserError
+from moeport.training.metrics import MetricsLog
 from tests.cli.test_cli import run  # noqa: F401
 from tests.support import rng
+from tests.training.metrics_examples import STEP
 
 LINKS = Links(Link(20e-6, 1.5e9), Link(50e-6, 24e6), Link(100e-9, 4e9))
 GLOO = replace(LINKS, inter=Link(50e-6, 24e6, 30e6, 40e6))
@@ -26,13 +39,11 @@ def samples(links, shares="nothing", noise=0.0):
     for layout in (Layout(2, 2), Layout(2, 4), Layout(4, 1)):
         for tokens in (1, 16, 256, 4096):
             for top_k, row_bytes in ((1, 64), (8, 1024)):
-                exchange = Exchange(tokens, top_k, 64, row_bytes)
+                demand = Demand(tokens, top_k, 64, row_bytes)
                 for name in EXCHANGES:
-                    stages = loads(
-                        name, layout, exchange, expected_routes(layout, exchange), ranks_sharing(shares, layout)
-                    )
+                    stages = loads(name, layout, demand, expected_routes(layout, demand), ranks_sharing(shares, layout))
                     seconds = links.cost(stages).total * (1 + noise * random.standard_normal())
-                    found.append(Sample(name, layout, exchange, "uniform", shares, stages, seconds))
+                    found.append(Sample(name, layout, demand, "uniform", shares, stages, seconds))
     return found
 
 
@@ -70,24 +81,29 @@ def measured(path, links=LINKS, **changes):
     about |= {"experts": 64, "top_k": 4, "width": 32, "backward": False} | changes
     layout, rows = Layout(len(set(about["nodes"])), about["ranks"] // len(set(about["nodes"]))), []
     for size in (4096, 65536, 1 << 20, 1 << 23):
-        exchange = Exchange(size // 128, about["top_k"], 64, 128)
+        demand = Demand(size // 128, about["top_k"], 64, 128)
         for name in EXCHANGES:
-            stages = loads(name, layout, exchange, routes(about["traffic"], layout, exchange))
+            stages = loads(name, layout, demand, routes(about["traffic"], layout, demand))
             time_us = links.cost(stages).total * 1e6
             rows.append({"operation": name, "size": size, "type": "float32", "time_us": time_us})
-    rows.append({"operation": "all_reduce", "size": 4096, "type": "float32", "time_us": 1.0})
+        time_us = links.cost([all_reduce_load(layout, size, 1)]).total * 1e6
+        rows.append({"operation": "all_reduce", "size": size, "type": "float32", "time_us": time_us})
+    rows.append({"operation": "broadcast", "size": 4096, "type": "float32", "time_us": 1.0})
     path.write_text(json.dumps(about | {"rows": rows}))
     return path
 
 
 def test_files_of_the_benchmark_are_read(tmp_path):
     found = read_samples(measured(tmp_path / "a.json"), routes)
-    assert [sample.algorithm for sample in found] == list(EXCHANGES) * 4
-    assert found[0].exchange == Exchange(32, 4, 64, 128)
+    assert [sample.algorithm for sample in found] == [*EXCHANGES, "all_reduce"] * 4
+    assert found[0].demand == Demand(32, 4, 64, 128)
     assert found[0].layout == Layout(2, 2)
     assert found[0].shares == "nothing"
-    assert read_samples(measured(tmp_path / "a.json", device="cpu"), routes)[0].shares == "node"
-    assert read_samples(measured(tmp_path / "a.json", device="cpu", emulated=True), routes)[0].shares == "cluster"
+    assert read_samples(measured(tmp_path / "a.json", device="cpu (1 threads)"), routes)[0].shares == "node"
+    assert (
+        read_samples(measured(tmp_path / "a.json", device="cpu (1 threads)", emulated=True), routes)[0].shares
+        == "cluster"
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,12 +121,12 @@ def test_other_files_are_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("links", "exchange", "best", "why"),
+    ("links", "demand", "best", "why"),
     [
         # 64 experts on 2 nodes, top-8: a token reaches the other node in 1 - C(32, 8) / C(64, 8) = 0.998 of all cases
         (
             Links(Link(0, 1e12), Link(0, 1e9)),
-            Exchange(4096, 8, 64, 4096),
+            Demand(4096, 8, 64, 4096),
             "node_dedup",
             "node_dedup: 1.0 rows a token cross between nodes instead of 4.0 of 8 choices; 100% of its time is the "
             "link between nodes; flat takes 3.98 times as long, hierarchical takes 3.98 times as long",
@@ -118,14 +134,14 @@ def test_other_files_are_refused(tmp_path, text, message):
         # 3 (7 + 80) us of flat, 3 (7 + 10) us of hierarchical, 5 (7 + 10) us of node_dedup
         (
             Links(Link(1e-6, 1e12), Link(1e-5, 1e12)),
-            Exchange(1, 1, 64, 4),
+            Demand(1, 1, 64, 4),
             "hierarchical",
             "hierarchical: 8 messages of a rank in the way there instead of 15; 100% of its time is the number of "
             "messages; flat takes 5.12 times as long, node_dedup takes 1.67 times as long",
         ),
         (
             Links(Link(0, 1e9), Link(0, 1e12)),
-            Exchange(4096, 1, 64, 4096),
+            Demand(4096, 1, 64, 4096),
             "flat",
             "flat: 0.5 of 1 choice a token cross between nodes, and node_dedup's 0.5 rows do not make up for its other "
             "stages; 100% of its time is the links inside a node; hierarchical takes 2.01 times as long, node_dedup "
@@ -133,12 +149,12 @@ def test_other_files_are_refused(tmp_path, text, message):
         ),
     ],
 )
-def test_the_best_algorithm_and_why(links, exchange, best, why):
+def test_the_best_algorithm_and_why(links, demand, best, why):
     layout = Layout(2, 8)
-    found = expected_routes(layout, exchange)
-    costs = exchange_costs(layout, exchange, found, links, 1)
+    found = expected_routes(layout, demand)
+    costs = exchange_costs(layout, demand, found, links, 1)
     assert fastest(costs) == best
-    assert reason(layout, exchange, found, costs) == why
+    assert reason(layout, demand, found, costs) == why
 
 
 def config(**changes):
@@ -186,7 +202,7 @@ def test_gradients_of_copies_cross_the_links_in_rings():
 
 def test_placements_divide_ranks_experts_and_nodes():
     cluster = Cluster(3, 4, LINKS)
-    found = plan(config(training={"batch_size": 24}, model=model(24)), 257, cluster, uniform)
+    found = Planner(config(training={"batch_size": 24}, model=model(24)), 257, cluster, uniform).places()
     assert sorted(each.expert for each in found) == [1, 2, 4, 12]
     assert {each.expert: each.nodes for each in found} == {1: 1, 2: 1, 4: 1, 12: 3}
     assert [each.step for each in found] == sorted(each.step for each in found)
@@ -203,29 +219,83 @@ def model(experts):
     return {"num_layers": 2, "d_model": 32, "attention": {"num_heads": 2}, "moe": moe}
 
 
-def uniform(layout, exchange):
-    return routes("uniform", layout, exchange)
+def uniform(layout, demand):
+    return routes("uniform", layout, demand)
 
 
-def test_compute_follows_from_flops_and_the_busiest_rank():
+def test_compute_follows_from_the_flops_of_the_busiest_rank():
     cluster = Cluster(1, 4, LINKS)
-    flops = config().model.training_flops_per_token(257, 16) * 32 * 16 / 4
-    even = {each.expert: each for each in plan(config(), 257, cluster, uniform, flops=2 * flops)}
-    assert all(each.compute == pytest.approx(0.5) for each in even.values())
+    planner = Planner(config(), 257, cluster, uniform)
+    assert planner.flops == config().model.training_flops_per_token(257, 16) * 32 * 16 / 4
+    assert planner.expert_flops == 6 * 3 * 32 * 8 * 2 * 32 * 16 / 4
+    even = planner.places(Speed(0.5 / planner.flops))
+    assert all(each.compute == pytest.approx(0.5) for each in even)
+    assert all(each.step == each.exchange + each.gradients + each.compute for each in even)
 
-    def first(layout, exchange):
-        return routes("local:1", Layout(1, layout.ranks), exchange)
+    def first(layout, demand):
+        """All choices of all tokens on the first half of the ranks."""
+        return counted_routes(layout, demand, np.tile([0, 1], (64, 1)))
 
-    given = plan(config(), 257, cluster, first, compute=0.25)
-    assert all(each.compute == pytest.approx(0.25) for each in given)
-    assert all(each.step == each.exchange + each.gradients + each.compute for each in given)
+    planner = Planner(config(), 257, cluster, first)
+    skewed = {each.expert: each.compute for each in planner.places(Speed(1 / planner.flops))}
+    share = planner.expert_flops / planner.flops
+    assert skewed == pytest.approx({1: 1.0, 2: 1 + share, 4: 1 + 3 * share})
+    together = Planner(config(), 257, replace(cluster, shares="cluster"), first)
+    assert {each.compute for each in together.places(Speed(1 / together.flops))} == {1.0}
+
+
+def test_work_of_ranks_that_share_a_processor_adds_up():
+    whole, sharded = config(parallelism={"shard": False}), config()
+    alone = Planner(whole, 257, Cluster(2, 4, LINKS), uniform)
+    node, every = (Planner(whole, 257, Cluster(2, 4, LINKS, shares), uniform) for shares in ("node", "cluster"))
+    one = alone.work(4)
+    assert one.parameters == alone.sizes.dense_total + alone.sizes.expert_total / 4
+    assert one.blocks == 2
+    assert node.work(4) == Work(4 * one.flops, 4 * one.parameters, 8)
+    assert every.work(4) == Work(8 * one.flops, 8 * one.parameters, 16)
+    assert Planner(sharded, 257, Cluster(2, 4, LINKS), uniform).work(4).parameters == pytest.approx(
+        (alone.sizes.dense_total + alone.sizes.expert_total) / 8
+    )
+
+
+def test_a_fitted_speed_is_that_which_made_the_steps():
+    speed = Speed(2e-10, 3e-8, 4e-3)
+    works = [Work(1e9, 1e6, 8), Work(4e9, 1e6, 8), Work(1e9, 6e6, 8), Work(2e9, 2e6, 32)]
+    found = fit_speed([Step(work, 0.3, 0.3 + speed.seconds(work)) for work in works])
+    assert vars(found.speed) == pytest.approx(vars(speed))
+    assert np.abs(found.errors).max() < 1e-9
+    alone = fit_speed([Step(works[0], 0.3, 0.8)])
+    assert alone.speed == Speed(pytest.approx(0.5 / 1e9))
+    faster = fit_speed([Step(works[0], 0.4, 0.2)])  # than its communication was predicted
+    assert faster.speed == Speed(0.0)
+    assert faster.errors == pytest.approx([1.0])
+
+
+def test_chunks_are_tried_where_compute_is_known():
+    links = Links(Link(0, 1e12), Link(1e-6, 1e9))
+    big = {"batch_size": 4096, "steps": 100}
+    planner = Planner(config(training=big, parallelism={"expert": 4}), 257, Cluster(4, 1, links), uniform)
+    alone = next(each for each in planner.places() if each.expert == 4)
+    assert alone.chunks == 1
+    # as long in the experts as in the exchange: much of it passes meanwhile
+    speed = Speed(alone.exchange / planner.expert_flops)
+    found = next(each for each in planner.places(speed) if each.expert == 4)
+    assert found.chunks > 1
+    assert found.exchange < 0.7 * alone.exchange
+    hidden = 1 - found.exchange / found.costs[found.algorithm].total / planner.exchanges
+    assert f"in {found.chunks} chunks {hidden:.0%} of it passes while experts compute or others travel" in found.reason
+    own = planner.place_of_config(speed)
+    assert (own.algorithm, own.chunks, own.exchange) == ("flat", 1, own.costs["flat"].total)
+    step = planner.measured(2.0)
+    assert step == Step(planner.work(4), own.exchange + own.gradients, 2.0)
 
 
 def test_recomputed_blocks_exchange_again():
     cluster = Cluster(2, 2, LINKS)
     again = config(training={"batch_size": 32, "steps": 100, "activation_checkpointing": True})
     (plain,), (twice,) = (
-        [each for each in plan(each, 257, cluster, uniform) if each.expert == 4] for each in (config(), again)
+        [each for each in Planner(each, 257, cluster, uniform).places() if each.expert == 4]
+        for each in (config(), again)
     )
     assert 1.3 < twice.exchange / plain.exchange < 1.6
     assert twice.memory.activations < plain.memory.activations
@@ -233,7 +303,7 @@ def test_recomputed_blocks_exchange_again():
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError) as error:
-        plan(config(), 257, Cluster(16, 8, LINKS), uniform)
+        Planner(config(), 257, Cluster(16, 8, LINKS), uniform)
     assert str(error.value) == (
         "training.batch_size: 32 sequences do not divide among 128 ranks x 1 micro-batches "
         "(training.gradient_accumulation); expected a multiple of 128: add --set training.batch_size=128"
@@ -287,11 +357,11 @@ def test_the_command_fits_files_and_predicts_another_cluster(run, tmp_path):  # 
     measured(tmp_path / "a.json")
     code, out, error = run("plan", "--from", "a.json", "--nodes", "8", "--ranks-per-node", "4", "--json", "out.json")
     assert code == 0, error
-    assert "fitted to 12 exchanges; median error 0%, largest 0%" in out
+    assert "fitted to 16 times; median error 0%, largest 0%" in out
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["links"]["inter"]["bandwidth"] == pytest.approx(24e6, rel=1e-3)
-    exchange, layout = Exchange(8192, 4, 64, 128), Layout(8, 4)
-    want = exchange_costs(layout, exchange, routes("uniform", layout, exchange), LINKS, 1)
+    demand, layout = Demand(8192, 4, 64, 128), Layout(8, 4)
+    want = exchange_costs(layout, demand, routes("uniform", layout, demand), LINKS, 1)
     (found,) = [each for each in figures["exchanges"] if each["tokens"] == 8192]
     assert sum(found["costs"]["flat"].values()) == pytest.approx(want["flat"].total, rel=0.01)
     code, out, error = run("plan", "--from", "a.json", "--nodes", "8", "--ranks-per-node", "4", "--inter", "48MB/s")
@@ -303,6 +373,35 @@ def test_the_command_fits_files_and_predicts_another_cluster(run, tmp_path):  # 
     assert "between nodes  0.048 GB/s, 9 us a message" in out
 
 
+def test_the_command_fits_compute_to_a_run(run, tmp_path):  # noqa: F811
+    config_text = "model: {moe: {num_experts: 8}}\ndata: {tokenizer: {name: byte}}\ntraining: {batch_size: 8}\n"
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.yaml").write_text(config_text + "parallelism: {expert: 2}\n")
+    (tmp_path / "c.yaml").write_text(config_text)
+    links = Links(Link(2e-6, 400e9), Link(5e-6, 25e9))
+    small, big = (
+        Planner(load_config(tmp_path / file), 257, Cluster(nodes, 2, links), uniform)
+        for file, nodes in (("small/config.yaml", 1), ("c.yaml", 2))
+    )
+    placed = small.place_of_config()
+    steps = [9.0, 8.0, 7.0, *[placed.exchange + placed.gradients + 0.25] * 3]
+    with MetricsLog(tmp_path / "small", tensorboard=False, resume_step=None) as log:
+        for number, seconds in enumerate(steps, 1):
+            log.step(replace(STEP, step=number, step_time=seconds))
+    arguments = ["plan", "c.yaml", "--nodes", "2", "--ranks-per-node", "2", *GIVEN, "--json", "out.json"]
+    code, out, error = run(*arguments, "--step", "small@1x2")
+    assert code == 0, error
+    assert "fitted to 1 runs; median error 0%, largest 0%" in out
+    figures = json.loads((tmp_path / "out.json").read_text())
+    for each in figures["placements"]:
+        assert each["compute"] == pytest.approx(0.25 * big.flops / small.flops)
+    code, _, error = run(*arguments, "--step", "small@1x2", "--flops", "1T")
+    assert code == 2
+    (tmp_path / "small" / "metrics.jsonl").write_text("")
+    code, _, error = run(*arguments, "--step", "small@1x2")
+    assert (code, error) == (2, "error: --step small@1x2: has no step after the first 3; expected a longer run\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -312,9 +411,14 @@ def test_the_command_fits_files_and_predicts_another_cluster(run, tmp_path):  # 
         ),
         (GIVEN, "CONFIG or --from FILE.json is needed"),
         (["--intra", "400GB/s"], "--intra '400GB/s': has no latency; expected one such as 400GB/s,5us"),
-        ([*GIVEN, "--compute-ms", "3", "--flops", "1T"], "--compute-ms and --flops both say how long a rank computes"),
+        (
+            [*GIVEN, "--compute-ms", "3", "--flops", "1T"],
+            "--compute-ms, --flops and --step all say how long a rank computes",
+        ),
         (["c.yaml", *GIVEN, "--flops", "fast"], "--flops 'fast' is not a number; expected operations a second such as"),
         (["c.yaml", *GIVEN, "--traffic", "local:2"], "--traffic 'local:2' is not one; expected uniform, zipf, local:F"),
+        (["c.yaml", *GIVEN, "--step", "small"], "--step 'small' is not a run and its cluster; expected the run.dir"),
+        (["c.yaml", *GIVEN, "--step", "small@1x2"], "small: not a run folder"),
         (["--from", "none.json"], "--from none.json: not a file of moeport bench comm --json"),
         (
             ["--from", "one.json", "--nodes", "2", "--ranks-per-node", "2"],
@@ -333,7 +437,7 @@ def test_the_command_fits_files_and_predicts_another_cluster(run, tmp_path):  # 
 def test_what_the_command_refuses(run, tmp_path, arguments, message):  # noqa: F811
     (tmp_path / "c.yaml").write_text("training: {batch_size: 16}\n")
     measured(tmp_path / "a.json")
-    measured(tmp_path / "cpu.json", device="cpu")
+    measured(tmp_path / "cpu.json", device="cpu (1 threads)")
     measured(tmp_path / "one.json", nodes=[0, 0, 0, 0])
     code, _, error = run("plan", *arguments)
     assert code == 2
