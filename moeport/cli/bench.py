@@ -11,6 +11,7 @@ from moeport.cli import bench_moe
 from moeport.cli.bench_job import (
     BackendName,
     Check,
+    Chunks,
     CsvFile,
     Device,
     DType,
@@ -24,13 +25,12 @@ from moeport.cli.bench_job import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping, Sequence
 
     from moeport.backends.base import Backend
     from moeport.bench.operations import Measured, Traffic
     from moeport.comm.communicator import Communicator
-
-    Prepare = Callable[[int], list[tuple[str, Measured]]]
+    from moeport.comm.exchange import ExpertExchange
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
 app.command("moe")(bench_moe.moe)
@@ -62,6 +62,7 @@ def comm(
     top_k: Annotated[int, typer.Option(min=1, help="Experts a token.")] = 8,
     width: Annotated[int, typer.Option(min=1, help="Numbers of a token.")] = 256,
     backward: Annotated[bool, typer.Option("--backward", help="Expert exchanges forward and backward.")] = False,
+    chunks: Chunks = "1",
     backend: BackendName = None,
     device: Device = "auto",
     timeout: Timeout = 120.0,
@@ -75,26 +76,34 @@ def comm(
 
     Columns and flags are those of nccl-tests. Times are medians of the slowest rank. The size of an expert exchange
     (flat, hierarchical, node_dedup) is that of one rank's tokens before they are copied to their experts; its time is
-    that of the way there and back.
+    that of the way there and back, with its tokens whole or in chunks.
     """
     from moeport.backends import get_backend
     from moeport.bench.measure import measure
     from moeport.bench.operations import Traffic
     from moeport.bench.output import Row, table, write_csv, write_json, write_plot
-    from moeport.cli.bench_job import about, ranks_in_words, sizes, started, wide_console
+    from moeport.cli.bench_job import about, numbers_of_chunks, ranks_in_words, sizes, started, wide_console
+    from moeport.comm.exchange import EXCHANGES
     from moeport.config import config_from_dict
 
     launch = started("comm")
     wanted_sizes = sizes(minimum, maximum, factor)
+    wanted_chunks = numbers_of_chunks(chunks)
     wanted = _known(operations or [], launch.size, experts, top_k)
     name = backend or launch.backend
     chosen = get_backend(config_from_dict({"backend": {"name": name, "device": device, "dtype": dtype}}).backend)
     with chosen.communicator(launch, timeout) as communicator:
         moe = Traffic(traffic, top_k, width, backward)
-        prepare, communicators = _operations(wanted, communicator, chosen, dtype, experts, moe)
+        exchanges = {
+            name: [EXCHANGES[name](communicator, experts, number) for number in wanted_chunks]
+            for name in wanted
+            if name in EXCHANGES
+        }
+        carrying = [each for same in exchanges.values() for exchange in same for each in exchange.communicators]
+        communicators = list(dict.fromkeys([communicator, *carrying]))
         rows: list[Row] = []
         for size in wanted_sizes:
-            ready = prepare(size)
+            ready = _prepared(wanted, exchanges, communicator, chosen, dtype, size, moe)
             taken = measure(
                 [operation for _, operation in ready],
                 communicators,
@@ -137,25 +146,28 @@ def _known(names: list[str], ranks: int, experts: int, top_k: int) -> list[str]:
     return names or known
 
 
-def _operations(
-    names: list[str], communicator: Communicator, backend: Backend, dtype: str, experts: int, traffic: Traffic
-) -> tuple[Prepare, list[Communicator]]:
-    """What prepares the operations of a size, and all communicators that carry their data."""
+def _prepared(
+    names: Sequence[str],
+    exchanges: Mapping[str, Sequence[ExpertExchange]],
+    communicator: Communicator,
+    backend: Backend,
+    dtype: str,
+    size: int,
+    traffic: Traffic,
+) -> list[tuple[str, Measured]]:
+    """Every operation at one size; exchanges in each number of chunks."""
     from moeport.bench.operations import collective, expert_exchange
+    from moeport.comm.choice import in_words
     from moeport.comm.communicator import ITEM_BYTES
-    from moeport.comm.exchange import EXCHANGES
 
-    exchanges = {name: EXCHANGES[name](communicator, experts) for name in names if name in EXCHANGES}
-
-    def prepare(size: int) -> list[tuple[str, Measured]]:
-        item_bytes = ITEM_BYTES[dtype]
-        return [
-            (name, expert_exchange(exchanges[name], backend, dtype, item_bytes, size, traffic))
-            if name in exchanges
-            else (name, collective(name, communicator, backend.ops, dtype, item_bytes, size))
-            for name in names
-        ]
-
-    return prepare, list(
-        dict.fromkeys([communicator, *(each for exchange in exchanges.values() for each in exchange.communicators)])
-    )
+    item_bytes = ITEM_BYTES[dtype]
+    found: list[tuple[str, Measured]] = []
+    for name in names:
+        if name in exchanges:
+            found += [
+                (in_words(name, exchange.chunks), expert_exchange(exchange, backend, dtype, item_bytes, size, traffic))
+                for exchange in exchanges[name]
+            ]
+        else:
+            found.append((name, collective(name, communicator, backend.ops, dtype, item_bytes, size)))
+    return found

@@ -30,6 +30,7 @@ Factor = Annotated[int, typer.Option("--stepfactor", "-f", min=2, help="Ratio of
 Repetitions = Annotated[int, typer.Option("--iters", "-n", min=1, help="Timed runs of each.")]
 Warmup = Annotated[int, typer.Option("--warmup-iters", "-w", min=0, help="Untimed runs before.")]
 Check = Annotated[int, typer.Option("--check", "-c", min=0, max=1, help="1: compare all values.")]
+Chunks = Annotated[str, typer.Option(help="Parts of the tokens that take turns, such as 1,2,4.")]
 DType = Literal["float32", "bfloat16", "float64"]
 BackendName = Annotated[
     str | None, typer.Option("--backend", help="torch or mindspore; default: that of the launcher.", show_default=False)
@@ -116,3 +117,13 @@ def _bytes(text: str) -> int:
     if not digits.isdigit() or unit not in UNITS or int(digits) == 0:
         raise UserError(f"size {text!r} is not one; expected bytes such as 4096, 64K, 4M or 1G")
     return int(digits) * UNITS[unit]
+
+
+def numbers_of_chunks(text: str) -> list[int]:
+    """Of `1,2,4`. Raises UserError for other texts."""
+    from moeport.errors import UserError
+
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise UserError(f"--chunks {text!r}: expected numbers of at least 1 such as 1,2,4")
+    return [int(word) for word in words]

@@ -10,6 +10,7 @@ import typer
 from moeport.cli.bench_job import (
     BackendName,
     Check,
+    Chunks,
     CsvFile,
     Device,
     DType,
@@ -63,7 +64,7 @@ def moe(
     hidden: Annotated[
         int | None, typer.Option(min=1, help="Width of an expert; default: the config's, else 128.", show_default=False)
     ] = None,
-    chunks: Annotated[str, typer.Option(help="Parts of the tokens that take turns, such as 1,2,4.")] = "1",
+    chunks: Chunks = "1",
     minimum: Minimum = "64K",
     maximum: Maximum = "1M",
     factor: Factor = 4,
@@ -98,10 +99,19 @@ def moe(
     from moeport.bench.layer_output import LayerRow, table, write_plot
     from moeport.bench.measure import measure
     from moeport.bench.output import write_csv, write_json
-    from moeport.cli.bench_job import about, check_experts, check_names, ranks_in_words, sizes, started, wide_console
+    from moeport.cli.bench_job import (
+        about,
+        check_experts,
+        check_names,
+        numbers_of_chunks,
+        ranks_in_words,
+        sizes,
+        started,
+        wide_console,
+    )
 
     launch = started("moe")
-    wanted_sizes, wanted_chunks = sizes(minimum, maximum, factor), _chunks(chunks)
+    wanted_sizes, wanted_chunks = sizes(minimum, maximum, factor), numbers_of_chunks(chunks)
     wanted = list(algorithms or ALGORITHMS)
     check_names("algorithm", wanted, (*ALGORITHMS, AUTO))
     flags: dict[str, object] = {
@@ -183,12 +193,3 @@ def _config(path: Path | None, given: Mapping[str, object], overrides: list[str]
             section = section.setdefault(parent, {})
         section[last] = value
     return config_from_dict(values)
-
-
-def _chunks(text: str) -> list[int]:
-    from moeport.errors import UserError
-
-    words = text.split(",")
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise UserError(f"--chunks {text!r}: expected numbers of at least 1 such as 1,2,4")
-    return [int(word) for word in words]

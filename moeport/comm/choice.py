@@ -39,8 +39,10 @@ class Choice:
     """Median over rounds of the slowest rank's time of one layer's exchange and experts, forward and backward."""
 
     def __str__(self) -> str:
-        times = ", ".join(f"{_words(candidate)} {seconds * 1e3:.3g} ms" for candidate, seconds in self.seconds.items())
-        return f"{_words((self.algorithm, self.chunks))} is fastest here: {times}"
+        times = ", ".join(
+            f"{in_words(*candidate)} {seconds * 1e3:.3g} ms" for candidate, seconds in self.seconds.items()
+        )
+        return f"{in_words(self.algorithm, self.chunks)} is fastest here: {times}"
 
 
 def fastest(
@@ -134,6 +136,6 @@ class _Trial:
         ops.to_numpy(gradients["x"][:1])
 
 
-def _words(candidate: Candidate) -> str:
-    name, chunks = candidate
-    return name if chunks == 1 else f"{name} in {chunks} chunks"
+def in_words(algorithm: str, chunks: int) -> str:
+    """An all-to-all."""
+    return algorithm if chunks == 1 else f"{algorithm} in {chunks} chunks"

@@ -210,14 +210,13 @@ def _send_once(
     counts = yield communicator.start_all_to_all(counts, [2] * size, [2] * size)
     got, got_pairs = ops.to_numpy(counts).reshape(-1, 2).T
     code_P = ops.from_numpy(place_P * local + rows.expert_P[order] % local)
-    codes = communicator.start_all_to_all(code_P, pairs, got_pairs)
-    weights = communicator.start_all_to_all(ops.take_rows(rows.weight_P, ops.from_numpy(order)), pairs, got_pairs)
     row_S = ops.from_numpy(row_P[first_P])
-    tokens = communicator.start_all_to_all(ops.take_rows(rows.x_RD, row_S), sent, got)
-    code_P = ops.to_numpy((yield codes))
+    code_P = ops.to_numpy((yield communicator.start_all_to_all(code_P, pairs, got_pairs)))
+    weight_P = yield communicator.start_all_to_all(
+        ops.take_rows(rows.weight_P, ops.from_numpy(order)), pairs, got_pairs
+    )
+    x_SD = yield communicator.start_all_to_all(ops.take_rows(rows.x_RD, row_S), sent, got)
     place_P = code_P // local + np.repeat(_starts(got), got_pairs)
-    weight_P = yield weights
-    x_SD = yield tokens
     y_SD = yield from inner(_Assigned(x_SD, place_P, code_P % local, weight_P))
     y_SD = yield communicator.start_all_to_all(y_SD, got, sent)
     return ops.segment_sum(y_SD, row_S, rows.x_RD.shape[0])

@@ -20,7 +20,7 @@ SMALL = ["-b", "1K", "-e", "4K", "-f", "4", "-n", "2", "-w", "1", "--experts", "
     ("backend", "options"),
     [
         pytest.param("torch", [], marks=pytest.mark.slow),
-        ("torch", ["--backward", "-d", "bfloat16"]),
+        ("torch", ["--backward", "-d", "bfloat16", "--chunks", "1,2"]),
         ("mindspore", ["--backward"]),
     ],
 )
@@ -36,7 +36,8 @@ def test_every_operation_is_right_and_written_down(tmp_path, backend, options):
     about = json.loads((tmp_path / "out.json").read_text())
     rows = about["rows"]
     assert (about["ranks"], about["nodes"], about["backend"]) == (2, [0, 0], backend)
-    names = [*COLLECTIVES, *EXCHANGES]
+    words = ("", " in 2 chunks") if "--chunks" in options else ("",)
+    names = [*COLLECTIVES, *(f"{name}{chunks}" for name in EXCHANGES for chunks in words)]
     assert [row["operation"] for row in rows] == names * 2
     assert [row["size"] for row in rows] == [1024] * len(names) + [4096] * len(names)
     item = 2 if "bfloat16" in options else 4
@@ -91,6 +92,7 @@ def test_wrong_values_are_counted_and_fail(tmp_path):
         (["-b", "lots"], "size 'lots' is not one; expected bytes such as 4096, 64K, 4M or 1G"),
         (["flat", "--experts", "7"], "--experts 7: do not divide among 2 ranks; expected a multiple of 2"),
         (["flat", "--experts", "4", "--top-k", "5"], "--top-k 5: more experts a token than there are"),
+        (["flat", "--chunks", "0"], "--chunks '0': expected numbers of at least 1 such as 1,2,4"),
     ],
 )
 def test_faulty_arguments_are_said_before_anything_starts(arguments, message):

@@ -186,6 +186,13 @@ def test_a_value_is_wrong_beyond_the_tolerance():
     assert run.wrong({"output": np.where(np.arange(10) == 3, 0.0, want)}) == 10
 
 
+def test_an_array_of_rounding_need_only_be_as_small():
+    want = {"output": rng(1).standard_normal((10, 10)), "router.weight": 1e-6 * rng(2).standard_normal((10, 10))}
+    run = LayerRun("flat", 1, 10, 400, "float32", dict, want, NumpyOps())
+    for value, wrong in ((2e-6, 0), (-5e-4, 0), (2e-3, 100), (np.nan, 100)):
+        assert run.wrong({**want, "router.weight": np.full((10, 10), value)}) == wrong
+
+
 def test_local_gives_every_row_to_the_experts_that_are_here():
     ops, experts, seen = NumpyOps(), 8, []
     expert_TK = np.stack([rng(token).permutation(experts + 1)[:3] for token in range(20)])
