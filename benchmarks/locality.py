@@ -3,8 +3,9 @@
     python benchmarks/locality.py [--rate 200mbit] [--steps 400] [--algorithm flat] [--set KEY=VALUE ...]
 
 Each config of `configs/routers/` trains on 2 nodes of 2 ranks that share the experts, with links of limited rate, one
-run after the other; the first runs again at the end, which shows how far the machine drifted. Needs root, as `moeport
-emulate` does. Step times are medians. Time in the all-to-all is what a rank spends in it, waiting for others included.
+run after the other; the first runs again at the end, which shows how far the machine drifted. LocMoE+ has the capacity
+of its baseline, and then that which its controller estimates. Needs root, as `moeport emulate` does. Step times are
+medians. Time in the all-to-all is what a rank spends in it, waiting for others included.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import numpy as np
 
 from moeport.training.metrics import read_metrics
 
-PAIRS = (("hash", "locmoe"), ("switch", "locmoe"), ("topk_capacity", "locmoe_plus"))
+ESTIMATED = "locmoe_plus, estimated capacity"
+PAIRS = (("hash", "locmoe"), ("switch", "locmoe"), ("topk_capacity", "locmoe_plus"), ("topk_capacity", ESTIMATED))
 """Baselines, and what the papers hold against them."""
+CAPACITY = ("policy=locmoe_plus", "delta=quantile", "quantile=0.9")
+"""Of the estimated one, see docs/capacity.md."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ def run(name: str, arguments: argparse.Namespace, folder: Path) -> Run:
         "metrics.report": "false",
     }
     command = [sys.executable, "-m", "moeport", "emulate", "--nodes", "2", "--ranks-per-node", "2"]
-    command += ["--inter", arguments.rate, "--", "train", f"configs/routers/{name}.yaml"]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    for setting in arguments.set:
-        command += ["--set", setting]
+    command += ["--inter", arguments.rate, "--", "train", f"configs/routers/{name.split(',')[0]}.yaml"]
+    overrides = [f"{key}={value}" for key, value in settings.items()] + arguments.set
+    if name == ESTIMATED:
+        overrides += [f"model.moe.capacity.{setting}" for setting in CAPACITY]
+    for override in overrides:
+        command += ["--set", override]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     steps, evaluations = read_metrics(folder / "metrics.jsonl")
     tenth = max(1, len(steps) // 10)
@@ -78,8 +83,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--algorithm", default="flat", choices=("flat", "hierarchical", "node_dedup"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
+    parser.add_argument("--only", choices=[pair[1] for pair in PAIRS], action="append", help="against its baselines")
     arguments = parser.parse_args()
-    names = list(dict.fromkeys(name for pair in PAIRS for name in pair))
+    pairs = [pair for pair in PAIRS if not arguments.only or pair[1] in arguments.only]
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
     found: dict[str, Run] = {}
     print("| config | step, s | all-to-all, s | share | MB between nodes, first tenth | last tenth | val. loss |")
     print("|---|--:|--:|--:|--:|--:|--:|")
@@ -94,7 +101,7 @@ def main() -> None:
                 flush=True,
             )
     print("\n| | baseline | step time | all-to-all | val. loss |\n|---|---|--:|--:|--:|")
-    for baseline, name in PAIRS:
+    for baseline, name in pairs:
         one, other = found[baseline], found[name]
         print(
             f"| {name} | {baseline} | {other.step / one.step - 1:+.1%} | {other.exchange / one.exchange - 1:+.1%} | "
