@@ -23,8 +23,8 @@ from moeport.backends.base import TrainingOptions
 from moeport.backends.torch.backend import TorchBackend
 from moeport.config import load_config
 from moeport.config.schema import Config
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.parameters import initial_parameters
+from moeport.model.transformer import Batch, DecoderLM
 
 TARGET = 1.05
 

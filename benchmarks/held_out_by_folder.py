@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from moeport.backends import get_backend
-from moeport.core.model import DecoderLM
 from moeport.data import prepare_data
 from moeport.data.sources import read_documents
+from moeport.model.transformer import DecoderLM
 from moeport.training.checkpoint import find_checkpoint, load_checkpoint
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 

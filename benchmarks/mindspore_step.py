@@ -24,9 +24,9 @@ def worker(pipe: Connection, name: str, run_dir: str | None, compiled: bool | No
     from moeport.backends.base import TrainingOptions
     from moeport.config import load_config
     from moeport.config.training import BackendConfig
-    from moeport.core.model import Batch, DecoderLM
     from moeport.core.parameters import initial_parameters
     from moeport.data import Sampler, prepare_data
+    from moeport.model.transformer import Batch, DecoderLM
     from moeport.training.checkpoint import find_checkpoint, load_checkpoint
 
     config = load_config(ROOT / "configs/quickstart.yaml")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moeport.bench.routes import routes
 from moeport.comm.exchange import EXCHANGES
-from moeport.comm.fit import Sample, fit, read_samples
-from moeport.comm.planner import fastest
+from moeport.plan.fit import Sample, fit, read_samples
+from moeport.plan.planner import fastest
+from moeport.plan.routes import routes
 
 SIZES = {"256K": 1 << 18, "1M": 1 << 20}
 """Tokens of a rank, in bytes."""

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moeport.bench.routes import routes
-from moeport.comm.compute import fit_speed
-from moeport.comm.cost import Links
 from moeport.comm.exchange import EXCHANGES
-from moeport.comm.fit import Sample, fit, read_samples
-from moeport.comm.planner import Cluster, Planner
+from moeport.plan.compute import fit_speed
+from moeport.plan.cost import Links
+from moeport.plan.fit import Sample, fit, read_samples
+from moeport.plan.planner import Cluster, Planner
+from moeport.plan.routes import routes
 from moeport.training.metrics import StepMetrics, read_metrics
 from moeport.training.run_dir import METRICS_FILE, read_config
 

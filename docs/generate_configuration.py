@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from moeport.config import Config
-from moeport.config.base import Section
 from moeport.config.keys import Key, subsection, variants
 from moeport.config.tree import shown
+from moeport.core.section import Section
 
 PAGE = Path(__file__).with_name("configuration.md")
 MARKER = "<!-- From here on generated: python docs/generate_configuration.py -->\n"

@@ -17,7 +17,7 @@ LONGEST = (
     "backends/test_mindspore.py",
     "training/test_across_backends.py",
     "training/test_ranks_train.py",
-    "core/test_model.py",
+    "model/test_transformer.py",
     "routers/test_routers_on_backends.py",
     "parity/test_backends.py",
     "backends/test_doctor.py",

@@ -16,8 +16,8 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.losses import load_balance_loss
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.routing import RouterContext
+from moeport.model.transformer import Batch, DecoderLM
 from moeport.routers import build_router
 from moeport.routers.topk import TopKConfig
 from tests.support import assert_close, rng

@@ -12,15 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
-from moeport.comm.launcher import Launch
 from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.model import Batch, Block, LossTerms, Transformer
-from moeport.core.moe import MoEMetrics
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import under
 from moeport.core.routing import RouterContext
 from moeport.errors import BackendUnavailableError
+from moeport.launch.launcher import Launch
+from moeport.model.moe_metrics import MoEMetrics
+from moeport.model.transformer import Batch, Block, LossTerms, Transformer
 
 
 class Backend(ABC):

@@ -20,10 +20,10 @@ from moeport.backends import BACKENDS, get_backend
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.config.model import AttentionConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.core.parameters import initial_parameters
 from moeport.errors import MoeportError
+from moeport.model.transformer import Batch, DecoderLM
 
 VOCAB_SIZE = 32
 TINY = ModelConfig(

@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 
 from moeport.backends.base import Backend
-from moeport.bench.routes import expert_choices
-from moeport.comm.choice import Choice, fastest
+from moeport.comm.auto import Choice, fastest
 from moeport.comm.communicator import ITEM_BYTES, Communicator
 from moeport.comm.exchange import EXCHANGES, ExpertExchange
 from moeport.comm.mesh import Mesh
 from moeport.config.model import MoEConfig
 from moeport.config.schema import Config
+from moeport.core.array import Array
 from moeport.core.dispatch import Experts, combine, dispatch
-from moeport.core.moe import MoELayer
-from moeport.core.ops import Array, Ops
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, generator, initial_value
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.errors import UserError
+from moeport.model.moe import MoELayer
+from moeport.plan.routes import expert_choices
 from moeport.routers.base import Router
 
 LOCAL = "local"

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from moeport.comm.communicator import Communicator
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 
 
 class Runnable(Protocol):

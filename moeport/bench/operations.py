@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeport.backends.base import Backend
-from moeport.bench.routes import expert_choices
 from moeport.comm.communicator import Communicator
 from moeport.comm.exchange import ExpertExchange
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.routing import Routing
+from moeport.plan.routes import expert_choices
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "sendrecv", "all_to_all")
 

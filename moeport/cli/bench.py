@@ -157,7 +157,7 @@ def _prepared(
 ) -> list[tuple[str, Measured]]:
     """Every operation at one size; exchanges in each number of chunks."""
     from moeport.bench.operations import collective, expert_exchange
-    from moeport.comm.choice import in_words
+    from moeport.comm.auto import in_words
     from moeport.comm.communicator import ITEM_BYTES
 
     item_bytes = ITEM_BYTES[dtype]

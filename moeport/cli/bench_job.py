@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from moeport.backends.base import Backend
     from moeport.comm.communicator import Communicator
-    from moeport.comm.launcher import Launch
+    from moeport.launch.launcher import Launch
 
 HOW = """bench {name} runs in the processes of a job, and this process was started by itself; start it with one of
   torchrun --nproc-per-node 2 -m moeport bench {name}
@@ -43,8 +43,8 @@ CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write all figures h
 
 def started(name: str) -> Launch:
     """The job that this process is of. Raises UserError for a process started by itself."""
-    from moeport.comm.launcher import launched
     from moeport.errors import UserError
+    from moeport.launch.launcher import launched
 
     launch = launched()
     if launch is None:
@@ -73,7 +73,7 @@ def about(communicator: Communicator, backend: Backend) -> dict[str, Any]:
     """What figures were measured on."""
     import os
 
-    from moeport.comm.emulation import EMULATED
+    from moeport.launch.emulation import EMULATED
 
     return {
         "backend": backend.name,

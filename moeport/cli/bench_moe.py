@@ -27,7 +27,7 @@ from moeport.cli.options import Overrides
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moeport.comm.choice import Choice
+    from moeport.comm.auto import Choice
     from moeport.config import Config
 
 LAYER = {

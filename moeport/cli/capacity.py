@@ -27,9 +27,9 @@ def capacity(
     from rich.console import Console
 
     from moeport.errors import UserError
-    from moeport.training import capacity as measure
-    from moeport.training.capacity_page import PAGE_FILE, write_page
-    from moeport.training.capacity_text import render
+    from moeport.studies.capacity import capacity as measure
+    from moeport.studies.capacity.page import PAGE_FILE, write_page
+    from moeport.studies.capacity.text import render
 
     page = output or run_dir / PAGE_FILE
     for path in (page, json_file):

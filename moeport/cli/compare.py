@@ -55,10 +55,10 @@ def compare(
 
     from rich.console import Console
 
-    from moeport.training.compare import compare as run_comparison
-    from moeport.training.compare_page import write_page
-    from moeport.training.compare_plan import plan
-    from moeport.training.compare_table import markdown, terminal, to_json
+    from moeport.studies.compare.compare import compare as run_comparison
+    from moeport.studies.compare.page import write_page
+    from moeport.studies.compare.plan import plan
+    from moeport.studies.compare.table import markdown, terminal, to_json
 
     console = Console()
     given = [*(overrides or ()), *([] if steps is None else [f"training.steps={steps}"])]

@@ -51,7 +51,7 @@ def schema(
 
 def summary(config: Config) -> list[str]:
     """What the config makes, a few lines; without counts where only the tokenizer file knows the vocabulary."""
-    from moeport.core.build import build_model
+    from moeport.model.build import build_model
 
     model, moe = config.model, config.model.moe
     experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} a token by {moe.router.name}"

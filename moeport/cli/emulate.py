@@ -30,8 +30,8 @@ def emulate(
     """
     import os
 
-    from moeport.comm.emulation import DEVICE, EMULATED, EmulatedCluster
-    from moeport.comm.launcher import node_processes
+    from moeport.launch.emulation import DEVICE, EMULATED, EmulatedCluster
+    from moeport.launch.launcher import node_processes
 
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "MS_ROLE")}
     quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}

@@ -50,10 +50,10 @@ def launch(
     """
     import shlex
 
-    from moeport.comm.commands import Job
-    from moeport.comm.commands import run as start
     from moeport.config import load_config
     from moeport.errors import UserError
+    from moeport.launch.commands import Job
+    from moeport.launch.commands import run as start
     from moeport.training.ranks import check_ranks
 
     config = load_config(file, overrides or ())

@@ -127,7 +127,7 @@ def record(
 
     Under torchrun, srun, mpirun or msrun, all ranks of the job record one bundle.
     """
-    from moeport.comm.launcher import launched
+    from moeport.launch.launcher import launched
     from moeport.parity.bundle import load_bundle
     from moeport.parity.job import Job, record_here
     from moeport.parity.subject import Variant, size_for

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from moeport.comm.compute import SpeedFit
-    from moeport.comm.cost import Links, Sharing
-    from moeport.comm.fit import Fit, Sample
-    from moeport.comm.planner import Cluster, Placement
+    from moeport.plan.compute import SpeedFit
+    from moeport.plan.cost import Links, Sharing
+    from moeport.plan.fit import Fit, Sample
+    from moeport.plan.planner import Cluster, Placement
 
 BANDWIDTH = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(B/s|bit/s)")
 LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s)")
@@ -77,12 +77,12 @@ def plan(
 
     from rich.console import Console
 
-    from moeport.bench.routes import routes
-    from moeport.comm import planner
-    from moeport.comm.compute import Speed
-    from moeport.comm.fit import fit, read_samples
     from moeport.config import load_config
     from moeport.errors import UserError
+    from moeport.plan import planner
+    from moeport.plan.compute import Speed
+    from moeport.plan.fit import fit, read_samples
+    from moeport.plan.routes import routes
 
     samples = [sample for path in measured or () for sample in read_samples(path, routes)]
     fitted = fit(samples) if samples else None
@@ -153,8 +153,8 @@ def _links(fitted: Fit | None, nodes: int, intra: str | None, inter: str | None)
 
     import numpy as np
 
-    from moeport.comm.cost import Link, Links
     from moeport.errors import UserError
+    from moeport.plan.cost import Link, Links
 
     found = {}
     for name, text in (("intra", intra), ("inter", inter)):
@@ -188,10 +188,10 @@ def _speed(steps: Sequence[str], links: Links, shares: Sharing, traffic: str) ->
 
     import numpy as np
 
-    from moeport.bench.routes import routes
-    from moeport.comm.compute import fit_speed
-    from moeport.comm.planner import Cluster, Planner
     from moeport.errors import UserError
+    from moeport.plan.compute import fit_speed
+    from moeport.plan.planner import Cluster, Planner
+    from moeport.plan.routes import routes
     from moeport.training.metrics import read_metrics
     from moeport.training.run_dir import METRICS_FILE, read_config
 
@@ -238,11 +238,11 @@ def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], tr
     from rich import box
     from rich.table import Table
 
-    from moeport.bench.routes import routes
-    from moeport.comm.cost import Layout
     from moeport.comm.exchange import EXCHANGES
-    from moeport.comm.planner import exchange_costs, reason
     from moeport.errors import UserError
+    from moeport.plan.cost import Layout
+    from moeport.plan.planner import exchange_costs, reason
+    from moeport.plan.routes import routes
 
     layout = Layout(cluster.nodes, cluster.ranks_per_node)
     table = Table(box=box.SIMPLE_HEAD)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moeport.backends.base import Backend
+    from moeport.comm.check import ProbeResult
     from moeport.comm.communicator import Communicator
-    from moeport.comm.probe import ProbeResult
 
 HOW = """probe runs in the processes of a job, and this process was started by itself; start it with one of
   torchrun --nproc-per-node 2 -m moeport probe
@@ -26,8 +26,8 @@ def probe(
     timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 60.0,
 ) -> None:
     """Check the values of every collective, under torchrun or msrun."""
-    from moeport.comm.launcher import launched
     from moeport.errors import UserError
+    from moeport.launch.launcher import launched
 
     launch = launched()
     if launch is None:
@@ -69,7 +69,7 @@ def _backend(name: str, device: str) -> tuple[Backend, list[str]]:
 
 def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> list[tuple[str, ProbeResult]]:
     """Results among all ranks and, where there are enough, among groups of every second rank."""
-    from moeport.comm.probe import probe as check
+    from moeport.comm.check import probe as check
 
     grad = backend.value_and_grad if backend.name != "numpy" else None
     results = [("all", result) for result in check(communicator, dtypes, grad)]

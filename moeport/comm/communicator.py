@@ -13,10 +13,11 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from moeport.comm.launcher import Launch
 from moeport.comm.liveness import Call, Listener, Liveness
 from moeport.comm.traffic import Traffic
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
+from moeport.launch.launcher import Launch
 
 TIMEOUT_SECONDS = 600.0
 """Time that a collective may take before the job is stopped."""

@@ -21,8 +21,9 @@ import numpy as np
 
 from moeport.comm.communicator import NUMBERS, Communicator, Waiting
 from moeport.comm.traffic import Traffic, Volume
+from moeport.core.array import Array
 from moeport.core.dispatch import Experts, plan_dispatch
-from moeport.core.ops import Array, Ops
+from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 Steps = Generator[Waiting, Array, Array]

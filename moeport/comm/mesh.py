@@ -13,11 +13,12 @@ import numpy as np
 from moeport.comm.communicator import Communicator
 from moeport.comm.exchange import EXCHANGES, CountedExchange
 from moeport.comm.single import SingleProcess
-from moeport.core.model import Transformer
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import Topology
 from moeport.errors import UserError
+from moeport.model.transformer import Transformer
 
 
 class Mesh:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moeport.comm.communicator import Communicator, Transfer, Waiting
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 
 
 class SingleProcess(Communicator):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from moeport.config.base import Section
+from moeport.core.section import Section
 
 DIGITS_SIDE, DIGITS_CLASSES = 8, 10
 TEXT_SOURCES = ("stdlib", "files", "huggingface")

@@ -8,7 +8,6 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from moeport.config.base import Section
 from moeport.config.keys import (
     VALUE_ALIASES,
     choices,
@@ -24,6 +23,7 @@ from moeport.config.problem import Problem
 from moeport.config.schema import Config
 from moeport.config.tree import Node
 from moeport.config.yaml_text import plain_scalar
+from moeport.core.section import Section
 
 Parts = tuple[str | int, ...]
 """A path of keys and list indices."""

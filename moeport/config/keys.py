@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from moeport.config.base import Section
 from moeport.config.schema import Config
+from moeport.core.section import Section
 
 ALIASES = {
     "run.dir": "output_dir save_dir run_dir",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from moeport.config.base import Section
+from moeport.core.section import Section
 from moeport.routers import RouterChoice
 from moeport.routers.topk import TopKConfig
 

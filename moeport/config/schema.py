@@ -1,6 +1,5 @@
 """The whole config: one pydantic model, one YAML file."""
 
-from moeport.config.base import Section
 from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
 from moeport.config.training import (
@@ -13,6 +12,7 @@ from moeport.config.training import (
     RunConfig,
     TrainingConfig,
 )
+from moeport.core.section import Section
 
 
 class Config(Section):

@@ -7,12 +7,13 @@ all-to-all when experts are spread over ranks. Shape suffixes as in `moeport.cor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.dispatch_plan import DispatchPlan
+from moeport.core.ops import Ops
 from moeport.core.routing import Routing, SoftRouting
 
 Experts = Callable[[Array, Array], Array]
@@ -27,24 +28,6 @@ class Exchange(Protocol):
 
     def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
         """Outputs of all experts for rows of this rank that are sorted by expert, (R, D)."""
-
-
-@dataclass(frozen=True)
-class DispatchPlan:
-    """Where every assignment goes. R = N rows: those sent nowhere come last."""
-
-    order_R: Array
-    """Assignment of each row."""
-    position_N: Array
-    """Row of each assignment: the inverse of order_R."""
-    token_R: Array
-    """Token of each row."""
-    counts_E: Array
-    """Rows of each expert; rows after the last counted one are served by nobody."""
-    num_tokens: int
-    """T."""
-    choices_per_token: int | None
-    """K; None where experts chose the tokens: assignments are in no order of tokens then."""
 
 
 def plan_dispatch(ops: Ops, routing: Routing) -> DispatchPlan:

@@ -18,15 +18,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from moeport.core.dispatch import DispatchPlan
-
-Array = Any
-"""An array of the backend: numpy.ndarray, torch.Tensor or mindspore.Tensor."""
+from moeport.core.array import Array
+from moeport.core.dispatch_plan import DispatchPlan
 
 FLOAT_DTYPES = ("bfloat16", "float32", "float64")
 

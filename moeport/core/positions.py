@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 MOST_RANGES = 16

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from moeport.core.ops import Array
+from moeport.core.array import Array
 
 
 @dataclass(frozen=True)

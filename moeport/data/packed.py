@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
-from moeport.config.base import Section
+from moeport.core.section import Section
 from moeport.data.cache import atomic_file
 from moeport.data.documents import Document, documents_fingerprint
 from moeport.data.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import PositiveFloat, ValidationError
 
-from moeport.config.base import Section
 from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
+from moeport.core.section import Section
 from moeport.data.cache import atomic_file, cache_dir
 from moeport.data.compression import compression_baselines
 from moeport.data.documents import Corpus, documents_fingerprint, size_in_words

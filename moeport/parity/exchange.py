@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from moeport.core.array import Array
 from moeport.core.dispatch import Exchange, Experts, combine, dispatch
-from moeport.core.ops import Array, Ops
+from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 from moeport.parity.recorder import Recorder, RecordingOps
 

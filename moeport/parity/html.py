@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from moeport.pages.charts import SIZE, Axis, HeatMap, LineChart, Series, Tick, heat_map, line_chart
+from moeport.pages.template import load_template
 from moeport.parity import text
 from moeport.parity.metrics import Distribution
 from moeport.parity.result import Comparison, Report, RoutingResult, Side, TensorResult
-from moeport.training.charts import SIZE, Axis, HeatMap, LineChart, Series, Tick, heat_map, line_chart
-from moeport.training.report import load_template
 
 LISTED = 2000
 """Tensors in the table of all; of more, those nearest to or furthest beyond their limit."""

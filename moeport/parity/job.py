@@ -14,9 +14,9 @@ from typing import Literal
 
 from moeport.backends import get_backend
 from moeport.comm.communicator import Communicator
-from moeport.comm.launcher import launched, node_processes
 from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
+from moeport.launch.launcher import launched, node_processes
 from moeport.parity.bundle import load_bundle, save_bundle
 from moeport.parity.record import record
 from moeport.parity.recording import SAMPLE_SIZE, Keep, Recording

@@ -11,13 +11,14 @@ import numpy as np
 
 from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
-from moeport.core.build import build_model
-from moeport.core.model import Batch, Block, DecoderLM, LossTerms, RunBlock, RunExperts, Transformer
-from moeport.core.moe import MoEMetrics
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext, Routing, SoftRouting
-from moeport.core.vision import ImageClassifier
+from moeport.model.build import build_model
+from moeport.model.moe_metrics import MoEMetrics
+from moeport.model.transformer import Batch, Block, DecoderLM, LossTerms, RunBlock, RunExperts, Transformer
+from moeport.model.vision import ImageClassifier
 from moeport.parity.exchange import Here, RecordedExchange
 from moeport.parity.parts import ROWS
 from moeport.parity.recorder import Recorder, RecordingOps

@@ -9,10 +9,11 @@ from typing import Any, cast
 import numpy as np
 
 from moeport.backends.base import TrainingModel, TrainingOptions
-from moeport.core.build import build_model
-from moeport.core.model import Batch, LossTerms, Transformer
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError, UserError
+from moeport.model.build import build_model
+from moeport.model.transformer import Batch, LossTerms, Transformer
 from moeport.parity.exchange import NOTE
 from moeport.parity.model import COUNTS, LOSSES, Recorded, RecordedBlock, recorded_model
 from moeport.parity.parts import Part, gather, join, split

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.parity.recording import (
     FLOATS,
     SAMPLE_SIZE,

@@ -17,10 +17,10 @@ from moeport.comm.exchange import EXCHANGES
 from moeport.comm.mesh import Mesh, alone
 from moeport.config import load_config
 from moeport.config.schema import Config
-from moeport.core.model import Batch, Transformer
 from moeport.core.parameters import initial_parameters
 from moeport.data import Examples
 from moeport.errors import UserError
+from moeport.model.transformer import Batch, Transformer
 from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
 from moeport.training.ranks import check_ranks
 from moeport.training.run_dir import CHECKPOINT_DIR

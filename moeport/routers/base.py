@@ -9,10 +9,11 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 from pydantic import PositiveInt
 
-from moeport.config.base import Section
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing, SoftRouting
+from moeport.core.section import Section
 
 
 class RouterConfig(Section, ABC):

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import Router, RouterConfig, assign
 from moeport.routers.sinkhorn import sinkhorn_log_plan

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, TypeVar
 
 from pydantic import PositiveFloat
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import Router, RouterConfig
 

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import Topology
 from moeport.routers.base import Router, RouterConfig, unit

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import assign

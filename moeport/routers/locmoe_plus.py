@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import TopKRouterConfig, assign, normalized, sum_of_better
 from moeport.routers.grap import GrAPConfig, GrAPRouter

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveInt
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import Router, TopKRouterConfig, assign, normalized

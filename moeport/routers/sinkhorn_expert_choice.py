@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.routers.expert_choice import ExpertsChooseConfig, ExpertsChooseRouter
 from moeport.routers.sinkhorn import sinkhorn_log_plan
 

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import PositiveInt
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.routers.expert_choice import ExpertsChooseConfig, ExpertsChooseRouter
 
 _LEARNING_RATE, _DECAY, _DECAY_OF_SQUARES, _EPS = 1e-2, 0.9, 0.999, 1e-2

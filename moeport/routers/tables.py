@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from moeport.core.ops import Array, Ops
+from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, TokenTable
 from moeport.core.routing import RouterContext, Routing
 from moeport.errors import UserError

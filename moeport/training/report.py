@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from moeport.config.schema import Config
 from moeport.errors import MoeportError
-from moeport.training.charts import Axis, HeatMap, LineChart, Series, heat_map, line_chart, number
+from moeport.pages.charts import Axis, Bar, HeatMap, LineChart, Series, heat_map, line_chart, number
+from moeport.pages.template import load_template
 from moeport.training.progress import duration
 from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
 from moeport.training.run_metrics import RunMetrics
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,6 @@ class Figure:
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar of a bar chart."""
-
-    label: str
-    value: str
-    percent: float
-    own: bool = False
-    """Whether it stands for this run."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +73,6 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / REPORT_FILE
     path.write_text(page, encoding="utf-8", errors="replace")
     return path
-
-
-def load_template(
-    name: str, *folders: Path, filters: Mapping[str, Callable[..., Any]] | None = None
-) -> jinja2.Template:
-    """A page of the folder `templates`, or of other folders, whose pages may use what is there."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(filters or {})
-    return environment.get_template(name)
 
 
 def _config(run_dir: Path) -> Config | None:

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
-from moeport.comm.choice import fastest
-from moeport.comm.launcher import launched
+from moeport.comm.auto import fastest
+from moeport.comm.check import probe
 from moeport.comm.mesh import Mesh
-from moeport.comm.probe import probe
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError, InterruptedRunError, NonFiniteError, UserError
+from moeport.launch.launcher import launched
 from moeport.training.checkpoint import (
     Checkpoint,
     CheckpointMeta,

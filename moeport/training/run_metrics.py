@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from moeport.errors import UserError
-from moeport.training.charts import Series
+from moeport.pages.charts import Series
+from moeport.pages.series import BinnedSeries
 from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
-from moeport.training.series import BinnedSeries
 
 CHART_POINTS = 400
 HEAT_MAP_CELLS = 800_000

@@ -12,10 +12,10 @@ import numpy as np
 from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
 from moeport.config.schema import Config
-from moeport.core.build import build_model
-from moeport.core.model import Transformer
 from moeport.data import Examples, ImageSplit, PreparedData, prepare_data, read_images
 from moeport.errors import UserError
+from moeport.model.build import build_model
+from moeport.model.transformer import Transformer
 from moeport.training.evaluate import Evaluation, evaluate, evaluate_images
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE

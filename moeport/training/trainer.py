@@ -13,10 +13,10 @@ from moeport.backends.base import Backend, TrainingModel
 from moeport.comm.exchange import CountedExchange
 from moeport.comm.mesh import Mesh, alone
 from moeport.config.schema import Config
-from moeport.core.capacity import estimate_of
-from moeport.core.model import COUNTS, Batch, LossTerms, Transformer
 from moeport.data import Examples, Sampler
 from moeport.errors import NonFiniteError
+from moeport.model.capacity import estimate_of
+from moeport.model.transformer import COUNTS, Batch, LossTerms, Transformer
 from moeport.training.metrics import StepMetrics
 from moeport.training.schedule import learning_rate
 

@@ -3,7 +3,7 @@
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.config.training import BackendConfig, OptimizerConfig
-from tests.core.models import changed, model_and_params
+from tests.model.models import changed, model_and_params
 
 
 def training_model(config, dtype="float32", seed=0, optimizer=None, **options):

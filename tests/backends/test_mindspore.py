@@ -9,9 +9,9 @@ from rich.console import Console
 from moeport.backends import get_backend
 from moeport.config.model import ModelConfig
 from moeport.config.training import BackendConfig
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.errors import BackendUnavailableError
+from moeport.model.transformer import Batch, DecoderLM
 from moeport.routers import ROUTERS
 from moeport.training.generate import generate
 from moeport.training.run import train

@@ -11,9 +11,9 @@ from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.errors import NonFiniteError
+from moeport.model.transformer import Batch, DecoderLM
 from moeport.training.run import train
 from tests.training.tiny import tiny_config
 

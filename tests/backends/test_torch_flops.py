@@ -9,8 +9,8 @@ from moeport.backends.base import TrainingOptions
 from moeport.backends.torch.backend import TorchBackend
 from moeport.config.model import ModelConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.parameters import initial_parameters
+from moeport.model.transformer import Batch, DecoderLM
 
 VOCAB, BATCH, SEQUENCE = 40, 3, 16
 

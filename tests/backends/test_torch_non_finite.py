@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.backends.models import training_model
-from tests.core.models import batch_of, model_config
+from tests.model.models import batch_of, model_config
 
 
 def planted(name, value):

@@ -3,7 +3,7 @@ import pytest
 
 from moeport.config.training import OptimizerConfig
 from tests.backends.models import assert_same_bits, stepped, training_model
-from tests.core.models import batch_of, model_config
+from tests.model.models import batch_of, model_config
 from tests.support import assert_close
 
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6}

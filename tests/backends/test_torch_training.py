@@ -4,7 +4,7 @@ import torch
 
 from moeport.config.training import OptimizerConfig
 from tests.backends.models import assert_same_bits, stepped, training_model
-from tests.core.models import ROUTER_CONFIGS, batch_of, model_config, rows
+from tests.model.models import ROUTER_CONFIGS, batch_of, model_config, rows
 from tests.support import assert_close, finite_difference
 
 TERMS = ("loss", "cross_entropy", "load_balance", "router_z", "output_z")

@@ -5,7 +5,7 @@ They run in the processes of a job (collectives.py) and, on a communicator of on
 
 import numpy as np
 
-from moeport.comm.probe import COLLECTIVES, probe
+from moeport.comm.check import COLLECTIVES, probe
 from moeport.comm.traffic import Volume
 from tests.comm import exchange_cases
 

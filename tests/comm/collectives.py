@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from moeport.backends import get_backend
-from moeport.comm.launcher import launched
 from moeport.config.training import BackendConfig
+from moeport.launch.launcher import launched
 from tests.comm import cases
 
 

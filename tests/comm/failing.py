@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from moeport.backends import get_backend
-from moeport.comm.launcher import launched
 from moeport.config.training import BackendConfig
+from moeport.launch.launcher import launched
 
 TIMEOUTS = {"absent": 8.0}
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from moeport.backends import get_backend
-from moeport.comm.launcher import Launch
-from moeport.comm.probe import COLLECTIVES, probe
+from moeport.comm.check import COLLECTIVES, probe
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError, RunError
+from moeport.launch.launcher import Launch
 
 TORCHRUN = Launch("torchrun", 0, 2, 0, "localhost", 29500)
 MSRUN = dataclasses.replace(TORCHRUN, launcher="msrun")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from moeport.comm.probe import COLLECTIVES
+from moeport.comm.check import COLLECTIVES
 from tests.comm.jobs import start
 
 HOW = """error:

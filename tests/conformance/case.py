@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moeport.core.dispatch import DispatchPlan, plan_dispatch
+from moeport.core.dispatch import plan_dispatch
+from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.routing import Routing
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moeport.core.attention import rope_tables
+from moeport.model.attention import rope_tables
 from tests.conformance import formulas
 from tests.conformance.case import dispatch_plan
 from tests.conformance.targets import TOLERANCE, every_target, every_training_target

@@ -6,9 +6,9 @@ import pytest
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.drop import drop_overflow
 from tests.conformance.targets import every_target, every_training_target
-from tests.core.reference import served
 from tests.core.routings import random_decisions
-from tests.core.test_capacity import DECISIONS, EXPERTS, every_decision, routed
+from tests.model.reference import served
+from tests.model.test_capacity import DECISIONS, EXPERTS, every_decision, routed
 from tests.support import rng
 
 POLICIES = ("position", "probability", "affinity", "random")

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-import moeport.core.moe
+import moeport.model.moe
 import moeport.routers.topk
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.torch.optimizer import AdamW
@@ -146,12 +146,12 @@ def last_row_dropped(self, x_TD, plan):
 
 @contextmanager
 def no_gradient_of_the_auxiliary_loss() -> Iterator[None]:
-    loss = moeport.core.moe.load_balance_loss
+    loss = moeport.model.moe.load_balance_loss
 
     def constant(ops, *args):
         return ops.stop_gradient(loss(ops, *args))
 
-    with mock.patch.object(moeport.core.moe, "load_balance_loss", constant):
+    with mock.patch.object(moeport.model.moe, "load_balance_loss", constant):
         yield
 
 

@@ -13,9 +13,9 @@ from unittest import mock
 
 from moeport.backends import get_backend
 from moeport.comm import exchange
-from moeport.comm.launcher import launched
 from moeport.comm.mesh import Mesh
 from moeport.data import Sampler
+from moeport.launch.launcher import launched
 from moeport.parity.bundle import load_bundle, save_bundle
 from moeport.parity.record import record
 from moeport.parity.subject import Size, Variant, place, variant_config

@@ -7,10 +7,10 @@ import pytest
 
 from moeport.backends.base import TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
-from moeport.core.build import build_model
-from moeport.core.model import Batch, DecoderLM
 from moeport.core.ops import Ops
 from moeport.errors import UserError
+from moeport.model.build import build_model
+from moeport.model.transformer import Batch, DecoderLM
 from moeport.parity.compare import compare, routing_differs
 from moeport.parity.model import RecordedLM
 from moeport.parity.record import decisions, record

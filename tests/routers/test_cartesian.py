@@ -3,14 +3,14 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, CapacityConfig, ModelConfig, MoEConfig
-from moeport.core.attention import rope_tables
-from moeport.core.model import Batch, Block, DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
+from moeport.model.attention import rope_tables
+from moeport.model.transformer import Batch, Block, DecoderLM
 from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.topk import TopKConfig
 from tests.conformance import formulas
-from tests.core.reference import mixed
+from tests.model.reference import mixed
 from tests.routers.examples import build as build_example
 from tests.routers.examples import choices, hidden_states, route, router_params
 from tests.support import assert_close, grid, rng

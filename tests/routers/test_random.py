@@ -9,8 +9,8 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.losses import symmetric_divergence
-from moeport.core.model import COUNTS, MEANS, DecoderLM, LossTerms
 from moeport.core.parameters import initial_parameters
+from moeport.model.transformer import COUNTS, MEANS, DecoderLM, LossTerms
 from moeport.routers.hash import HashConfig
 from moeport.routers.random import RandomConfig
 from tests.conformance.formulas import softmax
@@ -20,7 +20,7 @@ from tests.conformance.targets import (
     every_target,
     every_training_target,
 )
-from tests.core.models import VOCABULARY, batch_of, rows
+from tests.model.models import VOCABULARY, batch_of, rows
 from tests.routers.examples import EXPERTS, build, choices, context, hidden_states, route, router_params
 from tests.support import assert_close, finite_difference, rng
 

@@ -3,8 +3,8 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import LoadBalanceConfig, MoEConfig
-from moeport.core.moe import MoELayer
 from moeport.core.routing import RouterContext
+from moeport.model.moe import MoELayer
 from moeport.routers import build_router
 from moeport.routers.top_p import TopPConfig
 from tests.conformance.formulas import softmax

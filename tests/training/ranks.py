@@ -11,9 +11,9 @@ import numpy as np
 
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
-from moeport.comm.launcher import launched
 from moeport.comm.mesh import Mesh
 from moeport.core.parameters import initial_parameters
+from moeport.launch.launcher import launched
 from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
 from tests.training.tiny import tiny_config

@@ -7,14 +7,14 @@ from rich.console import Console
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.model import DecoderLM
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError
+from moeport.model.transformer import DecoderLM
 from moeport.routers import ROUTERS
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.run import train
 from tests.backends.models import training_model
-from tests.core.models import batch_of, model_config
+from tests.model.models import batch_of, model_config
 from tests.training.test_run import contents, last, stop_after
 from tests.training.tiny import tiny_config
 

@@ -13,9 +13,9 @@ from moeport.backends import get_backend
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.build import build_model
 from moeport.data import read_images
 from moeport.errors import CheckpointError, UserError
+from moeport.model.build import build_model
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.evaluate import evaluate_images
 from moeport.training.generate import generate

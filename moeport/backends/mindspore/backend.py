@@ -25,12 +25,12 @@ from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.static_ops import StaticOps
 from moeport.backends.mindspore.trace import Compilations
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
-from moeport.comm.launcher import Launch
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import Transformer
 from moeport.core.ops import KERNELS
+from moeport.launch.launcher import Launch
+from moeport.model.transformer import Transformer
 
 COMPILED_KERNELS = {
     "linear": "MatMul with a transposed weight",

@@ -21,9 +21,9 @@ from mindspore.mint import distributed
 from mindspore.ops.auto_generate import gen_ops_prim
 
 from moeport.comm.communicator import Communicator, Transfer, Waiting
-from moeport.comm.launcher import Launch
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
+from moeport.launch.launcher import Launch
 
 
 def start(ops: Ops, launch: Launch, timeout_s: float) -> MindSporeCommunicator:

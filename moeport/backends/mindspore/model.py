@@ -17,8 +17,8 @@ from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.trace import compiled
 from moeport.comm.mesh import Mesh, alone
-from moeport.core.model import Batch, LossTerms, Transformer
-from moeport.core.ops import Array
+from moeport.core.array import Array
+from moeport.model.transformer import Batch, LossTerms, Transformer
 
 if TYPE_CHECKING:
     from moeport.backends.mindspore.backend import MindSporeBackend

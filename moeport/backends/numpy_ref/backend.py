@@ -11,13 +11,13 @@ import numpy as np
 from moeport.backends.base import Backend, EvaluationModel, TrainingModel, TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
-from moeport.comm.launcher import Launch
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import Batch, LossTerms, Transformer
 from moeport.core.ops import KERNELS
 from moeport.errors import BackendUnavailableError
+from moeport.launch.launcher import Launch
+from moeport.model.transformer import Batch, LossTerms, Transformer
 
 
 def _refuse() -> NoReturn:

@@ -20,12 +20,12 @@ from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
 from moeport.backends.torch.sharding import distribute, like, to_whole
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
-from moeport.comm.launcher import Launch
 from moeport.comm.mesh import Mesh, alone
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.model import Batch, LossTerms, Transformer
-from moeport.core.ops import Array
+from moeport.core.array import Array
+from moeport.launch.launcher import Launch
+from moeport.model.transformer import Batch, LossTerms, Transformer
 
 
 class TorchBackend(Backend):

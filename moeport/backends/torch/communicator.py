@@ -18,9 +18,9 @@ from torch import Tensor
 
 from moeport.backends.torch.ops import TorchOps
 from moeport.comm.communicator import Communicator, Transfer, Waiting
-from moeport.comm.launcher import Launch
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
+from moeport.launch.launcher import Launch
 
 
 def start(ops: TorchOps, launch: Launch, timeout_s: float) -> TorchCommunicator:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moeport.backends.torch.ops import TorchOps
-from moeport.core.model import Batch, Block, LossTerms, Transformer
-from moeport.core.moe import MoEMetrics
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext
+from moeport.model.moe_metrics import MoEMetrics
+from moeport.model.transformer import Batch, Block, LossTerms, Transformer
 
 
 class ExpertsModule(nn.Module):
@@ -95,7 +95,7 @@ class BlockModule(ParameterTree):
     def forward(
         self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
     ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
-        """See moeport.core.model.Block."""
+        """See moeport.model.transformer.Block."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x_BSD, rope, context, use_reentrant=False)
         return self._run(x_BSD, rope, context)

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from moeport.backends.torch import kernels
-from moeport.core.dispatch import DispatchPlan
+from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import Ops
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

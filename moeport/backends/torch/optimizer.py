@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moeport.backends.torch.sharding import copies_of, like, local, to_whole, with_shards
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
-from moeport.core.ops import Array
+from moeport.core.array import Array
 from moeport.core.parameters import ParameterSpec
 
 FUSED_DEVICES = ("cpu", "cuda")

@@ -1,0 +1,25 @@
+"""Where a dispatch sends every assignment. Shape suffixes as in `moeport.core.ops`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeport.core.array import Array
+
+
+@dataclass(frozen=True)
+class DispatchPlan:
+    """Where every assignment goes. R = N rows: those sent nowhere come last."""
+
+    order_R: Array
+    """Assignment of each row."""
+    position_N: Array
+    """Row of each assignment: the inverse of order_R."""
+    token_R: Array
+    """Token of each row."""
+    counts_E: Array
+    """Rows of each expert; rows after the last counted one are served by nobody."""
+    num_tokens: int
+    """T."""
+    choices_per_token: int | None
+    """K; None where experts chose the tokens: assignments are in no order of tokens then."""

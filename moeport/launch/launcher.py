@@ -1,0 +1,245 @@
+"""What torchrun, msrun, mpirun or srun told this process through its environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from moeport.errors import UserError
+from moeport.launch.slurm import expand_hosts, tasks_per_node
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process among those that a launcher started."""
+
+    launcher: Literal["torchrun", "msrun", "openmpi", "slurm"]
+    rank: int
+    """0 .. size - 1; -1 in msrun's scheduler."""
+    size: int
+    local_rank: int
+    """Rank among the processes of this node; -1 in msrun's scheduler."""
+    host: str
+    """Where rank 0 or the launcher's rendezvous listens."""
+    port: int
+    local_size: int | None = None
+    """Processes of this node; msrun does not say."""
+    nodes: tuple[int, ...] | None = None
+    """Number of the node of each rank, where the launcher says it."""
+
+    def on_nodes_of(self, ranks: int) -> Launch:
+        """The same process where so many consecutive ranks, a divisor of all, make up a node, whatever the hosts."""
+        return replace(self, nodes=tuple(rank // ranks for rank in range(self.size)))
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether this is msrun's scheduler, which runs the same command as the workers but has no rank."""
+        return self.rank < 0
+
+    @property
+    def backend(self) -> str:
+        """The backend that communicates under this launcher."""
+        return "mindspore" if self.launcher == "msrun" else "torch"
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """The launch that this process belongs to; None for a process started by itself.
+
+    torchrun and msrun come first, since Slurm or Open MPI may have started them. A single process of Slurm or Open MPI
+    counts as started by itself.
+
+    Raises UserError for variables that are set in part or are no numbers, and where Slurm or Open MPI started different
+    numbers of processes on the nodes.
+    """
+    if "RANK" in environment or "LOCAL_RANK" in environment:
+        return _torchrun(environment)
+    if "MS_ROLE" in environment:
+        return _msrun(environment)
+    if "OMPI_COMM_WORLD_RANK" in environment:
+        return _openmpi(environment)
+    if "SLURM_STEP_ID" in environment:
+        return _slurm(environment)
+    return None
+
+
+def _torchrun(environment: Mapping[str, str]) -> Launch:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    _require(environment, names, "torchrun")
+    rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    local_rank, local_size = _number(environment, "LOCAL_RANK"), _number(environment, "LOCAL_WORLD_SIZE")
+    node = _number(environment, "GROUP_RANK") if "GROUP_RANK" in environment else -1
+    alike = size % local_size == 0 and rank == node * local_size + local_rank
+    return Launch(
+        launcher="torchrun",
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        nodes=tuple(other // local_size for other in range(size)) if alike else None,
+        host=environment["MASTER_ADDR"],
+        port=_number(environment, "MASTER_PORT"),
+    )
+
+
+def _msrun(environment: Mapping[str, str]) -> Launch:
+    _require(environment, ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT"), "msrun")
+    worker = environment["MS_ROLE"] == "MS_WORKER"
+    if worker:
+        # msrun leaves the scheduler's RANK_ID to workers it gives no rank; MS_NODE_ID is set with the rank alone.
+        if "MS_NODE_ID" not in environment:
+            raise UserError("msrun gave this process no rank: MS_NODE_ID is not set; use --node_rank")
+        _require(environment, ("DEVICE_ID",), "msrun")
+    return Launch(
+        launcher="msrun",
+        rank=_number(environment, "MS_NODE_ID") if worker else -1,
+        size=_number(environment, "MS_WORKER_NUM"),
+        local_rank=_number(environment, "DEVICE_ID") if worker else -1,
+        host=environment["MS_SCHED_HOST"],
+        port=_number(environment, "MS_SCHED_PORT"),
+    )
+
+
+def _openmpi(environment: Mapping[str, str]) -> Launch | None:
+    names = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+    _require(environment, names, "mpirun")
+    rank, size, local_rank, local_size = (_number(environment, name) for name in names)
+    if size == 1:
+        return None
+    if size % local_size:
+        raise UserError(
+            f"mpirun started {local_size} of {size} processes on this node; expected the same number on each node: "
+            "use --map-by ppr:N:node"
+        )
+    if "MASTER_ADDR" not in environment and local_size < size:
+        raise UserError(
+            f"mpirun started {size} processes, {local_size} of them on this node, and does not say where rank 0 is; "
+            "pass the name of its host: mpirun -x MASTER_ADDR=HOST"
+        )
+    return Launch(
+        launcher="openmpi",
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        host=environment.get("MASTER_ADDR", "localhost"),
+        port=_port(environment, "PMIX_NAMESPACE"),
+    )
+
+
+def _slurm(environment: Mapping[str, str]) -> Launch | None:
+    size, counts, hosts = (
+        step if step in environment else job
+        for step, job in (
+            ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+            ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"),
+            ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"),
+        )
+    )
+    if environment.get(size, "1") == "1":  # the shell of salloc is a step too
+        return None
+    _require(environment, ("SLURM_PROCID", "SLURM_LOCALID", size, counts, hosts), "srun")
+    per_node = tasks_per_node(environment[counts])
+    if len(set(per_node)) > 1:
+        raise UserError(
+            f"srun started {environment[counts]} tasks on the nodes; expected the same number on each: "
+            "use --ntasks-per-node=N"
+        )
+    return Launch(
+        launcher="slurm",
+        rank=_number(environment, "SLURM_PROCID"),
+        size=_number(environment, size),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        local_size=per_node[0],
+        host=environment.get("MASTER_ADDR") or expand_hosts(environment[hosts])[0],
+        port=_port(environment, "SLURM_JOB_ID", "SLURM_STEP_ID"),
+    )
+
+
+def _port(environment: Mapping[str, str], *job: str) -> int:
+    """MASTER_PORT, or a port between 15000 and 24999 that follows from the variables that name the job."""
+    if "MASTER_PORT" in environment:
+        return _number(environment, "MASTER_PORT")
+    return 15000 + zlib.crc32(".".join(environment.get(name, "") for name in job).encode()) % 10000
+
+
+@dataclass(frozen=True)
+class NodeProcess:
+    """A process to be started on a node."""
+
+    node: int
+    command: list[str]
+    environment: dict[str, str]
+    """What it needs beside the environment of the one who starts it."""
+
+
+def node_processes(
+    launcher: Literal["torchrun", "msrun"],
+    nodes: int,
+    ranks_per_node: int,
+    host: str,
+    command: Sequence[str],
+    port: int = 29500,
+) -> list[NodeProcess]:
+    """What starts a moeport command on all nodes: for torch each rank, in the environment that torchrun makes, for
+    MindSpore msrun on each node.
+
+    Args:
+        launcher: of which framework.
+        nodes: how many.
+        ranks_per_node: ranks of each.
+        host: address of node 0.
+        command: arguments of `moeport`.
+        port: a free port of node 0.
+    """
+    size = nodes * ranks_per_node
+    program = [sys.executable, "-m", "moeport", *command]
+    if launcher == "torchrun":
+        return [
+            NodeProcess(
+                rank // ranks_per_node,
+                program,
+                {
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(size),
+                    "LOCAL_RANK": str(rank % ranks_per_node),
+                    "LOCAL_WORLD_SIZE": str(ranks_per_node),
+                    "GROUP_RANK": str(rank // ranks_per_node),
+                    "MASTER_ADDR": host,
+                    "MASTER_PORT": str(port),
+                },
+            )
+            for rank in range(size)
+        ]
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={size}", "--join=True"]
+    msrun += [f"--local_worker_num={ranks_per_node}", f"--master_addr={host}", f"--master_port={port}"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun wants the word `python`
+    return [
+        NodeProcess(
+            node,
+            [*msrun, f"--node_rank={node}", f"--log_dir=msrun_logs/node_{node}", "python", *program[1:]],
+            {"PATH": path},
+        )
+        for node in range(nodes)
+    ]
+
+
+def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
+    missing = [name for name in names if name not in environment]
+    if missing:
+        found = [name for name in names if name in environment]
+        raise UserError(
+            f"the environment is that of a process of {launcher} in part: {', '.join(found)} is set, "
+            f"{', '.join(missing)} is not; start with {launcher}, or unset what is set"
+        )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UserError(f"environment variable {name}: expected an integer (got {environment[name]!r})") from None

@@ -1,0 +1,1 @@
+"""The model: attention, capacity, the mixture-of-experts layer, transformers."""

@@ -1,0 +1,187 @@
+"""Expert capacity: how many assignments an expert serves. `moeport.core.drop` has which.
+
+The policies `locmoe` and `locmoe_plus` measure the cosines of tokens and gate rows in the forward pass, average them
+over steps on the host, and turn them into a capacity by `moeport.core.bounds`. Capacity and averages are untrained
+parameters of the layer: they are in the checkpoint, and a compiled graph reads them as it reads weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeport.config.model import CapacityConfig
+from moeport.core.array import Array
+from moeport.core.bounds import controller_bound, delta_max_bound, lower_bound
+from moeport.core.ops import Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.core.routing import Routing
+
+CAPACITY, AVERAGES = "capacity", "capacity_averages"
+"""Names of the untrained parameters of a layer: rows an expert (1,), 0 before the first estimate; and (3,): how many
+steps were averaged, delta, competitors."""
+MOST_ROWS = 2.0**24
+"""An estimate stops here: float32 counts no further."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a capacity is estimated from."""
+
+    delta: float
+    """Cosine of a token and the gate row of its first choice."""
+    competitors: float
+    """s q: tokens of a micro-batch whose cosine with an expert's gate row is at least its delta."""
+
+
+def factor_bound(config: CapacityConfig, num_tokens: int, choices_per_token: int, num_experts: int) -> int:
+    """ceil(factor * T * K / E) (GShard, arXiv 2006.16668, section 2.2; Switch, arXiv 2101.03961, eq. 3, K = 1)."""
+    return math.ceil(config.factor * num_tokens * choices_per_token / num_experts)
+
+
+def expert_capacity(
+    ops: Ops, config: CapacityConfig, params: Mapping[str, Array], routing: Routing
+) -> int | Array | None:
+    """Assignments C an expert may serve; None: as many as come.
+
+    `factor` gives the factor bound. `locmoe` and `locmoe_plus` give the estimate that is in the parameters, at least
+    `floor` and at most the factor bound of this batch, or that bound where there is no estimate yet; (1,) of the index
+    type.
+
+    Args:
+        ops: the backend's operations.
+        config: the `model.moe.capacity` section.
+        params: the layer's, by the names of `capacity_specs`.
+        routing: what the router chose.
+    """
+    if config.policy == "dropless" or routing.choices_per_token is None:
+        return None
+    most = factor_bound(config, routing.num_tokens, routing.choices_per_token, routing.num_experts)
+    if not config.is_estimated:
+        return most
+    rows = params[CAPACITY]
+    zero, least = ops.constant_like(0.0, rows), ops.constant_like(float(config.floor), rows)
+    clipped = ops.where(rows > least, rows, least)
+    wanted = ops.where(rows > zero, clipped, ops.constant_like(float(most), rows))
+    # Counting the rows below a number makes it an index, and no more than there are rows.
+    row = ops.cast(ops.arange(most), ops.dtype(rows))
+    return ops.bincount(ops.where(row < wanted, ops.index(0), ops.index(1)), 2)[:1]
+
+
+def capacity_specs(config: CapacityConfig) -> list[ParameterSpec]:
+    """The parameters in which an estimated capacity is kept; none for other policies."""
+    if not config.is_estimated:
+        return []
+    return [
+        ParameterSpec(CAPACITY, (1,), "zeros", trainable=False),
+        ParameterSpec(AVERAGES, (3,), "zeros", trainable=False),
+    ]
+
+
+def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, routing: Routing) -> Array:
+    """What an estimate needs of one micro-batch, in numbers that add up over micro-batches and ranks.
+
+    delta_e is the minimum, a quantile, the mean or the maximum of the cosines of expert e's gate row and the tokens
+    whose first choice is e. It stands for the score of a discriminative token of e, and of the s tokens of the
+    micro-batch s q_e have at least that score. That q is read off this way is ours: LocMoE+ proves what a capacity must
+    be for a given q and does not say how to find it.
+
+    Args:
+        ops: the backend's operations.
+        config: the `model.moe.capacity` section.
+        cosine_TE: cosines of tokens and gate rows.
+        routing: what the router chose, before any drop.
+
+    Returns: (3, E): n_e first choices; n_e delta_e; n_e s q_e. No gradient flows through it.
+    """
+    tokens, experts = routing.num_tokens, routing.num_experts
+    cosine_TE = ops.stop_gradient(cosine_TE)
+    kind = ops.dtype(cosine_TE)
+    first_T = ops.reshape(ops.reshape(routing.expert_N, (tokens, -1))[:, :1], (-1,))
+    own_TE = ops.one_hot(first_T, experts + 1, kind)[:, :experts]
+    zero, one = ops.constant(0.0, kind), ops.constant(1.0, kind)
+    half = ops.constant(0.5, kind)
+    count_E = ops.sum(own_TE, axis=0)
+    divisor_E = ops.where(count_E > half, count_E, one)
+    match config.estimator:
+        case "mean":
+            delta_E = ops.sum(own_TE * cosine_TE, axis=0) / divisor_E
+        case "maximum":
+            delta_E = ops.max(ops.where(own_TE > half, cosine_TE, -one), axis=0)
+        case "minimum":
+            delta_E = -ops.max(ops.where(own_TE > half, -cosine_TE, -one), axis=0)
+        case "quantile":
+            delta_E = _quantile(ops, config.quantile, ops.sum(own_TE * cosine_TE, axis=1), first_T, experts)
+    rivals_E = ops.sum(ops.where(cosine_TE >= ops.reshape(delta_E, (1, -1)), one, zero), axis=0)
+    return ops.concat([ops.reshape(x_E, (1, -1)) for x_E in (count_E, count_E * delta_E, count_E * rivals_E)], axis=0)
+
+
+def _quantile(ops: Ops, quantile: float, cosine_T: Array, first_T: Array, experts: int) -> Array:
+    """Of the n cosines of each expert's tokens, sorted, that at place floor(n * quantile) from 0, the last at most."""
+    by_cosine = ops.argsort(cosine_T)
+    order = ops.take_rows(by_cosine, ops.argsort(ops.take_rows(first_T, by_cosine)))
+    counts = ops.bincount(first_T, experts + 1)
+    start = ops.cumsum(counts, axis=0) - counts
+    place = counts * ops.index(round(quantile * 1000)) // ops.index(1000)
+    place = ops.where(place < counts, place, place - ops.index(1))
+    place = ops.where(place < ops.index(0), ops.index(0), place)
+    row = ops.where(start + place < ops.index(cosine_T.shape[0]), start + place, ops.index(cosine_T.shape[0] - 1))
+    return ops.take_rows(cosine_T, ops.take_rows(order, row[:experts]))
+
+
+def estimate_of(affinity_3E: np.ndarray) -> Estimate | None:
+    """delta and s q, means over the tokens that have a first choice; None if none has.
+
+    Args:
+        affinity_3E: sum of `affinity_statistics` over micro-batches and ranks.
+    """
+    count, delta, competitors = (float(x) for x in affinity_3E.astype(np.float64).sum(1))
+    return Estimate(delta / count, competitors / count) if count else None
+
+
+def estimated_rows(config: CapacityConfig, estimate: Estimate, dim: int, num_experts: int) -> float:
+    """The capacity that an estimate asks for, before it is clipped; not rounded, perhaps infinite.
+
+    Args:
+        config: the `model.moe.capacity` section, of policy `locmoe` or `locmoe_plus`.
+        estimate: from `estimate_of`.
+        dim: dimensions in which cosines are taken.
+        num_experts: E.
+    """
+    if config.policy == "locmoe":
+        failure = config.failure if config.target == "success" else None
+        return lower_bound(estimate.delta, dim, num_experts, config.bound, config.probability, failure)
+    if config.rule == "controller":
+        return controller_bound(estimate.competitors)
+    return delta_max_bound(estimate.delta, dim, num_experts)
+
+
+def updated_capacity(
+    config: CapacityConfig, state: Mapping[str, np.ndarray], affinity_3E: np.ndarray, dim: int, num_experts: int
+) -> dict[str, np.ndarray]:
+    """New values of the parameters of `capacity_specs` after an optimiser step; empty where they stay.
+
+    A pure function of numbers that all ranks have alike, so that no two ranks ever disagree.
+
+    Args:
+        config: the `model.moe.capacity` section.
+        state: the present values by name.
+        affinity_3E: sum of `affinity_statistics` over the micro-batches of the step and all ranks.
+        dim: dimensions in which cosines are taken.
+        num_experts: E.
+    """
+    steps, *means = (float(x) for x in state[AVERAGES])
+    now = estimate_of(affinity_3E)
+    if now is None or (config.freeze_after is not None and steps >= config.freeze_after):
+        return {}
+    decay = config.ema_decay if steps else 0.0
+    steps += 1
+    pairs = zip(means, (now.delta, now.competitors), strict=True)
+    averages = np.array([steps, *(decay * mean + (1 - decay) * x for mean, x in pairs)], np.float32)
+    if steps > 1 and steps % config.update_interval:
+        return {AVERAGES: averages}
+    rows = estimated_rows(config, Estimate(float(averages[1]), float(averages[2])), dim, num_experts)
+    return {AVERAGES: averages, CAPACITY: np.array([math.ceil(min(max(rows, 1.0), MOST_ROWS))], np.float32)}

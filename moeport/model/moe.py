@@ -1,0 +1,250 @@
+"""The mixture-of-experts layer: route, drop, dispatch, experts, combine, shared experts, dense block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moeport.config.model import MoEConfig
+from moeport.core.array import Array
+from moeport.core.dispatch import Exchange, Experts, combine, dispatch, soft_combine, soft_dispatch
+from moeport.core.drop import DROP_NOISE, drop_overflow
+from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
+from moeport.core.ops import Ops
+from moeport.core.parameters import ParameterSpec, under, with_prefix
+from moeport.core.positions import drops_by_position, position_ranges
+from moeport.core.routing import RouterContext, Routing, SoftRouting
+from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
+from moeport.model.moe_metrics import MoEMetrics
+from moeport.routers import build_router
+from moeport.routers.base import Router
+
+
+def mlp_specs(d_model: int, hidden: int, activation: str, std: float, out_std: float) -> list[ParameterSpec]:
+    """Weights of one dense feed-forward block: w_in (2F or F, D) and w_out (D, F)."""
+    rows = 2 * hidden if activation == "swiglu" else hidden
+    return [
+        ParameterSpec("w_in", (rows, d_model), std=std),
+        ParameterSpec("w_out", (d_model, hidden), std=out_std),
+    ]
+
+
+class MoELayer:
+    """One layer's shapes, router and forward pass; holds no arrays.
+
+    Args:
+        config: the `model.moe` section.
+        d_model: width D.
+        init_std: standard deviation of initial weights.
+        out_std: the same for the weights that write to the residual stream.
+        vocab_size: V, for routers that look at token ids.
+    """
+
+    def __init__(self, config: MoEConfig, d_model: int, init_std: float, out_std: float, vocab_size: int | None = None):
+        self.config = config
+        self.d_model = d_model
+        self.init_std = init_std
+        self.out_std = out_std
+        self.router: Router[Any] = build_router(config.router, d_model, config.num_experts, init_std, vocab_size)
+        coefficient = config.load_balance.coefficient
+        self.load_balance_coefficient = self.router.load_balance if coefficient is None else coefficient
+        self.exchange: Exchange | None = None
+        """How tokens reach the experts of other ranks; None: all experts are here."""
+        self.mean_over_ranks: Callable[[Array], Array] | None = None
+        """Mean of an array over the ranks that train together; None: this process trains alone."""
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """Names of the uniform numbers it wants, one a token, in training: the router's and those of random drops."""
+        return self.router.noise + self._drop_noise
+
+    @property
+    def _drop_noise(self) -> tuple[str, ...]:
+        capacity = self.config.capacity
+        if capacity.policy == "dropless" or capacity.drop != "random":
+            return ()
+        return tuple(DROP_NOISE.format(choice) for choice in range(self.config.router.experts_per_token))
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """Router, experts (w_in (E, 2F, D), w_out (E, D, F)), shared experts (as one block of their joint width)
+        and their mixing weights (2, D), dense block.
+        """
+        config = self.config
+        expert = mlp_specs(self.d_model, config.expert_hidden, config.activation, self.init_std, self.out_std)
+        specs = with_prefix("router", self.router.parameter_specs()) + [
+            ParameterSpec(f"experts.{spec.name}", (config.num_experts, *spec.shape), std=spec.std) for spec in expert
+        ]
+        if config.num_shared_experts:
+            width = config.num_shared_experts * config.expert_hidden
+            specs += with_prefix(
+                "shared", mlp_specs(self.d_model, width, config.activation, self.init_std, self.out_std)
+            )
+            if config.mixes_shared_experts:
+                specs.append(ParameterSpec("mixing.weight", (2, self.d_model), std=self.init_std))
+        if config.residual_hidden:
+            dense = mlp_specs(self.d_model, config.residual_hidden, config.activation, self.init_std, self.out_std)
+            specs += with_prefix("dense", dense)
+        return specs + capacity_specs(config.capacity)
+
+    def forward(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_TD: Array,
+        context: RouterContext,
+        experts: Experts | None = None,
+    ) -> tuple[Array, MoEMetrics]:
+        """Apply the layer.
+
+        Args:
+            ops: the backend's operations.
+            params: arrays by the names of `parameter_specs`.
+            x_TD: (T, D), sequence after sequence.
+            context: for the router, and the number of sequences for the sequence-wise load-balancing loss.
+            experts: how to run the experts that are here; default: on `params`.
+
+        Returns: (y_TD, metrics).
+        """
+        config = self.config
+
+        def own_experts(x_RD: Array, counts_E: Array) -> Array:
+            w_in, w_out = params["experts.w_in"], params["experts.w_out"]
+            return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, config.activation)
+
+        experts = experts or own_experts
+        chosen = self.router.route(ops, under("router", params), x_TD, context)
+        if isinstance(chosen, SoftRouting):
+            y_TD, metrics = self._soft(ops, x_TD, chosen, context, experts)
+        else:
+            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context, experts)
+        if config.routed_scaling_factor != 1.0:
+            y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
+        if config.num_shared_experts:
+            shared_TD = ops.mlp(x_TD, params["shared.w_in"], params["shared.w_out"], config.activation)
+            if config.mixes_shared_experts:
+                y_TD = _mixed(ops, ops.linear(ops.accurate(x_TD), params["mixing.weight"]), y_TD, shared_TD)
+            else:
+                y_TD = y_TD + shared_TD
+        if config.residual_hidden:
+            y_TD = y_TD + ops.mlp(x_TD, params["dense.w_in"], params["dense.w_out"], config.activation)
+        return y_TD, metrics
+
+    def _sparse(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_TD: Array,
+        chosen: Routing,
+        context: RouterContext,
+        experts: Experts,
+    ) -> tuple[Array, MoEMetrics]:
+        """The routed experts on the tokens that chose them or that they chose."""
+        config = self.config
+        capacity = expert_capacity(ops, config.capacity, params, chosen)
+        routing = chosen
+        if capacity is not None:
+            noise = [context.noise[name] for name in self._drop_noise] if context.training else []
+            routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
+
+        if self.exchange is None:
+            x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
+            y_TD = combine(ops, experts(x_RD, counts_E), routing, plan)
+        else:
+            y_TD = self.exchange(ops, x_TD, routing, experts)
+            counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
+
+        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
+        return y_TD, MoEMetrics(
+            load_balance=self._load_balance(ops, chosen, context) if self.load_balance_coefficient else zero,
+            router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if config.router_z_loss else zero,
+            own_loss=zero if chosen.own_loss is None else chosen.own_loss,
+            chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
+            served_E=counts_E,
+            **self.limits(ops, params, x_TD, chosen, routing, capacity, context),
+        )
+
+    def limits(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_TD: Array,
+        chosen: Routing,
+        served: Routing,
+        capacity: int | Array | None,
+        context: RouterContext,
+    ) -> dict[str, Array]:
+        """The metrics of a capacity, by name; nothing else depends on them."""
+        found = self._without_capacity(ops, chosen, context)
+        if capacity is not None:
+            zero = found["capacity"]
+            is_fixed = isinstance(capacity, int)
+            found["capacity"] = zero + ops.constant_like(capacity, zero) if is_fixed else ops.reshape(capacity, ())
+            found["positions_2P"] = drops_by_position(ops, chosen, served, context.num_sequences)
+        if self.config.capacity.is_estimated:
+            cosine_TE = self.router.gate_cosines(ops, under("router", params), x_TD)
+            found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, cosine_TE, chosen)
+        return found
+
+    def _load_balance(self, ops: Ops, chosen: Routing, context: RouterContext) -> Array:
+        scope = self.config.load_balance.scope
+        sequences = context.num_sequences if scope == "sequence" else 1
+        return load_balance_loss(ops, chosen, sequences, self.mean_over_ranks if scope == "global" else None)
+
+    def _soft(
+        self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, experts: Experts
+    ) -> tuple[Array, MoEMetrics]:
+        """The routed experts on weighted means of tokens."""
+        x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
+        exchange = self.exchange
+        y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
+        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
+        return soft_combine(ops, y_RD, chosen), MoEMetrics(
+            load_balance=zero,
+            router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if self.config.router_z_loss else zero,
+            own_loss=zero,
+            chosen_E=counts_E,
+            served_E=counts_E,
+            **self._without_capacity(ops, chosen, context),
+        )
+
+    def _without_capacity(self, ops: Ops, chosen: Routing | SoftRouting, context: RouterContext) -> dict[str, Array]:
+        """The metrics of a capacity where there is none."""
+        kind, tokens = ops.dtype(chosen.logits_TE), chosen.logits_TE.shape[0]
+        return {
+            "capacity": ops.zeros((), kind),
+            "positions_2P": ops.zeros((2, position_ranges(tokens // context.num_sequences)), kind),
+            "affinity_3E": ops.zeros((3, self.config.num_experts), kind),
+        }
+
+    def updated_state(
+        self, state: Mapping[str, np.ndarray], chosen_E: np.ndarray, affinity_3E: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """New values of the untrained parameters after an optimiser step, those of the router and of the capacity.
+
+        Args:
+            state: their present values by the names of `parameter_specs`.
+            chosen_E: assignments of the whole step, over all ranks and micro-batches.
+            affinity_3E: the metrics of that name, summed likewise.
+        """
+        updates = {
+            f"router.{name}": value
+            for name, value in self.router.update_state(under("router", state), chosen_E).items()
+        }
+        if self.config.capacity.is_estimated:
+            dim, experts = self.router.gate_dim, self.config.num_experts
+            updates |= updated_capacity(self.config.capacity, state, affinity_3E, dim, experts)
+        return updates
+
+    def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics) -> Array:
+        """The weighted sum that enters the training loss."""
+        balance = metrics.load_balance * ops.constant_like(self.load_balance_coefficient, metrics.load_balance)
+        z = metrics.router_z * ops.constant_like(self.config.router_z_loss, metrics.router_z)
+        return balance + z + metrics.own_loss
+
+
+def _mixed(ops: Ops, logits_T2: Array, routed_TD: Array, shared_TD: Array) -> Array:
+    """Routed and shared experts, each with its share of a two-way softmax (CartesianMoE, arXiv 2410.16077)."""
+    share_T2 = ops.cast(ops.softmax(logits_T2), ops.dtype(routed_TD))
+    return routed_TD * share_T2[:, :1] + shared_TD * share_T2[:, 1:]

@@ -1,0 +1,429 @@
+"""The transformer, and the decoder language model, as pure functions of operations, parameters and a batch.
+
+Shape suffixes as in `moeport.core.ops`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from moeport.config.model import ModelConfig, ParameterCounts
+from moeport.core.array import Array
+from moeport.core.losses import symmetric_divergence
+from moeport.core.ops import Ops
+from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
+from moeport.core.routing import RouterContext, Topology
+from moeport.model.attention import attention_forward, attention_specs, rope_tables
+from moeport.model.moe import MoELayer, mlp_specs
+from moeport.model.moe_metrics import MoEMetrics
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples, on the host or as arrays of a backend."""
+
+    token_BS: Array
+    """Input ids (B, S); of images the patches, (B, S, P) floats."""
+    target_BS: Array
+    """Next ids (B, S); of images the classes, (B, 1)."""
+    noise: dict[str, Array] = field(default_factory=dict)
+    """Uniform numbers (B, S) by `layer.name`, for routers that draw; empty outside training."""
+
+
+class LossTerms(NamedTuple):
+    """The training loss and its parts; scalars but for those with a shape."""
+
+    loss: Array
+    """What is differentiated: cross entropy plus weighted auxiliary losses."""
+    cross_entropy: Array
+    """Mean negative log-likelihood in nats a target."""
+    load_balance: Array
+    """Load-balancing loss, mean over the layers, not weighted; 1 is balanced."""
+    router_z: Array
+    """Router z-loss, mean over the layers, not weighted."""
+    output_z: Array
+    """Output z-loss, not weighted."""
+    chosen_LE: Array
+    """Assignments the router chose each expert for, a row for each MoE layer, sub-layers one by one."""
+    served_LE: Array
+    """Assignments each expert computed."""
+    capacity_L: Array
+    """Assignments an expert may serve; 0 where there is no limit."""
+    positions_L2P: Array
+    """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 where there is no limit."""
+    affinity_L3E: Array
+    """What estimated capacities follow from, see `moeport.model.capacity`; 0 where there are none."""
+
+
+COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
+"""Loss terms that add up over the passes of a batch."""
+MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
+"""Loss terms of which the mean over the passes is taken."""
+
+
+RunExperts = Callable[[str, Array, Array], Array]
+"""How a backend runs the experts of a block: from the key of `Block.moe`, rows sorted by expert (R, D) and counts (e,)
+to the outputs (R, D)."""
+
+
+class Block:
+    """One transformer block's shapes and forward pass; holds no arrays.
+
+    Args:
+        config: the `model` section.
+        layer: index of the block.
+        vocab_size: V, for routers that look at token ids; None where there are none.
+        causal: whether a position sees only itself and those before it.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, vocab_size: int | None, causal: bool = True):
+        self.config = config
+        self.layer = layer
+        self.vocab_size = vocab_size
+        self.causal = causal
+        self.out_std = config.init_std / (2 * config.num_layers) ** 0.5
+        self.moe: dict[str, MoELayer] = {}
+        """Mixture-of-experts layers by what is appended to their parameters' names; none in a dense block."""
+        if config.is_moe_layer(layer):
+            for number in range(config.moe.router.sub_layers):
+                suffix = "" if number == 0 else str(number + 1)
+                self.moe[suffix] = MoELayer(config.moe, config.d_model, config.init_std, self.out_std, vocab_size)
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """Names, shapes and initial values."""
+        config = self.config
+        norm = ParameterSpec("weight", (config.d_model,), "ones")
+        specs = [
+            *with_prefix("attention_norm", [norm]),
+            *with_prefix("attention", attention_specs(config, self.out_std)),
+        ]
+        for suffix, moe in self.moe.items():
+            specs += with_prefix(f"mlp_norm{suffix}", [norm]) + with_prefix(f"moe{suffix}", moe.parameter_specs())
+        if not self.moe:
+            dense = mlp_specs(config.d_model, config.dense_width, config.moe.activation, config.init_std, self.out_std)
+            specs += with_prefix("mlp_norm", [norm]) + with_prefix("mlp", dense)
+        return specs
+
+    def forward(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        x_BSD: Array,
+        rope: tuple[Array, Array],
+        context: RouterContext,
+        run_experts: RunExperts | None = None,
+    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
+        """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
+
+        `run_experts` says how to run the experts that are here; default: on `params`.
+
+        Returns: (x_BSD, metrics of those layers; none for a dense block).
+        """
+        config = self.config
+        normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
+        x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope, self.causal)
+        if not self.moe:
+            normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
+            return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), ()
+        metrics = []
+        for suffix, moe in self.moe.items():
+            normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
+            normed_TD = ops.reshape(normed, (-1, config.d_model))
+            own = replace(context, noise=under(suffix, context.noise)) if suffix else context
+            experts = partial(run_experts, suffix) if run_experts else None
+            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own, experts)
+            x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
+            metrics.append(layer_metrics)
+        return x_BSD, tuple(metrics)
+
+
+RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Array, tuple[MoEMetrics, ...]]]
+"""How a backend runs one block: from its module, recomputed, compiled."""
+
+
+class Transformer(ABC):
+    """What every model shares: blocks between an embedding and a head. Shapes and forward pass; holds no arrays.
+
+    Args:
+        config: the `model` section.
+        vocab_size: V, for routers that look at token ids; None where there are none.
+        causal: whether a position sees only itself and those before it.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None, causal: bool):
+        self.config = config
+        self.blocks = [Block(config, layer, vocab_size, causal) for layer in range(config.num_layers)]
+        self.topology = Topology()
+        """Where this process and the experts are."""
+
+    @property
+    def moe_layers(self) -> dict[str, MoELayer]:
+        """Every MoE layer by the prefix of its parameters' names, in the order of execution."""
+        return {f"layers.{block.layer}.moe{suffix}": moe for block in self.blocks for suffix, moe in block.moe.items()}
+
+    @abstractmethod
+    def parameter_counts(self) -> ParameterCounts:
+        """Trained parameters."""
+
+    @abstractmethod
+    def training_flops_per_token(self, sequence_length: int) -> int:
+        """Floating-point operations of one token's forward and backward pass, counted as PaLM does."""
+
+    @abstractmethod
+    def embedding_specs(self) -> list[ParameterSpec]:
+        """Parameters of `embed`."""
+
+    @abstractmethod
+    def head_specs(self) -> list[ParameterSpec]:
+        """Parameters of the head that are not the embedding's."""
+
+    @abstractmethod
+    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+        """Input of the first block (B, S, D) in the compute type. Arguments as in `hidden`."""
+
+    @abstractmethod
+    def token_ids(self, ops: Ops, batch: Batch) -> Array | None:
+        """Vocabulary ids (T,); None where there are none."""
+
+    @abstractmethod
+    def features(self, ops: Ops, x_BSD: Array) -> Array:
+        """What the head reads, of the output of `hidden`: a vector (..., D) for each target."""
+
+    @abstractmethod
+    def head(self, params: Mapping[str, Array]) -> Array:
+        """The output projection (V, D), V the ids or classes."""
+
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """All parameters; their names are the checkpoint's names."""
+        specs = self.embedding_specs()
+        for block in self.blocks:
+            specs += with_prefix(f"layers.{block.layer}", block.parameter_specs())
+        specs.append(ParameterSpec("final_norm.weight", (self.config.d_model,), "ones"))
+        return specs + self.head_specs()
+
+    def noise(self, batch_size: int, sequence_length: int, seed: int, step: int) -> dict[str, np.ndarray]:
+        """Routing noise of one whole step's batch, (B, S) float32 each; slice it as the batch is sliced."""
+        return {
+            f"{block.layer}.{name}": generator(seed, "noise", step, block.layer, name).random(
+                (batch_size, sequence_length), np.float32
+            )
+            for block in self.blocks
+            for suffix, moe in block.moe.items()
+            for name in (f"{suffix}.{plain}" if suffix else plain for plain in moe.noise)
+        }
+
+    def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
+        """Rotary tables (S, A) on the device, float32 at least."""
+        cos, sin = rope_tables(sequence_length, self.config.head_dim, self.config.attention.rope_base)
+        kind = "float32" if dtype == "bfloat16" else dtype
+        return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
+
+    def hidden(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None = None,
+        pass_number: int = 0,
+    ) -> tuple[Array, list[MoEMetrics]]:
+        """Normalised hidden states of the last block.
+
+        Args:
+            ops: the backend's operations.
+            params: all parameters by name; with `run_block`, those outside the blocks suffice.
+            batch: arrays of the backend; targets are not read.
+            rope: from `rope`, for the batch's sequence length.
+            dtype: compute type, one of FLOAT_DTYPES.
+            training: whether routers may draw noise.
+            run_block: how to run a block; default: on `params`.
+            pass_number: which of the router's `passes` this is, from 0.
+
+        Returns: (x_BSD in the compute type, metrics of each MoE layer).
+        """
+        if run_block is None:
+
+            def run_block(
+                block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
+            ) -> tuple[Array, tuple[MoEMetrics, ...]]:
+                return block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
+
+        token_ids_T = self.token_ids(ops, batch)
+        x_BSD = self.embed(ops, params, batch, dtype)
+        metrics: list[MoEMetrics] = []
+        for block in self.blocks:
+            prefix = f"{block.layer}."
+            noise = {
+                name[len(prefix) :]: ops.reshape(noise_BS, (-1,))
+                for name, noise_BS in batch.noise.items()
+                if name.startswith(prefix)
+            }
+            sequences = batch.token_BS.shape[0]
+            context = RouterContext(
+                block.layer,
+                training,
+                token_ids_T,
+                noise,
+                num_sequences=sequences,
+                topology=self.topology,
+                pass_number=pass_number,
+            )
+            x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
+            metrics += block_metrics
+        return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
+
+    def logits(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        run_block: RunBlock | None = None,
+    ) -> Array:
+        """Scores of every target in the compute type, outside training: next-token scores (B, S, V), or class scores
+        (B, V). Arguments as in `hidden`.
+        """
+        x_BSD, _ = self.hidden(ops, params, batch, rope, dtype, False, run_block)
+        return ops.linear(self.features(ops, x_BSD), self.head(params))
+
+    def loss(
+        self,
+        ops: Ops,
+        params: Mapping[str, Array],
+        batch: Batch,
+        rope: tuple[Array, Array],
+        dtype: str,
+        training: bool,
+        run_block: RunBlock | None = None,
+    ) -> LossTerms:
+        """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`.
+
+        Where the router wants two passes in training, the sum of their losses and the weighted divergence of their
+        outputs. Of the other terms counts are added, and of the rest the mean is taken.
+        """
+        router = self.config.moe.router
+
+        def run_pass(number: int) -> tuple[Array, LossTerms]:
+            x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block, number)
+            x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
+            return x_TD, self._terms(ops, params, batch, x_TD, layers)
+
+        x_TD, terms = run_pass(0)
+        if router.passes == 1 or not training:
+            return terms
+        y_TD, others = run_pass(1)
+        half = ops.constant_like(0.5, terms.loss)
+        loss = terms.loss + others.loss
+        if router.consistency_weight:
+            divergence = symmetric_divergence(ops, *(ops.linear(z_TD, self.head(params)) for z_TD in (x_TD, y_TD)))
+            loss = loss + divergence * ops.constant_like(router.consistency_weight, loss)
+        return terms._replace(
+            loss=loss,
+            **{name: getattr(terms, name) + getattr(others, name) for name in COUNTS},
+            **{name: (getattr(terms, name) + getattr(others, name)) * half for name in MEANS},
+        )
+
+    def _terms(
+        self, ops: Ops, params: Mapping[str, Array], batch: Batch, x_TD: Array, layers: list[MoEMetrics]
+    ) -> LossTerms:
+        """The loss of one pass, from what the head reads and the metrics of the layers."""
+        loss, cross_entropy, output_z = ops.linear_cross_entropy(
+            x_TD,
+            self.head(params),
+            ops.reshape(batch.target_BS, (-1,)),
+            self.config.output_z_loss,
+        )
+        load_balance = router_z = ops.zeros((), ops.dtype(loss))
+        share = ops.constant_like(1.0 / len(layers), loss)
+        for layer, metrics in zip(self.moe_layers.values(), layers, strict=True):
+            loss = loss + layer.auxiliary_loss(ops, metrics)
+            load_balance = load_balance + metrics.load_balance * share
+            router_z = router_z + metrics.router_z * share
+        return LossTerms(
+            loss=loss,
+            cross_entropy=cross_entropy,
+            load_balance=load_balance,
+            router_z=router_z,
+            output_z=output_z,
+            chosen_LE=ops.concat([ops.reshape(m.chosen_E, (1, -1)) for m in layers], axis=0),
+            served_LE=ops.concat([ops.reshape(m.served_E, (1, -1)) for m in layers], axis=0),
+            capacity_L=ops.concat([ops.reshape(m.capacity, (1,)) for m in layers], axis=0),
+            positions_L2P=ops.concat([ops.reshape(m.positions_2P, (1, 2, -1)) for m in layers], axis=0),
+            affinity_L3E=ops.concat([ops.reshape(m.affinity_3E, (1, 3, -1)) for m in layers], axis=0),
+        )
+
+    def router_state_names(self) -> list[str]:
+        """Untrained parameters that routers and capacities update after each step."""
+        return [spec.name for spec in self.parameter_specs() if not (spec.trainable or spec.is_table)]
+
+    def updated_state(
+        self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray, affinity_L3E: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """New values of the untrained parameters after an optimiser step.
+
+        Args:
+            state: their present values by full name.
+            chosen_LE: assignments of the whole step, a row for each MoE layer.
+            affinity_L3E: the loss term of that name, summed over the whole step.
+        """
+        updates: dict[str, np.ndarray] = {}
+        for (prefix, moe), chosen_E, affinity_3E in zip(self.moe_layers.items(), chosen_LE, affinity_L3E, strict=True):
+            new = moe.updated_state(under(prefix, state), chosen_E, affinity_3E)
+            updates |= {f"{prefix}.{name}": value for name, value in new.items()}
+        return updates
+
+
+class DecoderLM(Transformer):
+    """The decoder language model: a token predicts the next one.
+
+    Args:
+        config: the `model` section.
+        vocab_size: rows of the embedding V.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        self.vocab_size = config.vocab_size or vocab_size
+        super().__init__(config, self.vocab_size, causal=True)
+
+    def parameter_counts(self) -> ParameterCounts:
+        """See Transformer."""
+        return self.config.parameter_counts(self.vocab_size)
+
+    def training_flops_per_token(self, sequence_length: int) -> int:
+        """See Transformer."""
+        return self.config.training_flops_per_token(self.vocab_size, sequence_length)
+
+    def embedding_specs(self) -> list[ParameterSpec]:
+        """See Transformer."""
+        return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=self.config.init_std)]
+
+    def head_specs(self) -> list[ParameterSpec]:
+        """See Transformer."""
+        config = self.config
+        head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
+        return [] if config.tie_embeddings else [head]
+
+    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+        """See Transformer."""
+        return ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
+
+    def token_ids(self, ops: Ops, batch: Batch) -> Array:
+        """See Transformer."""
+        return ops.reshape(batch.token_BS, (-1,))
+
+    def features(self, ops: Ops, x_BSD: Array) -> Array:
+        """Every position as it is."""
+        return x_BSD
+
+    def head(self, params: Mapping[str, Array]) -> Array:
+        """See Transformer."""
+        return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]

@@ -1,0 +1,272 @@
+"""Line charts and heat maps as numbers, paths and images that a template puts on a page.
+
+A chart has SIZE by SIZE units, y downwards, and is stretched to its place; labels are placed in percent.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SIZE = 1000
+MARKED_POINTS = 40
+"""A line of at most so many points has a mark on each."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line to draw."""
+
+    label: str
+    x: np.ndarray
+    """Steps (points,)."""
+    y: np.ndarray
+    """Values (points,); NaN where there is none."""
+    points: Sequence[str]
+    """What each x is, in words."""
+    low: np.ndarray | None = None
+    """Lower edge of the band around the line."""
+    high: np.ndarray | None = None
+    """Upper edge."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a bar chart."""
+
+    label: str
+    value: str
+    percent: float
+    own: bool = False
+    """Whether it stands for this run."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How values are drawn and written."""
+
+    title: str
+    unit: str = ""
+    show: str = "{:.4g}"
+    """Format of a single value."""
+    percent: bool = False
+    """Whether values are fractions that are written in percent."""
+    from_zero: bool = False
+    """Whether the axis begins at 0."""
+    logarithmic: bool = False
+    """Whether the axis is logarithmic where values span a factor of 10."""
+    references: Mapping[str, float] = field(default_factory=dict)
+    """Horizontal lines by label."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label on an axis."""
+
+    percent: float
+    """From the left, or from the top."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A drawn line: SVG paths, and what the pointer shows."""
+
+    label: str
+    path: str
+    band: str
+    marks: str
+    hover: Mapping[str, Sequence[float | str]]
+    """`x` in units; `points` and `values` in words."""
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """A drawn line chart."""
+
+    axis: Axis
+    lines: Sequence[Line]
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    references: Sequence[Tick]
+    last: str
+    """The last point of each line in words."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A drawn heat map."""
+
+    image: str
+    """data: address of a PNG with a pixel for each cell."""
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+
+
+def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChart | None:
+    """Draw lines over the steps 0 to `last_step`; None if no series has a finite value."""
+    series = [one for one in series if np.isfinite(one.y).any()]
+    if not series:
+        return None
+    parts = [part for one in series for part in (one.y, one.low, one.high) if part is not None]
+    values = np.concatenate([*parts, np.array([*axis.references.values()])])
+    values = values[np.isfinite(values)]
+    low, high = float(values.min()), float(values.max())
+    logarithmic = axis.logarithmic and low > 0 and high >= 10 * low
+    if logarithmic:
+        low, high = low / 1.15, high * 1.15
+        ticks = _logarithmic_ticks(low, high)
+    else:
+        low = min(low, 0.0) if axis.from_zero else low
+        margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+        low, high = low if axis.from_zero and low == 0 else low - margin, high + margin
+        ticks = _linear_ticks(low, high, axis.percent)
+
+    def to_y(value: np.ndarray) -> np.ndarray:
+        if logarithmic:
+            return SIZE - _units(np.log(value), math.log(low), math.log(high))
+        return SIZE - _units(value, low, high)
+
+    def height(value: float) -> float:
+        return round(float(to_y(np.array(value))) * 100 / SIZE, 2)
+
+    lines = []
+    for one in series:
+        x, y, seen = _units(one.x, 0, last_step), to_y(one.y), np.isfinite(one.y)
+        hover = {
+            "x": x[seen].round(1).tolist(),
+            "points": [point for point, finite in zip(one.points, seen, strict=True) if finite],
+            "values": [axis.show.format(value) for value in one.y[seen]],
+        }
+        band = _band(x, to_y(one.low), to_y(one.high)) if one.low is not None and one.high is not None else ""
+        marks = _marks(x, y) if seen.sum() <= MARKED_POINTS else ""
+        lines.append(Line(one.label, _path(x, y), band, marks, hover))
+    return LineChart(
+        axis,
+        lines,
+        _step_ticks(last_step),
+        [Tick(height(value), label) for value, label in ticks.items()],
+        [Tick(height(value), label) for label, value in axis.references.items()],
+        ", ".join(_last(line, named=len(lines) > 1) for line in lines),
+    )
+
+
+def heat_map(ratio_EB: np.ndarray, last_step: int) -> HeatMap:
+    """Draw loads of experts, as multiples of an even share, over ranges of steps.
+
+    0 is opaque blue, 1 transparent, 2 and more opaque orange.
+
+    Args:
+        ratio_EB: a row for each expert, a column for each range.
+        last_step: step at the right edge.
+    """
+    num_experts = len(ratio_EB)
+    return HeatMap(
+        "data:image/png;base64," + base64.b64encode(_png(ratio_EB)).decode(),
+        _step_ticks(last_step),
+        [
+            Tick(round((expert + 0.5) * 100 / num_experts, 2), str(expert))
+            for expert in range(0, num_experts, max(1, math.ceil(num_experts / 8)))
+        ],
+    )
+
+
+def number(value: float, resolution: float) -> str:
+    """`value` with the decimals that `resolution` needs; thousands as k, millions as M."""
+    if value == 0:
+        return "0"
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size and resolution >= size / 1000:
+            text = number(value / size, resolution / size)
+            return (text.rstrip("0").rstrip(".") if "." in text else text) + suffix
+    if resolution < 1e-4:
+        return f"{value:.1e}".replace(".0e", "e")
+    return f"{value:.{max(0, -math.floor(math.log10(resolution) + 1e-9))}f}"
+
+
+def _last(line: Line, named: bool) -> str:
+    return f"{line.hover['points'][-1]}: {f'{line.label} ' if named else ''}{line.hover['values'][-1]}"
+
+
+def _units(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    return (value - low) * (SIZE / (high - low))
+
+
+def _linear_ticks(low: float, high: float, percent: bool = False) -> dict[float, str]:
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    values = [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    if percent:
+        return {value: number(value * 100, step * 100) + "%" for value in values}
+    return {value: number(value, step) for value in values}
+
+
+def _logarithmic_ticks(low: float, high: float) -> dict[float, str]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if high < 100 * low else (1,)
+    values = [factor * 10.0**decade for decade in decades for factor in factors]
+    return {value: number(value, value) for value in values if low <= value <= high}
+
+
+def _step_ticks(last_step: int) -> list[Tick]:
+    steps = [step for step in _linear_ticks(0, last_step) if step == round(step)]
+    return [Tick(round(step * 100 / last_step, 2), number(step, 1)) for step in steps]
+
+
+def _path(x: np.ndarray, y: np.ndarray) -> str:
+    """A line that breaks where y is not finite."""
+    parts, command = [], "M"
+    for a, b in zip(x, y, strict=True):
+        if not math.isfinite(b):
+            command = "M"
+            continue
+        parts.append(f"{command}{a:.1f} {b:.1f}")
+        command = "L"
+    return "".join(parts)
+
+
+def _marks(x: np.ndarray, y: np.ndarray) -> str:
+    """A dot on each point: a line of no length with round ends."""
+    return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True) if math.isfinite(b))
+
+
+def _band(x: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> str:
+    """The area between two lines, empty where they are the same."""
+    seen = np.isfinite(top) & np.isfinite(bottom)
+    x, top, bottom = x[seen], top[seen], bottom[seen]
+    if np.array_equal(top, bottom):
+        return ""
+    return _path(x, top) + "L" + _path(x[::-1], bottom[::-1])[1:] + "Z"
+
+
+def _png(ratio_EB: np.ndarray) -> bytes:
+    """An indexed PNG: entry 127 is transparent, 0 opaque blue, 254 opaque orange."""
+    index = np.clip(np.nan_to_num(ratio_EB, nan=1.0), 0, 2) * 127
+    rows, columns = ratio_EB.shape
+    pixels = np.zeros((rows, columns + 1), np.uint8)
+    pixels[:, 1:] = index.round()
+    deviation = np.arange(255) - 127
+    palette = np.where(deviation[:, None] < 0, (37, 99, 235), (234, 88, 12)).astype(np.uint8)
+    alpha = (np.abs(deviation) * 255 / 127).round().astype(np.uint8)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", header),
+            chunk(b"PLTE", palette.tobytes()),
+            chunk(b"tRNS", alpha.tobytes()),
+            chunk(b"IDAT", zlib.compress(pixels.tobytes(), 9)),
+            chunk(b"IEND", b""),
+        )
+    )

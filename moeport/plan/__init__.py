@@ -1,0 +1,1 @@
+"""Predicting how long an all-to-all and a training step take."""

@@ -1,0 +1,1 @@
+"""Studies of several runs, or of one run's expert capacity."""

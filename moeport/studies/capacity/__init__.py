@@ -1,0 +1,1 @@
+"""The expert capacity that a run needs."""

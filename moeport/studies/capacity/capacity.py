@@ -1,0 +1,302 @@
+"""What expert capacity a run needs: measured loads and cosines, drop rates and bounds as functions of the capacity."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from moeport.backends import get_backend
+from moeport.backends.base import Backend, TrainingModel
+from moeport.config.model import CapacityConfig
+from moeport.config.schema import Config
+from moeport.core.bounds import FORMS, controller_bound, lower_bound
+from moeport.data import Examples
+from moeport.errors import MoeportError, UserError
+from moeport.model.build import build_model
+from moeport.model.capacity import Estimate, estimate_of
+from moeport.model.transformer import Batch, Transformer
+from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from moeport.training.metrics import StepMetrics, iterate_metrics
+from moeport.training.run_dir import CHECKPOINT_DIR, METRICS_FILE, config_of, read_config
+from moeport.training.task import build_task
+from moeport.training.trainer import Trainer
+
+ESTIMATORS = ("minimum", "quantile", "mean", "maximum")
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Assignments that the experts of one layer were chosen for."""
+
+    rows_SE: np.ndarray
+    """Mean over the micro-batches of each step: assignments an expert."""
+    choices: float
+    """T K / E of a micro-batch, which a capacity factor multiplies; more than the mean where choices go nowhere."""
+
+    @property
+    def mean(self) -> float:
+        """Mean assignments of an expert in a micro-batch."""
+        return float(self.rows_SE.mean())
+
+    def drop_rate(self, capacity: int) -> float:
+        """Share of the assignments that do not fit, if an expert takes at most so many of a micro-batch."""
+        total = self.rows_SE.sum()
+        return float(np.maximum(self.rows_SE - capacity, 0).sum() / total) if total else 0.0
+
+    def capacity_for(self, drop_rate: float) -> int:
+        """The smallest capacity, 1 at least, that drops no larger share."""
+        low, high = 1, max(1, math.ceil(self.rows_SE.max()))
+        while low < high:
+            middle = (low + high) // 2
+            if self.drop_rate(middle) <= drop_rate:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def curve(self) -> tuple[list[int], list[float]]:
+        """Capacities from 0 to the first that drops nothing, and their drop rates."""
+        last = max(1, math.ceil(self.rows_SE.max()))
+        capacities = sorted({round(x) for x in np.linspace(0, last, min(last, CURVE_POINTS) + 1)})
+        return capacities, [self.drop_rate(capacity) for capacity in capacities]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Cosines of tokens and gate rows in one layer, and what follows."""
+
+    estimates: dict[str, Estimate]
+    """By estimator of delta."""
+    bounds: dict[str, dict[str, float]]
+    """Capacities, not rounded and not clipped, by estimator and form."""
+
+
+@dataclass(frozen=True)
+class LayerCapacity:
+    """One mixture-of-experts layer."""
+
+    name: str
+    """In words."""
+    loads: Loads
+    present: int | None
+    """Capacity in the last step; None where there is no limit."""
+    drop_rate: float
+    """Real drop rate, mean over the steps looked at."""
+    measured: Measurement
+    """On the last checkpoint; empty if that was not possible."""
+
+
+@dataclass(frozen=True)
+class RunCapacity:
+    """What `moeport capacity` shows."""
+
+    run_dir: Path
+    config: Config
+    first_step: int
+    last_step: int
+    """The steps whose loads were looked at."""
+    micro_batches: int
+    """Of a step, each pass counted; capacity is that of one of them."""
+    layers: list[LayerCapacity]
+    notes: list[str]
+    """What is assumed, and what could not be measured and why."""
+
+
+def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], None] = lambda _: None) -> RunCapacity:
+    """Read the loads of a finished or running run, and measure cosines on its last checkpoint.
+
+    Args:
+        run_dir: the run folder.
+        last_steps: how many of the last steps are looked at.
+        report: takes a sentence on what is being done.
+
+    Raises UserError if it is no run folder or has no step yet.
+    """
+    run_dir = Path(run_dir)
+    config = read_config(run_dir)
+    steps = _last_steps(run_dir / METRICS_FILE, last_steps)
+    router = config.model.moe.router
+    micro_batches = config.training.gradient_accumulation * router.passes
+    notes = []
+    if micro_batches > 1:
+        notes.append(
+            f"Metrics have the loads of whole steps; each of the {micro_batches} micro-batches is taken to have an "
+            "equal part of an expert's load. Where they differ, more is dropped than is shown here."
+        )
+    if steps[-1].capacity_per_layer:
+        notes.append("The loads are those of a run with a capacity. With another one it would have trained otherwise.")
+    if not steps[0].assignments_per_layer:
+        notes.append("These metrics were written by an older moeport: every token is taken to have K assignments.")
+    measured, note = _measured(run_dir, config, report)
+    notes += [note] if note else []
+    present = steps[-1].capacity_per_layer
+    choices = _assignments(steps[-1], config) / config.model.moe.num_experts / micro_batches
+    layers = [
+        LayerCapacity(
+            name,
+            Loads(np.array([_rows(step, layer, config) for step in steps]) / micro_batches, choices),
+            present[layer] if present else None,
+            float(np.mean(np.nan_to_num([step.drop_rate_per_layer[layer] for step in steps]))),
+            measured.get(name, Measurement({}, {})),
+        )
+        for layer, name in enumerate(config.model.moe_layer_names)
+    ]
+    return RunCapacity(run_dir, config, steps[0].step, steps[-1].step, micro_batches, layers, notes)
+
+
+def select_layer(capacity: RunCapacity, block: int) -> list[LayerCapacity]:
+    """The layers of one block. Raises UserError if the block has no experts."""
+    model = capacity.config.model
+    if block not in model.moe_layers:
+        raise UserError(
+            f"--layer {block}: no such layer with experts in {capacity.run_dir}; expected one of "
+            f"{', '.join(map(str, model.moe_layers))}"
+        )
+    each = model.moe.router.sub_layers
+    first = model.moe_layers.index(block) * each
+    return capacity.layers[first : first + each]
+
+
+def as_json(capacity: RunCapacity, layers: list[LayerCapacity], target: float) -> dict[str, Any]:
+    """Everything that is shown, as JSON has it; an infinite bound is null."""
+    return {
+        "run_dir": str(capacity.run_dir),
+        "first_step": capacity.first_step,
+        "last_step": capacity.last_step,
+        "micro_batches": capacity.micro_batches,
+        "target_drop_rate": target,
+        "notes": capacity.notes,
+        "layers": [_layer_json(layer, target) for layer in layers],
+    }
+
+
+def _layer_json(layer: LayerCapacity, target: float) -> dict[str, Any]:
+    loads, wanted = layer.loads, layer.loads.capacity_for(target)
+    capacities, drop_rates = loads.curve()
+    quantiles = (0, 0.25, 0.5, 0.75, 1)
+    return {
+        "layer": layer.name,
+        "present": {"capacity": layer.present, "drop_rate": layer.drop_rate},
+        "recommended": {
+            "capacity": wanted,
+            "factor": wanted / loads.choices,
+            "drop_rate": loads.drop_rate(wanted),
+        },
+        "load": {
+            "choices": loads.choices,
+            "mean": loads.mean,
+            "quantiles": {str(q): float(np.quantile(loads.rows_SE, q)) for q in quantiles},
+            "by_expert": loads.rows_SE.mean(0).tolist(),
+        },
+        "drop_curve": {"capacity": capacities, "drop_rate": drop_rates},
+        "estimates": {
+            key: {"delta": e.delta, "competitors": e.competitors} for key, e in layer.measured.estimates.items()
+        },
+        "bounds": {
+            key: {form: rows if math.isfinite(rows) else None for form, rows in bounds.items()}
+            for key, bounds in layer.measured.bounds.items()
+        },
+    }
+
+
+def _last_steps(path: Path, count: int) -> list[StepMetrics]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected the metrics of a run folder")
+    steps = deque((record for record in iterate_metrics(path) if isinstance(record, StepMetrics)), maxlen=count)
+    if not steps:
+        raise UserError(f"{path}: has no step yet; expected the metrics of a run that has begun to train")
+    return list(steps)
+
+
+def _rows(step: StepMetrics, layer: int, config: Config) -> np.ndarray:
+    """Assignments of each expert in a whole step: whole numbers, since shares have six digits."""
+    total = step.assignments_per_layer[layer] if step.assignments_per_layer else _assignments(step, config)
+    return np.round(np.nan_to_num(np.array(step.expert_load[layer], float)) * total)
+
+
+def _assignments(step: StepMetrics, config: Config) -> int:
+    """T K of a step, every pass counted."""
+    router = config.model.moe.router
+    return round(step.tokens / step.step) * router.passes * router.experts_per_token
+
+
+def _bounds(config: CapacityConfig, estimate: Estimate, dim: int, experts: int) -> dict[str, float]:
+    """Every form at one estimate."""
+    found = {
+        f"{form}, {probability}": lower_bound(estimate.delta, dim, experts, form, probability)
+        for form in FORMS[:2]
+        for probability in ("paper", "exact")
+    }
+    found[FORMS[2]] = lower_bound(estimate.delta, dim, experts, FORMS[2])
+    found[f"success {1 - config.failure:.0%}"] = lower_bound(
+        estimate.delta, dim, experts, probability="exact", failure=config.failure
+    )
+    found["2 s q"] = controller_bound(estimate.competitors)
+    return found
+
+
+def _measured(run_dir: Path, config: Config, report: Callable[[str], None]) -> tuple[dict[str, Measurement], str]:
+    """What the last checkpoint gives on the micro-batch that follows it.
+
+    Returns: (measurements by layer name, why there are none).
+    """
+    router = config.model.moe.router
+    if not router.has_gate_rows:
+        return {}, f"No bounds: router {router.name} has no gate row for each expert."
+    try:
+        checkpoint = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, "latest"))
+        config = config_of(checkpoint)
+        backend = get_backend(config.backend.model_copy(update={"device": "auto", "compile": None}))
+        task = build_task(config, report=report)
+    except MoeportError as error:
+        return {}, f"No bounds: {error}"
+    names, found = config.model.moe_layer_names, dict[str, Measurement]()
+    for estimator in ESTIMATORS:
+        measuring = _measuring(config, estimator)
+        lm = build_model(measuring.model, measuring.data, task.vocab_size)
+        affinity_L3E = _statistics(measuring, backend, lm, task.train, checkpoint)
+        moe_layers = [moe for block in lm.blocks for moe in block.moe.values()]
+        for name, moe, affinity_3E in zip(names, moe_layers, affinity_L3E, strict=True):
+            estimate = estimate_of(affinity_3E)
+            if estimate:
+                known = found.setdefault(name, Measurement({}, {}))
+                known.estimates[estimator] = estimate
+                known.bounds[estimator] = _bounds(
+                    config.model.moe.capacity, estimate, moe.router.gate_dim, moe.config.num_experts
+                )
+    return found, ""
+
+
+def _measuring(config: Config, estimator: str) -> Config:
+    """The same config with a capacity that measures, and drops what the run drops."""
+    moe = config.model.moe
+    update: dict[str, Any] = {"delta": estimator}
+    if not moe.capacity.is_estimated:  # without an estimate the factor bound holds
+        factor = moe.capacity.factor if moe.capacity.policy == "factor" else float(moe.num_experts)
+        update |= {"policy": "locmoe", "factor": factor}
+    moe = moe.model_copy(update={"capacity": moe.capacity.model_copy(update=update)})
+    return config.model_copy(update={"model": config.model.model_copy(update={"moe": moe})})
+
+
+def _statistics(
+    config: Config, backend: Backend, lm: Transformer, train: Examples, checkpoint: Checkpoint
+) -> np.ndarray:
+    """`affinity_L3E` of the first micro-batch after a checkpoint."""
+    ops = backend.ops
+    batch = next(
+        Trainer(config, backend, lm, cast(TrainingModel, None), train, 0, 1.0).micro_batches(checkpoint.meta.step)
+    )
+    untrained = [spec for spec in lm.parameter_specs() if not spec.trainable]
+    values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | checkpoint.model
+    params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}
+    noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
+    placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
+    rope = lm.rope(ops, batch.token_BS.shape[1], backend.dtype)
+    return ops.to_numpy(lm.loss(ops, params, placed, rope, backend.dtype, training=True).affinity_L3E)

@@ -1,0 +1,106 @@
+"""`moeport capacity` as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moeport.pages.charts import Axis, LineChart, Series, line_chart
+from moeport.pages.template import load_template
+from moeport.studies.capacity.capacity import LayerCapacity, RunCapacity
+from moeport.studies.capacity.text import rows
+
+PAGE_FILE = "capacity.html"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A capacity, on the chart of drop rates."""
+
+    percent: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One layer."""
+
+    name: str
+    words: str
+    drops: LineChart | None
+    marks: list[Mark]
+    loads: LineChart | None
+    bounds: list[list[str]]
+    """Rows of the table: estimator, delta, then each form."""
+    forms: list[str]
+
+
+def write_page(capacity: RunCapacity, layers: list[LayerCapacity], target: float, path: Path) -> None:
+    """Write the page.
+
+    Args:
+        capacity: of the run.
+        layers: those to show.
+        target: drop rate to recommend a capacity for.
+        path: the file; its folder must exist.
+    """
+    page = load_template("capacity.html").render(
+        name=capacity.run_dir.resolve().name,
+        words=f"Steps {capacity.first_step:,} to {capacity.last_step:,}",
+        notes=capacity.notes,
+        sections=[_section(layer, target) for layer in layers],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _section(layer: LayerCapacity, target: float) -> Section:
+    loads, wanted = layer.loads, layer.loads.capacity_for(target)
+    now = "no limit now" if layer.present is None else f"capacity now {layer.present:,}"
+    factor = wanted / loads.choices
+    words = f"{now}, {layer.drop_rate:.2%} dropped; {target:.2%} need a capacity of {wanted:,}, factor {factor:.2f}"
+    capacities, drop_rates = loads.curve()
+    x = np.array(capacities, float)
+    curve = Series("", x, np.array(drop_rates), [f"capacity {capacity:,}" for capacity in capacities])
+    drops = line_chart(
+        Axis("Drop rate", "by capacity, in assignments", "{:.2%}", percent=True, from_zero=True),
+        [curve],
+        capacities[-1],
+    )
+    marks = {"now": layer.present, f"{target:.2%}": wanted, "mean": loads.mean}
+    return Section(
+        layer.name,
+        words,
+        drops,
+        [
+            Mark(round(100 * value / capacities[-1], 2), label)
+            for label, value in marks.items()
+            if value is not None and value <= capacities[-1]
+        ],
+        _load_chart(layer),
+        [
+            [estimator, f"{layer.measured.estimates[estimator].delta:.4f}", *map(rows, bounds.values())]
+            for estimator, bounds in layer.measured.bounds.items()
+        ],
+        list(next(iter(layer.measured.bounds.values()), {})),
+    )
+
+
+def _load_chart(layer: LayerCapacity) -> LineChart | None:
+    """Experts from the busiest to the idlest: mean load, with the band of the steps' extremes."""
+    rows_SE = layer.loads.rows_SE
+    order = np.argsort(-rows_SE.mean(0), kind="stable")
+    experts = len(order)
+    busiest = Series(
+        "",
+        np.arange(1, experts + 1, dtype=float),
+        rows_SE.mean(0)[order],
+        [f"expert {expert}" for expert in order],
+        rows_SE.min(0)[order],
+        rows_SE.max(0)[order],
+    )
+    axis = Axis(
+        "Load", "assignments, busiest expert first", "{:,.0f}", from_zero=True, references={"mean": layer.loads.mean}
+    )
+    return line_chart(axis, [busiest], experts)

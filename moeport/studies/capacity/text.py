@@ -1,0 +1,105 @@
+"""`moeport capacity` on a terminal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moeport.core.bounds import FORMS
+from moeport.studies.capacity.capacity import LayerCapacity, RunCapacity
+
+FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+def render(capacity: RunCapacity, layers: list[LayerCapacity], target: float, all_estimators: bool) -> RenderableType:
+    """Tables of loads, drop rates and bounds.
+
+    Args:
+        capacity: of the run.
+        layers: those to show.
+        target: drop rate to recommend a capacity for.
+        all_estimators: show the bounds at every delta, not at the config's alone.
+    """
+    parts: list[RenderableType] = [_loads(capacity, layers, target), _drops(layers)]
+    if any(layer.measured.bounds for layer in layers):
+        chosen = None if all_estimators else capacity.config.model.moe.capacity.estimator
+        parts += [_bounds(capacity, layers, chosen)]
+    parts += [Text(note, style="dim") for note in capacity.notes]
+    return Group(*parts)
+
+
+def rows(value: float) -> str:
+    """A number of assignments in words."""
+    if not math.isfinite(value) or value >= 1e7:
+        return "> 1e7"
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("layer")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _loads(capacity: RunCapacity, layers: list[LayerCapacity], target: float) -> Table:
+    unit = "a micro-batch" if capacity.micro_batches > 1 else "a step"
+    steps = f"steps {capacity.first_step:,} to {capacity.last_step:,}"
+    table = _table(
+        f"Assignments an expert, {unit}, {steps}",
+        "mean",
+        "least",
+        "median",
+        "most",
+        "capacity now",
+        "dropped now",
+        f"capacity for {target:.2%}",
+        "as a factor",
+    )
+    for layer in layers:
+        loads, wanted = layer.loads, layer.loads.capacity_for(target)
+        table.add_row(
+            layer.name,
+            rows(loads.mean),
+            *(rows(float(np.quantile(loads.rows_SE, share))) for share in (0, 0.5, 1)),
+            "none" if layer.present is None else f"{layer.present:,}",
+            f"{layer.drop_rate:.2%}",
+            f"{wanted:,}",
+            f"{wanted / loads.choices:.2f}",
+        )
+    return table
+
+
+def _drops(layers: list[LayerCapacity]) -> Table:
+    table = _table("Drop rate by capacity factor", *(f"{factor:.2f}" for factor in FACTORS))
+    for layer in layers:
+        capacities = [math.ceil(factor * layer.loads.choices) for factor in FACTORS]
+        table.add_row(layer.name, *(f"{layer.loads.drop_rate(capacity):.2%}" for capacity in capacities))
+    return table
+
+
+def _bounds(capacity: RunCapacity, layers: list[LayerCapacity], chosen: str | None) -> Table:
+    success = f"success {1 - capacity.config.model.moe.capacity.failure:.0%}"
+    columns = {
+        f"{FORMS[0]}, paper": "I, paper",
+        f"{FORMS[0]}, exact": "I, exact",
+        f"{FORMS[1]}, paper": "erfc, paper",
+        f"{FORMS[1]}, exact": "erfc, exact",
+        FORMS[2]: "exponential",
+        success: success,
+        "2 s q": "2 s q",
+    }
+    table = _table(
+        "Bounds at the cosine measured on the last checkpoint, not clipped", "delta", "is", *columns.values()
+    )
+    for layer in layers:
+        for estimator, bounds in layer.measured.bounds.items():
+            if chosen in (None, estimator):
+                delta = layer.measured.estimates[estimator].delta
+                table.add_row(layer.name, estimator, f"{delta:.4f}", *(rows(bounds[column]) for column in columns))
+    return table

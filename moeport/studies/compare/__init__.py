@@ -1,0 +1,1 @@
+"""Training several configs and comparing their results."""

@@ -1,0 +1,169 @@
+"""What a comparison reads from a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moeport.config.schema import Config
+from moeport.errors import DataError
+from moeport.pages.charts import Series
+from moeport.pages.series import BinnedSeries
+from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
+from moeport.training.run_dir import METRICS_FILE, SUMMARY_FILE
+
+CHART_POINTS = 100
+CURVES = ("val_loss", "drop_rate", "imbalance", "rows_mean", "rows_max")
+"""Names of what is drawn over the steps."""
+ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
+ALL_TO_ALL = (
+    "rows a token x (1 - 1/N) x d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward)"
+)
+"""How the bytes of the all-to-all are computed."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The numbers of one run that the table shows.
+
+    Drop rate, imbalance and rows are means over the second half of the steps, when routing has settled.
+    """
+
+    parameters_total: int
+    """Trained parameters."""
+    parameters_active: int
+    """Those that one token uses."""
+    val_loss: float
+    """Validation loss after the last step, nats a token; of images nats an image."""
+    val_bits_per_byte: float | None
+    """The same in bits per byte of text; None for images."""
+    val_accuracy: float | None
+    """Share of the held-out images whose class is right; None for text."""
+    drop_rate: float
+    """Dropped over chosen assignments."""
+    imbalance: float
+    """Largest over mean load of an expert, before any drop, mean over the layers."""
+    rows_mean: float
+    """Rows that an expert computes a step, mean over experts and layers."""
+    rows_max: float
+    """Rows of the busiest expert of a layer a step, mean over the layers."""
+    step_time: float
+    """Seconds of a step, median over all steps."""
+    all_to_all_bytes: float
+    """Bytes a token that leave its rank in all layers of a step; computed by `all_to_all_bytes`."""
+    wall_time: float
+    """Seconds of the whole run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    figures: Figures
+    curves: Mapping[str, Series]
+    """By the names of CURVES."""
+    device: str
+    """Device in words."""
+    dtype: str
+    """Compute type."""
+    versions: Mapping[str, str]
+    """Of Python, moeport and the framework."""
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run folder has a run with all its steps."""
+    return (run_dir / SUMMARY_FILE).is_file()
+
+
+def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
+    """Read a finished run.
+
+    Args:
+        run_dir: its folder.
+        config: the config it was trained with.
+        ranks: N, that the experts would be spread over.
+
+    Raises DataError if its metrics cannot be read.
+    """
+    summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    steps, evaluations = BinnedSeries(5, CHART_POINTS), BinnedSeries(2, CHART_POINTS)
+    settled, times, rows_per_token = [], [], []
+    for record in iterate_metrics(run_dir / METRICS_FILE):
+        if isinstance(record, EvaluationMetrics):
+            evaluations.add(record.step, np.array([record.step, record.val_loss]))
+            continue
+        if not record.assignments_per_layer:
+            raise DataError(f"{run_dir}: trained by an older moeport, which did not count rows; delete it and repeat")
+        rows_LE = _rows(record, config.training.gradient_accumulation)
+        served = np.dot(record.assignments_per_layer, 1 - np.array(record.drop_rate_per_layer))
+        values = np.array([record.drop_rate, record.imbalance, served / rows_LE.size, rows_LE.max(1).mean()])
+        steps.add(record.step, np.append(record.step, values))
+        times.append(record.step_time)
+        if 2 * record.step > config.training.steps:
+            settled.append(values)
+            rows_per_token.append(served / (record.tokens / record.step))
+    drop_rate, imbalance, rows_mean, rows_max = np.mean(settled, axis=0).tolist()
+    dtype = summary["dtype"]
+    bytes_per_token = all_to_all_bytes(float(np.mean(rows_per_token)), config.model.d_model, dtype, ranks)
+    curves = {"val_loss": _series(evaluations, 1)}
+    curves |= {name: _series(steps, column) for column, name in enumerate(CURVES[1:], 1)}
+    figures = Figures(
+        parameters_total=summary["parameters_total"],
+        parameters_active=summary["parameters_active"],
+        val_loss=summary["val_loss"],
+        val_bits_per_byte=summary["val_bits_per_byte"],
+        val_accuracy=summary["val_accuracy"],
+        drop_rate=drop_rate,
+        imbalance=imbalance,
+        rows_mean=rows_mean,
+        rows_max=rows_max,
+        step_time=float(np.median(times)),
+        all_to_all_bytes=bytes_per_token,
+        wall_time=summary["wall_time"],
+    )
+    return RunResult(figures, curves, summary["device"], dtype, summary["versions"])
+
+
+def all_to_all_bytes(rows_per_token: float, d_model: int, dtype: str, ranks: int) -> float:
+    """Bytes a token that leave its rank in one step, if experts and tokens lie evenly over the ranks.
+
+    Args:
+        rows_per_token: rows that experts compute for a token, all layers together.
+        d_model: width D of a row.
+        dtype: compute type, in which rows travel.
+        ranks: N; a row stays where it is with probability 1 / N.
+
+    Returns: ALL_TO_ALL, bytes.
+    """
+    return rows_per_token * (1 - 1 / ranks) * d_model * ITEM_BYTES[dtype] * 2 * 2
+
+
+def mean_curve(curves: Sequence[Series], label: str) -> Series:
+    """The mean over seeds, with a band from the least to the largest if there are several."""
+    y = np.stack([curve.y for curve in curves])
+    low, high = (y.min(0), y.max(0)) if len(curves) > 1 else (None, None)
+    return Series(label, curves[0].x, y.mean(0), curves[0].points, low, high)
+
+
+def _rows(record: StepMetrics, micro_batches: int) -> np.ndarray:
+    """Rows that each expert computed in a step (L, E).
+
+    An expert computes what chose it, up to its capacity in each micro-batch. The metrics have its load of the whole
+    step; so of several micro-batches one expert's rows are an upper bound where there is a capacity.
+    """
+    chosen_LE = np.array(record.expert_load) * np.array(record.assignments_per_layer)[:, None]
+    if not record.capacity_per_layer:
+        return chosen_LE
+    capacity_L = np.array(record.capacity_per_layer) * micro_batches
+    return np.minimum(chosen_LE, np.where(capacity_L > 0, capacity_L, np.inf)[:, None])
+
+
+def _series(series: BinnedSeries, column: int) -> Series:
+    mean = series.mean
+    ranges = zip(series.low[:, 0], series.high[:, 0], strict=True)
+    points = [f"step {a:,.0f}" if a == b else f"steps {a:,.0f} to {b:,.0f}" for a, b in ranges]
+    return Series("", mean[:, 0], mean[:, column], points)

@@ -1,0 +1,118 @@
+"""A comparison as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from moeport.pages.charts import Axis, Bar, LineChart, line_chart
+from moeport.pages.template import load_template
+from moeport.studies.compare.compare import Comparison
+from moeport.studies.compare.figures import Figures, mean_curve
+from moeport.studies.compare.table import columns, explanations, rows, spread
+from moeport.training.run_dir import REPORT_FILE
+
+PAGE_FILE = "compare.html"
+HUES = (217, 21, 142, 271, 43, 330, 185, 0, 90, 300)
+DASHES = ("none", "7 3", "2 3")
+"""Colours and dashes together tell 30 lines apart."""
+
+AXES = {
+    "val_loss": Axis("Validation loss", "nats", "{:.4f}"),
+    "drop_rate": Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True),
+    "imbalance": Axis("Expert imbalance", "largest / mean load", "{:.2f}", references={"balanced": 1.0}),
+    "rows_max": Axis("Rows of the busiest expert", "a step, mean over the layers", "{:,.0f}", from_zero=True),
+    "rows_mean": Axis("Rows of an expert", "a step, mean over experts and layers", "{:,.0f}", from_zero=True),
+}
+
+
+class Colour(NamedTuple):
+    """How a config is drawn in all charts."""
+
+    hue: int
+    dash: str
+
+
+class Link(NamedTuple):
+    """A run's own report."""
+
+    label: str
+    address: str
+
+
+def write_page(comparison: Comparison, folder: Path) -> Path:
+    """Write FOLDER/compare.html.
+
+    Args:
+        comparison: what to show.
+        folder: where; links to the reports of the runs are relative to it.
+
+    Returns: the page.
+    """
+    plan = comparison.plan
+    page = load_template("compare.html").render(
+        baseline=plan.baseline,
+        titles=[column.title for column in columns(comparison)],
+        rows=rows(comparison),
+        links={name: _links(comparison, name, folder) for name in plan.names},
+        explanations=explanations(comparison),
+        interruption=comparison.interruption,
+        charts=_charts(comparison),
+        colours={name: _colour(index) for index, name in enumerate(plan.names)},
+        bars={
+            "Step time, s": _bars(comparison, lambda figures: figures.step_time, "{:.3f}"),
+            "All-to-all, bytes a token (computed)": _bars(comparison, lambda f: f.all_to_all_bytes, "{:,.0f}"),
+        },
+        differences={name: plan.differences(name) for name in plan.names},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PAGE_FILE
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _colour(index: int) -> Colour:
+    return Colour(HUES[index % len(HUES)], DASHES[index // len(HUES) % len(DASHES)])
+
+
+def _links(comparison: Comparison, name: str, folder: Path) -> list[Link]:
+    reports = {outcome.run.seed: outcome.run.dir / REPORT_FILE for outcome in comparison.of(name) if outcome.result}
+    return [
+        Link(f"seed {seed}", Path(os.path.relpath(path, folder)).as_posix())
+        for seed, path in reports.items()
+        if path.is_file()
+    ]
+
+
+def _charts(comparison: Comparison) -> list[LineChart]:
+    """The line charts; without that of drops where nothing is dropped."""
+    charts = []
+    steps = max(run.config.training.steps for run in comparison.plan.runs)
+    for curve, axis in AXES.items():
+        series = []
+        for name in comparison.plan.names:
+            results = [outcome.result for outcome in comparison.of(name) if outcome.result]
+            if results:
+                series.append(mean_curve([result.curves[curve] for result in results], name))
+        if curve == "drop_rate" and not any(np.any(one.y) for one in series):
+            continue
+        if chart := line_chart(axis, series, steps):
+            charts.append(chart)
+    return charts
+
+
+def _bars(comparison: Comparison, value: Callable[[Figures], float], form: str) -> list[Bar]:
+    means = {
+        name: spread([value(figures) for figures in by_seed.values()]).mean
+        for name in comparison.plan.names
+        if (by_seed := comparison.figures(name))
+    }
+    largest = max(means.values(), default=0.0) or 1.0
+    return [
+        Bar(name, form.format(mean), 100 * mean / largest, name == comparison.plan.baseline)
+        for name, mean in means.items()
+    ]

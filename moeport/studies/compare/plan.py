@@ -1,0 +1,221 @@
+"""What a comparison trains: configs that may differ in what is compared and in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeport.config import load_config
+from moeport.config.schema import Config
+from moeport.config.tree import shown
+from moeport.errors import UserError
+from moeport.model.build import build_model
+from moeport.training.run_dir import CONFIG_FILE, read_config
+
+COMPARED = ("model.moe",)
+"""Keys whose differences a comparison is about."""
+IDLE = ("run", "checkpoint", "metrics")
+"""Keys that change nothing of what is measured."""
+DEFAULTS = ("checkpoint.keep_last=1", "checkpoint.keep_best=false")
+"""Laid over each config before the overrides of the command: many runs, little disk."""
+DEFAULT_BASELINE = "topk"
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key that has two values."""
+
+    key: str
+    before: str
+    """The baseline's value, or the earlier one; ABSENT where there is no such key."""
+    now: str
+
+    def __str__(self) -> str:
+        if self.now == ABSENT:
+            return f"no {self.key}"
+        return f"{self.key} {self.now if self.before == ABSENT else f'{self.before} -> {self.now}'}"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training run of the comparison."""
+
+    name: str
+    """Name of the config: its file without the suffix."""
+    config: Config
+
+    @property
+    def seed(self) -> int:
+        """Keys initial weights, data order and noise."""
+        return self.config.training.seed
+
+    @property
+    def dir(self) -> Path:
+        """The run folder."""
+        return self.config.run.dir
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a comparison."""
+
+    runs: tuple[PlannedRun, ...]
+    """In the order of the configs, the seeds of one config together."""
+    baseline: str
+    """Name of the config that the others are held against."""
+    allowed: tuple[str, ...]
+    """Keys that may differ because the user said so."""
+
+    @property
+    def names(self) -> list[str]:
+        """The configs in their order."""
+        return list(dict.fromkeys(run.name for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds in their order."""
+        return list(dict.fromkeys(run.seed for run in self.runs))
+
+    def of(self, name: str) -> list[PlannedRun]:
+        """The runs of a config, one a seed."""
+        return [run for run in self.runs if run.name == name]
+
+    def config(self, name: str) -> Config:
+        """The config of a name, with the first seed."""
+        return self.of(name)[0].config
+
+    def differences(self, name: str) -> list[Difference]:
+        """What sets a config apart from the baseline."""
+        return _differences(self.config(self.baseline), self.config(name), IDLE)
+
+
+def plan(
+    files: Sequence[Path],
+    output_dir: Path,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] = (),
+    baseline: str | None = None,
+    allowed: Sequence[str] = (),
+) -> Plan:
+    """Read the configs and see that a comparison of them is fair.
+
+    Args:
+        files: YAML files; their names without the suffix name the runs.
+        output_dir: where the run folders go: `NAME`, and `NAME-seed-N` for a seed that is not the config's own.
+        overrides: laid over each config.
+        seeds: train each config with each of them; none: with its own.
+        baseline: name of a config; default `topk` if there is one, else the first.
+        allowed: keys, or sections, that may differ beside `model.moe`.
+
+    Raises:
+        ConfigError: for a faulty config.
+        UserError: for two configs of one name, an unknown baseline, configs that differ in more than `model.moe`,
+            and run folders that hold a run of another config.
+    """
+    by_name: dict[str, Path] = {}
+    for file in files:
+        if file.stem in by_name:
+            raise UserError(f"two configs are named {file.stem}: {by_name[file.stem]} and {file}; rename one")
+        by_name[file.stem] = file
+    if baseline is None:
+        baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in by_name else next(iter(by_name))
+    elif baseline not in by_name:
+        raise UserError(f"--baseline {baseline}: no such config; expected one of {', '.join(by_name)}")
+    configs = {name: load_config(file, (*DEFAULTS, *overrides)) for name, file in by_name.items()}
+    _refuse_unfair(configs, baseline, allowed)
+    runs = []
+    for name, config in configs.items():
+        for seed in dict.fromkeys(seeds) or (config.training.seed,):
+            folder = name if seed == config.training.seed else f"{name}-seed-{seed}"
+            sections = {
+                "run": config.run.model_copy(update={"dir": output_dir / folder}),
+                "training": config.training.model_copy(update={"seed": seed}),
+            }
+            runs.append(PlannedRun(name, config.model_copy(update=sections)))
+    for run in runs:
+        _refuse_another(run)
+    return Plan(tuple(runs), baseline, tuple(allowed))
+
+
+def shared_parameters(config: Config, baseline: Config, vocab_size: int) -> tuple[int, int, list[str]]:
+    """How much of a model starts with the baseline's numbers.
+
+    Initial values depend on a parameter's spec and the seed alone (`moeport.core.parameters`), so equal specs start
+    equal.
+
+    Args:
+        config: of the model.
+        baseline: the config it is held against.
+        vocab_size: of the tokenizer; 0 where there is none.
+
+    Returns: (numbers that start equal, all numbers, names of the other parameters with * for the layer).
+    """
+    own, others = (
+        {spec.name: spec for spec in build_model(c.model, c.data, vocab_size).parameter_specs()}
+        for c in (config, baseline)
+    )
+    equal = {name for name, spec in own.items() if others.get(name) == spec}
+    if config.training.seed != baseline.training.seed:
+        equal = {name for name in equal if own[name].init in ("ones", "zeros")}
+    rest = dict.fromkeys(
+        ".".join("*" if part.isdigit() else part for part in name.split(".")) for name in own if name not in equal
+    )
+    return sum(own[name].size for name in equal), sum(spec.size for spec in own.values()), list(rest)
+
+
+def _refuse_unfair(configs: dict[str, Config], baseline: str, allowed: Sequence[str]) -> None:
+    faults = [
+        f"{name}: {difference.key} is {difference.now}, but {difference.before} in {baseline}"
+        for name, config in configs.items()
+        for difference in _differences(configs[baseline], config, (*COMPARED, *IDLE, *allowed))
+    ]
+    if faults:
+        raise UserError(
+            "the configs may differ in model.moe alone, or the comparison says nothing of it:\n  "
+            + "\n  ".join(faults)
+            + "\nmake them equal, by --set KEY=VALUE for all, or let a key through by --allow-different KEY"
+        )
+
+
+def _refuse_another(run: PlannedRun) -> None:
+    """Refuse a folder with a run of another config: it can be neither resumed nor taken as a result."""
+    if not (run.dir / CONFIG_FILE).exists():
+        return
+    config, before = run.config, read_config(run.dir)
+    if config.backend.dtype == "auto":
+        config = config.model_copy(
+            update={"backend": config.backend.model_copy(update={"dtype": before.backend.dtype})}
+        )
+    found = _differences(before, config, IDLE)
+    if found:
+        raise UserError(
+            f"{run.dir} holds a run of another config: {'; '.join(map(str, found))}; "
+            "choose another --output-dir, delete this folder, or restore these keys"
+        )
+
+
+def _differences(before: Config, now: Config, without: Sequence[str]) -> list[Difference]:
+    """Keys with two values, without those of the given sections."""
+    values = [dict(_leaves(config.model_dump(mode="json"))) for config in (before, now)]
+    return [
+        Difference(key, *(_shown(value[key]) if key in value else ABSENT for value in values))
+        for key in dict.fromkeys([*values[0], *values[1]])
+        if not any(f"{key}.".startswith(f"{section}.") for section in without)
+        and (key not in values[0] or key not in values[1] or values[0][key] != values[1][key])
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, list) else shown(value)

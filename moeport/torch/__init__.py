@@ -1,0 +1,205 @@
+"""The mixture-of-experts layer as an ordinary PyTorch module, and the recording of any module for parity.
+
+import moeport.torch
+ffn = moeport.torch.MoE(d_model=512, num_experts=8, expert_hidden=1024, router="topk", router_options={"top_k": 2})
+y = ffn(x)                                # x: (..., 512)
+loss = loss + ffn.auxiliary_loss          # load balancing and router z-loss of this call
+
+with moeport.torch.record(model, "bundles/mine") as recording:
+    loss = model(x).square().mean()
+    recording.add("loss", loss)
+    loss.backward()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeport.backends.torch.module import ParameterTree
+from moeport.backends.torch.ops import TorchOps
+from moeport.config import config_from_dict
+from moeport.config.model import MoEConfig
+from moeport.core.parameters import initial_parameters
+from moeport.core.routing import RouterContext
+from moeport.errors import UserError
+from moeport.model.moe import MoELayer
+from moeport.model.moe_metrics import MoEMetrics
+from moeport.torch.recording import ModuleRecording, record
+
+__all__ = ["MoE", "ModuleRecording", "record"]
+
+
+class MoE(ParameterTree):
+    """A mixture-of-experts feed-forward block: use it where a model has its FFN.
+
+    It has a state_dict, moves with `.to`, follows autocast, and may be compiled and recomputed. Router,
+    capacity and losses are those of the `model.moe` section of the config; see `moeport routers` for the names.
+
+    Args:
+        d_model: width D of input and output.
+        num_experts: routed experts E.
+        expert_hidden: hidden width F of one expert.
+        router: name of the router; of `cartesian` this is one of the two sub-layers.
+        router_options: the router's own options, such as `{"top_k": 2}`.
+        capacity: name of the capacity policy, or the `model.moe.capacity` section such as
+            `{"policy": "factor", "factor": 1.25, "drop": "probability"}`.
+        activation: swiglu or gelu.
+        num_shared_experts: experts that every token passes.
+        shared_mixing: add or softmax, as in `model.moe.shared_mixing`; default the router's own.
+        residual_hidden: hidden width of a dense block beside the experts; 0: none.
+        routed_scaling_factor: multiplies the routed experts' output.
+        load_balance: the `model.moe.load_balance` section; default the router's own coefficient.
+        router_z_loss: weight of the router z-loss.
+        init_std: standard deviation of initial weights.
+        vocab_size: number V of vocabulary ids, for routers that look at them.
+        token_counts: how often each of the first ids occurs in the training set, for routers that look at ids; what is
+            missing counts 0. Default: all alike.
+        seed: of the initial weights; layers of one model need different ones.
+        device: where the parameters are placed.
+        dtype: type of the parameters.
+
+    Raises:
+        ConfigError: an option is unknown or out of range; the message names it.
+        UserError: the router looks at vocabulary ids, and vocab_size is missing or less than the token counts.
+
+    Attributes:
+        auxiliary_loss: the weighted auxiliary losses of the last call, a scalar to add to the training loss.
+        metrics: `MoEMetrics` of the last call: unweighted losses, assignments chosen and served for each expert.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        expert_hidden: int,
+        *,
+        router: str = "topk",
+        router_options: Mapping[str, Any] | None = None,
+        capacity: str | Mapping[str, Any] = "dropless",
+        activation: Literal["swiglu", "gelu"] = "swiglu",
+        num_shared_experts: int = 0,
+        shared_mixing: Literal["add", "softmax"] | None = None,
+        residual_hidden: int = 0,
+        routed_scaling_factor: float = 1.0,
+        load_balance: Mapping[str, Any] | None = None,
+        router_z_loss: float = 0.0,
+        init_std: float = 0.02,
+        vocab_size: int | None = None,
+        token_counts: Sequence[int] | np.ndarray | Tensor | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        config = _config(
+            d_model,
+            num_experts=num_experts,
+            expert_hidden=expert_hidden,
+            router={"name": router, **(router_options or {})},
+            capacity={"policy": capacity} if isinstance(capacity, str) else dict(capacity),
+            activation=activation,
+            num_shared_experts=num_shared_experts,
+            shared_mixing=shared_mixing,
+            residual_hidden=residual_hidden,
+            routed_scaling_factor=routed_scaling_factor,
+            **({} if load_balance is None else {"load_balance": dict(load_balance)}),
+            router_z_loss=router_z_loss,
+        )
+        layer = MoELayer(config, d_model, init_std, init_std, vocab_size)
+        specs = layer.parameter_specs()
+        counts = None if token_counts is None else partial(_checked_counts, token_counts, vocab_size or 0)
+        place = torch.device(device) if device is not None else torch.get_default_device()
+        super().__init__(specs, initial_parameters(specs, seed, counts), place, dtype)
+        self.layer = layer
+        self.auxiliary_loss: Tensor | None = None
+        self.metrics: MoEMetrics | None = None
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (..., D); under autocast it is taken in the autocast type, else in its own. The last dimension but one
+                runs along a sequence, which matters to routers whose experts choose from one.
+            token_ids: vocabulary ids (...), for routers that look at them.
+
+        Returns: the shape of `x`.
+
+        Raises UserError if the router looks at ids and has none, or not one for each token.
+        """
+        if self.layer.config.router.needs_token_ids:
+            self._check(token_ids, x)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        ops = TorchOps(x.device)
+        x_TD = x.to(dtype).reshape(-1, x.shape[-1])
+        noise = {}
+        if self.training:
+            noise = {name: torch.rand(x_TD.shape[0], device=x.device) for name in self.layer.noise}
+        ids_T = token_ids.reshape(-1) if token_ids is not None else None
+        sequences = x_TD.shape[0] // x.shape[-2] if x.dim() > 2 else 1
+        context = RouterContext(0, self.training, ids_T, noise, num_sequences=sequences)
+        with torch.autocast(kind, enabled=False):
+            y_TD, self.metrics = self.layer.forward(ops, self.arrays(), x_TD, context)
+        self.auxiliary_loss = self.layer.auxiliary_loss(ops, self.metrics)
+        return y_TD.reshape(x.shape)
+
+    def _check(self, token_ids: Tensor | None, x: Tensor) -> None:
+        expected = tuple(x.shape[:-1])
+        if token_ids is None or tuple(token_ids.shape) != expected:
+            got = "none" if token_ids is None else f"the shape {tuple(token_ids.shape)}"
+            raise UserError(
+                f"router {self.layer.config.router.name} looks at vocabulary ids; expected token_ids of the shape "
+                f"{expected}, one for each token of x, got {got}: call layer(x, token_ids=ids)"
+            )
+
+    @torch.no_grad()
+    def update_router_state(self) -> None:
+        """After an optimiser step: let the router move what it balances by (the bias of `sigmoid_bias`), and an
+        estimated capacity follow the tokens.
+
+        Uses what the last call measured on this process; layers without such state do nothing.
+        """
+        if self.metrics is None:
+            return
+        arrays = self.arrays()
+        names = [spec.name for spec in self.layer.parameter_specs() if not (spec.trainable or spec.is_table)]
+        state = {name: arrays[name].detach().float().cpu().numpy() for name in names}
+        load_E, affinity_3E = (x.cpu().numpy() for x in (self.metrics.chosen_E, self.metrics.affinity_3E))
+        for name, value in self.layer.updated_state(state, load_E, affinity_3E).items():
+            arrays[name].copy_(torch.from_numpy(value))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the last call left is part of its graph, which can be neither copied nor pickled.
+        return {**self.__dict__, "auxiliary_loss": None, "metrics": None}
+
+    def extra_repr(self) -> str:
+        """Shapes and router, for print(model)."""
+        config = self.layer.config
+        return (
+            f"d_model={self.layer.d_model}, num_experts={config.num_experts}, expert_hidden={config.expert_hidden}, "
+            f"router={config.router.name}, capacity={config.capacity.policy}"
+        )
+
+
+def _config(d_model: int, **options: Any) -> MoEConfig:
+    """The checked section; head counts are those of any valid attention, since there is none here, and routers may look
+    ahead, since not every model that the layer is for is causal.
+    """
+    attention = {"num_heads": 1, "head_dim": 2}
+    moe = {"allow_future_tokens": True, **options}
+    return config_from_dict({"model": {"d_model": d_model, "attention": attention, "moe": moe}}).model.moe
+
+
+def _checked_counts(token_counts: Sequence[int] | np.ndarray | Tensor, vocab_size: int) -> np.ndarray:
+    counts_V = torch.as_tensor(token_counts).cpu().numpy()
+    if counts_V.ndim != 1 or len(counts_V) > vocab_size:
+        raise UserError(
+            f"token_counts has the shape {counts_V.shape}; expected one number for each vocabulary id, at most "
+            f"vocab_size ({vocab_size})"
+        )
+    return counts_V

@@ -1,0 +1,109 @@
+"""The recording of any module for parity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moeport.backends.torch.device import device_words
+from moeport.backends.torch.ops import TorchOps
+from moeport.parity.bundle import save_bundle
+from moeport.parity.recorder import Recorder
+from moeport.parity.recording import FLOATS, SAMPLE_SIZE, SAMPLED, Keep, Kind, Recording, environment
+from moeport.parity.thresholds import coarser
+from moeport.torch.hooks import device_of, watch
+
+
+class ModuleRecording:
+    """What `record` yields: collects one pass of a module.
+
+    Attributes:
+        recording: the whole, once the block has ended.
+    """
+
+    def __init__(self, model: nn.Module, name: str, keep: Mapping[str, Keep], sample_size: int):
+        self._model, self._name = model, name
+        self._device = device_of(model)
+        self._ops = TorchOps(self._device)
+        self._recorder = Recorder(keep, sample_size=sample_size)
+        self._types: list[str] = []
+        self.recording: Recording | None = None
+        for kind, tensors in (("parameter", model.named_parameters()), ("parameter", model.named_buffers())):
+            for label, tensor in tensors:
+                self._store(f"{kind}:{label}", "parameter", tensor)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Record a tensor that no module returns, such as the loss; a scalar counts as a loss."""
+        self._store(f"user:{name}", "loss" if x.dim() == 0 else "activation", x)
+
+    def _seen(self, what: str, name: str, x: Tensor, given: list[Tensor]) -> None:
+        """One tensor of the pass; what is not the first of its name is a further call of the module."""
+        kinds: dict[str, Kind] = {"input": "input", "output": "activation", "gradient": "gradient"}
+        kind = kinds[what]
+        if what == "output" and not self._is_float(x):
+            kind = "plan"
+        label = f"gradient:{name}" if what == "gradient" else name
+        if what == "output":
+            self._types += [self._ops.dtype(x)] if self._is_float(x) else []
+            calls = sum(known == label or known.startswith(f"{label}#") for known in self._recorder.tensors)
+            label = f"{label}#{calls + 1}" if calls else label
+        self._store(label, kind, x, given)
+
+    def _is_float(self, x: Tensor) -> bool:
+        return self._ops.dtype(x) in FLOATS
+
+    def _store(self, name: str, kind: Kind, x: Tensor, given: list[Tensor] | None = None) -> None:
+        recorder = self._recorder
+        inputs = tuple(dict.fromkeys(source for tensor in given or () for source in recorder.sources(tensor)))
+        op = name.rpartition(":")[2].partition("#")[0] if given is not None and kind in ("activation", "plan") else None
+        recorder.store(self._ops, name, kind, x.detach(), op, inputs)
+        recorder.trace(x, (name,))
+
+    def _finished(self) -> Recording:
+        kernels = {"model": type(self._model).__name__}
+        versions = {"torch": torch.__version__}
+        dtype = self._types[0] if self._types else "float32"
+        for other in self._types[1:]:
+            dtype = coarser(dtype, other)
+        return Recording(
+            name=self._name,
+            dtype=dtype,
+            tensors=self._recorder.finish(),
+            environment=environment("torch", device_words(self._device), versions, kernels),
+            sample_size=self._recorder.sample_size,
+        )
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    bundle: Path | str | None = None,
+    *,
+    name: str | None = None,
+    keep: Mapping[str, Keep] | None = None,
+    sample_size: int = SAMPLE_SIZE,
+) -> Iterator[ModuleRecording]:
+    """Record the next forward pass of any module, and its backward pass, for `moeport parity compare`.
+
+    Recorded are parameters, buffers, inputs, the output of every submodule, the gradients of outputs and of parameters,
+    and what is added by name. Later passes inside the block are not recorded.
+
+    Args:
+        model: any module.
+        bundle: folder to write when the block ends without an error; None: only `recording` is kept.
+        name: of this side in reports; default the name of the folder, or of the class.
+        keep: how much of each kind of tensor is kept, such as `{"activation": "statistics"}`; default samples of
+            parameters, activations and gradients, all of the rest.
+        sample_size: entries of a sampled tensor.
+    """
+    side = name or (Path(bundle).name if bundle else type(model).__name__)
+    collected = ModuleRecording(model, side, SAMPLED if keep is None else keep, sample_size)
+    with watch(model, collected._seen):
+        yield collected
+    collected.recording = collected._finished()
+    if bundle is not None:
+        save_bundle(collected.recording, Path(bundle))

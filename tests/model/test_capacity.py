@@ -1,0 +1,197 @@
+import math
+
+import numpy as np
+import pytest
+
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.config.model import CapacityConfig
+from moeport.core.bounds import lower_bound
+from moeport.model.capacity import (
+    AVERAGES,
+    CAPACITY,
+    MOST_ROWS,
+    Estimate,
+    affinity_statistics,
+    capacity_specs,
+    estimate_of,
+    estimated_rows,
+    expert_capacity,
+    updated_capacity,
+)
+from tests.conformance.targets import TOLERANCE, every_target
+from tests.core.routings import random_decisions, routing_of
+from tests.support import assert_close, grid
+
+EXPERTS, DIM = 5, 64
+DECISIONS = {
+    "one choice": random_decisions(1, 40, 1, EXPERTS),
+    "two choices": random_decisions(2, 40, 2, EXPERTS),
+    "three choices": random_decisions(3, 23, 3, EXPERTS),
+    "some to nowhere": random_decisions(4, 40, 2, EXPERTS, nowhere=True),
+    "equal gates": (random_decisions(5, 20, 2, EXPERTS)[0], np.full((20, 2), 0.5)),
+    "all to one expert": (np.full((9, 1), 3), np.arange(9)[:, None] / 16),
+}
+every_decision = pytest.mark.parametrize(("experts", "gates"), DECISIONS.values(), ids=DECISIONS)
+ESTIMATORS = ("minimum", "quantile", "mean", "maximum")
+
+
+def routed(experts, gates, ops=None, dtype="float64"):
+    return routing_of(ops or NumpyOps(), experts, gates, EXPERTS, dtype)
+
+
+def limited(config, routing, rows=0.0, ops=None):
+    """The capacity in a layer whose estimate is `rows`."""
+    ops = ops or NumpyOps()
+    capacity = expert_capacity(ops, config, {CAPACITY: ops.from_numpy(np.array([rows], np.float32))}, routing)
+    return capacity if capacity is None or isinstance(capacity, int) else ops.to_numpy(capacity).tolist()
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 1.25, 2.0])
+@every_decision
+def test_capacity_is_the_rounded_up_share(experts, gates, factor):
+    config = CapacityConfig(policy="factor", factor=factor)
+    assert limited(config, routed(experts, gates)) == math.ceil(factor * experts.size / EXPERTS)
+
+
+def test_dropless_has_no_capacity():
+    assert limited(CapacityConfig(factor=0.1), routed(*DECISIONS["two choices"])) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "want"), [(0.0, 20), (1.0, 4), (4.0, 4), (5.0, 5), (19.0, 19), (20.0, 20), (21.0, 20), (MOST_ROWS, 20)]
+)
+@every_target
+def test_an_estimate_is_clipped_to_floor_and_factor_bound(target, rows, want):
+    """40 tokens, two choices, 5 experts: 1.25 times the even share of 16 is 20. No estimate yet: the factor bound."""
+    ops = target.build().ops
+    config = CapacityConfig(policy="locmoe", floor=4, factor=1.25)
+    assert limited(config, routed(*DECISIONS["two choices"], ops=ops), rows, ops) == [want]
+
+
+def test_the_factor_bound_wins_over_the_floor():
+    config = CapacityConfig(policy="locmoe_plus", floor=64)
+    assert limited(config, routed(*DECISIONS["two choices"]), 8.0) == [20]
+
+
+def expected_statistics(config, cosine_TE, first_T):
+    """(3, E) by loops."""
+    count, delta, rivals = np.zeros((3, EXPERTS))
+    for expert in range(EXPERTS):
+        own = np.sort(cosine_TE[first_T == expert, expert])
+        if not len(own):
+            continue
+        place = min(len(own) * round(config.quantile * 1000) // 1000, len(own) - 1)
+        value = {"minimum": own[0], "quantile": own[place], "mean": own.mean(), "maximum": own[-1]}[config.estimator]
+        count[expert], delta[expert] = len(own), len(own) * value
+        rivals[expert] = len(own) * (cosine_TE[:, expert] >= value).sum()
+    return np.stack([count, delta, rivals])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "quantile"),
+    [("minimum", 0.9), ("mean", 0.9), ("maximum", 0.9), *(("quantile", share) for share in (0.0, 0.25, 0.9, 1.0))],
+)
+@every_decision
+@every_target
+def test_statistics_are_those_of_a_loop(target, experts, gates, estimator, quantile):
+    """Cosines are float32 at least, whatever the compute type."""
+    ops = target.build().ops
+    config = CapacityConfig(policy="locmoe", delta=estimator, quantile=quantile)
+    cosine_TE = grid(3, len(experts), EXPERTS) / 2
+    kind = "float64" if target.dtype == "float64" else "float32"
+    placed = ops.cast(ops.from_numpy(cosine_TE), kind)
+    got = ops.to_numpy(affinity_statistics(ops, config, placed, routed(experts, gates, ops)))
+    assert_close(got, expected_statistics(config, cosine_TE, np.asarray(experts)[:, 0]), TOLERANCE[kind])
+
+
+def test_statistics_of_micro_batches_add_up():
+    """With the mean, delta is that of the whole batch; with the others, the mean of the micro-batches' estimates."""
+    experts, gates = DECISIONS["two choices"]
+    experts, gates, cosine_TE = np.asarray(experts), np.asarray(gates), grid(4, 40, EXPERTS) / 2
+    for estimator in ESTIMATORS:
+        config = CapacityConfig(policy="locmoe", delta=estimator)
+        whole = affinity_statistics(NumpyOps(), config, cosine_TE, routed(experts, gates))
+        halves = [
+            affinity_statistics(NumpyOps(), config, cosine_TE[rows], routed(experts[rows], gates[rows]))
+            for rows in (slice(0, 20), slice(20, 40))
+        ]
+        both = estimate_of(sum(halves))
+        assert both.delta == pytest.approx(np.mean([estimate_of(half).delta for half in halves]))
+        if estimator == "mean":
+            assert both.delta == pytest.approx(estimate_of(whole).delta)
+
+
+def test_no_token_no_estimate():
+    assert estimate_of(np.zeros((3, EXPERTS))) is None
+
+
+def statistics(delta, competitors, count=10.0):
+    """Of a step in which all experts agree."""
+    return np.array([[count] * EXPERTS, [count * delta] * EXPERTS, [count * competitors] * EXPERTS])
+
+
+def run(config, steps):
+    """State after each of some steps, given as (delta, competitors)."""
+    state = {spec.name: np.zeros(spec.shape, np.float32) for spec in capacity_specs(config)}
+    states = []
+    for delta, competitors in steps:
+        state = state | updated_capacity(config, state, statistics(delta, competitors), DIM, EXPERTS)
+        states.append(state)
+    return states
+
+
+def test_only_estimated_capacities_have_parameters():
+    assert capacity_specs(CapacityConfig()) == capacity_specs(CapacityConfig(policy="factor")) == []
+    assert [(spec.name, spec.shape, spec.trainable) for spec in capacity_specs(CapacityConfig(policy="locmoe"))] == [
+        ("capacity", (1,), False),
+        ("capacity_averages", (3,), False),
+    ]
+
+
+def test_locmoe_is_the_bound_at_the_running_mean():
+    config = CapacityConfig(policy="locmoe", ema_decay=0.5, bound="erfc", probability="paper")
+    first, second = run(config, [(0.2, 3.0), (0.4, 5.0)])
+    assert first[AVERAGES] == pytest.approx([1, 0.2, 3.0])
+    assert second[AVERAGES] == pytest.approx([2, 0.3, 4.0])
+    assert first[CAPACITY] == math.ceil(lower_bound(0.2, DIM, EXPERTS, "erfc"))
+    assert second[CAPACITY] == math.ceil(lower_bound(float(np.float32(0.3)), DIM, EXPERTS, "erfc"))
+    assert second[CAPACITY].dtype == second[AVERAGES].dtype == np.float32
+
+
+def test_locmoe_plus_follows_the_competitors():
+    states = run(CapacityConfig(policy="locmoe_plus", ema_decay=0.0), [(0.2, 30.0), (0.2, 10.25), (0.2, 0.0)])
+    assert [float(state[CAPACITY][0]) for state in states] == [60, 21, 1]
+
+
+def test_the_largest_cosine_is_what_delta_max_means():
+    config = CapacityConfig(policy="locmoe_plus", rule="delta_max")
+    assert config.estimator == "maximum"
+    assert CapacityConfig(policy="locmoe_plus", rule="delta_max", delta="quantile").estimator == "quantile"
+    assert estimated_rows(config, Estimate(0.25, 0.0), DIM, EXPERTS) == pytest.approx(
+        math.exp(DIM * 0.0625 / (2 - 0.0625)) / EXPERTS
+    )
+
+
+def test_an_infinite_bound_is_as_many_as_there_are():
+    (state,) = run(CapacityConfig(policy="locmoe"), [(1.0, 0.0)])
+    assert state[CAPACITY] == MOST_ROWS
+
+
+def test_it_is_frozen_on_request():
+    first, *later = run(CapacityConfig(policy="locmoe", freeze_after=1), [(0.1, 1.0), (0.3, 2.0), (0.5, 3.0)])
+    for state in later:
+        assert all(np.array_equal(state[name], first[name]) for name in first)
+
+
+def test_it_is_updated_every_so_many_steps():
+    """The mean follows every step; the capacity the first and then the fourth and the eighth."""
+    config = CapacityConfig(policy="locmoe_plus", ema_decay=0.0, update_interval=4)
+    states = run(config, [(0.1, float(step)) for step in range(1, 10)])
+    assert [float(state[CAPACITY][0]) for state in states] == [2, 2, 2, 8, 8, 8, 8, 16, 16]
+    assert [float(state[AVERAGES][2]) for state in states] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_step_without_tokens_changes_nothing():
+    config = CapacityConfig(policy="locmoe")
+    (state,) = run(config, [(0.1, 1.0)])
+    assert updated_capacity(config, state, np.zeros((3, EXPERTS)), DIM, EXPERTS) == {}
