@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _PLACES = {
-    "Config": "moeport.config",
-    "config_from_dict": "moeport.config",
-    "json_schema": "moeport.config",
-    "load_config": "moeport.config",
-    "resolved_yaml": "moeport.config",
-    "generate": "moeport.training.generate",
-    "train": "moeport.training.run",
-    "write_report": "moeport.training.report",
+    "Config": "moeport.config:Config",
+    "config_from_dict": "moeport.config:config_from_dict",
+    "doctor": "moeport.backends.doctor:report",
+    "generate": "moeport.training.generate:generate",
+    "json_schema": "moeport.config:json_schema",
+    "load_config": "moeport.config:load_config",
+    "resolved_yaml": "moeport.config:resolved_yaml",
+    "train": "moeport.training.run:train",
+    "write_report": "moeport.training.report:write_report",
 }
+"""Public name to module and name in it; imported on first use, so that `import moeport` stays fast."""
 
 __all__ = [
     "Config",
@@ -52,9 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, so that `import moeport` and `moeport --help` stay fast.
-    if name == "doctor":
-        return import_module("moeport.backends.doctor").report
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 from rich.console import Console
 
 import moeport
@@ -8,8 +9,11 @@ from tests.training.tiny import tiny_config
 
 
 def test_every_public_name_is_there():
+    assert {*moeport.__all__} == {*moeport._PLACES, "__version__"}
     for name in moeport.__all__:
         assert getattr(moeport, name) is not None
+    with pytest.raises(AttributeError, match="module 'moeport' has no attribute 'trian'"):
+        _ = moeport.trian
 
 
 def test_importing_the_package_imports_no_framework():

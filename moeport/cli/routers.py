@@ -29,10 +29,12 @@ def routers(
         console.print(_overview())
         console.print(_options(list(ROUTERS)))
     elif name in ROUTERS:
-        config, router = ROUTERS[name]
+        router = ROUTERS[name]
         console.print(name, style="bold")
         console.print(inspect.cleandoc(router.__doc__ or ""), markup=False)
-        console.print(f"\nExperts a token: {_experts_per_token(config)}\nPaper: {router.paper}\n", markup=False)
+        console.print(
+            f"\nExperts a token: {_experts_per_token(router.config_class)}\nPaper: {router.paper}\n", markup=False
+        )
         table = _options([name])
         console.print(table if table.rows else "No options.")
     else:
@@ -45,9 +47,9 @@ def _overview() -> Table:
     from moeport.routers import ROUTERS
 
     table = Table("Router", "Experts a token", "What it does", "Paper", title="Routers", title_justify="left")
-    for name, (config, router) in ROUTERS.items():
-        summary = inspect.cleandoc(config.__doc__ or "").partition("\n")[0]
-        table.add_row(name, _experts_per_token(config), summary, router.paper)
+    for name, router in ROUTERS.items():
+        summary = inspect.cleandoc(router.config_class.__doc__ or "").partition("\n")[0]
+        table.add_row(name, _experts_per_token(router.config_class), summary, router.paper)
     return table
 
 
@@ -59,7 +61,7 @@ def _options(names: list[str]) -> Table:
 
     table = Table("Router", "Option", "Default", "What it does", title="Options", title_justify="left")
     for name in names:
-        for option, field in ROUTERS[name][0].model_fields.items():
+        for option, field in ROUTERS[name].config_class.model_fields.items():
             if option != "name":
                 table.add_row(name, option, _shown(field.default), escape(field.description or ""))
     return table

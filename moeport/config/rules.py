@@ -10,8 +10,14 @@ from moeport.config.problem import Problem
 from moeport.config.schema import Config
 from moeport.config.tree import shown
 from moeport.routers import ROUTERS
+from moeport.routers.base import RouterConfig
 
 _HEADS = "model.attention.num_heads"
+
+
+def _router(name: str) -> type[RouterConfig]:
+    """The class that says what is true of a router under any options."""
+    return ROUTERS[name].config_class
 
 
 @dataclass(frozen=True)
@@ -143,45 +149,45 @@ RULES = (
     ),
     Rule(
         ("model.moe.router.name", "model.moe.allow_future_tokens", "data.source.name"),
-        lambda name, allowed, source: allowed or source not in TEXT_SOURCES or not ROUTERS[name][0].looks_ahead,
+        lambda name, allowed, source: allowed or source not in TEXT_SOURCES or not _router(name).looks_ahead,
         "{0} lets a token's routing depend on later tokens, which a language model is to predict",
         "a causal router, or model.moe.allow_future_tokens true to study it all the same",
     ),
     Rule(
         ("model.moe.capacity.policy", "model.moe.router.name"),
-        lambda policy, name: policy == "dropless" or not ROUTERS[name][0].fixed_load,
+        lambda policy, name: policy == "dropless" or not _router(name).fixed_load,
         "bounds the tokens of an expert, and with {1} every expert takes a fixed number",
         "dropless",
     ),
     Rule(
         ("model.moe.load_balance.coefficient", "model.moe.router.name"),
-        lambda coefficient, name: not coefficient or not ROUTERS[name][0].even_load,
+        lambda coefficient, name: not coefficient or not _router(name).even_load,
         "weighs a loss without gradient, since {1} loads the experts evenly by construction",
         "0 or null",
     ),
     Rule(
         ("model.d_model", "model.moe.num_experts", "model.moe.router.name"),
-        lambda width, experts, name: width % experts == 0 or not ROUTERS[name][0].splits_width,
+        lambda width, experts, name: width % experts == 0 or not _router(name).splits_width,
         "not divisible by model.moe.num_experts = {1}, while {2} gives each expert an equal part of the features",
         "a multiple of {1}",
     ),
     Rule(
         ("model.moe.capacity.drop", "model.moe.router.name"),
-        lambda drop, name: drop != "affinity" or ROUTERS[name][0].has_affinity,
+        lambda drop, name: drop != "affinity" or _router(name).has_affinity,
         "{1} gives no affinities to choose by",
         "probability, which chooses by the gate, or a router with affinities: "
-        + " or ".join(name for name, (config, _) in ROUTERS.items() if config.has_affinity),
+        + " or ".join(name for name, router in ROUTERS.items() if router.config_class.has_affinity),
     ),
     Rule(
         ("model.moe.capacity.policy", "model.moe.router.name"),
-        lambda policy, name: policy not in ("locmoe", "locmoe_plus") or ROUTERS[name][0].has_gate_rows,
+        lambda policy, name: policy not in ("locmoe", "locmoe_plus") or _router(name).has_gate_rows,
         "follows from the cosines of tokens and gate rows, and {1} has no gate row for each expert",
         "another policy, or a router with gate rows: "
-        + ", ".join(name for name, (config, _) in ROUTERS.items() if config.has_gate_rows),
+        + ", ".join(name for name, router in ROUTERS.items() if router.config_class.has_gate_rows),
     ),
     Rule(
         ("model.moe.router.name", "data.source.name"),
-        lambda name, source: source in TEXT_SOURCES or not ROUTERS[name][0].needs_token_ids,
+        lambda name, source: source in TEXT_SOURCES or not _router(name).needs_token_ids,
         "{0} looks at token ids, which the patches of data.source.name {1} do not have",
         "another router",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import numpy as np
 from pydantic import PositiveInt
@@ -98,12 +98,21 @@ _EPS = 1e-12
 class Router(ABC, Generic[ConfigT]):
     """Scores tokens against experts and chooses. Holds no arrays: parameters are passed in."""
 
+    config_class: ClassVar[type[RouterConfig]]
+    """Its config, read from the base class: `class SwitchRouter(Router[SwitchConfig])`."""
     paper: ClassVar[str]
     """Where the method is defined."""
     noise: tuple[str, ...] = ()
     """Names of the uniform random numbers it wants, one a token, in training."""
     load_balance: float = 0.01
     """Coefficient of the load-balancing loss unless the config sets one."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in getattr(cls, "__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, RouterConfig):
+                    cls.config_class = argument
 
     def __init__(
         self, config: ConfigT, d_model: int, num_experts: int, init_std: float = 0.02, vocab_size: int | None = None

@@ -113,17 +113,17 @@ class TestRouters:
     def test_all(self, run):
         code, out, err = run("routers")
         assert (code, err) == (0, "")
-        for name, (config, router) in ROUTERS.items():
+        for name, router in ROUTERS.items():
             assert name in out
             assert router.paper.partition(",")[0] in out
-            assert all(option in out for option in config.model_fields if option != "name")
+            assert all(option in out for option in router.config_class.model_fields if option != "name")
 
     @pytest.mark.parametrize("name", ROUTERS)
     def test_one(self, run, name):
         code, out, err = run("routers", name)
         assert (code, err) == (0, "")
         assert out.startswith(f"{name}\n")
-        assert ROUTERS[name][1].paper in out
+        assert ROUTERS[name].paper in out
 
     def test_unknown(self, run):
         names = ", ".join(ROUTERS)

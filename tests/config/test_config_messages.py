@@ -10,7 +10,7 @@ from moeport.config import load_config
 from moeport.errors import ConfigError
 from moeport.routers import ROUTERS
 
-WITH_TOP_K = [name for name, (config, _) in ROUTERS.items() if "top_k" in config.model_fields]
+WITH_TOP_K = [name for name, router in ROUTERS.items() if "top_k" in router.config_class.model_fields]
 
 
 def case(name: str, text: str, message: str, *overrides: str):

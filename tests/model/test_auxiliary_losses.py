@@ -24,8 +24,8 @@ EXPERTS, WIDTH, TOKENS, SEQUENCES = 4, 8, 24, 4
 WITHOUT_SCORES = ("hash", "rre", "random")
 BALANCED = [
     name
-    for name, (config, _) in ROUTERS.items()
-    if not (config.fixed_load or config.even_load or name in WITHOUT_SCORES)
+    for name, router in ROUTERS.items()
+    if not (router.config_class.fixed_load or router.config_class.even_load or name in WITHOUT_SCORES)
 ]
 """Routers that choose by scores, so that a load-balancing loss has something to move."""
 every_balanced_router = pytest.mark.parametrize("router", BALANCED)
@@ -38,7 +38,7 @@ def layer_of(router, coefficient=0.5, scope="batch", capacity=None, router_z_los
     config = MoEConfig(
         num_experts=EXPERTS,
         expert_hidden=3,
-        router=ROUTERS[router][0](**options),
+        router=ROUTERS[router].config_class(**options),
         load_balance=LoadBalanceConfig(coefficient=coefficient, scope=scope),
         capacity=capacity or CapacityConfig(),
         router_z_loss=router_z_loss,

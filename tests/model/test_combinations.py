@@ -36,7 +36,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 
 def layer_of(router, variant):
     options = {"num_experts": EXPERTS, "expert_hidden": HIDDEN, "router_z_loss": 0.1, "allow_future_tokens": True}
-    config = MoEConfig(**options | variant, router=ROUTERS[router][0]())
+    config = MoEConfig(**options | variant, router=ROUTERS[router].config_class())
     return MoELayer(config, WIDTH, init_std=0.02, out_std=0.01, vocab_size=VOCABULARY)
 
 

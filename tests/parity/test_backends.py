@@ -38,13 +38,13 @@ def options(config):
     ("name", "capacity"),
     [
         (name, capacity)
-        for name, (config, _) in ROUTERS.items()
+        for name, router in ROUTERS.items()
         for capacity in ("dropless", "factor")
-        if capacity == "dropless" or not config.fixed_load
+        if capacity == "dropless" or not router.config_class.fixed_load
     ],
 )
 def test_numpy_and_torch(tmp_path, name, capacity):
-    router = options(ROUTERS[name][0]).model_dump(mode="json")
+    router = options(ROUTERS[name].config_class).model_dump(mode="json")
     moe = {**MODEL["moe"], "router": router}
     if capacity == "factor":
         moe["capacity"] = {"policy": "factor", "factor": 1.0, "drop": "probability"}
@@ -61,7 +61,7 @@ def test_numpy_and_torch(tmp_path, name, capacity):
 @pytest.mark.parametrize("name", ROUTERS)
 def test_mindspore(tmp_path, name):
     pytest.importorskip("mindspore")
-    file = config_file(tmp_path, options(ROUTERS[name][0]).model_dump(mode="json"))
+    file = config_file(tmp_path, options(ROUTERS[name].config_class).model_dump(mode="json"))
     size = Size(sequences=2, tokens=8, steps=0)
     report = run(file, ["torch-cpu:fp64", "mindspore-cpu:fp64", "mindspore-cpu"], size=size)
     assert_passes(report, 2)

@@ -11,7 +11,7 @@ from tests.conformance.targets import TOLERANCE, every_target
 from tests.routers.examples import EXAMPLES, EXPERTS, WIDTH, build, context, hidden_states, router_params
 from tests.support import assert_close
 
-WITH_ROWS = [name for name, (config, _) in ROUTERS.items() if config.has_gate_rows]
+WITH_ROWS = [name for name, router in ROUTERS.items() if router.config_class.has_gate_rows]
 LINEAR = {
     "switch",
     "topk",
@@ -70,7 +70,7 @@ def test_dimensions_are_those_of_the_comparison():
 @pytest.mark.parametrize("policy", ["locmoe", "locmoe_plus"])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_estimated_capacities_are_refused_without_gate_rows(name, policy):
-    moe = MoEConfig(router=ROUTERS[name][0](), capacity=CapacityConfig(policy=policy))
+    moe = MoEConfig(router=ROUTERS[name].config_class(), capacity=CapacityConfig(policy=policy))
     found = [problem for problem in check_rules(Config(model=ModelConfig(moe=moe))) if "capacity" in problem.key]
     if name in WITH_ROWS:
         assert found == []

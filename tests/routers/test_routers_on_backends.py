@@ -37,7 +37,7 @@ ARRAYS = ("weight_N", "logits_TE", "probs_TE")
 def test_every_router_has_examples():
     assert EXAMPLES.keys() == ROUTERS.keys()
     for name, configs in EXAMPLES.items():
-        assert {type(config) for config in configs} == {ROUTERS[name][0]}
+        assert {type(config) for config in configs} == {ROUTERS[name].config_class}
         assert {config.name for config in configs} == {name}
 
 

@@ -96,7 +96,7 @@ def test_a_fixed_routing_has_equal_gates_and_no_z_loss_gradient():
     assert routing.logits_TE.tolist() == [[0.0] * 4] * 2
 
 
-TABLED = [name for name, (config, _) in ROUTERS.items() if config.needs_token_ids]
+TABLED = [name for name, router in ROUTERS.items() if router.config_class.needs_token_ids]
 
 
 def test_these_routers_look_at_ids():
@@ -105,14 +105,14 @@ def test_these_routers_look_at_ids():
 
 @pytest.mark.parametrize("name", TABLED)
 def test_a_table_needs_the_number_of_ids(name):
-    router = build_router(ROUTERS[name][0](), d_model=16, num_experts=4)
+    router = build_router(ROUTERS[name].config_class(), d_model=16, num_experts=4)
     with pytest.raises(UserError, match=rf"router {name} has a table of vocabulary ids.*expected vocab_size"):
         router.parameter_specs()
 
 
 @pytest.mark.parametrize("name", TABLED)
 def test_tables_depend_on_seed_name_and_counts_alone(name):
-    router = build_router(ROUTERS[name][0](), d_model=16, num_experts=4, vocab_size=200)
+    router = build_router(ROUTERS[name].config_class(), d_model=16, num_experts=4, vocab_size=200)
     spec = next(spec for spec in router.parameter_specs() if spec.is_table)
     counts = rng(4).permutation(np.arange(200) ** 2)
 

@@ -356,5 +356,5 @@ class TestRouterFiles:
         assert "data" not in IDLE
 
     def test_every_router_that_is_fit_for_language_models_has_one(self):
-        wanted = {name for name, (config, _) in ROUTERS.items() if not config.looks_ahead}
+        wanted = {name for name, router in ROUTERS.items() if not router.config_class.looks_ahead}
         assert wanted <= {path.stem for path in ROUTER_FILES}

@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
 @pytest.mark.parametrize("router", ROUTERS)
 def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, router):
     moe = {"router": {"name": router}, "allow_future_tokens": True}
-    if not ROUTERS[router][0].fixed_load:
+    if not ROUTERS[router].config_class.fixed_load:
         moe["capacity"] = {"policy": "factor", "factor": 1.0}
     config = tiny_config(tmp_path, model={"moe": moe}, training={"gradient_accumulation": 2})
     train(config, console=QUIET)

@@ -41,7 +41,7 @@ def token_counts(folder):
 
 
 def test_these_routers_have_tables():
-    assert set(TABLES) == {name for name, (config, _) in ROUTERS.items() if config.needs_token_ids}
+    assert set(TABLES) == {name for name, router in ROUTERS.items() if router.config_class.needs_token_ids}
 
 
 @pytest.mark.parametrize(("router", "backend"), [*((name, "torch") for name in TABLES), ("hash", "mindspore")])

@@ -23,7 +23,7 @@ def test_the_file_is_sound():
     assert config.data.tokens_per_sequence == 16
 
 
-LOOK_AHEAD = [name for name, (config, _) in ROUTERS.items() if config.looks_ahead]
+LOOK_AHEAD = [name for name, router in ROUTERS.items() if router.config_class.looks_ahead]
 
 
 @pytest.mark.parametrize("router", LOOK_AHEAD)
