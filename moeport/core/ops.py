@@ -30,6 +30,10 @@ FLOAT_DTYPES = ("bfloat16", "float32", "float64")
 class Ops(ABC):
     """Array operations of one backend on one device. Stateless."""
 
+    def unrecorded(self) -> Ops:
+        """These operations with nothing on record, for what no result depends on; themselves unless they record."""
+        return self
+
     # ------------------------------------------------------------------ creation and conversion
 
     @abstractmethod

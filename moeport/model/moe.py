@@ -14,10 +14,9 @@ from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, under, with_prefix
-from moeport.core.positions import drops_by_position, position_ranges
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
-from moeport.model.moe_metrics import MoEMetrics
+from moeport.model.moe_metrics import MoEMetrics, capacity_metrics, no_capacity_metrics
 from moeport.routers import build_router
 from moeport.routers.base import Router
 
@@ -162,10 +161,10 @@ class MoELayer:
             own_loss=zero if chosen.own_loss is None else chosen.own_loss,
             chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
             served_E=counts_E,
-            **self.limits(ops, params, x_TD, chosen, routing, capacity, context),
+            **self._capacity_metrics(ops.unrecorded(), params, x_TD, chosen, routing, capacity, context),
         )
 
-    def limits(
+    def _capacity_metrics(
         self,
         ops: Ops,
         params: Mapping[str, Array],
@@ -175,13 +174,7 @@ class MoELayer:
         capacity: int | Array | None,
         context: RouterContext,
     ) -> dict[str, Array]:
-        """The metrics of a capacity, by name; nothing else depends on them."""
-        found = self._without_capacity(ops, chosen, context)
-        if capacity is not None:
-            zero = found["capacity"]
-            is_fixed = isinstance(capacity, int)
-            found["capacity"] = zero + ops.constant_like(capacity, zero) if is_fixed else ops.reshape(capacity, ())
-            found["positions_2P"] = drops_by_position(ops, chosen, served, context.num_sequences)
+        found = capacity_metrics(ops, chosen, served, capacity, context.num_sequences)
         if self.config.capacity.is_estimated:
             cosine_TE = self.router.gate_cosines(ops, under("router", params), x_TD)
             found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, cosine_TE, chosen)
@@ -206,17 +199,8 @@ class MoELayer:
             own_loss=zero,
             chosen_E=counts_E,
             served_E=counts_E,
-            **self._without_capacity(ops, chosen, context),
+            **no_capacity_metrics(ops, chosen, context.num_sequences),
         )
-
-    def _without_capacity(self, ops: Ops, chosen: Routing | SoftRouting, context: RouterContext) -> dict[str, Array]:
-        """The metrics of a capacity where there is none."""
-        kind, tokens = ops.dtype(chosen.logits_TE), chosen.logits_TE.shape[0]
-        return {
-            "capacity": ops.zeros((), kind),
-            "positions_2P": ops.zeros((2, position_ranges(tokens // context.num_sequences)), kind),
-            "affinity_3E": ops.zeros((3, self.config.num_experts), kind),
-        }
 
     def updated_state(
         self, state: Mapping[str, np.ndarray], chosen_E: np.ndarray, affinity_3E: np.ndarray

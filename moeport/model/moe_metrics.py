@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from moeport.core.array import Array
+from moeport.core.ops import Ops
+from moeport.core.positions import drops_by_position, position_ranges
+from moeport.core.routing import Routing, SoftRouting
 
 
 class MoEMetrics(NamedTuple):
@@ -26,3 +29,34 @@ class MoEMetrics(NamedTuple):
     """Assignments chosen, and dropped, in each range of positions of a sequence; 0 where there is no limit."""
     affinity_3E: Array
     """What an estimated capacity follows from, see `affinity_statistics`; 0 for other policies."""
+
+
+def capacity_metrics(
+    ops: Ops, chosen: Routing, served: Routing, capacity: int | Array | None, num_sequences: int
+) -> dict[str, Array]:
+    """The metrics of a capacity by name; no output and no gradient depends on them.
+
+    Args:
+        ops: the backend's operations.
+        chosen: what the router chose.
+        served: what is left of it after drops.
+        capacity: assignments an expert may serve, as `expert_capacity` gives it; None: no limit.
+        num_sequences: sequences of equal length that the tokens are from.
+    """
+    found = no_capacity_metrics(ops, chosen, num_sequences)
+    if capacity is not None:
+        zero = found["capacity"]
+        is_fixed = isinstance(capacity, int)
+        found["capacity"] = zero + ops.constant_like(capacity, zero) if is_fixed else ops.reshape(capacity, ())
+        found["positions_2P"] = drops_by_position(ops, chosen, served, num_sequences)
+    return found
+
+
+def no_capacity_metrics(ops: Ops, chosen: Routing | SoftRouting, num_sequences: int) -> dict[str, Array]:
+    """The metrics of a capacity where there is none: zeros by name. Arguments as in `capacity_metrics`."""
+    kind, tokens = ops.dtype(chosen.logits_TE), chosen.logits_TE.shape[0]
+    return {
+        "capacity": ops.zeros((), kind),
+        "positions_2P": ops.zeros((2, position_ranges(tokens // num_sequences)), kind),
+        "affinity_3E": ops.zeros((3, chosen.num_experts), kind),
+    }

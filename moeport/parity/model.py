@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from moeport.model.transformer import Batch, Block, DecoderLM, LossTerms, RunBlo
 from moeport.model.vision import ImageClassifier
 from moeport.parity.exchange import Here, RecordedExchange
 from moeport.parity.parts import ROWS
-from moeport.parity.recorder import Recorder, RecordingOps
+from moeport.parity.recorder import Recorder
 from moeport.routers.base import Router
 
 LOSSES = ("cross_entropy", "load_balance", "router_z", "output_z", "loss")
@@ -153,7 +153,6 @@ class RecordedBlock(Block):
         """Of the experts that are here, once those are recorded from outside; None: each operation is recorded."""
         for suffix, moe in self.moe.items():
             moe.router = RecordedRouter(moe.router, recorder, f"moe{suffix}.router")
-            moe.limits = _unrecorded(moe.limits)  # type: ignore[method-assign]
 
     def record_experts_from_outside(self, first_expert: int) -> None:
         """Of experts and the way to them and back, record what any number of ranks has in common. Call it once.
@@ -177,7 +176,9 @@ class RecordedBlock(Block):
         """See Block; experts run on `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
-        experts = None if self.first_expert is None else partial(self._experts, _inner(ops), params, self.first_expert)
+        experts = (
+            None if self.first_expert is None else partial(self._experts, ops.unrecorded(), params, self.first_expert)
+        )
         return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context, experts)
 
     def _experts(
@@ -196,16 +197,6 @@ class RecordedBlock(Block):
         rows_E[first_expert : first_expert + w_in.shape[0]] = ops.to_numpy(counts_E)
         self.recorder.store(ops, name, "plan", ops.from_numpy(rows_E), ROWS, ())
         return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.moe.activation)
-
-
-def _inner(ops: Ops) -> Ops:
-    """Operations off the record."""
-    return ops.inner if isinstance(ops, RecordingOps) else ops
-
-
-def _unrecorded(metrics: Callable[..., dict[str, Array]]) -> Callable[..., dict[str, Array]]:
-    """Metrics that nothing depends on, computed off the record: their comparisons decide nothing."""
-    return lambda ops, *args: metrics(_inner(ops), *args)
 
 
 class RecordedRouter(Router[Any]):
@@ -253,7 +244,7 @@ class RecordedRouter(Router[Any]):
             self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
             return
         shape = (routing.num_tokens, routing.num_experts)
-        inner = _inner(ops)
+        inner = ops.unrecorded()
         pair_N = routing.token_N * inner.index(shape[1]) + routing.expert_N
         self.recorder.add(ops, "taken_TE", "plan", inner.reshape(inner.bincount(pair_N, shape[0] * shape[1]), shape))
 

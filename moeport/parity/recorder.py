@@ -31,7 +31,10 @@ from moeport.parity.recording import (
     sample_indices,
 )
 
-PASSIVE = ("from_numpy", "to_numpy", "on_host", "constant", "constant_like", "zeros", "index", "arange", "dtype")
+PASSIVE = (
+    *("from_numpy", "to_numpy", "on_host", "constant", "constant_like", "zeros", "index", "arange", "dtype"),
+    "unrecorded",
+)
 """Operations that are forwarded and forgotten."""
 TRANSPARENT = ("cast", "accurate", "stop_gradient", "reshape", "transpose", "concat", "split", "one_hot")
 """Operations that compute nothing new: what they return is traced to what they were given."""

@@ -10,8 +10,8 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.ops import KERNELS, PRIMITIVES, Ops
 from tests.conformance.targets import TARGETS, every_target
 
-DERIVED = {"accurate", "constant_like", "on_host"}
-"""Methods of Ops that are neither primitives nor kernels: shorthands."""
+DERIVED = {"accurate", "constant_like", "on_host", "unrecorded"}
+"""Methods of Ops that are neither primitives nor kernels: shorthands, and what a backend may say of itself."""
 
 
 def public(cls):
