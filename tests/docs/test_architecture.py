@@ -1,0 +1,48 @@
+"""docs/architecture.md draws the import order that pyproject.toml enforces, and describes each package."""
+
+import re
+import tomllib
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+LAYERS = PAGE.partition("## Layers\n")[2].partition("\n## ")[0]
+
+
+def contract(name):
+    """The import contract with this name, from pyproject.toml."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    (found,) = [each for each in settings["tool"]["importlinter"]["contracts"] if each["name"] == name]
+    return found
+
+
+def drawn():
+    """The lines of the drawing, top to bottom."""
+    return re.search(r"```text\n(.*?)```", LAYERS, re.DOTALL)[1].split("\n")[:-1]
+
+
+def test_the_drawing_is_the_import_order():
+    assert drawn() == contract("Packages import one way")["layers"]
+
+
+def test_the_table_describes_each_package_once_in_the_drawn_order():
+    described = re.findall(r"^\| `(\w+)` \| .+ \|$", LAYERS, re.MULTILINE)
+    assert described == re.findall(r"\w+", " ".join(drawn()))
+
+
+def test_each_package_is_drawn_and_each_drawn_one_exists():
+    modules = {path.name.removesuffix(".py") for path in (REPOSITORY / "moeport").iterdir() if is_module(path)}
+    assert modules == set(re.findall(r"\w+", " ".join(drawn())))
+
+
+def is_module(path):
+    """Whether a path in moeport/ is a package or module with a place in the order."""
+    if path.name.startswith("__"):
+        return False
+    return path.suffix == ".py" or (path / "__init__.py").is_file()
+
+
+def test_what_the_page_says_about_frameworks_is_the_contract():
+    allowed = contract("Frameworks are imported by their adapter alone")["allowed_importers"]
+    assert allowed == ["moeport.backends.*.*", "moeport.torch"]
+    assert "`moeport/backends/torch` and `moeport/torch` only" in LAYERS
