@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INS
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train test test-all lint format docs docs-serve bench wheel clean
+.PHONY: help train test test-all lint format generate docs docs-serve bench wheel clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-all  the same with the slow sweeps"
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
 	@echo "make format    rewrite the sources in the project's format"
+	@echo "make generate  renew the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     print the benchmarks"
 	@echo "make wheel     build dist/*.whl"
@@ -60,6 +61,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+generate: $(VENV)/.dev
+	$(BIN)/python docs/generate
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict

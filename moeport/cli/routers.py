@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from moeport.routers.base import RouterConfig
+    from moeport.routers.base import Router, RouterConfig
 
 
 def routers(
@@ -32,9 +32,8 @@ def routers(
         router = ROUTERS[name]
         console.print(name, style="bold")
         console.print(inspect.cleandoc(router.__doc__ or ""), markup=False)
-        console.print(
-            f"\nExperts a token: {_experts_per_token(router.config_class)}\nPaper: {router.paper}\n", markup=False
-        )
+        experts = experts_per_token(router.config_class)
+        console.print(f"\nExperts per token: {experts}\nPaper: {router.paper}\n", markup=False)
         table = _options([name])
         console.print(table if table.rows else "No options.")
     else:
@@ -46,10 +45,9 @@ def _overview() -> Table:
 
     from moeport.routers import ROUTERS
 
-    table = Table("Router", "Experts a token", "What it does", "Paper", title="Routers", title_justify="left")
+    table = Table("Router", "Experts per token", "What it does", "Paper", title="Routers", title_justify="left")
     for name, router in ROUTERS.items():
-        summary = inspect.cleandoc(router.config_class.__doc__ or "").partition("\n")[0]
-        table.add_row(name, _experts_per_token(router.config_class), summary, router.paper)
+        table.add_row(name, experts_per_token(router.config_class), summary(router), router.paper)
     return table
 
 
@@ -67,10 +65,16 @@ def _options(names: list[str]) -> Table:
     return table
 
 
-def _experts_per_token(config: type[RouterConfig]) -> str:
+def summary(router: type[Router[Any]]) -> str:
+    """The first line of its config's docstring."""
+    return inspect.cleandoc(router.config_class.__doc__ or "").partition("\n")[0]
+
+
+def experts_per_token(config: type[RouterConfig]) -> str:
+    """The option that sets them, or their number."""
     for option in ("top_k", "mean_experts"):
         if option in config.model_fields:
-            return option
+            return f"up to {option}" if config.may_use_fewer else option
     return str(config.model_validate({}).experts_per_token)
 
 

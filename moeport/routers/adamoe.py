@@ -19,6 +19,7 @@ class AdaMoEConfig(TopKRouterConfig):
 
     name: Literal["adamoe"] = "adamoe"
     """`adamoe`"""
+    may_use_fewer: ClassVar[bool] = True
     has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 3
     """Choices a token K, among experts and null experts; at most num_experts."""

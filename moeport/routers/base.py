@@ -37,6 +37,8 @@ class RouterConfig(Section, ABC):
     """Times that a batch passes the model in training, each with other noise; the losses are added. At most 2."""
     splits_width: ClassVar[bool] = False
     """Whether each expert has an equal part of the features, so that num_experts must divide d_model."""
+    may_use_fewer: ClassVar[bool] = False
+    """Whether it gives some tokens fewer than K experts, however much room there is."""
     has_affinity: ClassVar[bool] = False
     """Whether it gives affinities, which drop policy `affinity` needs."""
     has_gate_rows: ClassVar[bool] = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -20,6 +20,7 @@ class LocMoEPlusConfig(GrAPConfig, TopKRouterConfig):
 
     name: Literal["locmoe_plus"] = "locmoe_plus"
     """`locmoe_plus`"""
+    may_use_fewer: ClassVar[bool] = True
     top_k: PositiveInt = 2
     """Most experts a token may have, K; at most num_experts. Ours: the paper gives no number."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5

@@ -21,6 +21,7 @@ class MaskMoEConfig(TopKRouterConfig):
 
     name: Literal["maskmoe"] = "maskmoe"
     """`maskmoe`"""
+    may_use_fewer: ClassVar[bool] = True
     has_gate_rows: ClassVar[bool] = True
     needs_token_ids: ClassVar[bool] = True
     visible_infrequent: PositiveInt = 1

@@ -18,6 +18,7 @@ class TopPConfig(TopKRouterConfig):
 
     name: Literal["top_p"] = "top_p"
     """`top_p`"""
+    may_use_fewer: ClassVar[bool] = True
     has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 4
     """Most experts a token may have, K; at most num_experts. Ours: the paper has no bound."""

@@ -1,14 +1,9 @@
-"""The resolved config, the JSON Schema and the generated page."""
-
-import importlib.util
-from pathlib import Path
+"""The resolved config and the JSON Schema."""
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from moeport.config import Config, json_schema, load_config, resolved_yaml
-
-GENERATOR = Path(__file__).parents[2] / "docs" / "generate_configuration.py"
 
 OVERRIDES = [
     (),
@@ -57,11 +52,3 @@ def test_every_key_has_a_description():
     assert schema["title"] == "moeport config"
     for section in [schema, *schema["$defs"].values()]:
         assert all(field.get("description") for field in section["properties"].values())
-
-
-def test_page_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("generate_configuration", GENERATOR)
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
-    text = generator.PAGE.read_text(encoding="utf-8")
-    assert text == generator.page(text), "run python docs/generate_configuration.py"

@@ -1,9 +1,8 @@
-"""Write the generated part of configuration.md from the schema: `python docs/generate_configuration.py`."""
+"""The reference of every key of the config, from its schema."""
 
 import inspect
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from moeport.config import Config
@@ -11,14 +10,10 @@ from moeport.config.keys import Key, subsection, variants
 from moeport.config.tree import shown
 from moeport.core.section import Section
 
-PAGE = Path(__file__).with_name("configuration.md")
-MARKER = "<!-- From here on generated: python docs/generate_configuration.py -->\n"
 
-
-def page(text: str) -> str:
-    """The page `text` with a fresh generated part; what stands before the marker is kept."""
-    introduction = text.partition(MARKER)[0]
-    return introduction + MARKER + "\n" + "\n".join(reference(Config, ""))
+def keys() -> str:
+    """Markdown of all sections."""
+    return "\n".join(reference(Config, ""))
 
 
 def reference(section: type[Section], path: str) -> Iterator[str]:
@@ -62,7 +57,3 @@ def code(value: Any) -> str:
     """A default as inline code; a pipe would end the cell even there."""
     text = "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else shown(value)
     return f"<code>{escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
