@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
-from moeport.backends.base import TrainingModel, TrainingOptions
+from moeport.backends.base import TrainingModel
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError, UserError
@@ -20,6 +20,7 @@ from moeport.parity.parts import Part, gather, join, split
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import MICRO_BATCHES, SAMPLE_SIZE, Keep, Kind, Recording, Step, environment
 from moeport.parity.subject import Subject
+from moeport.training.placed import place_model
 from moeport.training.trainer import Trainer
 
 
@@ -239,15 +240,11 @@ def _train(subject: Subject, recorder: Recorder, lm: Transformer, steps: int) ->
     backend, config, mesh = subject.backend, subject.config, subject.mesh
     if not backend.trains:
         return None
-    exchanges = mesh.place(lm, *subject.all_to_all)
-    options = TrainingOptions(
-        config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
-    )
-    model = backend.training_model(lm, subject.params, options, mesh)
+    placed = place_model(config, backend, lm, subject.params, mesh, subject.all_to_all)
+    model = placed.arrays
     observed = _Observed(model)
     before = model.parameters()
-    seen = cast(TrainingModel, observed)
-    trainer = Trainer(config, backend, lm, seen, subject.train, 0, 1.0, mesh, exchanges)
+    trainer = Trainer(config, replace(placed, arrays=cast(TrainingModel, observed)), subject.batches(lm))
     updates, trajectory = dict[str, tuple[np.ndarray, str]](), []
     for number in range(max(steps, 1)):
         metrics = trainer.step()

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from moeport.backends import BACKENDS, get_backend
-from moeport.backends.base import Backend, TrainingModel
+from moeport.backends.base import Backend
 from moeport.comm.exchange import EXCHANGES
 from moeport.comm.mesh import Mesh, alone
 from moeport.config import load_config
@@ -21,11 +21,11 @@ from moeport.core.parameters import initial_parameters
 from moeport.data import Examples
 from moeport.errors import UserError
 from moeport.model.transformer import Batch, Transformer
+from moeport.training.batches import Batches
 from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
 from moeport.training.ranks import check_ranks
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.task import build_task_in_turn
-from moeport.training.trainer import Trainer
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16"}
 """Short names of compute types; the long ones are understood too."""
@@ -137,9 +137,12 @@ class Subject:
         return self.config.training.gradient_accumulation * self.mesh.world.size
 
     def micro_batches(self, lm: Transformer) -> list[Batch]:
-        """This rank's micro-batches of the first step, as the trainer draws them; drawing needs no model."""
-        model = cast(TrainingModel, None)
-        return list(Trainer(self.config, self.backend, lm, model, self.train, 0, 1.0, self.mesh).micro_batches(0))
+        """This rank's micro-batches of the first step."""
+        return list(self.batches(lm).of_step(0))
+
+    def batches(self, lm: Transformer) -> Batches:
+        """What the trainer trains on."""
+        return Batches(self.config.training, lm, self.train, self.mesh.world)
 
 
 def build_subject(

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from moeport.backends import get_backend
-from moeport.backends.base import Backend, TrainingModel, TrainingOptions
+from moeport.backends.base import Backend
 from moeport.comm.auto import fastest
 from moeport.comm.check import probe
 from moeport.comm.mesh import Mesh
@@ -23,6 +23,7 @@ from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError, InterruptedRunError, NonFiniteError, UserError
 from moeport.launch.launcher import launched
+from moeport.training.batches import Batches
 from moeport.training.checkpoint import (
     Checkpoint,
     CheckpointMeta,
@@ -37,6 +38,7 @@ from moeport.training.checkpoint import (
 )
 from moeport.training.evaluate import Evaluation
 from moeport.training.metrics import EvaluationMetrics, MetricsLog, StepMetrics, read_metrics
+from moeport.training.placed import PlacedModel, place_model
 from moeport.training.progress import Progress
 from moeport.training.ranks import check_ranks
 from moeport.training.report import write_report
@@ -147,21 +149,18 @@ class _Run:
         self.checkpoints = self.dir / CHECKPOINT_DIR
         self.task: Task = build_task_in_turn(config, mesh.world, report=self.say)
         self.shapes = self.task.model()
-        self.exchanges = mesh.place(self.shapes, *self._all_to_all())
         self.counts = self.shapes.parameter_counts()
-        self.model = self._model()
+        self.batches = Batches(config.training, self.shapes, self.task.train, mesh.world)
+        placed = self._placed(self._all_to_all())
+        self.model = placed.arrays
         self.start_step = checkpoint.meta.step if checkpoint else 0
         flops = config.metrics.peak_tflops
         self.trainer = Trainer(
             config,
-            self.backend,
-            self.shapes,
-            self.model,
-            self.task.train,
+            placed,
+            self.batches,
             self.start_step,
             flops * 1e12 if flops else self.backend.matmul_flops_per_second(),
-            mesh,
-            self.exchanges,
         )
         self.saved_step = self.start_step
         best = best_checkpoint(self.checkpoints) if checkpoint else None
@@ -237,18 +236,12 @@ class _Run:
         with self.backend.profile(self.dir / PROFILE_DIR):
             return self.trainer.step()
 
-    def _model(self) -> TrainingModel:
+    def _placed(self, all_to_all: tuple[str, int]) -> PlacedModel:
         """The model at its initial parameters, or at the checkpoint's."""
         specs = self.shapes.parameter_specs()
-        options = TrainingOptions(
-            self.config.optimizer,
-            self.config.training.activation_checkpointing,
-            self.config.backend.compile,
-            self.config.parallelism.shard,
-        )
         if self.checkpoint is None:
             params = initial_parameters(specs, self.config.training.seed, self.task.token_counts)
-            return self.backend.training_model(self.shapes, params, options, self.mesh)
+            return place_model(self.config, self.backend, self.shapes, params, self.mesh, all_to_all)
         for change in check_resumable(self.config, self.checkpoint):
             self.say(f"changed since the checkpoint: {change}")
         check_parameters(self.checkpoint, specs)
@@ -259,17 +252,16 @@ class _Run:
                 f"the run cannot go on exactly; restore {self.task.remedy}, or start another run with "
                 "--set run.dir=FOLDER"
             )
-        model = self.backend.training_model(self.shapes, self.checkpoint.model, options, self.mesh)
-        model.load_optimizer_state(self.checkpoint.optimizer, meta.step)
-        return model
+        placed = place_model(self.config, self.backend, self.shapes, self.checkpoint.model, self.mesh, all_to_all)
+        placed.arrays.load_optimizer_state(self.checkpoint.optimizer, meta.step)
+        return placed
 
     def _all_to_all(self) -> tuple[str, int]:
         """Algorithm and chunks of the config, or the fastest ones."""
         config, comm, moe = self.config, self.config.comm, self.config.model.moe
         if comm.algorithm != "auto" and comm.chunks != "auto":
             return comm.algorithm, comm.chunks
-        parts = config.training.gradient_accumulation * self.mesh.world.size
-        tokens = config.training.batch_size // parts * self.task.train.sequence_length
+        tokens = config.training.batch_size // self.batches.num_parts * self.task.train.sequence_length
         top_k = min(-(-moe.router.assignments(tokens, moe.num_experts, 1) // tokens), moe.num_experts)
         choice = fastest(self.mesh, config, tokens, top_k, self.backend.dtype, self.backend.value_and_grad)
         self.say(f"all-to-all  {choice}")
@@ -304,8 +296,7 @@ class _Run:
 
     def _evaluate(self, log: MetricsLog | None, progress: Progress, step: int) -> Evaluation:
         training = self.config.training
-        parts = training.gradient_accumulation * self.mesh.world.size
-        size = training.evaluation_batch_size or training.batch_size // parts
+        size = training.evaluation_batch_size or training.batch_size // self.batches.num_parts
         result = self.task.evaluate(self.mesh.world, self.model, size)
         metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy)
         if log:

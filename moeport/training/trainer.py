@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 
 import numpy as np
 
-from moeport.backends.base import Backend, TrainingModel
-from moeport.comm.exchange import CountedExchange
-from moeport.comm.mesh import Mesh, alone
 from moeport.config.schema import Config
-from moeport.data import Examples, Sampler
 from moeport.errors import NonFiniteError
 from moeport.model.capacity import estimate_of
-from moeport.model.transformer import COUNTS, Batch, LossTerms, Transformer
+from moeport.model.transformer import COUNTS, LossTerms
+from moeport.training.batches import Batches
 from moeport.training.metrics import StepMetrics
+from moeport.training.placed import PlacedModel
 from moeport.training.schedule import learning_rate
 
 
@@ -29,48 +25,22 @@ class Trainer:
 
     Args:
         config: the whole config.
-        backend: where it runs.
-        lm: the model's shapes.
-        model: its parameters and optimiser on the backend.
-        train: what it trains on.
+        placed: the model, on the ranks that train it; each rank makes a trainer with the same other arguments.
+        batches: what it trains on.
         start_step: steps already done.
         peak_flops: FLOP/s of one rank's device that the MFU refers to.
-        mesh: the ranks that train together, each with the same other arguments; default: this process alone.
-        exchanges: what carries tokens to experts on other ranks, of each MoE layer; empty where there are none.
     """
 
     def __init__(
-        self,
-        config: Config,
-        backend: Backend,
-        lm: Transformer,
-        model: TrainingModel,
-        train: Examples,
-        start_step: int,
-        peak_flops: float,
-        mesh: Mesh | None = None,
-        exchanges: Mapping[str, CountedExchange] = MappingProxyType({}),
+        self, config: Config, placed: PlacedModel, batches: Batches, start_step: int = 0, peak_flops: float = 1.0
     ):
-        self.config, self.backend, self.lm, self.model, self.train = config, backend, lm, model, train
-        self.step_number = start_step
-        self.mesh, self.exchanges = mesh or alone(backend.ops), exchanges
-        self.peak_flops = peak_flops * self.mesh.world.size
-        self.sampler = Sampler(train.num_sequences, config.training.batch_size, config.training.seed)
-        self.router_state = lm.router_state_names()
-        self.tokens_per_step = config.training.batch_size * train.sequence_length
-        self.flops_per_token = lm.training_flops_per_token(train.sequence_length)
-
-    def micro_batches(self, step: int) -> Iterator[Batch]:
-        """This rank's part of the batch of `step` (from 0), cut into micro-batches."""
-        training, world = self.config.training, self.mesh.world
-        token_BS, target_BS = self.train.batch(self.sampler.rank_indices(step, world.rank, world.size))
-        noise = self.lm.noise(training.batch_size, self.train.sequence_length, training.seed, step)
-        first = training.batch_size * world.rank // world.size
-        size = len(token_BS) // training.gradient_accumulation
-        for start in range(0, len(token_BS), size):
-            rows = slice(start, start + size)
-            own = slice(first + start, first + start + size)
-            yield Batch(token_BS[rows], target_BS[rows], {name: u[own] for name, u in noise.items()})
+        self.config, self.batches, self.step_number = config, batches, start_step
+        self.shapes, self.model = placed.shapes, placed.arrays
+        self.world, self.exchanges = placed.mesh.world, placed.exchanges
+        self.peak_flops = peak_flops * self.world.size
+        self.router_state = self.shapes.router_state_names()
+        self.tokens_per_step = batches.tokens_per_step
+        self.flops_per_token = self.shapes.training_flops_per_token(batches.examples.sequence_length)
 
     def step(self) -> StepMetrics:
         """One optimiser step.
@@ -81,13 +51,13 @@ class Trainer:
         step, training = self.step_number, self.config.training
         for exchange in self.exchanges.values():
             exchange.forget()
-        share = 1.0 / (training.gradient_accumulation * self.mesh.world.size)
+        share = 1.0 / self.batches.num_parts
         parts: list[LossTerms] = []
-        for number, batch in enumerate(self.micro_batches(step), start=1):
+        for number, batch in enumerate(self.batches.of_step(step), start=1):
             parts.append(self.model.accumulate(batch, share, number == training.gradient_accumulation))
         norm = self.model.gradient_norm()
         terms = self._whole_step(parts)
-        grad_norm = float(self.backend.ops.to_numpy(norm))
+        grad_norm = float(self.world.ops.to_numpy(norm))
         loss, total = float(terms.cross_entropy), float(terms.loss)
         if not (math.isfinite(total) and math.isfinite(grad_norm)):
             self._stop(step, total, grad_norm)
@@ -136,15 +106,14 @@ class Trainer:
         """
         found = {}
         for name, values in zip(LossTerms._fields, zip(*parts, strict=True), strict=True):
-            arrays = np.stack([self.backend.ops.to_numpy(value) for value in values]).astype(np.float64)
+            arrays = np.stack([self.world.ops.to_numpy(value) for value in values]).astype(np.float64)
             found[name] = arrays.sum(0) if name in COUNTS else arrays.mean(0)
-        world = self.mesh.world
-        if world.size > 1:
-            sums = world.sum_of_numbers(np.concatenate([value.reshape(-1) for value in found.values()]))
+        if self.world.size > 1:
+            sums = self.world.sum_of_numbers(np.concatenate([value.reshape(-1) for value in found.values()]))
             for (name, value), total in zip(
                 found.items(), np.split(sums, np.cumsum([value.size for value in found.values()])[:-1]), strict=True
             ):
-                found[name] = total.reshape(value.shape) / (1 if name in COUNTS else world.size)
+                found[name] = total.reshape(value.shape) / (1 if name in COUNTS else self.world.size)
         return LossTerms(**found)
 
     def _sent(self) -> tuple[np.ndarray, float]:
@@ -159,18 +128,18 @@ class Trainer:
             ],
             np.float64,
         ).reshape(-1, 5)
-        sent_L5 = self.mesh.world.sum_of_numbers(own) if volumes else own
-        return sent_L5[:, :4], float(sent_L5[:, 4].sum()) / self.mesh.world.size
+        sent_L5 = self.world.sum_of_numbers(own) if volumes else own
+        return sent_L5[:, :4], float(sent_L5[:, 4].sum()) / self.world.size
 
     def _update_router_state(self, chosen_LE: np.ndarray, affinity_L3E: np.ndarray) -> None:
         if self.router_state:
             state = self.model.parameters(self.router_state)
-            self.model.load_parameters(self.lm.updated_state(state, chosen_LE, affinity_L3E))
+            self.model.load_parameters(self.shapes.updated_state(state, chosen_LE, affinity_L3E))
 
     def _stop(self, step: int, loss: float, grad_norm: float) -> None:
         named = "loss or gradient norm"
-        if self.mesh.world.size == 1:  # looking for it runs the model, which several ranks could only do in step
-            named = next(filter(None, map(self.model.first_non_finite, self.micro_batches(step))), "gradient norm")
+        if self.world.size == 1:  # looking for it runs the model, which several ranks could only do in step
+            named = next(filter(None, map(self.model.first_non_finite, self.batches.of_step(step))), "gradient norm")
         raise NonFiniteError(
             f"step {step + 1}: {named} is not finite (loss {loss}, gradient norm {grad_norm}); the parameters were not "
             "updated. Lower optimizer.learning_rate, lengthen optimizer.schedule.warmup_steps, or set "

@@ -13,14 +13,16 @@ from rich.console import Console
 
 import moeport.torch
 from moeport.backends import get_backend
-from moeport.backends.base import TrainingOptions
 from moeport.cli.main import main
+from moeport.comm.mesh import alone
 from moeport.config import load_config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import UserError
 from moeport.studies.capacity.capacity import Loads, run_capacity, select_layer
+from moeport.training.batches import Batches
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.metrics import read_metrics, step_scalars
+from moeport.training.placed import place_model
 from moeport.training.progress import step_values
 from moeport.training.run import train
 from moeport.training.task import build_task
@@ -117,12 +119,18 @@ def test_micro_batches_have_the_delta_of_the_whole_batch_and_a_capacity_of_their
 
 def four_steps(config):
     """Without the evaluation that ends a run."""
-    task, backend = build_task(config, report=lambda _: None), get_backend(config.backend)
+    task = build_task(config, report=lambda _: None)
     lm = task.model()
     params = initial_parameters(lm.parameter_specs(), config.training.seed)
-    model = backend.training_model(lm, params, TrainingOptions(config.optimizer, compile=config.backend.compile))
-    trainer = Trainer(config, backend, lm, model, task.train, 0, 1.0)
+    trainer = trainer_of(config, task, lm, params)
     return [trainer.step() for _ in range(4)]
+
+
+def trainer_of(config, task, lm, params):
+    backend = get_backend(config.backend)
+    mesh = alone(backend.ops)
+    placed = place_model(config, backend, lm, params, mesh)
+    return Trainer(config, placed, Batches(config.training, lm, task.train, mesh.world))
 
 
 def test_backends_agree_on_every_capacity(tmp_path):
@@ -144,14 +152,13 @@ def test_backends_agree_on_every_capacity(tmp_path):
 def test_a_layer_whose_tokens_all_chose_null_experts_is_balanced(tmp_path):
     """Rows of true experts are 0 and those of the two null experts opposite: one of those always wins."""
     config = config_with(tmp_path, router={"name": "adamoe", "top_k": 1, "null_experts": 2}, training={"steps": 1})
-    task, backend = build_task(config, report=lambda _: None), get_backend(config.backend)
+    task = build_task(config, report=lambda _: None)
     lm = task.model()
     params = initial_parameters(lm.parameter_specs(), 0)
     for layer in (0, 1):
         weight = params[f"layers.{layer}.moe.router.weight"]
         weight[:4], weight[5] = 0, -weight[4]
-    model = backend.training_model(lm, params, TrainingOptions(config.optimizer))
-    step = Trainer(config, backend, lm, model, task.train, 0, 1.0).step()
+    step = trainer_of(config, task, lm, params).step()
     assert step.assignments_per_layer == [0, 0]
     assert (step.imbalance, step.drop_rate, step.drop_rate_per_layer) == (1.0, 0.0, [0.0, 0.0])
     assert step.expert_load == [[0.0] * 4] * 2

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from moeport.backends import get_backend
-from moeport.backends.base import TrainingOptions
 from moeport.comm.mesh import Mesh
 from moeport.core.parameters import initial_parameters
 from moeport.launch.launcher import launched
+from moeport.training.batches import Batches
+from moeport.training.placed import place_model
 from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
 from tests.training.tiny import tiny_config
@@ -130,13 +131,10 @@ def run(config, world):
     mesh = Mesh(world, config.parallelism.expert if world.size > 1 else 1)
     task = build_task(config, report=lambda text: None)
     lm = task.model()
-    exchanges = mesh.place(lm, config.comm.algorithm, config.comm.chunks)
-    options = TrainingOptions(
-        config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
-    )
     params = initial_parameters(lm.parameter_specs(), config.training.seed, task.token_counts)
-    model = backend.training_model(lm, params, options, mesh)
-    trainer = Trainer(config, backend, lm, model, task.train, 0, 1.0, mesh, exchanges)
+    placed = place_model(config, backend, lm, params, mesh, (config.comm.algorithm, config.comm.chunks))
+    trainer = Trainer(config, placed, Batches(config.training, lm, task.train, world))
+    model = placed.arrays
     found, step = {}, model.step
 
     def observed(learning_rate, norm):

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from moeport.backends import get_backend
-from moeport.backends.base import Backend, TrainingModel
+from moeport.backends.base import Backend
+from moeport.comm.single import SingleProcess
 from moeport.config.model import CapacityConfig
 from moeport.config.schema import Config
 from moeport.core.bounds import FORMS, controller_bound, lower_bound
@@ -21,11 +22,11 @@ from moeport.errors import MoeportError, UserError
 from moeport.model.build import build_model
 from moeport.model.capacity import Estimate, estimate_of
 from moeport.model.transformer import Batch, Transformer
+from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from moeport.training.metrics import StepMetrics, iterate_metrics
 from moeport.training.run_dir import CHECKPOINT_DIR, METRICS_FILE, config_of, read_config
 from moeport.training.task import build_task
-from moeport.training.trainer import Trainer
 
 ESTIMATORS = ("minimum", "quantile", "mean", "maximum")
 CURVE_POINTS = 200
@@ -290,9 +291,7 @@ def _statistics(
 ) -> np.ndarray:
     """`affinity_L3E` of the first micro-batch after a checkpoint."""
     ops = backend.ops
-    batch = next(
-        Trainer(config, backend, lm, cast(TrainingModel, None), train, 0, 1.0).micro_batches(checkpoint.meta.step)
-    )
+    batch = next(Batches(config.training, lm, train, SingleProcess(ops)).of_step(checkpoint.meta.step))
     untrained = [spec for spec in lm.parameter_specs() if not spec.trainable]
     values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | checkpoint.model
     params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}

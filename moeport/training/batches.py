@@ -1,0 +1,54 @@
+"""The batches of a run, drawn by counter: nothing but the config, the data and the number of a step decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from moeport.comm.communicator import Communicator
+from moeport.config.training import TrainingConfig
+from moeport.data import Examples, Sampler
+from moeport.model.transformer import Batch, Transformer
+
+
+class Batches:
+    """Micro-batches of every step, with their routing noise.
+
+    Args:
+        config: the `training` section.
+        shapes: the model, which says what noise its routers draw.
+        examples: what is trained on.
+        world: the ranks that share each batch, of which this process is one.
+    """
+
+    def __init__(self, config: TrainingConfig, shapes: Transformer, examples: Examples, world: Communicator):
+        self.config, self.shapes, self.examples, self.world = config, shapes, examples, world
+        self.sampler = Sampler(examples.num_sequences, config.batch_size, config.seed)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a whole batch, over all ranks."""
+        return self.config.batch_size * self.examples.sequence_length
+
+    @property
+    def num_parts(self) -> int:
+        """Micro-batches of a step, over all ranks."""
+        return self.config.gradient_accumulation * self.world.size
+
+    def of_step(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of `step`, counted from 0."""
+        world = self.world
+        token_BS, target_BS = self.examples.batch(self.sampler.rank_indices(step, world.rank, world.size))
+        noise = self._noise(step)
+        size = len(token_BS) // self.config.gradient_accumulation
+        for start in range(0, len(token_BS), size):
+            rows = slice(start, start + size)
+            yield Batch(token_BS[rows], target_BS[rows], {name: u_BS[rows] for name, u_BS in noise.items()})
+
+    def _noise(self, step: int) -> dict[str, np.ndarray]:
+        """This rank's rows of the noise, which is drawn for the whole batch whatever the number of ranks."""
+        config, world = self.config, self.world
+        whole = self.shapes.noise(config.batch_size, self.examples.sequence_length, config.seed, step)
+        first, end = (config.batch_size * rank // world.size for rank in (world.rank, world.rank + 1))
+        return {name: u_BS[first:end] for name, u_BS in whole.items()}
