@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveProgress
 from rich.table import Column
 
+from moeport.training.duration import duration
 from moeport.training.metrics import EvaluationMetrics, StepMetrics
 
 RECENT_STEPS = 100
@@ -94,17 +95,3 @@ def step_values(metrics: StepMetrics) -> dict[str, str]:
         values["mfu"] = f"{metrics.mfu:.1%}"
     values |= {"imbalance": f"{metrics.imbalance:.2f}", "dropped": f"{metrics.drop_rate:.1%}"}
     return values | {"capacity": f"{metrics.capacity:.0f}"} if metrics.capacity_per_layer else values
-
-
-def duration(seconds: float) -> str:
-    """Seconds in at most two units, such as 45s, 2m10s, 3h05m or 2d04h."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02}s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    hours = round(seconds / 3600)
-    return f"{hours // 24}d{hours % 24:02}h"

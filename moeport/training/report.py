@@ -14,7 +14,7 @@ from moeport.config.schema import Config
 from moeport.errors import MoeportError
 from moeport.pages.charts import Axis, Bar, HeatMap, LineChart, Series, heat_map, line_chart, number
 from moeport.pages.template import load_template
-from moeport.training.progress import duration
+from moeport.training.duration import duration
 from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
 from moeport.training.run_metrics import RunMetrics
 

@@ -10,6 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from moeport.training.duration import duration
+
 SAMPLE_PROMPT = "def "
 SAMPLE_TOKENS = 120
 
@@ -123,15 +125,6 @@ class DryRun:
         table.add_row("time", f"{self.seconds_per_step:.3f} s a step, about {total} in all, without evaluation")
         table.add_row("device", f"{self.device}, {self.dtype}")
         return Panel(table, title="dry run: nothing was written to the run folder", title_align="left")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1h02m03s, without leading zero parts."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m{rest:02d}s"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 def _table() -> Table:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from moeport.training.metrics import EvaluationMetrics
-from moeport.training.progress import Progress, duration
+from moeport.training.progress import Progress
 from tests.training.metrics_examples import STEP
 
 EXAMPLE = replace(
@@ -124,20 +124,3 @@ def test_the_terminal_is_restored_after_an_error():
     hide, show = "\x1b[?25l", "\x1b[?25h"
     output = console.file.getvalue()
     assert output.rfind(show) > output.rfind(hide)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (130, "2m10s"),
-        (3599.6, "1h00m"),
-        (11100, "3h05m"),
-        (86399, "1d00h"),
-        (187200, "2d04h"),
-    ],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text

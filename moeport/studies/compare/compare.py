@@ -13,7 +13,7 @@ from moeport.errors import InterruptedRunError, MoeportError, RunError
 from moeport.studies.compare.figures import Figures, RunResult, is_finished, read_result
 from moeport.studies.compare.plan import ABSENT, Plan, PlannedRun, shared_parameters
 from moeport.training.checkpoint import list_checkpoints, read_meta
-from moeport.training.progress import duration
+from moeport.training.duration import duration
 from moeport.training.run import train
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.task import build_task
