@@ -23,7 +23,7 @@ from rich.text import Text
 from moeport.version import VERSION
 
 TIME_LIMIT = 300
-"""Seconds that a probe may take."""
+"""Seconds that one examination may take."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ OPTIONAL = {
 
 
 def report() -> dict[str, Any]:
-    """Probe everything; takes seconds, never raises.
+    """Examine everything; takes seconds, never raises.
 
     Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None where
     all is well), `install` (the command, for what is missing or broken) and `note`; a usable backend also has `trains`
@@ -70,28 +70,30 @@ def report() -> dict[str, Any]:
             "memory_bytes": _memory_bytes(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
-        "backends": {name: examine(package) for name, package in BACKENDS.items()},
-        "packages": {name: examine(package) for name, package in OPTIONAL.items()},
+        "backends": {name: describe(package) for name, package in BACKENDS.items()},
+        "packages": {name: describe(package) for name, package in OPTIONAL.items()},
     }
 
 
-def examine(package: Package) -> dict[str, Any]:
+def describe(package: Package) -> dict[str, Any]:
     """Whether a package is there and works; its entry in the report."""
     spec = PathFinder.find_spec(package.module.partition(".")[0])
     installed = spec is not None and spec.origin is not None
-    found = {"installed": installed, "version": None, "problem": None, **(_probe(package.module) if installed else {})}
+    found = {"installed": installed, "version": None, "problem": None}
+    if installed:
+        found |= _examine(package.module)
     missing = not installed or found["problem"] is not None
     return {"purpose": package.purpose, **found, "install": package.install if missing else None, "note": package.note}
 
 
-def _probe(module: str) -> dict[str, Any]:
-    """Run `moeport.backends.probe` in a process that may die or hang."""
+def _examine(module: str) -> dict[str, Any]:
+    """Run `moeport.backends.examine` in a process that may die or hang."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "moeport.backends.probe", module, str(file)],
+                [sys.executable, "-P", "-m", "moeport.backends.examine", module, str(file)],
                 env=os.environ | {"PYTHONPATH": path},
                 capture_output=True,
                 text=True,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moeport.backends import doctor, get_backend, probe
-from moeport.backends.doctor import BACKENDS, OPTIONAL, Package, examine, render, report
+from moeport.backends import doctor, examine, get_backend
+from moeport.backends.doctor import BACKENDS, OPTIONAL, Package, describe, render, report
 from moeport.config.training import BackendConfig
 from moeport.core.ops import FLOAT_DTYPES, KERNELS
 
@@ -27,7 +27,7 @@ def fake(tmp_path, monkeypatch):
     def make(name, source):
         (tmp_path / f"{name}.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
-        return examine(Package("testing", name, f"pip install {name}"))
+        return describe(Package("testing", name, f"pip install {name}"))
 
     return make
 
@@ -109,7 +109,7 @@ def test_the_printed_report(found):
 
 
 def test_a_missing_package_comes_with_the_command_that_installs_it(found):
-    entry = examine(Package("testing", "no_such_package", "pip install 'moeport[torch]'"))
+    entry = describe(Package("testing", "no_such_package", "pip install 'moeport[torch]'"))
     assert entry == {
         "purpose": "testing",
         "installed": False,
@@ -134,7 +134,7 @@ def test_commands():
 def test_a_folder_without_code_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "empty_folder").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert not examine(Package("testing", "empty_folder"))["installed"]
+    assert not describe(Package("testing", "empty_folder"))["installed"]
 
 
 def test_a_package_that_works(fake):
@@ -180,15 +180,15 @@ def test_output_of_a_package_does_not_disturb(fake):
 
 
 def test_a_type_that_fails_is_reported_and_the_others_are_tried(monkeypatch):
-    run = probe.run_tiny_model
+    run = examine.run_tiny_model
 
     def fail(backend):
         if backend.dtype == "float64":
             raise RuntimeError("no double precision")
         run(backend)
 
-    monkeypatch.setattr(probe, "run_tiny_model", fail)
-    dtypes = probe.probe("numpy")["devices"]["cpu"]["dtypes"]
+    monkeypatch.setattr(examine, "run_tiny_model", fail)
+    dtypes = examine.examine("numpy")["devices"]["cpu"]["dtypes"]
     assert dtypes["float32"]["usable"]
     assert dtypes["float64"] == {"usable": False, "problem": "RuntimeError: no double precision"}
 

@@ -19,7 +19,7 @@ from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.mindspore.communicator import start
 from moeport.backends.mindspore.device import device_words, resolve_device, resolve_dtype, use_device
-from moeport.backends.mindspore.fused import try_fused, with_fused
+from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeModel, MindSporeTrainingModel
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.static_ops import StaticOps

@@ -8,8 +8,8 @@ ms = pytest.importorskip("mindspore")
 from mindspore import ops as msops
 
 from moeport.backends import get_backend
-from moeport.backends.mindspore import fused
-from moeport.backends.mindspore.fused import try_fused, with_fused
+from moeport.backends.mindspore import kernels
+from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.config.training import BackendConfig
 
@@ -33,7 +33,7 @@ def wrong_gradient(ops, gate_up):
 
 
 def candidates(monkeypatch, function):
-    monkeypatch.setattr(fused, "CANDIDATES", {"swiglu": ("some.swiglu", function)})
+    monkeypatch.setattr(kernels, "CANDIDATES", {"swiglu": ("some.swiglu", function)})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

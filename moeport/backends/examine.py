@@ -1,6 +1,6 @@
 """Tries out one framework or package and writes what it found as JSON.
 
-`moeport.backends.doctor` runs this as a process of its own, `python -m moeport.backends.probe NAME FILE`, because a
+`moeport.backends.doctor` runs this as a process of its own, `python -m moeport.backends.examine NAME FILE`, because a
 broken installation can end the process that imports it.
 """
 
@@ -34,7 +34,7 @@ TINY = ModelConfig(
 )
 
 
-def probe(name: str) -> dict[str, Any]:
+def examine(name: str) -> dict[str, Any]:
     """Import a package; if it is a backend, compute on each of its devices.
 
     Returns: `version` and `problem`, None where all is well; for a backend `trains` and `devices` too.
@@ -119,4 +119,4 @@ def _words(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(probe(sys.argv[1])))
+    Path(sys.argv[2]).write_text(json.dumps(examine(sys.argv[1])))
