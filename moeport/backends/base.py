@@ -16,7 +16,7 @@ from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.array import Array
 from moeport.core.ops import Ops
-from moeport.core.parameters import under
+from moeport.core.parameters import parameter_dtype, under
 from moeport.core.routing import RouterContext
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
@@ -43,8 +43,8 @@ class Backend(ABC):
 
     @property
     def parameter_dtype(self) -> str:
-        """Type of parameters and optimiser state: float64 for float64 compute, else float32."""
-        return "float64" if self.dtype == "float64" else "float32"
+        """Type of parameters and optimiser state."""
+        return parameter_dtype(self.dtype)
 
     @abstractmethod
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:

@@ -53,6 +53,11 @@ class ParameterSpec:
         return self.trainable and len(self.shape) >= 2
 
 
+def parameter_dtype(dtype: str) -> str:
+    """Type of parameters and optimiser state for a compute type: float64 for float64, else float32."""
+    return "float64" if dtype == "float64" else "float32"
+
+
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A Philox generator keyed by `seed` and `purpose`; equal keys give equal numbers on every machine."""
     key = "/".join(str(part) for part in (seed, *purpose)).encode()

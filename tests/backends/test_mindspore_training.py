@@ -289,7 +289,7 @@ def test_a_trace_chooses_no_masked_position_twice(dtype):
     from moeport.backends.mindspore.trace import compiled
 
     backend = backend_of("mindspore", dtype)
-    ops = backend.static_ops(4, True)
+    ops = backend.graphs.ops(4, True)
     scores = np.array([[1, -np.inf, -np.inf], [-np.inf, 2, -np.inf], [-np.inf, -np.inf, 3]], dtype)
-    chosen = compiled(lambda x: ops.topk_ids(x, 3), backend.compiled)(ops.from_numpy(scores))
+    chosen = compiled(lambda x: ops.topk_ids(x, 3), backend.graphs.compilations)(ops.from_numpy(scores))
     assert ops.to_numpy(chosen).tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]]

@@ -108,7 +108,7 @@ def test_bfloat16_keeps_parameters_gradients_and_moments_in_float32():
     kinds |= {value.dtype for value in training.optimizer_state().values()}
     assert kinds == {np.dtype(np.float32)}
     assert {getattr(terms, name).dtype for name in TERMS} == {torch.float32}
-    tokens = training.backend.ops.from_numpy(batch.token_BS)
+    tokens = training.ops.from_numpy(batch.token_BS)
     assert training.module.logits(tokens).dtype == torch.bfloat16
 
 

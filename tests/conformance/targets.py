@@ -48,7 +48,7 @@ def build(target):
     if target.default_kernels:
         backend.ops = with_default_kernels(backend.ops)
     if target.static:
-        backend.ops = backend.static_ops(expert_rows=ENOUGH_ROWS, differentiable=True)
+        backend.ops = backend.graphs.ops(expert_rows=ENOUGH_ROWS, differentiable=True)
     return backend
 
 

@@ -138,7 +138,7 @@ def test_rows_that_pad_the_experts_are_not_counted(router, capacity):
     layer = layer_of(router, scope="sequence", capacity=capacity)
     want = losses_of(metrics_of(layer))
     for expert_rows in (TOKENS, 4 * TOKENS):
-        ops = backend.static_ops(expert_rows, differentiable=False)
+        ops = backend.graphs.ops(expert_rows, differentiable=False)
         got = metrics_of(layer, ops, x_TD=ops.from_numpy(tokens()))
         assert_close([float(ops.to_numpy(x)) for x in (got.load_balance, got.router_z, got.own_loss)], want, 1e-12)
 

@@ -19,11 +19,10 @@ from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.mindspore.communicator import start
 from moeport.backends.mindspore.device import device_words, resolve_device, resolve_dtype, use_device
+from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
-from moeport.backends.mindspore.model import MindSporeModel, MindSporeTrainingModel
+from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
 from moeport.backends.mindspore.ops import MindSporeOps
-from moeport.backends.mindspore.static_ops import StaticOps
-from moeport.backends.mindspore.trace import Compilations
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
@@ -57,8 +56,8 @@ class MindSporeBackend(Backend):
         self.device = device_words(self.device_name)
         self.fused = try_fused(MindSporeOps(), self.dtype) if self.device_name == "npu" else {}
         self.ops: MindSporeOps = with_fused(MindSporeOps(), self.fused)
+        self.graphs = Graphs(self.fused)
         self.compiles = config.compile is not False
-        self.compiled = Compilations()
 
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
         """See Backend."""
@@ -77,19 +76,18 @@ class MindSporeBackend(Backend):
 
         return run
 
-    def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> MindSporeModel:
+    def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> MindSporeEvaluationModel:
         """See Backend."""
-        return MindSporeModel(self, model, params)
+        return MindSporeEvaluationModel(self.ops, self.dtype, self._graphs(), model, params)
 
     def training_model(
         self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> MindSporeTrainingModel:
         """See Backend."""
-        return MindSporeTrainingModel(self, model, params, options, mesh)
+        return MindSporeTrainingModel(self.ops, self.dtype, self._graphs(), model, params, options, mesh)
 
-    def static_ops(self, expert_rows: int, differentiable: bool) -> StaticOps:
-        """Operations for a graph of fixed shapes."""
-        return with_fused(StaticOps(expert_rows, differentiable), self.fused)
+    def _graphs(self) -> Graphs | None:
+        return self.graphs if self.compiles else None
 
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
         """See Backend."""
@@ -110,7 +108,7 @@ class MindSporeBackend(Backend):
 
     def compilations(self) -> tuple[int, float]:
         """See Backend."""
-        return self.compiled.count, self.compiled.seconds
+        return self.graphs.compilations.count, self.graphs.compilations.seconds
 
     def versions(self) -> dict[str, str]:
         """See Backend."""

@@ -20,6 +20,7 @@ from mindspore.common._grad_function import _Function
 from mindspore.mint import distributed
 from mindspore.ops.auto_generate import gen_ops_prim
 
+from moeport.backends.mindspore.device import is_on_cpu
 from moeport.comm.communicator import Communicator, Transfer, Waiting
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
@@ -35,7 +36,7 @@ def start(ops: Ops, launch: Launch, timeout_s: float) -> MindSporeCommunicator:
     communication.init()
     if launch.is_scheduler:
         sys.exit()
-    kind = MCCLCommunicator if ms.get_context("device_target") == "CPU" else HCCLCommunicator
+    kind = MCCLCommunicator if is_on_cpu() else HCCLCommunicator
     communicator = kind(ops, tuple(range(launch.size)), launch.rank, communication.GlobalComm.WORLD_COMM_GROUP)
     communicator.watch(launch, timeout_s)
     return communicator

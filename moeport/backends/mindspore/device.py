@@ -49,6 +49,11 @@ def use_device(device: str, deterministic: bool) -> None:
         _stop_spinning()
 
 
+def is_on_cpu() -> bool:
+    """Whether this process uses the CPU, whose memory is the host's."""
+    return ms.get_context("device_target") == "CPU"
+
+
 @functools.cache
 def _stop_spinning() -> None:
     """Run graphs in the calling thread; MindSpore lets this be said once in a process.

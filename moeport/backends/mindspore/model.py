@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -12,37 +12,48 @@ from mindspore import Parameter, Tensor
 from mindspore import ops as msops
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.mindspore.device import is_on_cpu
 from moeport.backends.mindspore.expert_rows import ExpertRows
+from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.trace import compiled
 from moeport.comm.mesh import Mesh, alone
 from moeport.core.array import Array
+from moeport.core.parameters import parameter_dtype
 from moeport.model.transformer import Batch, LossTerms, Transformer
 
-if TYPE_CHECKING:
-    from moeport.backends.mindspore.backend import MindSporeBackend
 
+class MindSporeEvaluationModel(EvaluationModel):
+    """Parameters as MindSpore tensors of one dimension, and the model as a pure function of them and a batch.
 
-class MindSporeModel(EvaluationModel):
-    """Parameters as MindSpore tensors of one dimension, and the model as a pure function of them and a batch."""
+    Args:
+        ops: operations outside of graphs.
+        dtype: compute type.
+        graphs: how to compile; None: operation by operation.
+        model: shapes and forward pass.
+        params: whole parameters by name.
+        mesh: the ranks that hold the model together; None: this process alone.
+    """
 
     def __init__(
         self,
-        backend: MindSporeBackend,
+        ops: MindSporeOps,
+        dtype: str,
+        graphs: Graphs | None,
         model: Transformer,
         params: Mapping[str, np.ndarray],
         mesh: Mesh | None = None,
     ):
-        self.backend, self.model = backend, model
-        self.mesh = mesh or alone(backend.ops)
+        self.ops, self.dtype, self.model = ops, dtype, model
+        self.mesh = mesh or alone(ops)
         self.specs = {spec.name: spec for spec in model.parameter_specs()}
         self.trained = [name for name, spec in self.specs.items() if spec.trainable]
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Of what is on this rank."""
         self.params: dict[str, Parameter] = {}
         self.load_parameters({name: params[name] for name in self.specs})
-        self.compiles = backend.compiles and not _leaves_the_graph(model)
+        self.graphs = None if _leaves_the_graph(model) else graphs
         self._rows: dict[tuple[Any, ...], ExpertRows] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
@@ -52,7 +63,7 @@ class MindSporeModel(EvaluationModel):
 
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
         """See EvaluationModel; never compiled, since each length would be."""
-        ops, dtype = self.backend.ops, self.backend.dtype
+        ops, dtype = self.ops, self.dtype
         rope = self.model.rope(ops, token_BS.shape[1], dtype)
         ids = ops.from_numpy(token_BS)
         return ops.to_numpy(self.model.logits(ops, self.shaped(), Batch(ids, ids), rope, dtype))
@@ -64,7 +75,7 @@ class MindSporeModel(EvaluationModel):
 
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
         """See EvaluationModel."""
-        kind = self.backend.parameter_dtype
+        kind = parameter_dtype(self.dtype)
         for name, whole in params.items():
             value = self.mesh.local(self.specs[name], np.asarray(whole, kind))
             self.shapes[name] = value.shape
@@ -87,12 +98,10 @@ class MindSporeModel(EvaluationModel):
 
         Returns: loss terms; in training, loss terms and the gradients of the trained parameters.
         """
-        inputs = [
-            self.backend.ops.from_numpy(x.reshape(-1)) for x in (batch.token_BS, batch.target_BS, *batch.noise.values())
-        ]
-        arrays = [*self.params.values(), *inputs, Tensor(np.array([share], self.backend.parameter_dtype))]
+        inputs = [self.ops.from_numpy(x.reshape(-1)) for x in (batch.token_BS, batch.target_BS, *batch.noise.values())]
+        arrays = [*self.params.values(), *inputs, Tensor(np.array([share], parameter_dtype(self.dtype)))]
         shape, noise = batch.token_BS.shape, tuple(batch.noise)
-        if not self.compiles:
+        if self.graphs is None:
             return self._function(shape, noise, training, None)(*arrays)
         moe = self.model.config.moe
         passes = moe.router.passes if training else 1  # the loads add up over them
@@ -118,13 +127,14 @@ class MindSporeModel(EvaluationModel):
         """
         key = (shape, noise, training, rows)
         if key not in self._functions:
-            ops = self.backend.ops if rows is None else self.backend.static_ops(rows, training)
+            graphs = self.graphs if rows else None
+            ops = graphs.ops(rows, training) if graphs and rows else self.ops
 
             def loss(*arrays: Tensor) -> tuple[Tensor, ...]:
                 return self._loss(ops, shape, noise, training, *arrays)
 
-            if rows is not None:
-                loss = compiled(loss, self.backend.compiled)
+            if graphs:
+                loss = compiled(loss, graphs.compilations)
             self._functions[key] = partial(self._gradients, self._differentiated(loss)) if training else _named(loss)
         return self._functions[key]
 
@@ -132,7 +142,7 @@ class MindSporeModel(EvaluationModel):
         self, ops: MindSporeOps, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, *arrays: Tensor
     ) -> tuple[Tensor, ...]:
         """Loss terms of the model, the first of them times the last array, which is the share of the micro-batch."""
-        dtype = self.backend.dtype
+        dtype = self.dtype
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
         tokens, targets, *drawn, share = rest
@@ -167,18 +177,20 @@ def _named(loss: Callable[..., Any]) -> Callable[..., LossTerms]:
     return lambda *arrays: LossTerms(*loss(*arrays)[1:])
 
 
-class MindSporeTrainingModel(MindSporeModel, TrainingModel):
+class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
     """A model with gradients and AdamW."""
 
     def __init__(
         self,
-        backend: MindSporeBackend,
+        ops: MindSporeOps,
+        dtype: str,
+        graphs: Graphs | None,
         model: Transformer,
         params: Mapping[str, np.ndarray],
         options: TrainingOptions,
         mesh: Mesh | None,
     ):
-        super().__init__(backend, model, params, mesh)
+        super().__init__(ops, dtype, graphs, model, params, mesh)
         specs = [self.specs[name] for name in self.trained]
         self.optimizer = AdamW({spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer)
         self._accumulated: dict[str, Tensor] = {}
@@ -200,14 +212,14 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
             if communicator.size > 1 and mine:
                 sizes = [self._accumulated[name].size for name in mine]
                 total = communicator.all_reduce(msops.concat([self._accumulated[name] for name in mine]))
-                parts = self.backend.ops.split(total, sizes, axis=0)
+                parts = self.ops.split(total, sizes, axis=0)
                 self._accumulated |= dict(zip(mine, parts, strict=True))
 
     def gradient_norm(self) -> Array:
         """See TrainingModel."""
         if self.mesh.experts.size > 1:
             return self._norm_over_ranks()
-        if self.backend.device_name == "cpu":  # its memory is the host's, and numpy's product is ten times as fast
+        if is_on_cpu():  # its memory is the host's, and numpy's product is ten times as fast
             arrays = [gradient.asnumpy() for gradient in self._accumulated.values()]
             return Tensor(np.sqrt(np.sum([np.dot(array, array) for array in arrays])))
         return msops.sqrt(msops.stack([(x * x).sum() for x in self._accumulated.values()]).sum())
@@ -219,7 +231,7 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
             host = gradient.asnumpy()
             squares[self.specs[name].is_expert] += float(np.dot(host, host))
         of_experts = self.mesh.experts.sum_of_numbers(np.array([squares[True]]))[0]
-        return Tensor(np.array(np.sqrt(squares[False] + of_experts), self.backend.parameter_dtype))
+        return Tensor(np.array(np.sqrt(squares[False] + of_experts), parameter_dtype(self.dtype)))
 
     def step(self, learning_rate: float, norm: Array) -> None:
         """See TrainingModel."""
@@ -245,10 +257,10 @@ class MindSporeTrainingModel(MindSporeModel, TrainingModel):
 
     def first_non_finite(self, batch: Batch) -> str | None:
         """See TrainingModel."""
-        ops = self.backend.ops
+        ops = self.ops
         placed = Batch(
             ops.from_numpy(batch.token_BS),
             ops.from_numpy(batch.target_BS),
             {name: ops.from_numpy(u) for name, u in batch.noise.items()},
         )
-        return find_non_finite(ops, self.model, self.shaped(), placed, self.backend.dtype, self.gradients())
+        return find_non_finite(ops, self.model, self.shaped(), placed, self.dtype, self.gradients())

@@ -1,0 +1,41 @@
+"""Models on numpy arrays: evaluation and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from moeport.backends.base import EvaluationModel
+from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.core.parameters import parameter_dtype
+from moeport.model.transformer import Batch, LossTerms, Transformer
+
+
+class NumpyEvaluationModel(EvaluationModel):
+    """Parameters as numpy arrays."""
+
+    def __init__(self, ops: NumpyOps, dtype: str, model: Transformer, params: Mapping[str, np.ndarray]):
+        self.ops, self.dtype, self.model = ops, dtype, model
+        self.params: dict[str, np.ndarray] = {}
+        self.load_parameters(params)
+
+    def evaluate(self, batch: Batch) -> LossTerms:
+        """See EvaluationModel."""
+        ops, dtype = self.ops, self.dtype
+        rope = self.model.rope(ops, batch.token_BS.shape[1], dtype)
+        return self.model.loss(ops, self.params, batch, rope, dtype, training=False)
+
+    def logits(self, token_BS: np.ndarray) -> np.ndarray:
+        """See EvaluationModel."""
+        ops, dtype = self.ops, self.dtype
+        rope = self.model.rope(ops, token_BS.shape[1], dtype)
+        return self.model.logits(ops, self.params, Batch(token_BS, token_BS), rope, dtype)
+
+    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """See EvaluationModel."""
+        return {name: self.params[name].copy() for name in (self.params if names is None else names)}
+
+    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        """See EvaluationModel."""
+        self.params |= {name: value.astype(parameter_dtype(self.dtype)) for name, value in params.items()}

@@ -1,0 +1,140 @@
+"""Models on a PyTorch device: evaluation, gradients, optimiser steps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.torch.module import TransformerModule
+from moeport.backends.torch.ops import DTYPES, TorchOps
+from moeport.backends.torch.optimizer import AdamW
+from moeport.backends.torch.sharding import distribute, like, to_whole
+from moeport.comm.mesh import Mesh, alone
+from moeport.core.array import Array
+from moeport.core.parameters import parameter_dtype
+from moeport.model.transformer import Batch, LossTerms, Transformer
+
+
+class TorchEvaluationModel(EvaluationModel):
+    """A decoder module on one device."""
+
+    def __init__(
+        self,
+        ops: TorchOps,
+        dtype: str,
+        model: Transformer,
+        params: Mapping[str, np.ndarray],
+        activation_checkpointing: bool = False,
+        mesh: Mesh | None = None,
+    ):
+        self.ops, self.dtype, self.model = ops, dtype, model
+        self.mesh = mesh or alone(ops)
+        self.specs = {spec.name: spec for spec in model.parameter_specs()}
+        self.module = TransformerModule(
+            model,
+            ops,
+            {name: self.mesh.local(spec, params[name]) for name, spec in self.specs.items()},
+            ops.device,
+            DTYPES[parameter_dtype(dtype)],
+            dtype,
+            activation_checkpointing,
+        ).eval()
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The same batch as device arrays."""
+        move = self.ops.from_numpy
+        return Batch(move(batch.token_BS), move(batch.target_BS), {k: move(v) for k, v in batch.noise.items()})
+
+    def evaluate(self, batch: Batch) -> LossTerms:
+        """See EvaluationModel."""
+        self.module.eval()
+        with torch.no_grad():
+            return self.module(self.on_device(batch))
+
+    def logits(self, token_BS: np.ndarray) -> np.ndarray:
+        """See EvaluationModel."""
+        self.module.eval()
+        with torch.no_grad():
+            return self.ops.to_numpy(self.module.logits(self.ops.from_numpy(token_BS)))
+
+    def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """See EvaluationModel."""
+        state = self.module.state_dict()
+        return {name: self._whole(name, state[name]) for name in (state if names is None else names)}
+
+    def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        """See EvaluationModel."""
+        state = self.module.state_dict()
+        with torch.no_grad():
+            for name, value in params.items():
+                state[name].copy_(like(state[name], self.mesh.local(self.specs[name], value)))
+
+    def _whole(self, name: str, x: Tensor) -> np.ndarray:
+        return self.mesh.whole(self.specs[name], to_whole(x))
+
+
+class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
+    """A decoder module with gradients and AdamW."""
+
+    def __init__(
+        self,
+        ops: TorchOps,
+        dtype: str,
+        model: Transformer,
+        params: Mapping[str, np.ndarray],
+        options: TrainingOptions,
+        mesh: Mesh | None,
+    ):
+        super().__init__(ops, dtype, model, params, options.activation_checkpointing, mesh)
+        self.is_distributed = self.mesh.world.size > 1
+        if self.is_distributed:
+            distribute(self.module, self.mesh, options.shard is not False, ops.device)
+        if options.compile:
+            for block in self.module.layers:
+                block.compile()
+        self.optimizer = AdamW(self.module, self.specs, options.optimizer, self.mesh)
+
+    def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
+        """See TrainingModel."""
+        self.module.train()
+        if self.is_distributed:
+            self.module.set_requires_gradient_sync(is_last)
+        terms = self.module(self.on_device(batch))
+        (terms.loss if share == 1.0 else terms.loss * share).backward()
+        return LossTerms(*(term.detach() for term in terms))
+
+    def gradient_norm(self) -> Array:
+        """See TrainingModel."""
+        return self.optimizer.gradient_norm()
+
+    def step(self, learning_rate: float, norm: Array) -> None:
+        """See TrainingModel."""
+        self.optimizer.step(learning_rate, norm)
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """See TrainingModel."""
+        return self.optimizer.gradients()
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """See TrainingModel."""
+        return self.optimizer.state()
+
+    def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
+        """See TrainingModel."""
+        self.optimizer.load_state(state, steps)
+
+    def first_non_finite(self, batch: Batch) -> str | None:
+        """See TrainingModel."""
+        with torch.no_grad():
+            return find_non_finite(
+                self.ops,
+                self.model,
+                self.module.state_dict(),
+                self.on_device(batch),
+                self.dtype,
+                self.gradients(),
+            )
