@@ -20,6 +20,13 @@ Experts = Callable[[Array, Array], Array]
 """The experts that are here: from rows sorted by expert (R, D) and counts (e,) to the outputs (R, D)."""
 
 
+class RunExperts(Protocol):
+    """How a backend gives a computation the weights of the experts that are here, gathered if they are sharded."""
+
+    def __call__(self, compute: Callable[..., Array], *arrays: Array) -> Array:
+        """`compute(w_in, w_out, *arrays)`; every array that a gradient flows to is among `arrays`."""
+
+
 class Exchange(Protocol):
     """How tokens reach experts on other ranks and come back."""
 

@@ -289,6 +289,24 @@ class Ops(ABC):
         weight_R = self.cast(self.take_rows(weight_N, plan.order_R), self.dtype(y_RD))
         return self.segment_sum(y_RD * self.reshape(weight_R, (-1, 1)), plan.token_R, plan.num_tokens)
 
+    def routed_mlp(
+        self, x_TD: Array, weight_N: Array, plan: DispatchPlan, w_in: Array, w_out_EDF: Array, activation: str
+    ) -> Array:
+        """The experts of each token, weighted and summed: `permute`, `grouped_mlp` and `unpermute` in one.
+
+        Args:
+            x_TD: tokens.
+            weight_N: gate of each assignment; 0 where it is not served.
+            plan: of the assignments.
+            w_in: as in `grouped_mlp`.
+            w_out_EDF: output weights.
+            activation: swiglu or gelu.
+
+        Returns: (T, D) in the type of x; 0 for a token without a served assignment.
+        """
+        y_RD = self.grouped_mlp(self.permute(x_TD, plan), w_in, w_out_EDF, plan.counts_E, activation)
+        return self.unpermute(y_RD, weight_N, plan)
+
     def cross_entropy(self, logits_TV: Array, target_T: Array) -> tuple[Array, Array]:
         """Negative log-likelihood in nats and log-partition of each token, in float32 at least.
 
@@ -333,6 +351,7 @@ KERNELS = (
     "grouped_mlp",
     "permute",
     "unpermute",
+    "routed_mlp",
     "cross_entropy",
     "linear_cross_entropy",
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from moeport.config.model import MoEConfig
 from moeport.core.array import Array
-from moeport.core.dispatch import Exchange, Experts, combine, dispatch, soft_combine, soft_dispatch
+from moeport.core.dispatch import Exchange, Experts, RunExperts, plan_dispatch, soft_combine, soft_dispatch
+from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Ops
@@ -93,7 +95,7 @@ class MoELayer:
         params: Mapping[str, Array],
         x_TD: Array,
         context: RouterContext,
-        experts: Experts | None = None,
+        run_experts: RunExperts | None = None,
     ) -> tuple[Array, MoEMetrics]:
         """Apply the layer.
 
@@ -102,22 +104,21 @@ class MoELayer:
             params: arrays by the names of `parameter_specs`.
             x_TD: (T, D), sequence after sequence.
             context: for the router, and the number of sequences for the sequence-wise load-balancing loss.
-            experts: how to run the experts that are here; default: on `params`.
+            run_experts: how to reach the weights of the experts that are here; default: in `params`.
 
         Returns: (y_TD, metrics).
         """
         config = self.config
 
-        def own_experts(x_RD: Array, counts_E: Array) -> Array:
-            w_in, w_out = params["experts.w_in"], params["experts.w_out"]
-            return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, config.activation)
+        def run_own(compute: Callable[..., Array], *arrays: Array) -> Array:
+            return compute(params["experts.w_in"], params["experts.w_out"], *arrays)
 
-        experts = experts or own_experts
+        run_experts = run_experts or run_own
         chosen = self.router.route(ops, under("router", params), x_TD, context)
         if isinstance(chosen, SoftRouting):
-            y_TD, metrics = self._soft(ops, x_TD, chosen, context, experts)
+            y_TD, metrics = self._soft(ops, x_TD, chosen, context, run_experts)
         else:
-            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context, experts)
+            y_TD, metrics = self._sparse(ops, params, x_TD, chosen, context, run_experts)
         if config.routed_scaling_factor != 1.0:
             y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
         if config.num_shared_experts:
@@ -137,7 +138,7 @@ class MoELayer:
         x_TD: Array,
         chosen: Routing,
         context: RouterContext,
-        experts: Experts,
+        run_experts: RunExperts,
     ) -> tuple[Array, MoEMetrics]:
         """The routed experts on the tokens that chose them or that they chose."""
         config = self.config
@@ -148,10 +149,10 @@ class MoELayer:
             routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
 
         if self.exchange is None:
-            x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
-            y_TD = combine(ops, experts(x_RD, counts_E), routing, plan)
+            plan = plan_dispatch(ops, routing)
+            y_TD, counts_E = self._routed(ops, x_TD, routing.weight_N, plan, run_experts), plan.counts_E
         else:
-            y_TD = self.exchange(ops, x_TD, routing, experts)
+            y_TD = self.exchange(ops, x_TD, routing, self._experts(ops, run_experts))
             counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
 
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
@@ -163,6 +164,22 @@ class MoELayer:
             served_E=counts_E,
             **self._capacity_metrics(ops.unrecorded(), params, x_TD, chosen, routing, capacity, context),
         )
+
+    def _routed(self, ops: Ops, x_TD: Array, weight_N: Array, plan: DispatchPlan, run_experts: RunExperts) -> Array:
+        """All experts are here: the way to them and back is part of what a backend may fuse."""
+
+        def compute(w_in: Array, w_out: Array, x_TD: Array, weight_N: Array) -> Array:
+            return ops.routed_mlp(x_TD, weight_N, plan, w_in, w_out, self.config.activation)
+
+        return run_experts(compute, x_TD, weight_N)
+
+    def _experts(self, ops: Ops, run_experts: RunExperts) -> Experts:
+        """The experts that are here as a function of rows."""
+
+        def compute(w_in: Array, w_out: Array, x_RD: Array, counts_E: Array) -> Array:
+            return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.activation)
+
+        return partial(run_experts, compute)
 
     def _capacity_metrics(
         self,
@@ -186,11 +203,11 @@ class MoELayer:
         return load_balance_loss(ops, chosen, sequences, self.mean_over_ranks if scope == "global" else None)
 
     def _soft(
-        self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, experts: Experts
+        self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, run_experts: RunExperts
     ) -> tuple[Array, MoEMetrics]:
         """The routed experts on weighted means of tokens."""
         x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
-        exchange = self.exchange
+        exchange, experts = self.exchange, self._experts(ops, run_experts)
         y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
         return soft_combine(ops, y_RD, chosen), MoEMetrics(

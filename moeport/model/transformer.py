@@ -8,13 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
+from moeport.core.dispatch import RunExperts
 from moeport.core.losses import symmetric_divergence
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
@@ -67,11 +67,6 @@ MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
 """Loss terms of which the mean over the passes is taken."""
 
 
-RunExperts = Callable[[str, Array, Array], Array]
-"""How a backend runs the experts of a block: from the key of `Block.moe`, rows sorted by expert (R, D) and counts (e,)
-to the outputs (R, D)."""
-
-
 class Block:
     """One transformer block's shapes and forward pass; holds no arrays.
 
@@ -117,11 +112,12 @@ class Block:
         x_BSD: Array,
         rope: tuple[Array, Array],
         context: RouterContext,
-        run_experts: RunExperts | None = None,
+        run_experts: Callable[[str], RunExperts] | None = None,
     ) -> tuple[Array, tuple[MoEMetrics, ...]]:
         """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
 
-        `run_experts` says how to run the experts that are here; default: on `params`.
+        `run_experts` says, by the key of `moe`, how to reach the weights of the experts that are here; default: in
+        `params`.
 
         Returns: (x_BSD, metrics of those layers; none for a dense block).
         """
@@ -136,7 +132,7 @@ class Block:
             normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
             normed_TD = ops.reshape(normed, (-1, config.d_model))
             own = replace(context, noise=under(suffix, context.noise)) if suffix else context
-            experts = partial(run_experts, suffix) if run_experts else None
+            experts = run_experts(suffix) if run_experts else None
             y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own, experts)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
             metrics.append(layer_metrics)

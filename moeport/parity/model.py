@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -12,12 +12,13 @@ import numpy as np
 from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
+from moeport.core.dispatch import RunExperts
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.build import build_model
 from moeport.model.moe_metrics import MoEMetrics
-from moeport.model.transformer import Batch, Block, DecoderLM, LossTerms, RunBlock, RunExperts, Transformer
+from moeport.model.transformer import Batch, Block, DecoderLM, LossTerms, RunBlock, Transformer
 from moeport.model.vision import ImageClassifier
 from moeport.parity.exchange import Here, RecordedExchange
 from moeport.parity.parts import ROWS
@@ -171,32 +172,28 @@ class RecordedBlock(Block):
         x_BSD: Array,
         rope: tuple[Array, Array],
         context: RouterContext,
-        run_experts: RunExperts | None = None,
+        run_experts: Callable[[str], RunExperts] | None = None,
     ) -> tuple[Array, tuple[MoEMetrics, ...]]:
         """See Block; experts run on `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
-        experts = (
-            None if self.first_expert is None else partial(self._experts, ops.unrecorded(), params, self.first_expert)
-        )
-        return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context, experts)
+        own = None if self.first_expert is None else partial(self._run_experts, ops.unrecorded(), params)
+        return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context, own)
 
-    def _experts(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        first_expert: int,
-        suffix: str,
-        x_RD: Array,
-        counts_E: Array,
-    ) -> Array:
+    def _run_experts(self, ops: Ops, params: Mapping[str, Array], suffix: str) -> RunExperts:
         """This rank's experts, with the rows of each on record."""
         w_in, w_out = (params[f"moe{suffix}.experts.{name}"] for name in ("w_in", "w_out"))
-        name = self.recorder.operation_name(ROWS, [("w_in", w_in), ("w_out", w_out)])
-        rows_E = np.zeros(self.config.moe.num_experts, np.int64)
-        rows_E[first_expert : first_expert + w_in.shape[0]] = ops.to_numpy(counts_E)
-        self.recorder.store(ops, name, "plan", ops.from_numpy(rows_E), ROWS, ())
-        return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.moe.activation)
+        first = self.first_expert or 0
+
+        def run(compute: Callable[..., Array], *arrays: Array) -> Array:
+            x_RD, counts_E = arrays
+            name = self.recorder.operation_name(ROWS, [("w_in", w_in), ("w_out", w_out)])
+            rows_E = np.zeros(self.config.moe.num_experts, np.int64)
+            rows_E[first : first + w_in.shape[0]] = ops.to_numpy(counts_E)
+            self.recorder.store(ops, name, "plan", ops.from_numpy(rows_E), ROWS, ())
+            return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.moe.activation)
+
+        return run
 
 
 class RecordedRouter(Router[Any]):

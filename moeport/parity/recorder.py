@@ -309,6 +309,12 @@ class RecordingOps(_Forwarding):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
+    def routed_mlp(self, *args: Any, **kwargs: Any) -> Array:
+        """See Ops. Its parts are on record, the same on every backend, and a fused form with its own result."""
+        y_TD = Ops.routed_mlp(self, *args, **kwargs)
+        fuses = type(self.inner).routed_mlp is not Ops.routed_mlp
+        return self._call("routed_mlp", args, kwargs) if fuses else y_TD
+
     def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inner, recorder = self.inner, self.recorder
         if op in TRANSPARENT:

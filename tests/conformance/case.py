@@ -62,3 +62,9 @@ def dispatch_plan(ops, expert_N, choices, num_experts) -> DispatchPlan:
     """The plan for assignments in token-major order."""
     num_tokens = expert_N.shape[0] // choices
     return plan_dispatch(ops, Routing(expert_N, expert_N, num_tokens, num_experts, expert_N, expert_N, choices))
+
+
+def chosen_tokens_plan(ops, expert_N, token_N, num_tokens, num_experts) -> DispatchPlan:
+    """The plan where experts chose the tokens."""
+    routing = Routing(expert_N, expert_N, num_tokens, num_experts, expert_N, expert_N, 1, token_N)
+    return plan_dispatch(ops, routing)

@@ -108,6 +108,15 @@ def unpermute(y_RD, weight_N, expert_N, choices):
     return out
 
 
+def routed_mlp(x_TD, weight_N, w_in, w_out, expert_N, token_N, activation):
+    """Assignment by assignment, in no order of rows."""
+    out = np.zeros_like(x_TD)
+    for weight, expert, token in zip(weight_N, expert_N, token_N, strict=True):
+        if expert < len(w_in):
+            out[token] += weight * mlp(x_TD[token], w_in[expert], w_out[expert], activation)
+    return out
+
+
 def cross_entropy(logits_TV, target_T):
     log_partition = np.array([log_sum_exp([float(x) for x in row]) for row in logits_TV])
     return log_partition - np.array([row[target] for row, target in zip(logits_TV, target_T, strict=True)]), (

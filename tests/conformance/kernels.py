@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.conformance import formulas
-from tests.conformance.case import Case, dispatch_plan
+from tests.conformance.case import Case, chosen_tokens_plan, dispatch_plan
 from tests.support import grid, rng
 
 EXPERTS = 3
@@ -130,6 +130,7 @@ ASSIGNMENTS = {
     "an expert without rows": (2, [2, 0, 0, 2, 2, 0]),
     "all to one expert": (1, [1, 1, 1, 1]),
     "some to nowhere": (2, [2, 3, 3, 3, 0, 3, 1, 0]),
+    "all to nowhere": (2, [3, 3, 3, 3]),
     "one token": (2, [1, 0]),
 }
 """Choices a token and expert of each assignment; expert 3 is nowhere."""
@@ -152,6 +153,55 @@ def dispatch():
             lambda y, w, e, k=choices: formulas.unpermute(y, w, e, k),
             (grid(18, len(experts), 4), np.where(expert_N < EXPERTS, grid(19, len(experts)), 0.0), expert_N),
             weights=(1,),
+        )
+
+
+EXPERTS_CHOOSE = {
+    "experts choose": (4, [0, 0, 1, 1, 2, 2], [3, 0, 1, 3, 3, 2]),
+    "experts choose, a token of no expert": (4, [0, 0, 1, 1, 2, 2], [3, 0, 3, 0, 0, 1]),
+    "experts choose, an expert without rows": (3, [0, 0, 2, 2], [2, 0, 2, 1]),
+    "experts choose, some dropped": (3, [0, 3, 1, 3, 3, 2], [2, 0, 2, 1, 0, 0]),
+}
+"""Tokens, and expert and token of each assignment; expert 3 is nowhere."""
+
+
+def expert_rows(seed, activation):
+    rows = 6 if activation == "swiglu" else 3
+    return grid(seed, EXPERTS, rows, 4), grid(seed + 1, EXPERTS, 4, 3)
+
+
+def routed(label, num_tokens, expert_N, token_N, plan, activation):
+    gates = np.where(expert_N < EXPERTS, grid(29, len(expert_N)), 0.0)
+    return Case(
+        "routed_mlp",
+        f"{activation} {label}",
+        lambda ops, x, w, w_in, w_out, e, t: ops.routed_mlp(x, w, plan(ops, e, t), w_in, w_out, activation),
+        lambda x, w, w_in, w_out, e, t: formulas.routed_mlp(x, w, w_in, w_out, e, t, activation),
+        (grid(28, num_tokens, 4), gates, *expert_rows(30, activation), expert_N, token_N),
+        weights=(1, 2, 3),
+    )
+
+
+def routed_mlp():
+    for label, (choices, experts) in ASSIGNMENTS.items():
+        expert_N, tokens = np.array(experts), len(experts) // choices
+        for activation in ("swiglu", "gelu") if label in ("two choices", "some to nowhere") else ("swiglu",):
+            yield routed(
+                label,
+                tokens,
+                expert_N,
+                np.arange(len(experts)) // choices,
+                lambda ops, e, _, k=choices: dispatch_plan(ops, e, k, EXPERTS),
+                activation,
+            )
+    for label, (tokens, experts, chosen) in EXPERTS_CHOOSE.items():
+        yield routed(
+            label,
+            tokens,
+            np.array(experts),
+            np.array(chosen),
+            lambda ops, e, t, n=tokens: chosen_tokens_plan(ops, e, t, n, EXPERTS),
+            "swiglu",
         )
 
 
@@ -197,6 +247,7 @@ CASES = [
     *activations(),
     *mlps(),
     *dispatch(),
+    *routed_mlp(),
     *cross_entropy(),
     *linear_cross_entropy(),
 ]

@@ -111,6 +111,29 @@ def test_rows_of_nobody_are_exactly_zero(target, activation, counts):
         assert [bool(gradient.any()) for gradient in by_expert] == [count > 0 for count in counts]
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@every_training_target
+def test_a_token_without_a_served_assignment_gets_exactly_zero(target, activation):
+    backend = target.build()
+    ops, width = backend.ops, 6 if activation == "swiglu" else 3
+    plan = dispatch_plan(ops, ops.from_numpy(np.array([1, 2, 2, 2])), 2, 2)
+    weights = {"gates": np.array([0.5, 0.0, 0.0, 0.0]), "w_in": grid(1, 2, width, 4), "w_out": grid(2, 2, 4, 3)}
+
+    def total(params):
+        x, *rest = (params[name] for name in ("x", "gates", "w_in", "w_out"))
+        out = ops.routed_mlp(x, rest[0], plan, *rest[1:], activation)
+        return ops.sum(out), out
+
+    params = {name: ops.cast(ops.from_numpy(x), backend.parameter_dtype) for name, x in weights.items()}
+    (_, out), grads = backend.value_and_grad(total, has_aux=True)({"x": placed(backend, grid(0, 2, 4)), **params})
+    for x in (out, grads["x"]):
+        assert ops.to_numpy(x)[1].tolist() == [0.0] * 4
+        assert ops.to_numpy(x)[0].any()
+    assert ops.to_numpy(grads["gates"])[1:].tolist() == [0.0] * 3
+    for name in ("w_in", "w_out"):
+        assert [bool(ops.to_numpy(grads[name])[expert].any()) for expert in (0, 1)] == [False, True]
+
+
 @every_training_target
 def test_assignments_to_nowhere_give_and_take_nothing(target):
     """Gate 0: the row does not reach its token, and no gradient reaches the row."""

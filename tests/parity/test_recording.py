@@ -253,3 +253,19 @@ def test_compiled_or_recomputed_blocks_show_their_outputs(folder):
     assert "layers.1:output" in names
     assert "layers.1:attention" not in names
     assert any(name.startswith("gradient:") for name in names)
+
+
+def test_a_fused_routed_mlp_is_recorded_beside_its_parts(folder):
+    """Its own result flows on, so that a fault of the fused form is named as one."""
+    from moeport.backends.torch.ops import TorchOps
+    from tests.parity.faults import faulty_ops
+
+    def fused(self, *args):
+        return TorchOps.routed_mlp(self, *args) * (1.25 if self.calls("routed") else 1.0)
+
+    plain, faulty = record(subject(folder), steps=0), record(faulty_ops(routed_mlp=fused)(subject(folder)), steps=0)
+    assert "layers.1/moe.experts:routed_mlp" not in plain.tensors
+    (a, b), name = (plain.tensors, faulty.tensors), "layers.1/moe.experts:routed_mlp"
+    np.testing.assert_array_equal(b["layers.1:unpermute"].values, a["layers.1:unpermute"].values)
+    np.testing.assert_array_equal(b[name].values, b["layers.1:unpermute"].values * np.float32(1.25))
+    assert {"parameter:layers.1.moe.experts.w_in", "layers.1/mlp_norm:rms_norm"} <= set(b[name].inputs)

@@ -103,6 +103,7 @@ class TorchBackend(Backend):
             + ("" if cpu else " (torch._grouped_mm needs bfloat16 and compute capability 9.0)"),
             "permute": "gather, with a gathering gradient",
             "unpermute": "gather and weighted sum, with a gathering gradient",
+            "routed_mlp": "default composition of permute, grouped_mlp and unpermute",
             "cross_entropy": "default composition",
             "linear_cross_entropy": "blocks of rows, gradients in the forward pass; logits are never whole",
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from moeport.model.transformer import Batch, Block, LossTerms, Transformer
 class ExpertsModule(nn.Module):
     """The experts of one layer that are here; a unit of sharding of its own."""
 
-    def forward(self, ops: TorchOps, x_RD: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-        """Outputs (R, D) of rows sorted by expert."""
-        return ops.grouped_mlp(x_RD, self.w_in, self.w_out, counts_E, activation)
+    def forward(self, compute: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
+        """See moeport.core.dispatch.RunExperts."""
+        return compute(self.w_in, self.w_out, *arrays)
 
 
 class ParameterTree(nn.Module):
@@ -105,9 +105,8 @@ class BlockModule(ParameterTree):
     ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
         return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context, self._run_experts)
 
-    def _run_experts(self, suffix: str, x_RD: Tensor, counts_E: Tensor) -> Tensor:
-        experts = getattr(self, f"moe{suffix}").experts
-        return experts(self.ops, x_RD, counts_E, self.block.config.moe.activation)
+    def _run_experts(self, suffix: str) -> ExpertsModule:
+        return getattr(self, f"moe{suffix}").experts
 
 
 class TransformerModule(ParameterTree):
