@@ -122,7 +122,7 @@ def main() -> None:
 
     config = load_config(arguments.config, [*arguments.overrides, "backend.device=cpu"])
     backend = TorchBackend(config.backend)
-    vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or int(getattr(config.data.tokenizer, "vocab_size", 257))
     lm = DecoderLM(config.model, vocab_size)
     params = initial_parameters(lm.parameter_specs(), config.training.seed)
     ours = backend.training_model(lm, params, TrainingOptions(config.optimizer))

@@ -28,6 +28,7 @@ from moeport.config.schema import Config
 from moeport.data import ImageSplit, Sampler, read_images
 from moeport.training.run import train
 from moeport.training.schedule import learning_rate
+from moeport.training.summary import RunSummary
 
 CONFIG = Path("configs/vision/digits.yaml")
 ROUTERS = (
@@ -96,7 +97,7 @@ def main() -> None:
             summaries = [_moe([*args.set, *values], seed, Path(folder)) for seed in range(args.seeds)]
         counts = f"{summaries[0].parameters_total:,} ({summaries[0].parameters_active:,})"
         seconds = float(np.mean([summary.wall_time for summary in summaries]))
-        _row(name, counts, [summary.val_accuracy for summary in summaries], seconds)
+        _row(name, counts, [summary.val_accuracy or 0.0 for summary in summaries], seconds)
 
 
 def _row(name: str, count: str, accuracies: list[float], seconds: float) -> None:
@@ -140,7 +141,7 @@ def _dense(config: Config, images: ImageSplit, seed: int) -> tuple[float, int, f
     return accuracy, sum(p.numel() for p in model.parameters()), seconds
 
 
-def _moe(overrides: list[str], seed: int, folder: Path):
+def _moe(overrides: list[str], seed: int, folder: Path) -> RunSummary:
     values = [
         f"training.seed={seed}",
         f"run.dir={folder / str(seed)}",
@@ -148,7 +149,9 @@ def _moe(overrides: list[str], seed: int, folder: Path):
         "metrics.tensorboard=false",
         "metrics.report=false",
     ]
-    return train(load_config(CONFIG, [*overrides, *values]), console=Console(file=io.StringIO()))
+    summary = train(load_config(CONFIG, [*overrides, *values]), console=Console(file=io.StringIO()))
+    assert isinstance(summary, RunSummary)
+    return summary
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     arguments = parser.parse_args()
     size = Size(arguments.sequences, arguments.tokens, steps=0)
-    chosen = [(path.stem, path, []) for path in arguments.configs] or every_config()
+    named: list[tuple[str, Path, list[str]]] = [(path.stem, path, []) for path in arguments.configs]
 
     print(f"| | {' | '.join([*VARIANTS.values()][1:])} | Verdict |")
     print(f"|{'---|' * (len(VARIANTS) + 1)}", flush=True)
-    for name, file, overrides in chosen:
+    for name, file, overrides in named or every_config():
         report = run(file, [*VARIANTS], [*overrides, BYTES], size=size)
         print(f"| {name} | {' | '.join(map(cell, report.comparisons))} | {verdict(report)} |", flush=True)
 

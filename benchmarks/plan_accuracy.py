@@ -143,6 +143,7 @@ def main() -> None:
 
 
 def _bytes(sample: Sample) -> int:
+    assert sample.demand is not None
     return sample.demand.tokens * sample.demand.row_bytes
 
 

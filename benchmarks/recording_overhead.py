@@ -40,7 +40,7 @@ def main() -> None:
 
     config = load_config(arguments.config, ["backend.dtype=float32", *arguments.overrides])
     backend = get_backend(config.backend)
-    vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or int(getattr(config.data.tokenizer, "vocab_size", 257))
     recorder, idle = Recorder(STATISTICS), Recorder(STATISTICS)
     idle.active = False
     shapes = {

@@ -16,7 +16,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.losses import load_balance_loss
-from moeport.core.routing import RouterContext
+from moeport.core.routing import RouterContext, Routing
 from moeport.model.transformer import Batch, DecoderLM
 from moeport.routers import build_router
 from moeport.routers.topk import TopKConfig
@@ -237,4 +237,5 @@ def test_their_load_balancing_loss_is_top_k_times_ours_over_all_layers_at_once(t
     routing = router.route(
         NumpyOps(), {"weight": np.eye(EXPERTS)}, logits.reshape(-1, EXPERTS), RouterContext(layer=0, training=True)
     )
+    assert isinstance(routing, Routing)
     assert_close(top_k * load_balance_loss(NumpyOps(), routing, 1), theirs.item(), 1e-6)

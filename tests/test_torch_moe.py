@@ -1,5 +1,6 @@
 import copy
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from moeport.errors import ConfigError, UserError
 from moeport.routers import ROUTERS
 from moeport.torch import MoE
 
-SHAPE = {"d_model": 16, "num_experts": 4, "expert_hidden": 8, "init_std": 0.3}
+SHAPE: dict[str, Any] = {"d_model": 16, "num_experts": 4, "expert_hidden": 8, "init_std": 0.3}
 
 
 def tokens(*shape, seed=0, **kwargs):

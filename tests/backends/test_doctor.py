@@ -33,9 +33,9 @@ def fake(tmp_path, monkeypatch):
 
 
 def printed(entry):
-    console = Console(file=io.StringIO(), width=200)
-    console.print(render(entry))
-    return console.file.getvalue()
+    text = io.StringIO()
+    Console(file=text, width=200).print(render(entry))
+    return text.getvalue()
 
 
 def test_the_report_is_json_and_names_everything(found):

@@ -1,5 +1,7 @@
 """The FLOPs that the config states are those that the built model executes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from moeport.model.transformer import Batch, DecoderLM
 
 VOCAB, BATCH, SEQUENCE = 40, 3, 16
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"tie_embeddings": True},
     "shared experts and dense blocks": {"moe": {"num_shared_experts": 2, "every": 2}},

@@ -13,7 +13,7 @@ OPS = TorchOps(torch.device("cpu"))
 TARGETS = torch.tensor(rng(3).integers(0, 5, 7))
 
 
-def inputs(dtype=torch.float64, weight_dtype=None):
+def inputs(dtype=torch.float64, weight_dtype=None) -> tuple[torch.Tensor, torch.Tensor]:
     x_TD, weight_VD = torch.tensor(grid(1, 7, 4), dtype=dtype), torch.tensor(grid(2, 5, 4), dtype=weight_dtype or dtype)
     return x_TD.requires_grad_(), weight_VD.requires_grad_()
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run_command(*arguments: str) -> tuple[int, str, str]:
+    def run_command(*arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["moeport", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()
@@ -157,7 +158,7 @@ class TestErrors:
     def doctor(self, run, stub):
         """Run a command that meets an error."""
 
-        def run_doctor(error: BaseException, *arguments: str) -> tuple[int, str, str]:
+        def run_doctor(error: BaseException, *arguments: str) -> tuple[Any, str, str]:
             stub("moeport.backends.doctor", "report", fail(error))
             return run("doctor", *arguments)
 

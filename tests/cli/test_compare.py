@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ def run(monkeypatch, capsys, tmp_path):
         values = tiny_values(tmp_path, model={"moe": moe}, training={"evaluation_interval": 0})
         Path(f"{name}.yaml").write_text(yaml.safe_dump(values))
 
-    def run_command(*arguments: str) -> tuple[int, str, str]:
+    def run_command(*arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["moeport", "compare", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()

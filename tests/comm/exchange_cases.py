@@ -1,5 +1,7 @@
 """The all-to-all algorithms of experts against one process that has them all; see `moeport.comm.exchange`."""
 
+from typing import Any
+
 import numpy as np
 
 from moeport.comm.exchange import FlatExchange, HierarchicalExchange, NodeDedupExchange
@@ -7,7 +9,11 @@ from moeport.core.dispatch import combine, dispatch
 from moeport.core.routing import Routing
 from tests.support import rng
 
-ALGORITHMS = {"flat": FlatExchange, "hierarchical": HierarchicalExchange, "node_dedup": NodeDedupExchange}
+ALGORITHMS: dict[str, Any] = {
+    "flat": FlatExchange,
+    "hierarchical": HierarchicalExchange,
+    "node_dedup": NodeDedupExchange,
+}
 WIDTH, HIDDEN, TOKENS, CHOICES = 3, 4, 7, 3
 CHUNKS = (1, 5)
 """Some of five parts of one token have none."""

@@ -20,7 +20,7 @@ def test_default_breaks_no_rule():
 @pytest.mark.parametrize("name", ROUTERS)
 def test_every_router_has_sound_defaults(name):
     config = ROUTERS[name].config_class
-    moe = MoEConfig(router=config(), allow_future_tokens=config.looks_ahead)
+    moe = MoEConfig(router=config.model_validate({}), allow_future_tokens=config.looks_ahead)
     assert check_rules(Config(model=ModelConfig(moe=moe))) == []
 
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ class Target:
 @functools.cache
 def build(target):
     compiles = None if target.static else False
-    backend = get_backend(
+    backend: Any = get_backend(
         BackendConfig(name=target.backend, device=target.device, dtype=target.dtype, compile=compiles)
     )
     if target.default_kernels:

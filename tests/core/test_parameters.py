@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,7 @@ def test_constant_values(init, want):
 
 
 def test_generators_differ_by_every_part_of_their_purpose():
-    keys = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", 2)]
+    keys: list[tuple[Any, ...]] = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", 2)]
     assert len({float(generator(*key).random()) for key in keys}) == len(keys)
 
 

@@ -23,7 +23,7 @@ from tests.core.routings import random_decisions, routing_of
 from tests.support import assert_close, grid
 
 EXPERTS, DIM = 5, 64
-DECISIONS = {
+DECISIONS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "one choice": random_decisions(1, 40, 1, EXPERTS),
     "two choices": random_decisions(2, 40, 2, EXPERTS),
     "three choices": random_decisions(3, 23, 3, EXPERTS),

@@ -1,5 +1,7 @@
 """Shared, fine-grained and residual experts with every router: one layer, forward and backward."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from tests.support import assert_close, grid, rng
 
 TOKENS, WIDTH, SEQUENCES, VOCABULARY = 24, 16, 2, 10
 EXPERTS, HIDDEN = 4, 6
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "shared, added": {"num_shared_experts": 2, "shared_mixing": "add"},
     "shared, mixed": {"num_shared_experts": 1, "shared_mixing": "softmax"},
@@ -36,7 +38,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 
 def layer_of(router, variant):
     options = {"num_experts": EXPERTS, "expert_hidden": HIDDEN, "router_z_loss": 0.1, "allow_future_tokens": True}
-    config = MoEConfig(**options | variant, router=ROUTERS[router].config_class())
+    config = MoEConfig.model_validate({**options, **variant, "router": {"name": router}})
     return MoELayer(config, WIDTH, init_std=0.02, out_std=0.01, vocab_size=VOCABULARY)
 
 

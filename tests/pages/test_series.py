@@ -22,7 +22,7 @@ def test_few_steps_are_kept_as_they_are():
 def test_many_steps_become_equal_ranges():
     series = filled([1.0, 3.0, 5.0, 5.0, 7.0, 1.0, 4.0])
     assert series.width == 2
-    np.testing.assert_array_equal(series.mean, [[1.5, 2], [3.5, 5], [5.5, 4], [7, 4]])
+    np.testing.assert_array_equal(series.mean, [[1.5, 2.0], [3.5, 5.0], [5.5, 4.0], [7.0, 4.0]])
     np.testing.assert_array_equal(series.low, [[1, 1], [3, 5], [5, 1], [7, 4]])
     np.testing.assert_array_equal(series.high, [[2, 3], [4, 5], [6, 7], [7, 4]])
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import cast
 from unittest import mock
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 import moeport.model.moe
 import moeport.routers.topk
+from moeport.backends.base import Backend
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.torch.optimizer import AdamW
 from moeport.parity.subject import Subject
@@ -71,7 +73,7 @@ def with_params(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[Subj
 
 def under_patch(subject: Subject, patch: Callable[[], object]) -> Subject:
     """A subject whose backend computes while a patch is in force."""
-    return replace(subject, backend=_Patched(subject.backend, patch))
+    return replace(subject, backend=cast(Backend, _Patched(subject.backend, patch)))
 
 
 class _Patched:
@@ -129,7 +131,7 @@ def two_experts_exchanged(self, x_RD, w_in, w_out_EDF, counts_E, activation):
 def bfloat16_in_the_second_layer(self, q, k, v, causal=True):
     if not self.calls("attention") % 2:
         return TorchOps.attention(self, q, k, v, causal)
-    return TorchOps.attention(self, *(x.bfloat16() for x in (q, k, v)), causal).float()
+    return TorchOps.attention(self, q.bfloat16(), k.bfloat16(), v.bfloat16(), causal).float()
 
 
 def base_of_another_model(self, x, cos, sin):

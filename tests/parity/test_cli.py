@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def run(monkeypatch, capsys, tmp_path):
     config_file(tmp_path)
     monkeypatch.chdir(tmp_path)
 
-    def run_command(*arguments: str) -> tuple[int, str, str]:
+    def run_command(*arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["moeport", "parity", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()

@@ -1,12 +1,13 @@
 """Subjects that take a fraction of a second: two blocks of width 32, four experts, a byte-level vocabulary."""
 
 from pathlib import Path
+from typing import Any
 
 from moeport.config import config_from_dict, resolved_yaml
 from moeport.parity.subject import Size, build_subject
 from tests.training.tiny import tiny_values
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "num_layers": 2,
     "d_model": 32,
     "init_std": 0.2,

@@ -1,6 +1,7 @@
 """Configs of every router, and one way to run them on numpy or any other backend."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ EXPERTS, WIDTH, TOKENS = 8, 16, 12
 TOKEN_COUNTS = np.array([1, 50, 0, 30, 2, 40, 3, 0, 20, 5])
 """Of the ids of a small vocabulary."""
 
-EXAMPLES = {
+EXAMPLES: dict[str, list[Any]] = {
     "switch": [SwitchConfig()],
     "topk": [
         TopKConfig(),
@@ -162,6 +163,6 @@ def choices(routing):
     return routing.expert_N.reshape(shape), routing.weight_N.reshape(shape)
 
 
-def logits_as_tokens(logits_TE):
+def logits_as_tokens(logits_TE) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(params, x) for which the router's logits are these: an identity weight."""
     return {"weight": np.eye(logits_TE.shape[1])}, logits_TE

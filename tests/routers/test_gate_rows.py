@@ -70,7 +70,7 @@ def test_dimensions_are_those_of_the_comparison():
 @pytest.mark.parametrize("policy", ["locmoe", "locmoe_plus"])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_estimated_capacities_are_refused_without_gate_rows(name, policy):
-    moe = MoEConfig(router=ROUTERS[name].config_class(), capacity=CapacityConfig(policy=policy))
+    moe = MoEConfig(router=ROUTERS[name].config_class.model_validate({}), capacity=CapacityConfig(policy=policy))
     found = [problem for problem in check_rules(Config(model=ModelConfig(moe=moe))) if "capacity" in problem.key]
     if name in WITH_ROWS:
         assert found == []

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ BOTH = pytest.mark.parametrize("make", [LocMoEConfig, LocMoEPlusConfig], ids=["l
 
 def gate_rows(d_model=WIDTH, num_experts=EXPERTS):
     """The fixed gate as a matrix (E, D): what it makes of the unit vectors."""
-    router = build_router(LocMoEConfig(), d_model, num_experts)
+    router: Any = build_router(LocMoEConfig(), d_model, num_experts)
     return router.group_means(NumpyOps(), np.eye(d_model)).T
 
 
@@ -61,7 +62,7 @@ def test_printed_gates_are_almost_uniform_and_ours_are_not():
     x_TD = rng(4).standard_normal((64, 5120))
     gates = {}
     for scores in ("mean", "cosine"):
-        router = build_router(LocMoEConfig(scores=scores), 5120, 16)
+        router: Any = build_router(LocMoEConfig(scores=scores), 5120, 16)
         routing = router.route(NumpyOps(), {}, x_TD, RouterContext(0, True))
         gates[scores] = routing.weight_N.mean()
         want = 1.0 if scores == "cosine" else math.sqrt(16 / 5120)
@@ -104,7 +105,7 @@ def test_a_token_without_a_positive_score_ties_only_as_printed(relu, expert):
 
 def test_epsilon_as_a_bias_is_added_to_the_scores():
     config = LocMoEConfig(epsilon="bias")
-    router = build_router(config, WIDTH, EXPERTS)
+    router: Any = build_router(config, WIDTH, EXPERTS)
     assert router.parameter_specs() == [ParameterSpec("bias", (EXPERTS,), "zeros")]
     bias = rng(5).standard_normal(EXPERTS)
     got = route(config, {"bias": bias})
@@ -146,7 +147,7 @@ def test_locality_loss_is_the_mean_divergence_of_the_nodes(make, nodes):
 @pytest.mark.parametrize(("nodes", "node"), [(1, 0), (2, 1), (3, 0), (16, 1), (16, 2)])
 def test_without_the_option_the_cluster_says_which_experts_are_local(make, nodes, node):
     """Expert e of 8 is on node e * nodes // 8; of 16 nodes every second has none."""
-    router = build_router(make(), WIDTH, EXPERTS)
+    router: Any = build_router(make(), WIDTH, EXPERTS)
     context = RouterContext(0, True, topology=Topology(nodes, node))
     routing = router.route(NumpyOps(), {}, hidden_states(), context)
     assert_close(routing.own_loss, 0.01 * divergence(routing.probs_TE, nodes, node, 0.05), 1e-11)
@@ -163,7 +164,7 @@ def test_no_coefficient_no_loss():
 
 
 def loss_of(probs_TE, config, nodes=1, node=0):
-    router = build_router(config, WIDTH, probs_TE.shape[1])
+    router: Any = build_router(config, WIDTH, probs_TE.shape[1])
     return router.locality_loss(NumpyOps(), probs_TE, Topology(nodes, node))
 
 
@@ -209,7 +210,7 @@ def test_locality_loss_on_every_backend(target):
         (PRINTED, Topology()),
         (LocMoEPlusConfig(nodes=3), None),
     ):
-        router = build_router(config, WIDTH, EXPERTS)
+        router: Any = build_router(config, WIDTH, EXPERTS)
         context = RouterContext(0, True, topology=topology or Topology())
         want = router.route(NumpyOps(), {}, x_TD, context).own_loss
         got = router.route(ops, {}, ops.cast(ops.from_numpy(x_TD), kind), context).own_loss

@@ -105,14 +105,14 @@ def test_these_routers_look_at_ids():
 
 @pytest.mark.parametrize("name", TABLED)
 def test_a_table_needs_the_number_of_ids(name):
-    router = build_router(ROUTERS[name].config_class(), d_model=16, num_experts=4)
+    router = build_router(ROUTERS[name].config_class.model_validate({}), d_model=16, num_experts=4)
     with pytest.raises(UserError, match=rf"router {name} has a table of vocabulary ids.*expected vocab_size"):
         router.parameter_specs()
 
 
 @pytest.mark.parametrize("name", TABLED)
 def test_tables_depend_on_seed_name_and_counts_alone(name):
-    router = build_router(ROUTERS[name].config_class(), d_model=16, num_experts=4, vocab_size=200)
+    router = build_router(ROUTERS[name].config_class.model_validate({}), d_model=16, num_experts=4, vocab_size=200)
     spec = next(spec for spec in router.parameter_specs() if spec.is_table)
     counts = rng(4).permutation(np.arange(200) ** 2)
 

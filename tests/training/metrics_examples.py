@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ STEP = StepMetrics(
     drop_rate_per_layer=[0.0, 0.04],
 )
 
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
     "run_dir": "runs/example",
     "steps": 1000,
     "val_loss": 2.3456,

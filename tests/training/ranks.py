@@ -6,6 +6,7 @@ Run as a script in each process of a job: BACKEND FOLDER. The first rank writes 
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def moe(router="topk", **options):
     return {"model": {"moe": {"router": {"name": router}, **options}}}
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "experts on all ranks": {"parallelism": {"expert": 0}},
     "experts on each rank": {},
     "two copies of the experts": {"parallelism": {"expert": -2}},

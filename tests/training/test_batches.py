@@ -1,6 +1,7 @@
 """Batches are drawn with no backend, no parameters and no trainer."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,12 @@ def task_of(tmp_path):
     return build
 
 
+def world_of(rank, size) -> Any:
+    return SimpleNamespace(rank=rank, size=size)
+
+
 def drawn(task, step, rank=0, size=1):
-    world = SimpleNamespace(rank=rank, size=size)
-    return list(Batches(task.config.training, task.model(), task.train, world).of_step(step))
+    return list(Batches(task.config.training, task.model(), task.train, world_of(rank, size)).of_step(step))
 
 
 def arrays(batches):
@@ -36,7 +40,7 @@ def arrays(batches):
 
 def test_a_step_alone_decides_a_batch(task_of):
     task = task_of()
-    batches = Batches(task.config.training, task.model(), task.train, SimpleNamespace(rank=0, size=1))
+    batches = Batches(task.config.training, task.model(), task.train, world_of(0, 1))
     first = [arrays(list(batches.of_step(step))) for step in (0, 30, 7)]
     for step, found in zip((7, 0, 30), (first[2], first[0], first[1]), strict=True):
         again = arrays(drawn(task, step))

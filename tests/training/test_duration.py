@@ -28,9 +28,9 @@ def test_durations(seconds, text):
 
 
 def printed(value):
-    console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(value)
-    return console.file.getvalue()
+    text = io.StringIO()
+    Console(file=text, width=120, force_terminal=False).print(value)
+    return text.getvalue()
 
 
 def test_wall_time_reads_alike_wherever_it_is_shown(tmp_path):

@@ -29,12 +29,16 @@ def no_rank(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
 
 
+def printed(console) -> str:
+    return console.file.getvalue()
+
+
 def plain_console():
     return Console(file=io.StringIO(), force_terminal=False, width=80)
 
 
 def lines(console):
-    return console.file.getvalue().splitlines()
+    return printed(console).splitlines()
 
 
 def test_a_plain_line():
@@ -91,7 +95,7 @@ def test_a_quiet_console_stays_so(terminal):
         progress.step(EXAMPLE)
         progress.evaluation(EvaluationMetrics(100, 3.0, 1.5))
         progress.say("hello")
-    assert console.file.getvalue() == ""
+    assert printed(console) == ""
 
 
 def test_a_terminal_gets_a_live_line_with_messages_above():
@@ -99,7 +103,7 @@ def test_a_terminal_gets_a_live_line_with_messages_above():
     with Progress(1000, 99, 10, console) as progress:
         progress.say("evaluating")
         progress.step(EXAMPLE)
-    output = console.file.getvalue()
+    output = printed(console)
     assert "evaluating" in output
     (last,) = (line for line in output.splitlines() if "100/1000" in line)
     for part in ("100/1000", "left 2m10s", "loss 3.2101", "lr 3.00e-03", "grad_norm 0.91", "tps 12,345", "mfu 31.2%"):
@@ -112,7 +116,7 @@ def test_the_live_line_stays_one_line_on_a_narrow_terminal():
     console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
     with Progress(1000, 0, 10, console) as progress:
         progress.step(EXAMPLE)
-    last = re.split(r"\x1b\[2K", console.file.getvalue())[-1]
+    last = re.split(r"\x1b\[2K", printed(console))[-1]
     assert re.fullmatch(r"\S+ +100/1000 +left 2m10s  loss 3.2101 .*…\n\x1b\[\?25h", last)
     assert len(last.splitlines()[0]) <= 60
 
@@ -122,5 +126,5 @@ def test_the_terminal_is_restored_after_an_error():
     with pytest.raises(RuntimeError, match="out of memory"), Progress(1000, 0, 10, console):
         raise RuntimeError("out of memory")
     hide, show = "\x1b[?25l", "\x1b[?25h"
-    output = console.file.getvalue()
+    output = printed(console)
     assert output.rfind(show) > output.rfind(hide)

@@ -1,11 +1,13 @@
 """A classifier of digits that takes seconds."""
 
+from typing import Any
+
 from moeport.config import config_from_dict
 
 
 def digits_values(folder, **sections):
     """Values of a whole config; `sections` are laid over it, key by key of the section."""
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(folder / "run")},
         "model": {
             "num_layers": 2,
