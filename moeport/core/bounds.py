@@ -1,11 +1,11 @@
 """LocMoE's lower bounds of expert capacity, as functions of numbers (arXiv 2401.13920; LocMoE+, arXiv 2406.00023).
 
 The setting of the theorem: tokens are uniform on the unit sphere in d dimensions, the gate rows of the n experts are
-orthogonal and of one length, and a token is *discriminative* for an expert if the cosine between it and the expert's
-gate row is at least delta. The capacity must be such that a discriminative token reaches the expert.
+orthogonal and of equal length, and a token is *discriminative* for an expert if the cosine between it and the expert's
+gate row is at least delta. The capacity must be large enough for a discriminative token to reach the expert.
 
-The published bound rises with delta, and for the delta of a trained model it may exceed any number of tokens, or be
-below one: a policy clips it.
+The published bound grows with delta. For the delta of a trained model it may exceed any number of tokens, or be below
+one, so the capacity policies clip it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def two_sided_probability(delta: float, dim: int, form: str) -> float:
     """p_delta: the probability that a uniform token has an absolute cosine of at least delta with a given direction.
 
     `incomplete_beta`: 1 - I_{delta^2}(1/2, (d-1)/2), exact (LocMoE, lemma 3). `erfc`: erfc(sqrt(delta^2 d /
-    (2 - delta^2))), for large d. `exponential`: exp(-delta^2 d / (2 - delta^2)), a bound of the second from above, so
-    that the capacity is bounded from below (theorem 1).
+    (2 - delta^2))), for large d. `exponential`: exp(-delta^2 d / (2 - delta^2)), an upper bound of the second, which
+    bounds the capacity from below (theorem 1).
 
     Args:
         delta: a cosine; below 0 counts as 0.
@@ -77,11 +77,11 @@ def two_sided_probability(delta: float, dim: int, form: str) -> float:
 
 
 def arrival_probability(delta: float, dim: int, experts: int, form: str, probability: str) -> float:
-    """p_i: the probability that a token which an expert gets is discriminative for it.
+    """p_i: the probability that a token routed to an expert is discriminative for it.
 
     `paper`: n p_delta (LocMoE, theorem 1), which may exceed 1. `exact`: 1 - (1 - p_delta / 2)^n, the probability that
-    the largest of n independent cosines is at least delta. Ours: a token is discriminative on one side of the expert
-    only, and the largest of n is not the sum of n.
+    the largest of n independent cosines is at least delta. This is ours: a token is discriminative on one side of
+    the expert only, and the maximum of n probabilities is not their sum.
 
     Args:
         delta: a cosine; below 0 counts as 0.
@@ -104,7 +104,7 @@ def lower_bound(
     probability: str = "paper",
     failure: float | None = None,
 ) -> float:
-    """Fewest tokens an expert must take for a discriminative one to be among them (LocMoE, theorem 1).
+    """The number of tokens an expert must take for a discriminative one to be among them (LocMoE, theorem 1).
 
     Args:
         delta: the least cosine of a discriminative token and its expert's gate row; below 0 counts as 0.
@@ -129,7 +129,7 @@ def delta_max_bound(delta: float, dim: int, experts: int) -> float:
 
 
 def controller_bound(competitors: float) -> float:
-    """2 s q: with so many places an expert that takes its best tokens takes the discriminative one almost surely.
+    """2 s q: with this capacity, an expert that takes its best tokens takes the discriminative one almost surely.
 
     LocMoE+ proves a probability of 1 - exp(-3 C / 16) for C >= 2 s q, where s is the number of tokens and q the
     probability that an irrelevant one scores at least as high as the discriminative one.

@@ -9,7 +9,7 @@ from moeport.core.array import Array
 
 @dataclass(frozen=True)
 class DispatchPlan:
-    """Where every assignment goes. R = N rows: those sent nowhere come last."""
+    """Where every assignment goes. R = N rows; unrouted ones come last."""
 
     order_R: Array
     """Assignment of each row."""

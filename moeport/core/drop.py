@@ -1,4 +1,4 @@
-"""Drop policies: which assignments an expert serves when more come than its capacity."""
+"""Drop policies: which assignments an expert serves when there are more than its capacity."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 DROP_NOISE = "drop_{}"
-"""Name of the uniform numbers that order the assignments of one choice, 0 .. K-1, in policy `random`."""
+"""Name of the uniform random numbers that order the assignments of choice 0 .. K-1 under policy `random`."""
 
 
 def drop_overflow(
     ops: Ops, routing: Routing, capacity: int | Array, policy: str, noise: Sequence[Array] = ()
 ) -> Routing:
-    """Send the assignments beyond an expert's capacity nowhere, with gate 0.
+    """Drop the assignments beyond an expert's capacity: their expert becomes E and their gate 0.
 
     `position`: all first choices come before all second ones, each in token order (GShard, Algorithm 1).
     `probability`: larger gates first.
     `affinity`: larger affinities first: the expert's choice of Expert-Token Resonance (arXiv 2406.00023, eq. 6, which
     prints the lowest; its text says highest).
-    `random`: by `noise`, whatever the choice; without noise, so outside training, by position.
-    Of equal ones the earlier by position comes first. Remaining gates are not renormalised.
+    `random`: by `noise`, regardless of the choice; without noise (outside training), by position.
+    Ties go to the earlier position. The remaining gates are not renormalised.
 
     Args:
         ops: the backend's operations.
         routing: what the router chose.
-        capacity: C, assignments an expert serves at most; a number, or a scalar array of the index type.
-        policy: who is served first.
+        capacity: C, the most assignments an expert serves; a number, or a scalar array of the index type.
+        policy: which assignments are served first.
         noise: for `random` in training, K arrays (T,) of uniform numbers.
     """
     experts, tokens = routing.num_experts, routing.num_tokens

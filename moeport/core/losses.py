@@ -10,7 +10,7 @@ from moeport.core.routing import Routing
 
 
 def chosen_counts(ops: Ops, expert_N: Array, num_experts: int) -> Array:
-    """Assignments of each expert, (E,) of the index type; those to nowhere are not counted."""
+    """Assignments per expert, (E,) of the index type; unrouted ones are not counted."""
     return ops.bincount(expert_N, num_experts + 1)[:num_experts]
 
 
@@ -19,12 +19,12 @@ def load_balance_loss(
 ) -> Array:
     """E * sum_e f_e P_e, averaged over sequences (Switch Transformer, eq. 4 to 6).
 
-    f_e is the share of the counted choices that went to expert e, before any drop by capacity; P_e the mean normalised
-    score. With num_sequences = 1 this is Switch's loss over the batch, with the number of sequences in the batch
-    DeepSeek-V3's sequence-wise loss (eq. 17 to 20). With `over_ranks`, which takes the mean of an array over ranks, f
-    is that of all ranks' tokens, so that the mean of the ranks' losses is the loss of all their tokens (Demons in the
-    Detail, arXiv 2501.11873). Equals 1 at perfect balance. The gradient flows through P alone.
-    Null experts take part, each with the mean of their shares: how a token spreads over them is free (AdaMoE, arXiv
+    f_e is the share of the counted choices that went to expert e, before any drops; P_e is the mean normalised score.
+    With num_sequences = 1 this is Switch's loss over the batch; with the number of sequences in the batch it is
+    DeepSeek-V3's sequence-wise loss (eq. 17 to 20). With `over_ranks`, which averages an array over ranks, f is
+    computed from the tokens of all ranks, so that the mean of the ranks' losses is the loss of all their tokens (Demons
+    in the Detail, arXiv 2501.11873). The loss is 1 at perfect balance. The gradient flows through P only.
+    Null experts take part, each with the mean of their shares, since null experts are interchangeable (AdaMoE, arXiv
     2406.13233, eq. 6, where f is K times ours).
     """
     experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts
@@ -49,9 +49,9 @@ def z_loss(ops: Ops, log_partition_T: Array) -> Array:
 
 
 def symmetric_divergence(ops: Ops, logits_TV: Array, other_TV: Array) -> Array:
-    """(KL(p, q) + KL(q, p)) / 2 of the softmaxes p and q of logits, mean over tokens (THOR, arXiv 2110.04260).
+    """(KL(p, q) + KL(q, p)) / 2 for p and q the softmax of the two logits, mean over tokens (THOR, arXiv 2110.04260).
 
-    The sum over the vocabulary of (p - q) (log p - log q), in which the log-partitions cancel.
+    Computed as the sum over the vocabulary of (p - q) (log p - log q), where the log-partitions cancel.
     """
     first, second = ops.accurate(logits_TV), ops.accurate(other_TV)
     both_T = ops.sum((ops.softmax(first) - ops.softmax(second)) * (first - second), axis=-1)

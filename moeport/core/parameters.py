@@ -1,7 +1,7 @@
-"""Parameters by name, and numbers that every backend draws alike.
+"""Parameters by name, and random numbers that are the same on every backend.
 
 A model is a flat dict of dotted names to arrays. Initial values and routing noise come from numpy's counter-based
-Philox generator, keyed by what they are for, so that every backend starts from and sees the same bits.
+Philox generator, keyed by their purpose, so that every backend sees the same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 Value = TypeVar("Value")
 
 TokenTable = Callable[[np.random.Generator, np.ndarray], np.ndarray]
-"""Makes a table with a row for each vocabulary id from how often each id occurs in the training set, counts (V,)."""
+"""Builds a table with one row per vocabulary id, from the counts (V,) of each id in the training set."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class ParameterSpec:
     name: str
     shape: tuple[int, ...]
     init: Literal["normal", "ones", "zeros"] | TokenTable = "normal"
-    """How the initial value is made; a table of token ids is never changed afterwards."""
+    """How the initial value is drawn; a table indexed by token id never changes afterwards."""
     std: float = 0.02
     """Standard deviation of a normal init."""
     trainable: bool = True
-    """False for state that the router updates itself, without gradients, and for tables of token ids."""
+    """False for state that the router updates itself without gradients, and for tables indexed by token id."""
 
     @property
     def size(self) -> int:
@@ -39,17 +39,17 @@ class ParameterSpec:
 
     @property
     def is_table(self) -> bool:
-        """Whether it is a constant table of token ids."""
+        """Whether it is a constant table indexed by token id."""
         return callable(self.init)
 
     @property
     def is_expert(self) -> bool:
-        """Whether its first dimension is the routed experts, which ranks may divide among themselves."""
+        """Whether its first dimension runs over the routed experts, which may be divided among ranks."""
         return "experts" in self.name.split(".")[:-1]
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay applies: to matrices, not to norms and vectors."""
+        """Whether weight decay applies: to matrices, but not to norms and vectors."""
         return self.trainable and len(self.shape) >= 2
 
 
@@ -67,13 +67,13 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
 
 
 def initial_value(spec: ParameterSpec, seed: int, token_counts_V: np.ndarray | None = None) -> np.ndarray:
-    """The initial value of one parameter, float32; depends on the arguments alone.
+    """The initial value of one parameter, float32; depends on nothing but the arguments.
 
     Args:
         spec: name, shape and kind.
-        seed: of all parameters; each draws from a generator of its own name.
-        token_counts_V: how often each id of the tokenizer occurs in the training set, for tables of token ids; None:
-            all ids alike.
+        seed: shared by all parameters; each draws from a generator keyed by its own name.
+        token_counts_V: how often each token id occurs in the training set, for tables indexed by token id; None: all
+            ids equally often.
     """
     random = generator(seed, "parameter", spec.name)
     if callable(spec.init):
@@ -95,9 +95,9 @@ def initial_parameters(
     """Initial values of all parameters by name, float32.
 
     Args:
-        specs: of all parameters.
+        specs: all parameters.
         seed: see `initial_value`.
-        token_counts: counts ids in the training set; called only if there is a table of token ids.
+        token_counts: counts ids in the training set; called only if a parameter needs them.
     """
     specs = list(specs)
     counts_V = token_counts() if token_counts and any(spec.is_table for spec in specs) else None
@@ -110,6 +110,6 @@ def with_prefix(prefix: str, specs: Iterable[ParameterSpec]) -> list[ParameterSp
 
 
 def under(prefix: str, params: Mapping[str, Value]) -> dict[str, Value]:
-    """The parameters whose names begin with `prefix.`, without it."""
+    """The parameters whose names begin with `prefix.`, with that prefix removed."""
     cut = len(prefix) + 1
     return {name[cut:]: value for name, value in params.items() if name.startswith(f"{prefix}.")}

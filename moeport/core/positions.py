@@ -7,11 +7,11 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 MOST_RANGES = 16
-"""A sequence is cut into so many ranges of positions at most."""
+"""The most ranges of positions that a sequence is divided into."""
 
 
 def position_ranges(sequence_length: int) -> int:
-    """P: ranges of positions of a sequence, equal up to rounding; position s is in range s * P // S."""
+    """P: the number of ranges, of equal length up to rounding; position s is in range s * P // S."""
     return min(MOST_RANGES, sequence_length)
 
 
@@ -22,15 +22,15 @@ def drops_by_position(ops: Ops, chosen: Routing, served: Routing, num_sequences:
         ops: the backend's operations.
         chosen: what the router chose, in token-major order.
         served: the same after drops.
-        num_sequences: sequences that make up the tokens.
+        num_sequences: sequences of equal length that make up the tokens.
     """
     length = chosen.num_tokens // num_sequences
     ranges = position_ranges(length)
     token_N = ops.arange(chosen.expert_N.shape[0]) // ops.index(chosen.expert_N.shape[0] // chosen.num_tokens)
     position_N = token_N - token_N // ops.index(length) * ops.index(length)
     range_N = position_N * ops.index(ranges) // ops.index(length)
-    nowhere, outside = ops.index(chosen.num_experts), ops.index(ranges)
-    chosen_N = ops.where(chosen.expert_N < nowhere, range_N, outside)
-    dropped_N = ops.where(served.expert_N < nowhere, outside, chosen_N)
+    unrouted, outside = ops.index(chosen.num_experts), ops.index(ranges)
+    chosen_N = ops.where(chosen.expert_N < unrouted, range_N, outside)
+    dropped_N = ops.where(served.expert_N < unrouted, outside, chosen_N)
     counts = [ops.reshape(ops.bincount(ids_N, ranges + 1)[:ranges], (1, -1)) for ids_N in (chosen_N, dropped_N)]
     return ops.concat(counts, axis=0)

@@ -14,16 +14,16 @@ from moeport.core.array import Array
 class Routing:
     """Sparse assignments of tokens to experts, in token-major order: token 0's K choices, best first, then token 1's.
 
-    Where experts choose tokens there is no K, and `token_N` says whose each assignment is.
+    Where experts choose tokens there is no K, and `token_N` holds the token of each assignment.
 
-    `expert_N` may be num_experts, "nowhere": the assignment is not served and its weight is 0. Dropped assignments,
-    and those a router declines, are of this kind.
+    An `expert_N` of num_experts means unrouted: no expert serves the assignment and its weight is 0. Assignments that
+    are dropped, or that a router declines, are unrouted.
     """
 
     expert_N: Array
-    """Expert of each assignment, 0 .. E; E is nowhere."""
+    """Expert of each assignment, 0 .. E; E means unrouted."""
     weight_N: Array
-    """Gate of each assignment, differentiable; float32 at least."""
+    """Gate of each assignment, differentiable; float32 or wider."""
     num_tokens: int
     """T."""
     num_experts: int
@@ -35,9 +35,9 @@ class Routing:
     balanced_choices: int
     """How many leading choices of each token the load-balancing loss counts."""
     token_N: Array | None = None
-    """Token of each assignment, where experts choose tokens and the order is another; None: token-major."""
+    """Token of each assignment, where experts choose tokens and the order differs; None: token-major."""
     null_experts: int = 0
-    """Experts that compute nothing, beyond the E: they have scores, and a choice of one of them is nowhere."""
+    """Experts beyond the E that compute nothing: they have scores, and choosing one leaves the assignment unrouted."""
     own_loss: Array | None = None
     """A loss that only this router has, already weighted; a scalar."""
     affinity_N: Array | None = None
@@ -53,7 +53,7 @@ class Routing:
 class SoftRouting:
     """Every expert has slots, and every slot is a weighted mean of the tokens of one sequence (Soft MoE).
 
-    R slots of a sequence: those of expert 0, then of expert 1, ...
+    A sequence has R slots: those of expert 0, then those of expert 1, ...
     """
 
     dispatch_BSR: Array
@@ -78,18 +78,18 @@ class Topology:
 
 @dataclass(frozen=True)
 class RouterContext:
-    """What some routers need beside the hidden states."""
+    """What some routers need besides the hidden states."""
 
     layer: int
     """Index of the block."""
     training: bool
     """False during evaluation and generation."""
     token_ids_T: Array | None = None
-    """Vocabulary ids of the tokens, where the caller has them."""
+    """Vocabulary ids of the tokens, if the caller has them."""
     noise: dict[str, Array] = field(default_factory=dict)
     """Uniform numbers in [0, 1) of shape (T,), by the names in `Router.noise`; empty outside training."""
     num_sequences: int = 1
-    """Sequences, of equal length, that make up the T tokens."""
+    """Number of sequences, of equal length, that make up the T tokens."""
     topology: Topology = Topology()
     """Where tokens and experts are."""
     pass_number: int = 0

@@ -22,32 +22,33 @@ class RouterConfig(Section, ABC):
     name: str
     """Name of the router."""
     sub_layers: ClassVar[int] = 1
-    """Mixture-of-experts layers, one after another, that stand in place of one."""
+    """How many consecutive mixture-of-experts layers replace one."""
     mixes_shared_experts: ClassVar[bool] = False
-    """Whether shared experts are mixed by learned shares rather than added, unless the config says."""
+    """Whether shared experts are mixed in by learned shares rather than added, unless the config says otherwise."""
     looks_ahead: ClassVar[bool] = False
-    """Whether a token's routing depends on later tokens, so that a language model would read what it predicts."""
+    """Whether a token's routing depends on later tokens, so that a language model would see what it predicts."""
     needs_token_ids: ClassVar[bool] = False
     """Whether it looks at vocabulary ids."""
     fixed_load: ClassVar[bool] = False
-    """Whether every expert computes the same number of rows, whatever the tokens are: no capacity bounds it."""
+    """Whether every expert always computes the same number of rows, so that a capacity has no effect."""
     even_load: ClassVar[bool] = False
     """Whether the load is even by construction in training, where a load-balancing loss would have no gradient."""
     passes: ClassVar[int] = 1
-    """Times that a batch passes the model in training, each with other noise; the losses are added. At most 2."""
+    """How often a batch passes through the model in training, each time with different noise; the losses are added.
+    At most 2."""
     splits_width: ClassVar[bool] = False
-    """Whether each expert has an equal part of the features, so that num_experts must divide d_model."""
+    """Whether each expert has an equal share of the features, so that num_experts must divide d_model."""
     may_use_fewer: ClassVar[bool] = False
-    """Whether it gives some tokens fewer than K experts, however much room there is."""
+    """Whether some tokens may get fewer than K experts even without a capacity limit."""
     has_affinity: ClassVar[bool] = False
-    """Whether it gives affinities, which drop policy `affinity` needs."""
+    """Whether it returns affinities, which drop policy `affinity` needs."""
     has_gate_rows: ClassVar[bool] = False
-    """Whether each expert has a gate row that tokens have a cosine with, which estimated capacities need."""
+    """Whether each expert has a gate row to which a token has a cosine, which estimated capacities need."""
 
     @property
     @abstractmethod
     def experts_per_token(self) -> int:
-        """K: experts that compute one token; where experts choose, their mean number, to the next integer."""
+        """K: experts that compute one token; where experts choose tokens, the mean number, rounded."""
 
     @property
     def consistency_weight(self) -> float:
@@ -55,11 +56,11 @@ class RouterConfig(Section, ABC):
         return 0.0
 
     def assignments(self, num_tokens: int, num_experts: int, num_sequences: int) -> int:
-        """Rows that a batch gives to the experts, those sent nowhere included."""
+        """Assignments of a batch, including those that are unrouted."""
         return num_tokens * self.experts_per_token
 
     def parameter_count(self, d_model: int, num_experts: int) -> int:
-        """Trained parameters."""
+        """Number of trained parameters."""
         return d_model * num_experts
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
@@ -68,10 +69,10 @@ class RouterConfig(Section, ABC):
 
 
 class TopKRouterConfig(RouterConfig):
-    """A router with a free number of experts a token."""
+    """A router with a configurable number of experts per token."""
 
     top_k: PositiveInt = 2
-    """Experts a token K; at most num_experts."""
+    """Experts per token K; at most num_experts."""
 
     @property
     def experts_per_token(self) -> int:
@@ -84,7 +85,7 @@ class TopKRouterConfig(RouterConfig):
             return [
                 (
                     "top_k",
-                    "more experts a token than there are",
+                    "more experts per token than there are",
                     f"at most model.moe.num_experts ({num_experts})",
                 )
             ]
@@ -105,9 +106,9 @@ class Router(ABC, Generic[ConfigT]):
     paper: ClassVar[str]
     """Where the method is defined."""
     noise: tuple[str, ...] = ()
-    """Names of the uniform random numbers it wants, one a token, in training."""
+    """Names of the uniform random numbers it needs in training, one number per token each."""
     load_balance: float = 0.01
-    """Coefficient of the load-balancing loss unless the config sets one."""
+    """Default coefficient of the load-balancing loss."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -138,8 +139,8 @@ class Router(ABC, Generic[ConfigT]):
         Args:
             ops: the backend's operations.
             params: arrays by the names of `parameter_specs`.
-            x_TD: hidden states (T, D) of any float type; scores are computed in float32 at least.
-            context: what some routers need beside them.
+            x_TD: hidden states (T, D) of any float type; scores are computed in float32 or wider.
+            context: what some routers need besides the hidden states.
         """
 
     def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:
@@ -147,26 +148,26 @@ class Router(ABC, Generic[ConfigT]):
 
         Args:
             state: their values by name.
-            load_E: assignments each expert was chosen for in the step, over all ranks and micro-batches.
+            load_E: assignments to each expert in the step, before drops, over all ranks and micro-batches.
         """
         return {}
 
     @property
     def gate_dim(self) -> int:
-        """Dimensions in which `gate_cosines` compares."""
+        """Dimension of the space in which `gate_cosines` compares."""
         return self.d_model
 
     def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
-        """Cosine of each token and the gate row of each expert, (T, E), in float32 at least; no gradient is needed.
+        """Cosine of each token and each expert's gate row, (T, E), in float32 or wider; no gradient is needed.
 
-        For routers whose config says `has_gate_rows`. By default the rows are those of `weight`, the experts' first.
+        For routers whose config sets `has_gate_rows`. By default the gate rows are the first E rows of `weight`.
         """
         x_TD = unit(ops, ops.accurate(ops.stop_gradient(x_TD)))
         rows_ED = ops.cast(ops.stop_gradient(params["weight"][: self.num_experts]), ops.dtype(x_TD))
         return ops.linear(x_TD, unit(ops, rows_ED))
 
     def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
-        """x W^T in float32 at least, (T, E)."""
+        """x W^T in float32 or wider, (T, E)."""
         return ops.linear(ops.accurate(x_TD), params["weight"])
 
 
@@ -198,14 +199,14 @@ def assign(
 
 
 def normalized(ops: Ops, weight_TK: Array) -> Array:
-    """Gates divided by their sum over a token's choices."""
+    """Gates divided by their sum over each token's choices."""
     return weight_TK / ops.sum(weight_TK, axis=-1, keepdims=True)
 
 
 def sum_of_better(ops: Ops, weight_TK: Array) -> Array:
-    """For each choice the sum of the weights before it, without gradient.
+    """For each choice, the sum of the weights before it, without gradient.
 
-    Added one by one, so that backends round alike.
+    Added one by one, so that all backends round alike.
     """
     fixed_TK = ops.stop_gradient(weight_TK)
     sums = [ops.zeros((weight_TK.shape[0], 1), ops.dtype(weight_TK))]
@@ -215,5 +216,5 @@ def sum_of_better(ops: Ops, weight_TK: Array) -> Array:
 
 
 def unit(ops: Ops, x: Array) -> Array:
-    """x over its length, along the last dimension; zeros stay zeros."""
+    """x divided by its length along the last dimension; zeros stay zeros."""
     return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + ops.constant_like(_EPS, x))

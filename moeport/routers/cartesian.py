@@ -1,4 +1,4 @@
-"""CartesianMoE: two mixture layers in a row, whose pairs of experts are the composite ones (arXiv 2410.16077)."""
+"""CartesianMoE: two mixture layers in sequence; each pair of their experts is a composite expert (arXiv 2410.16077)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moeport.routers.base import Router, TopKRouterConfig, assign, normalized
 
 
 class CartesianConfig(TopKRouterConfig):
-    """Two sub-layers of num_experts sub-experts each, top-k of a softmax in both."""
+    """Two sub-layers of num_experts sub-experts each, both with a top-k softmax router."""
 
     name: Literal["cartesian"] = "cartesian"
     """`cartesian`"""
@@ -22,11 +22,12 @@ class CartesianConfig(TopKRouterConfig):
 
 
 class CartesianRouter(Router[CartesianConfig]):
-    """In each sub-layer p = softmax(W x), the k best sub-experts, gates p over their sum.
+    """In each sub-layer p = softmax(W x); the k best sub-experts are chosen, with gates p divided by their sum.
 
-    x becomes x + A(norm(x)), then x + B(norm'(x)); A and B have a router, sub-experts and shared experts each, so that
-    E sub-experts in each make E^2 composite ones. Shared experts are mixed with the routed ones by a learned two-way
-    softmax; that it has no bias is ours. `expert_hidden` is the width of a sub-expert, half a full one's in the paper.
+    x becomes x + A(norm(x)), then x + B(norm'(x)); A and B each have a router, sub-experts and shared experts, so
+    that E sub-experts in each make E^2 composite experts. A learned two-way softmax mixes shared and routed experts;
+    that it has no bias is our choice. `expert_hidden` is the width of a sub-expert, in the paper half that of a full
+    expert.
     """
 
     paper = "CartesianMoE, arXiv 2410.16077, and the authors' released model code"

@@ -1,4 +1,4 @@
-"""Expert choice: each expert takes its best tokens (Zhou et al. 2022, arXiv 2202.09368), and what its kinds share."""
+"""Expert choice: each expert takes its best tokens (Zhou et al. 2022, arXiv 2202.09368), and its variants' base."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class ExpertsChooseConfig(RouterConfig):
     even_load: ClassVar[bool] = True
 
     mean_experts: PositiveFloat = 2.0
-    """Mean number of experts a token, the papers' capacity factor: each expert takes C = ceil(mean_experts * S /
-    num_experts) of a group's S tokens; at most num_experts."""
+    """Mean number of experts per token, which the papers call the capacity factor: each expert takes C =
+    ceil(mean_experts * S / num_experts) of a group's S tokens; at most num_experts."""
     group: Literal["sequence", "batch"] = "sequence"
-    """Where an expert takes C tokens: in each sequence or image by itself, or in the whole micro-batch."""
+    """Where an expert takes C tokens from: each sequence or image separately, or the whole micro-batch."""
 
     @property
     def experts_per_token(self) -> int:
-        """`mean_experts`, to the next integer and at least 1."""
+        """`mean_experts`, rounded, and at least 1."""
         return max(1, round(self.mean_experts))
 
     def groups(self, num_sequences: int) -> int:
-        """Groups G in a batch."""
+        """Number of groups G in a batch."""
         return num_sequences if self.group == "sequence" else 1
 
     def capacity(self, group_tokens: int, num_experts: int) -> int:
@@ -47,13 +47,13 @@ class ExpertsChooseConfig(RouterConfig):
         return groups * num_experts * self.capacity(num_tokens // groups, num_experts)
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
-        """No expert can take more tokens than there are."""
+        """A token cannot have more experts than there are."""
         if self.mean_experts <= num_experts:
             return []
         return [
             (
                 "mean_experts",
-                "more experts a token than there are",
+                "more experts per token than there are",
                 f"at most model.moe.num_experts ({num_experts})",
             )
         ]
@@ -63,12 +63,12 @@ ConfigT = TypeVar("ConfigT", bound=ExpertsChooseConfig)
 
 
 class ExpertsChooseRouter(Router[ConfigT]):
-    """Each expert takes the C tokens of a group that it scores highest; a token has as many experts as take it."""
+    """Each expert takes the C tokens of a group that it scores highest; how many experts a token gets varies."""
 
     load_balance = 0.0
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The C tokens of highest score of each expert in each group, with softmax gates."""
+        """The C highest-scoring tokens of each expert in each group, with softmax gates."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         (tokens, experts), groups = logits_TE.shape, self.config.groups(context.num_sequences)
@@ -94,7 +94,7 @@ class ExpertsChooseRouter(Router[ConfigT]):
 
     @abstractmethod
     def scores(self, ops: Ops, logits_GSE: Array, probs_GSE: Array) -> Array:
-        """What an expert ranks the tokens of a group by, (G, E, S).
+        """Scores by which an expert ranks the tokens of a group, (G, E, S).
 
         Args:
             ops: the backend's operations.
@@ -104,7 +104,7 @@ class ExpertsChooseRouter(Router[ConfigT]):
 
 
 class ExpertChoiceConfig(ExpertsChooseConfig):
-    """Each expert takes the tokens of highest softmax score; the load is even, a token's number of experts is not."""
+    """Each expert takes its highest-scoring tokens: the load is even, the number of experts per token is not."""
 
     name: Literal["expert_choice"] = "expert_choice"
     """`expert_choice`"""

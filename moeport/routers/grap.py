@@ -16,7 +16,7 @@ from moeport.core.routing import Topology
 from moeport.routers.base import Router, RouterConfig, unit
 
 _TINY = 1e-30
-"""Added to a share of tokens, so that one of 0 has a logarithm."""
+"""Added to a share of tokens, so that a share of 0 has a logarithm."""
 
 
 class GrAPConfig(RouterConfig):
@@ -26,22 +26,22 @@ class GrAPConfig(RouterConfig):
     has_affinity: ClassVar[bool] = True
     has_gate_rows: ClassVar[bool] = True
     temperature: PositiveFloat = 1.0
-    """Divides the logits before the softmax. Ours: the paper has none, which is 1."""
+    """Divides the logits before the softmax. Ours: the paper has no temperature, which is 1."""
     locality_coefficient: NonNegativeFloat = 0.01
-    """mu: weight of the locality loss in the training loss, a layer; 0 turns it off. Ours: the paper gives no value."""
+    """mu: weight of each layer's locality loss in the training loss; 0 turns it off. Ours: the paper gives no value."""
     locality_smoothing: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-    """eta: share of a node's tokens that the fully local distribution leaves to other nodes' experts. Ours: with 0, as
+    """eta: share of a node's tokens that the target distribution leaves to other nodes' experts. Ours: with 0, as
     printed, the loss is infinite."""
     nodes: PositiveInt | None = None
-    """Nodes to act as if there were, at most num_experts: of T tokens, t belongs to node t * nodes // T. Ours, to study
+    """Number of nodes to simulate, at most num_experts: token t of T belongs to node t * nodes // T. Ours, to study
     locality on one machine. Default: the nodes of the cluster."""
 
     def parameter_count(self, d_model: int, num_experts: int) -> int:
-        """The gate is fixed."""
+        """0: the gate is fixed."""
         return 0
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
-        """Every node needs an expert."""
+        """Every node needs at least one expert."""
         found = super().problems(num_experts)
         if self.nodes is not None and self.nodes > num_experts:
             found.append(("nodes", "leaves nodes without an expert", f"at most model.moe.num_experts ({num_experts})"))
@@ -52,9 +52,9 @@ GrAPConfigT = TypeVar("GrAPConfigT", bound=GrAPConfig)
 
 
 class GrAPRouter(Router[GrAPConfigT]):
-    """Grouped average pooling: gate row e is E / D on the e-th of E groups of features, 0 elsewhere.
+    """Grouped average pooling: gate row e is E / D on the e-th of E groups of features and 0 elsewhere.
 
-    Rows are orthogonal and of length sqrt(E / D), and are not trained. Needs E | D.
+    The rows are orthogonal, have length sqrt(E / D) and are not trained. E must divide D.
     """
 
     def parameter_specs(self) -> list[ParameterSpec]:
@@ -73,9 +73,9 @@ class GrAPRouter(Router[GrAPConfigT]):
     def locality_loss(self, ops: Ops, probs_TE: Array, topology: Topology) -> Array | None:
         """mu times the mean over nodes of KL(D_c || D_l), a scalar; None if mu is 0.
 
-        D_c is the mean probability of each expert over a node's tokens; ours: the paper's distribution of assignments
-        has no gradient. D_l gives each of the node's own l experts (1 - eta) / l and each other one eta / (E - l), with
-        a gradient for all; a node that has all experts, or none, gives each 1 / E.
+        D_c is the mean probability of each expert over a node's tokens; this is ours: the paper's distribution of
+        assignments has no gradient. D_l gives each of the node's own l experts (1 - eta) / l and each other expert
+        eta / (E - l); for a node with all experts, or none, it is uniform.
         """
         config = self.config
         if not config.locality_coefficient:

@@ -12,13 +12,13 @@ from moeport.routers.base import Router, RouterConfig, assign, normalized
 
 
 class GShardConfig(RouterConfig):
-    """Top-2 whose second expert is kept at random, in proportion to its gate."""
+    """Top-2 in which the second expert is kept at random, in proportion to its gate."""
 
     name: Literal["gshard"] = "gshard"
     """`gshard`"""
     has_gate_rows: ClassVar[bool] = True
     random_second: bool = True
-    """In training, keep the second expert with probability min(1, 2 g2). Off: always."""
+    """In training, keep the second expert with probability min(1, 2 g2); if false, always keep it."""
 
     @property
     def experts_per_token(self) -> int:
@@ -26,14 +26,14 @@ class GShardConfig(RouterConfig):
         return 2
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
-        """Two experts a token need two experts."""
+        """There must be at least two experts."""
         if num_experts < 2:
             return [("name", "gshard sends each token to 2 experts", "model.moe.num_experts of at least 2")]
         return []
 
 
 class GShardRouter(Router[GShardConfig]):
-    """Top-2 gates g1, g2 normalised to sum 1; the second is served with probability 2 g2 (Algorithm 1).
+    """Top-2 gates g1 and g2, normalised to sum to 1; the second expert is served with probability 2 g2 (Algorithm 1).
 
     The load-balancing loss counts first choices only, as in the paper. When the second expert is not served, the
     first keeps its gate g1 < 1.
@@ -43,7 +43,7 @@ class GShardRouter(Router[GShardConfig]):
     noise = ("second_expert",)
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The two experts of highest logit."""
+        """The two experts with the highest logits."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_T2 = ops.topk_ids(logits_TE, 2)

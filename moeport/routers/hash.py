@@ -17,13 +17,13 @@ from moeport.routers.tables import TableRouter, TableRouterConfig, balanced_tabl
 
 
 class HashConfig(TableRouterConfig, TopKRouterConfig):
-    """A fixed expert for each vocabulary id, drawn so that all experts get equally many tokens."""
+    """A fixed expert for each vocabulary id, drawn so that all experts get the same number of tokens."""
 
     name: Literal["hash"] = "hash"
     """`hash`"""
     top_k: PositiveInt = 1
-    """Experts an id K, each with gate 1 / K; at most num_experts. The paper has 1; two are the hash baseline of
-    CartesianMoE, whose equal gates are ours."""
+    """Experts per id K, each with gate 1 / K; at most num_experts. The paper uses 1; 2 gives the hash baseline of
+    CartesianMoE, where equal gates are our choice."""
 
     @property
     def experts_per_token(self) -> int:
@@ -32,10 +32,10 @@ class HashConfig(TableRouterConfig, TopKRouterConfig):
 
 
 class HashRouter(TableRouter[HashConfig]):
-    """The expert of a token is table[layer][id]; gate 1. Nothing is trained.
+    """The expert of a token is table[layer][id], with gate 1. Nothing is trained.
 
-    The table is the paper's balanced assignment, made from the token counts of the training set: the most
-    frequent ids first, each to the expert with the fewest tokens so far. Each layer has a table of its own.
+    The table is the paper's balanced assignment, built from the token counts of the training set: ids in descending
+    order of frequency, each to the expert with the fewest tokens so far. Each layer has its own table.
     """
 
     paper = "Hash Layers For Large Sparse Models, arXiv 2106.04426, balanced assignment"

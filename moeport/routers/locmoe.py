@@ -15,21 +15,22 @@ from moeport.routers.grap import GrAPConfig, GrAPRouter
 
 
 class LocMoEConfig(GrAPConfig):
-    """Top-1 of a softmax over the means of groups of features; draws tokens to experts of their own node."""
+    """Top-1 of a softmax over the means of feature groups, with a loss that draws tokens to their own node."""
 
     name: Literal["locmoe"] = "locmoe"
     """`locmoe`"""
     scores: Literal["cosine", "mean"] = "cosine"
-    """`mean`: the means of the groups, as printed; their softmax is almost uniform, so that every gate is about 1 / E.
-    `cosine`: sqrt(D) times the cosine of token and gate row, of variance 1 for tokens without a preferred direction.
+    """`mean`: the group means, as printed; their softmax is almost uniform, so every gate is about 1 / E.
+    `cosine`: sqrt(D) times the cosine of token and gate row, which has variance 1 for tokens without a preferred
+    direction.
     The default is ours."""
     relu: Literal["none", "after_choice", "before_choice"] = "none"
-    """`before_choice`: ReLU of the scores, then the best expert, as printed; a token without a positive score goes to
-    expert 0. `after_choice`: the best expert, then ReLU and softmax. `none`: no ReLU, which would stop the gradient of
-    every negative score. The default is ours."""
+    """`before_choice`: apply ReLU to the scores, then choose the best expert, as printed; a token without a positive
+    score goes to expert 0. `after_choice`: choose the best expert, then apply ReLU and softmax. `none`: no ReLU, which
+    would block the gradient of every negative score. The default is ours."""
     epsilon: Literal["none", "bias", "noise"] = "none"
-    """The term that the paper adds to each score and does not explain. `bias`: a trained number an expert. `noise`: in
-    training, uniform with mean 0 and standard deviation 1 / E. The default is ours."""
+    """The term that the paper adds to each score and does not explain. `bias`: a trained number per expert. `noise`: in
+    training, uniform noise with mean 0 and standard deviation 1 / E. The default is ours."""
 
     @property
     def experts_per_token(self) -> int:
@@ -44,8 +45,8 @@ class LocMoEConfig(GrAPConfig):
 class LocMoERouter(GrAPRouter[LocMoEConfig]):
     """y = p_i E_i(x) with i = argmax p, p = softmax(ReLU(w_e x + epsilon_e)), w_e = E / D on the e-th of E groups.
 
-    The groups are of features, and the gate w is fixed. That is the printed form, `scores: mean` and
-    `relu: before_choice`; the defaults step around its traps. The router's own loss is the locality loss.
+    The groups are groups of features, and the gate w is fixed. This is the printed form, `scores: mean` with
+    `relu: before_choice`; the defaults avoid its pitfalls. The router's own loss is the locality loss.
     """
 
     paper = "LocMoE, arXiv 2401.13920, sections 3.2 and 3.3"
@@ -67,7 +68,7 @@ class LocMoERouter(GrAPRouter[LocMoEConfig]):
         return [ParameterSpec("bias", (self.num_experts,), "zeros")] if self.config.epsilon == "bias" else []
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The expert of highest score; of equal ones the lower index."""
+        """The expert with the highest score; ties go to the lower index."""
         config = self.config
         cosine_TE = self.gate_cosines(ops, params, x_TD)
         if config.scores == "cosine":

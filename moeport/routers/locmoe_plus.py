@@ -16,34 +16,35 @@ from moeport.routers.grap import GrAPConfig, GrAPRouter
 
 
 class LocMoEPlusConfig(GrAPConfig, TopKRouterConfig):
-    """As many experts of nearest direction as a sum of affinities needs; pair it with drop policy affinity."""
+    """The experts nearest in direction, until their affinities sum to a threshold; use it with drop policy affinity."""
 
     name: Literal["locmoe_plus"] = "locmoe_plus"
     """`locmoe_plus`"""
     may_use_fewer: ClassVar[bool] = True
     top_k: PositiveInt = 2
-    """Most experts a token may have, K; at most num_experts. Ours: the paper gives no number."""
+    """Maximum number of experts per token K; at most num_experts. Ours: the paper gives no number."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Sum of affinities, as shares of a softmax, at which a token has enough experts; the one that reaches it is among
-    them. Ours: the paper gives neither a value nor how negative cosines are summed."""
+    """Sum of affinities, as softmax shares, at which a token has enough experts; the expert that reaches it is
+    included. Ours: the paper gives neither a value nor a rule for summing negative cosines."""
     gates: Literal["softmax", "normalized", "cosine"] = "softmax"
     """What scales an expert's output. `softmax`: its share of the softmax over all experts. `normalized`: that share
-    over the sum of the token's shares. `cosine`: the affinity itself, which may be negative. Ours: the paper leaves it
-    open."""
+    divided by the sum of the token's shares. `cosine`: the affinity itself, which may be negative. Ours: the paper
+    does not say."""
 
 
 class LocMoEPlusRouter(GrAPRouter[LocMoEPlusConfig]):
     """Token choice by delta_te = cos(x_t, w_e) with the fixed gate w, then expert choice by the same affinity.
 
-    A token takes the fewest best experts whose p sum to the threshold, p = softmax(sqrt(D) delta / temperature). The
-    expert's choice among the tokens that want it is the drop policy `affinity`: it keeps those of highest delta. The
-    paper's equation 6 prints the lowest; its text says highest, and so do we. Losses are those of LocMoE.
+    A token takes the smallest set of best experts whose p sum to the threshold, p = softmax(sqrt(D) delta /
+    temperature). The expert's choice among the tokens that chose it is the drop policy `affinity`, which keeps those
+    with the highest delta. The paper's equation 6 prints the lowest; its text says highest, and so do we. The losses
+    are those of LocMoE.
     """
 
     paper = "Expert-Token Resonance MoE (LocMoE+ in its first version), arXiv 2406.00023"
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The experts of highest cosine, up to the threshold and at most K."""
+        """The experts with the highest cosines, up to the threshold and at most K."""
         config = self.config
         cosine_TE = self.gate_cosines(ops, params, x_TD)
         logits_TE = cosine_TE * ops.constant_like(math.sqrt(self.d_model) / config.temperature, cosine_TE)

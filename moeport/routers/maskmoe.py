@@ -1,4 +1,4 @@
-"""MaskMoE: each vocabulary id sees some of the experts only (Su et al. 2024, arXiv 2407.09816)."""
+"""MaskMoE: each vocabulary id sees only some of the experts (Su et al. 2024, arXiv 2407.09816)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moeport.routers.tables import TableRouter, balanced_table
 
 
 class MaskMoEConfig(TopKRouterConfig):
-    """Top-k of a softmax over the experts that a token's vocabulary id can see: one for rare ids, more for others."""
+    """Top-k of a softmax over the experts visible to a token's vocabulary id: one for rare ids, more for others."""
 
     name: Literal["maskmoe"] = "maskmoe"
     """`maskmoe`"""
@@ -25,11 +25,12 @@ class MaskMoEConfig(TopKRouterConfig):
     has_gate_rows: ClassVar[bool] = True
     needs_token_ids: ClassVar[bool] = True
     visible_infrequent: PositiveInt = 1
-    """Experts that an infrequent id sees; at most num_experts. The paper has 1."""
+    """Experts that an infrequent id sees; at most num_experts. The paper uses 1."""
     visible_frequent: PositiveInt | None = None
-    """Experts that a frequent id sees; at most num_experts. Default: num_experts. Ours: not known of the paper."""
+    """Experts that a frequent id sees; at most num_experts, the default. Ours: the paper's value is unknown."""
     frequent_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
-    """Frequent are the fewest ids that make up this share of the training set. Ours: not known of the paper."""
+    """The frequent ids are the smallest set that makes up this share of the training set. Ours: the paper's value is
+    unknown."""
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """No id can choose or see more experts than there are."""
@@ -42,19 +43,20 @@ class MaskMoEConfig(TopKRouterConfig):
 
 
 class MaskMoERouter(TableRouter[MaskMoEConfig]):
-    """p = softmax(W x + mask[layer][id]), mask 0 for visible experts and -infinity for others; gates p over their sum.
+    """p = softmax(W x + mask[layer][id]), mask 0 for visible experts and -infinity for others; gates p divided
+    by their sum.
 
-    An id that sees V < K experts uses V; its other choices go nowhere. So with V = 1 for all ids each has a fixed
-    expert with gate 1, as in Hash Layers, and with V = E this is `topk`. The mask is drawn before training: visible
-    experts are those with the fewest tokens so far, ids in the order of frequency, for frequent and infrequent ids
-    apart. That this balances them is ours; the paper draws uniformly. Masked experts have p = 0 in the load-balancing
-    loss; the router z-loss takes the logits of all experts.
+    An id that sees V < K experts uses V of them; its other choices are unrouted. So V = 1 for all ids gives each a
+    fixed expert with gate 1, as in Hash Layers, and V = E is `topk`. The mask is drawn before training: in descending
+    order of frequency, each id sees the experts with the fewest tokens so far, separately for frequent and infrequent
+    ids. This balancing is ours; the paper draws uniformly. Masked experts have p = 0 in the load-balancing
+    loss; the router z-loss uses the logits of all experts.
     """
 
     paper = "MaskMoE, arXiv 2407.09816"
 
     def parameter_specs(self) -> list[ParameterSpec]:
-        """Gate weight, and a table (V, E): 1 for experts that the id sees, else 0."""
+        """Gate weight, and a table (V, E) with 1 for experts that the id sees and 0 for others."""
         return [*super().parameter_specs(), self.table("visible", self.num_experts, self._drawn)]
 
     def _drawn(self, random: np.random.Generator, counts_V: np.ndarray) -> np.ndarray:
@@ -68,7 +70,7 @@ class MaskMoERouter(TableRouter[MaskMoEConfig]):
         return visible_VE
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The k visible experts of highest logit."""
+        """The k visible experts with the highest logits."""
         logits_TE = self.logits(ops, params, x_TD)
         half, zero = ops.constant_like(0.5, logits_TE), ops.constant_like(0.0, logits_TE)
         visible_TE = ops.cast(ops.take_rows(params["visible"], context.token_ids_T), ops.dtype(logits_TE))
@@ -86,7 +88,7 @@ class MaskMoERouter(TableRouter[MaskMoEConfig]):
 
 
 def most_frequent(counts_V: np.ndarray, share: float) -> np.ndarray:
-    """Which ids are frequent, (V,) bool: the fewest whose counts make up the share; of equals the lower come first."""
+    """Which ids are frequent, (V,) bool: the smallest set whose counts make up the share; ties go to the lower id."""
     order_V = np.argsort(-counts_V, kind="stable")
     before_V = np.cumsum(counts_V[order_V]) - counts_V[order_V]
     frequent_V = np.zeros(len(counts_V), bool)

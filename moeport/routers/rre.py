@@ -21,8 +21,8 @@ class RREConfig(TableRouterConfig):
     name: Literal["rre"] = "rre"
     """`rre`"""
     groups: PositiveInt = 1
-    """Groups of experts; must divide num_experts. The domain of a sequence is the id of its first token modulo groups.
-    Ours: the paper's texts have labels. 1: no domains."""
+    """Groups of experts; must divide num_experts. The domain of a sequence is the id of its first token modulo groups,
+    which is ours: the paper's texts have labels. 1 means no domains."""
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """groups must divide num_experts."""
@@ -32,24 +32,24 @@ class RREConfig(TableRouterConfig):
 
 
 class RRERouter(TableRouter[RREConfig]):
-    """Expert domain * E / groups + table[layer][id], with gate 1; the table is uniform over E / groups. No training.
+    """Expert domain * E / groups + table[layer][id], gate 1. The table is uniform over E / groups; nothing is trained.
 
-    A text with labels can have the label as the first token of each sequence. That the draws of the table do not look
-    at frequencies is ours: how the paper's table is made is not stated.
+    Labelled text can carry its label as the first token of each sequence. The table ignores token frequencies, which is
+    ours: the paper does not say how its table is made.
     """
 
     paper = "PanGu-Sigma, arXiv 2303.10845, Random Routed Experts, as LocMoE, arXiv 2401.13920, describes them"
     load_balance = 0.0
 
     def parameter_specs(self) -> list[ParameterSpec]:
-        """The table (V, 1) of places in a group."""
+        """The table (V, 1) of positions within a group."""
         return [self.table("experts", 1, self._drawn)]
 
     def _drawn(self, random: np.random.Generator, counts_V: np.ndarray) -> np.ndarray:
         return random_table(random, counts_V, self.num_experts // self.config.groups)
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The expert in the table, of the group of the sequence."""
+        """The expert from the table, within the group of the sequence."""
         size = self.num_experts // self.config.groups
         place_T1 = experts_at(ops, params["experts"], context.token_ids_T, size)
         domain_T = first_ids(ops, context, x_TD.shape[0]) % ops.index(self.config.groups)

@@ -26,7 +26,7 @@ class SigmoidBiasConfig(TopKRouterConfig):
     num_groups: PositiveInt = 1
     """Groups of consecutive experts; must divide num_experts."""
     top_groups: PositiveInt = 1
-    """Groups a token may use, those with the largest sum of their two best biased scores."""
+    """Groups a token may use: those with the largest sum of their two best biased scores."""
     bias_update_rate: NonNegativeFloat = 1e-3
     """u: after each step, bias += u * sign(mean load - load)."""
 
@@ -45,14 +45,14 @@ class SigmoidBiasConfig(TopKRouterConfig):
         elif self.top_groups > self.num_groups:
             found.append(("top_groups", "more groups than there are", f"at most num_groups ({self.num_groups})"))
         elif usable < self.top_k <= num_experts:
-            found.append(("top_k", "more experts a token than its groups hold", f"at most {usable}"))
+            found.append(("top_k", "more experts per token than its groups hold", f"at most {usable}"))
         return found
 
 
 class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
-    """s = sigmoid(W x); choose the top k of s + b inside the best groups; gate s_i (DeepSeek-V3, eq. 12 to 16).
+    """s = sigmoid(W x); choose the top k of s + b within the best groups; gates s_i (DeepSeek-V3, eq. 12 to 16).
 
-    The bias b is no trained weight: `update_state` moves it against the load, so no auxiliary loss is needed.
+    The bias b is not trained by gradients: `update_state` moves it against the load, so no auxiliary loss is needed.
     """
 
     paper = "DeepSeek-V3, arXiv 2412.19437, section 2.1.2; loss-free balancing, arXiv 2408.15664"
@@ -66,7 +66,7 @@ class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
         ]
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The k experts of highest score + bias inside the best groups."""
+        """The k experts with the highest score + bias within the best groups."""
         logits_TE = self.logits(ops, params, x_TD)
         scores_TE = ops.sigmoid(logits_TE)
         selection_TE = ops.stop_gradient(scores_TE) + ops.cast(params["bias"], ops.dtype(scores_TE))

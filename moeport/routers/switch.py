@@ -30,7 +30,7 @@ class SwitchRouter(Router[SwitchConfig]):
     paper = "Switch Transformer, arXiv 2101.03961, section 2.1"
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The expert of highest logit; of equal ones the lower index."""
+        """The expert with the highest logit; ties go to the lower index."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_T1 = ops.topk_ids(logits_TE, 1)

@@ -1,4 +1,4 @@
-"""Routing by vocabulary id: tables that are made before training and never change."""
+"""Routing by vocabulary id, with tables that are built before training and never change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moeport.routers.base import ConfigT, Router, RouterConfig, assign
 
 
 class TableRouterConfig(RouterConfig):
-    """A router that looks at vocabulary ids and trains nothing."""
+    """A router that looks up vocabulary ids and trains nothing."""
 
     needs_token_ids: ClassVar[bool] = True
 
@@ -31,17 +31,17 @@ class TableRouterConfig(RouterConfig):
 
 
 class TableRouter(Router[ConfigT]):
-    """A router with a table of vocabulary ids."""
+    """A router with a table indexed by vocabulary id."""
 
     def table(self, name: str, columns: int, init: TokenTable) -> ParameterSpec:
         """The table (V, columns), untrained.
 
-        Raises UserError if nobody has said how many ids there are.
+        Raises UserError if the vocabulary size is not known.
         """
         if self.vocab_size is None:
             raise UserError(
-                f"router {self.config.name} has a table of vocabulary ids, and their number is not known; expected "
-                "vocab_size, such as MoE(..., vocab_size=32000), or a router that does not look at ids"
+                f"router {self.config.name} needs the number of vocabulary ids for its table; expected vocab_size, "
+                "such as MoE(..., vocab_size=32000), or a router that does not look at ids"
             )
         return ParameterSpec(name, (self.vocab_size, columns), init, trainable=False)
 
@@ -49,11 +49,11 @@ class TableRouter(Router[ConfigT]):
 def balanced_table(
     random: np.random.Generator, counts_V: np.ndarray, num_experts: int, experts_per_id: int
 ) -> np.ndarray:
-    """Experts (V, experts_per_id) of each id, so that all experts get equally many tokens (arXiv 2106.04426).
+    """Experts (V, experts_per_id) of each id, so that all experts get the same number of tokens (arXiv 2106.04426).
 
-    Ids in the order of their counts, the most frequent first, get the experts with the fewest tokens so far; a token
-    counts as one at each of them. Equals are taken at random. Ids that never occur come last and count as if they
-    occurred once, so that they spread too.
+    Ids in descending order of frequency get the experts with the fewest tokens so far; a token counts once for each of
+    its experts. Ties are broken at random. Ids that never occur come last and count as if they occurred once, so that
+    they spread too.
     """
     if experts_per_id == num_experts:
         return np.tile(np.arange(num_experts), (len(counts_V), 1))
@@ -71,12 +71,12 @@ def balanced_table(
 
 
 def random_table(random: np.random.Generator, counts_V: np.ndarray, num_experts: int) -> np.ndarray:
-    """An expert (V, 1) of each id, uniform and independent of the counts."""
+    """An expert (V, 1) for each id, uniform and independent of the counts."""
     return random.integers(num_experts, size=(len(counts_V), 1))
 
 
 def experts_at(ops: Ops, table_VK: Array, ids_T: Array, num_experts: int) -> Array:
-    """Rows of a table of experts as indices, (T, K). There is no cast to an index type: the number is looked up."""
+    """Rows of a table of experts as indices, (T, K). `Ops` has no cast to the index type, so the value is looked up."""
     number_N1 = ops.reshape(ops.take_rows(table_VK, ids_T), (-1, 1))
     number_1E = ops.reshape(ops.cast(ops.arange(num_experts), ops.dtype(number_N1)), (1, -1))
     one, zero = ops.constant_like(1.0, number_N1), ops.constant_like(0.0, number_N1)
@@ -85,12 +85,12 @@ def experts_at(ops: Ops, table_VK: Array, ids_T: Array, num_experts: int) -> Arr
 
 
 def first_ids(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
-    """For each token the id of the first token of its sequence, (T,)."""
+    """The id of the first token of each token's sequence, (T,)."""
     return ops.take_rows(context.token_ids_T, position(ops, context, num_tokens)[1])
 
 
 def position(ops: Ops, context: RouterContext, num_tokens: int) -> tuple[Array, Array]:
-    """For each token its place in its sequence, from 0, and the index of the first token of its sequence; (T,) each."""
+    """Each token's position in its sequence, from 0, and the index of the first token of that sequence; (T,) each."""
     index_T = ops.arange(num_tokens)
     length = ops.index(num_tokens // context.num_sequences)
     start_T = index_T // length * length
@@ -98,7 +98,7 @@ def position(ops: Ops, context: RouterContext, num_tokens: int) -> tuple[Array, 
 
 
 def fixed_routing(ops: Ops, expert_TK: Array, num_experts: int, x_TD: Array) -> Routing:
-    """A routing without scores: gates 1 / K, logits 0, as probabilities what was chosen."""
+    """A routing without scores: gates 1 / K, logits 0, and the choices themselves as probabilities."""
     kind = ops.dtype(ops.accurate(x_TD))
     tokens, choices = expert_TK.shape
     share = ops.constant(1.0 / choices, kind)

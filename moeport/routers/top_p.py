@@ -1,4 +1,4 @@
-"""The top-p router: as many experts as a share of the probability needs (Huang et al. 2024, arXiv 2403.07652)."""
+"""The top-p router: the experts that make up a share of the probability (Huang et al. 2024, arXiv 2403.07652)."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from moeport.routers.base import Router, TopKRouterConfig, assign, sum_of_better
 
 
 class TopPConfig(TopKRouterConfig):
-    """Experts in order of probability until their sum reaches a threshold."""
+    """Experts in descending order of probability until their sum reaches a threshold."""
 
     name: Literal["top_p"] = "top_p"
     """`top_p`"""
     may_use_fewer: ClassVar[bool] = True
     has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 4
-    """Most experts a token may have, K; at most num_experts. Ours: the paper has no bound."""
+    """Maximum number of experts per token K; at most num_experts. Ours: the paper sets no limit."""
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    """p: the sum of probabilities at which a token has enough experts; the one that reaches it is among them."""
+    """p: the sum of probabilities at which a token has enough experts; the expert that reaches it is included."""
     entropy_coefficient: NonNegativeFloat = 1e-4
-    """Weight of the entropy of the probabilities in the training loss, a layer, which keeps the experts few. The
-    default is ours."""
+    """Weight of each layer's routing entropy in the training loss, which keeps the number of experts low. The default
+    is ours."""
 
 
 class TopPRouter(Router[TopPConfig]):
-    """The fewest best experts with p_1 + .. + p_k >= threshold, p = softmax(W x); the gates are the p.
+    """The smallest k with p_1 + .. + p_k >= threshold for descending p = softmax(W x); the gates are the p.
 
-    Of a token's K choices, those after the threshold go nowhere. The router's own loss is the mean entropy of p, which
-    the paper calls dynamic loss: without it flat probabilities would cost nothing and call for many experts.
+    Of a token's K choices, those beyond the threshold are unrouted. The router's own loss is the mean entropy of p,
+    which the paper calls the dynamic loss: without it, flat probabilities would cost nothing and need many experts.
     """
 
     paper = "Harder Tasks Need More Experts, arXiv 2403.07652, dynamic routing and dynamic loss"
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The experts of highest logit, up to the threshold and at most K."""
+        """The experts with the highest logits, up to the threshold and at most K."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)

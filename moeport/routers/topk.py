@@ -20,7 +20,7 @@ class TopKConfig(TopKRouterConfig):
     softmax: Literal["before", "after"] = "before"
     """`before`: softmax over all experts, then top-k. `after`: softmax over the k chosen logits."""
     normalize_gates: bool = True
-    """With softmax before: divide the k gates by their sum. (After, they sum to 1 as they are.)"""
+    """With `softmax: before`, divide the k gates by their sum. (With `after` they already sum to 1.)"""
 
 
 class TopKRouter(Router[TopKConfig]):
@@ -29,7 +29,7 @@ class TopKRouter(Router[TopKConfig]):
     paper = "Sparsely-Gated MoE, arXiv 1701.06538, section 2.1; Mixtral, arXiv 2401.04088, section 2.1"
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The k experts of highest logit."""
+        """The k experts with the highest logits."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)

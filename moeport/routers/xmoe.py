@@ -21,7 +21,7 @@ class XMoEConfig(TopKRouterConfig):
     """`xmoe`"""
     has_gate_rows: ClassVar[bool] = True
     top_k: PositiveInt = 1
-    """Experts a token K; at most num_experts."""
+    """Experts per token K; at most num_experts."""
     routing_dim: PositiveInt = 16
     """Dimension in which tokens and experts are compared. Ours: 16, as in the authors' released code."""
     initial_temperature: PositiveFloat = 0.3
@@ -33,17 +33,17 @@ class XMoEConfig(TopKRouterConfig):
 
 
 class XMoERouter(Router[XMoEConfig]):
-    """p = softmax(cos(P x, w_e) / tau); the k best; gates p_e. P, w and tau are trained.
+    """p = softmax(cos(P x, w_e) / tau); the k best experts, with gates p_e. P, w and tau are trained.
 
-    Scores do not depend on the length of x, nor on that of w_e. tau = initial_temperature * exp(log_temperature), which
-    keeps it positive; that form is ours. The authors' released code has neither the norm of P x nor tau; the paper has
+    Scores depend on the length of neither x nor w_e. tau = initial_temperature * exp(log_temperature), which
+    keeps it positive; that form is ours. The authors' released code neither normalises P x nor has tau; the paper does
     both.
     """
 
     paper = "On the Representation Collapse of Sparse Mixture of Experts, arXiv 2204.09179"
 
     def parameter_specs(self) -> list[ParameterSpec]:
-        """Expert embeddings w, projection P and logarithm of the temperature over its initial value."""
+        """Expert embeddings w, projection P, and the logarithm of the temperature relative to its initial value."""
         dim = self.config.routing_dim
         return [
             ParameterSpec("weight", (self.num_experts, dim), std=self.init_std),
@@ -53,7 +53,7 @@ class XMoERouter(Router[XMoEConfig]):
 
     @property
     def gate_dim(self) -> int:
-        """The low dimension."""
+        """`routing_dim`."""
         return self.config.routing_dim
 
     def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
@@ -68,7 +68,7 @@ class XMoERouter(Router[XMoEConfig]):
         return cosine_TE * scale * ops.constant_like(1.0 / self.config.initial_temperature, cosine_TE)
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The k experts of highest cosine."""
+        """The k experts with the highest cosines."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)

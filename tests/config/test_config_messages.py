@@ -393,12 +393,12 @@ CASES = [
     case(
         "more experts a token than experts",
         "model:\n  moe:\n    num_experts: 4\n    router: {name: topk, top_k: 8}\n",
-        "c.yaml:4:33 model.moe.router.top_k: more experts a token than there are (got 8); expected at most model.moe.num_experts (4)",
+        "c.yaml:4:33 model.moe.router.top_k: more experts per token than there are (got 8); expected at most model.moe.num_experts (4)",
     ),
     case(
         "default more than experts",
         "model:\n  moe:\n    num_experts: 1\n",
-        "c.yaml:3:18 model.moe.router.top_k: more experts a token than there are (got 2, the default); expected at most model.moe.num_experts (1)",
+        "c.yaml:3:18 model.moe.router.top_k: more experts per token than there are (got 2, the default); expected at most model.moe.num_experts (1)",
     ),
     case(
         "groups",
@@ -413,7 +413,7 @@ CASES = [
     case(
         "top_k over its groups",
         "model:\n  moe:\n    router: {name: sigmoid_bias, num_groups: 8}\n",
-        "c.yaml:3:5 model.moe.router.top_k: more experts a token than its groups hold (got 2, the default); expected at most 1",
+        "c.yaml:3:5 model.moe.router.top_k: more experts per token than its groups hold (got 2, the default); expected at most 1",
     ),
     case(
         "gshard with one expert",
@@ -439,7 +439,7 @@ CASES = [
     case(
         "choices of adamoe",
         "model:\n  moe: {num_experts: 2, router: {name: adamoe}}\n",
-        "c.yaml:2:22 model.moe.router.top_k: more experts a token than there are (got 3, the default); expected at most model.moe.num_experts (2)",
+        "c.yaml:2:22 model.moe.router.top_k: more experts per token than there are (got 3, the default); expected at most model.moe.num_experts (2)",
     ),
     case(
         "router that looks ahead",
@@ -459,7 +459,7 @@ CASES = [
     case(
         "experts that choose more tokens than there are",
         "model:\n  moe:\n    allow_future_tokens: true\n    router: {name: expert_choice, mean_experts: 9}\n",
-        "c.yaml:4:49 model.moe.router.mean_experts: more experts a token than there are (got 9); expected at most model.moe.num_experts (8)",
+        "c.yaml:4:49 model.moe.router.mean_experts: more experts per token than there are (got 9); expected at most model.moe.num_experts (8)",
     ),
     case(
         "capacity factor without policy",
@@ -605,7 +605,7 @@ CASES = [
     case(
         "override breaks a rule of a default",
         "model:\n  num_layers: 4\n",
-        "--set model.moe.num_experts=1 model.moe.router.top_k: more experts a token than there are (got 2, the default); expected at most model.moe.num_experts (1)",
+        "--set model.moe.num_experts=1 model.moe.router.top_k: more experts per token than there are (got 2, the default); expected at most model.moe.num_experts (1)",
         "model.moe.num_experts=1",
     ),
     case(
