@@ -6,7 +6,7 @@ Needs root: it runs `moeport emulate -- bench moe` on nodes of 2 ranks with link
 tokens to experts drawn uniformly. One of ranks, experts and top-k grows, the others stay. From 64 ranks on there is one
 expert a rank. All shapes run in turn, `--rounds` times; the median over the rounds counts.
 
-What was not run is predicted. Bytes follow from the expected rows of `moeport.plan.cost`. The time of a layer is the
+What was not run is predicted. Bytes follow from the expected rows of `moeport.plan.routes`. The time of a layer is the
 sum of two predictions:
 
 - compute: the time of `local`, the layer without an all-to-all, as a + b rows + c scores + d experts of one rank, with
@@ -34,20 +34,11 @@ from typing import Any
 
 import numpy as np
 
-from moeport.comm.exchange import EXCHANGES
-from moeport.plan.cost import (
-    GATE_BYTES,
-    INDEX_BYTES,
-    Demand,
-    Layout,
-    Links,
-    Moved,
-    Sharing,
-    expected_routes,
-    loads,
-    ranks_sharing,
-)
+from moeport.comm.exchange import EXCHANGES, loads
+from moeport.comm.load import GATE_BYTES, INDEX_BYTES, Demand, Layout, Moved, Sharing, ranks_sharing
+from moeport.plan.cost import Links
 from moeport.plan.fit import Sample, fit, non_negative_least_squares
+from moeport.plan.routes import expected_routes
 
 PER_NODE, WIDTH, HIDDEN, TOKENS, RATE = 2, 256, 128, 256, "200mbit"
 """Ranks of a node, numbers of a token, width of an expert, tokens of a rank, link of a node."""

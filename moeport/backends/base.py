@@ -65,7 +65,7 @@ class Backend(ABC):
         """Place a model and its parameters on the device, with an optimiser.
 
         Args:
-            model: its shapes; on several ranks those that `mesh.place` has seen.
+            model: its shapes; on several ranks those that `moeport.model.spread` has seen.
             params: whole parameters by name.
             options: see there.
             mesh: the ranks that train together, of which each calls this; None: this process alone.

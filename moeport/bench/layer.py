@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from moeport.backends.base import Backend
-from moeport.comm.auto import Choice, fastest
 from moeport.comm.communicator import ITEM_BYTES, Communicator
 from moeport.comm.exchange import EXCHANGES, ExpertExchange
 from moeport.comm.mesh import Mesh
@@ -24,8 +23,9 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, generator, initial_value
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.errors import UserError
+from moeport.model.auto_exchange import FastestExchange, fastest
 from moeport.model.moe import MoELayer
-from moeport.plan.routes import expert_choices
+from moeport.plan.traffic import expert_choices
 from moeport.routers.base import Router
 
 LOCAL = "local"
@@ -144,7 +144,7 @@ class LayerBench:
         trial = {"algorithm": "auto", "chunks": chunks[0] if len(chunks) == 1 else "auto"}
         self.trial = config.model_copy(update={"comm": config.comm.model_copy(update=trial)})
         self.tries = AUTO in algorithms
-        self.choice: tuple[Choice, ExpertExchange] | None = None
+        self.choice: tuple[FastestExchange, ExpertExchange] | None = None
         """Of the size that was prepared last."""
         self.params = self._parameters(range(communicator.rank * local, (communicator.rank + 1) * local))
 
@@ -188,7 +188,7 @@ class LayerBench:
     def _exchange(self, name: str, chunks: int) -> ExpertExchange:
         return EXCHANGES[name](self.mesh.world, self.model.moe.num_experts, chunks)
 
-    def _choose(self, tokens: int) -> tuple[Choice, ExpertExchange]:
+    def _choose(self, tokens: int) -> tuple[FastestExchange, ExpertExchange]:
         backend, moe = self.backend, self.model.moe
         top_k = moe.router.experts_per_token
         choice = fastest(self.mesh, self.trial, tokens, top_k, backend.dtype, backend.value_and_grad)
@@ -199,12 +199,8 @@ class LayerBench:
         layer = MoELayer(model.moe, model.d_model, model.init_std, model.init_std, self.vocabulary)
         layer.exchange = exchange
         if self.mesh.world.size > 1:
-            layer.mean_over_ranks = self._mean
+            layer.mean_over_ranks = self.mesh.mean
         return layer
-
-    def _mean(self, x: Array) -> Array:
-        world = self.mesh.world
-        return world.all_reduce(x) * world.ops.constant_like(1.0 / world.size, x)
 
     def _parameters(self, experts: range) -> dict[str, Array]:
         """Initial values, of the routed experts those of `experts` alone."""

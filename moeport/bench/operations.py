@@ -13,7 +13,7 @@ from moeport.comm.exchange import ExpertExchange
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import Routing
-from moeport.plan.routes import expert_choices
+from moeport.plan.traffic import expert_choices
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "sendrecv", "all_to_all")
 

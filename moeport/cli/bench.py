@@ -157,15 +157,15 @@ def _prepared(
 ) -> list[tuple[str, Measured]]:
     """Every operation at one size; exchanges in each number of chunks."""
     from moeport.bench.operations import collective, expert_exchange
-    from moeport.comm.auto import in_words
     from moeport.comm.communicator import ITEM_BYTES
+    from moeport.model.auto_exchange import label
 
     item_bytes = ITEM_BYTES[dtype]
     found: list[tuple[str, Measured]] = []
     for name in names:
         if name in exchanges:
             found += [
-                (in_words(name, exchange.chunks), expert_exchange(exchange, backend, dtype, item_bytes, size, traffic))
+                (label(name, exchange.chunks), expert_exchange(exchange, backend, dtype, item_bytes, size, traffic))
                 for exchange in exchanges[name]
             ]
         else:

@@ -27,8 +27,8 @@ from moeport.cli.options import Overrides
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moeport.comm.auto import Choice
     from moeport.config import Config
+    from moeport.model.auto_exchange import FastestExchange
 
 LAYER = {
     "model.d_model": 256,
@@ -133,7 +133,7 @@ def moe(
     with chosen.communicator(launch, timeout) as communicator:
         bench = LayerBench(config, chosen, communicator, wanted, wanted_chunks, tokens)
         rows: list[LayerRow] = []
-        choices: dict[int, Choice] = {}
+        choices: dict[int, FastestExchange] = {}
         for size in wanted_sizes:
             ready = bench.prepare(size, check=bool(check))
             if bench.choice:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from moeport.comm.load import Sharing
     from moeport.plan.compute import SpeedFit
-    from moeport.plan.cost import Links, Sharing
+    from moeport.plan.cost import Links
     from moeport.plan.fit import Fit, Sample
     from moeport.plan.planner import Cluster, Placement
 
@@ -239,8 +240,8 @@ def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], tr
     from rich.table import Table
 
     from moeport.comm.exchange import EXCHANGES
+    from moeport.comm.load import Layout
     from moeport.errors import UserError
-    from moeport.plan.cost import Layout
     from moeport.plan.planner import exchange_costs, reason
     from moeport.plan.routes import routes
 

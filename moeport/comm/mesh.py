@@ -11,14 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from moeport.comm.communicator import Communicator
-from moeport.comm.exchange import EXCHANGES, CountedExchange
 from moeport.comm.single import SingleProcess
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import Topology
 from moeport.errors import UserError
-from moeport.model.transformer import Transformer
 
 
 class Mesh:
@@ -54,31 +52,8 @@ class Mesh:
         ops = self.world.ops
         return ops.to_numpy(self.experts.all_gather(ops.from_numpy(local))).reshape(-1, *local.shape[1:])
 
-    def place(self, model: Transformer, algorithm: str, chunks: int) -> dict[str, CountedExchange]:
-        """Let the layers of a model know where their experts are.
-
-        Args:
-            model: of which each rank runs its part.
-            algorithm: of EXCHANGES.
-            chunks: see `ExpertExchange`.
-
-        Returns: what carries the tokens of each MoE layer, by the names of `Transformer.moe_layers`; empty where every
-            rank has all experts.
-        """
-        if self.world.size == 1:
-            return {}
-        model.topology = self.topology
-        for moe in model.moe_layers.values():
-            moe.mean_over_ranks = self._mean
-        if self.experts.size == 1:
-            return {}
-        exchange = EXCHANGES[algorithm](self.experts, model.config.moe.num_experts, chunks)
-        counted = {name: CountedExchange(exchange) for name in model.moe_layers}
-        for name, moe in model.moe_layers.items():
-            moe.exchange = counted[name]
-        return counted
-
-    def _mean(self, x: Array) -> Array:
+    def mean(self, x: Array) -> Array:
+        """The mean of an array over all ranks; each rank gets it."""
         return self.world.all_reduce(x) * self.world.ops.constant_like(1.0 / self.world.size, x)
 
 

@@ -1,14 +1,21 @@
 """The sections that say how to train: training, optimizer, parallelism, comm, checkpoint, metrics, backend, run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from moeport.comm.exchange import EXCHANGES
 from moeport.core.section import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+if TYPE_CHECKING:
+    Algorithm = str
+else:
+    Algorithm = Literal[(*EXCHANGES, "auto")]
+ALGORITHMS = "; ".join(f"{name}: {exchange.summary}" for name, exchange in EXCHANGES.items())
 
 
 class RunConfig(Section):
@@ -86,9 +93,11 @@ class ParallelismConfig(Section):
 class CommConfig(Section):
     """Communication between ranks."""
 
-    algorithm: Literal["flat", "hierarchical", "node_dedup", "auto"] = "flat"
-    """How tokens reach experts on other ranks: straight; along rails, then inside the node; or once for each node and
-    rank. auto: the fastest of them, tried at the start."""
+    algorithm: Algorithm = Field(
+        "flat",
+        description="How tokens reach experts on other ranks. "
+        f"{ALGORITHMS}; auto: the fastest of them, tried at the start.",
+    )
     chunks: PositiveInt | Literal["auto"] = 1
     """Parts of a rank's tokens that take turns: while experts compute on one, others are on their way. auto: the
     fastest of 1, 2 and 4, tried at the start."""

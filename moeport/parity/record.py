@@ -13,6 +13,7 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError, UserError
 from moeport.model.build import build_model
+from moeport.model.spread import spread
 from moeport.model.transformer import Batch, LossTerms, Transformer
 from moeport.parity.exchange import NOTE
 from moeport.parity.model import COUNTS, LOSSES, Recorded, RecordedBlock, recorded_model
@@ -144,7 +145,7 @@ def _record_parts(
         gradients = trained.gradients if trained else {}
     else:
         lm = _recorded(subject, inside)
-        mesh.place(lm, *subject.all_to_all)
+        spread(lm, mesh, *subject.all_to_all)
         first_expert = mesh.experts.rank * subject.config.model.moe.num_experts // mesh.experts.size
         for block in lm.blocks:
             cast(RecordedBlock, block).record_experts_from_outside(first_expert)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from moeport.comm.communicator import ITEM_BYTES
-from moeport.comm.exchange import EXCHANGES
+from moeport.comm.exchange import EXCHANGES, loads
+from moeport.comm.load import Demand, Layout, Load, Routes, Sharing, all_reduce_load, ranks_sharing
 from moeport.errors import UserError
-from moeport.plan.cost import Demand, Layout, Link, Links, Load, Routes, Sharing, all_reduce_load, loads, ranks_sharing
+from moeport.plan.cost import Link, Links
 
 RoutesOf = Callable[[str, Layout, Demand], Routes]
 """Rows of an exchange from the words of `--traffic`."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moeport.plan.cost import Links, Load
+from moeport.comm.load import Load
+from moeport.plan.cost import Links
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeport.comm.communicator import ITEM_BYTES
-from moeport.comm.exchange import EXCHANGES
+from moeport.comm.exchange import EXCHANGES, loads
+from moeport.comm.load import Demand, Layout, Load, Routes, Sharing, ranks_sharing
 from moeport.config.schema import Config
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.plan.compute import Speed, Step, Work
-from moeport.plan.cost import Cost, Demand, Layout, Links, Load, Routes, Sharing, loads, ranks_sharing
+from moeport.plan.cost import Cost, Links
 from moeport.plan.overlap import overlapped
 
 RoutesOf = Callable[[Layout, Demand], Routes]

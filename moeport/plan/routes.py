@@ -1,17 +1,19 @@
-"""Which experts the tokens of a communication benchmark go to."""
+"""Rows of an exchange on their way to the experts: expected ones in closed form, or those of given choices.
+
+Shape suffixes: W ranks, P assignments of tokens to experts, T tokens of a rank, K choices of a token.
+"""
 
 from __future__ import annotations
 
 from functools import cache
+from math import comb
 from pathlib import Path
 
 import numpy as np
 
-from moeport.core.parameters import generator
-from moeport.errors import UserError
-from moeport.plan.cost import Demand, Layout, Routes, counted_routes, expected_routes
+from moeport.comm.load import Demand, Layout, Moved, Routes
+from moeport.plan.traffic import expert_choices, local_fraction, read_choices
 
-KINDS = "uniform, zipf, local:F with F of 0 to 1, or a .npy file of expert ids (tokens, choices)"
 DRAWN = 2**23
 """Random numbers that stand for the traffic of a whole cluster."""
 
@@ -29,10 +31,10 @@ def routes(kind: str, layout: Layout, demand: Demand) -> Routes:
     if kind == "uniform":
         return expected_routes(layout, demand)
     if kind.startswith("local:"):
-        return expected_routes(layout, demand, _fraction(kind))
+        return expected_routes(layout, demand, local_fraction(kind))
     ranks, experts, top_k = layout.ranks, demand.num_experts, demand.top_k
     if kind.endswith(".npy"):
-        return counted_routes(layout, demand, _read(Path(kind), experts, top_k, ranks))
+        return counted_routes(layout, demand, read_choices(Path(kind), experts, top_k, ranks))
     expert_TK = _drawn(kind, experts, top_k)
     return counted_routes(layout, demand, np.resize(expert_TK, (max(ranks, len(expert_TK)), top_k)))
 
@@ -42,87 +44,91 @@ def _drawn(kind: str, num_experts: int, top_k: int) -> np.ndarray:
     return expert_choices(kind, DRAWN // num_experts, num_experts, top_k, rank=0, size=1, node=0, nodes=1)
 
 
-def expert_choices(
-    kind: str, tokens: int, num_experts: int, top_k: int, *, rank: int, size: int, node: int, nodes: int, seed: int = 0
-) -> np.ndarray:
-    """Experts of each token of a rank, (T, K), different ones for each token.
+def expected_routes(layout: Layout, demand: Demand, locality: float | None = None) -> Routes:
+    """Expected rows, in closed form.
+
+    With c = E / n experts on each of n nodes, j choices of a token are on its own node with probability P(j), and
+    choices on either side are uniform without replacement. So a token misses a set of s of the E - c other experts with
+    probability sum_j P(j) C(E - c - s, K - j) / C(E - c, K - j), and a set on its own node likewise. Another node is
+    s = c, a rank s = E / W. For uniform choices P is hypergeometric and both are C(E - s, K) / C(E, K).
 
     Args:
-        kind: `uniform`: all sets of K experts alike. `zipf`: the i-th expert, in an order drawn once, is wanted 1/i as
-            often as the first (K = 1; for more the next ones come by the same weights without the earlier). `local:F`:
-            each choice is on the rank's own node with probability F, as far as the node has experts left. Else the
-            path of a .npy file of integers (tokens of all ranks, K), which is divided among the ranks in order and
-            repeated or cut to T tokens.
-        tokens: T of this rank.
-        num_experts: E; expert e is on node e * nodes // E.
-        top_k: K.
-        rank: this rank.
-        size: ranks.
-        node: node of this rank.
-        nodes: number of nodes.
-        seed: of the draws.
-
-    Raises UserError for another kind, or a file that does not fit.
+        layout: ranks and nodes.
+        demand: tokens and experts.
+        locality: probability that a choice is on the token's own node, as far as the node has experts left: P is
+            binomial and what exceeds either side moves to the other. None: all sets of K experts alike.
     """
-    random = generator(seed, "routes", kind, rank)
-    if kind == "uniform":
-        return _weighted(random, np.zeros(num_experts), tokens, top_k)
-    if kind == "zipf":
-        order = generator(seed, "routes", "order").permutation(num_experts)
-        return _weighted(random, -np.log1p(order), tokens, top_k)
-    if kind.startswith("local:"):
-        return _local(random, _fraction(kind), tokens, num_experts, top_k, node, nodes)
-    if kind.endswith(".npy"):
-        return _recorded(Path(kind), tokens, num_experts, top_k, rank, size)
-    raise UserError(f"--traffic {kind!r} is not one; expected {KINDS}")
+    tokens, top_k, experts, per_node = demand.tokens, demand.top_k, demand.num_experts, layout.ranks_per_node
+    near = experts // layout.nodes
+    far = experts - near
+    choices = range(top_k + 1)
+    if locality is None:
+        share = {j: comb(near, j) * comb(far, top_k - j) / comb(experts, top_k) for j in choices}
+    else:
+        share = dict.fromkeys(choices, 0.0)
+        for j in choices:
+            share[max(min(j, near), top_k - far)] += comb(top_k, j) * locality**j * (1 - locality) ** (top_k - j)
+    nearby = sum(j * p for j, p in share.items())
+
+    def reaches(size: int, is_own: bool) -> float:
+        """Probability that a token has one of `size` experts, all on its own node or all on another one."""
+        side = near if is_own else far
+        drawn = ((j if is_own else top_k - j, p) for j, p in share.items() if p)
+        return sum(p * (1 - comb(max(side - size, 0), chosen) / comb(side, chosen)) for chosen, p in drawn)
+
+    others, local = layout.nodes - 1, experts // layout.ranks
+    a_rank = reaches(local, True) + others * reaches(local, False)
+
+    def even(kept: float, intra: float, inter: float) -> Moved:
+        kept_W, intra_W, inter_W = (np.full(layout.ranks, tokens * rows) for rows in (kept, intra, inter))
+        return Moved(kept_W, intra_W, inter_W, intra_W, inter_W)
+
+    return Routes(
+        flat=even(nearby / per_node, nearby * (1 - 1 / per_node), top_k - nearby),
+        rail=even(nearby, 0.0, top_k - nearby),
+        inside=even(top_k / per_node, top_k * (1 - 1 / per_node), 0.0),
+        tokens=even(reaches(near, True), 0.0, others * reaches(near, False)),
+        inside_tokens=even(a_rank, (per_node - 1) * a_rank, 0.0),
+    )
 
 
-def _weighted(random: np.random.Generator, log_weight_E: np.ndarray, tokens: int, top_k: int) -> np.ndarray:
-    """K experts without repetition in proportion to weights: the largest of log weight + Gumbel noise."""
-    keys_TE = log_weight_E + random.gumbel(size=(tokens, len(log_weight_E)))
-    return np.argsort(-keys_TE, axis=1)[:, :top_k]
+def counted_routes(layout: Layout, demand: Demand, expert_TK: np.ndarray) -> Routes:
+    """Rows of given choices, which are divided among the ranks in order and stand for the tokens of the demand.
 
+    Args:
+        layout: ranks and nodes.
+        demand: tokens and experts.
+        expert_TK: experts of a token of each rank at least, (T, K).
+    """
+    ranks, per_node, nodes = layout.ranks, layout.ranks_per_node, layout.nodes
+    tokens, top_k = expert_TK.shape
+    parts = [len(part) for part in np.array_split(np.arange(tokens), ranks)]
+    source_P = np.repeat(np.arange(ranks), np.array(parts) * top_k)
+    target_P = expert_TK.reshape(-1) // (demand.num_experts // ranks)
+    relay_P = target_P // per_node * per_node + source_P % per_node
+    token_P = np.arange(tokens).repeat(top_k)
+    _, at_node = np.unique(token_P * nodes + target_P // per_node, return_index=True)
+    _, at_rank = np.unique(token_P * ranks + target_P, return_index=True)
+    scale = demand.tokens * ranks / tokens
 
-def _local(
-    random: np.random.Generator, fraction: float, tokens: int, num_experts: int, top_k: int, node: int, nodes: int
-) -> np.ndarray:
-    near_E = np.arange(num_experts) * nodes // num_experts == node
-    wanted_T = np.minimum(random.binomial(top_k, fraction, tokens), near_E.sum())
-    wanted_T = np.maximum(wanted_T, top_k - (~near_E).sum())
-    order_TE = np.argsort(random.random((tokens, num_experts)), axis=1)
-    is_near_TE = near_E[order_TE]
-    place_TE = np.where(is_near_TE, np.cumsum(is_near_TE, axis=1), np.cumsum(~is_near_TE, axis=1))
-    chosen_TE = place_TE <= np.where(is_near_TE, wanted_T[:, None], top_k - wanted_T[:, None])
-    return order_TE[chosen_TE].reshape(tokens, top_k)
-
-
-def _fraction(kind: str) -> float:
-    try:
-        fraction = float(kind.removeprefix("local:"))
-    except ValueError:
-        fraction = -1.0
-    if not 0.0 <= fraction <= 1.0:
-        raise UserError(f"--traffic {kind!r} is not one; expected {KINDS}")
-    return fraction
-
-
-def _recorded(path: Path, tokens: int, num_experts: int, top_k: int, rank: int, size: int) -> np.ndarray:
-    return np.resize(np.array_split(_read(path, num_experts, top_k, size), size)[rank], (tokens, top_k))
-
-
-def _read(path: Path, num_experts: int, top_k: int, size: int) -> np.ndarray:
-    try:
-        recorded = np.load(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--traffic {path}: not a file of numpy arrays: {error}") from error
-    if recorded.ndim != 2 or recorded.shape[1] != top_k or recorded.dtype.kind not in "iu":
-        raise UserError(
-            f"--traffic {path}: is {recorded.dtype} {recorded.shape}; expected integers (tokens, {top_k}), top_k of "
-            "them a token"
+    def moved(source_R: np.ndarray, target_R: np.ndarray) -> Moved:
+        kept, intra = source_R == target_R, source_R // per_node == target_R // per_node
+        rows = (
+            np.bincount(rank_R[chosen], minlength=ranks)
+            for rank_R, chosen in (
+                (source_R, kept),
+                (source_R, intra & ~kept),
+                (source_R, ~intra),
+                (target_R, intra & ~kept),
+                (target_R, ~intra),
+            )
         )
-    if len(recorded) < size or recorded.min() < 0 or recorded.max() >= num_experts:
-        raise UserError(
-            f"--traffic {path}: has {len(recorded)} tokens with experts {recorded.min()} .. {recorded.max()}; expected "
-            f"at least {size} tokens, one a rank, and experts below --experts ({num_experts})"
-        )
-    return recorded
+        return Moved(*rows).times(scale)
+
+    return Routes(
+        flat=moved(source_P, target_P),
+        rail=moved(source_P, relay_P),
+        inside=moved(relay_P, target_P),
+        tokens=moved(source_P[at_node], relay_P[at_node]),
+        inside_tokens=moved(relay_P[at_rank], target_P[at_rank]),
+    )

@@ -11,6 +11,7 @@ from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.comm.exchange import CountedExchange
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
+from moeport.model.spread import spread
 from moeport.model.transformer import Transformer
 
 
@@ -46,7 +47,7 @@ def place_model(
         mesh: the ranks.
         all_to_all: algorithm, of EXCHANGES, and chunks; they matter only where ranks share the experts.
     """
-    exchanges = mesh.place(shapes, *all_to_all)
+    exchanges = spread(shapes, mesh, *all_to_all)
     options = TrainingOptions(
         config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
     )

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.comm.auto import fastest
 from moeport.comm.check import probe
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError, InterruptedRunError, NonFiniteError, UserError
 from moeport.launch.launcher import launched
+from moeport.model.auto_exchange import fastest
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import (
     Checkpoint,

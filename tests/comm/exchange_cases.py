@@ -1,19 +1,12 @@
 """The all-to-all algorithms of experts against one process that has them all; see `moeport.comm.exchange`."""
 
-from typing import Any
-
 import numpy as np
 
-from moeport.comm.exchange import FlatExchange, HierarchicalExchange, NodeDedupExchange
+from moeport.comm.exchange import EXCHANGES
 from moeport.core.dispatch import combine, dispatch
 from moeport.core.routing import Routing
 from tests.support import rng
 
-ALGORITHMS: dict[str, Any] = {
-    "flat": FlatExchange,
-    "hierarchical": HierarchicalExchange,
-    "node_dedup": NodeDedupExchange,
-}
 WIDTH, HIDDEN, TOKENS, CHOICES = 3, 4, 7, 3
 CHUNKS = (1, 5)
 """Some of five parts of one token have none."""
@@ -70,10 +63,10 @@ def check(groups, backend, experts_a_rank, names=None):
         (
             f"{algorithm} on {len(set(group.nodes))} nodes in {chunks} chunks",
             group,
-            ALGORITHMS[algorithm](group, num_experts, chunks),
+            EXCHANGES[algorithm](group, num_experts, chunks),
         )
         for group in groups
-        for algorithm in ALGORITHMS
+        for algorithm in EXCHANGES
         for chunks in CHUNKS
     ]
     mine = slice(rank * experts_a_rank, (rank + 1) * experts_a_rank)

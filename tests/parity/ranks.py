@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 from moeport.backends import get_backend
-from moeport.comm import exchange
+from moeport.comm.exchange import FlatExchange, flat
 from moeport.comm.mesh import Mesh
 from moeport.data import Sampler
 from moeport.launch.launcher import launched
@@ -28,7 +28,7 @@ def size_of(ranks):
 @contextmanager
 def row_lost_on_the_way(world):
     """The last row that rank 1 receives is zero."""
-    real = exchange.exchange_rows
+    real = flat.exchange_rows
 
     def lossy(ops, communicator, x_RD, counts_E, experts):
         def with_a_hole(rows, counts):
@@ -37,21 +37,21 @@ def row_lost_on_the_way(world):
 
         return real(ops, communicator, x_RD, counts_E, with_a_hole)
 
-    with mock.patch.object(exchange, "exchange_rows", lossy):
+    with mock.patch.object(flat, "exchange_rows", lossy):
         yield
 
 
 @contextmanager
 def assignment_to_another_expert(world):
     """The first assignment of rank 0 goes to the expert after its own."""
-    real = exchange.FlatExchange.exchange
+    real = FlatExchange.exchange
 
     def misled(self, ops, x_TD, routing, experts):
         expert_N = routing.expert_N.clone()
         expert_N[0] = (expert_N[0] + (world.rank == 0)) % self.num_experts
         return real(self, ops, x_TD, dataclasses.replace(routing, expert_N=expert_N), experts)
 
-    with mock.patch.object(exchange.FlatExchange, "exchange", misled):
+    with mock.patch.object(FlatExchange, "exchange", misled):
         yield
 
 

@@ -10,21 +10,12 @@ from math import comb
 import numpy as np
 import pytest
 
-from moeport.comm.exchange import EXCHANGES
+from moeport.comm.exchange import EXCHANGES, loads
+from moeport.comm.load import Demand, Layout, Load, all_reduce_load, ranks_sharing
 from moeport.launch.launcher import node_processes
-from moeport.plan.cost import (
-    Demand,
-    Layout,
-    Link,
-    Links,
-    Load,
-    all_reduce_load,
-    counted_routes,
-    expected_routes,
-    loads,
-    ranks_sharing,
-)
-from moeport.plan.routes import expert_choices, routes
+from moeport.plan.cost import Link, Links
+from moeport.plan.routes import counted_routes, expected_routes, routes
+from moeport.plan.traffic import expert_choices
 from tests.comm.jobs import ROOT, free_port
 from tests.support import rng
 
@@ -219,6 +210,12 @@ def test_messages_of_the_algorithms():
         "hierarchical": ({0, 3}, {0, 7}),
         "node_dedup": ({0, 3}, {0, 7}),
     }
+
+
+def test_an_unknown_exchange_has_no_load():
+    layout, demand = Layout(2, 2), Demand(16, 2, 4, 8)
+    with pytest.raises(ValueError, match="exchange 'ring' is not one; expected flat, hierarchical, node_dedup"):
+        loads("ring", layout, demand, expected_routes(layout, demand))
 
 
 def test_groups_alike_share_a_processor():

@@ -2,9 +2,11 @@
 
 import pytest
 
-from moeport.comm.exchange import EXCHANGES
-from moeport.plan.cost import Demand, Layout, Link, Links, Load, expected_routes, loads, ranks_sharing
+from moeport.comm.exchange import EXCHANGES, loads
+from moeport.comm.load import Demand, Layout, Load, ranks_sharing
+from moeport.plan.cost import Link, Links
 from moeport.plan.overlap import overlapped
+from moeport.plan.routes import expected_routes
 
 LINKS = Links(Link(20e-6, 1.5e9), Link(50e-6, 24e6, 30e6, 40e6), Link(100e-9, 4e9))
 

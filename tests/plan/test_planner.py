@@ -8,24 +8,15 @@ import numpy as np
 import pytest
 
 from moeport.cli.plan import parse_link
-from moeport.comm.exchange import EXCHANGES
+from moeport.comm.exchange import EXCHANGES, loads
+from moeport.comm.load import Demand, Layout, all_reduce_load, ranks_sharing
 from moeport.config import config_from_dict, load_config
 from moeport.errors import UserError
 from moeport.plan.compute import Speed, Step, Work, fit_speed
-from moeport.plan.cost import (
-    Demand,
-    Layout,
-    Link,
-    Links,
-    all_reduce_load,
-    counted_routes,
-    expected_routes,
-    loads,
-    ranks_sharing,
-)
+from moeport.plan.cost import Link, Links
 from moeport.plan.fit import Sample, fit, read_samples
 from moeport.plan.planner import Cluster, Planner, Sizes, exchange_costs, fastest, gradient_seconds, memory, reason
-from moeport.plan.routes import routes
+from moeport.plan.routes import counted_routes, expected_routes, routes
 from moeport.training.metrics import MetricsLog
 from tests.cli.test_cli import run  # noqa: F401
 from tests.support import rng

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moeport.errors import UserError
-from moeport.plan.routes import expert_choices
+from moeport.plan.traffic import expert_choices
 
 EXPERTS, TOKENS = 16, 4000
 

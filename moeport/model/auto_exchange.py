@@ -1,6 +1,6 @@
 """Which all-to-all is fastest here: tried on this job's ranks, links and sizes before the training starts.
 
-Trying is more exact than predicting: `moeport.plan.planner` knows no more of the links than what such trials measure.
+Trying is more exact than predicting: `moeport.plan.planner` knows of the links only what such trials measure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Candidate = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Choice:
+class FastestExchange:
     """The fastest all-to-all and the times of those tried."""
 
     algorithm: str
@@ -39,15 +39,13 @@ class Choice:
     """Median over rounds of the slowest rank's time of one layer's exchange and experts, forward and backward."""
 
     def __str__(self) -> str:
-        times = ", ".join(
-            f"{in_words(*candidate)} {seconds * 1e3:.3g} ms" for candidate, seconds in self.seconds.items()
-        )
-        return f"{in_words(self.algorithm, self.chunks)} is fastest here: {times}"
+        times = ", ".join(f"{label(*candidate)} {seconds * 1e3:.3g} ms" for candidate, seconds in self.seconds.items())
+        return f"{label(self.algorithm, self.chunks)} is fastest here: {times}"
 
 
 def fastest(
     mesh: Mesh, config: Config, num_tokens: int, top_k: int, dtype: str, value_and_grad: Callable[..., Any]
-) -> Choice:
+) -> FastestExchange:
     """Time exchange and experts of one layer, forward and backward: by every algorithm where `comm.algorithm` is auto,
     then by the fastest one in other chunks where `comm.chunks` is. Every rank of the mesh calls it.
 
@@ -69,7 +67,7 @@ def fastest(
         again = trial.times([(best[0], number) for number in chunks])
         best = min(again, key=again.__getitem__)
         seconds |= again
-    return Choice(*best, seconds)
+    return FastestExchange(*best, seconds)
 
 
 class _Trial:
@@ -136,6 +134,6 @@ class _Trial:
         ops.to_numpy(gradients["x"][:1])
 
 
-def in_words(algorithm: str, chunks: int) -> str:
-    """An all-to-all."""
+def label(algorithm: str, chunks: int) -> str:
+    """An all-to-all, as messages name it."""
     return algorithm if chunks == 1 else f"{algorithm} in {chunks} chunks"
