@@ -8,8 +8,8 @@ from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.routers.topk import TopKConfig
 from tests.conformance.targets import GRADIENT_TOLERANCE, every_accurate_training_target, every_target
 from tests.core.routings import routing_of
+from tests.routers.catalogue import CONFIGS
 from tests.routers.examples import (
-    CONFIGS,
     EXPERTS,
     build,
     hidden_states,

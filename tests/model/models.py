@@ -5,36 +5,26 @@ import numpy as np
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.core.parameters import initial_parameters
 from moeport.model.transformer import Batch, DecoderLM
-from moeport.routers.adamoe import AdaMoEConfig
-from moeport.routers.cartesian import CartesianConfig
-from moeport.routers.gshard import GShardConfig
-from moeport.routers.hash import HashConfig
-from moeport.routers.locmoe import LocMoEConfig
-from moeport.routers.locmoe_plus import LocMoEPlusConfig
-from moeport.routers.maskmoe import MaskMoEConfig
-from moeport.routers.rre import RREConfig
-from moeport.routers.sigmoid_bias import SigmoidBiasConfig
-from moeport.routers.switch import SwitchConfig
-from moeport.routers.top_p import TopPConfig
-from moeport.routers.topk import TopKConfig
-from moeport.routers.xmoe import XMoEConfig
+from moeport.routers import ROUTERS
 from tests.support import rng
 
 VOCABULARY = 11
+SMALL = {
+    "sigmoid_bias": {"num_groups": 2, "top_groups": 1},
+    "top_p": {"top_k": 3, "entropy_coefficient": 0.1},
+    "adamoe": {"top_k": 2, "null_experts": 3},
+    "xmoe": {"routing_dim": 5},
+    "locmoe": {"epsilon": "noise", "locality_coefficient": 0.0},
+    "locmoe_plus": {"locality_coefficient": 0.0},
+    "rre": {"groups": 2},
+    "maskmoe": {"frequent_share": 0.5, "visible_frequent": 3},
+}
+"""Options of routers whose defaults do not show much in a small model."""
+WHOLE_BATCH = ("sinkhorn_token_choice", "base", "random")
 ROUTER_CONFIGS = {
-    "switch": SwitchConfig(),
-    "topk": TopKConfig(),
-    "gshard": GShardConfig(),
-    "sigmoid_bias": SigmoidBiasConfig(num_groups=2, top_groups=1),
-    "top_p": TopPConfig(top_k=3, entropy_coefficient=0.1),
-    "adamoe": AdaMoEConfig(top_k=2, null_experts=3),
-    "xmoe": XMoEConfig(routing_dim=5),
-    "cartesian": CartesianConfig(),
-    "locmoe": LocMoEConfig(epsilon="noise", locality_coefficient=0.0),
-    "locmoe_plus": LocMoEPlusConfig(locality_coefficient=0.0),
-    "hash": HashConfig(),
-    "rre": RREConfig(groups=2),
-    "maskmoe": MaskMoEConfig(frequent_share=0.5, visible_frequent=3),
+    name: router.config_class.model_validate(SMALL.get(name, {}))
+    for name, router in ROUTERS.items()
+    if not router.config_class.fixed_load and name not in WHOLE_BATCH
 }
 """All but those whose choices or losses depend on the whole micro-batch, as Sinkhorn token choice, random and the
 locality loss do."""

@@ -18,7 +18,7 @@ from moeport.parity.recorder import PASSIVE, TRANSPARENT, Recorder, RecordingOps
 from moeport.parity.recording import SAMPLED, STATISTICS, sample_indices
 from moeport.parity.subject import Variant
 from tests.parity.tiny import subject
-from tests.routers.examples import EXAMPLES
+from tests.routers.catalogue import EXAMPLES
 from tests.support import rng
 
 

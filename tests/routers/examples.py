@@ -1,108 +1,37 @@
-"""Configs of every router, and one way to run them on numpy or any other backend."""
+"""The routers' configs of configs/, and one way to run a router on numpy or any other backend."""
 
+import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.config import load_config
 from moeport.core.parameters import initial_value
 from moeport.core.routing import RouterContext
-from moeport.routers import build_router
-from moeport.routers.adamoe import AdaMoEConfig
-from moeport.routers.base_layers import BaseLayersConfig
-from moeport.routers.cartesian import CartesianConfig
-from moeport.routers.expert_choice import ExpertChoiceConfig, ExpertsChooseConfig
-from moeport.routers.gshard import GShardConfig
-from moeport.routers.hash import HashConfig
-from moeport.routers.locmoe import LocMoEConfig
-from moeport.routers.locmoe_plus import LocMoEPlusConfig
-from moeport.routers.maskmoe import MaskMoEConfig
-from moeport.routers.random import RandomConfig
-from moeport.routers.rre import RREConfig
-from moeport.routers.sigmoid_bias import SigmoidBiasConfig
-from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig
-from moeport.routers.sinkhorn_expert_choice import SinkhornExpertChoiceConfig
-from moeport.routers.soft import SoftConfig
-from moeport.routers.sparsity_constrained import SparsityConstrainedExpertChoiceConfig
-from moeport.routers.switch import SwitchConfig
-from moeport.routers.top_p import TopPConfig
-from moeport.routers.topk import TopKConfig
-from moeport.routers.xmoe import XMoEConfig
+from moeport.routers import ROUTERS, build_router
 from tests.support import grid, rng
 
 EXPERTS, WIDTH, TOKENS = 8, 16, 12
 TOKEN_COUNTS = np.array([1, 50, 0, 30, 2, 40, 3, 0, 20, 5])
 """Of the ids of a small vocabulary."""
 
-EXAMPLES: dict[str, list[Any]] = {
-    "switch": [SwitchConfig()],
-    "topk": [
-        TopKConfig(),
-        TopKConfig(top_k=3, normalize_gates=False),
-        TopKConfig(top_k=3, softmax="after"),
-        TopKConfig(top_k=1),
-        TopKConfig(top_k=EXPERTS),
-    ],
-    "gshard": [GShardConfig(), GShardConfig(random_second=False)],
-    "sigmoid_bias": [
-        SigmoidBiasConfig(),
-        SigmoidBiasConfig(top_k=3, normalize_gates=False),
-        SigmoidBiasConfig(num_groups=4, top_groups=2),
-        SigmoidBiasConfig(num_groups=8, top_groups=3),
-    ],
-    "top_p": [
-        TopPConfig(),
-        TopPConfig(top_k=EXPERTS, threshold=0.8),
-        TopPConfig(threshold=0.6, entropy_coefficient=0.0),
-    ],
-    "adamoe": [AdaMoEConfig(), AdaMoEConfig(top_k=1), AdaMoEConfig(top_k=EXPERTS, null_experts=1)],
-    "xmoe": [XMoEConfig(routing_dim=3), XMoEConfig(top_k=3, routing_dim=4, initial_temperature=0.1)],
-    "cartesian": [CartesianConfig(), CartesianConfig(top_k=1)],
-    "locmoe": [
-        LocMoEConfig(nodes=2),
-        LocMoEConfig(scores="mean", relu="before_choice", nodes=2),
-        LocMoEConfig(relu="after_choice", epsilon="bias", temperature=0.5, nodes=3, locality_smoothing=0.2),
-        LocMoEConfig(epsilon="noise", locality_coefficient=0.0),
-    ],
-    "locmoe_plus": [
-        LocMoEPlusConfig(nodes=4, locality_coefficient=0.5),
-        LocMoEPlusConfig(top_k=4, threshold=0.6, gates="normalized", nodes=2),
-        LocMoEPlusConfig(top_k=3, threshold=0.3, temperature=2.0, gates="cosine", nodes=5),
-    ],
-    "sinkhorn_token_choice": [SinkhornTokenChoiceConfig(), SinkhornTokenChoiceConfig(top_k=1, sinkhorn_iterations=3)],
-    "base": [BaseLayersConfig()],
-    "expert_choice": [
-        ExpertChoiceConfig(),
-        ExpertChoiceConfig(mean_experts=0.4, group="batch"),
-        ExpertChoiceConfig(mean_experts=EXPERTS),
-    ],
-    "sinkhorn_expert_choice": [
-        SinkhornExpertChoiceConfig(),
-        SinkhornExpertChoiceConfig(mean_experts=3.5, group="batch", sinkhorn_iterations=3),
-    ],
-    "sparsity_constrained_expert_choice": [
-        SparsityConstrainedExpertChoiceConfig(),
-        SparsityConstrainedExpertChoiceConfig(mean_experts=6.5, group="batch", solver_iterations=3),
-    ],
-    "soft": [SoftConfig(), SoftConfig(slots_per_expert=3)],
-    "hash": [HashConfig(), HashConfig(top_k=3)],
-    "rre": [RREConfig(), RREConfig(groups=4)],
-    "random": [RandomConfig(), RandomConfig(inference="sequence")],
-    "maskmoe": [MaskMoEConfig(), MaskMoEConfig(top_k=3, visible_infrequent=2, visible_frequent=6)],
-}
-"""By router name."""
-OTHER_PARAMETERS = ("adamoe", "xmoe", "locmoe", "locmoe_plus", "hash", "rre", "random")
-"""Routers that train something else than one weight (E, D)."""
-VARIABLE = ("top_p", "adamoe", "locmoe_plus", "maskmoe")
-"""Routers that give some tokens fewer than K experts, in evaluation too."""
-CONFIGS = [config for configs in EXAMPLES.values() for config in configs if not config.fixed_load]
-"""Of the routers in which tokens choose experts."""
-EXPERTS_CHOOSE = [
-    config for configs in EXAMPLES.values() for config in configs if isinstance(config, ExpertsChooseConfig)
-]
-"""Of the routers in which experts choose tokens, from SEQUENCES sequences."""
 SEQUENCES = 3
+"""Of the routers in which experts choose tokens."""
+FILES = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
+
+
+@functools.cache
+def shipped() -> dict[str, list[Any]]:
+    """Router name to the different configs that the files in configs/ have for it."""
+    found: dict[str, list[Any]] = {name: [] for name in ROUTERS}
+    for path in FILES:
+        config = load_config(path).model.moe.router
+        if config not in found[config.name]:
+            found[config.name].append(config)
+    return found
 
 
 def label(config):

@@ -7,8 +7,11 @@ from moeport.core.parameters import ParameterSpec
 from moeport.routers import build_router
 from moeport.routers.adamoe import AdaMoEConfig
 from tests.conformance.formulas import softmax
-from tests.routers.examples import choices, logits_as_tokens, route
+from tests.routers.examples import EXPERTS, choices, logits_as_tokens, route
 from tests.support import assert_close, rng
+
+VARIANTS = [AdaMoEConfig(), AdaMoEConfig(top_k=1), AdaMoEConfig(top_k=EXPERTS, null_experts=1)]
+"""Further configs for the tests of all routers."""
 
 
 def routed(logits_TE, nulls, **options):

@@ -15,6 +15,8 @@ from tests.routers.examples import build as build_example
 from tests.routers.examples import choices, hidden_states, route, router_params
 from tests.support import assert_close, grid, rng
 
+VARIANTS = [CartesianConfig(top_k=1)]
+"""Further configs for the tests of all routers."""
 EXPERTS, WIDTH, HIDDEN = 4, 6, 5
 
 

@@ -13,10 +13,17 @@ from moeport.routers.sinkhorn_expert_choice import SinkhornExpertChoiceConfig
 from moeport.routers.sparsity_constrained import SparsityConstrainedExpertChoiceConfig, potentials, sparse_columns
 from tests.conformance import formulas
 from tests.conformance.targets import TOLERANCE, every_target
-from tests.routers.examples import EXPERTS_CHOOSE, label, logits_as_tokens
+from tests.routers.examples import label, logits_as_tokens, shipped
 from tests.support import assert_close, rng
 
 EXPERTS = 8
+VARIANTS = [
+    ExpertChoiceConfig(mean_experts=0.4, group="batch"),
+    ExpertChoiceConfig(mean_experts=EXPERTS),
+    SinkhornExpertChoiceConfig(mean_experts=3.5, group="batch", sinkhorn_iterations=3),
+    SparsityConstrainedExpertChoiceConfig(mean_experts=6.5, group="batch", solver_iterations=3),
+]
+"""Further configs for the tests of all routers."""
 KINDS = (ExpertChoiceConfig, SinkhornExpertChoiceConfig, SparsityConstrainedExpertChoiceConfig)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -157,7 +164,7 @@ def test_the_number_of_experts_a_token_is_a_mean_to_the_next_integer(factor, num
     assert ExpertChoiceConfig(mean_experts=factor).experts_per_token == number
 
 
-@pytest.mark.parametrize("config", EXPERTS_CHOOSE, ids=label)
+@pytest.mark.parametrize("config", [*(c for kind in KINDS for c in shipped()[kind().name]), *VARIANTS], ids=label)
 def test_gates_and_decisions_of_a_group_of_many_tokens_on_the_reference(config):
     routing = routed(config, scores(2, 64))
     assert (routing.weight_N > 0).all()

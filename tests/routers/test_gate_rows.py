@@ -8,7 +8,8 @@ from moeport.config import Config, check_rules
 from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
 from moeport.routers import ROUTERS
 from tests.conformance.targets import TOLERANCE, every_target
-from tests.routers.examples import EXAMPLES, EXPERTS, WIDTH, build, context, hidden_states, router_params
+from tests.routers.catalogue import EXAMPLES
+from tests.routers.examples import EXPERTS, WIDTH, build, context, hidden_states, router_params
 from tests.support import assert_close
 
 WITH_ROWS = [name for name, router in ROUTERS.items() if router.config_class.has_gate_rows]
@@ -64,7 +65,7 @@ def test_their_tokens_choose_experts(name):
 
 def test_dimensions_are_those_of_the_comparison():
     assert build(EXAMPLES["topk"][0]).gate_dim == WIDTH
-    assert build(EXAMPLES["xmoe"][0]).gate_dim == EXAMPLES["xmoe"][0].routing_dim
+    assert [build(config).gate_dim for config in EXAMPLES["xmoe"]] == [16, 3, 4]
 
 
 @pytest.mark.parametrize("policy", ["locmoe", "locmoe_plus"])

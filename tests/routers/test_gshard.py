@@ -8,6 +8,8 @@ from tests.conformance.formulas import softmax
 from tests.routers.examples import EXPERTS, choices, hidden_states, logits_as_tokens, route
 from tests.support import assert_close
 
+VARIANTS = [GShardConfig(random_second=False)]
+"""Further configs for the tests of all routers."""
 TOKENS = 4000
 
 

@@ -7,6 +7,9 @@ from moeport.model.transformer import DecoderLM
 from moeport.routers.hash import HashConfig
 from tests.routers.examples import EXPERTS, TOKEN_COUNTS, build, choices, hidden_states, route, router_params, token_ids
 
+VARIANTS = [HashConfig(top_k=3)]
+"""Further configs for the tests of all routers."""
+
 
 @pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
 def test_experts_are_those_of_the_table_with_equal_gates(top_k):

@@ -19,6 +19,13 @@ from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accur
 from tests.routers.examples import EXPERTS, TOKENS, WIDTH, choices, hidden_states, label, route
 from tests.support import assert_close, finite_difference, rng
 
+VARIANTS = [
+    LocMoEConfig(nodes=2),
+    LocMoEConfig(scores="mean", relu="before_choice", nodes=2),
+    LocMoEConfig(relu="after_choice", epsilon="bias", temperature=0.5, nodes=3, locality_smoothing=0.2),
+    LocMoEConfig(epsilon="noise", locality_coefficient=0.0),
+]
+"""Further configs for the tests of all routers."""
 PRINTED = LocMoEConfig(scores="mean", relu="before_choice")
 BOTH = pytest.mark.parametrize("make", [LocMoEConfig, LocMoEPlusConfig], ids=["locmoe", "locmoe_plus"])
 

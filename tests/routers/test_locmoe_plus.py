@@ -11,6 +11,13 @@ from tests.routers.examples import EXPERTS, TOKENS, WIDTH, choices, hidden_state
 from tests.routers.test_locmoe import gate_rows
 from tests.support import assert_close, rng
 
+VARIANTS = [
+    LocMoEPlusConfig(nodes=4, locality_coefficient=0.5),
+    LocMoEPlusConfig(top_k=4, threshold=0.6, gates="normalized", nodes=2),
+    LocMoEPlusConfig(top_k=3, threshold=0.3, temperature=2.0, gates="cosine", nodes=5),
+]
+"""Further configs for the tests of all routers."""
+
 
 def expected(config, x_TD):
     """(experts served, gates, cosines) of every token, by loops."""

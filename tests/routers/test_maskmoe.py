@@ -27,6 +27,8 @@ from tests.routers.examples import (
 )
 from tests.support import assert_close, grid, rng
 
+VARIANTS = [MaskMoEConfig(top_k=3, visible_infrequent=2, visible_frequent=6)]
+"""Further configs for the tests of all routers."""
 MASKED = MaskMoEConfig(top_k=3, visible_infrequent=2, visible_frequent=5)
 
 

@@ -24,6 +24,8 @@ from tests.model.models import VOCABULARY, batch_of, rows
 from tests.routers.examples import EXPERTS, build, choices, context, hidden_states, route, router_params
 from tests.support import assert_close, finite_difference, rng
 
+VARIANTS = [RandomConfig(inference="sequence")]
+"""Further configs for the tests of all routers."""
 ALPHA = 3.0
 
 

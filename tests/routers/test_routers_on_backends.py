@@ -7,16 +7,14 @@ import pytest
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import ParameterSpec
 from moeport.routers import ROUTERS, build_router
+from moeport.routers.base import RouterConfig
+from moeport.routers.grap import GrAPConfig
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
+from tests.routers.catalogue import CONFIGS, EXAMPLES, EXPERTS_CHOOSE
 from tests.routers.examples import (
-    CONFIGS,
-    EXAMPLES,
     EXPERTS,
-    EXPERTS_CHOOSE,
-    OTHER_PARAMETERS,
     TOKEN_COUNTS,
     TOKENS,
-    VARIABLE,
     WIDTH,
     build,
     choices,
@@ -34,11 +32,12 @@ every_choosing_config = pytest.mark.parametrize("config", CONFIGS + EXPERTS_CHOO
 ARRAYS = ("weight_N", "logits_TE", "probs_TE")
 
 
-def test_every_router_has_examples():
-    assert EXAMPLES.keys() == ROUTERS.keys()
-    for name, configs in EXAMPLES.items():
-        assert {type(config) for config in configs} == {ROUTERS[name].config_class}
-        assert {config.name for config in configs} == {name}
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_has_examples(name):
+    """The first is that of its file in configs/, which the tests run with EXPERTS experts."""
+    assert EXAMPLES[name], f"no file in configs/ has router {name}; expected configs/routers/{name}.yaml"
+    assert {type(config) for config in EXAMPLES[name]} == {ROUTERS[name].config_class}
+    assert [config.problems(EXPERTS) for config in EXAMPLES[name]] == [[]] * len(EXAMPLES[name])
 
 
 def placed(backend, config):
@@ -66,7 +65,12 @@ def test_decisions_and_gates_are_those_of_the_reference(target, config):
     assert (got.own_loss is None, got.affinity_N is None) == (want.own_loss is None, want.affinity_N is None)
     for name in [name for name in (*ARRAYS, "own_loss", "affinity_N") if getattr(want, name) is not None]:
         assert ops.dtype(getattr(got, name)) == accurate
-        assert_close(ops.to_numpy(getattr(got, name)), getattr(want, name), TOLERANCE[accurate], name)
+        if name == "own_loss" and isinstance(config, GrAPConfig):
+            # A divergence of near-equal distributions is a small difference of sums of order 1, and rounds as they do.
+            allowed = TOLERANCE[accurate] * max(config.locality_coefficient, abs(want.own_loss))
+            np.testing.assert_allclose(ops.to_numpy(got.own_loss), want.own_loss, rtol=0, atol=allowed)
+        else:
+            assert_close(ops.to_numpy(getattr(got, name)), getattr(want, name), TOLERANCE[accurate], name)
     for name in ("num_tokens", "num_experts", "balanced_choices", "choices_per_token", "null_experts"):
         assert getattr(got, name) == getattr(want, name)
 
@@ -125,7 +129,7 @@ def test_each_token_goes_to_as_many_different_experts_as_the_config_says(config)
         assert len(set(experts)) == len(experts) <= config.experts_per_token
         assert set(experts) <= set(range(EXPERTS))
     numbers = {len(experts) for experts in served}
-    assert len(numbers) > 1 if config.name in VARIABLE else numbers == {config.experts_per_token}
+    assert len(numbers) > 1 if config.may_use_fewer else numbers == {config.experts_per_token}
 
 
 @every_config
@@ -142,7 +146,7 @@ def test_equal_scores_go_to_the_lower_index(config):
     zeros = np.zeros((TOKENS, WIDTH))
     for experts in choices(route(config, params, zeros, training=False))[0].tolist():
         served = [expert for expert in experts if expert != EXPERTS]
-        assert served == list(range(len(served) if config.name in VARIABLE else config.experts_per_token))
+        assert served == list(range(len(served) if config.may_use_fewer else config.experts_per_token))
         assert served
 
 
@@ -167,7 +171,7 @@ def test_probabilities_sum_to_one(config):
 def test_parameters(config):
     router = build_router(config, WIDTH, EXPERTS, init_std=0.5, vocab_size=len(TOKEN_COUNTS))
     trained = [spec for spec in router.parameter_specs() if spec.trainable]
-    if config.name not in OTHER_PARAMETERS:
+    if type(config).parameter_count is RouterConfig.parameter_count:
         assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
     assert config.parameter_count(WIDTH, EXPERTS) == sum(spec.size for spec in trained)
     assert router.paper.count("arXiv") >= 1

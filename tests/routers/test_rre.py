@@ -7,6 +7,9 @@ from moeport.routers.rre import RREConfig
 from tests.conformance.targets import every_target
 from tests.routers.examples import EXPERTS, build, choices, context, hidden_states, route, router_params, token_ids
 
+VARIANTS = [RREConfig()]
+"""Further configs for the tests of all routers."""
+
 
 def routed(config, ids, num_sequences, ops=None):
     """Experts of each token."""

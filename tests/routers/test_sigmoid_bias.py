@@ -8,6 +8,12 @@ from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from tests.routers.examples import EXPERTS, WIDTH, choices, route
 from tests.support import assert_close, rng
 
+VARIANTS = [
+    SigmoidBiasConfig(top_k=3, normalize_gates=False),
+    SigmoidBiasConfig(num_groups=4, top_groups=2),
+    SigmoidBiasConfig(num_groups=8, top_groups=3),
+]
+"""Further configs for the tests of all routers."""
 LOGITS = np.array([[3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0]])
 SCORES = 1 / (1 + np.exp(-LOGITS[0]))
 

@@ -10,6 +10,8 @@ from tests.conformance.targets import TOLERANCE, every_target
 from tests.routers.examples import choices, logits_as_tokens, route
 from tests.support import assert_close, rng
 
+VARIANTS = [SinkhornTokenChoiceConfig(top_k=1, sinkhorn_iterations=3)]
+"""Further configs for the tests of all routers."""
 TOKENS, EXPERTS = 64, 8
 LOGITS = rng(1).standard_normal((TOKENS, EXPERTS)) + np.linspace(-2, 2, EXPERTS)
 

@@ -8,12 +8,14 @@ from moeport.core.routing import RouterContext
 from moeport.routers import build_router
 from moeport.routers.soft import SoftConfig
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
-from tests.routers.examples import EXAMPLES, EXPERTS, WIDTH, label, router_params
+from tests.routers.examples import EXPERTS, WIDTH, label, router_params, shipped
 from tests.support import assert_close, finite_difference, grid, rng
 
+VARIANTS = [SoftConfig(), SoftConfig(slots_per_expert=3)]
+"""Further configs for the tests of all routers."""
 SEQUENCES, LENGTH = 3, 5
 X = rng(1).standard_normal((SEQUENCES * LENGTH, WIDTH))
-every_config = pytest.mark.parametrize("config", EXAMPLES["soft"], ids=label)
+every_config = pytest.mark.parametrize("config", [*shipped()["soft"], *VARIANTS], ids=label)
 
 
 def routed(config, x_TD=X, sequences=SEQUENCES, ops=None, params=None):

@@ -20,6 +20,11 @@ from tests.routers.examples import (
 )
 from tests.support import assert_close, finite_difference, grid, rng
 
+VARIANTS = [
+    TopPConfig(top_k=EXPERTS, threshold=0.8),
+    TopPConfig(threshold=0.6, entropy_coefficient=0.0),
+]
+"""Further configs for the tests of all routers."""
 PROBS = np.array([[0.125, 0.5, 0.25, 0.125], [0.25, 0.25, 0.25, 0.25], [0.0625, 0.0625, 0.0625, 0.8125]])
 
 

@@ -3,9 +3,16 @@ import pytest
 
 from moeport.routers.topk import TopKConfig
 from tests.conformance.formulas import softmax
-from tests.routers.examples import choices, logits_as_tokens, route
+from tests.routers.examples import EXPERTS, choices, logits_as_tokens, route
 from tests.support import assert_close
 
+VARIANTS = [
+    TopKConfig(top_k=3, normalize_gates=False),
+    TopKConfig(top_k=3, softmax="after"),
+    TopKConfig(top_k=1),
+    TopKConfig(top_k=EXPERTS),
+]
+"""Further configs for the tests of all routers."""
 LOGITS = np.array([[0.5, 2.0, 1.0, -1.0], [1.0, 1.0, -3.0, 1.0]])
 
 

@@ -11,6 +11,8 @@ from tests.conformance.targets import GRADIENT_TOLERANCE, every_accurate_trainin
 from tests.routers.examples import EXPERTS, WIDTH, choices, hidden_states, route, router_params
 from tests.support import assert_close, finite_difference, grid
 
+VARIANTS = [XMoEConfig(routing_dim=3), XMoEConfig(top_k=3, routing_dim=4, initial_temperature=0.1)]
+"""Further configs for the tests of all routers."""
 CONFIG = XMoEConfig(top_k=2, routing_dim=4, initial_temperature=0.25)
 PARAMS = router_params(build_router(CONFIG, WIDTH, EXPERTS))
 
