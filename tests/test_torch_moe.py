@@ -177,7 +177,7 @@ def test_experts_of_locmoe_must_divide_the_width():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ConfigError, match=r"model\.moe\.router\.top_k: more experts a token than there are"):
+    with pytest.raises(ConfigError, match=r"model\.moe\.router\.top_k: more experts per token than there are"):
         MoE(**SHAPE, router_options={"top_k": 9})
     with pytest.raises(ConfigError, match=r"model\.moe\.router\.name: .*topc.*did you mean topk\?"):
         MoE(**SHAPE, router="topc")
@@ -233,7 +233,7 @@ def test_tables_keep_their_numbers_in_another_type(dtype):
 
 @pytest.mark.parametrize("router", ["hash", "rre", "random", "maskmoe"])
 def test_routers_that_look_at_ids_say_so(router):
-    with pytest.raises(UserError, match=rf"router {router} has a table of vocabulary ids.*expected vocab_size"):
+    with pytest.raises(UserError, match=rf"router {router} needs the number of vocabulary ids.*expected vocab_size"):
         MoE(**SHAPE, router=router)
     with pytest.raises(UserError, match=r"token_counts has the shape \(9,\); expected one number.*vocab_size \(8\)"):
         MoE(**SHAPE, router=router, vocab_size=8, token_counts=range(9))

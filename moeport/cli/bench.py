@@ -142,7 +142,7 @@ def _known(names: list[str], ranks: int, experts: int, top_k: int) -> list[str]:
     check_names("operation", names, known)
     check_experts(experts, ranks)
     if top_k > experts:
-        raise UserError(f"--top-k {top_k}: more experts a token than there are; expected at most {experts}")
+        raise UserError(f"--top-k {top_k}: more experts per token than there are; expected at most {experts}")
     return names or known
 
 

@@ -391,7 +391,7 @@ CASES = [
         "c.yaml:3:12 model.moe.every: leaves no block with experts (got 5); expected at most model.num_layers (4) - model.moe.first_dense (0)",
     ),
     case(
-        "more experts a token than experts",
+        "more experts per token than experts",
         "model:\n  moe:\n    num_experts: 4\n    router: {name: topk, top_k: 8}\n",
         "c.yaml:4:33 model.moe.router.top_k: more experts per token than there are (got 8); expected at most model.moe.num_experts (4)",
     ),

@@ -78,5 +78,5 @@ def test_null_experts_have_rows_of_the_weight():
 def test_more_choices_than_experts_are_a_problem():
     assert AdaMoEConfig(top_k=4).problems(4) == []
     assert AdaMoEConfig().problems(2) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (2)")
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (2)")
     ]

@@ -155,7 +155,7 @@ def test_more_experts_a_token_than_experts_are_a_problem():
     for kind in KINDS:
         assert kind(mean_experts=4).problems(4) == []
         [(option, wrong, expected)] = kind(mean_experts=4.5).problems(4)
-        assert (option, wrong) == ("mean_experts", "more experts a token than there are")
+        assert (option, wrong) == ("mean_experts", "more experts per token than there are")
         assert expected == "at most model.moe.num_experts (4)"
 
 

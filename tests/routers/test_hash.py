@@ -44,5 +44,5 @@ def test_nothing_is_trained():
 def test_more_choices_than_experts_are_a_problem():
     assert HashConfig(top_k=4).problems(4) == []
     assert HashConfig(top_k=5).problems(4) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (4)")
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (4)")
     ]

@@ -100,5 +100,5 @@ def test_it_trains_nothing():
 def test_more_choices_than_experts_are_a_problem():
     assert LocMoEPlusConfig(top_k=4).problems(4) == []
     assert LocMoEPlusConfig(top_k=5).problems(4) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (4)")
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (4)")
     ]

@@ -166,7 +166,7 @@ def test_a_change_of_a_masked_experts_weight_changes_no_gate():
 def test_problems():
     assert MaskMoEConfig(top_k=4, visible_infrequent=4, visible_frequent=4).problems(4) == []
     assert MaskMoEConfig(top_k=5, visible_infrequent=6, visible_frequent=7).problems(4) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (4)"),
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (4)"),
         ("visible_infrequent", "more visible experts than there are", "at most model.moe.num_experts (4)"),
         ("visible_frequent", "more visible experts than there are", "at most model.moe.num_experts (4)"),
     ]

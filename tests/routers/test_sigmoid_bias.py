@@ -119,7 +119,7 @@ def test_repeated_updates_balance_skewed_tokens():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"top_k": 9}, ("top_k", "more experts a token than there are", "at most model.moe.num_experts (8)")),
+        ({"top_k": 9}, ("top_k", "more experts per token than there are", "at most model.moe.num_experts (8)")),
         (
             {"num_groups": 3},
             ("num_groups", "does not divide the experts", "a divisor of model.moe.num_experts (8)"),
@@ -127,7 +127,7 @@ def test_repeated_updates_balance_skewed_tokens():
         ({"num_groups": 2, "top_groups": 3}, ("top_groups", "more groups than there are", "at most num_groups (2)")),
         (
             {"top_k": 5, "num_groups": 4, "top_groups": 2},
-            ("top_k", "more experts a token than its groups hold", "at most 4"),
+            ("top_k", "more experts per token than its groups hold", "at most 4"),
         ),
     ],
 )

@@ -82,5 +82,5 @@ def test_the_plan_balances_skewed_tokens():
 def test_more_choices_than_experts_are_a_problem():
     assert SinkhornTokenChoiceConfig(top_k=4).problems(4) == []
     assert SinkhornTokenChoiceConfig(top_k=5).problems(4) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (4)")
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (4)")
     ]

@@ -106,7 +106,7 @@ def test_these_routers_look_at_ids():
 @pytest.mark.parametrize("name", TABLED)
 def test_a_table_needs_the_number_of_ids(name):
     router = build_router(ROUTERS[name].config_class.model_validate({}), d_model=16, num_experts=4)
-    with pytest.raises(UserError, match=rf"router {name} has a table of vocabulary ids.*expected vocab_size"):
+    with pytest.raises(UserError, match=rf"router {name} needs the number of vocabulary ids.*expected vocab_size"):
         router.parameter_specs()
 
 

@@ -114,5 +114,5 @@ def test_the_layer_adds_the_own_loss_to_its_auxiliary_losses():
 def test_more_choices_than_experts_are_a_problem():
     assert TopPConfig(top_k=4).problems(4) == []
     assert TopPConfig().problems(3) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (3)")
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (3)")
     ]

@@ -60,5 +60,5 @@ def test_as_many_choices_as_experts_are_allowed(k):
 
 def test_more_choices_than_experts_are_a_problem():
     assert TopKConfig(top_k=5).problems(4) == [
-        ("top_k", "more experts a token than there are", "at most model.moe.num_experts (4)")
+        ("top_k", "more experts per token than there are", "at most model.moe.num_experts (4)")
     ]
