@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import configuration
+import metrics
 import routers
 from regions import filled
 
@@ -15,6 +16,11 @@ ROOT = Path(__file__).parents[2]
 PIECES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"routers": routers.sentence},
     "docs/configuration.md": {"keys": configuration.keys},
+    "docs/training.md": {
+        "evaluations": metrics.evaluations,
+        "steps": metrics.steps,
+        "derived": metrics.derived,
+    },
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},
 }
 """Of each file the names of its generated regions, and what each holds."""
