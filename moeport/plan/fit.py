@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 from moeport.comm.communicator import ITEM_BYTES
 from moeport.comm.exchange import EXCHANGES, loads
@@ -21,6 +21,8 @@ RoutesOf = Callable[[str, Layout, Demand], Routes]
 """Rows of an exchange from the words of `--traffic`."""
 ALL_REDUCE = "all_reduce"
 ROUNDS = 50
+TIE = 1e-12
+"""Squared residuals of relative times that count as equal."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +139,25 @@ def _links(solution_F: np.ndarray) -> Links:
 
 
 def non_negative_least_squares(terms_SF: np.ndarray, wanted_S: np.ndarray) -> np.ndarray:
-    """x >= 0 (F,) with the least |terms x - wanted|^2: the best of the solutions in which some are 0, the others free.
+    """x >= 0 (F,) with the least |terms x - wanted|^2, by the active set of Lawson and Hanson (1974).
 
-    Of equal ones the first entry is 0, where it can be.
+    Where several x have it, the first entries are 0 as far as they can be.
     """
     size_F = np.linalg.norm(terms_SF, axis=0)
-    scaled_SF = terms_SF / np.where(size_F > 0, size_F, 1.0)
-    best_F, least = np.zeros(len(size_F)), np.inf
-    for chosen in product((False, True), repeat=len(size_F)):
-        free = np.array(chosen) & (size_F > 0)
-        solution_F = np.zeros(len(size_F))
-        solution_F[free] = np.linalg.lstsq(scaled_SF[:, free], wanted_S, rcond=None)[0]
-        error = float(np.square(scaled_SF @ solution_F - wanted_S).sum())
-        if (solution_F >= 0).all() and error < least - 1e-12:
-            best_F, least = solution_F, error
-    return best_F / np.where(size_F > 0, size_F, 1.0)
+    free = np.flatnonzero(size_F)
+    scaled_SF = terms_SF[:, free] / size_F[free]
+    columns = np.arange(len(free))
+    least = _residual(scaled_SF, wanted_S)
+    for column in range(len(free)):
+        rest = columns[columns != column]
+        if _residual(scaled_SF[:, rest], wanted_S) <= least + TIE:
+            columns = rest
+    found_F = np.zeros(len(size_F))
+    if len(columns):
+        found_F[free[columns]] = nnls(scaled_SF[:, columns], wanted_S)[0] / size_F[free[columns]]
+    return found_F
+
+
+def _residual(terms_SF: np.ndarray, wanted_S: np.ndarray) -> float:
+    """The least |terms x - wanted|^2."""
+    return float(nnls(terms_SF, wanted_S)[1] ** 2 if terms_SF.shape[1] else wanted_S @ wanted_S)
