@@ -8,19 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import configuration
-import metrics
+import exchanges
 import routers
 from regions import filled
 
 ROOT = Path(__file__).parents[2]
 PIECES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"routers": routers.sentence},
+    "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
-    "docs/training.md": {
-        "evaluations": metrics.evaluations,
-        "steps": metrics.steps,
-        "derived": metrics.derived,
-    },
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},
 }
 """Of each file the names of its generated regions, and what each holds."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Algorithm = str
 else:
     Algorithm = Literal[(*EXCHANGES, "auto")]
-ALGORITHMS = "; ".join(f"{name}: {exchange.summary}" for name, exchange in EXCHANGES.items())
+ALGORITHMS = ". ".join(f"{name}: {exchange.summary}" for name, exchange in EXCHANGES.items())
 
 
 class RunConfig(Section):
@@ -96,7 +96,7 @@ class CommConfig(Section):
     algorithm: Algorithm = Field(
         "flat",
         description="How tokens reach experts on other ranks. "
-        f"{ALGORITHMS}; auto: the fastest of them, tried at the start.",
+        f"{ALGORITHMS}. auto: the fastest of them, tried at the start.",
     )
     chunks: PositiveInt | Literal["auto"] = 1
     """Parts of a rank's tokens that take turns: while experts compute on one, others are on their way. auto: the

@@ -14,7 +14,7 @@ class FlatExchange(ExpertExchange):
     """Each assignment's row goes straight to the rank of its expert."""
 
     name = "flat"
-    summary = "each row straight to the rank of its expert"
+    summary = "a row per assignment, straight to the rank of its expert"
 
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""

@@ -14,7 +14,7 @@ class HierarchicalExchange(TwoLevelExchange):
     """Rows cross to the expert's node along the rail, then go to its rank inside the node: fewer, longer messages."""
 
     name = "hierarchical"
-    summary = "along rails to the node of the expert, then inside the node"
+    summary = "the same rows along rails, ranks of the same position in their nodes, then inside the node"
 
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""

@@ -29,7 +29,10 @@ class NodeDedupExchange(TwoLevelExchange):
     """
 
     name = "node_dedup"
-    summary = "each token once per node and rank that has experts of it"
+    summary = (
+        "each token once per node that has experts of it, with one row back, weighted and summed there; inside the "
+        "node likewise, once per rank"
+    )
 
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""
