@@ -21,7 +21,7 @@ import numpy as np
 
 from moeport.comm.exchange import EXCHANGES
 from moeport.plan.fit import Sample, fit, read_samples
-from moeport.plan.planner import fastest
+from moeport.plan.layer import fastest
 from moeport.plan.routes import routes
 
 SIZES = {"256K": 1 << 18, "1M": 1 << 20}

@@ -36,7 +36,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Step:
+class MeasuredStep:
     """A measured step."""
 
     work: Work
@@ -54,7 +54,7 @@ class SpeedFit:
     """Of each step: fitted over measured time, less 1."""
 
 
-def fit_speed(steps: Sequence[Step]) -> SpeedFit:
+def fit_speed(steps: Sequence[MeasuredStep]) -> SpeedFit:
     """The speed with the least sum of squared relative errors of whole steps; no part of it is negative.
 
     Where steps do not tell the three apart, such as one step alone, floating-point operations count rather than

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeport.comm.load import Load
+from moeport.comm.load import Layout, Load, Sharing, ranks_sharing
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,28 @@ class Links:
             intra, inter = (intra, inter + between) if between > inside else (intra + inside, inter)
             copies += load.copied_rows * self.copies.latency + load.copied_bytes / self.copies.bandwidth
         return Cost(latency, intra, inter, copies)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes, their ranks and links."""
+
+    nodes: int
+    ranks_per_node: int
+    links: Links
+    shares: Sharing = "nothing"
+
+    @property
+    def ranks(self) -> int:
+        """W."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that share one processor."""
+        return ranks_sharing(self.shares, Layout(self.nodes, self.ranks_per_node))
+
+    def group(self, expert: int) -> Layout:
+        """Consecutive ranks that share one copy of the experts."""
+        per_node = min(expert, self.ranks_per_node)
+        return Layout(expert // per_node, per_node)

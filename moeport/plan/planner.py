@@ -1,6 +1,6 @@
 """Step time and memory of a model on a cluster: which placement of the experts, and which all-to-all.
 
-What the all-to-all of experts takes follows from `moeport.plan.cost`; all else here is an estimate, with its formula
+What the all-to-all of experts takes follows from `moeport.plan.layer`; all else here is an estimate, with its formula
 beside it.
 """
 
@@ -11,69 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeport.comm.communicator import ITEM_BYTES
-from moeport.comm.exchange import EXCHANGES, loads
-from moeport.comm.load import Demand, Layout, Load, Routes, Sharing, ranks_sharing
+from moeport.comm.exchange import EXCHANGES
+from moeport.comm.load import Demand, Layout, Routes, Stages
 from moeport.config.schema import Config
 from moeport.errors import UserError
 from moeport.model.build import build_model
-from moeport.plan.compute import Speed, Step, Work
-from moeport.plan.cost import Cost, Links
-from moeport.plan.overlap import overlapped
+from moeport.plan.compute import MeasuredStep, Speed, Work
+from moeport.plan.cost import Cluster, Cost
+from moeport.plan.layer import LayerExchange, LayerPass, Reason, fastest_exchange
+from moeport.plan.memory import Memory, Sizes, memory
 
 RoutesOf = Callable[[Layout, Demand], Routes]
 CHUNKS = (1, 2, 4, 8)
 """Numbers of chunks that are tried."""
-CAUSES = {
-    "latency": "the number of messages",
-    "intra": "the links inside a node",
-    "inter": "the link between nodes",
-    "copies": "copying rows",
-}
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Nodes, their ranks and links."""
-
-    nodes: int
-    ranks_per_node: int
-    links: Links
-    shares: Sharing = "nothing"
-
-    @property
-    def ranks(self) -> int:
-        """W."""
-        return self.nodes * self.ranks_per_node
-
-    @property
-    def sharing(self) -> int:
-        """Ranks that share one processor."""
-        return ranks_sharing(self.shares, Layout(self.nodes, self.ranks_per_node))
-
-    def group(self, expert: int) -> Layout:
-        """Consecutive ranks that share one copy of the experts."""
-        per_node = min(expert, self.ranks_per_node)
-        return Layout(expert // per_node, per_node)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one rank."""
-
-    parameters: float
-    gradients: float
-    moments: float
-    """Of AdamW, two for each parameter."""
-    gathered: float
-    """Whole parameters and gradients of the largest block while it computes, where they are sharded."""
-    activations: float
-    """An estimate, see `activation_bytes`."""
-
-    @property
-    def total(self) -> float:
-        """Bytes."""
-        return self.parameters + self.gradients + self.moments + self.gathered + self.activations
 
 
 @dataclass(frozen=True)
@@ -97,78 +47,13 @@ class Placement:
     compute: float | None
     """Seconds a step; None: not known."""
     memory: Memory
-    reason: str
+    reason: Reason | None
+    """None where no rows move."""
 
     @property
     def step(self) -> float:
         """Seconds; communication alone where compute is not known."""
         return self.exchange + self.gradients + (self.compute or 0.0)
-
-
-@dataclass(frozen=True)
-class Way:
-    """An all-to-all of one layer."""
-
-    algorithm: str
-    chunks: int
-    seconds: float
-    """That it adds to what experts compute, in all passes."""
-    hidden: float
-    """Share of its time in one chunk that it does not add."""
-
-
-def exchange_costs(layout: Layout, demand: Demand, routes: Routes, links: Links, sharing: int) -> dict[str, Cost]:
-    """Time of one exchange by each algorithm."""
-    return {name: links.cost(loads(name, layout, demand, routes, sharing)) for name in EXCHANGES}
-
-
-def fastest(costs: Mapping[str, Cost]) -> str:
-    """The algorithm of least time; of equal ones the first."""
-    return min(costs, key=lambda name: costs[name].total)
-
-
-def reason(
-    layout: Layout, demand: Demand, routes: Routes, costs: Mapping[str, Cost], ways: Sequence[Way] | None = None
-) -> str:
-    """Why the fastest algorithm is the fastest, in a sentence.
-
-    Args:
-        layout: ranks and nodes.
-        demand: tokens and experts.
-        routes: its rows.
-        costs: by algorithm, in one chunk.
-        ways: of those to compare, each with its best number of chunks; default: all in one chunk.
-    """
-    ways = ways or [Way(name, 1, cost.total, 0.0) for name, cost in costs.items()]
-    way = min(ways, key=lambda each: each.seconds)
-    best = way.algorithm
-    tokens = demand.tokens * layout.ranks
-    flat, dedup = (moved.sent_inter_W.sum() / tokens for moved in (routes.flat, routes.tokens))
-    choices = "choice" if demand.top_k == 1 else "choices"
-    if layout.nodes == 1 and best == "node_dedup":
-        there, once = (moved.sent_intra_W.sum() / tokens for moved in (routes.flat, routes.inside_tokens))
-        why = f"{once:.1f} rows a token go to other ranks of the node instead of {there:.1f}"
-    elif layout.nodes == 1:
-        why = "the experts of a copy are on one node, and no token crosses between nodes"
-    elif best == "node_dedup":
-        why = f"{dedup:.1f} rows a token cross between nodes instead of {flat:.1f} of {demand.top_k} {choices}"
-    elif best == "hierarchical":
-        messages = layout.nodes + layout.ranks_per_node - 2
-        why = f"{messages} messages of a rank in the way there instead of {layout.ranks - 1}"
-    else:
-        why = (
-            f"{flat:.1f} of {demand.top_k} {choices} a token cross between nodes, and node_dedup's {dedup:.1f} rows "
-            "do not make up for its other stages"
-        )
-    cost = costs[best]
-    cause = max(CAUSES, key=lambda name: getattr(cost, name))
-    said = [f"{best}: {why}", f"{getattr(cost, cause) / cost.total:.0%} of its time is {CAUSES[cause]}"]
-    if way.hidden > 0:
-        said.append(f"in {way.chunks} chunks {way.hidden:.0%} of it passes while experts compute or others travel")
-    compared = [
-        f"{each.algorithm} takes {each.seconds / way.seconds:.2f} times as long" for each in ways if each != way
-    ]
-    return "; ".join([*said, ", ".join(compared)])
 
 
 class Planner:
@@ -222,37 +107,39 @@ class Planner:
         self, expert: int, algorithms: Sequence[str], chunks: Sequence[int] = (1,), speed: Speed | None = None
     ) -> Placement:
         """Experts divided among groups of so many ranks, with the fastest of some algorithms and numbers of chunks."""
-        cluster, training, moe = self.cluster, self.config.training, self.config.model.moe
-        layout = cluster.group(expert)
-        forward, both = (
-            Demand(self.tokens, moe.router.experts_per_token, moe.num_experts, self.sizes.row_bytes, is_both)
-            for is_both in (False, True)
-        )
-        routes = self.routes_of(layout, forward)
-        busiest = _busiest(routes.flat.received, min(cluster.sharing, layout.ranks)) if expert > 1 else 1.0
-        costs: dict[str, Cost] = {}
-        ways: list[Way] = []
+        layout = self.cluster.group(expert)
+        routes = self.routes_of(layout, self._demand(backward=False))
+        busiest = _busiest(routes.flat.received, min(self.cluster.sharing, layout.ranks)) if expert > 1 else 1.0
+        found: LayerExchange | None = None
         if expert > 1:
-            costs = exchange_costs(layout, both, routes, cluster.links, cluster.sharing)
-            experts = speed.flop * self.expert_flops * busiest / max(1, self.exchanges) if speed else 0.0
-            for name in algorithms:
-                passes = [(loads(name, layout, both, routes, cluster.sharing), experts)]
-                if training.activation_checkpointing:
-                    passes.append((loads(name, layout, forward, routes, cluster.sharing), experts / 3))
-                ways.append(_fastest_chunks(name, cluster, passes, chunks))
-        best = min(ways, key=lambda way: way.seconds, default=None)
+            passes = self._passes(layout, routes, speed.flop * busiest if speed else 0.0)
+            found = fastest_exchange(self.cluster, passes, algorithms, chunks)
+        accumulation = self.config.training.gradient_accumulation
         return Placement(
             expert=expert,
             nodes=layout.nodes,
-            algorithm=best.algorithm if best else None,
-            chunks=best.chunks if best else 1,
-            costs=costs,
-            exchange=best.seconds * self.exchanges if best else 0.0,
-            gradients=gradient_seconds(cluster, expert, self.sizes, training.gradient_accumulation),
+            algorithm=found.best.algorithm if found else None,
+            chunks=found.best.chunks if found else 1,
+            costs=found.costs if found else {},
+            exchange=found.best.seconds * self.exchanges if found else 0.0,
+            gradients=gradient_seconds(self.cluster, expert, self.sizes, accumulation),
             compute=speed.seconds(self.work(expert, busiest)) if speed else None,
-            memory=memory(self.config, self.sizes, cluster.ranks, expert, self.tokens),
-            reason=reason(layout, both, routes, costs, ways) if best else "every rank has all experts: no rows move",
+            memory=memory(self.config, self.sizes, self.cluster.ranks, expert, self.tokens),
+            reason=found.reason if found else None,
         )
+
+    def _demand(self, backward: bool) -> Demand:
+        moe = self.config.model.moe
+        return Demand(self.tokens, moe.router.experts_per_token, moe.num_experts, self.sizes.row_bytes, backward)
+
+    def _passes(self, layout: Layout, routes: Routes, flop_seconds: float) -> list[LayerPass]:
+        """Those of a layer: forward and backward, and the forward pass again where blocks are recomputed."""
+        experts = flop_seconds * self.expert_flops / max(1, self.exchanges)
+        both, forward = (Stages(layout, self._demand(again), routes, self.cluster.sharing) for again in (True, False))
+        passes = [LayerPass(both, experts)]
+        if self.config.training.activation_checkpointing:
+            passes.append(LayerPass(forward, experts / 3))
+        return passes
 
     def place_of_config(self, speed: Speed | None = None) -> Placement:
         """The placement and all-to-all that the config says; for `auto` the fastest."""
@@ -261,10 +148,10 @@ class Planner:
         chunks = CHUNKS if comm.chunks == "auto" else (comm.chunks,)
         return self.place(self.config.parallelism.expert, algorithms, chunks, speed)
 
-    def measured(self, seconds: float) -> Step:
+    def measured(self, seconds: float) -> MeasuredStep:
         """A step of the config, which took so long on this cluster."""
         placed = self.place_of_config()
-        return Step(self.work(placed.expert), placed.exchange + placed.gradients, seconds)
+        return MeasuredStep(self.work(placed.expert), placed.exchange + placed.gradients, seconds)
 
     def work(self, expert: int, busiest: float = 1.0) -> Work:
         """Of the ranks that share a processor, with experts divided among so many ranks.
@@ -284,70 +171,10 @@ class Planner:
         )
 
 
-def _fastest_chunks(
-    algorithm: str, cluster: Cluster, passes: Sequence[tuple[Sequence[Load], float]], chunks: Sequence[int]
-) -> Way:
-    """Of the exchanges of a layer, each with the seconds that experts compute in it."""
-    alone = sum(cluster.links.cost(list(each)).total for each, _ in passes)
-    ways = []
-    for count in chunks:
-        seconds = sum(
-            overlapped(cluster.links, each, experts, count, cluster.sharing > 1) - experts for each, experts in passes
-        )
-        ways.append(Way(algorithm, count, seconds, 1 - seconds / alone if count > 1 else 0.0))
-    return min(ways, key=lambda way: way.seconds)
-
-
 def _busiest(received_W: np.ndarray, together: int) -> float:
     """Rows of the processor with most over their mean, where so many ranks share one."""
     received = received_W.reshape(-1, together).sum(1)
     return float(received.max() / received.mean())
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Trained parameters of a model, and bytes of what is made of them."""
-
-    dense_total: int
-    """All but the routed experts'."""
-    expert_total: int
-    dense_block: int
-    """Of the largest block."""
-    expert_block: int
-    parameter_bytes: int
-    """Of a parameter, a gradient or a moment."""
-    item_bytes: int
-    """Of a number in the compute type."""
-    row_bytes: int
-    """Of one token in the compute type."""
-    shard: bool
-    """Whether ranks that hold copies divide them (FSDP)."""
-
-    @classmethod
-    def of(cls, config: Config, vocab_size: int) -> Sizes:
-        """Counted from the shapes of the model. Compute type `auto` counts as bfloat16."""
-        specs = build_model(config.model, config.data, vocab_size).parameter_specs()
-        blocks: dict[tuple[str, bool], int] = {}
-        totals = {True: 0, False: 0}
-        for spec in specs:
-            if spec.trainable:
-                totals[spec.is_expert] += spec.size
-                if spec.name.startswith("layers."):
-                    key = spec.name.split(".")[1], spec.is_expert
-                    blocks[key] = blocks.get(key, 0) + spec.size
-        dtype = config.backend.dtype
-        item_bytes = 2 if dtype == "auto" else ITEM_BYTES[dtype]
-        shard = config.parallelism.shard
-        return cls(
-            dense_total=totals[False],
-            expert_total=totals[True],
-            dense_block=max(size for (_, is_expert), size in blocks.items() if not is_expert),
-            expert_block=max((size for (_, is_expert), size in blocks.items() if is_expert), default=0),
-            parameter_bytes=8 if dtype == "float64" else 4,
-            item_bytes=item_bytes,
-            row_bytes=config.model.d_model * item_bytes,
-            shard=config.backend.name == "torch" if shard is None else shard,
-        )
 
 
 def gradient_seconds(cluster: Cluster, expert: int, sizes: Sizes, micro_batches: int) -> float:
@@ -364,36 +191,6 @@ def gradient_seconds(cluster: Cluster, expert: int, sizes: Sizes, micro_batches:
     intra = (dense + experts) * cluster.sharing / cluster.links.intra.bandwidth if cluster.ranks > 1 else 0.0
     inter = (dense + parts * experts) / cluster.links.inter.bandwidth if cluster.nodes > 1 else 0.0
     return max(intra, inter)
-
-
-def memory(config: Config, sizes: Sizes, ranks: int, expert: int, tokens: int) -> Memory:
-    """Bytes of one rank: parameters, gradients and two moments of AdamW in the parameters' type, and activations."""
-    dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
-    held = sizes.parameter_bytes * (sizes.dense_total / dense_copies + sizes.expert_total / expert / expert_copies)
-    block = sizes.parameter_bytes * (sizes.dense_block + sizes.expert_block / expert)
-    gathered = 2.0 * block if sizes.shard and ranks > 1 else 0.0
-    return Memory(held, held, 2 * held, gathered, activation_bytes(config, sizes.item_bytes) * tokens)
-
-
-def activation_bytes(config: Config, item_bytes: int) -> float:
-    """Bytes that a token leaves for the backward pass; an estimate.
-
-    A block keeps its input and both normed ones (3 D), queries, keys and values before and after the rotation and the
-    attention's output, and for each expert of the token, shared ones too, its row (2 D: in and out) and hidden values
-    (3 F of SwiGLU, 2 F of GELU). With checkpointing a block keeps its input, and one block all.
-    """
-    model, moe = config.model, config.model.moe
-    heads = model.head_dim * (3 * model.num_heads + 4 * model.num_kv_heads)
-    hidden = 3 if moe.activation == "swiglu" else 2
-    experts = moe.router.sub_layers * (moe.router.experts_per_token + moe.num_shared_experts)
-    per_moe = experts * (2 * model.d_model + hidden * moe.expert_hidden) + hidden * moe.residual_hidden
-    per_dense = 2 * model.d_model + hidden * model.dense_width
-    moe_layers, layers = len(model.moe_layers), model.num_layers
-    block = 3 * model.d_model + heads
-    total = layers * block + moe_layers * per_moe + (layers - moe_layers) * per_dense
-    if config.training.activation_checkpointing:
-        total = layers * model.d_model + block + max(per_moe, per_dense)
-    return float(item_bytes * total)
 
 
 def _placements(cluster: Cluster, num_experts: int) -> list[int]:

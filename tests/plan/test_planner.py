@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeport.cli.plan import parse_link
+from moeport.cli.plan_options import parse_link
 from moeport.comm.exchange import EXCHANGES, loads
-from moeport.comm.load import Demand, Layout, all_reduce_load, ranks_sharing
+from moeport.comm.load import Demand, Layout, Stages, all_reduce_load, ranks_sharing
 from moeport.config import config_from_dict, load_config
 from moeport.errors import UserError
-from moeport.plan.compute import Speed, Step, Work, fit_speed
-from moeport.plan.cost import Link, Links
+from moeport.plan.compute import MeasuredStep, Speed, Work, fit_speed
+from moeport.plan.cost import Cluster, Link, Links
 from moeport.plan.fit import Sample, fit, read_samples
-from moeport.plan.planner import Cluster, Planner, Sizes, exchange_costs, fastest, gradient_seconds, memory, reason
+from moeport.plan.layer import exchange_costs, fastest, reason
+from moeport.plan.memory import Sizes, memory
+from moeport.plan.planner import Planner, gradient_seconds
 from moeport.plan.routes import counted_routes, expected_routes, routes
+from moeport.plan.text import sentence
 from moeport.training.metrics import MetricsLog
 from tests.cli.test_cli import run  # noqa: F401
 from tests.support import rng
@@ -120,7 +123,7 @@ def test_other_files_are_refused(tmp_path, text, message):
             Links(Link(0, 1e12), Link(0, 1e9)),
             Demand(4096, 8, 64, 4096),
             "node_dedup",
-            "node_dedup: 1.0 rows a token cross between nodes instead of 4.0 of 8 choices; 100% of its time is the "
+            "node_dedup: 1.0 rows per token between nodes instead of 4.0 with flat; 100% of its time is the "
             "link between nodes; flat takes 3.98 times as long, hierarchical takes 3.98 times as long",
         ),
         # 3 (7 + 80) us of flat, 3 (7 + 10) us of hierarchical, 5 (7 + 10) us of node_dedup
@@ -128,14 +131,14 @@ def test_other_files_are_refused(tmp_path, text, message):
             Links(Link(1e-6, 1e12), Link(1e-5, 1e12)),
             Demand(1, 1, 64, 4),
             "hierarchical",
-            "hierarchical: 8 messages of a rank in the way there instead of 15; 100% of its time is the number of "
-            "messages; flat takes 5.12 times as long, node_dedup takes 1.67 times as long",
+            "hierarchical: 8 messages per rank on the way there instead of 15 with flat; 100% of its time is the "
+            "number of messages; flat takes 5.12 times as long, node_dedup takes 1.67 times as long",
         ),
         (
             Links(Link(0, 1e9), Link(0, 1e12)),
             Demand(4096, 1, 64, 4096),
             "flat",
-            "flat: 0.5 of 1 choice a token cross between nodes, and node_dedup's 0.5 rows do not make up for its other "
+            "flat: 0.5 rows per token between nodes, and node_dedup's 0.5 do not make up for its other "
             "stages; 100% of its time is the links inside a node; hierarchical takes 2.01 times as long, node_dedup "
             "takes 2.01 times as long",
         ),
@@ -144,9 +147,15 @@ def test_other_files_are_refused(tmp_path, text, message):
 def test_the_best_algorithm_and_why(links, demand, best, why):
     layout = Layout(2, 8)
     found = expected_routes(layout, demand)
-    costs = exchange_costs(layout, demand, found, links, 1)
+    stages = Stages(layout, demand, found)
+    costs = exchange_costs(stages, links)
     assert fastest(costs) == best
-    assert reason(layout, demand, found, costs) == why
+    facts = reason(stages, costs)
+    assert (facts.algorithm, facts.chunks, facts.nodes, facts.hidden) == (best, 1, 2, 0.0)
+    assert facts.slower == {
+        name: pytest.approx(cost.total / costs[best].total) for name, cost in costs.items() if name != best
+    }
+    assert sentence(facts) == why
 
 
 def config(**changes):
@@ -253,12 +262,12 @@ def test_work_of_ranks_that_share_a_processor_adds_up():
 def test_a_fitted_speed_is_that_which_made_the_steps():
     speed = Speed(2e-10, 3e-8, 4e-3)
     works = [Work(1e9, 1e6, 8), Work(4e9, 1e6, 8), Work(1e9, 6e6, 8), Work(2e9, 2e6, 32)]
-    found = fit_speed([Step(work, 0.3, 0.3 + speed.seconds(work)) for work in works])
+    found = fit_speed([MeasuredStep(work, 0.3, 0.3 + speed.seconds(work)) for work in works])
     assert vars(found.speed) == pytest.approx(vars(speed))
     assert np.abs(found.errors).max() < 1e-9
-    alone = fit_speed([Step(works[0], 0.3, 0.8)])
+    alone = fit_speed([MeasuredStep(works[0], 0.3, 0.8)])
     assert vars(alone.speed) == pytest.approx(vars(Speed(0.5 / 1e9)))
-    faster = fit_speed([Step(works[0], 0.4, 0.2)])  # than its communication was predicted
+    faster = fit_speed([MeasuredStep(works[0], 0.4, 0.2)])  # than its communication was predicted
     assert faster.speed == Speed(0.0)
     assert faster.errors == pytest.approx([1.0])
 
@@ -275,11 +284,12 @@ def test_chunks_are_tried_where_compute_is_known():
     assert found.chunks > 1
     assert found.exchange < 0.7 * alone.exchange
     hidden = 1 - found.exchange / found.costs[found.algorithm].total / planner.exchanges
-    assert f"in {found.chunks} chunks {hidden:.0%} of it passes while experts compute or others travel" in found.reason
+    said = f"in {found.chunks} chunks {hidden:.0%} of it passes while experts compute or others travel"
+    assert said in sentence(found.reason)
     own = planner.place_of_config(speed)
     assert (own.algorithm, own.chunks, own.exchange) == ("flat", 1, own.costs["flat"].total)
     step = planner.measured(2.0)
-    assert step == Step(planner.work(4), own.exchange + own.gradients, 2.0)
+    assert step == MeasuredStep(planner.work(4), own.exchange + own.gradients, 2.0)
 
 
 def test_recomputed_blocks_exchange_again():
@@ -353,7 +363,7 @@ def test_the_command_fits_files_and_predicts_another_cluster(run, tmp_path):  # 
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["links"]["inter"]["bandwidth"] == pytest.approx(24e6, rel=1e-3)
     demand, layout = Demand(8192, 4, 64, 128), Layout(8, 4)
-    want = exchange_costs(layout, demand, routes("uniform", layout, demand), LINKS, 1)
+    want = exchange_costs(Stages(layout, demand, routes("uniform", layout, demand)), LINKS)
     (found,) = [each for each in figures["exchanges"] if each["tokens"] == 8192]
     assert sum(found["costs"]["flat"].values()) == pytest.approx(want["flat"].total, rel=0.01)
     code, out, error = run("plan", "--from", "a.json", "--nodes", "8", "--ranks-per-node", "4", "--inter", "48MB/s")

@@ -1,0 +1,104 @@
+"""Memory of a rank: an estimate, with its formulas beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeport.comm.communicator import ITEM_BYTES
+from moeport.config.schema import Config
+from moeport.model.build import build_model
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    parameters: float
+    gradients: float
+    moments: float
+    """Of AdamW, two for each parameter."""
+    gathered: float
+    """Whole parameters and gradients of the largest block while it computes, where they are sharded."""
+    activations: float
+    """An estimate, see `activation_bytes`."""
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return self.parameters + self.gradients + self.moments + self.gathered + self.activations
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Trained parameters of a model, and bytes of what is made of them."""
+
+    dense_total: int
+    """All but the routed experts'."""
+    expert_total: int
+    dense_block: int
+    """Of the largest block."""
+    expert_block: int
+    parameter_bytes: int
+    """Of a parameter, a gradient or a moment."""
+    item_bytes: int
+    """Of a number in the compute type."""
+    row_bytes: int
+    """Of one token in the compute type."""
+    shard: bool
+    """Whether ranks that hold copies divide them (FSDP)."""
+
+    @classmethod
+    def of(cls, config: Config, vocab_size: int) -> Sizes:
+        """Counted from the shapes of the model. Compute type `auto` counts as bfloat16."""
+        specs = build_model(config.model, config.data, vocab_size).parameter_specs()
+        blocks: dict[tuple[str, bool], int] = {}
+        totals = {True: 0, False: 0}
+        for spec in specs:
+            if spec.trainable:
+                totals[spec.is_expert] += spec.size
+                if spec.name.startswith("layers."):
+                    key = spec.name.split(".")[1], spec.is_expert
+                    blocks[key] = blocks.get(key, 0) + spec.size
+        dtype = config.backend.dtype
+        item_bytes = 2 if dtype == "auto" else ITEM_BYTES[dtype]
+        shard = config.parallelism.shard
+        return cls(
+            dense_total=totals[False],
+            expert_total=totals[True],
+            dense_block=max(size for (_, is_expert), size in blocks.items() if not is_expert),
+            expert_block=max((size for (_, is_expert), size in blocks.items() if is_expert), default=0),
+            parameter_bytes=8 if dtype == "float64" else 4,
+            item_bytes=item_bytes,
+            row_bytes=config.model.d_model * item_bytes,
+            shard=config.backend.name == "torch" if shard is None else shard,
+        )
+
+
+def memory(config: Config, sizes: Sizes, ranks: int, expert: int, tokens: int) -> Memory:
+    """Bytes of one rank: parameters, gradients and two moments of AdamW in the parameters' type, and activations."""
+    dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
+    held = sizes.parameter_bytes * (sizes.dense_total / dense_copies + sizes.expert_total / expert / expert_copies)
+    block = sizes.parameter_bytes * (sizes.dense_block + sizes.expert_block / expert)
+    gathered = 2.0 * block if sizes.shard and ranks > 1 else 0.0
+    return Memory(held, held, 2 * held, gathered, activation_bytes(config, sizes.item_bytes) * tokens)
+
+
+def activation_bytes(config: Config, item_bytes: int) -> float:
+    """Bytes that a token leaves for the backward pass; an estimate.
+
+    A block keeps its input and both normed ones (3 D), queries, keys and values before and after the rotation and the
+    attention's output, and for each expert of the token, shared ones too, its row (2 D: in and out) and hidden values
+    (3 F of SwiGLU, 2 F of GELU). With checkpointing a block keeps its input, and one block all.
+    """
+    model, moe = config.model, config.model.moe
+    heads = model.head_dim * (3 * model.num_heads + 4 * model.num_kv_heads)
+    hidden = 3 if moe.activation == "swiglu" else 2
+    experts = moe.router.sub_layers * (moe.router.experts_per_token + moe.num_shared_experts)
+    per_moe = experts * (2 * model.d_model + hidden * moe.expert_hidden) + hidden * moe.residual_hidden
+    per_dense = 2 * model.d_model + hidden * model.dense_width
+    moe_layers, layers = len(model.moe_layers), model.num_layers
+    block = 3 * model.d_model + heads
+    total = layers * block + moe_layers * per_moe + (layers - moe_layers) * per_dense
+    if config.training.activation_checkpointing:
+        total = layers * model.d_model + block + max(per_moe, per_dense)
+    return float(item_bytes * total)
