@@ -24,7 +24,8 @@ from moeport.backends.torch.backend import TorchBackend
 from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 
 TARGET = 1.05
 

@@ -18,7 +18,7 @@ import numpy as np
 from moeport.backends import get_backend
 from moeport.data import prepare_data
 from moeport.data.sources import read_documents
-from moeport.model.transformer import DecoderLM
+from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import find_checkpoint, load_checkpoint
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 

@@ -26,7 +26,8 @@ def worker(pipe: Connection, name: str, run_dir: str | None, compiled: bool | No
     from moeport.config.training import BackendConfig
     from moeport.core.parameters import initial_parameters
     from moeport.data import Sampler, prepare_data
-    from moeport.model.transformer import Batch, DecoderLM
+    from moeport.model.batch import Batch
+    from moeport.model.decoder import DecoderLM
     from moeport.training.checkpoint import find_checkpoint, load_checkpoint
 
     config = load_config(ROOT / "configs/quickstart.yaml")

@@ -20,7 +20,8 @@ from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.config import load_config
 from moeport.core.parameters import initial_parameters
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 from moeport.parity.model import RecordedLM
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import STATISTICS

@@ -17,7 +17,8 @@ from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.losses import load_balance_loss
 from moeport.core.routing import RouterContext, Routing
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 from moeport.routers import build_router
 from moeport.routers.topk import TopKConfig
 from tests.support import assert_close, rng

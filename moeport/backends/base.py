@@ -20,8 +20,11 @@ from moeport.core.parameters import parameter_dtype, under
 from moeport.core.routing import RouterContext
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
+from moeport.model.batch import Batch
+from moeport.model.block import Block
+from moeport.model.loss_terms import LossTerms
 from moeport.model.moe_metrics import MoEMetrics
-from moeport.model.transformer import Batch, Block, LossTerms, Transformer
+from moeport.model.transformer import Transformer
 
 
 class Backend(ABC):

@@ -23,7 +23,8 @@ from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.core.parameters import initial_parameters
 from moeport.errors import MoeportError
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 
 VOCAB_SIZE = 32
 TINY = ModelConfig(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from moeport.config.data import DIGITS_CLASSES, DataConfig, DigitsSource
 from moeport.config.model import ModelConfig
-from moeport.model.transformer import DecoderLM, Transformer
+from moeport.model.decoder import DecoderLM
+from moeport.model.transformer import Transformer
 from moeport.model.vision import ImageClassifier
 
 

@@ -1,146 +1,26 @@
-"""The transformer, and the decoder language model, as pure functions of operations, parameters and a batch.
-
-Shape suffixes as in `moeport.core.ops`.
+"""What every model shares: blocks between an embedding and a head, as pure functions of operations, parameters and a
+batch. Shape suffixes as in `moeport.core.ops`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 
 from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
-from moeport.core.dispatch import RunExperts
 from moeport.core.losses import symmetric_divergence
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
 from moeport.core.routing import RouterContext, Topology
-from moeport.model.attention import attention_forward, attention_specs, rope_tables
-from moeport.model.moe import MoELayer, mlp_specs
+from moeport.model.attention import rope_tables
+from moeport.model.batch import Batch
+from moeport.model.block import Block, RunBlock
+from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
+from moeport.model.moe import MoELayer
 from moeport.model.moe_metrics import MoEMetrics
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples, on the host or as arrays of a backend."""
-
-    token_BS: Array
-    """Input ids (B, S); of images the patches, (B, S, P) floats."""
-    target_BS: Array
-    """Next ids (B, S); of images the classes, (B, 1)."""
-    noise: dict[str, Array] = field(default_factory=dict)
-    """Uniform numbers (B, S) by `layer.name`, for routers that draw; empty outside training."""
-
-
-class LossTerms(NamedTuple):
-    """The training loss and its parts; scalars but for those with a shape."""
-
-    loss: Array
-    """What is differentiated: cross entropy plus weighted auxiliary losses."""
-    cross_entropy: Array
-    """Mean negative log-likelihood in nats a target."""
-    load_balance: Array
-    """Load-balancing loss, mean over the layers, not weighted; 1 is balanced."""
-    router_z: Array
-    """Router z-loss, mean over the layers, not weighted."""
-    output_z: Array
-    """Output z-loss, not weighted."""
-    chosen_LE: Array
-    """Assignments the router chose each expert for, a row for each MoE layer, sub-layers one by one."""
-    served_LE: Array
-    """Assignments each expert computed."""
-    capacity_L: Array
-    """Assignments an expert may serve; 0 where there is no limit."""
-    positions_L2P: Array
-    """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 where there is no limit."""
-    affinity_L3E: Array
-    """What estimated capacities follow from, see `moeport.model.capacity`; 0 where there are none."""
-
-
-COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
-"""Loss terms that add up over the passes of a batch."""
-MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
-"""Loss terms of which the mean over the passes is taken."""
-
-
-class Block:
-    """One transformer block's shapes and forward pass; holds no arrays.
-
-    Args:
-        config: the `model` section.
-        layer: index of the block.
-        vocab_size: V, for routers that look at token ids; None where there are none.
-        causal: whether a position sees only itself and those before it.
-    """
-
-    def __init__(self, config: ModelConfig, layer: int, vocab_size: int | None, causal: bool = True):
-        self.config = config
-        self.layer = layer
-        self.vocab_size = vocab_size
-        self.causal = causal
-        self.out_std = config.init_std / (2 * config.num_layers) ** 0.5
-        self.moe: dict[str, MoELayer] = {}
-        """Mixture-of-experts layers by what is appended to their parameters' names; none in a dense block."""
-        if config.is_moe_layer(layer):
-            for number in range(config.moe.router.sub_layers):
-                suffix = "" if number == 0 else str(number + 1)
-                self.moe[suffix] = MoELayer(config.moe, config.d_model, config.init_std, self.out_std, vocab_size)
-
-    def parameter_specs(self) -> list[ParameterSpec]:
-        """Names, shapes and initial values."""
-        config = self.config
-        norm = ParameterSpec("weight", (config.d_model,), "ones")
-        specs = [
-            *with_prefix("attention_norm", [norm]),
-            *with_prefix("attention", attention_specs(config, self.out_std)),
-        ]
-        for suffix, moe in self.moe.items():
-            specs += with_prefix(f"mlp_norm{suffix}", [norm]) + with_prefix(f"moe{suffix}", moe.parameter_specs())
-        if not self.moe:
-            dense = mlp_specs(config.d_model, config.dense_width, config.moe.activation, config.init_std, self.out_std)
-            specs += with_prefix("mlp_norm", [norm]) + with_prefix("mlp", dense)
-        return specs
-
-    def forward(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        x_BSD: Array,
-        rope: tuple[Array, Array],
-        context: RouterContext,
-        run_experts: Callable[[str], RunExperts] | None = None,
-    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
-        """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
-
-        `run_experts` says, by the key of `moe`, how to reach the weights of the experts that are here; default: in
-        `params`.
-
-        Returns: (x_BSD, metrics of those layers; none for a dense block).
-        """
-        config = self.config
-        normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
-        x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope, self.causal)
-        if not self.moe:
-            normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
-            return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), ()
-        metrics = []
-        for suffix, moe in self.moe.items():
-            normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
-            normed_TD = ops.reshape(normed, (-1, config.d_model))
-            own = replace(context, noise=under(suffix, context.noise)) if suffix else context
-            experts = run_experts(suffix) if run_experts else None
-            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own, experts)
-            x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
-            metrics.append(layer_metrics)
-        return x_BSD, tuple(metrics)
-
-
-RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Array, tuple[MoEMetrics, ...]]]
-"""How a backend runs one block: from its module, recomputed, compiled."""
 
 
 class Transformer(ABC):
@@ -376,50 +256,3 @@ class Transformer(ABC):
             new = moe.updated_state(under(prefix, state), chosen_E, affinity_3E)
             updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates
-
-
-class DecoderLM(Transformer):
-    """The decoder language model: a token predicts the next one.
-
-    Args:
-        config: the `model` section.
-        vocab_size: rows of the embedding V.
-    """
-
-    def __init__(self, config: ModelConfig, vocab_size: int):
-        self.vocab_size = config.vocab_size or vocab_size
-        super().__init__(config, self.vocab_size, causal=True)
-
-    def parameter_counts(self) -> ParameterCounts:
-        """See Transformer."""
-        return self.config.parameter_counts(self.vocab_size)
-
-    def training_flops_per_token(self, sequence_length: int) -> int:
-        """See Transformer."""
-        return self.config.training_flops_per_token(self.vocab_size, sequence_length)
-
-    def embedding_specs(self) -> list[ParameterSpec]:
-        """See Transformer."""
-        return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=self.config.init_std)]
-
-    def head_specs(self) -> list[ParameterSpec]:
-        """See Transformer."""
-        config = self.config
-        head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
-        return [] if config.tie_embeddings else [head]
-
-    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
-        """See Transformer."""
-        return ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
-
-    def token_ids(self, ops: Ops, batch: Batch) -> Array:
-        """See Transformer."""
-        return ops.reshape(batch.token_BS, (-1,))
-
-    def features(self, ops: Ops, x_BSD: Array) -> Array:
-        """Every position as it is."""
-        return x_BSD
-
-    def head(self, params: Mapping[str, Array]) -> Array:
-        """See Transformer."""
-        return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]

@@ -11,7 +11,8 @@ from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
-from moeport.model.transformer import Batch, Transformer
+from moeport.model.batch import Batch
+from moeport.model.transformer import Transformer
 
 
 class ImageClassifier(Transformer):

@@ -16,9 +16,13 @@ from moeport.core.dispatch import RunExperts
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext, Routing, SoftRouting
+from moeport.model.batch import Batch
+from moeport.model.block import Block, RunBlock
 from moeport.model.build import build_model
+from moeport.model.decoder import DecoderLM
+from moeport.model.loss_terms import LossTerms
 from moeport.model.moe_metrics import MoEMetrics
-from moeport.model.transformer import Batch, Block, DecoderLM, LossTerms, RunBlock, Transformer
+from moeport.model.transformer import Transformer
 from moeport.model.vision import ImageClassifier
 from moeport.parity.exchange import Here, RecordedExchange
 from moeport.parity.parts import ROWS

@@ -12,9 +12,11 @@ from moeport.backends.base import TrainingModel
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError, UserError
+from moeport.model.batch import Batch
 from moeport.model.build import build_model
+from moeport.model.loss_terms import LossTerms
 from moeport.model.spread import spread
-from moeport.model.transformer import Batch, LossTerms, Transformer
+from moeport.model.transformer import Transformer
 from moeport.parity.exchange import NOTE
 from moeport.parity.model import COUNTS, LOSSES, Recorded, RecordedBlock, recorded_model
 from moeport.parity.parts import Part, gather, join, split

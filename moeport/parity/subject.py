@@ -20,7 +20,8 @@ from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.data import Examples
 from moeport.errors import UserError
-from moeport.model.transformer import Batch, Transformer
+from moeport.model.batch import Batch
+from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
 from moeport.training.ranks import check_ranks

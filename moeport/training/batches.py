@@ -9,7 +9,8 @@ import numpy as np
 from moeport.comm.communicator import Communicator
 from moeport.config.training import TrainingConfig
 from moeport.data import Examples, Sampler
-from moeport.model.transformer import Batch, Transformer
+from moeport.model.batch import Batch
+from moeport.model.transformer import Transformer
 
 
 class Batches:

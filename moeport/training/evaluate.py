@@ -11,7 +11,7 @@ import numpy as np
 
 from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
-from moeport.model.transformer import Batch
+from moeport.model.batch import Batch
 
 
 @dataclass(frozen=True)

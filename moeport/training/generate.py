@@ -11,7 +11,7 @@ from moeport.backends.base import EvaluationModel
 from moeport.core.parameters import generator
 from moeport.data import Tokenizer, load_tokenizer
 from moeport.errors import UserError
-from moeport.model.transformer import DecoderLM
+from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
 from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
 

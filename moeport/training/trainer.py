@@ -10,7 +10,7 @@ import numpy as np
 from moeport.config.schema import Config
 from moeport.errors import NonFiniteError
 from moeport.model.capacity import estimate_of
-from moeport.model.transformer import COUNTS, LossTerms
+from moeport.model.loss_terms import COUNTS, LossTerms
 from moeport.training.batches import Batches
 from moeport.training.metrics import StepMetrics
 from moeport.training.placed import PlacedModel

@@ -11,7 +11,8 @@ from moeport.config.model import ModelConfig
 from moeport.config.training import BackendConfig
 from moeport.core.parameters import initial_parameters
 from moeport.errors import BackendUnavailableError
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 from moeport.routers import ROUTERS
 from moeport.training.generate import generate
 from moeport.training.run import train

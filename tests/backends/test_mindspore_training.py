@@ -13,7 +13,8 @@ from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.parameters import initial_parameters
 from moeport.errors import NonFiniteError
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 from moeport.training.run import train
 from tests.training.tiny import tiny_config
 

@@ -12,7 +12,8 @@ from moeport.backends.torch.backend import TorchBackend
 from moeport.config.model import ModelConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.parameters import initial_parameters
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 
 VOCAB, BATCH, SEQUENCE = 40, 3, 16
 

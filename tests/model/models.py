@@ -4,7 +4,8 @@ import numpy as np
 
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.core.parameters import initial_parameters
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 from moeport.routers import ROUTERS
 from tests.support import rng
 

@@ -5,7 +5,8 @@ from moeport.backends import get_backend
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.decoder import DecoderLM
 from tests.conformance.targets import TOLERANCE, every_target_of_models
 from tests.model.models import ROUTER_CONFIGS, VOCABULARY, batch_of, changed, model_and_params, model_config, rows
 from tests.support import assert_close

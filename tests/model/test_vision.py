@@ -8,8 +8,8 @@ import pytest
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.core.parameters import initial_parameters
+from moeport.model.batch import Batch
 from moeport.model.build import build_model
-from moeport.model.transformer import Batch
 from tests.conformance import formulas
 from tests.conformance.targets import TOLERANCE, every_target_of_models
 from tests.model.models import changed

@@ -9,8 +9,9 @@ from moeport.backends.base import TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.ops import Ops
 from moeport.errors import UserError
+from moeport.model.batch import Batch
 from moeport.model.build import build_model
-from moeport.model.transformer import Batch, DecoderLM
+from moeport.model.decoder import DecoderLM
 from moeport.parity.compare import compare, routing_differs
 from moeport.parity.model import RecordedLM
 from moeport.parity.record import decisions, record

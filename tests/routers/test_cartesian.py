@@ -6,7 +6,9 @@ from moeport.config.model import AttentionConfig, CapacityConfig, ModelConfig, M
 from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.model.attention import rope_tables
-from moeport.model.transformer import Batch, Block, DecoderLM
+from moeport.model.batch import Batch
+from moeport.model.block import Block
+from moeport.model.decoder import DecoderLM
 from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.topk import TopKConfig
 from tests.conformance import formulas

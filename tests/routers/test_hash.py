@@ -3,7 +3,7 @@ import pytest
 
 from moeport.config.model import ModelConfig, MoEConfig
 from moeport.core.parameters import initial_parameters
-from moeport.model.transformer import DecoderLM
+from moeport.model.decoder import DecoderLM
 from moeport.routers.hash import HashConfig
 from tests.routers.examples import EXPERTS, TOKEN_COUNTS, build, choices, hidden_states, route, router_params, token_ids
 

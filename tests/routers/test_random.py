@@ -10,7 +10,8 @@ from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.losses import symmetric_divergence
 from moeport.core.parameters import initial_parameters
-from moeport.model.transformer import COUNTS, MEANS, DecoderLM, LossTerms
+from moeport.model.decoder import DecoderLM
+from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
 from moeport.routers.hash import HashConfig
 from moeport.routers.random import RandomConfig
 from tests.conformance.formulas import softmax

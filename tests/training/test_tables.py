@@ -9,7 +9,7 @@ from moeport.backends.base import TrainingOptions
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError
-from moeport.model.transformer import DecoderLM
+from moeport.model.decoder import DecoderLM
 from moeport.routers import ROUTERS
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.run import train

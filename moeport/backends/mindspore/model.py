@@ -21,7 +21,9 @@ from moeport.backends.mindspore.trace import compiled
 from moeport.comm.mesh import Mesh, alone
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
-from moeport.model.transformer import Batch, LossTerms, Transformer
+from moeport.model.batch import Batch
+from moeport.model.loss_terms import LossTerms
+from moeport.model.transformer import Transformer
 
 
 class MindSporeEvaluationModel(EvaluationModel):

@@ -9,7 +9,9 @@ import numpy as np
 from moeport.backends.base import EvaluationModel
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import parameter_dtype
-from moeport.model.transformer import Batch, LossTerms, Transformer
+from moeport.model.batch import Batch
+from moeport.model.loss_terms import LossTerms
+from moeport.model.transformer import Transformer
 
 
 class NumpyEvaluationModel(EvaluationModel):

@@ -16,7 +16,9 @@ from moeport.backends.torch.sharding import distribute, like, to_whole
 from moeport.comm.mesh import Mesh, alone
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
-from moeport.model.transformer import Batch, LossTerms, Transformer
+from moeport.model.batch import Batch
+from moeport.model.loss_terms import LossTerms
+from moeport.model.transformer import Transformer
 
 
 class TorchEvaluationModel(EvaluationModel):

@@ -13,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from moeport.backends.torch.ops import TorchOps
 from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext
+from moeport.model.batch import Batch
+from moeport.model.block import Block
+from moeport.model.loss_terms import LossTerms
 from moeport.model.moe_metrics import MoEMetrics
-from moeport.model.transformer import Batch, Block, LossTerms, Transformer
+from moeport.model.transformer import Transformer
 
 
 class ExpertsModule(nn.Module):
@@ -95,7 +98,7 @@ class BlockModule(ParameterTree):
     def forward(
         self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
     ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
-        """See moeport.model.transformer.Block."""
+        """See moeport.model.block.Block."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x_BSD, rope, context, use_reentrant=False)
         return self._run(x_BSD, rope, context)

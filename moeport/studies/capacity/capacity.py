@@ -19,9 +19,10 @@ from moeport.config.schema import Config
 from moeport.core.bounds import FORMS, controller_bound, lower_bound
 from moeport.data import Examples
 from moeport.errors import MoeportError, UserError
+from moeport.model.batch import Batch
 from moeport.model.build import build_model
 from moeport.model.capacity import Estimate, estimate_of
-from moeport.model.transformer import Batch, Transformer
+from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from moeport.training.metrics import StepMetrics, iterate_metrics

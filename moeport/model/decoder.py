@@ -1,0 +1,59 @@
+"""The decoder language model. Shape suffixes as in `moeport.core.ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moeport.config.model import ModelConfig, ParameterCounts
+from moeport.core.array import Array
+from moeport.core.ops import Ops
+from moeport.core.parameters import ParameterSpec
+from moeport.model.batch import Batch
+from moeport.model.transformer import Transformer
+
+
+class DecoderLM(Transformer):
+    """The decoder language model: a token predicts the next one.
+
+    Args:
+        config: the `model` section.
+        vocab_size: rows of the embedding V.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        self.vocab_size = config.vocab_size or vocab_size
+        super().__init__(config, self.vocab_size, causal=True)
+
+    def parameter_counts(self) -> ParameterCounts:
+        """See Transformer."""
+        return self.config.parameter_counts(self.vocab_size)
+
+    def training_flops_per_token(self, sequence_length: int) -> int:
+        """See Transformer."""
+        return self.config.training_flops_per_token(self.vocab_size, sequence_length)
+
+    def embedding_specs(self) -> list[ParameterSpec]:
+        """See Transformer."""
+        return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=self.config.init_std)]
+
+    def head_specs(self) -> list[ParameterSpec]:
+        """See Transformer."""
+        config = self.config
+        head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
+        return [] if config.tie_embeddings else [head]
+
+    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+        """See Transformer."""
+        return ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
+
+    def token_ids(self, ops: Ops, batch: Batch) -> Array:
+        """See Transformer."""
+        return ops.reshape(batch.token_BS, (-1,))
+
+    def features(self, ops: Ops, x_BSD: Array) -> Array:
+        """Every position as it is."""
+        return x_BSD
+
+    def head(self, params: Mapping[str, Array]) -> Array:
+        """See Transformer."""
+        return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]
