@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moeport.backends.base import Backend
-    from moeport.comm.check import ProbeResult
+    from moeport.comm.check import CheckedCollective
     from moeport.comm.communicator import Communicator
 
 HOW = """probe runs in the processes of a job, and this process was started by itself; start it with one of
@@ -67,9 +67,9 @@ def _backend(name: str, device: str) -> tuple[Backend, list[str]]:
     return found[next(iter(found))], [*found, "index"]
 
 
-def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> list[tuple[str, ProbeResult]]:
+def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> list[tuple[str, CheckedCollective]]:
     """Results among all ranks and, where there are enough, among groups of every second rank."""
-    from moeport.comm.check import probe as check
+    from moeport.comm.check import check_collectives as check
 
     grad = backend.value_and_grad if backend.name != "numpy" else None
     results = [("all", result) for result in check(communicator, dtypes, grad)]
@@ -79,7 +79,7 @@ def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> l
     return results
 
 
-def _table(results: list[tuple[str, ProbeResult]]) -> Table:
+def _table(results: list[tuple[str, CheckedCollective]]) -> Table:
     from rich import box
     from rich.table import Table
 

@@ -34,8 +34,8 @@ WIDTH = 3
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """One collective in one type: right, or `probe` would have raised."""
+class CheckedCollective:
+    """One collective in one type: right, or `check_collectives` would have raised."""
 
     collective: str
     dtype: str
@@ -45,12 +45,12 @@ class ProbeResult:
     """Sent by this rank to others."""
 
 
-def probe(
+def check_collectives(
     communicator: Communicator,
     dtypes: Sequence[str],
     value_and_grad: Callable[..., Any] | None = None,
     collectives: Sequence[str] = COLLECTIVES,
-) -> list[ProbeResult]:
+) -> list[CheckedCollective]:
     """Run collectives on values that depend on rank and position, and compare with numpy.
 
     Every rank of the communicator calls it.
@@ -73,7 +73,7 @@ def probe(
             for case, got, want in _Cases(communicator, dtype, value_and_grad).of(collective):
                 _compare(communicator, f"{case} of {dtype}", got, want)
                 arrays += 1
-            results.append(ProbeResult(collective, dtype, arrays, _sent(communicator) - before))
+            results.append(CheckedCollective(collective, dtype, arrays, _sent(communicator) - before))
     return results
 
 

@@ -24,8 +24,8 @@ TIMEOUT_SECONDS = 600.0
 OPERATIONS = ("sum", "max")
 NUMBERS = "all_to_all of numbers"
 """Name in the traffic of an exchange of an array of one dimension."""
-Waiting = Callable[[], Array]
-"""Waits for rows that are on their way, and returns them."""
+Pending = Callable[[], Array]
+"""Waits for the rows of a send that has started, and returns them."""
 
 
 class Communicator(ABC):
@@ -171,11 +171,11 @@ class Communicator(ABC):
 
     def start_all_to_all(
         self, x: Array, send_rows: Sequence[int] | np.ndarray, receive_rows: Sequence[int] | np.ndarray
-    ) -> Waiting:
+    ) -> Pending:
         """Begin to send each rank its rows; differentiable.
 
-        Where the library sends beside the computation, several may be on their way at once, and so may their gradients:
-        where the rows are waited for, their gradients set out, and where they set out, those are waited for.
+        Where the library sends beside the computation, several may be under way at once, and so may their gradients: in
+        the backward pass the wait for the rows starts the send of their gradients, and the start waits for those.
 
         Args:
             x: (R, ...), the rows for position 0, then those for position 1, and so on.
@@ -271,7 +271,7 @@ class Communicator(ABC):
         return self._all_to_all(x, send, receive), lambda: None
 
     @abstractmethod
-    def _differentiable(self, transfer: Transfer, x: Array) -> Waiting:
+    def _differentiable(self, transfer: Transfer, x: Array) -> Pending:
         """The transfer of `x` as a function whose gradient is `transfer.back`."""
 
     # ------------------------------------------------------------------ guards
@@ -334,7 +334,7 @@ class Transfer:
         return Transfer(self.communicator, self.traffic, self.receive, self.send)
 
     def start(self, x: Array) -> Array:
-        """Set out; returns the rows to come, which are there after `wait`."""
+        """Starts the send; returns a placeholder, which holds the rows after `wait`."""
         communicator, send, receive = self.communicator, self.send, self.receive
         row_bytes = _row_bytes(communicator.ops, x)
         self._volume = self.traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, row_bytes)

@@ -57,7 +57,7 @@ class Mesh:
         return self.world.all_reduce(x) * self.world.ops.constant_like(1.0 / self.world.size, x)
 
 
-def alone(ops: Ops) -> Mesh:
+def single_mesh(ops: Ops) -> Mesh:
     """The mesh of a process by itself."""
     return Mesh(SingleProcess(ops), 1)
 

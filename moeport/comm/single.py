@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moeport.comm.communicator import Communicator, Transfer, Waiting
+from moeport.comm.communicator import Communicator, Pending, Transfer
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 
@@ -36,7 +36,7 @@ class SingleProcess(Communicator):
     def _all_to_all(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> Array:
         return self._copy(x)
 
-    def _differentiable(self, transfer: Transfer, x: Array) -> Waiting:
+    def _differentiable(self, transfer: Transfer, x: Array) -> Pending:
         y = transfer.run(x)
         return lambda: y
 

@@ -14,7 +14,7 @@ import numpy as np
 from moeport.backends import BACKENDS, get_backend
 from moeport.backends.base import Backend
 from moeport.comm.exchange import EXCHANGES
-from moeport.comm.mesh import Mesh, alone
+from moeport.comm.mesh import Mesh, single_mesh
 from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
@@ -167,7 +167,7 @@ def build_subject(
     """
     config = variant_config(file, Variant.parse(spec), overrides, size or Size())
     backend = get_backend(config.backend)
-    return place(spec, config, backend, alone(backend.ops), checkpoint, report)
+    return place(spec, config, backend, single_mesh(backend.ops), checkpoint, report)
 
 
 def variant_config(file: Path | None, variant: Variant, overrides: Sequence[str], size: Size, ranks: int = 1) -> Config:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.comm.check import probe
+from moeport.comm.check import check_collectives
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
@@ -122,9 +122,9 @@ def _check_job(backend: Backend, mesh: Mesh, checkpoint: Checkpoint | None) -> N
             "one: put run.dir on storage that all nodes share"
         )
     dtypes = dict.fromkeys([backend.dtype, backend.parameter_dtype, "float32", "index"])
-    probe(world, list(dtypes), backend.value_and_grad)
+    check_collectives(world, list(dtypes), backend.value_and_grad)
     if 1 < mesh.experts.size < world.size:
-        probe(mesh.experts, list(dtypes), backend.value_and_grad, ("all_to_all", "all_to_all gradient"))
+        check_collectives(mesh.experts, list(dtypes), backend.value_and_grad, ("all_to_all", "all_to_all gradient"))
 
 
 def _finished(config: Config, checkpoint: Checkpoint) -> RunSummary | None:

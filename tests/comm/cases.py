@@ -5,7 +5,7 @@ They run in the processes of a job (collectives.py) and, on a communicator of on
 
 import numpy as np
 
-from moeport.comm.check import COLLECTIVES, probe
+from moeport.comm.check import COLLECTIVES, check_collectives
 from moeport.comm.traffic import Volume
 from tests.comm import exchange_cases
 
@@ -286,7 +286,7 @@ def nodes_are_known(communicator, backend, dtype):
 def probe_passes(communicator, backend, dtype):
     dtypes = [dtype for dtype in DTYPES if dtype != "bfloat16" or backend.name == "torch"]
     grad = backend.value_and_grad if backend.name != "numpy" else None
-    results = probe(communicator, dtypes, grad)
+    results = check_collectives(communicator, dtypes, grad)
     pairs = [(result.dtype, result.collective) for result in results]
     left_out = {(dtype, "all_to_all gradient") for dtype in (dtypes if grad is None else ["index"])}
     assert pairs == [(d, c) for d in dtypes for c in COLLECTIVES if (d, c) not in left_out]

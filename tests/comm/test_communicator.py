@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moeport.backends import get_backend
-from moeport.comm.check import COLLECTIVES, probe
+from moeport.comm.check import COLLECTIVES, check_collectives
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError, RunError
@@ -99,14 +99,14 @@ class Faulty(SingleProcess):
 )
 def test_the_probe_finds_wrong_values(backend, fault, message):
     with pytest.raises(RunError) as error:
-        probe(Faulty(backend.ops, fault), ["float64"])
+        check_collectives(Faulty(backend.ops, fault), ["float64"])
     assert str(error.value).startswith(f"probe: {message}")
-    probe(Faulty(backend.ops, None), ["float64"])
+    check_collectives(Faulty(backend.ops, None), ["float64"])
 
 
 def test_the_message_of_the_probe(backend):
     with pytest.raises(RunError) as error:
-        probe(Faulty(backend.ops, "all_to_all"), ["float32"], collectives=["all_to_all"])
+        check_collectives(Faulty(backend.ops, "all_to_all"), ["float32"], collectives=["all_to_all"])
     assert str(error.value) == (
         "probe: all_to_all (one rank sends all) of float32 on rank 0 gives wrong values, the first of 1 at (1, 2): "
         "expected 56.013671875, received 0.0; "
@@ -126,7 +126,7 @@ def test_the_probe_finds_a_wrong_gradient():
     with pytest.raises(
         RunError, match=r"^probe: gradient of all_to_all \(.*\) of float32 on rank 0 gives wrong values"
     ):
-        probe(Forgetful(backend.ops), ["float32"], backend.value_and_grad, COLLECTIVES)
+        check_collectives(Forgetful(backend.ops), ["float32"], backend.value_and_grad, COLLECTIVES)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.console import Console
 import moeport.torch
 from moeport.backends import get_backend
 from moeport.cli.main import main
-from moeport.comm.mesh import alone
+from moeport.comm.mesh import single_mesh
 from moeport.config import load_config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import UserError
@@ -128,7 +128,7 @@ def four_steps(config):
 
 def trainer_of(config, task, lm, params):
     backend = get_backend(config.backend)
-    mesh = alone(backend.ops)
+    mesh = single_mesh(backend.ops)
     placed = place_model(config, backend, lm, params, mesh)
     return Trainer(config, placed, Batches(config.training, lm, task.train, mesh.world))
 

@@ -21,7 +21,7 @@ from mindspore.mint import distributed
 from mindspore.ops.auto_generate import gen_ops_prim
 
 from moeport.backends.mindspore.device import is_on_cpu
-from moeport.comm.communicator import Communicator, Transfer, Waiting
+from moeport.comm.communicator import Communicator, Pending, Transfer
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
@@ -59,7 +59,7 @@ class MindSporeCommunicator(Communicator):
             _created.add(name)
         return type(self)(self.ops, ranks, self.ranks[self.rank], name)
 
-    def _differentiable(self, transfer: Transfer, x: Tensor) -> Waiting:
+    def _differentiable(self, transfer: Transfer, x: Tensor) -> Pending:
         if self.link is None or not x.is_floating_point():
             out = _Exchange.apply(x, transfer)
         else:

@@ -18,7 +18,7 @@ from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.trace import compiled
-from moeport.comm.mesh import Mesh, alone
+from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
 from moeport.model.batch import Batch
@@ -48,7 +48,7 @@ class MindSporeEvaluationModel(EvaluationModel):
         mesh: Mesh | None = None,
     ):
         self.ops, self.dtype, self.model = ops, dtype, model
-        self.mesh = mesh or alone(ops)
+        self.mesh = mesh or single_mesh(ops)
         self.specs = {spec.name: spec for spec in model.parameter_specs()}
         self.trained = [name for name, spec in self.specs.items() if spec.trainable]
         self.shapes: dict[str, tuple[int, ...]] = {}

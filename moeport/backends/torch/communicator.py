@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moeport.backends.torch.ops import TorchOps
-from moeport.comm.communicator import Communicator, Transfer, Waiting
+from moeport.comm.communicator import Communicator, Pending, Transfer
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
@@ -108,7 +108,7 @@ class TorchCommunicator(Communicator):
         )
         return out, work.wait
 
-    def _differentiable(self, transfer: Transfer, x: Tensor) -> Waiting:
+    def _differentiable(self, transfer: Transfer, x: Tensor) -> Pending:
         if x.is_floating_point() and not x.requires_grad:
             # `backward` visits this node on a rank whose rows are constant too: the other ranks wait for it.
             x = x.detach().requires_grad_()
@@ -116,7 +116,7 @@ class TorchCommunicator(Communicator):
 
 
 class _Start(torch.autograd.Function):
-    """Rows set out, and stand for themselves until they are waited for; their gradients are waited for."""
+    """Starts the send; returns a placeholder until it completes. The backward pass waits for the gradients."""
 
     @staticmethod
     def forward(ctx: Any, transfer: Transfer, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class _Start(torch.autograd.Function):
 
 
 class _Wait(torch.autograd.Function):
-    """Rows are waited for; their gradients set out."""
+    """Waits for the rows. The backward pass starts the send of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, transfer: Transfer, sent: Tensor) -> Tensor:

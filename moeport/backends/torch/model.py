@@ -13,7 +13,7 @@ from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
 from moeport.backends.torch.sharding import distribute, like, to_whole
-from moeport.comm.mesh import Mesh, alone
+from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
 from moeport.model.batch import Batch
@@ -34,7 +34,7 @@ class TorchEvaluationModel(EvaluationModel):
         mesh: Mesh | None = None,
     ):
         self.ops, self.dtype, self.model = ops, dtype, model
-        self.mesh = mesh or alone(ops)
+        self.mesh = mesh or single_mesh(ops)
         self.specs = {spec.name: spec for spec in model.parameter_specs()}
         self.module = TransformerModule(
             model,

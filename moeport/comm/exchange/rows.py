@@ -13,13 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from moeport.comm.communicator import Communicator, Waiting
+from moeport.comm.communicator import Communicator, Pending
 from moeport.core.array import Array
 from moeport.core.dispatch import Experts, plan_dispatch
 from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
-Steps = Generator[Waiting, Array, Array]
+Steps = Generator[Pending, Array, Array]
 """What an exchange does: yields each all_to_all it has started, is sent the rows, returns the outputs."""
 Inner = Callable[[Array, Array], Steps]
 """`Experts` as steps."""
@@ -116,7 +116,7 @@ def in_chunks(ops: Ops, x_TD: Array, routing: Routing, chunks: int) -> list[tupl
     return parts
 
 
-def linked_run(ops: Ops, communicators: Sequence[Communicator], x_RD: Array, run: Waiting) -> Array:
+def linked_run(ops: Ops, communicators: Sequence[Communicator], x_RD: Array, run: Pending) -> Array:
     """`run()`, with this rank in the gradients of its exchanges whatever their rows depend on."""
     linked = [communicator for communicator in communicators if communicator.needs_link]
     for communicator in linked:
