@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from moeport.config.model import CapacityConfig, MoEConfig
 from moeport.errors import ConfigError, UserError
 from moeport.routers import ROUTERS
+from moeport.routers.switch import SwitchConfig
 from moeport.torch import MoE
 
 SHAPE: dict[str, Any] = {"d_model": 16, "num_experts": 4, "expert_hidden": 8, "init_std": 0.3}
@@ -183,6 +185,38 @@ def test_wrong_options_are_named():
         MoE(**SHAPE, router="topc")
     with pytest.raises(ConfigError, match=r"factr: unknown key; did you mean model\.moe\.capacity\.factor\?"):
         MoE(**SHAPE, capacity={"factr": 2})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"num_shared_expert": 1}, r"num_shared_expert: .*moeport\.torch\.MoE; did you mean num_shared_experts\?"),
+        ({"devise": "cpu"}, r"devise: .*did you mean device\?"),
+        ({"router_option": {}}, r"router_option: .*did you mean router_options\?"),
+        ({"n_shared_experts": 1}, r"did you mean num_shared_experts\?"),
+        ({"hidden_size": 16}, r"did you mean d_model\?"),
+        ({"top_k": 2}, r"top_k: .*did you mean router_options=\{'top_k': \.\.\.\}\?"),
+        ({"capacity_factor": 2}, r"did you mean capacity=\{'factor': \.\.\.\}\?"),
+        ({"xyzzy": 2}, r"xyzzy: .*expected one of d_model, .*, dtype, num_experts, .*, load_balance, router_z_loss"),
+        ({"every": 2}, r"every: model\.moe\.every is about the layers of a whole model, and .* is one layer"),
+        ({"router": 3}, r"model\.moe\.router: is an integer"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_one_that_was_meant(option, message):
+    with pytest.raises(ConfigError, match=message):
+        MoE(**SHAPE, **option)
+
+
+def test_options_are_those_of_the_config():
+    """Sections of a config are taken as they are, and nothing beside model.moe is a default of the layer."""
+    section = MoEConfig(router=SwitchConfig(), num_shared_experts=1, capacity=CapacityConfig(policy="factor"))
+    values = section.model_dump(mode="json", exclude={"every", "first_dense", "allow_future_tokens"})
+    layer = MoE(**SHAPE, **{name: value for name, value in values.items() if name not in SHAPE})
+    assert layer.layer.config.model_dump(exclude={*SHAPE, "allow_future_tokens"}) == section.model_dump(
+        exclude={*SHAPE, "allow_future_tokens"}
+    )
+    plain = MoE(**SHAPE, capacity=None, load_balance=None, router=None)
+    assert plain.layer.config == MoEConfig(num_experts=4, expert_hidden=8, allow_future_tokens=True)
 
 
 def test_a_router_that_looks_at_ids_has_a_balanced_table_of_them():

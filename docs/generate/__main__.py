@@ -9,6 +9,7 @@ from pathlib import Path
 
 import configuration
 import exchanges
+import moe_options
 import routers
 from regions import filled
 
@@ -18,6 +19,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},
+    "moeport/torch/options.py": {"options": moe_options.fields},
 }
 """Of each file the names of its generated regions, and what each holds."""
 

@@ -98,8 +98,8 @@ class LoadBalanceConfig(Section):
     the micro-batches of all ranks (Demons in the Detail, arXiv 2501.11873)."""
 
 
-class MoEConfig(Section):
-    """Mixture-of-experts feed-forward blocks."""
+class MoELayerConfig(Section):
+    """One mixture-of-experts layer: all options that it has in a model of ours and as `moeport.torch.MoE`."""
 
     num_experts: PositiveInt = 8
     """Routed experts E."""
@@ -114,10 +114,6 @@ class MoEConfig(Section):
     (CartesianMoE). Default: softmax for cartesian, else add."""
     residual_hidden: NonNegativeInt = 0
     """Hidden width of a dense block that every token passes beside the experts (as in OpenMoE); 0: none."""
-    every: PositiveInt = 1
-    """One block in `every` has experts, the last of each group; the others are dense."""
-    first_dense: NonNegativeInt = 0
-    """The first blocks that are dense in any case."""
     routed_scaling_factor: PositiveFloat = 1.0
     """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5)."""
     router: Annotated[RouterChoice, Field(discriminator="name")] = TopKConfig()
@@ -128,8 +124,6 @@ class MoEConfig(Section):
     """Load-balancing loss."""
     router_z_loss: NonNegativeFloat = 0.0
     """Weight of mean(logsumexp(router logits)^2) (ST-MoE, eq. 5)."""
-    allow_future_tokens: bool = False
-    """Let a language model use a router that looks at later tokens, which it cannot do when it generates."""
 
     @property
     def mixes_shared_experts(self) -> bool:
@@ -137,6 +131,17 @@ class MoEConfig(Section):
         if self.shared_mixing is None:
             return self.router.mixes_shared_experts
         return self.shared_mixing == "softmax"
+
+
+class MoEConfig(MoELayerConfig):
+    """Mixture-of-experts feed-forward blocks."""
+
+    every: PositiveInt = 1
+    """One block in `every` has experts, the last of each group; the others are dense."""
+    first_dense: NonNegativeInt = 0
+    """The first blocks that are dense in any case."""
+    allow_future_tokens: bool = False
+    """Let a language model use a router that looks at later tokens, which it cannot do when it generates."""
 
 
 class ModelConfig(Section):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moeport.config.model import MoEConfig
+from moeport.config.model import MoELayerConfig
 from moeport.core.array import Array
 from moeport.core.dispatch import Exchange, Experts, RunExperts, plan_dispatch, soft_combine, soft_dispatch
 from moeport.core.dispatch_plan import DispatchPlan
@@ -43,7 +43,9 @@ class MoELayer:
         vocab_size: V, for routers that look at token ids.
     """
 
-    def __init__(self, config: MoEConfig, d_model: int, init_std: float, out_std: float, vocab_size: int | None = None):
+    def __init__(
+        self, config: MoELayerConfig, d_model: int, init_std: float, out_std: float, vocab_size: int | None = None
+    ):
         self.config = config
         self.d_model = d_model
         self.init_std = init_std

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from inspect import signature
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,16 +24,15 @@ from torch import Tensor
 
 from moeport.backends.torch.module import ParameterTree
 from moeport.backends.torch.ops import TorchOps
-from moeport.config import config_from_dict
-from moeport.config.model import MoEConfig
 from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.errors import UserError
 from moeport.model.moe import MoELayer
 from moeport.model.moe_metrics import MoEMetrics
+from moeport.torch.options import MoEOptions, layer_config
 from moeport.torch.recording import ModuleRecording, record
 
-__all__ = ["MoE", "ModuleRecording", "record"]
+__all__ = ["MoE", "MoEOptions", "ModuleRecording", "record"]
 
 
 class MoE(ParameterTree):
@@ -45,17 +45,7 @@ class MoE(ParameterTree):
         d_model: width D of input and output.
         num_experts: routed experts E.
         expert_hidden: hidden width F of one expert.
-        router: name of the router; of `cartesian` this is one of the two sub-layers.
         router_options: the router's own options, such as `{"top_k": 2}`.
-        capacity: name of the capacity policy, or the `model.moe.capacity` section such as
-            `{"policy": "factor", "factor": 1.25, "drop": "probability"}`.
-        activation: swiglu or gelu.
-        num_shared_experts: experts that every token passes.
-        shared_mixing: add or softmax, as in `model.moe.shared_mixing`; default the router's own.
-        residual_hidden: hidden width of a dense block beside the experts; 0: none.
-        routed_scaling_factor: multiplies the routed experts' output.
-        load_balance: the `model.moe.load_balance` section; default the router's own coefficient.
-        router_z_loss: weight of the router z-loss.
         init_std: standard deviation of initial weights.
         vocab_size: number V of vocabulary ids, for routers that look at them.
         token_counts: how often each of the first ids occurs in the training set, for routers that look at ids; what is
@@ -63,6 +53,11 @@ class MoE(ParameterTree):
         seed: of the initial weights; layers of one model need different ones.
         device: where the parameters are placed.
         dtype: type of the parameters.
+        **options: the other keys that `model.moe` has for a layer, such as `router="switch"`,
+            `capacity={"policy": "factor", "factor": 1.25}`, `activation="gelu"`, `num_shared_experts=1` or
+            `load_balance={"coefficient": 0}`. `MoEOptions` lists them with types and meanings; defaults are those of
+            the config. Router and capacity may be given by name, or as the section. Of `cartesian` this is one of the
+            two sub-layers.
 
     Raises:
         ConfigError: an option is unknown or out of range; the message names it.
@@ -79,37 +74,17 @@ class MoE(ParameterTree):
         num_experts: int,
         expert_hidden: int,
         *,
-        router: str = "topk",
         router_options: Mapping[str, Any] | None = None,
-        capacity: str | Mapping[str, Any] = "dropless",
-        activation: Literal["swiglu", "gelu"] = "swiglu",
-        num_shared_experts: int = 0,
-        shared_mixing: Literal["add", "softmax"] | None = None,
-        residual_hidden: int = 0,
-        routed_scaling_factor: float = 1.0,
-        load_balance: Mapping[str, Any] | None = None,
-        router_z_loss: float = 0.0,
         init_std: float = 0.02,
         vocab_size: int | None = None,
         token_counts: Sequence[int] | np.ndarray | Tensor | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        **options: Unpack[MoEOptions],
     ):
-        config = _config(
-            d_model,
-            num_experts=num_experts,
-            expert_hidden=expert_hidden,
-            router={"name": router, **(router_options or {})},
-            capacity={"policy": capacity} if isinstance(capacity, str) else dict(capacity),
-            activation=activation,
-            num_shared_experts=num_shared_experts,
-            shared_mixing=shared_mixing,
-            residual_hidden=residual_hidden,
-            routed_scaling_factor=routed_scaling_factor,
-            **({} if load_balance is None else {"load_balance": dict(load_balance)}),
-            router_z_loss=router_z_loss,
-        )
+        given = {"num_experts": num_experts, "expert_hidden": expert_hidden, **options}
+        config = layer_config(d_model, given, router_options or {}, _OWN)
         layer = MoELayer(config, d_model, init_std, init_std, vocab_size)
         specs = layer.parameter_specs()
         counts = None if token_counts is None else partial(_checked_counts, token_counts, vocab_size or 0)
@@ -186,13 +161,8 @@ class MoE(ParameterTree):
         )
 
 
-def _config(d_model: int, **options: Any) -> MoEConfig:
-    """The checked section; head counts are those of any valid attention, since there is none here, and routers may look
-    ahead, since not every model that the layer is for is causal.
-    """
-    attention = {"num_heads": 1, "head_dim": 2}
-    moe = {"allow_future_tokens": True, **options}
-    return config_from_dict({"model": {"d_model": d_model, "attention": attention, "moe": moe}}).model.moe
+_OWN = [name for name, p in signature(MoE).parameters.items() if p.kind is not p.VAR_KEYWORD]
+"""Parameters of MoE that it names itself."""
 
 
 def _checked_counts(token_counts: Sequence[int] | np.ndarray | Tensor, vocab_size: int) -> np.ndarray:

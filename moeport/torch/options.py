@@ -1,0 +1,97 @@
+"""The options that `moeport.torch.MoE` shares with `model.moe` of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict
+
+from moeport.config import config_from_dict
+from moeport.config.keys import suggest
+from moeport.config.model import MoEConfig, MoELayerConfig
+from moeport.errors import ConfigError
+
+_BY_NAME = {"router": "name", "capacity": "policy"}
+"""Sections that may be given by a string, and the key that it is the value of."""
+
+
+class MoEOptions(TypedDict, total=False):
+    """Keywords of `moeport.torch.MoE` beside its own: the keys that `model.moe` has for one layer.
+
+    A section is a mapping of its keys, or None for its defaults; `router` and `capacity` may be given by name alone.
+    """
+
+    # generated: options (make generate)
+    activation: Literal["swiglu", "gelu"]
+    """Expert activation; SwiGLU has a gate, GELU has not. Default: swiglu."""
+    num_shared_experts: int
+    """Experts of the same width that every token passes, added with weight 1 (DeepSeekMoE). Default: 0."""
+    shared_mixing: Literal["add", "softmax"] | None
+    """How shared experts join the routed ones: with weight 1, or each side with its share of a learned two-way softmax
+    (CartesianMoE). Default: softmax for cartesian, else add."""
+    residual_hidden: int
+    """Hidden width of a dense block that every token passes beside the experts (as in OpenMoE); 0: none. Default: 0."""
+    routed_scaling_factor: float
+    """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5). Default: 1.0."""
+    router: str | Mapping[str, Any] | None
+    """The router, by name, with its own options; `moeport routers` lists them."""
+    capacity: str | Mapping[str, Any] | None
+    """Expert capacity and drop policy."""
+    load_balance: Mapping[str, Any] | None
+    """Load-balancing loss."""
+    router_z_loss: float
+    """Weight of mean(logsumexp(router logits)^2) (ST-MoE, eq. 5). Default: 0.0."""
+    # end of options
+
+
+def layer_config(
+    d_model: int, options: Mapping[str, Any], router_options: Mapping[str, Any], own: Collection[str]
+) -> MoEConfig:
+    """The checked section for a layer of width `d_model`.
+
+    Args:
+        d_model: width D.
+        options: keys of `model.moe`.
+        router_options: keys of the router, beside those in `options`.
+        own: the keywords of the layer that are no keys of `model.moe`, for the messages.
+
+    Raises ConfigError where an option is unknown or out of range.
+    """
+    for name in options.keys() - MoELayerConfig.model_fields.keys():
+        raise ConfigError(_unknown(name, own))
+    moe = {"router": {"name": MoELayerConfig().router.name}, **dict(_sections(options)), "allow_future_tokens": True}
+    if isinstance(moe["router"], dict):
+        moe["router"] |= router_options
+    # Heads as in any valid attention, since there is none here; and a router may look at later tokens, since the model
+    # around the layer need not be causal.
+    model = {"d_model": d_model, "attention": {"num_heads": 1, "head_dim": 2}, "moe": moe}
+    return config_from_dict({"model": model}).model.moe
+
+
+def _sections(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options as in a config file: sections spelled out, defaults left out."""
+    for name, value in options.items():
+        if name in _BY_NAME and isinstance(value, str):
+            yield name, {_BY_NAME[name]: value}
+        elif value is not None:
+            yield name, dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown(name: str, own: Collection[str]) -> str:
+    """What to say of a keyword that no layer has."""
+    if name in MoEConfig.model_fields:
+        return f"{name}: model.moe.{name} is about the layers of a whole model, and moeport.torch.MoE is one layer"
+    known = [*own, *MoELayerConfig.model_fields]
+    similar = [next(iter(get_close_matches(name, known, 1, cutoff)), "") for cutoff in (0.85, 0.6)]
+    meant = similar[0] or _aliased(name, known) or similar[1]
+    hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(known)}"
+    return f"{name}: unknown option of moeport.torch.MoE; {hint}"
+
+
+def _aliased(name: str, known: Collection[str]) -> str:
+    """The option that another name, or the name of a key in a section, stands for; empty for none."""
+    path = suggest(f"model.moe.{name}", MoEConfig) or ""
+    section, _, key = path.removeprefix("model.moe.").partition(".")
+    if section in known and key:
+        return f"{'router_options' if section == 'router' else section}={{'{key}': ...}}"
+    return next((option for option in (section, path.rpartition(".")[2]) if option in known), "")
