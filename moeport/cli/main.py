@@ -2,27 +2,31 @@
 
 import sys
 import traceback
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from moeport.cli import (
-    bench,
-    capacity,
-    compare,
-    config,
-    doctor,
-    emulate,
-    generate,
-    launch,
-    parity,
-    plan,
-    probe,
-    routers,
-    train,
-)
 from moeport.errors import MoeportError
 from moeport.version import VERSION
+
+COMMANDS = (
+    "train",
+    "launch",
+    "compare",
+    "generate",
+    "capacity",
+    "config",
+    "routers",
+    "doctor",
+    "parity",
+    "probe",
+    "bench",
+    "emulate",
+    "plan",
+)
+"""Each command is a module of `moeport.cli`, with a function of its own name, or with an `app` where it has commands of
+its own. README.md lists them."""
 
 app = typer.Typer(
     name="moeport",
@@ -31,19 +35,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("train")(train.train)
-app.command("launch")(launch.launch)
-app.command("compare")(compare.compare)
-app.command("generate")(generate.generate)
-app.command("capacity")(capacity.capacity)
-app.add_typer(config.app)
-app.command("routers")(routers.routers)
-app.command("doctor")(doctor.doctor)
-app.add_typer(parity.app)
-app.command("probe")(probe.probe)
-app.add_typer(bench.app)
-app.command("emulate")(emulate.emulate)
-app.command("plan")(plan.plan)
+
+
+def _register(name: str) -> None:
+    module = import_module(f"moeport.cli.{name}")
+    if hasattr(module, "app"):
+        app.add_typer(module.app)
+    else:
+        app.command(name)(getattr(module, name))
+
+
+for _name in COMMANDS:
+    _register(_name)
 
 
 def _print_version(wanted: bool) -> None:
