@@ -48,7 +48,7 @@ router whose only gate is normalised to 1. Its values need only be as small: ten
 
 
 @dataclass(frozen=True)
-class Traffic:
+class LayerTraffic:
     """Where the tokens go."""
 
     kind: str
@@ -127,7 +127,7 @@ class LayerBench:
         communicator: Communicator,
         algorithms: Sequence[str],
         chunks: Sequence[int],
-        traffic: Traffic,
+        traffic: LayerTraffic,
     ):
         self.model = model = config.model
         self.backend, self.traffic = backend, traffic

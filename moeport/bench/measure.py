@@ -1,4 +1,8 @@
-"""Times of an operation over ranks and repetitions."""
+"""Times of an operation over ranks and repetitions.
+
+Shape suffixes: R ranks, N operations, P repetitions, V what a communicator counts (bytes inside the node, bytes to
+other nodes, seconds).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moeport.bench.options import Runs
 from moeport.comm.communicator import Communicator
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -52,10 +57,7 @@ def measure(
     operations: Sequence[Runnable],
     communicators: Sequence[Communicator],
     ops: Ops,
-    *,
-    warmup: int,
-    repetitions: int,
-    check: bool,
+    runs: Runs,
 ) -> list[Taken]:
     """Run operations in turn, so that what disturbs the machine disturbs all alike. Every rank calls it.
 
@@ -63,49 +65,59 @@ def measure(
         operations: what to run.
         communicators: all that carry data of them; the first is that of all ranks.
         ops: the backend's operations.
-        warmup: untimed runs of each.
-        repetitions: timed runs of each.
-        check: compare the values of the last run.
+        runs: how often each runs, and whether values are compared.
     """
+    seconds, sent, results = _timed(operations, communicators, ops, runs)
     world = communicators[0]
-    seconds = np.zeros((len(operations), repetitions))
-    sent = np.zeros((len(operations), repetitions, 3))
-    results = []
+    everyone_RNP = _gathered(world, ops, seconds) * 1e6
+    volume_RNPV = _gathered(world, ops, sent)
+    wrong_N = _gathered(world, ops, results).sum(0)
+    return [
+        _taken(everyone_RNP[:, i], volume_RNPV[:, i], int(wrong_N[i]) if runs.check else None)
+        for i in range(len(operations))
+    ]
+
+
+def _timed(
+    operations: Sequence[Runnable], communicators: Sequence[Communicator], ops: Ops, runs: Runs
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds (N, P), what `_sent` counted (N, P, 3) and wrong values (N,) of this rank's operations."""
+    world = communicators[0]
+    seconds_NP = np.zeros((len(operations), runs.repetitions))
+    sent_NPV = np.zeros((len(operations), runs.repetitions, 3))
+    wrong = []
     for operation in operations:
-        for _ in range(warmup):
+        for _ in range(runs.warmup):
             _finish(ops, operation.run())
-    for repetition in range(repetitions):
+    for repetition in range(runs.repetitions):
         for number, operation in enumerate(operations):
             world.barrier()
             before = _sent(communicators)
             started = time.perf_counter()
             result = operation.run()
             _finish(ops, result)
-            seconds[number, repetition] = time.perf_counter() - started
-            sent[number, repetition] = _sent(communicators) - before
-            if repetition == repetitions - 1:
-                results.append(operation.wrong(result) if check else 0)
-    everyone = _gathered(world, ops, seconds) * 1e6
-    volume = _gathered(world, ops, sent)
-    wrong = _gathered(world, ops, np.array(results)).sum(0)
-    found = []
-    for number in range(len(operations)):
-        slowest, fastest = everyone[:, number].max(0), everyone[:, number].min(0)
-        low, median, high = (float(value) for value in np.quantile(slowest, (0.25, 0.5, 0.75)))
-        intra, inter, _ = volume[:, number, -1].sum(0)
-        found.append(
-            Taken(
-                time_us=median,
-                low_us=low,
-                high_us=high,
-                fastest_us=float(np.median(fastest)),
-                exchange_us=float(np.median(volume[:, number, :, 2].mean(0))) * 1e6,
-                intra_node_bytes=int(intra),
-                inter_node_bytes=int(inter),
-                wrong=int(wrong[number]) if check else None,
-            )
-        )
-    return found
+            seconds_NP[number, repetition] = time.perf_counter() - started
+            sent_NPV[number, repetition] = _sent(communicators) - before
+            if repetition == runs.repetitions - 1:
+                wrong.append(operation.wrong(result) if runs.check else 0)
+    return seconds_NP, sent_NPV, np.array(wrong)
+
+
+def _taken(us_RP: np.ndarray, volume_RPV: np.ndarray, wrong: int | None) -> Taken:
+    """What one operation took, from the figures of all ranks."""
+    slowest, fastest = us_RP.max(0), us_RP.min(0)
+    low, median, high = (float(value) for value in np.quantile(slowest, (0.25, 0.5, 0.75)))
+    intra, inter, _ = volume_RPV[:, -1].sum(0)
+    return Taken(
+        time_us=median,
+        low_us=low,
+        high_us=high,
+        fastest_us=float(np.median(fastest)),
+        exchange_us=float(np.median(volume_RPV[:, :, 2].mean(0))) * 1e6,
+        intra_node_bytes=int(intra),
+        inter_node_bytes=int(inter),
+        wrong=wrong,
+    )
 
 
 def _finish(ops: Ops, result: Array | Mapping[str, Array]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeport.backends.base import Backend
+from moeport.bench.options import Tokens
 from moeport.comm.communicator import Communicator
 from moeport.comm.exchange import ExpertExchange
 from moeport.core.array import Array
@@ -34,20 +35,6 @@ class Measured:
     run: Callable[[], Array]
     wrong: Callable[[Array], int]
     """Elements of a result that are not what they should be."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """The tokens of an expert exchange."""
-
-    kind: str
-    """See `expert_choices`."""
-    top_k: int
-    """Experts a token K."""
-    width: int
-    """Numbers of a token D."""
-    backward: bool = False
-    """Forward and backward pass in one."""
 
 
 def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item_bytes: int, size: int) -> Measured:
@@ -109,12 +96,7 @@ def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item
 
 
 def expert_exchange(
-    exchange: ExpertExchange,
-    backend: Backend,
-    dtype: str,
-    item_bytes: int,
-    size: int,
-    traffic: Traffic,
+    exchange: ExpertExchange, backend: Backend, dtype: str, item_bytes: int, size: int, tokens: Tokens
 ) -> Measured:
     """Tokens of `size` bytes on each rank to their experts and back; the experts double what they get.
 
@@ -126,43 +108,21 @@ def expert_exchange(
         dtype: of the tokens.
         item_bytes: of one element.
         size: bytes of the tokens of one rank; rounded down to whole tokens, one at least.
-        traffic: where they go.
+        tokens: their width, and where they go.
     """
     ops = backend.ops
-    communicator, experts = exchange.communicator, exchange.num_experts
-    tokens, rank = max(1, size // item_bytes // traffic.width), communicator.rank
-    nodes = sorted(set(communicator.nodes))
-    expert_TK = expert_choices(
-        traffic.kind,
-        tokens,
-        experts,
-        traffic.top_k,
-        rank=communicator.ranks[rank],
-        size=communicator.size,
-        node=nodes.index(communicator.nodes[rank]),
-        nodes=len(nodes),
-    )
-    host_TD = (np.arange(tokens * traffic.width).reshape(tokens, -1) * 5 + rank) % 11
-    gate_TK = 2.0 ** -(1 + np.arange(tokens * traffic.top_k).reshape(tokens, -1) % 3)
+    count = max(1, size // item_bytes // tokens.width)
+    host_TD = (np.arange(count * tokens.width).reshape(count, -1) * 5 + exchange.communicator.rank) % 11
+    gate_TK = 2.0 ** -(1 + np.arange(count * tokens.top_k).reshape(count, -1) % 3)
     x_TD = ops.cast(ops.from_numpy(host_TD.astype(np.float32)), dtype)
-    weight_N = ops.from_numpy(gate_TK.reshape(-1).astype(np.float32))
-    scores_TE = ops.zeros((tokens, experts), "float32")
-    routing = Routing(
-        expert_N=ops.from_numpy(expert_TK.reshape(-1)),
-        weight_N=weight_N,
-        num_tokens=tokens,
-        num_experts=experts,
-        logits_TE=scores_TE,
-        probs_TE=scores_TE,
-        balanced_choices=traffic.top_k,
-    )
+    routing = _routing(exchange, ops, gate_TK, tokens)
     two = ops.constant(2.0, dtype)
 
     def forward(tokens_TD: Array) -> Array:
         return exchange(ops, tokens_TD, routing, lambda x_RD, counts: x_RD * two)
 
-    want_TD = 2.0 * gate_TK.sum(1, keepdims=True) * (np.ones_like(host_TD) if traffic.backward else host_TD)
-    differentiated = backend.value_and_grad(lambda params: ops.sum(forward(params["x"]))) if traffic.backward else None
+    want_TD = 2.0 * gate_TK.sum(1, keepdims=True) * (np.ones_like(host_TD) if tokens.backward else host_TD)
+    differentiated = backend.value_and_grad(lambda params: ops.sum(forward(params["x"]))) if tokens.backward else None
 
     def run() -> Array:
         return differentiated({"x": x_TD})[1]["x"] if differentiated else forward(x_TD)
@@ -171,11 +131,37 @@ def expert_exchange(
         type=dtype,
         redop="none",
         root=-1,
-        bytes=tokens * traffic.width * item_bytes,
-        count=tokens * traffic.width,
+        bytes=count * tokens.width * item_bytes,
+        count=count * tokens.width,
         bus_factor=1.0,
         run=run,
         wrong=lambda got: int((np.abs(ops.to_numpy(got) - want_TD) > _tolerance(dtype) * np.abs(want_TD)).sum()),
+    )
+
+
+def _routing(exchange: ExpertExchange, ops: Ops, gate_TK: np.ndarray, tokens: Tokens) -> Routing:
+    """Where this rank's tokens go, with these gates."""
+    communicator, experts = exchange.communicator, exchange.num_experts
+    rank, nodes = communicator.rank, sorted(set(communicator.nodes))
+    expert_TK = expert_choices(
+        tokens.traffic,
+        len(gate_TK),
+        experts,
+        tokens.top_k,
+        rank=communicator.ranks[rank],
+        size=communicator.size,
+        node=nodes.index(communicator.nodes[rank]),
+        nodes=len(nodes),
+    )
+    scores_TE = ops.zeros((len(gate_TK), experts), "float32")
+    return Routing(
+        expert_N=ops.from_numpy(expert_TK.reshape(-1)),
+        weight_N=ops.from_numpy(gate_TK.reshape(-1).astype(np.float32)),
+        num_tokens=len(gate_TK),
+        num_experts=experts,
+        logits_TE=scores_TE,
+        probs_TE=scores_TE,
+        balanced_choices=tokens.top_k,
     )
 
 

@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Overrides
+from moeport.cli.options import ConfigFile, Overrides, Resume
 
 
 def train(
     file: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
+    resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
     """Train a model; under torchrun, srun, mpirun or msrun on all ranks of the job."""

@@ -1,0 +1,134 @@
+"""What `moeport bench moe` does: times one MoE layer whose experts are divided among the ranks of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moeport.backends import get_backend
+from moeport.backends.base import Backend
+from moeport.bench.job import describe_ranks, job_of, machine, wide_console
+from moeport.bench.layer import ALGORITHMS, AUTO, LayerBench, LayerTraffic
+from moeport.bench.layer_output import LayerRow, table, write_plot
+from moeport.bench.measure import measure
+from moeport.bench.options import LayerOptions, check_experts, check_names, chunk_counts
+from moeport.bench.output import write_csv, write_json
+from moeport.comm.communicator import Communicator
+from moeport.config import Config, config_from_dict, load_config
+from moeport.errors import UserError
+from moeport.model.auto_exchange import FastestExchange
+
+LAYER = {
+    "model.d_model": 256,
+    "model.moe.num_experts": 64,
+    "model.moe.expert_hidden": 128,
+    "model.moe.router.name": "topk",
+    "model.moe.router.top_k": 8,
+}
+"""The layer where no config is given."""
+
+
+def bench_moe(options: LayerOptions) -> bool:
+    """Time the layer with every algorithm at every size, print a table and write the files. Every rank calls it.
+
+    Returns: whether all values were right.
+
+    Raises UserError for options that cannot be run, before anything starts.
+    """
+    launch = job_of("moe")
+    sizes, chunks = options.sizes.values(), chunk_counts(options.chunks)
+    algorithms = list(options.algorithms or ALGORITHMS)
+    check_names("algorithm", algorithms, (*ALGORITHMS, AUTO))
+    config = _config(options, launch.backend)
+    check_experts(config.model.moe.num_experts, launch.size)
+    backend = get_backend(config.backend)
+    traffic = LayerTraffic(options.traffic, options.backward)
+    traffic.check(config.model.moe)
+    with backend.communicator(launch, options.target.timeout) as communicator:
+        bench = LayerBench(config, backend, communicator, algorithms, chunks, traffic)
+        rows, choices = _measured(bench, sizes, options)
+        if communicator.rank == 0:
+            _show(options, config, communicator, backend, rows, choices)
+    return not any(row.wrong for row in rows)
+
+
+def _measured(
+    bench: LayerBench, sizes: Sequence[int], options: LayerOptions
+) -> tuple[list[LayerRow], dict[int, FastestExchange]]:
+    """A line for each algorithm and size, and what `auto` chose by size in bytes."""
+    rows: list[LayerRow] = []
+    choices: dict[int, FastestExchange] = {}
+    for size in sizes:
+        ready = bench.prepare(size, check=bool(options.runs.check))
+        if bench.choice:
+            choices[ready[0].bytes] = bench.choice[0]
+        taken = measure(ready, bench.communicators, bench.backend.ops, options.runs)
+        ranks = bench.mesh.world.size
+        rows += [LayerRow.of(run, ranks, times) for run, times in zip(ready, taken, strict=True)]
+    return rows, choices
+
+
+def _show(
+    options: LayerOptions,
+    config: Config,
+    communicator: Communicator,
+    backend: Backend,
+    rows: Sequence[LayerRow],
+    choices: Mapping[int, FastestExchange],
+) -> None:
+    """On the terminal, and in the files that were asked for."""
+    layer, width, files, console = config.model.moe, config.model.d_model, options.files, wide_console()
+    console.print(
+        f"{describe_ranks(communicator, backend)}; {layer.num_experts} experts of {layer.expert_hidden}, "
+        f"{layer.router.name} top-{layer.router.experts_per_token}, tokens of {width}, "
+        f"{backend.dtype}, to the experts of {options.traffic}, forward{' and backward' if options.backward else ''}"
+    )
+    console.print(table(rows))
+    for size, choice in choices.items():
+        console.print(f"auto, {size:,} bytes: {choice}", soft_wrap=True)
+    if files.json_file:
+        asked = {
+            "d_model": width,
+            "moe": layer.model_dump(mode="json"),
+            "traffic": options.traffic,
+            "backward": options.backward,
+            "auto": {size: {"algorithm": each.algorithm, "chunks": each.chunks} for size, each in choices.items()},
+        }
+        write_json(files.json_file, machine(communicator, backend) | asked, rows)
+    if files.csv_file:
+        write_csv(files.csv_file, rows)
+    if files.plot_file:
+        write_plot(files.plot_file, rows)
+
+
+def _config(options: LayerOptions, launcher_backend: str) -> Config:
+    """The config with what the flags say, or one of a layer that only flags say."""
+    shape, target = options.shape, options.target
+    flags: dict[str, object] = {
+        "model.moe.num_experts": shape.experts,
+        "model.moe.router.top_k": shape.top_k,
+        "model.d_model": shape.width,
+        "model.moe.expert_hidden": shape.hidden,
+        "backend.dtype": options.dtype,
+        "backend.name": target.backend or launcher_backend,
+        "backend.device": target.device,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    overrides = shape.overrides or []
+    if shape.config_file is not None:
+        return load_config(shape.config_file, [*(f"{key}={value}" for key, value in given.items()), *overrides])
+    if overrides:
+        raise UserError(f"--set {overrides[0]}: there is no config to change; expected --config CONFIG")
+    return config_from_dict(_nested({"model.attention.num_heads": 1, "model.attention.head_dim": 2, **LAYER, **given}))
+
+
+def _nested(values: Mapping[str, object]) -> dict[str, Any]:
+    """Values by dotted key, as sections in sections."""
+    whole: dict[str, Any] = {}
+    for key, value in values.items():
+        section = whole
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return whole
