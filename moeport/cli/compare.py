@@ -7,44 +7,52 @@ import typer
 
 from moeport.cli.options import Overrides
 
+ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
+OutputDir = Annotated[
+    Path, typer.Option("--output-dir", metavar="DIR", help="Where the run folders and compare.html go.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="The same as --set training.steps=STEPS.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="N,N...", help="Train each config with each seed. Default: with its own."),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline", metavar="NAME", help="The config the others are held against. Default: topk, else the first."
+    ),
+]
+Ranks = Annotated[
+    int,
+    typer.Option(
+        "--ranks",
+        min=1,
+        help="N of the all-to-all, whose bytes a token are computed, not measured: rows a token x (1 - 1/N) x "
+        "d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward), if experts and "
+        "tokens are spread evenly over N ranks.",
+    ),
+]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-different", metavar="KEY", help="Let a key or section other than model.moe differ. Repeatable."
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")]
+
 
 def compare(
-    files: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)],
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", metavar="DIR", help="Where the run folders and compare.html go.")
-    ] = Path("runs/compare"),
+    files: ConfigFiles,
+    output_dir: OutputDir = Path("runs/compare"),
     overrides: Overrides = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="The same as --set training.steps=STEPS.")] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option("--seeds", metavar="N,N...", help="Train each config with each seed. Default: with its own."),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline", metavar="NAME", help="The config the others are held against. Default: topk, else the first."
-        ),
-    ] = None,
-    ranks: Annotated[
-        int,
-        typer.Option(
-            "--ranks",
-            min=1,
-            help="N of the all-to-all, whose bytes a token are computed, not measured: rows a token x (1 - 1/N) x "
-            "d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward), if experts and "
-            "tokens are spread evenly over N ranks.",
-        ),
-    ] = 8,
-    allowed: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-different", metavar="KEY", help="Let a key or section other than model.moe differ. Repeatable."
-        ),
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")
-    ] = None,
+    steps: Steps = None,
+    seeds: Seeds = None,
+    baseline: Baseline = None,
+    ranks: Ranks = 8,
+    allowed: Allowed = None,
+    json_file: JsonFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
     """Train configs that differ in model.moe from the same initial weights on the same data, and compare them.
 

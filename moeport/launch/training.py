@@ -1,0 +1,148 @@
+"""What `moeport launch` does: the commands that train a config on several ranks, printed, run, or written for Slurm."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from moeport.errors import UserError
+from moeport.launch import commands
+from moeport.launch.commands import Job
+
+if TYPE_CHECKING:
+    from moeport.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Where the ranks run."""
+
+    ranks_per_node: int
+    nodes: int = 1
+    node_rank: int | None = None
+    """The one node, from 0, whose command is wanted; None: all."""
+    master_addr: str | None = None
+    """Host name or address of node 0."""
+    master_port: int | None = None
+    """A free port of node 0; None: the launcher's own."""
+    max_restarts: int = 0
+    """How often torchrun starts the ranks again after a failure."""
+
+    @property
+    def ranks(self) -> int:
+        """Of the whole job."""
+        return self.nodes * self.ranks_per_node
+
+    def check(self, backend: str, checkpoint_interval: int) -> None:
+        """Raises UserError for restarts that cannot be."""
+        if self.max_restarts and backend == "mindspore":
+            raise UserError(
+                f"--max-restarts {self.max_restarts}: msrun, which starts mindspore, does not restart; leave it out, "
+                "and start the job again with --resume after a failure"
+            )
+        if self.max_restarts and not checkpoint_interval:
+            raise UserError(
+                f"--max-restarts {self.max_restarts}: checkpoint.interval is 0, so there is no checkpoint to go on "
+                "from; set it, as in --set checkpoint.interval=100"
+            )
+
+    def check_addresses(self, run: bool, slurm: bool) -> None:
+        """Raises UserError for a node that is not there, or that is not known."""
+        last = self.nodes - 1
+        if self.node_rank is not None and self.node_rank > last:
+            raise UserError(f"--node-rank {self.node_rank}: expected 0 to {last}, since --nodes is {self.nodes}")
+        if run and self.nodes > 1 and self.node_rank is None:
+            raise UserError(f"--node-rank is missing: --run starts one of the {self.nodes} nodes; expected 0 to {last}")
+        if self.nodes > 1 and not self.master_addr and not slurm:
+            raise UserError(
+                f"--master-addr is missing: {self.nodes} nodes meet at node 0; expected its host name or address"
+            )
+
+
+@dataclass(frozen=True)
+class Script:
+    """An sbatch script that is wanted instead of commands; each field but the first is an option of sbatch."""
+
+    slurm: Path | None = None
+    """File to write; None: no script."""
+    gpus_per_node: int | None = None
+    time: str | None = None
+    partition: str | None = None
+
+    def write(self, job: Job) -> Path:
+        """Write the script of a job. Raises UserError where the file cannot be made or is there already."""
+        assert self.slurm is not None
+        asked = {"gpus-per-node": self.gpus_per_node, "time": self.time, "partition": self.partition}
+        text = job.slurm_script({key: str(value) for key, value in asked.items() if value is not None})
+        try:
+            with self.slurm.open("x") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"--slurm {self.slurm}: cannot write it: {error.strerror}; name a new file") from error
+        return self.slurm
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training job, as the user asked for it."""
+
+    file: Path
+    """The config."""
+    nodes: Nodes
+    overrides: Sequence[str] = ()
+    resume: bool = False
+    run: bool = False
+    """Start it here instead of printing it."""
+    script: Script = Script()
+
+    def launch(self, config: Config, say: Callable[[str], None]) -> int:
+        """Check it, then say the commands, or run one, or write the script.
+
+        Args:
+            config: that of `file` with the overrides; its sizes divide among the ranks.
+            say: takes each line of output.
+
+        Returns: the exit code.
+
+        Raises UserError for what cannot be started.
+        """
+        self._check(config)
+        job = self._job(config)
+        if self.script.slurm:
+            path = self.script.write(job)
+            say(f"wrote {path}; adapt it, then: sbatch {shlex.quote(str(path))}")
+            return 0
+        return self._commands(job, say)
+
+    def _check(self, config: Config) -> None:
+        name = config.backend.name
+        if name == "numpy":
+            raise UserError("backend.name: numpy cannot train; set backend.name to torch or mindspore")
+        self.nodes.check(name, config.checkpoint.interval)
+        if self.script.slurm and self.run:
+            raise UserError("--slurm writes a script and --run starts the job here; use one of them")
+        self.nodes.check_addresses(self.run, self.script.slurm is not None)
+
+    def _job(self, config: Config) -> Job:
+        train = ["train", str(self.file)]
+        for override in self.overrides:
+            train += ["--set", override]
+        if self.resume or self.nodes.max_restarts:
+            train.append("--resume")
+        launcher: Literal["torchrun", "msrun"] = "msrun" if config.backend.name == "mindspore" else "torchrun"
+        nodes = self.nodes
+        return Job(launcher, nodes.nodes, nodes.ranks_per_node, tuple(train), nodes.max_restarts)
+
+    def _commands(self, job: Job, say: Callable[[str], None]) -> int:
+        nodes = self.nodes
+        for node in range(nodes.nodes) if nodes.node_rank is None else [nodes.node_rank]:
+            command = job.command(node, nodes.master_addr or "127.0.0.1", nodes.master_port)
+            if self.run:
+                return commands.run(command)
+            if nodes.nodes > 1:
+                say(f"# node {node}")
+            say(shlex.join(command))
+        return 0
