@@ -53,6 +53,7 @@ def launch(
 
     config = load_config(file, overrides or ())
     check_ranks(config, nodes.ranks)
-    code = TrainingJob(file, nodes, overrides or (), resume, run, script).launch(config, typer.echo)
+    job = TrainingJob(file, nodes, overrides or (), resume, run, script)
+    code = job.launch(config.backend.name, config.checkpoint.interval, typer.echo)
     if run or code:
         raise typer.Exit(code)

@@ -6,14 +6,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from moeport.errors import UserError
 from moeport.launch import commands
 from moeport.launch.commands import Job
-
-if TYPE_CHECKING:
-    from moeport.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -98,41 +95,41 @@ class TrainingJob:
     """Start it here instead of printing it."""
     script: Script = Script()
 
-    def launch(self, config: Config, say: Callable[[str], None]) -> int:
+    def launch(self, backend: str, checkpoint_interval: int, say: Callable[[str], None]) -> int:
         """Check it, then say the commands, or run one, or write the script.
 
         Args:
-            config: that of `file` with the overrides; its sizes divide among the ranks.
+            backend: the config's, by name.
+            checkpoint_interval: the config's; 0: no checkpoints.
             say: takes each line of output.
 
         Returns: the exit code.
 
         Raises UserError for what cannot be started.
         """
-        self._check(config)
-        job = self._job(config)
+        self._check(backend, checkpoint_interval)
+        job = self._job(backend)
         if self.script.slurm:
             path = self.script.write(job)
             say(f"wrote {path}; adapt it, then: sbatch {shlex.quote(str(path))}")
             return 0
         return self._commands(job, say)
 
-    def _check(self, config: Config) -> None:
-        name = config.backend.name
-        if name == "numpy":
+    def _check(self, backend: str, checkpoint_interval: int) -> None:
+        if backend == "numpy":
             raise UserError("backend.name: numpy cannot train; set backend.name to torch or mindspore")
-        self.nodes.check(name, config.checkpoint.interval)
+        self.nodes.check(backend, checkpoint_interval)
         if self.script.slurm and self.run:
             raise UserError("--slurm writes a script and --run starts the job here; use one of them")
         self.nodes.check_addresses(self.run, self.script.slurm is not None)
 
-    def _job(self, config: Config) -> Job:
+    def _job(self, backend: str) -> Job:
         train = ["train", str(self.file)]
         for override in self.overrides:
             train += ["--set", override]
         if self.resume or self.nodes.max_restarts:
             train.append("--resume")
-        launcher: Literal["torchrun", "msrun"] = "msrun" if config.backend.name == "mindspore" else "torchrun"
+        launcher: Literal["torchrun", "msrun"] = "msrun" if backend == "mindspore" else "torchrun"
         nodes = self.nodes
         return Job(launcher, nodes.nodes, nodes.ranks_per_node, tuple(train), nodes.max_restarts)
 
