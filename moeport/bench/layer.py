@@ -7,26 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from moeport.backends.base import Backend
+from moeport.bench.layer_run import LayerRun
+from moeport.bench.stand_ins import GivenChoices, OwnExperts
 from moeport.comm.communicator import ITEM_BYTES, Communicator
 from moeport.comm.exchange import EXCHANGES, ExpertExchange
 from moeport.comm.mesh import Mesh
 from moeport.config.model import MoEConfig
 from moeport.config.schema import Config
 from moeport.core.array import Array
-from moeport.core.dispatch import Experts, combine, dispatch
-from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, generator, initial_value
-from moeport.core.routing import RouterContext, Routing, SoftRouting
+from moeport.core.routing import RouterContext
 from moeport.errors import UserError
 from moeport.model.auto_exchange import FastestExchange, fastest
 from moeport.model.moe import MoELayer
 from moeport.plan.traffic import expert_choices
-from moeport.routers.base import Router
 
 LOCAL = "local"
 """The layer without an all-to-all."""
@@ -36,15 +34,6 @@ ALGORITHMS = (LOCAL, *EXCHANGES)
 """What is measured unless something else is asked for."""
 VOCABULARY = 32768
 """Token ids, for routers that look at them, where the config does not say."""
-TOLERANCES = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.05}
-"""By compute type, how far a value may be from that of one process: so much of its size and of the root mean square of
-its array. Both compute the same products, and sum them in other blocks and another order, so they differ by a few
-roundings of the type. The largest differences seen were 1.5e-15, 1.2e-6 and 1.2e-2, of the gradients of experts, and
-they grow with the square root of the number of terms. A row that is lost, counted twice or given to another expert
-moves a value by about the root mean square itself.
-
-An array whose root mean square is within the tolerance of the largest array's is rounding, such as the gradient of a
-router whose only gate is normalised to 1. Its values need only be as small: ten times that."""
 
 
 @dataclass(frozen=True)
@@ -78,34 +67,6 @@ class LayerTraffic:
         return expert_choices(
             self.kind, tokens, config.num_experts, top_k, rank=rank, size=size, node=node, nodes=nodes
         )
-
-
-@dataclass(frozen=True)
-class LayerRun:
-    """A layer with one algorithm and tokens of one size, ready to run."""
-
-    algorithm: str
-    chunks: int
-    tokens: int
-    """Of one rank."""
-    bytes: int
-    """Of them."""
-    type: str
-    run: Callable[[], dict[str, Array]]
-    """Returns the output, and with the backward pass the gradients of the tokens and of the parameters of this rank."""
-    reference: Mapping[str, np.ndarray] | None
-    """The same of one process with all experts; None: not known."""
-    ops: Ops
-
-    def wrong(self, got: Mapping[str, Array]) -> int:
-        """Elements that are too far from the reference."""
-        wanted, tolerance, wrong = self.reference or {}, TOLERANCES[self.type], 0
-        size = {name: float(np.sqrt(np.square(want).mean())) for name, want in wanted.items()}
-        rounding = tolerance * max(size.values(), default=0.0)
-        for name, want in wanted.items():
-            limit = 10 * rounding if size[name] <= rounding else tolerance * (size[name] + np.abs(want))
-            wrong += int((~(np.abs(self.ops.to_numpy(got[name]) - want) <= limit)).sum())
-        return wrong
 
 
 class LayerBench:
@@ -237,7 +198,7 @@ class LayerBench:
         trained = {spec.name: params[spec.name] for spec in self.specs if spec.trainable} | {"tokens": inputs.x_TD}
         fixed = {spec.name: params[spec.name] for spec in self.specs if not spec.trainable}
         if inputs.expert_N is not None:
-            layer.router = _Given(layer.router, inputs.expert_N)
+            layer.router = GivenChoices(layer.router, inputs.expert_N)
 
         def forward(values: Mapping[str, Array]) -> tuple[Array, Array]:
             x_TD = ops.cast(values["tokens"], self.backend.dtype)
@@ -268,32 +229,6 @@ class LayerBench:
         }
 
 
-class OwnExperts:
-    """Stands where an exchange does: as many rows, all to the experts of this rank.
-
-    Args:
-        num_experts: of this rank.
-    """
-
-    communicators: tuple[Communicator, ...] = ()
-    chunks = 1
-
-    def __init__(self, num_experts: int):
-        self.num_experts = num_experts
-
-    def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
-        """See ExpertExchange; expert j of all stands for expert j mod e."""
-        expert_N = ops.to_numpy(routing.expert_N)
-        own_N = np.where(expert_N < routing.num_experts, expert_N % self.num_experts, self.num_experts)
-        own = replace(routing, expert_N=ops.from_numpy(own_N), num_experts=self.num_experts)
-        x_RD, counts_e, plan = dispatch(ops, x_TD, own)
-        return combine(ops, experts(x_RD, counts_e), own, plan)
-
-    def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
-        """See ExpertExchange; each expert takes the rows of as many that follow each other."""
-        return experts(x_RD, ops.from_numpy(ops.to_numpy(counts_E).reshape(self.num_experts, -1).sum(1)))
-
-
 @dataclass(frozen=True)
 class _Inputs:
     """Tokens of this rank."""
@@ -304,28 +239,6 @@ class _Inputs:
     context: RouterContext
     expert_N: Array | None
     """Choices in place of the router's."""
-
-
-class _Given(Router[Any]):
-    """A router that scores and weighs, and whose choices are given."""
-
-    def __init__(self, router: Router[Any], expert_N: Array):
-        super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)
-        self.router, self.expert_N, self.noise = router, expert_N, router.noise
-
-    def parameter_specs(self) -> list[ParameterSpec]:
-        """See Router."""
-        return self.router.parameter_specs()
-
-    def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """See Router."""
-        chosen = self.router.route(ops, params, x_TD, context)
-        assert not isinstance(chosen, SoftRouting)
-        return replace(chosen, expert_N=self.expert_N)
-
-    def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
-        """See Router."""
-        return self.router.gate_cosines(ops, params, x_TD)
 
 
 def _initial(spec: ParameterSpec, experts: range) -> np.ndarray:

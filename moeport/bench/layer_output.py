@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeport.bench.layer import LOCAL, LayerRun
+from moeport.bench.layer import LOCAL
+from moeport.bench.layer_run import LayerRun
 from moeport.bench.measure import Taken
 from moeport.bench.output import plotted
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
-from moeport.bench.layer import ALGORITHMS, TOLERANCES, LayerRun, OwnExperts
+from moeport.bench.layer import ALGORITHMS
+from moeport.bench.layer_run import TOLERANCES, LayerRun
+from moeport.bench.stand_ins import OwnExperts
 from moeport.comm.exchange import EXCHANGES
 from tests.comm.exchange_cases import routing_of
 from tests.comm.jobs import start
