@@ -29,13 +29,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moeport.comm.exchange import EXCHANGES, loads
-from moeport.comm.load import GATE_BYTES, INDEX_BYTES, Demand, Layout, Moved, Sharing, ranks_sharing
+from moeport.comm.load import Demand, Layout, Sharing, ranks_sharing
 from moeport.plan.cost import Links
 from moeport.plan.fit import Sample, fit, non_negative_least_squares
 from moeport.plan.routes import expected_routes
@@ -136,28 +137,11 @@ def _work(shape: Shape) -> np.ndarray:
 
 def expected_kilobytes(shape: Shape, algorithm: str) -> tuple[float, float]:
     """kB a token to other nodes and inside the node, forward and backward: rows there and back and their gradients,
-    and the numbers that say whose they are.
+    and the numbers that say whose they are. All ranks send alike, so the load of the busiest is that of each.
     """
-    layout, routes = shape.layout, expected_routes(shape.layout, shape.demand)
-    nodes, per_node, ranks = layout.nodes, layout.ranks_per_node, layout.ranks
-    local = shape.experts // ranks
-
-    def moved(rows: Moved, row_bytes: float) -> np.ndarray:
-        return np.array([rows.sent_inter_W.sum(), rows.sent_intra_W.sum()]) * row_bytes / (TOKENS * ranks)
-
-    def counts(inter_peers: int, intra_peers: int, numbers: int) -> np.ndarray:
-        return np.array([inter_peers, intra_peers]) * numbers * INDEX_BYTES / TOKENS
-
-    if algorithm == "flat":
-        total = 4 * moved(routes.flat, ROW_BYTES) + counts(ranks - per_node, per_node - 1, local)
-    elif algorithm == "hierarchical":
-        total = 4 * moved(routes.rail, ROW_BYTES) + counts(nodes - 1, 0, shape.experts // nodes)
-        total += 4 * moved(routes.inside, ROW_BYTES) + counts(0, per_node - 1, local)
-    else:
-        total = 4 * (moved(routes.tokens, ROW_BYTES) + moved(routes.inside_tokens, ROW_BYTES))
-        numbers = INDEX_BYTES + 2 * GATE_BYTES
-        total += moved(routes.rail, numbers) + moved(routes.inside, numbers) + counts(nodes - 1, per_node - 1, 2)
-    return float(total[0]) / 1e3, float(total[1]) / 1e3
+    found = loads(algorithm, shape.layout, shape.demand, expected_routes(shape.layout, shape.demand))
+    between, inside = (sum(getattr(load, name) for load in found) for name in ("inter_bytes", "intra_bytes"))
+    return between / PER_NODE / TOKENS / 1e3, inside / TOKENS / 1e3
 
 
 Figures = dict[str, dict[str, float]]
@@ -237,7 +221,7 @@ def _draw(sweeps: Sequence[Sweep], measured: dict[Shape, Figures], model: Model,
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator
 
-    colors = dict(zip(EXCHANGES, ("#1b6ca8", "#d1781f", "#2f8f4e"), strict=True))
+    colors = dict(zip(EXCHANGES, cycle(("#1b6ca8", "#d1781f", "#2f8f4e"))))
     figure = Figure(figsize=(10, 8), layout="constrained")
     panels = figure.subplots(len(QUANTITIES), len(sweeps), sharex="col", sharey="row")
     for column, sweep in enumerate(sweeps):
