@@ -1,0 +1,33 @@
+"""What a run says of itself before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moeport.training.prepare import PreparedRun
+
+
+def announcement(run: PreparedRun) -> Iterator[str]:
+    """The lines, in order."""
+    counts = run.trainer.shapes.parameter_counts()
+    yield f"device      {run.backend.device}, {run.backend.dtype}"
+    if run.mesh.world.size > 1:
+        yield f"ranks       {_ranks(run)}"
+    yield run.task.words()
+    yield f"model       {counts.total:,} parameters, {counts.active:,} active a token"
+    steps, tokens = run.config.training.steps, run.trainer.tokens_per_step
+    yield f"training    {steps:,} steps of {tokens:,} tokens in {run.dir}"
+    if run.checkpoint:
+        yield f"resuming    after step {run.start_step:,} from {run.checkpoint.path}"
+
+
+def _ranks(run: PreparedRun) -> str:
+    world, experts, copies = run.mesh.world, run.mesh.experts, run.mesh.copies
+    nodes = len(set(world.nodes))
+    text = f"{world.size} on {nodes} node{'s'[: nodes > 1]}"
+    if experts.size == 1:
+        return f"{text}, each with all experts"
+    several = f"{copies.size} copies of the experts" if copies.size > 1 else "the experts"
+    comm = run.config.comm
+    chunks = "" if comm.chunks == 1 else f" in chunks: {comm.chunks}"
+    return f"{text}: {several} over {experts.size} ranks each, all-to-all {comm.algorithm}{chunks}"

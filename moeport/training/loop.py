@@ -1,0 +1,105 @@
+"""The steps of a run, with its evaluations, checkpoints and interruptions."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+from rich.console import Console
+
+from moeport.errors import InterruptedRunError
+from moeport.training.evaluate import Evaluation
+from moeport.training.metrics import MetricsLog
+from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
+from moeport.training.prepare import PreparedRun
+from moeport.training.progress import Progress
+from moeport.training.run_dir import PROFILE_DIR
+from moeport.training.saving import Saver
+from moeport.training.signals import StopRequest
+
+
+def run_steps(run: PreparedRun, console: Console) -> Evaluation:
+    """Do all remaining steps.
+
+    Args:
+        run: ready for its next step.
+        console: where progress goes.
+
+    Returns: the evaluation after the last step.
+
+    Raises:
+        NonFiniteError: see Trainer.step.
+        InterruptedRunError: a signal came; the last whole step was saved.
+    """
+    config, saver = run.config, Saver(run)
+    with (
+        _log(run) as log,
+        Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
+        StopRequest() as stop,
+    ):
+        return _Loop(run, log, progress, stop, saver).to_the_end()
+
+
+def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
+    if not run.is_first:
+        return nullcontext()
+    return MetricsLog(run.dir, run.config.metrics.tensorboard, run.start_step if run.checkpoint else None)
+
+
+class _Loop:
+    """What happens after each step, and when."""
+
+    def __init__(self, run: PreparedRun, log: MetricsLog | None, progress: Progress, stop: StopRequest, saver: Saver):
+        self.run, self.log, self.progress, self.stop, self.saver = run, log, progress, stop, saver
+        self.last = run.config.training.steps
+
+    def to_the_end(self) -> Evaluation:
+        """The evaluation after the last step; made again where none remained to be done."""
+        config, evaluation = self.run.config, None
+        for step in range(self.run.start_step + 1, self.last + 1):
+            self._record(self._step(step))
+            evaluation = self._evaluate(step) if self._is_due(step, config.training.evaluation_interval) else None
+            if self._is_due(step, config.checkpoint.interval) or self.saver.keeps(evaluation):
+                self.saver.save(evaluation)
+            if step < self.last and self._any_rank_stops():
+                self._interrupt(evaluation)
+        return evaluation or self._evaluate(self.last)
+
+    def _is_due(self, step: int, interval: int) -> bool:
+        """Whether something is done after `step`: every `interval` steps, 0 being never, and after the last one."""
+        return step == self.last or (interval > 0 and step % interval == 0)
+
+    def _step(self, step: int) -> StepMetrics:
+        run = self.run
+        if step != run.config.metrics.profile_step or not run.is_first:
+            return run.trainer.step()
+        with run.backend.profile(run.dir / PROFILE_DIR):
+            return run.trainer.step()
+
+    def _record(self, metrics: StepMetrics) -> None:
+        if self.log:
+            self.log.step(metrics)
+        self.progress.step(metrics)
+
+    def _evaluate(self, step: int) -> Evaluation:
+        run, training = self.run, self.run.config.training
+        size = training.evaluation_batch_size or training.batch_size // run.trainer.batches.num_parts
+        result = run.task.evaluate(run.mesh.world, run.trainer.model, size)
+        metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy)
+        if self.log:
+            self.log.evaluation(metrics)
+        self.progress.evaluation(metrics)
+        return result
+
+    def _any_rank_stops(self) -> bool:
+        """Whether a signal came to any rank, so that all of them stop after the same step."""
+        return bool(self.run.mesh.world.sum_of_numbers(np.array([float(bool(self.stop))]))[0])
+
+    def _interrupt(self, evaluation: Evaluation | None) -> None:
+        step = self.run.trainer.step_number
+        if self.saver.saved_step != step:
+            self.saver.save(evaluation)
+        raise InterruptedRunError(
+            f"stopped after step {step} of {self.last}; everything is saved in {self.run.dir}. "
+            "Continue with the same command and --resume"
+        )

@@ -1,0 +1,148 @@
+"""From a config to a run that is ready for its next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moeport.backends.base import Backend
+from moeport.comm.check import check_collectives
+from moeport.comm.mesh import Mesh
+from moeport.config.schema import Config
+from moeport.core.parameters import initial_parameters
+from moeport.errors import CheckpointError, UserError
+from moeport.model.auto_exchange import fastest
+from moeport.model.transformer import Transformer
+from moeport.training.batches import Batches
+from moeport.training.checkpoint import Checkpoint, check_parameters
+from moeport.training.placed import place_model
+from moeport.training.run_dir import CHECKPOINT_DIR, check_resumable
+from moeport.training.task import Task, build_task_in_turn
+from moeport.training.trainer import Trainer
+
+Say = Callable[[str], None]
+"""Prints one plain line."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready for its next step; each rank has its own."""
+
+    config: Config
+    """Whole; `backend.dtype` is the one in use."""
+    backend: Backend
+    mesh: Mesh
+    checkpoint: Checkpoint | None
+    """What it resumes from; None for a fresh run."""
+    task: Task
+    trainer: Trainer
+
+    @property
+    def dir(self) -> Path:
+        """The run folder."""
+        return self.config.run.dir
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.dir / CHECKPOINT_DIR
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files."""
+        return self.mesh.world.rank == 0
+
+    @property
+    def start_step(self) -> int:
+        """Steps done before."""
+        return self.checkpoint.meta.step if self.checkpoint else 0
+
+
+def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mesh: Mesh, say: Say) -> PreparedRun:
+    """Check the ranks, read the data, build the model and its trainer; every rank calls it.
+
+    Args:
+        config: the whole config.
+        checkpoint: what to go on from; None: from the initial weights.
+        backend: where it runs.
+        mesh: the ranks that train together.
+        say: prints what is being done.
+
+    Raises UserError, CheckpointError or DataError for what the user can mend.
+    """
+    if mesh.world.size > 1:
+        _check_job(backend, mesh, checkpoint)
+    config = with_dtype(config, backend.dtype)
+    task = build_task_in_turn(config, mesh.world, report=say)
+    shapes = task.model()
+    batches = Batches(config.training, shapes, task.train, mesh.world)
+    all_to_all = _all_to_all(config, backend, mesh, batches, say)
+    params = _params(config, checkpoint, task, shapes, say)
+    placed = place_model(config, backend, shapes, params, mesh, all_to_all)
+    if checkpoint:
+        placed.arrays.load_optimizer_state(checkpoint.optimizer, checkpoint.meta.step)
+    start_step = checkpoint.meta.step if checkpoint else 0
+    trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
+    return PreparedRun(config, backend, mesh, checkpoint, task, trainer)
+
+
+def with_dtype(config: Config, dtype: str) -> Config:
+    """The config with a compute type in place of its own."""
+    return config.model_copy(update={"backend": config.backend.model_copy(update={"dtype": dtype})})
+
+
+def _check_job(backend: Backend, mesh: Mesh, checkpoint: Checkpoint | None) -> None:
+    """Refuse ranks that start from different steps, and libraries that deliver wrong values."""
+    world = mesh.world
+    own = np.array([checkpoint.meta.step if checkpoint else 0])
+    steps = world.ops.to_numpy(world.all_gather(world.ops.from_numpy(own)))[:, 0]
+    if (steps != steps[0]).any():
+        raise UserError(
+            f"--resume: the last checkpoints that the ranks found are of steps {', '.join(map(str, steps))}; expected "
+            "one: put run.dir on storage that all nodes share"
+        )
+    dtypes = dict.fromkeys([backend.dtype, backend.parameter_dtype, "float32", "index"])
+    check_collectives(world, list(dtypes), backend.value_and_grad)
+    if 1 < mesh.experts.size < world.size:
+        check_collectives(mesh.experts, list(dtypes), backend.value_and_grad, ("all_to_all", "all_to_all gradient"))
+
+
+def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, say: Say) -> tuple[str, int]:
+    """Algorithm and chunks of the config, or the fastest ones."""
+    comm, moe = config.comm, config.model.moe
+    if comm.algorithm != "auto" and comm.chunks != "auto":
+        return comm.algorithm, comm.chunks
+    tokens = config.training.batch_size // batches.num_parts * batches.examples.sequence_length
+    top_k = min(-(-moe.router.assignments(tokens, moe.num_experts, 1) // tokens), moe.num_experts)
+    choice = fastest(mesh, config, tokens, top_k, backend.dtype, backend.value_and_grad)
+    say(f"all-to-all  {choice}")
+    return choice.algorithm, choice.chunks
+
+
+def _params(
+    config: Config, checkpoint: Checkpoint | None, task: Task, shapes: Transformer, say: Say
+) -> Mapping[str, np.ndarray]:
+    """Whole parameters by name: the initial ones, or those of a checkpoint that the run can go on from exactly."""
+    specs = shapes.parameter_specs()
+    if checkpoint is None:
+        return initial_parameters(specs, config.training.seed, task.token_counts)
+    for change in check_resumable(config, checkpoint):
+        say(f"changed since the checkpoint: {change}")
+    check_parameters(checkpoint, specs)
+    meta = checkpoint.meta
+    if (meta.tokenizer, meta.data) != (task.tokenizer_fingerprint, task.train.fingerprint):
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained on other {task.kind} than the config's source gives now, so "
+            f"the run cannot go on exactly; restore {task.remedy}, or start another run with "
+            "--set run.dir=FOLDER"
+        )
+    return checkpoint.model
+
+
+def _peak_flops(config: Config, backend: Backend) -> float:
+    """FLOP/s of one rank's device that the MFU refers to."""
+    flops = config.metrics.peak_tflops
+    return flops * 1e12 if flops else backend.matmul_flops_per_second()

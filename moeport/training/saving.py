@@ -1,0 +1,60 @@
+"""Which steps of a run become checkpoints, and what is written of them."""
+
+from __future__ import annotations
+
+from moeport.training.checkpoint import (
+    CheckpointMeta,
+    best_checkpoint,
+    prune_checkpoints,
+    read_meta,
+    save_checkpoint,
+)
+from moeport.training.evaluate import Evaluation
+from moeport.training.prepare import PreparedRun
+from moeport.version import VERSION
+
+
+class Saver:
+    """Writes the checkpoints of a run on the first rank, and remembers the best and the last one on every rank."""
+
+    def __init__(self, run: PreparedRun):
+        self.run = run
+        self.saved_step = run.start_step
+        """Step of the last checkpoint; 0 for the initial weights, which have none."""
+        best = best_checkpoint(run.checkpoints) if run.checkpoint else None
+        self._best_loss = read_meta(best).val_loss if best else None
+
+    def keeps(self, evaluation: Evaluation | None) -> bool:
+        """Whether a step is kept because of its evaluation."""
+        return self.run.config.checkpoint.keep_best and self._is_best(evaluation)
+
+    def save(self, evaluation: Evaluation | None) -> None:
+        """Write a checkpoint of the present step, and delete those that are not to be kept; every rank calls it.
+
+        Args:
+            evaluation: of this step, if there was one.
+        """
+        run, trainer = self.run, self.run.trainer
+        parameters, state = trainer.model.parameters(), trainer.model.optimizer_state()
+        self.saved_step = trainer.step_number
+        if evaluation and self._is_best(evaluation):
+            self._best_loss = evaluation.loss
+        if not run.is_first:
+            return
+        save_checkpoint(run.checkpoints, self._meta(evaluation), parameters, state)
+        prune_checkpoints(run.checkpoints, run.config.checkpoint.keep_last, run.config.checkpoint.keep_best)
+
+    def _is_best(self, evaluation: Evaluation | None) -> bool:
+        return evaluation is not None and (self._best_loss is None or evaluation.loss < self._best_loss)
+
+    def _meta(self, evaluation: Evaluation | None) -> CheckpointMeta:
+        run, step = self.run, self.run.trainer.step_number
+        return CheckpointMeta(
+            step=step,
+            tokens=step * run.trainer.tokens_per_step,
+            val_loss=evaluation.loss if evaluation else None,
+            tokenizer=run.task.tokenizer_fingerprint,
+            data=run.task.train.fingerprint,
+            config=run.config.model_dump(mode="json"),
+            version=VERSION,
+        )

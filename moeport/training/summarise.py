@@ -1,0 +1,93 @@
+"""What a run came to, once its steps are done, and what it would come to."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import sys
+from dataclasses import asdict
+
+from moeport.training.checkpoint import find_checkpoint
+from moeport.training.evaluate import Evaluation
+from moeport.training.metrics import read_metrics
+from moeport.training.prepare import PreparedRun
+from moeport.training.report import write_report
+from moeport.training.run_dir import METRICS_FILE, SUMMARY_FILE
+from moeport.training.summary import DryRun, RunSummary
+from moeport.version import VERSION
+
+
+def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSummary | None:
+    """Draw a sample, and write summary and report; every rank calls it.
+
+    Args:
+        run: all of its steps are done.
+        evaluation: after the last step.
+        seconds: that the steps of this process took, with evaluations and checkpoints.
+
+    Returns: the summary on the first rank; None on the others.
+    """
+    of_the_task = run.task.summary(run.trainer.model)
+    if not run.is_first:
+        return None
+    steps, _ = read_metrics(run.dir / METRICS_FILE)
+    counts = run.trainer.shapes.parameter_counts()
+    compilations, compile_seconds = run.backend.compilations()
+    summary = RunSummary(
+        run_dir=str(run.dir),
+        steps=run.config.training.steps,
+        val_loss=evaluation.loss,
+        val_bits_per_byte=evaluation.bits_per_byte,
+        val_accuracy=evaluation.accuracy,
+        tokens_per_second=statistics.median(record.tokens_per_second for record in steps),
+        wall_time=seconds + sum(record.step_time for record in steps if record.step <= run.start_step),
+        peak_memory=_peak_memory(),
+        parameters_total=counts.total,
+        parameters_active=counts.active,
+        training_flops_per_token=run.trainer.flops_per_token,
+        device=run.backend.device,
+        dtype=run.backend.dtype,
+        versions={"python": platform.python_version(), "moeport": VERSION, **run.backend.versions()},
+        checkpoint=str(find_checkpoint(run.checkpoints, "latest")),
+        **of_the_task,
+        compilations=compilations,
+        compile_seconds=compile_seconds,
+        capacity_per_layer=steps[-1].capacity_per_layer,
+        drop_rate=steps[-1].drop_rate,
+    )
+    (run.dir / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
+    if run.config.metrics.report:
+        write_report(run.dir)
+    return summary
+
+
+def measure(run: PreparedRun) -> DryRun | None:
+    """Do two steps that leave no trace, and say what the whole run would be; every rank calls it.
+
+    Returns: what the first rank measured on the second step; None on the others.
+    """
+    trainer, training = run.trainer, run.config.training
+    trainer.step()
+    seconds = trainer.step().step_time
+    if not run.is_first:
+        return None
+    counts = trainer.shapes.parameter_counts()
+    return DryRun(
+        parameters_total=counts.total,
+        parameters_active=counts.active,
+        training_flops_per_token=trainer.flops_per_token,
+        tokens_per_step=trainer.tokens_per_step,
+        steps=training.steps,
+        epochs=training.steps * training.batch_size / run.task.train.num_sequences,
+        seconds_per_step=seconds,
+        device=run.backend.device,
+        dtype=run.backend.dtype,
+    )
+
+
+def _peak_memory() -> float:
+    """Largest resident set, GiB; the system counts it in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
