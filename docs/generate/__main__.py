@@ -9,6 +9,7 @@ from pathlib import Path
 
 import configuration
 import exchanges
+import metrics
 import moe_options
 import routers
 from regions import filled
@@ -20,6 +21,11 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},
     "moeport/torch/options.py": {"options": moe_options.fields},
+    "docs/training.md": {
+        "evaluations": metrics.evaluations,
+        "steps": metrics.steps,
+        "derived": metrics.derived,
+    },
 }
 """Of each file the names of its generated regions, and what each holds."""
 

@@ -11,7 +11,7 @@ from rich.progress import Progress as LiveProgress
 from rich.table import Column
 
 from moeport.training.duration import duration
-from moeport.training.metrics import EvaluationMetrics, StepMetrics
+from moeport.training.metrics_table import EvaluationMetrics, StepMetrics, printed
 
 RECENT_STEPS = 100
 """Steps whose mean time the time left is computed from."""
@@ -59,39 +59,22 @@ class Progress:
         self._times.append(metrics.step_time)
         seconds = sum(self._times) / len(self._times) * (self.total_steps - metrics.step)
         if self._live:
-            values = {"left": duration(seconds)} | step_values(metrics)
+            values = {"left": duration(seconds)} | printed(metrics)
             text = "  ".join(f"{name} {value}" for name, value in values.items())
             self._live.update(self._task, completed=metrics.step, description=text)
         elif metrics.step % self.log_interval == 0 or metrics.step in (self.start_step + 1, self.total_steps):
-            position = {"step": f"{metrics.step}/{self.total_steps}"}
-            self._line(position | step_values(metrics) | {"left": duration(seconds)})
+            self._line(self._position(metrics.step) | printed(metrics) | {"left": duration(seconds)})
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         """Show one evaluation."""
-        values = {"step": f"{metrics.step}/{self.total_steps}", "val_loss": f"{metrics.val_loss:.4f}"}
-        if metrics.val_bits_per_byte is not None:
-            values["val_bits_per_byte"] = f"{metrics.val_bits_per_byte:.4f}"
-        if metrics.val_accuracy is not None:
-            values["val_accuracy"] = f"{metrics.val_accuracy:.2%}"
-        self._line(values)
+        self._line(self._position(metrics.step) | printed(metrics))
 
     def say(self, message: str) -> None:
         """Print a message, above the live line if there is one."""
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
+    def _position(self, step: int) -> dict[str, str]:
+        return {"step": f"{step}/{self.total_steps}"}
+
     def _line(self, values: dict[str, str]) -> None:
         self.say("  ".join(f"{name}: {value}" for name, value in values.items()))
-
-
-def step_values(metrics: StepMetrics) -> dict[str, str]:
-    """The printed names and values of a step."""
-    values = {
-        "loss": f"{metrics.loss:.4f}",
-        "lr": f"{metrics.lr:.2e}",
-        "grad_norm": f"{metrics.grad_norm:.2f}",
-        "tps": f"{metrics.tokens_per_second:,.0f}",
-    }
-    if metrics.mfu is not None:
-        values["mfu"] = f"{metrics.mfu:.1%}"
-    values |= {"imbalance": f"{metrics.imbalance:.2f}", "dropped": f"{metrics.drop_rate:.1%}"}
-    return values | {"capacity": f"{metrics.capacity:.0f}"} if metrics.capacity_per_layer else values

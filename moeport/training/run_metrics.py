@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +9,17 @@ import numpy as np
 from moeport.errors import UserError
 from moeport.pages.charts import Series
 from moeport.pages.series import BinnedSeries
-from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
+from moeport.training.metrics import iterate_metrics
+from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record, StepMetrics
 
 CHART_POINTS = 400
 HEAT_MAP_CELLS = 800_000
 """Most cells of all heat maps of a report together."""
 
-STEP_VALUES = (
-    "step",
-    "loss",
-    "lr",
-    "grad_norm",
-    "tokens_per_second",
-    "mfu",
-    "load_balance",
-    "router_z",
-    "output_z",
-    "imbalance",
-    "drop_rate",
-    "capacity",
-    "inside_nodes_mb",
-    "between_nodes_mb",
-)
-EVALUATION_VALUES = ("step", "val_loss", "val_bits_per_byte", "val_accuracy")
+
+def drawn(kind: Kind) -> list[str]:
+    """Names of what the report draws over the steps."""
+    return [name for name, row in ROWS[kind].items() if row.chart]
 
 
 class RunMetrics:
@@ -45,13 +32,14 @@ class RunMetrics:
     def __init__(self, path: Path):
         if not path.is_file():
             raise UserError(f"{path}: no such file; expected the metrics of a run folder")
-        self.scalars = BinnedSeries(len(STEP_VALUES), CHART_POINTS)
-        self.evaluations = BinnedSeries(len(EVALUATION_VALUES), CHART_POINTS)
+        self._lines: dict[Kind, BinnedSeries] = {
+            kind: BinnedSeries(1 + len(drawn(kind)), CHART_POINTS) for kind in (StepMetrics, EvaluationMetrics)
+        }
         self.last_evaluation: EvaluationMetrics | None = None
         last: StepMetrics | None = None
         for record in iterate_metrics(path):
+            self._lines[type(record)].add(record.step, _values(record))
             if isinstance(record, EvaluationMetrics):
-                self.evaluations.add(record.step, _values(record, EVALUATION_VALUES))
                 self.last_evaluation = record
                 continue
             load_LE = np.array(record.expert_load, float)
@@ -67,7 +55,6 @@ class RunMetrics:
                 """Sum over the steps of the bytes exchanged inside and between nodes."""
             if record.exchanged_bytes_per_layer:
                 self.exchanged_L2 += np.array(record.exchanged_bytes_per_layer, float)
-            self.scalars.add(record.step, _values(record, STEP_VALUES))
             self.loads.add(record.step, np.append(record.step, load_LE))
             self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))
             self.dropped_P += np.nan_to_num(np.array(record.drop_rate_by_position, float))
@@ -77,29 +64,24 @@ class RunMetrics:
             raise UserError(f"{path}: has no step yet; expected the metrics of a run that has begun to train")
         self.last = last
 
-    def step_series(self, label: str, name: str) -> Series:
-        """A value of the steps, as a line with the band of its extremes."""
-        return _series(label, self.scalars, STEP_VALUES.index(name))
-
-    def evaluation_series(self, label: str, name: str) -> Series:
-        """A value of the evaluations."""
-        return _series(label, self.evaluations, EVALUATION_VALUES.index(name))
+    def series(self, kind: Kind, name: str, label: str = "") -> Series:
+        """A value of the steps or of the evaluations, as a line with the band of its extremes."""
+        lines, column = self._lines[kind], 1 + drawn(kind).index(name)
+        mean_BV = lines.mean
+        low_B, high_B = lines.low[:, column], lines.high[:, column]
+        return Series(label, mean_BV[:, 0], mean_BV[:, column], _points(lines), low_B, high_B)
 
     def load_points(self) -> list[str]:
         """The steps of each point of `loads` in words."""
         return _points(self.loads)
 
 
-def _values(record: StepMetrics | EvaluationMetrics, names: Sequence[str]) -> np.ndarray:
-    return np.array([getattr(record, name) for name in names], float)
+def _values(record: Record) -> np.ndarray:
+    """The step, and what is drawn."""
+    return np.array([record.step, *(getattr(record, name) for name in drawn(type(record)))], float)
 
 
 def _points(series: BinnedSeries) -> list[str]:
     """The steps of each point in words; the first column is the step."""
     ranges = zip(series.low[:, 0], series.high[:, 0], strict=True)
     return [f"step {a:,.0f}" if a == b else f"steps {a:,.0f} to {b:,.0f}" for a, b in ranges]
-
-
-def _series(label: str, series: BinnedSeries, column: int) -> Series:
-    mean = series.mean
-    return Series(label, mean[:, 0], mean[:, column], _points(series), series.low[:, column], series.high[:, column])

@@ -12,7 +12,7 @@ from moeport.errors import NonFiniteError
 from moeport.model.capacity import estimate_of
 from moeport.model.loss_terms import COUNTS, LossTerms
 from moeport.training.batches import Batches
-from moeport.training.metrics import StepMetrics
+from moeport.training.metrics_table import StepMetrics
 from moeport.training.placed import PlacedModel
 from moeport.training.schedule import learning_rate
 

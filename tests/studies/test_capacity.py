@@ -21,9 +21,9 @@ from moeport.errors import UserError
 from moeport.studies.capacity.capacity import Loads, run_capacity, select_layer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
-from moeport.training.metrics import read_metrics, step_scalars
+from moeport.training.metrics import read_metrics
+from moeport.training.metrics_table import printed, scalars
 from moeport.training.placed import place_model
-from moeport.training.progress import step_values
 from moeport.training.run import train
 from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
@@ -191,12 +191,12 @@ def test_progress_and_tensorboard_show_the_capacity(tmp_path):
     _, steps = run(tmp_path, ESTIMATED["locmoe_plus"], training={"steps": 2})
     last = steps[-1]
     mean = sum(last.capacity_per_layer) / 2
-    assert step_values(last)["capacity"] == f"{mean:.0f}"
-    scalars = step_scalars(last)
-    assert scalars["moe/capacity"] == mean
+    assert printed(last)["capacity"] == f"{mean:.0f}"
+    events = scalars(last)
+    assert events["moe/capacity"] == mean
     for layer in (0, 1):
-        assert scalars[f"moe/capacity/{layer}"] == last.capacity_per_layer[layer]
-        assert scalars[f"moe/drop_rate/{layer}"] == last.drop_rate_per_layer[layer]
+        assert events[f"moe/capacity/{layer}"] == last.capacity_per_layer[layer]
+        assert events[f"moe/drop_rate/{layer}"] == last.drop_rate_per_layer[layer]
 
 
 def test_the_torch_layer_moves_its_capacity():

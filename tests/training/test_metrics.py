@@ -13,6 +13,7 @@ from moeport.training.metrics import (
     iterate_metrics,
     read_metrics,
 )
+from moeport.training.metrics_table import DERIVED, ROWS, StepMetrics, scalars
 from tests.training.metrics_examples import STEP
 
 
@@ -169,6 +170,23 @@ def test_a_broken_tensorboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog)
     (message,) = caplog.messages
     assert message.startswith("tensorboard fails to import (No module named 'no_such_dependency')")
     assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 1
+
+
+def test_every_derived_value_has_a_row_and_every_tag_is_used_once():
+    properties = {name for name, value in vars(StepMetrics).items() if isinstance(value, property)}
+    assert properties == set(DERIVED)
+    tags = [row.tag for rows in ROWS.values() for row in rows.values() if row.tag]
+    assert len(tags) == len(set(tags))
+
+
+def test_scalars_leave_out_what_a_run_does_not_have():
+    tags = scalars(STEP)
+    assert tags["performance/mfu"] == STEP.mfu
+    assert not {tag for tag in tags if "capacity" in tag or "communication" in tag or tag.startswith("moe/drop_rate/")}
+    assert "performance/mfu" not in scalars(replace(STEP, mfu=None))
+    shared = replace(STEP, exchanged_bytes_per_layer=[[1_000_000, 0], [500_000, 2_000_000]])
+    sent = {tag: value for tag, value in scalars(shared).items() if tag.startswith("communication/")}
+    assert sent == {"communication/inside_nodes_mb": 1.5, "communication/between_nodes_mb": 2.0}
 
 
 def test_metrics_need_no_framework():

@@ -19,7 +19,8 @@ from moeport.model.build import build_model
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.evaluate import evaluate_images
 from moeport.training.generate import generate
-from moeport.training.metrics import EvaluationMetrics, evaluation_scalars, read_metrics
+from moeport.training.metrics import EvaluationMetrics, read_metrics
+from moeport.training.metrics_table import scalars
 from moeport.training.run import train
 from moeport.training.summary import DryRun
 from tests.vision.tiny import digits_config
@@ -104,8 +105,8 @@ def test_evaluations_are_read_back_and_go_to_tensorboard(trained):
     config, summary, _ = trained
     last_evaluation = read_metrics(config.run.dir / "metrics.jsonl")[1][-1]
     assert last_evaluation == EvaluationMetrics(150, summary.val_loss, None, summary.val_accuracy)
-    scalars = {"validation/loss": summary.val_loss, "validation/accuracy": summary.val_accuracy}
-    assert evaluation_scalars(last_evaluation) == scalars
+    tags = {"validation/loss": summary.val_loss, "validation/accuracy": summary.val_accuracy}
+    assert scalars(last_evaluation) == tags
 
 
 def test_no_text_comes_from_a_classifier(trained):

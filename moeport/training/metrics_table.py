@@ -1,0 +1,311 @@
+"""The table of metrics: what metrics.jsonl, TensorBoard, the printed lines and the report say about a run.
+
+A metric is one row, and the line that computes it. The row is a field of `StepMetrics` or `EvaluationMetrics`: its name
+and type are those in metrics.jsonl, and the `Metric` in its annotation says the rest. A value that follows from fields
+is a property, with its row in `DERIVED`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+from moeport.pages.charts import Axis
+from moeport.training.metric import BITS_PER_BYTE, NATS, Chart, Metric, Printed
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimiser step. A NaN or infinity is null in the file and NaN when read back.
+
+    Fields with a default may be missing in files of older versions; a new one needs a default.
+    """
+
+    step: Annotated[int, Metric("Number of the step, from 1.")]
+    loss: Annotated[
+        float,
+        Metric(
+            "Mean cross entropy, nats per token; of images, nats per image.",
+            tag="train/loss",
+            printed=Printed("loss", "{:.4f}"),
+            chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}"), line="training"),
+        ),
+    ]
+    total_loss: Annotated[
+        float, Metric("What is differentiated: cross entropy and weighted auxiliary losses.", tag="train/total_loss")
+    ]
+    lr: Annotated[
+        float,
+        Metric(
+            "Learning rate.",
+            tag="train/lr",
+            printed=Printed("lr", "{:.2e}"),
+            chart=Chart("Optimisation", Axis("Learning rate", "", "{:.3e}", from_zero=True)),
+        ),
+    ]
+    grad_norm: Annotated[
+        float,
+        Metric(
+            "Global 2-norm of the gradients before clipping.",
+            tag="train/grad_norm",
+            printed=Printed("grad_norm", "{:.2f}"),
+            chart=Chart("Optimisation", Axis("Gradient norm", "", "{:.3g}", logarithmic=True)),
+        ),
+    ]
+    tokens_per_second: Annotated[
+        float,
+        Metric(
+            "Tokens of the step, over all ranks, by its time.",
+            tag="performance/tokens_per_second",
+            printed=Printed("tps", "{:,.0f}"),
+            chart=Chart("Speed", Axis("Throughput", "tokens/s", "{:,.0f}", from_zero=True)),
+        ),
+    ]
+    step_time: Annotated[
+        float,
+        Metric("Seconds of the step: batch, forward, backward, update.", tag="performance/step_time"),
+    ]
+    tokens: Annotated[int, Metric("Tokens since the first step.")]
+    mfu: Annotated[
+        float | None,
+        Metric(
+            "Model FLOP utilisation as a fraction; null where the peak is not known.",
+            tag="performance/mfu",
+            printed=Printed("mfu", "{:.1%}"),
+            chart=Chart("Speed", Axis("Model FLOP utilisation", "", "{:.1%}", percent=True, from_zero=True)),
+            null_is_none=True,
+        ),
+    ]
+    load_balance: Annotated[
+        float,
+        Metric(
+            "Load-balancing loss, mean over the layers, not weighted; 1 is balanced, 0 if it is turned off.",
+            tag="moe/load_balance",
+            chart=Chart(
+                "Routing",
+                Axis("Load-balancing loss", "", "{:.4f}", references={"balanced": 1.0}),
+                unless_zero=True,
+            ),
+        ),
+    ]
+    router_z: Annotated[
+        float,
+        Metric(
+            "Router z-loss, mean over the layers, not weighted; 0 if it is turned off.",
+            tag="moe/router_z",
+            chart=Chart("Routing", Axis("Router z-loss", "", "{:.4g}"), unless_zero=True),
+        ),
+    ]
+    output_z: Annotated[
+        float,
+        Metric(
+            "Output z-loss, not weighted; 0 if it is turned off.",
+            tag="train/output_z",
+            chart=Chart("Loss", Axis("Output z-loss", "", "{:.4g}"), place=2, unless_zero=True),
+        ),
+    ]
+    imbalance: Annotated[
+        float,
+        Metric(
+            "Largest over mean load of an expert, mean over the layers; 1 is balanced.",
+            tag="moe/imbalance",
+            printed=Printed("imbalance", "{:.2f}"),
+            chart=Chart(
+                "Routing",
+                Axis("Expert imbalance", "largest / mean load", "{:.3f}", references={"balanced": 1.0}),
+                place=0,
+            ),
+        ),
+    ]
+    drop_rate: Annotated[
+        float,
+        Metric(
+            "Dropped over chosen assignments.",
+            tag="moe/drop_rate",
+            printed=Printed("dropped", "{:.1%}"),
+            chart=Chart(
+                "Routing",
+                Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True),
+                unless_zero=True,
+            ),
+        ),
+    ]
+    expert_load: Annotated[
+        list[list[float]], Metric("Share of the chosen assignments of each expert: a list for each MoE layer.")
+    ]
+    drop_rate_per_layer: Annotated[
+        list[float],
+        Metric("`drop_rate` of each MoE layer.", tag="moe/drop_rate/{layer}", only_with="capacity_per_layer"),
+    ]
+    assignments_per_layer: Annotated[list[int], Metric("Chosen assignments of each MoE layer.")] = field(
+        default_factory=list
+    )
+    capacity_per_layer: Annotated[
+        list[int],
+        Metric(
+            "Assignments that an expert of each MoE layer could serve in a micro-batch; empty for `dropless`.",
+            tag="moe/capacity/{layer}",
+        ),
+    ] = field(default_factory=list)
+    delta_per_layer: Annotated[
+        list[float],
+        Metric(
+            "Cosine of the tokens with the gate row of their first choice, as the [capacity](capacity.md)'s `delta` "
+            "takes it, of each MoE layer; empty unless the capacity is estimated."
+        ),
+    ] = field(default_factory=list)
+    competitors_per_layer: Annotated[
+        list[float],
+        Metric(
+            "s q, the tokens of a micro-batch whose cosine with an expert's gate row is at least delta, of each MoE "
+            "layer; empty unless the capacity is estimated."
+        ),
+    ] = field(default_factory=list)
+    drop_rate_by_position: Annotated[
+        list[float],
+        Metric(
+            "`drop_rate` over all layers in up to 16 equal ranges of positions of a sequence; empty for `dropless`."
+        ),
+    ] = field(default_factory=list)
+    exchange_time: Annotated[
+        float,
+        Metric(
+            "Seconds in the all-to-alls of the experts, mean over the ranks, forward and backward, waiting for other "
+            "ranks included; on an accelerator until they were launched. 0 unless ranks share the experts."
+        ),
+    ] = 0.0
+    exchanged_rows_per_layer: Annotated[
+        list[list[int]],
+        Metric(
+            "Rows that all ranks sent to others in the all-to-alls of each MoE layer, forward and backward: [inside "
+            "nodes, between nodes]; empty unless ranks share the experts."
+        ),
+    ] = field(default_factory=list)
+    exchanged_bytes_per_layer: Annotated[
+        list[list[int]],
+        Metric(
+            "Bytes of these rows, with their counts and gates: [inside nodes, between nodes] of each MoE layer; empty "
+            "unless ranks share the experts."
+        ),
+    ] = field(default_factory=list)
+
+    @property
+    def capacity(self) -> float:
+        """Mean of `capacity_per_layer`; NaN where there is no limit."""
+        return sum(self.capacity_per_layer) / len(self.capacity_per_layer) if self.capacity_per_layer else math.nan
+
+    @property
+    def inside_nodes_mb(self) -> float:
+        """Megabytes (1e6) exchanged inside nodes, over all layers; 0 where ranks do not share the experts."""
+        return sum(inside for inside, _ in self.exchanged_bytes_per_layer) / 1e6
+
+    @property
+    def between_nodes_mb(self) -> float:
+        """Megabytes (1e6) exchanged between nodes, over all layers; 0 where ranks do not share the experts."""
+        return sum(between for _, between in self.exchanged_bytes_per_layer) / 1e6
+
+
+DERIVED: dict[str, Metric] = {
+    "capacity": Metric(
+        "Mean of `capacity_per_layer`.",
+        tag="moe/capacity",
+        printed=Printed("capacity", "{:.0f}"),
+        chart=Chart(
+            "Routing",
+            Axis("Expert capacity", "assignments, mean of the layers", "{:,.0f}", from_zero=True),
+            unless_zero=True,
+        ),
+        only_with="capacity_per_layer",
+    ),
+    "inside_nodes_mb": Metric(
+        "Megabytes (1e6) exchanged inside nodes, over all layers.",
+        tag="communication/inside_nodes_mb",
+        chart=Chart("Speed", Axis("All-to-all inside nodes", "MB/step", "{:,.3g}", from_zero=True), unless_zero=True),
+        only_with="exchanged_bytes_per_layer",
+    ),
+    "between_nodes_mb": Metric(
+        "Megabytes (1e6) exchanged between nodes, over all layers.",
+        tag="communication/between_nodes_mb",
+        chart=Chart("Speed", Axis("All-to-all between nodes", "MB/step", "{:,.3g}", from_zero=True), unless_zero=True),
+        only_with="exchanged_bytes_per_layer",
+    ),
+}
+"""Rows of the properties of `StepMetrics`, which follow from its fields and are not in metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """The whole validation set after `step` steps. A value of None is not in the file."""
+
+    step: Annotated[int, Metric("Optimiser steps done.")]
+    val_loss: Annotated[
+        float,
+        Metric(
+            "Mean cross entropy of the validation set, nats per token; of images, nats per image.",
+            tag="validation/loss",
+            printed=Printed("val_loss", "{:.4f}"),
+            chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}"), line="validation"),
+        ),
+    ]
+    val_bits_per_byte: Annotated[
+        float | None,
+        Metric(
+            "Bits per byte of the validation text; missing for images.",
+            tag="validation/bits_per_byte",
+            printed=Printed("val_bits_per_byte", "{:.4f}"),
+            chart=Chart("Loss", Axis("Validation bits per byte", BITS_PER_BYTE, "{:.4f}")),
+        ),
+    ] = None
+    val_accuracy: Annotated[
+        float | None,
+        Metric(
+            "Share of the validation images whose class has the highest score; missing for text.",
+            tag="validation/accuracy",
+            printed=Printed("val_accuracy", "{:.2%}"),
+            chart=Chart("Loss", Axis("Validation accuracy", "", "{:.2%}", percent=True)),
+        ),
+    ] = None
+
+
+Record = StepMetrics | EvaluationMetrics
+"""A line of metrics.jsonl."""
+Kind = type[StepMetrics] | type[EvaluationMetrics]
+
+
+def _rows(kind: Kind) -> dict[str, Metric]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {known.name: get_args(hints[known.name])[1] for known in fields(kind)}
+
+
+ROWS: Mapping[Kind, Mapping[str, Metric]] = {
+    StepMetrics: _rows(StepMetrics) | DERIVED,
+    EvaluationMetrics: _rows(EvaluationMetrics),
+}
+"""The rows of each class by name: its fields in their order, then what is derived from them."""
+PER_LAYER = frozenset(name for name, hint in get_type_hints(StepMetrics).items() if get_origin(hint) is list)
+"""Metrics of a step that are lists."""
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """TensorBoard tags and values of a record."""
+    found: dict[str, float] = {}
+    for name, row in ROWS[type(record)].items():
+        value = getattr(record, name)
+        if row.tag is None or value is None or not row.applies(record):
+            continue
+        if "{layer}" in row.tag:
+            found |= {row.tag.format(layer=layer): entry for layer, entry in enumerate(value)}
+        else:
+            found[row.tag] = value
+    return found
+
+
+def printed(record: Record) -> dict[str, str]:
+    """Names and values of a record as its run prints them."""
+    return {
+        row.printed.name: row.printed.show.format(getattr(record, name))
+        for name, row in ROWS[type(record)].items()
+        if row.printed and getattr(record, name) is not None and row.applies(record)
+    }

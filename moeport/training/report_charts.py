@@ -1,0 +1,53 @@
+"""The charts over the steps of a run, as the table of metrics says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from moeport.pages.charts import Axis, LineChart, Series, line_chart
+from moeport.training.metric import BITS_PER_BYTE, NATS, Chart
+from moeport.training.metrics_table import ROWS, EvaluationMetrics, StepMetrics
+from moeport.training.run_metrics import RunMetrics
+
+
+def sections(metrics: RunMetrics, baselines: Mapping[str, float], unit: str) -> dict[str, list[LineChart]]:
+    """The line charts by heading; what has no finite value is left out.
+
+    Args:
+        metrics: of the run.
+        baselines: bits per byte of compressors.
+        unit: of losses.
+    """
+    planned: dict[str, dict[str, tuple[Chart, list[Series]]]] = {}
+    for chart, series in _lines(metrics):
+        section = planned.setdefault(chart.section, {})
+        section.setdefault(chart.axis.title, (chart, []))[1].append(series)
+    return {
+        heading: [
+            drawn
+            for chart, series in sorted(charts.values(), key=lambda planned: planned[0].place)
+            if (drawn := line_chart(_axis(chart.axis, baselines, unit), series, metrics.last.step))
+        ]
+        for heading, charts in planned.items()
+    }
+
+
+def _lines(metrics: RunMetrics) -> list[tuple[Chart, Series]]:
+    """What is drawn, without what is zero throughout and not worth a chart then."""
+    drawn = [
+        (row.chart, metrics.series(kind, name, row.chart.line))
+        for kind in (StepMetrics, EvaluationMetrics)
+        for name, row in ROWS[kind].items()
+        if row.chart
+    ]
+    return [(chart, line) for chart, line in drawn if not chart.unless_zero or np.any(np.nan_to_num(line.y))]
+
+
+def _axis(axis: Axis, baselines: Mapping[str, float], unit: str) -> Axis:
+    """An axis with what only the run knows."""
+    if axis.unit == NATS:
+        return replace(axis, unit=unit)
+    return replace(axis, references=baselines) if axis.unit == BITS_PER_BYTE else axis

@@ -1,0 +1,83 @@
+"""The key figures at the head of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeport.pages.charts import Bar, number
+from moeport.training.duration import duration
+from moeport.training.metrics_table import StepMetrics
+from moeport.training.run_metrics import RunMetrics
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A key figure."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def _validation(metrics: RunMetrics, summary: Mapping[str, Any], name: str) -> float | None:
+    """The summary's value, else that of the last evaluation, if any."""
+    value = summary.get(name)
+    return getattr(metrics.last_evaluation, name, None) if value is None else value
+
+
+def key_figures(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> list[KeyFigure]:
+    """What the run came to; what is not known is left out. `unit` is that of the losses."""
+    last, figures = metrics.last, []
+    validation_loss = _validation(metrics, summary, "val_loss")
+    if validation_loss is not None:
+        figures.append(KeyFigure("Validation loss", f"{validation_loss:.4f}", unit))
+    accuracy = _validation(metrics, summary, "val_accuracy")
+    if accuracy is not None:
+        figures.append(KeyFigure("Validation accuracy", f"{accuracy:.2%}", "of held-out images"))
+    figures.append(KeyFigure("Last training loss", f"{last.loss:.4f}", unit))
+    rate = summary.get("tokens_per_second") or np.nanmedian(metrics.series(StepMetrics, "tokens_per_second").y)
+    figures.append(KeyFigure("Throughput", f"{rate:,.0f}", "tokens/s"))
+    mfu = metrics.series(StepMetrics, "mfu").y
+    if np.isfinite(mfu).any():
+        figures.append(KeyFigure("MFU", f"{np.nanmedian(mfu):.1%}", "median"))
+    if "wall_time" in summary:
+        steps = f"{last.step:,} step" + ("" if last.step == 1 else "s")
+        figures.append(KeyFigure("Wall time", duration(summary["wall_time"]), steps))
+    figures.append(KeyFigure("Tokens", rounded(last.tokens), f"{last.tokens / last.step:,.0f} a step"))
+    if "parameters_total" in summary:
+        active = f"{rounded(summary['parameters_active'])} active" if "parameters_active" in summary else ""
+        figures.append(KeyFigure("Parameters", rounded(summary["parameters_total"]), active))
+    if "peak_memory" in summary:
+        figures.append(KeyFigure("Peak memory", f"{summary['peak_memory']:.2f}", "GiB, resident"))
+    return figures
+
+
+def compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
+    """Bits per byte of the run beside general compressors."""
+    own = _validation(metrics, summary, "val_bits_per_byte")
+    if own is None or not np.isfinite(own):
+        return []
+    values = {"moeport": own, **summary.get("baselines", {})}
+    largest = max(values.values())
+    return [Bar(label, f"{value:.3f}", 100 * value / largest, label == "moeport") for label, value in values.items()]
+
+
+def comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
+    """The run against each compressor in words."""
+    own = _validation(metrics, summary, "val_bits_per_byte")
+    if own is None or not np.isfinite(own):
+        return ""
+    parts = [
+        f"{abs(1 - own / value):.1%} {'fewer' if own < value else 'more'} bits than {label}"
+        for label, value in summary.get("baselines", {}).items()
+    ]
+    return ", ".join(parts)
+
+
+def rounded(value: float) -> str:
+    """Three digits, with k, M or G."""
+    return number(value, value / 100)
