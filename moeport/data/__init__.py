@@ -1,4 +1,4 @@
-"""Text and images to sequences of tokens: sources, tokenizers, packing, order. Imports no framework."""
+"""From text and images to sequences: sources, tokenizers, packing and order. Imports no framework."""
 
 from moeport.data.images import ImageSet, ImageSplit, read_images
 from moeport.data.packed import PackedTokens
@@ -7,7 +7,7 @@ from moeport.data.sampler import Sampler
 from moeport.data.tokenizer import Tokenizer, load_tokenizer
 
 Examples = PackedTokens | ImageSet
-"""What a run trains or is evaluated on."""
+"""The data that a run trains on or is evaluated on."""
 
 __all__ = [
     "Examples",

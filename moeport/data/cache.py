@@ -1,4 +1,4 @@
-"""Where prepared data is kept, and how files get there whole."""
+"""Where prepared data is cached, and how files are written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cache_dir(configured: Path | None) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    """A temporary path beside `path`, which replaces `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""What general compressors make of the same text: the bits per byte a language model should beat."""
+"""Compression of the same text by general-purpose tools: the bits per byte that a language model should beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moeport.data.documents import Document
 
 
 def compression_baselines(documents: Sequence[Document]) -> dict[str, float]:
-    """Bits per UTF-8 byte of `gzip -9` and `xz -9`, each document compressed by itself."""
+    """Bits per UTF-8 byte of `gzip -9` and `xz -9`, with each document compressed separately."""
     texts = [document.text.encode() for document in documents]
     num_bytes = sum(map(len, texts))
     return {

@@ -13,30 +13,30 @@ class Document(NamedTuple):
     """A named text."""
 
     name: str
-    """Path, or path or dataset with the row; decides the split."""
+    """The path, or the path or dataset followed by the row; it decides the split."""
     text: str
 
     @property
     def num_bytes(self) -> int:
-        """Length of the text in UTF-8, bytes."""
+        """Length of the text in UTF-8 bytes."""
         return len(self.text.encode())
 
 
 class Corpus(NamedTuple):
-    """Documents to train on and documents held out; neither is empty."""
+    """Training documents and validation documents; neither list is empty."""
 
     train: Sequence[Document]
     validation: Sequence[Document]
 
 
 def is_validation(name: str, validation_fraction: float) -> bool:
-    """Whether the document of that name is held out: a hash of the name, as a fraction of its range, decides."""
+    """Whether the document with this name is held out, decided by a hash of the name."""
     digest = hashlib.blake2b(_name_bytes(name), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < validation_fraction
 
 
 def split_by_name(documents: Sequence[Document], validation_fraction: float) -> Corpus:
-    """The corpus that `is_validation` makes of the documents that are not empty."""
+    """Splits the non-empty documents with `is_validation`."""
     train: list[Document] = []
     validation: list[Document] = []
     for document in documents:
@@ -45,15 +45,15 @@ def split_by_name(documents: Sequence[Document], validation_fraction: float) -> 
 
 
 def without_empty(train: Iterable[Document], validation: Iterable[Document], split_rule: str) -> Corpus:
-    """The corpus of the documents that are not empty.
+    """The corpus without its empty documents.
 
     Args:
-        train: documents to train on.
-        validation: documents held out.
-        split_rule: what decided the split, for the error.
+        train: training documents.
+        validation: validation documents.
+        split_rule: describes how the split was made, for the error message.
 
     Raises:
-        DataError: a side has no text.
+        DataError: one side has no text.
     """
     corpus = Corpus(
         [document for document in train if document.text], [document for document in validation if document.text]
@@ -64,7 +64,7 @@ def without_empty(train: Iterable[Document], validation: Iterable[Document], spl
     for purpose, documents in (("validation", corpus.validation), ("training", corpus.train)):
         if not documents:
             raise DataError(
-                f"data.source: no text is left for {purpose} ({count_in_words(num_texts)} with text, {split_rule}); "
+                f"data.source: no text is left for {purpose} ({count_label(num_texts)} with text, {split_rule}); "
                 "add documents, change data.validation_fraction or name validation data in data.source"
             )
     return corpus
@@ -74,7 +74,7 @@ def checked_text(value: Any, text_field: str, where: str) -> str:
     """The value of a text column.
 
     Raises:
-        DataError: it is not text.
+        DataError: the value is not a string.
     """
     if not isinstance(value, str):
         raise DataError(f"{where}: column {text_field!r} holds {type(value).__name__}, expected a string")
@@ -82,7 +82,7 @@ def checked_text(value: Any, text_field: str, where: str) -> str:
 
 
 def documents_fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 of all names and texts in order, hexadecimal."""
+    """Hexadecimal SHA-256 of all names and texts in order."""
     digest = hashlib.sha256()
     for document in documents:
         for part in (_name_bytes(document.name), document.text.encode()):
@@ -90,14 +90,14 @@ def documents_fingerprint(documents: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def count_in_words(number: int) -> str:
-    """Such as `1,234 documents`."""
+def count_label(number: int) -> str:
+    """A count such as `1,234 documents`."""
     return f"{number:,} document{'' if number == 1 else 's'}"
 
 
-def size_in_words(documents: Sequence[Document]) -> str:
-    """Count and size, such as `1,234 documents (9.7 MB)`."""
-    return f"{count_in_words(len(documents))} ({sum(document.num_bytes for document in documents) / 1e6:.1f} MB)"
+def size_label(documents: Sequence[Document]) -> str:
+    """A count and size such as `1,234 documents (9.7 MB)`."""
+    return f"{count_label(len(documents))} ({sum(document.num_bytes for document in documents) / 1e6:.1f} MB)"
 
 
 def _name_bytes(name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Documents in local files: one a file (.txt, .py) or one a row (.jsonl, .parquet)."""
+"""Documents in local files: one per file (.txt, .py) or one per row (.jsonl, .parquet)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from moeport.errors import DataError
 
 
 def find_files(patterns: Sequence[str], option: str) -> list[str]:
-    """The files that the globs match, sorted, each once.
+    """The files that match the globs, sorted, without duplicates.
 
     Args:
-        patterns: globs, where `**` crosses folders and `~` is the home folder.
-        option: the config key of the globs, for errors.
+        patterns: globs, in which `**` matches any number of folders and `~` is the home folder.
+        option: the config key that holds the globs, for error messages.
 
     Raises:
-        DataError: a glob matches no file, or a file of a kind that cannot be read.
+        DataError: a glob matches no file, or matches a file of an unsupported kind.
     """
     found = set()
     for pattern in patterns:
@@ -40,10 +40,10 @@ def find_files(patterns: Sequence[str], option: str) -> list[str]:
 
 
 def read_files(paths: Sequence[str], text_field: str) -> list[Document]:
-    """The documents of files in order; rows are named `path:row`, lines `path:line`, from 1.
+    """The documents of the files in order. Rows are named `path:row` and lines `path:line`, counted from 1.
 
     Raises:
-        DataError: a file that cannot be read, is malformed or is not UTF-8, or a row without text.
+        DataError: a file cannot be read, is malformed or is not UTF-8, or a row has no text.
     """
     documents: list[Document] = []
     for path in paths:
@@ -59,7 +59,7 @@ def _read_text(path: str, text_field: str) -> Iterator[Document]:
 
 
 def _read_json_lines(path: str, text_field: str) -> Iterator[Document]:
-    """One document a line; not through `datasets`, which turns texts that look like dates into dates."""
+    """One document per line. `datasets` is not used here because it parses texts that look like dates."""
     offset = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):

@@ -13,10 +13,10 @@ from moeport.errors import DataError
 
 
 def import_datasets() -> ModuleType:
-    """The `datasets` package, silenced: what goes wrong is told by errors.
+    """The `datasets` package with its logging silenced, since failures raise errors.
 
     Raises:
-        DataError: it is not installed.
+        DataError: the package is not installed.
     """
     try:
         import datasets
@@ -29,24 +29,24 @@ def import_datasets() -> ModuleType:
 
 
 def read_split(source: HuggingFaceSource, split: str) -> list[Document]:
-    """One document a row, named `dataset:split:row`, from row 1.
+    """One document per row, named `dataset:split:row`, counted from 1.
 
     Raises:
-        DataError: the dataset, its split or its column does not exist or cannot be read.
+        DataError: the dataset, the split or the column does not exist or cannot be read.
     """
     return list(row_documents(_load(source, split), source.text_field, f"{source.dataset}:{split}"))
 
 
 def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document]:
-    """One document a row, named `name:row`, from row 1.
+    """One document per row, named `name:row`, counted from 1.
 
     Args:
-        rows: a `datasets` dataset, iterable or not.
+        rows: a `datasets` dataset, either map-style or iterable.
         text_field: the column that holds the text.
-        name: what the rows come from.
+        name: where the rows come from.
 
     Raises:
-        DataError: the column does not exist or holds something else than text.
+        DataError: the column does not exist or holds values that are not strings.
     """
     if text_field not in rows.column_names:
         columns = ", ".join(rows.column_names)

@@ -1,4 +1,4 @@
-"""Images with their classes, cut into patches."""
+"""Labelled images, cut into patches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from moeport.errors import DataError
 
 
 class ImageSet:
-    """Images as sequences of S patches of P pixel values from 0 to 1, and the class of each.
+    """N images, each a sequence of S patches of P pixel values from 0 to 1, with their classes.
 
     Args:
-        patch_NSP: patches in rows, float32.
-        class_N: classes, int64.
+        patch_NSP: the patches of each image in row-major order, float32.
+        class_N: the class of each image, int64.
     """
 
     def __init__(self, patch_NSP: np.ndarray, class_N: np.ndarray):
@@ -27,12 +27,12 @@ class ImageSet:
 
     @property
     def num_sequences(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.class_N)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels and classes, hexadecimal."""
+        """Hexadecimal SHA-256 of pixels and classes."""
         return hashlib.sha256(self.patch_NSP.tobytes() + self.class_N.tobytes()).hexdigest()
 
     def batch(self, indices_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,23 +40,23 @@ class ImageSet:
         return self.patch_NSP[indices_B], self.class_N[indices_B, None]
 
     def windows(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches in which every image is exactly once, in order; the last may be smaller."""
+        """Batches that contain every image exactly once, in order; the last may be smaller."""
         for first in range(0, self.num_sequences, batch_size):
             yield self.batch(np.arange(first, min(first + batch_size, self.num_sequences)))
 
 
 class ImageSplit(NamedTuple):
-    """Images to train on and images held out."""
+    """Training images and validation images."""
 
     train: ImageSet
     validation: ImageSet
 
 
 def read_images(config: DataConfig) -> ImageSplit:
-    """The images of the source, held out by a hash of their number.
+    """The images of the source, split by a hash of their index.
 
     Raises:
-        DataError: scikit-learn is not installed, or a side has no image.
+        DataError: scikit-learn is not installed, or one side has no images.
     """
     source = config.source
     assert isinstance(source, DigitsSource)
@@ -79,7 +79,7 @@ def read_images(config: DataConfig) -> ImageSplit:
 
 
 def patches(pixel_NHW: np.ndarray, size: int) -> np.ndarray:
-    """Square patches row by row, each with its pixels row by row (N, S, P). Args: images, side of a patch."""
+    """Square patches of `size` x `size` pixels, (N, S, P); patches and their pixels are in row-major order."""
     count, height, width = pixel_NHW.shape
     grid = pixel_NHW.reshape(count, height // size, size, width // size, size)
     return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4).reshape(count, -1, size * size))

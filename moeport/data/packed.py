@@ -1,4 +1,4 @@
-"""Documents as one memory-mapped file of tokens."""
+"""Documents packed into one memory-mapped file of tokens."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from moeport.data.tokenizer import Tokenizer
 from moeport.errors import DataError
 
 FORMAT_VERSION = 1
-CHARACTERS_A_BATCH = 1_000_000
-TOKENS_A_BLOCK = 1 << 24
+CHARACTERS_PER_BATCH = 1_000_000
+TOKENS_PER_BLOCK = 1 << 24
 
 
 class TokenMetadata(Section):
-    """What the JSON file beside a token file says."""
+    """Contents of the JSON file beside a token file."""
 
     format_version: int
     """Layout of the token file."""
     vocab_size: PositiveInt
-    """Ids are below it."""
+    """Every id is below it."""
     tokenizer_fingerprint: str
     """`Tokenizer.fingerprint`."""
     source_fingerprint: str
-    """SHA-256 of names and texts of the documents."""
+    """SHA-256 of the names and texts of the documents."""
     num_tokens: PositiveInt
-    """Tokens in the file, the end of text before the first document included."""
+    """Tokens in the file, including the end of text before the first document."""
     num_documents: NonNegativeInt
-    """Documents."""
+    """Documents in the file."""
     num_bytes: NonNegativeInt
     """UTF-8 bytes of the documents."""
     sha256: str
@@ -42,15 +42,15 @@ class TokenMetadata(Section):
 
 
 def write_tokens(path: Path, documents: Sequence[Document], tokenizer: Tokenizer) -> TokenMetadata:
-    """Write a token file and, at `metadata_path(path)`, its metadata; both replace what was there.
+    """Writes a token file and, at `metadata_path(path)`, its metadata, replacing existing files.
 
-    The tokens are one end of text, then each document followed by an end of text; uint16 for at most 65536 ids,
-    else uint32, little-endian.
+    The file holds one end of text, then each document followed by an end of text. Tokens are little-endian: uint16 for
+    vocabularies of at most 65536 ids, uint32 for larger ones.
 
     Args:
         path: the token file.
         documents: texts in order.
-        tokenizer: encodes them.
+        tokenizer: encodes the texts.
     """
     dtype = _dtype(tokenizer.vocab_size)
     end = np.array([tokenizer.end_of_text], dtype)
@@ -78,14 +78,14 @@ def write_tokens(path: Path, documents: Sequence[Document], tokenizer: Tokenizer
 
 
 class PackedTokens:
-    """A token file, cut into sequences of S tokens whose targets are the next tokens.
+    """A token file, cut into sequences of S tokens, whose targets are the tokens that follow.
 
     Args:
         path: the token file.
         sequence_length: S.
 
     Raises:
-        DataError: the file or its metadata is missing, damaged or of another format.
+        DataError: the file or its metadata is missing, damaged or in another format.
     """
 
     def __init__(self, path: Path, sequence_length: int):
@@ -97,7 +97,7 @@ class PackedTokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the file; all but the first are predicted."""
+        """Tokens in the file. All except the first are predicted."""
         return self.metadata.num_tokens
 
     @property
@@ -112,19 +112,19 @@ class PackedTokens:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the token file, hexadecimal."""
+        """Hexadecimal SHA-256 of the token file."""
         return self.metadata.sha256
 
     def token_counts(self) -> np.ndarray:
-        """How often each vocabulary id occurs in the file, (V,) int64."""
+        """Number of occurrences of each vocabulary id in the file, (V,) int64."""
         counts_V = np.zeros(self.metadata.vocab_size, np.int64)
-        for start in range(0, self.num_tokens, TOKENS_A_BLOCK):
-            counts_V += np.bincount(self._tokens[start : start + TOKENS_A_BLOCK], minlength=len(counts_V))
+        for start in range(0, self.num_tokens, TOKENS_PER_BLOCK):
+            counts_V += np.bincount(self._tokens[start : start + TOKENS_PER_BLOCK], minlength=len(counts_V))
         return counts_V
 
     @property
     def num_sequences(self) -> int:
-        """Full sequences: S inputs and S targets take S + 1 tokens, of which the next sequence shares one."""
+        """Number of full sequences. Each takes S + 1 tokens and shares one with the next sequence."""
         return (self.num_tokens - 1) // self.sequence_length
 
     def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,9 +138,9 @@ class PackedTokens:
         return tokens[:, :-1], tokens[:, 1:]
 
     def windows(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Inputs (B, S) and targets (B, S), int64, in which every token but the first is a target exactly once.
+        """Batches of inputs (B, S) and targets (B, S), int64, in which every token except the first is a target once.
 
-        B is batch_size but for the last full sequences; what is left after them comes last, as (1, S') with S' < S.
+        B is `batch_size`, or less for the last full sequences. Remaining tokens come last, as (1, S') with S' < S.
         """
         for first in range(0, self.num_sequences, batch_size):
             yield self.batch(np.arange(first, min(first + batch_size, self.num_sequences)))
@@ -155,7 +155,7 @@ class PackedTokens:
 
 
 def metadata_path(path: Path) -> Path:
-    """Where the metadata of a token file is."""
+    """Path of the metadata of a token file."""
     return path.with_suffix(".json")
 
 
@@ -172,13 +172,13 @@ def _encoded(documents: Sequence[Document], tokenizer: Tokenizer, end: np.ndarra
 
 
 def _text_batches(documents: Sequence[Document]) -> Iterator[list[str]]:
-    """Texts in order, in batches that keep the memory for encoding them small."""
+    """Texts in order, in batches small enough to encode in little memory."""
     texts: list[str] = []
     size = 0
     for document in documents:
         texts.append(document.text)
         size += len(document.text)
-        if size >= CHARACTERS_A_BATCH:
+        if size >= CHARACTERS_PER_BATCH:
             yield texts
             texts, size = [], 0
     yield texts

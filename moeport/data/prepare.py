@@ -1,4 +1,4 @@
-"""From a config to token files: read, tokenize, pack, and keep all of it in the cache."""
+"""From a config to cached token files: read, tokenize, pack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
 from moeport.core.section import Section
 from moeport.data.cache import atomic_file, cache_dir
 from moeport.data.compression import compression_baselines
-from moeport.data.documents import Corpus, documents_fingerprint, size_in_words
+from moeport.data.documents import Corpus, documents_fingerprint, size_label
 from moeport.data.packed import FORMAT_VERSION, PackedTokens, write_tokens
 from moeport.data.sources import read_documents
 from moeport.data.tokenizer import SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
@@ -23,7 +23,7 @@ from moeport.errors import DataError
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Everything that training needs to know about its text."""
+    """Tokenized text, ready for training."""
 
     train: PackedTokens
     validation: PackedTokens
@@ -33,15 +33,15 @@ class PreparedData:
 
 
 def prepare_data(config: DataConfig, *, report: Callable[[str], None]) -> PreparedData:
-    """The tokens that the config describes, from the cache where they are in it.
+    """The tokens that the config describes, taken from the cache if they are there.
 
     Args:
         config: source, tokenizer and sequence length.
-        report: takes a sentence on what is being done, and warnings.
+        report: receives progress messages and warnings.
 
     Raises:
-        DataError: data or a tokenizer that cannot be used, a cache that cannot be written, or less training text
-            than one sequence.
+        DataError: the data or the tokenizer cannot be used, the cache cannot be written, or the training text is
+            shorter than one sequence.
     """
     corpus = read_documents(config)
     entry = _Entry(config, corpus)
@@ -61,7 +61,7 @@ class _Baselines(Section):
 
 
 class _Entry:
-    """A folder of the cache. Every file gets there whole; the last one, compression.json, says that all are there."""
+    """A folder of the cache. Files are written atomically, compression.json last: it marks the entry complete."""
 
     def __init__(self, config: DataConfig, corpus: Corpus):
         self._config = config
@@ -73,7 +73,7 @@ class _Entry:
         self._folder = cache_dir(config.cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def load(self, report: Callable[[str], None]) -> PreparedData | None:
-        """What the cache has; None where it has nothing or, with a warning, something damaged."""
+        """The cached data; None if there is none or, after a warning, if it is damaged."""
         if not self._path("compression.json").exists():
             return None
         try:
@@ -85,17 +85,17 @@ class _Entry:
         return data
 
     def build(self, report: Callable[[str], None]) -> PreparedData:
-        """Write all files and open them."""
+        """Writes all files and opens them."""
         train, validation = self._corpus
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             tokenizer = self._given or self._train(report)
             with atomic_file(self._path("tokenizer.json")) as path:
                 tokenizer.save(path)
-            report(f"encoding {size_in_words(train)} for training and {size_in_words(validation)} for validation")
+            report(f"encoding {size_label(train)} for training and {size_label(validation)} for validation")
             write_tokens(self._path("train.tokens"), train, tokenizer)
             write_tokens(self._path("validation.tokens"), validation, tokenizer)
-            report(f"compressing {size_in_words(validation)} with gzip and xz for comparison")
+            report(f"compressing {size_label(validation)} with gzip and xz for comparison")
             baselines = _Baselines.model_validate(compression_baselines(validation))
             with atomic_file(self._path("compression.json")) as path:
                 path.write_text(baselines.model_dump_json() + "\n")
@@ -124,7 +124,7 @@ class _Entry:
         assert isinstance(self._config.tokenizer, BPETokenizer)
         documents = self._corpus.train
         vocab_size = self._config.tokenizer.vocab_size
-        report(f"training a BPE tokenizer of {vocab_size:,} tokens on {size_in_words(documents)}")
+        report(f"training a BPE tokenizer of {vocab_size:,} tokens on {size_label(documents)}")
         return train_bpe((document.text for document in documents), vocab_size)
 
     def _baselines(self) -> dict[str, float]:
@@ -139,7 +139,7 @@ class _Entry:
 
 
 def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
-    """The tokenizer, unless it has to be trained."""
+    """The tokenizer, or None if it has to be trained."""
     if isinstance(config.tokenizer, BPETokenizer):
         return None
     if isinstance(config.tokenizer, FileTokenizer):

@@ -8,15 +8,15 @@ from moeport.core.parameters import generator
 
 
 class Sampler:
-    """Goes through all sequences in a new random order every epoch.
+    """Visits all sequences in a new random order every epoch.
 
-    Sample j of step s is the global sample g = s * batch_size + j, and sits at g mod num_sequences in the order of
-    epoch g // num_sequences; a batch may cross into the next epoch. To resume at a step, ask for that step.
+    Sample j of step s has the global index g = s * batch_size + j, and is entry g mod num_sequences in the order of
+    epoch g // num_sequences; a batch may span two epochs. To resume at a step, ask for that step.
 
     Args:
-        num_sequences: sequences an epoch, at least 1.
-        batch_size: sequences a step, over all ranks.
-        seed: keys the orders.
+        num_sequences: sequences per epoch, at least 1.
+        batch_size: sequences per step, over all ranks.
+        seed: determines the orders.
     """
 
     def __init__(self, num_sequences: int, batch_size: int, seed: int):
@@ -27,7 +27,7 @@ class Sampler:
         self._order = np.empty(0, np.int64)
 
     def indices(self, step: int) -> np.ndarray:
-        """Sequence indices (batch_size,) int64 of a step, from step 0."""
+        """Sequence indices of a step, (batch_size,) int64. Steps count from 0."""
         samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(samples, self.num_sequences)
         return np.concatenate(
@@ -35,7 +35,7 @@ class Sampler:
         )
 
     def rank_indices(self, step: int, rank: int, num_ranks: int) -> np.ndarray:
-        """The contiguous part of `indices(step)` that is rank `rank`'s."""
+        """The contiguous part of `indices(step)` that belongs to a rank."""
         first, end = (self.batch_size * part // num_ranks for part in (rank, rank + 1))
         return self.indices(step)[first:end]
 

@@ -1,4 +1,4 @@
-"""The documents that a config names."""
+"""Reading the documents that a config names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 
 def read_documents(config: DataConfig) -> Corpus:
-    """All documents of the source, split for training and validation, without the empty ones.
+    """All non-empty documents of the source, split into training and validation.
 
     Raises:
-        DataError: files or rows that are missing, unreadable or not text; nothing to train or validate on; images.
+        DataError: files or rows are missing, unreadable or not text, one side is empty, or the source holds images.
     """
     source = config.source
     if isinstance(source, StdlibSource):

@@ -1,4 +1,4 @@
-"""Text to tokens and back. Every tokenizer is a tokenizer.json of Hugging Face tokenizers."""
+"""Text to tokens and back. Every tokenizer is stored as a tokenizer.json of Hugging Face tokenizers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from moeport.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-"""The token that ends a document in the tokenizers made here."""
+"""The token that ends a document in tokenizers trained here."""
 
 SPLIT_PATTERN = (
     r" ?[\p{L}_][\p{L}\p{N}_]{0,127}"
@@ -25,20 +25,20 @@ SPLIT_PATTERN = (
     r"|\s{0,128}\n[ \t]{0,128}"
     r"|\s{1,128}"
 )
-"""What BPE never merges across: identifiers, up to 3 digits, and punctuation; each with the space before it, and the
-punctuation with the line end and indentation after it. Training time grows with the square of the longest piece, hence
-the bounds."""
+"""BPE merges within these pieces only: identifiers, up to 3 digits, and punctuation, each with the space before it, and
+punctuation also with the line end and indentation after it. Training time grows with the square of the longest piece,
+which is why lengths are bounded."""
 
 
 class Tokenizer:
-    """Encodes texts without marking their ends; special tokens written out in a text are ordinary text.
+    """Encodes texts without adding end-of-text tokens. Special tokens spelled out in a text are ordinary text.
 
     Args:
-        definition: the tokenizer.json as text.
+        definition: contents of the tokenizer.json.
         end_of_text: the token that ends a document.
 
     Raises:
-        DataError: the definition is no tokenizer or has no such token.
+        DataError: the definition is not a tokenizer or lacks the token.
     """
 
     def __init__(self, definition: str, end_of_text: str = END_OF_TEXT):
@@ -50,26 +50,26 @@ class Tokenizer:
         self.end_of_text = vocabulary[end_of_text]
         """Id of the token that ends a document."""
         self.vocab_size = max(vocabulary.values()) + 1
-        """Number of ids, the unused ones below the largest included."""
+        """Number of ids, including unused ones below the largest."""
         self.fingerprint = hashlib.sha256(f"{end_of_text}\n{definition}".encode()).hexdigest()
-        """SHA-256 of the definition and the end-of-text token, hexadecimal."""
+        """Hexadecimal SHA-256 of the definition and the end-of-text token."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, uint32, without an end of text."""
+        """The ids of each text, uint32, without end-of-text tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids, special tokens written out; bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids, including special tokens. Invalid UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer.json."""
+        """Writes the tokenizer.json."""
         path.write_text(self._definition, encoding="utf-8", newline="")
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0 to 255 are the UTF-8 bytes, 256 is the end of text."""
+    """Ids 0 to 255 are the UTF-8 bytes; 256 is the end of text."""
 
     def __init__(self) -> None:
         vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
@@ -80,16 +80,16 @@ class ByteTokenizer(Tokenizer):
         super().__init__(tokenizer.to_str())
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The bytes of each text, uint32; the same ids as the tokenizer.json gives, in far less memory."""
+        """The bytes of each text, uint32: the same ids as the tokenizer.json gives, in far less memory."""
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer, the same for the same texts.
+    """Trains a byte-level BPE tokenizer; the same texts give the same tokenizer.
 
     Args:
-        texts: what to train on.
-        vocab_size: tokens, the 256 bytes and the end of text included; few texts can give fewer tokens.
+        texts: the training texts.
+        vocab_size: number of tokens, including the 256 bytes and the end of text. Small corpora can yield fewer.
     """
     tokenizer = HFTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -110,14 +110,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
-    """The tokenizer of a tokenizer.json.
+    """Reads a tokenizer.json.
 
     Args:
         path: the file.
         end_of_text: the token that ends a document.
 
     Raises:
-        DataError: the file cannot be read, is not a tokenizer.json or has no such token.
+        DataError: the file cannot be read, is not a tokenizer.json or lacks the token.
     """
     try:
         return Tokenizer(path.read_bytes().decode(), end_of_text)
@@ -162,7 +162,7 @@ def _no_end_of_text(token: str, vocabulary: Iterable[str], tokenizer: HFTokenize
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in byte-level vocabularies (GPT-2)."""
+    """The printable character that represents each byte in byte-level vocabularies (GPT-2)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = count(256)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -28,7 +28,7 @@ def test_the_file_is_documents_between_ends_of_text(path):
 
 
 def test_batches_of_many_documents_do_not_change_the_file(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("moeport.data.packed.CHARACTERS_A_BATCH", 1)
+    monkeypatch.setattr("moeport.data.packed.CHARACTERS_PER_BATCH", 1)
     write_tokens(tmp_path / "again.tokens", DOCUMENTS, ByteTokenizer())
     assert (tmp_path / "again.tokens").read_bytes() == path.read_bytes()
 
