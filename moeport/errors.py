@@ -1,18 +1,18 @@
-"""Exceptions that reach a user.
+"""Exceptions that users see.
 
-`UserError` is what the user can mend (exit code 2); `RunError` is what failed while running (exit code 1).
+`UserError` is something the user can fix (exit code 2); `RunError` is a failure during a run (exit code 1).
 Each message says what is wrong, what was expected, what was received and how to fix it.
 """
 
 
 class MoeportError(Exception):
-    """Base class of every error that moeport raises on purpose."""
+    """Base class of every error that moeport raises deliberately."""
 
     exit_code = 1
 
 
 class UserError(MoeportError):
-    """Something the user can mend: a config, a path, a missing package."""
+    """Something the user can fix: a config, a path, a missing package."""
 
     exit_code = 2
 
@@ -22,11 +22,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Data that cannot be read or is not what the config promises."""
+    """Data that cannot be read or does not match the config."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, truncated, foreign or does not fit the config."""
+    """A checkpoint that is missing, truncated, written by another program or incompatible with the config."""
 
 
 class BackendUnavailableError(UserError):
@@ -34,7 +34,7 @@ class BackendUnavailableError(UserError):
 
 
 class RunError(MoeportError):
-    """A failure while running that no setting announced in advance."""
+    """A failure during a run that no check of the config could foresee."""
 
 
 class NonFiniteError(RunError):
@@ -42,6 +42,6 @@ class NonFiniteError(RunError):
 
 
 class InterruptedRunError(RunError):
-    """Ctrl-C or SIGTERM; what was done is saved, and the message says how to go on."""
+    """Ctrl-C or SIGTERM. Progress is saved, and the message says how to continue."""
 
     exit_code = 130

@@ -1,1 +1,1 @@
-"""Communication between the processes of a job, in code that imports no framework."""
+"""Communication between the processes of a job, in framework-neutral code."""

@@ -1,4 +1,4 @@
-"""The Communicator: ranks, groups, collectives, and what guards them."""
+"""The Communicator: ranks, groups and collectives, with their checks."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from moeport.core.ops import Ops
 from moeport.launch.launcher import Launch
 
 TIMEOUT_SECONDS = 600.0
-"""Time that a collective may take before the job is stopped."""
+"""Longest time that a collective may take before the job is stopped."""
 OPERATIONS = ("sum", "max")
 NUMBERS = "all_to_all of numbers"
-"""Name in the traffic of an exchange of an array of one dimension."""
+"""Name under which traffic counts exchanges of one-dimensional arrays."""
 Pending = Callable[[], Array]
-"""Waits for the rows of a send that has started, and returns them."""
+"""Waits for rows in flight and returns them."""
 
 
 class Communicator(ABC):
     """Collectives among a group of ranks, on arrays of one backend.
 
     Every rank of the communicator must call the same collectives in the same order, with arrays of the same type. A
-    collective returns a new array and leaves its argument as it is. `all_to_all` is differentiable; the results of the
-    others are constants of differentiation. Arrays hold the index type or a float type of the backend.
+    collective returns a new array and leaves its argument unchanged. `all_to_all` is differentiable; results of the
+    others are constants under differentiation. Arrays have the backend's index type or one of its float types.
 
-    An error in a collective, a process that dies and a collective that takes longer than the timeout end every process
-    of the job with one message. Use it as a context manager: leaving the block says goodbye, and an exception in the
-    block stops every rank with its message.
+    An error in a collective, the death of a process, or a collective that exceeds the timeout stops every process of
+    the job with one message. Use the communicator as a context manager: leaving the block says goodbye, and an
+    exception in the block stops every rank with its message.
 
-    A backend defines the protected methods. They neither count nor guard.
+    A backend implements the protected methods, which neither count traffic nor check for errors.
     """
 
     checks_splits: bool
     """Whether ranks compare their splits before each `all_to_all`.
 
-    Host libraries deliver wrong values without an error when splits do not match, or end the process. On an accelerator
-    the comparison would wait for the device, and unmatched splits show as a collective that does not end.
+    When splits do not match, host libraries silently return wrong values or abort the process. On an accelerator the
+    comparison would wait for the device, and mismatched splits show up as a collective that never ends.
     """
 
     needs_link: ClassVar[bool] = False
@@ -58,24 +58,24 @@ class Communicator(ABC):
     def __init__(self, ops: Ops, ranks: Sequence[int], global_rank: int):
         self.ops = ops
         self.link: Array | None = None
-        """A zero, shape (1,), that depends on what is differentiated. While it is set, each exchange takes it in and
-        gives it out, so that its gradient is computed if that of the link is, whatever the rows depend on."""
+        """A zero of shape (1,) that depends on what is differentiated. While it is set, it passes through each exchange,
+        so that the exchange's gradient is computed whenever the link's is, whatever the rows depend on."""
         self.ranks = tuple(ranks)
         """Global ranks of the members by position, ascending."""
         self.rank = self.ranks.index(global_rank)
         """Position of this process in `ranks`."""
         self.size = len(self.ranks)
         self.nodes: tuple[int, ...] = (0,) * self.size
-        """Number of the node of each position."""
+        """Node number of each position."""
         self.traffic = Traffic(self.rank, self.nodes)
         """Bytes sent by each collective."""
         self._liveness: Liveness | None = None
         self._calls = 0
 
     def watch(self, launch: Launch, timeout_s: float) -> None:
-        """Connect all ranks of the job, so that the end of one ends all; learn which ranks share a node.
+        """Connects all ranks of the job, so that the death of one stops all, and learns which ranks share a node.
 
-        A backend calls this on the communicator of all ranks before it hands it out.
+        A backend calls this on the communicator of all ranks before returning it.
         """
         listener = Listener() if self.rank == 0 else None
         known = np.array([listener.port, listener.token] if listener else [0, 0])
@@ -90,17 +90,17 @@ class Communicator(ABC):
     # ------------------------------------------------------------------ public
 
     def group(self, partition: Sequence[Sequence[int]]) -> Communicator:
-        """Divide the ranks into groups; returns the group that this rank is in. Its ranks are in ascending order.
+        """Divides the ranks into groups and returns the group of this rank, with its ranks in ascending order.
 
-        Every rank of this communicator calls it with the same `partition`: lists of global ranks in which each rank of
-        this communicator stands once.
+        Every rank of this communicator passes the same `partition`: lists of global ranks that contain each rank of
+        this communicator once.
 
-        Raises ValueError for any other list, on every rank alike if the ranks disagree.
+        Raises ValueError for an invalid partition, and on every rank if the ranks disagree.
         """
         named = [rank for ranks in partition for rank in ranks]
         if sorted(named) != sorted(self.ranks):
             raise ValueError(
-                f"group: each of the ranks {_words(self.ranks)} must stand once in the partition "
+                f"group: each of the ranks {_joined(self.ranks)} must stand once in the partition "
                 f"(got {[list(ranks) for ranks in partition]})"
             )
         checksum = zlib.crc32(repr([list(ranks) for ranks in partition]).encode()) >> 1
@@ -115,7 +115,7 @@ class Communicator(ABC):
         return group
 
     def all_reduce(self, x: Array, op: str = "sum") -> Array:
-        """Combine arrays of one shape elementwise. `op`: sum or max. Returns the same on every rank."""
+        """Reduces arrays of equal shape elementwise by `op`, sum or max. Returns the same array on every rank."""
         if op not in OPERATIONS:
             raise ValueError(f"all_reduce: op is {op!r}; expected one of {', '.join(OPERATIONS)}")
         block = -(-_rows(x) // self.size)
@@ -124,13 +124,13 @@ class Communicator(ABC):
             return self._all_reduce(x, op)
 
     def all_gather(self, x: Array) -> Array:
-        """Arrays of one shape, stacked. Returns (size, *x.shape), in the order of the ranks."""
+        """Stacks arrays of equal shape in rank order. Returns (size, *x.shape)."""
         self._count("all_gather", [_rows(x)] * self.size, x)
         with self._collective("all_gather", self._describe(x)):
             return self._all_gather(x)
 
     def broadcast(self, x: Array, source: int) -> Array:
-        """The array of the rank at position `source`. On other ranks `x` gives shape and type alone."""
+        """Returns the array of the rank at position `source`. On other ranks `x` provides only shape and type."""
         if not 0 <= source < self.size:
             raise ValueError(f"broadcast: source is {source}; expected a position of 0 .. {self.size - 1}")
         self._count("broadcast", [_rows(x) if self.rank == source else 0] * self.size, x)
@@ -138,7 +138,7 @@ class Communicator(ABC):
             return self._broadcast(x, source)
 
     def reduce_scatter(self, x: Array) -> Array:
-        """Sum of arrays (size * n, ...) of one shape, of which each position gets its n rows. Returns (n, ...)."""
+        """Sums arrays (size * n, ...) of equal shape; each position receives its n rows. Returns (n, ...)."""
         if not x.shape or x.shape[0] % self.size:
             raise ValueError(f"reduce_scatter: x is {tuple(x.shape)}; expected a multiple of {self.size} rows")
         self._count("reduce_scatter", [x.shape[0] // self.size] * self.size, x)
@@ -146,8 +146,8 @@ class Communicator(ABC):
             return self._reduce_scatter(x)
 
     def sum_of_numbers(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the ranks, in their order, of float64 numbers of the host; in the precision of float64 whatever the
-        library adds.
+        """Sums float64 host values over the ranks, in rank order and float64 precision whatever types the library can
+        add.
         """
         if self.size == 1:
             return values
@@ -159,35 +159,35 @@ class Communicator(ABC):
         return gathered.astype(np.float64).sum((0, 1))
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Waits until every rank has entered the barrier."""
         with self._collective("barrier"):
             self._barrier()
 
     def all_to_all(
         self, x: Array, send_rows: Sequence[int] | np.ndarray, receive_rows: Sequence[int] | np.ndarray
     ) -> Array:
-        """`start_all_to_all`, and wait for the rows."""
+        """Calls `start_all_to_all` and waits for the rows."""
         return self.start_all_to_all(x, send_rows, receive_rows)()
 
     def start_all_to_all(
         self, x: Array, send_rows: Sequence[int] | np.ndarray, receive_rows: Sequence[int] | np.ndarray
     ) -> Pending:
-        """Begin to send each rank its rows; differentiable.
+        """Starts sending each rank its rows; differentiable.
 
-        Where the library sends beside the computation, several may be under way at once, and so may their gradients: in
-        the backward pass the wait for the rows starts the send of their gradients, and the start waits for those.
+        If the library communicates asynchronously, several exchanges can be in flight at once, and so can their
+        gradients: the backward pass starts an exchange where the forward pass waited for it and waits where it began.
 
         Args:
             x: (R, ...), the rows for position 0, then those for position 1, and so on.
-            send_rows: how many rows go to each position; they sum to R. Any may be 0.
-            receive_rows: how many rows come from each position: what that rank has in its `send_rows` for this one.
+            send_rows: number of rows to send to each position, summing to R; may contain zeros.
+            receive_rows: number of rows to receive from each position, as given in that rank's `send_rows`.
 
-        Returns: what waits for the rows and returns them: (sum(receive_rows), ...), those from position 0, then those
-        from position 1, and so on. Call it once.
+        Returns: a function that waits for the rows and returns them, (sum(receive_rows), ...): those from position 0,
+        then those from position 1, and so on. Call it once.
 
-        The gradient is the same exchange backwards, in which every rank must take part: `x` must depend on what is
-        differentiated on all ranks or on none, or `link` must be set. `backward` of PyTorch takes part for constant
-        rows too.
+        The gradient is the reverse exchange, in which every rank must take part: `x` must depend on what is
+        differentiated on all ranks or on none, or `link` must be set. PyTorch's `backward` takes part for constant rows
+        as well.
         """
         send, receive = tuple(map(int, send_rows)), tuple(map(int, receive_rows))
         for name, rows in (("send_rows", send), ("receive_rows", receive)):
@@ -199,7 +199,7 @@ class Communicator(ABC):
 
     @contextmanager
     def counting(self, traffic: Traffic) -> Iterator[None]:
-        """Count collectives called in the block in `traffic`, the gradients of its exchanges too whenever they run."""
+        """Counts collectives called in the block in `traffic`, and the gradients of its exchanges whenever they run."""
         before, self.traffic = self.traffic, traffic
         try:
             yield
@@ -207,13 +207,13 @@ class Communicator(ABC):
             self.traffic = before
 
     def fail(self, error: Exception) -> NoReturn:
-        """Stop every rank with the message of `error`; does not return. A process alone raises it."""
+        """Stops every rank with the message of `error`; does not return. A single process raises the error."""
         if self._liveness is None:
             raise error
         self._liveness.fail(error)
 
     def close(self) -> None:
-        """Wait for every rank, then leave without alarming the others. For the communicator of all ranks."""
+        """Waits for every rank, then leaves without alarming the others. For the communicator of all ranks."""
         self.barrier()
         if self._liveness is not None:
             self._liveness.close()
@@ -229,11 +229,11 @@ class Communicator(ABC):
         elif isinstance(error, Exception):
             self.fail(error)
 
-    # ------------------------------------------------------------------ of a backend
+    # ------------------------------------------------------------------ implemented by a backend
 
     @abstractmethod
     def _group(self, ranks: tuple[int, ...]) -> Communicator:
-        """A communicator of some of the ranks; its members call it, and no others."""
+        """A communicator of some of the ranks, called by its members only."""
 
     @abstractmethod
     def _all_reduce(self, x: Array, op: str) -> Array:
@@ -248,7 +248,7 @@ class Communicator(ABC):
         """See broadcast."""
 
     def _reduce_scatter(self, x: Array) -> Array:
-        """See reduce_scatter; here an all_to_all and a sum in the order of the ranks."""
+        """See reduce_scatter. By default, an all_to_all and a sum in rank order."""
         n = x.shape[0] // self.size
         parts = self._all_to_all(x, (n,) * self.size, (n,) * self.size)
         total = parts[:n]
@@ -267,20 +267,20 @@ class Communicator(ABC):
     def _start_all_to_all(
         self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]
     ) -> tuple[Array, Callable[[], object]]:
-        """The rows to come, and what waits until they are there; here they are at once."""
+        """A placeholder for the rows, and a function that waits for them. By default they are complete at once."""
         return self._all_to_all(x, send, receive), lambda: None
 
     @abstractmethod
     def _differentiable(self, transfer: Transfer, x: Array) -> Pending:
-        """The transfer of `x` as a function whose gradient is `transfer.back`."""
+        """Starts the transfer of `x` as a function whose gradient is `transfer.back`."""
 
-    # ------------------------------------------------------------------ guards
+    # ------------------------------------------------------------------ checks
 
     def _check_splits(self, x: Array, send: tuple[int, ...], receive: tuple[int, ...]) -> None:
         rows = self._gather_integers([_row_bytes(self.ops, x), *send, *receive])
         widths, sent, expected = rows[:, 0], rows[:, 1 : 1 + self.size], rows[:, 1 + self.size :]
         if (widths != widths[0]).any():
-            raise ValueError(f"a row has {_words(widths)} bytes on ranks {_words(self.ranks)}; expected one width")
+            raise ValueError(f"a row has {_joined(widths)} bytes on ranks {_joined(self.ranks)}; expected one width")
         for source, target in np.argwhere(sent != expected.T):
             raise ValueError(
                 f"rank {self.ranks[source]} sends {sent[source, target]} rows to rank {self.ranks[target]}, "
@@ -288,7 +288,7 @@ class Communicator(ABC):
             )
 
     def _gather_integers(self, values: Sequence[int]) -> np.ndarray:
-        """(size, n) integers below 2^31, of every rank."""
+        """Integers below 2^31 of every rank, (size, n)."""
         return self.ops.to_numpy(self._all_gather(self.ops.from_numpy(np.array(values, np.int64))))
 
     @contextmanager
@@ -316,13 +316,13 @@ class Communicator(ABC):
 
 
 class Transfer:
-    """One all_to_all, guarded and counted, which backends make differentiable.
+    """One all_to_all, checked and counted, which backends make differentiable.
 
     Args:
-        communicator: its ranks.
-        traffic: where it counts, its gradient too.
-        send: rows to each position.
-        receive: rows from each position.
+        communicator: the ranks that exchange rows.
+        traffic: counts the transfer and its gradient.
+        send: number of rows to each position.
+        receive: number of rows from each position.
     """
 
     def __init__(self, communicator: Communicator, traffic: Traffic, send: tuple[int, ...], receive: tuple[int, ...]):
@@ -330,15 +330,15 @@ class Transfer:
 
     @cached_property
     def back(self) -> Transfer:
-        """The way of the gradient."""
+        """The reverse transfer, which carries the gradient."""
         return Transfer(self.communicator, self.traffic, self.receive, self.send)
 
     def start(self, x: Array) -> Array:
-        """Starts the send; returns a placeholder, which holds the rows after `wait`."""
+        """Starts the send; returns a placeholder until `wait` completes it."""
         communicator, send, receive = self.communicator, self.send, self.receive
         row_bytes = _row_bytes(communicator.ops, x)
         self._volume = self.traffic.add("all_to_all" if x.shape[1:] else NUMBERS, send, row_bytes)
-        detail = f"{communicator._describe(x)}, sends {_words(send)}, receives {_words(receive)}"
+        detail = f"{communicator._describe(x)}, sends {_joined(send)}, receives {_joined(receive)}"
         self._call = communicator._call("all_to_all", detail)
         with self._timed():
             if communicator.checks_splits:
@@ -348,7 +348,7 @@ class Transfer:
         return out
 
     def wait(self) -> Array:
-        """Until the rows are there; returns them."""
+        """Waits for the rows and returns them."""
         with self._timed():
             self._finish()
         out = self._out
@@ -356,7 +356,7 @@ class Transfer:
         return out
 
     def run(self, x: Array) -> Array:
-        """Start and wait."""
+        """Starts the transfer and waits for it."""
         self.start(x)
         return self.wait()
 
@@ -379,5 +379,5 @@ def _row_bytes(ops: Ops, x: Array) -> int:
     return int(np.prod(x.shape[1:], dtype=np.int64)) * ITEM_BYTES[ops.dtype(x)]
 
 
-def _words(numbers: Any) -> str:
+def _joined(numbers: Any) -> str:
     return ",".join(str(number) for number in numbers)

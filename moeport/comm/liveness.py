@@ -1,14 +1,14 @@
-"""The end of one process ends all of them, with one message that names it.
+"""When one process of a job dies, all of them stop, with one message that names the cause.
 
-A blocked collective cannot be interrupted, and a library may deliver wrong values after an error. So every process has
-a thread with a connection to rank 0, and leaves by `os._exit` when one of these happens:
+A blocked collective cannot be interrupted, and a library may return wrong values after an error. Therefore every
+process has a thread with a connection to rank 0, and exits through `os._exit` when one of these happens:
 
-* a process dies: its connection closes. A machine that loses power or network is found by TCP within 30 s;
-* a collective raises an exception: its rank reports it to rank 0, which tells all;
+* a process dies, which closes its connection. TCP detects a machine that lost power or network within 30 s;
+* a collective raises an exception: the rank reports it to rank 0, which informs all others;
 * a collective takes longer than the timeout: rank 0 names the ranks that have not entered it.
 
-Rank 0 decides what the message is. It waits a moment after an exception, since libraries raise one, such as "connection
-closed by peer", when another process has died. Ranks say goodbye before they close a connection in order.
+Rank 0 decides on the message. It waits briefly after an exception, because libraries raise one, such as "connection
+closed by peer", when another process has died. A rank that closes its connection normally says goodbye first.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from moeport.errors import MoeportError, RunError
 
 EXIT_CODE = 1
 CONNECT_SECONDS = 120
-"""Time for all ranks to connect to rank 0."""
+"""Time allowed for all ranks to connect to rank 0."""
 HEARTBEAT_SECONDS = 1.0
 GRACE_SECONDS = 1.0
-"""Time that rank 0 waits after an exception for the news that a process has died."""
+"""Time that rank 0 waits after an exception to learn whether a process has died."""
 ANSWER_SECONDS = 10.0
-"""Time after which a rank that has reported a failure leaves without an answer of rank 0."""
+"""Time after which a rank that has reported a failure exits without an answer from rank 0."""
 PARTING_SECONDS = 5.0
-"""Time to wait until a last message has arrived."""
+"""Time allowed for a last message to arrive."""
 SILENCE_SECONDS = 30
-"""Time after which TCP gives up a machine that does not answer."""
+"""Time after which TCP gives up on a machine that does not answer."""
 MESSAGE_LENGTH = 1000
 
 Message = dict[str, Any]
@@ -56,7 +56,7 @@ class Call:
     ranks: tuple[int, ...]
     """Global ranks of the communicator."""
     number: int
-    """Counts the calls of this communicator, from 1."""
+    """Index of the call on this communicator, counted from 1."""
     name: str
     detail: str = ""
 
@@ -80,7 +80,7 @@ class Member:
 
 
 class Listener:
-    """The socket at which rank 0 waits for the others."""
+    """The socket on which rank 0 waits for the other ranks."""
 
     def __init__(self) -> None:
         both = socket.has_dualstack_ipv6()
@@ -88,11 +88,11 @@ class Listener:
         self.socket = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
         self.port: int = self.socket.getsockname()[1]
         self.token = secrets.randbits(31)
-        """What the other ranks must know."""
+        """A secret that the other ranks must present."""
 
 
 class Peer:
-    """A connection to another process: JSON, a line a message."""
+    """A connection to another process, which carries one JSON message per line."""
 
     def __init__(self, connection: socket.socket):
         self.connection = connection
@@ -105,12 +105,12 @@ class Peer:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: Message) -> None:
-        """Send; a broken connection is noticed when reading."""
+        """Sends a message. A broken connection is noticed when reading."""
         with suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[Message] | None:
-        """Messages that have arrived, waiting for at least some bytes; None at the end of the connection."""
+        """Waits for data and returns the complete messages; None once the connection is closed."""
         try:
             data = self.connection.recv(1 << 16)
         except OSError:
@@ -121,7 +121,7 @@ class Peer:
         return [json.loads(line) for line in lines]
 
     def first(self, timeout_s: float) -> Message:
-        """The first message, read byte by byte to leave the next one; OSError or ValueError where none comes."""
+        """The first message, read bytewise so as not to consume the next; OSError or ValueError if none arrives."""
         self.connection.settimeout(timeout_s)
         line = b""
         while not line.endswith(b"\n"):
@@ -134,7 +134,7 @@ class Peer:
         return message
 
     def finish(self, deadline: float) -> None:
-        """Send no more, and read until the other side closes: to close with unread data discards what was sent."""
+        """Stops sending and reads until the other side closes; closing with unread data would discard what was sent."""
         try:
             self.connection.shutdown(socket.SHUT_WR)
             while time.monotonic() < deadline:
@@ -146,20 +146,20 @@ class Peer:
 
 
 class Liveness:
-    """The watching thread of one process, and its connections: rank 0 to every rank, every other to rank 0."""
+    """The watchdog thread of one process and its connections: from rank 0 to all ranks, from all others to rank 0."""
 
     def __init__(
         self, rank: int, size: int, listener: Listener | None, address: tuple[str, int], token: int, timeout_s: float
     ):
-        """Connect; returns when every rank has.
+        """Connects, and returns once every rank has connected.
 
         Args:
-            rank: of this process.
+            rank: rank of this process.
             size: number of processes.
-            listener: on rank 0, its listener.
+            listener: the listener, on rank 0 only.
             address: host and port of rank 0's listener.
-            token: of rank 0's listener.
-            timeout_s: time that a call may take.
+            token: token of rank 0's listener.
+            timeout_s: longest time that a call may take.
 
         Raises RunError if a rank does not connect.
         """
@@ -182,9 +182,9 @@ class Liveness:
         self._connections = [peer.connection for peer in self._peers.values()]
         hosts = list(dict.fromkeys(member.host for member in self.members))
         self.nodes = tuple(hosts.index(member.host) for member in self.members)
-        """Number of the node of each rank, by host name."""
+        """Node number of each rank, determined by host name."""
         self._wake_receiver, self._wake_sender = socket.socketpair()
-        os.register_at_fork(after_in_child=self._close_sockets)  # a child would keep the connection of a dead parent
+        os.register_at_fork(after_in_child=self._close_sockets)  # or a child would keep a dead parent's connection open
         self._thread = threading.Thread(target=self._run, name="moeport-liveness", daemon=True)
         self._thread.start()
         self._wait_at_sigterm()
@@ -193,7 +193,7 @@ class Liveness:
 
     @contextmanager
     def call(self, call: Call) -> Iterator[None]:
-        """Watch a collective, from its start or until it is done; an exception in it ends the job."""
+        """Watches a collective while the block runs; an exception in it stops the job."""
         outer = self._call, self._call_start
         key = _key(call.ranks)
         self._entered[key] = max(call.number, self._entered.get(key, 0))
@@ -207,17 +207,17 @@ class Liveness:
             self._call, self._call_start = outer
 
     def fail(self, error: Exception) -> NoReturn:
-        """End every process with the message of `error`."""
+        """Stops every process with the message of `error`."""
         self._error = error
         where = f"in {self._call} ({self._call.detail})" if self._call else "outside collectives"
-        words = " ".join(str(error).split())[:MESSAGE_LENGTH]
-        text = f"{self.members[self._rank]} failed {where}: {type(error).__name__}: {words}"
+        reason = " ".join(str(error).split())[:MESSAGE_LENGTH]
+        text = f"{self.members[self._rank]} failed {where}: {type(error).__name__}: {reason}"
         self._post({"kind": "failure", "rank": self._rank, "text": text})
         self._thread.join()
         os._exit(EXIT_CODE)
 
     def close(self) -> None:
-        """Say goodbye. The end of other processes is no longer of interest."""
+        """Says goodbye, after which the death of other processes is ignored."""
         self._post({"kind": "goodbye"})
         self._thread.join()
         self._close_sockets()
@@ -229,7 +229,7 @@ class Liveness:
         self._wake_sender.send(b"\0")
 
     def _wait_at_sigterm(self) -> None:
-        """A launcher sends SIGTERM as soon as it sees a dead process: leave the thread a moment for the message."""
+        """Launchers send SIGTERM as soon as a process dies; this gives the thread time to report the cause first."""
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self._previous_handler = signal.signal(signal.SIGTERM, self._terminate)
 
@@ -244,7 +244,7 @@ class Liveness:
         try:
             self._watch()
         except Exception:
-            traceback.print_exc()  # no job without a watch
+            traceback.print_exc()  # a job never runs without its watchdog
             os._exit(EXIT_CODE)
 
     def _watch(self) -> None:
@@ -285,7 +285,7 @@ class Liveness:
         return {"kind": "state", "last": self._last_call, "entered": dict(self._entered), "detail": detail}
 
     def _report(self, event: Message) -> None:
-        """Bring an event of this process to rank 0."""
+        """Reports an event of this process to rank 0."""
         if self._rank == 0:
             self._consider(event)
             return
@@ -316,13 +316,13 @@ class Liveness:
                 self._consider(message)
 
     def _lose(self, rank: int) -> None:
-        """A connection has closed without a goodbye."""
+        """Handles a connection that closed without a goodbye."""
         call = self._call
         where = f"in {call}" if call else f"outside collectives (last: {self._last_call})"
         self._end({"rank": rank, "text": f"{self.members[rank]} died; rank {self._rank} was {where}"})
 
     def _consider(self, event: Message) -> None:
-        """Rank 0: what to do about a failure or a late call."""
+        """On rank 0, decides what to do about a failure or a late call."""
         if event["kind"] == "late":
             self._end({"rank": event["rank"], "text": self._lateness(event)})
         elif self._failure is None:
@@ -346,7 +346,7 @@ class Liveness:
         return f"{waits}; every rank has entered it ({details})"
 
     def _end(self, failure: Message) -> NoReturn:
-        """Tell the others, then leave."""
+        """Informs the others, then exits."""
         message = {"kind": "end", "rank": failure["rank"], "text": failure["text"]}
         self._stop(message, tell=self._rank == 0)
 
@@ -354,7 +354,7 @@ class Liveness:
         if message["rank"] == self._rank and self._error and not isinstance(self._error, MoeportError):
             traceback.print_exception(self._error)
         os.write(2, f"moeport: {message['text']}; every rank stops\n".encode())
-        flush = threading.Thread(target=_flush, daemon=True)  # the main thread may hold the lock of a stream for ever
+        flush = threading.Thread(target=_flush, daemon=True)  # the main thread may hold a stream's lock forever
         flush.start()
         if tell:
             self._part(message)
@@ -362,7 +362,7 @@ class Liveness:
         os._exit(EXIT_CODE)
 
     def _part(self, message: Message) -> None:
-        """Send a last message to every peer and wait a moment until they have it."""
+        """Sends a last message to every peer and waits briefly for its arrival."""
         for peer in self._peers.values():
             peer.send(message)
         deadline = time.monotonic() + PARTING_SECONDS

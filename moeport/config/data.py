@@ -1,4 +1,4 @@
-"""The data section: where text or images come from and how they become sequences of tokens."""
+"""The data section: where text or images come from, and how they become sequences of tokens."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,21 +12,21 @@ TEXT_SOURCES = ("stdlib", "files", "huggingface")
 
 
 class StdlibSource(Section):
-    """The Python standard library's own sources: real text that is always there."""
+    """The source files of Python's standard library: real text that is always available."""
 
     name: Literal["stdlib"] = "stdlib"
     """`stdlib`"""
 
 
 class FilesSource(Section):
-    """Local files: .txt and .py (one document each), .jsonl and .parquet (one document a row)."""
+    """Local files: .txt and .py (one document each), .jsonl and .parquet (one document per row)."""
 
     name: Literal["files"] = "files"
     """`files`"""
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Globs of training files (`**` crosses folders), relative to the working directory."""
+    """Globs of training files, relative to the working directory; `**` matches any number of folders."""
     validation_paths: tuple[str, ...] = ()
-    """Globs of validation files. Default: a share of the documents, see data.validation_fraction."""
+    """Globs of validation files. Default: a share of the documents; see data.validation_fraction."""
     text_field: str = "text"
     """Column that holds the text in .jsonl and .parquet files."""
 
@@ -43,34 +43,34 @@ class HuggingFaceSource(Section):
     split: str = "train"
     """Training split."""
     validation_split: str | None = None
-    """Validation split. Default: a share of the documents, see data.validation_fraction."""
+    """Validation split. Default: a share of the documents; see data.validation_fraction."""
     text_field: str = "text"
     """Column that holds the text."""
 
 
 class DigitsSource(Section):
-    """Handwritten digits, 1,797 images of 8 x 8 pixels in 10 classes, that come with scikit-learn. The model is then an
-    image classifier.
+    """The handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels in 10 classes. The model becomes an image
+    classifier.
     """
 
     name: Literal["digits"] = "digits"
     """`digits`"""
     patch_size: PositiveInt = 2
-    """Side of a patch in pixels; must divide 8. A patch is a token."""
+    """Side of a patch in pixels; must divide 8. Each patch is a token."""
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image S."""
+        """Patches per image, S."""
         return (DIGITS_SIDE // self.patch_size) ** 2
 
     @property
     def patch_values(self) -> int:
-        """Pixels of a patch P."""
+        """Pixels per patch, P."""
         return self.patch_size**2
 
 
 class ByteTokenizer(Section):
-    """One token a UTF-8 byte: 256 bytes and the end of text."""
+    """One token per UTF-8 byte: 256 bytes and the end of text."""
 
     name: Literal["byte"] = "byte"
     """`byte`"""
@@ -82,11 +82,11 @@ class BPETokenizer(Section):
     name: Literal["bpe"] = "bpe"
     """`bpe`"""
     vocab_size: Annotated[int, Field(ge=257)] = 4096
-    """Tokens, the 256 bytes and the end of text included."""
+    """Number of tokens, including the 256 bytes and the end of text."""
 
 
 class FileTokenizer(Section):
-    """A given tokenizer.json of Hugging Face tokenizers."""
+    """An existing tokenizer.json of Hugging Face tokenizers."""
 
     name: Literal["file"] = "file"
     """`file`"""
@@ -97,27 +97,27 @@ class FileTokenizer(Section):
 
 
 class DataConfig(Section):
-    """Documents, tokenizer and packing; or images."""
+    """Documents, tokenizer and packing, or images."""
 
     source: Annotated[StdlibSource | FilesSource | HuggingFaceSource | DigitsSource, Field(discriminator="name")] = (
         StdlibSource()
     )
-    """Where documents, or images, come from."""
+    """Where documents or images come from."""
     tokenizer: Annotated[ByteTokenizer | BPETokenizer | FileTokenizer, Field(discriminator="name")] = BPETokenizer()
     """How text becomes tokens."""
     sequence_length: PositiveInt = 512
-    """Tokens a sequence S."""
+    """Tokens per sequence, S."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the documents held out, chosen by a hash of the document's name; of images, by that of their number."""
+    """Share of the data held out, chosen by a hash of each document's name or each image's index."""
     cache_dir: Path | None = None
-    """Where tokenizers and token files are kept. Default: $XDG_CACHE_HOME/moeport or ~/.cache/moeport."""
+    """Folder of cached tokenizers and token files. Default: $XDG_CACHE_HOME/moeport or ~/.cache/moeport."""
 
     @property
     def is_images(self) -> bool:
-        """Whether the examples are images, not text."""
+        """Whether the examples are images rather than text."""
         return isinstance(self.source, DigitsSource)
 
     @property
     def tokens_per_sequence(self) -> int:
-        """S: `sequence_length`, or the patches of an image."""
+        """S: `sequence_length`, or the number of patches per image."""
         return self.source.num_patches if isinstance(self.source, DigitsSource) else self.sequence_length

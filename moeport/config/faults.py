@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in the words and places of the config file."""
+"""Pydantic's errors, rephrased in terms of the config file and placed in it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -38,18 +38,18 @@ _KINDS = {
     dict: "a mapping",
 }
 _MEANT = {"int_type": int, "float_type": int | float, "bool_type": bool}
-"""The Python types that a quoted scalar may have meant, by error."""
+"""By pydantic error, the Python types that a quoted scalar may have been meant as."""
 
 
 def dotted(parts: Parts) -> str:
-    """`data.source.paths[1]`."""
+    """A dotted path such as `data.source.paths[1]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
 
 
 def locate(loc: Sequence[str | int]) -> tuple[Parts, type[Section]]:
-    """The path that a pydantic location means, and the section that has its last key.
+    """The path of a pydantic location, and the section that declares its last key.
 
-    Pydantic adds the chosen name after each choice of sections: `data.source.files.paths`.
+    Pydantic inserts the chosen name after each choice of sections: `data.source.files.paths`.
     """
     parts: list[str | int] = []
     section: type[Section] = Config
@@ -68,7 +68,7 @@ def locate(loc: Sequence[str | int]) -> tuple[Parts, type[Section]]:
 
 
 def non_finite(root: Node) -> list[Problem]:
-    """The problems of numbers that are NaN, infinite or outside 64 bits."""
+    """Problems for numbers that are NaN, infinite or outside 64 bits."""
     found = []
     for key in {key.path: key for key in keys()}.values():
         node = root.find(*key.path.split("."))
@@ -79,11 +79,11 @@ def non_finite(root: Node) -> list[Problem]:
 
 
 def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Problem]:
-    """The problems of single keys.
+    """Problems for single keys.
 
     Args:
         root: the whole config as given.
-        errors: what pydantic found in it.
+        errors: the errors that pydantic found in it.
     """
     for error in errors:
         parts, section = locate(error["loc"])
@@ -105,8 +105,8 @@ def _unknown_key(root: Node, parts: Parts, section: type[Section]) -> Problem:
     if owners:
         chosen = section.model_fields["name"].default
         *others, last = owners
-        words = f"{', '.join(others)} and {last}" if others else last
-        return Problem(key, f"is an option of {words}, not of {chosen}", place=place)
+        listed = f"{', '.join(others)} and {last}" if others else last
+        return Problem(key, f"is an option of {listed}, not of {chosen}", place=place)
     if "." in name:
         return Problem(key, "unknown key", expected="nested sections instead of dots", place=place)
     meant = suggest(key, section)
@@ -116,7 +116,7 @@ def _unknown_key(root: Node, parts: Parts, section: type[Section]) -> Problem:
 
 
 def _bad_name(root: Node, parts: Parts, section: type[Section]) -> Problem:
-    """A choice of sections whose `name` is missing or none of the choices."""
+    """A choice of sections whose `name` is missing or unknown."""
     node, key = root.at(*parts), dotted((*parts, "name"))
     tags = names(section.model_fields[str(parts[-1])])
     expected = f"one of {', '.join(tags)}"
@@ -151,7 +151,7 @@ def _wrong(value: Any, error: ErrorDetails) -> str:
 
 
 def _meant_value(node: Node, key: str, field: FieldInfo, kind: str) -> str:
-    """What the value was probably meant to be, or nothing."""
+    """The value that was probably meant, or an empty string."""
     value = node.value
     if isinstance(value, str):
         if value in names(field):

@@ -1,4 +1,4 @@
-"""The keys of the schema: where they are, what they take, and which one a mistaken key meant."""
+"""The keys of the schema: where they are, what values they take, and which one a misspelled key meant."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,10 +55,10 @@ ALIASES = {
     "metrics.log_interval": "logging_steps log_every",
     "backend.dtype": "precision torch_dtype",
 }
-"""Key to the names that other training stacks have for it."""
+"""The names that other training frameworks use for a key."""
 
 VALUE_ALIASES = {"gpu": "cuda", "ascend": "npu", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
-"""Values that people write, and what they mean here."""
+"""Common spellings of values, and their names here."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +70,39 @@ class Key:
     section: type[Section]
     """The section that declares it."""
     variant: str = ""
-    """The `name` of the router, source or tokenizer whose option it is; empty for any other key."""
+    """The `name` of the router, source or tokenizer that this key is an option of; empty for other keys."""
 
     @property
     def name(self) -> str:
-        """Last part of the path."""
+        """The last part of the path."""
         return self.path.rpartition(".")[2]
 
     @property
     def field(self) -> FieldInfo:
-        """Its declaration."""
+        """The declaration of the key."""
         return self.section.model_fields[self.name]
 
     @property
     def expected(self) -> str:
-        """The values it takes, in words."""
+        """Describes the values that the key takes."""
         return describe(self.section, self.name)
 
 
 def variants(field: FieldInfo) -> dict[str, type[Section]]:
-    """The sections that `name` chooses from, by name; empty for a field without such a choice."""
+    """The sections that `name` chooses from, by name; empty for a field that is not such a choice."""
     if field.discriminator is None:
         return {}
     return {choice.model_fields["name"].default: choice for choice in get_args(field.annotation)}
 
 
 def subsection(field: FieldInfo) -> type[Section] | None:
-    """The section that the field holds, or None for a single value or a choice of sections."""
+    """The section that the field holds; None for a single value or a choice of sections."""
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def names(field: FieldInfo) -> list[str]:
-    """The values of `name` in the section that the field holds; empty where there is none."""
+    """The possible values of `name` in the section that the field holds; empty if it has none."""
     below = subsection(field)
     if below and "name" in below.model_fields:
         return list(get_args(below.model_fields["name"].annotation))
@@ -110,7 +110,7 @@ def names(field: FieldInfo) -> list[str]:
 
 
 def walk(section: type[Section] = Config, prefix: str = "", variant: str = "") -> Iterator[Key]:
-    """All keys below `section`, sections included, in the order of declaration."""
+    """All keys below `section`, including sections, in order of declaration."""
     for name, field in section.model_fields.items():
         path = prefix + name
         yield Key(path, section, variant)
@@ -129,7 +129,7 @@ def keys() -> tuple[Key, ...]:
 
 @cache
 def choices() -> dict[str, dict[str, type[Section]]]:
-    """The paths of the sections whose `name` chooses, and what it chooses from."""
+    """The sections that a `name` chooses from, by name, for each path with such a choice."""
     return {key.path: variants(key.field) for key in keys() if key.field.discriminator}
 
 
@@ -140,7 +140,7 @@ def _properties(section: type[Section]) -> dict[str, Any]:
 
 
 def describe(section: type[Section], name: str) -> str:
-    """The values that a field takes, in words."""
+    """Describes the values that a field takes."""
     field = section.model_fields[name]
     if variants(field):
         return f"a mapping with a name: {', '.join(variants(field))}"
@@ -148,7 +148,7 @@ def describe(section: type[Section], name: str) -> str:
 
 
 def describe_item(section: type[Section], name: str) -> str:
-    """The values that an item of a list takes, in words."""
+    """Describes the values that an item of a list takes."""
     return _describe(_properties(section)[name]["items"])
 
 
@@ -175,13 +175,13 @@ def _describe(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    words = {
+    phrases = {
         "minimum": "of at least",
         "exclusiveMinimum": "above",
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    bounds = [f"{word} {schema[keyword]}" for keyword, word in words.items() if keyword in schema]
+    bounds = [f"{phrase} {schema[keyword]}" for keyword, phrase in phrases.items() if keyword in schema]
     return " " + " and ".join(bounds) if bounds else ""
 
 
@@ -190,7 +190,7 @@ def suggest(path: str, section: type[Section]) -> str | None:
 
     Args:
         path: the unknown key.
-        section: the section in which it stands; its keys are preferred.
+        section: the section that contains it, whose keys are preferred.
     """
     parent, _, name = path.rpartition(".")
     for target, aliases in ALIASES.items():

@@ -20,14 +20,14 @@ from moeport.errors import ConfigError
 
 
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a config.
+    """Reads a config.
 
     Args:
-        path: YAML file; None for the defaults alone.
-        overrides: `section.key=value`, the value in YAML. They win over the file, the file over the defaults.
+        path: YAML file; None for defaults only.
+        overrides: `section.key=value`, with the value in YAML. They take precedence over the file.
 
     Raises:
-        ConfigError: with one line for each fault of the file and the overrides, in reading order.
+        ConfigError: lists every fault of the file and the overrides, one per line, in reading order.
     """
     base: Node | None = Node({}, NOWHERE, NOWHERE, "")
     problems: list[Problem] = []
@@ -45,16 +45,16 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
-    """A config of nested dictionaries, held to the same rules as a file.
+    """Builds a config from nested dictionaries, checked by the same rules as a file.
 
     Raises:
-        ConfigError: with one line for each fault.
+        ConfigError: lists every fault, one per line.
     """
     return _build(python_node(values), [])
 
 
 def _override(base: Node, over: Node) -> Node:
-    """`over` laid upon `base`, without the options of `base` that a choice made in `over` leaves idle."""
+    """Merges `over` into `base`, dropping options of `base` that a choice in `over` makes meaningless."""
     for path, sections in choices().items():
         parts = tuple(path.split("."))
         old, new = base.find(*parts), over.find(*parts)
@@ -77,14 +77,14 @@ def _override(base: Node, over: Node) -> Node:
 
 
 def _nested(parts: Parts, node: Node) -> Node:
-    """Mappings around `node` that put it at a path."""
+    """Wraps `node` in mappings that put it at a path."""
     for part in reversed(parts):
         node = Node({part: node}, node.place, node.place, "")
     return node
 
 
 def _without(node: Node, parts: Parts) -> Node:
-    """The tree without what is at a path, if it is there; without the whole list for a path into one."""
+    """The tree without the node at a path, if present; a path into a list removes the whole list."""
     first, *rest = parts
     child = node.find(first)
     if child is None:
@@ -127,19 +127,19 @@ def _plain(node: Node) -> Any:
 
 
 def _errors(root: Node) -> list[ErrorDetails]:
-    """What pydantic finds wrong with what is given or missing."""
+    """Pydantic's errors about given and missing values."""
     try:
-        # Strict, so that "256" is no integer; through JSON, where a string may be a path and a list a tuple.
+        # Strict, so that "256" is not an integer; through JSON, where a string may be a path and a list a tuple.
         Config.model_validate_json(json.dumps(_plain(root)), strict=True)
     except ValidationError as error:
         found = [(locate(item["loc"])[0], item) for item in error.errors(include_url=False)]
-        # A default that is no JSON value, such as a path, counts as an error too.
+        # A default that is not a JSON value, such as a path, is reported as an error too.
         return [item for parts, item in found if item["type"] == "missing" or root.find(*parts) is not None]
     return []
 
 
 def _sound_part(root: Node, faulty: set[str]) -> Config:
-    """The config of all that is sound; what is left out joins `faulty`, unknown keys apart."""
+    """The config without its faulty parts, whose keys are added to `faulty`, except unknown ones."""
     while errors := _errors(root):
         for error in errors:
             parts, _ = locate(error["loc"])
@@ -151,7 +151,7 @@ def _sound_part(root: Node, faulty: set[str]) -> Config:
 
 
 def _placed(problem: Problem, root: Node) -> Problem:
-    """The problem at its key; where that has its default, at what was given last of the related keys."""
+    """Places the problem at its key or, if that was not given, at the related key that was given last."""
     parts = problem.key.split(".")
     node = root.find(*parts)
     if node is not None:
@@ -161,7 +161,7 @@ def _placed(problem: Problem, root: Node) -> Problem:
 
 
 def _nearest(root: Node, parts: list[str]) -> Place:
-    """The place of the innermost section around a key that is not given."""
+    """The place of the innermost given section around a key that was not given."""
     while (node := root.find(*parts)) is None:
         parts = parts[:-1]
     return node.key_place

@@ -10,7 +10,7 @@ from moeport.config.yaml_text import Dumper
 
 
 def resolved_yaml(config: Config) -> str:
-    """All values as YAML that loads back to an equal config."""
+    """All values as YAML, which loads back to an equal config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 

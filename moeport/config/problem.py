@@ -1,4 +1,4 @@
-"""What can be wrong with a config, and where."""
+"""Problems in a config, and where they are."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ class Place:
 
     @property
     def is_override(self) -> bool:
-        """Whether the command line gave it."""
+        """Whether it was given on the command line."""
         return self.order[0] == 1
 
 
@@ -23,7 +23,7 @@ NOWHERE = Place((0, 0, 0))
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a config; its string is one line of the message."""
+    """One fault of a config. Converted to a string, it is one line of the error message."""
 
     key: str
     """Dotted path of the key to change; empty for the file as a whole."""
@@ -32,12 +32,12 @@ class Problem:
     got: str = ""
     """The value as it was written."""
     expected: str = ""
-    """What would be right."""
+    """Describes correct values."""
     hint: str = ""
     """The key or value that was probably meant."""
     place: Place = NOWHERE
     related: tuple[str, ...] = ()
-    """Other keys that the fault depends on, or puts in doubt."""
+    """Other keys that the fault depends on or casts doubt on."""
 
     def __str__(self) -> str:
         where = " ".join(part for part in (self.place.text, self.key) if part)

@@ -1,4 +1,4 @@
-"""A tree of values that know where they were given."""
+"""A tree of config values, each with the place where it was given."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class Node:
     """A value and where it was given."""
 
     value: Any
-    """A scalar, a list of nodes, or a dictionary of nodes. A number outside 64 bits is an infinity."""
+    """A scalar, a list of nodes or a dictionary of nodes. A number outside 64 bits becomes an infinity."""
     place: Place
     key_place: Place
     """Where its key was given; for the root, the file as a whole."""
@@ -32,14 +32,14 @@ class Node:
         return node
 
     def at(self, *parts: str | int) -> "Node":
-        """The node at a path that is there."""
+        """The node at a path that exists."""
         node = self.find(*parts)
         assert node is not None
         return node
 
 
 def python_node(value: Any) -> Node:
-    """A tree of a Python value made of dictionaries, lists, tuples, paths and scalars."""
+    """The tree of a Python value that consists of dictionaries, lists, tuples, paths and scalars."""
     text = ""
     if isinstance(value, Mapping):
         value = {str(key): python_node(child) for key, child in value.items()}
@@ -52,14 +52,14 @@ def python_node(value: Any) -> Node:
 
 
 def shown(value: Any) -> str:
-    """A scalar as YAML writes it, strings without quotes."""
+    """A scalar as written in YAML; strings are unquoted."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool | float) else str(value)
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` laid upon `base`: mappings merge, anything else replaces."""
+    """`over` merged into `base`: mappings are merged, anything else is replaced."""
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
     merged = dict(base.value)

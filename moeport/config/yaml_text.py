@@ -30,13 +30,13 @@ _RESOLVERS = {
 
 
 class Loader(yaml.SafeLoader):
-    """A safe loader with the scalars of this module."""
+    """A safe loader with this module's scalar syntax."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
 
 class Dumper(yaml.SafeDumper):
-    """A dumper that quotes the strings that `Loader` would read as something else."""
+    """A dumper that quotes strings which `Loader` would read as another type."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
@@ -47,7 +47,7 @@ for _name, (_pattern, _first) in _RESOLVERS.items():
 
 
 def plain_scalar(text: str) -> Any:
-    """What `text` means as an unquoted scalar."""
+    """The value of `text` as an unquoted scalar."""
     loader = Loader("")
     return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
 
@@ -55,16 +55,16 @@ def plain_scalar(text: str) -> Any:
 def parse(
     text: str, place: Callable[[int, int], Place], whole: Place, key: str = ""
 ) -> tuple[Node | None, list[Problem]]:
-    """Parse YAML.
+    """Parses YAML.
 
     Args:
         text: one document.
-        place: from line and column, both from 0, to the place to report.
+        place: maps line and column, both counted from 0, to the place to report.
         whole: the place of the root's key.
-        key: dotted path at which the text stands.
+        key: dotted path of the text.
 
     Returns:
-        The root and what is wrong. The root is None where the text is no YAML; it is null where there is no text.
+        The root and the problems found. The root is None if the text is not YAML, and a null node if it is empty.
     """
     try:
         loader = Loader(text)
@@ -84,7 +84,7 @@ def parse(
 
 
 def read(path: Path) -> tuple[Node | None, list[Problem]]:
-    """Parse a YAML file in UTF-8; the root is None where that fails, and an empty mapping where there is no text."""
+    """Parses a YAML file in UTF-8. The root is None on failure, and an empty mapping for an empty file."""
     whole = Place((0, 0, 0), str(path))
 
     def place(line: int, column: int) -> Place:
@@ -111,7 +111,7 @@ def read(path: Path) -> tuple[Node | None, list[Problem]]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
-    """The mapping that overrides `a.b.c=value` make together, later ones over earlier ones."""
+    """Merges overrides `a.b.c=value` into one mapping; later ones take precedence."""
     root = Node({}, NOWHERE, NOWHERE, "")
     problems = []
     for index, text in enumerate(overrides):
@@ -136,7 +136,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
 
 
 class _Reader:
-    """Turns composed YAML nodes into `Node`s and collects what is wrong with them."""
+    """Turns composed YAML nodes into `Node`s and collects their problems."""
 
     def __init__(self, text: str, loader: Loader, place: Callable[[int, int], Place]):
         self.problems: list[Problem] = []
@@ -147,7 +147,7 @@ class _Reader:
         self._open: set[yaml.Node] = set()
 
     def node(self, node: yaml.Node, key: str, key_place: Place) -> Node:
-        """The tree under `node`, which stands at the dotted path `key`."""
+        """The tree of `node`, which is at the dotted path `key`."""
         if node not in self._values:
             self._open.add(node)
             self._values[node] = self._value(node, key)
@@ -172,7 +172,7 @@ class _Reader:
             return None
         try:
             return in_64_bits(self._loader.construct_object(node))
-        except ValueError:  # Python refuses to read integers of thousands of digits
+        except ValueError:  # Python refuses to parse integers with thousands of digits
             return math.inf
 
     def _mapping(self, node: yaml.MappingNode, key: str) -> dict[str, Node]:
@@ -235,5 +235,5 @@ def _shortened(text: str) -> str:
 
 
 def _is_unicode(scalar: yaml.Node) -> bool:
-    """Whether the text is free of lone surrogates, which only escapes can bring in."""
+    """Whether the text has no lone surrogates, which only escape sequences can produce."""
     return not any("\ud800" <= character <= "\udfff" for character in scalar.value)

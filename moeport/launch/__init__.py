@@ -1,1 +1,1 @@
-"""Starting the ranks of a job: launchers, Slurm, emulated clusters."""
+"""How the ranks of a job are started: launchers, Slurm, emulated clusters."""

@@ -15,29 +15,29 @@ from typing import Literal
 
 MODULES = {"torchrun": "torch.distributed.run", "msrun": "mindspore.parallel.cluster.run"}
 PORTS = {"torchrun": 29500, "msrun": 8118}
-"""Where they meet unless told otherwise."""
+"""Default rendezvous port of each launcher."""
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Job:
-    """The same number of ranks on each of some nodes."""
+    """A job with the same number of ranks on each node."""
 
     launcher: Literal["torchrun", "msrun"]
     nodes: int
     ranks_per_node: int
     arguments: tuple[str, ...]
-    """Of `moeport`."""
+    """Arguments of `moeport`."""
     max_restarts: int = 0
-    """How often torchrun starts the ranks again after a failure; msrun does not."""
+    """How often torchrun restarts the ranks after a failure; msrun does not restart them."""
 
     def command(self, node: int, host: str, port: int | None = None) -> list[str]:
-        """What starts the ranks of one node.
+        """The command that starts the ranks of one node.
 
         Args:
-            node: its number, from 0.
+            node: number of the node, counted from 0.
             host: address of node 0.
-            port: a free port of node 0; default: the launcher's own.
+            port: a free port of node 0. Default: the launcher's default port.
         """
         if self.launcher == "torchrun" and self.nodes == 1:
             return ["torchrun", "--standalone", *self._ranks()]
@@ -47,7 +47,7 @@ class Job:
         """An sbatch script that starts the launcher on each node.
 
         Args:
-            options: further options of sbatch, such as `{"time": "02:00:00"}`.
+            options: additional options of sbatch, such as `{"time": "02:00:00"}`.
         """
         asked = {"job-name": "moeport", "nodes": str(self.nodes), "ntasks-per-node": "1", **options}
         place = " ".join(self._place("$SLURM_NODEID", "$MASTER_ADDR", "$MASTER_PORT"))
@@ -76,11 +76,11 @@ class Job:
 SLURM_SCRIPT = """\
 #!/bin/bash
 {options}
-# To adapt: what your site wants, such as #SBATCH --account=NAME, the memory, or --gres=npu:8 for NPUs.
-# A task of Slurm is the launcher of a node, so its cores are those of all {ranks} ranks there:
+# Adapt this: options that your site requires, such as #SBATCH --account=NAME, memory, or --gres=npu:8 for NPUs.
+# Each Slurm task is the launcher of a node, so its cores serve all {ranks} ranks of the node:
 ##SBATCH --cpus-per-task=CORES
 
-# To adapt: how the Python environment with moeport becomes active, such as
+# Adapt this: activate the Python environment that has moeport, for example with
 # source .venv/bin/activate
 
 set -eu
@@ -95,22 +95,22 @@ srun --kill-on-bad-exit=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" \\
 
 
 def run(command: Sequence[str]) -> int:
-    """Run the command of a node until it ends. SIGINT and SIGTERM go to its launcher, which ends the ranks.
+    """Runs the command of a node until it exits. SIGINT and SIGTERM go to its launcher, which stops the ranks.
 
-    Returns: its exit code; 130 after a signal.
+    Returns: the exit code; 130 after a signal.
     """
     launcher = command[0]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun wants the word `python`
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
     process = subprocess.Popen(
         [sys.executable, "-m", MODULES[launcher], *command[1:]],
         env=os.environ | {"PATH": path},
-        start_new_session=True,  # Ctrl-C would come twice: from the terminal, and from here
+        start_new_session=True,  # or Ctrl-C would arrive twice: from the terminal and from here
     )
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        process.send_signal(signal.SIGINT if launcher == "msrun" else number)  # msrun leaves its ranks at SIGTERM
+        process.send_signal(signal.SIGINT if launcher == "msrun" else number)  # msrun keeps its ranks on SIGTERM
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

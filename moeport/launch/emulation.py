@@ -1,7 +1,7 @@
-"""A cluster emulated on one Linux machine: a network namespace a node, joined by links of limited rate.
+"""A cluster emulated on one Linux machine: one network namespace per node, joined by rate-limited links.
 
-Ranks of one node talk over its loopback device, ranks of different nodes over the limited link. CPUs and memory are
-those of the one machine. Needs root, and `ip` and `tc` of iproute2.
+Ranks of one node communicate over its loopback device, ranks of different nodes over the limited links. All nodes
+share the CPUs and memory of the machine. Needs root, and `ip` and `tc` from iproute2.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from moeport.launch.launcher import NodeProcess
 PREFIX = "moeport"
 DEVICE = "eth0"
 EMULATED = "MOEPORT_EMULATED"
-"""Environment variable of the ranks; benchmarks write down that all of them share one machine."""
+"""Environment variable that tells ranks, and through them the files of benchmarks, that all share one machine."""
 BURST_BYTES = 128 * 1024
-"""What a link may send at once; a tenth of a millisecond at 10 Gbit/s."""
+"""Largest burst of a link: a tenth of a millisecond at 10 Gbit/s."""
 QUEUE = "50ms"
-"""How long a packet may wait at a full link before it is dropped."""
+"""Longest time that a packet waits at a full link before it is dropped."""
 GRACE_SECONDS = 10.0
-"""Between the request to stop and the kill."""
+"""Time between SIGTERM and SIGKILL."""
 RATE = re.compile(r"[1-9]\d*(\.\d+)?[kmg]?bit")
 
 
 class EmulatedCluster:
-    """Nodes and links, which exist inside the `with` block.
+    """Nodes and links, which exist for the duration of the `with` block.
 
     Args:
-        nodes: how many.
-        rate: of each node's link, in either direction, as tc writes it: `200mbit`, `1gbit`; None: not limited.
-        latency: added to each packet that leaves a node, as tc writes it: `200us`; needs netem in the kernel.
+        nodes: number of nodes.
+        rate: rate of each node's link in each direction, in the notation of tc: `200mbit`, `1gbit`; None for no limit.
+        latency: delay of each packet that leaves a node, in the notation of tc: `200us`; needs netem in the kernel.
 
-    Raises UserError if the machine cannot do it; the message says what is missing.
+    Raises UserError if the machine cannot emulate a cluster; the message says what is missing.
     """
 
     def __init__(self, nodes: int, rate: str | None, latency: str | None = None):
@@ -68,18 +68,18 @@ class EmulatedCluster:
         _delete([name for name in _namespaces() if name in ours])
 
     def namespace(self, node: int) -> str:
-        """Name of a node's namespace."""
+        """Name of the network namespace of a node."""
         return f"{PREFIX}-{os.getpid()}-{node}"
 
     @staticmethod
     def address(node: int) -> str:
-        """Address of a node."""
+        """IP address of a node."""
         return f"10.77.{(node + 1) // 256}.{(node + 1) % 256}"
 
     def run(self, processes: Sequence[NodeProcess], environment: Mapping[str, str]) -> int:
-        """Run processes on their nodes until all have ended; the first that fails ends the others.
+        """Runs processes on their nodes until all have exited; the first failure stops the others.
 
-        Returns: exit code of the first that failed, else 0. SIGINT and SIGTERM end all.
+        Returns: exit code of the first process that failed, or 0. SIGINT and SIGTERM stop all processes.
         """
         before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -114,7 +114,7 @@ class EmulatedCluster:
             _limit(self._switch, port, self.rate, None)
 
     def _end(self) -> None:
-        """End what still runs on the nodes, workers that left their launcher's session included."""
+        """Stops everything still running on the nodes, including workers that left their launcher's session."""
         for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
             deadline = time.monotonic() + seconds
             for pid in self._pids():
@@ -134,7 +134,7 @@ class EmulatedCluster:
 
 
 def require() -> None:
-    """Raises UserError, with all that is missing, if this machine cannot emulate a cluster."""
+    """Raises UserError, listing everything that is missing, if this machine cannot emulate a cluster."""
     missing = []
     if not Path("/proc/sys/net").is_dir():
         missing.append("Linux")
@@ -148,7 +148,7 @@ def require() -> None:
 
 
 def _kernel() -> list[str]:
-    """What the kernel lacks, found by trying."""
+    """Features that the kernel lacks, found by trying them."""
     name = f"{PREFIX}-{os.getpid()}-try"
     trials = {
         "network namespaces": ["ip", "netns", "add", name],
@@ -208,7 +208,7 @@ def _namespaces() -> list[str]:
 
 
 def _left_by_the_dead() -> list[str]:
-    """Namespaces of processes that were killed before they could clean up."""
+    """Namespaces left behind by processes that were killed before they could clean up."""
     return [name for name in _namespaces() if not Path(f"/proc/{name.split('-')[1]}").exists()]
 
 

@@ -1,4 +1,4 @@
-"""What torchrun, msrun, mpirun or srun told this process through its environment."""
+"""What the environment set by torchrun, msrun, mpirun or srun says about this process."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from moeport.launch.slurm import expand_hosts, tasks_per_node
 
 @dataclass(frozen=True)
 class Launch:
-    """One process among those that a launcher started."""
+    """One process of a job, as described by its launcher."""
 
     launcher: Literal["torchrun", "msrun", "openmpi", "slurm"]
     rank: int
-    """0 .. size - 1; -1 in msrun's scheduler."""
+    """0 to size - 1; -1 in msrun's scheduler."""
     size: int
     local_rank: int
-    """Rank among the processes of this node; -1 in msrun's scheduler."""
+    """Rank within this node; -1 in msrun's scheduler."""
     host: str
-    """Where rank 0 or the launcher's rendezvous listens."""
+    """Host where rank 0 or the launcher's rendezvous listens."""
     port: int
     local_size: int | None = None
-    """Processes of this node; msrun does not say."""
+    """Number of processes on this node; unknown under msrun."""
     nodes: tuple[int, ...] | None = None
-    """Number of the node of each rank, where the launcher says it."""
+    """Node number of each rank, if the launcher provides it."""
 
     def on_nodes_of(self, ranks: int) -> Launch:
-        """The same process where so many consecutive ranks, a divisor of all, make up a node, whatever the hosts."""
+        """The same process, where each `ranks` consecutive ranks count as a node. `ranks` must divide the size."""
         return replace(self, nodes=tuple(rank // ranks for rank in range(self.size)))
 
     @property
     def is_scheduler(self) -> bool:
-        """Whether this is msrun's scheduler, which runs the same command as the workers but has no rank."""
+        """Whether this is msrun's scheduler, which runs the workers' command without a rank."""
         return self.rank < 0
 
     @property
     def backend(self) -> str:
-        """The backend that communicates under this launcher."""
+        """The backend whose communication works under this launcher."""
         return "mindspore" if self.launcher == "msrun" else "torch"
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """The launch that this process belongs to; None for a process started by itself.
+    """How this process was launched; None for a process that was started on its own.
 
-    torchrun and msrun come first, since Slurm or Open MPI may have started them. A single process of Slurm or Open MPI
-    counts as started by itself.
+    torchrun and msrun are checked first, since Slurm or Open MPI may have started them. A single process under Slurm or
+    Open MPI counts as started on its own.
 
-    Raises UserError for variables that are set in part or are no numbers, and where Slurm or Open MPI started different
-    numbers of processes on the nodes.
+    Raises UserError if variables are missing or not numbers, or if Slurm or Open MPI started different numbers of
+    processes on different nodes.
     """
     if "RANK" in environment or "LOCAL_RANK" in environment:
         return _torchrun(environment)
@@ -90,7 +90,7 @@ def _msrun(environment: Mapping[str, str]) -> Launch:
     _require(environment, ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT"), "msrun")
     worker = environment["MS_ROLE"] == "MS_WORKER"
     if worker:
-        # msrun leaves the scheduler's RANK_ID to workers it gives no rank; MS_NODE_ID is set with the rank alone.
+        # Workers without a rank inherit the scheduler's RANK_ID from msrun; MS_NODE_ID is set only along with a rank.
         if "MS_NODE_ID" not in environment:
             raise UserError("msrun gave this process no rank: MS_NODE_ID is not set; use --node_rank")
         _require(environment, ("DEVICE_ID",), "msrun")
@@ -140,7 +140,7 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
             ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"),
         )
     )
-    if environment.get(size, "1") == "1":  # the shell of salloc is a step too
+    if environment.get(size, "1") == "1":  # salloc's shell is a step too
         return None
     _require(environment, ("SLURM_PROCID", "SLURM_LOCALID", size, counts, hosts), "srun")
     per_node = tasks_per_node(environment[counts])
@@ -161,7 +161,7 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
 
 
 def _port(environment: Mapping[str, str], *job: str) -> int:
-    """MASTER_PORT, or a port between 15000 and 24999 that follows from the variables that name the job."""
+    """MASTER_PORT, or a port between 15000 and 24999 derived from the variables that identify the job."""
     if "MASTER_PORT" in environment:
         return _number(environment, "MASTER_PORT")
     return 15000 + zlib.crc32(".".join(environment.get(name, "") for name in job).encode()) % 10000
@@ -169,12 +169,12 @@ def _port(environment: Mapping[str, str], *job: str) -> int:
 
 @dataclass(frozen=True)
 class NodeProcess:
-    """A process to be started on a node."""
+    """A process to start on a node."""
 
     node: int
     command: list[str]
     environment: dict[str, str]
-    """What it needs beside the environment of the one who starts it."""
+    """Variables added to the environment of the starting process."""
 
 
 def node_processes(
@@ -185,13 +185,13 @@ def node_processes(
     command: Sequence[str],
     port: int = 29500,
 ) -> list[NodeProcess]:
-    """What starts a moeport command on all nodes: for torch each rank, in the environment that torchrun makes, for
-    MindSpore msrun on each node.
+    """The processes that run a moeport command on all nodes: for torch every rank, in the environment that torchrun
+    would set; for MindSpore one msrun per node.
 
     Args:
-        launcher: of which framework.
-        nodes: how many.
-        ranks_per_node: ranks of each.
+        launcher: selects the framework.
+        nodes: number of nodes.
+        ranks_per_node: ranks on each node.
         host: address of node 0.
         command: arguments of `moeport`.
         port: a free port of node 0.
@@ -217,7 +217,7 @@ def node_processes(
         ]
     msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={size}", "--join=True"]
     msrun += [f"--local_worker_num={ranks_per_node}", f"--master_addr={host}", f"--master_port={port}"]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun wants the word `python`
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
     return [
         NodeProcess(
             node,

@@ -1,4 +1,4 @@
-"""The short forms in which Slurm writes hosts and numbers of tasks."""
+"""Slurm's compact notation for hosts and task counts."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from itertools import product
 
 
 def expand_hosts(names: str) -> list[str]:
-    """Host names of a list such as SLURM_JOB_NODELIST: `gpu[09-10,3],login1` is gpu09, gpu10, gpu3, login1.
+    """The host names in a list such as SLURM_JOB_NODELIST: `gpu[09-10,3],login1` is gpu09, gpu10, gpu3, login1.
 
-    A name may have several brackets; the last one varies fastest.
+    A name may contain several brackets; the last varies fastest.
     """
     hosts: list[str] = []
     for name in re.findall(r"(?:\[[^]]*\]|[^,[])+", names):
-        parts = re.split(r"\[(.*?)\]", name)  # every second part stood in brackets
+        parts = re.split(r"\[(.*?)\]", name)  # every second part was in brackets
         choices = [_numbers(part) if i % 2 else [part] for i, part in enumerate(parts)]
         hosts += ["".join(choice) for choice in product(*choices)]
     return hosts
 
 
 def _numbers(ranges: str) -> list[str]:
-    """Numbers of `003-005,07`, with their zeros in front."""
+    """The numbers in `003-005,07`, keeping leading zeros."""
     numbers = []
     for part in ranges.split(","):
         first, _, last = part.partition("-")
@@ -29,5 +29,5 @@ def _numbers(ranges: str) -> list[str]:
 
 
 def tasks_per_node(counts: str) -> list[int]:
-    """Tasks of each node of SLURM_STEP_TASKS_PER_NODE: `4(x2),3` is 4, 4, 3."""
+    """The number of tasks on each node in SLURM_STEP_TASKS_PER_NODE: `4(x2),3` is 4, 4, 3."""
     return [int(count) for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", counts) for _ in range(int(times or 1))]

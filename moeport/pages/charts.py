@@ -1,6 +1,6 @@
-"""Line charts and heat maps as numbers, paths and images that a template puts on a page.
+"""Line charts and heat maps, computed as numbers, paths and images for a template to place on a page.
 
-A chart has SIZE by SIZE units, y downwards, and is stretched to its place; labels are placed in percent.
+A chart measures SIZE by SIZE units with y pointing down, and is stretched to fit; labels are placed in percent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 SIZE = 1000
 MARKED_POINTS = 40
-"""A line of at most so many points has a mark on each."""
+"""Lines with at most this many points have a mark on each."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Series:
     x: np.ndarray
     """Steps (points,)."""
     y: np.ndarray
-    """Values (points,); NaN where there is none."""
+    """Values (points,); NaN where there is no value."""
     points: Sequence[str]
-    """What each x is, in words."""
+    """A label for each x."""
     low: np.ndarray | None = None
     """Lower edge of the band around the line."""
     high: np.ndarray | None = None
-    """Upper edge."""
+    """Upper edge of the band."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class Bar:
     value: str
     percent: float
     own: bool = False
-    """Whether it stands for this run."""
+    """Whether it represents this run."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How values are drawn and written."""
+    """How values are drawn and formatted."""
 
     title: str
     unit: str = ""
     show: str = "{:.4g}"
     """Format of a single value."""
     percent: bool = False
-    """Whether values are fractions that are written in percent."""
+    """Whether values are fractions, shown in percent."""
     from_zero: bool = False
-    """Whether the axis begins at 0."""
+    """Whether the axis starts at 0."""
     logarithmic: bool = False
-    """Whether the axis is logarithmic where values span a factor of 10."""
+    """Whether the axis becomes logarithmic when values span a factor of 10."""
     references: Mapping[str, float] = field(default_factory=dict)
     """Horizontal lines by label."""
 
@@ -70,20 +70,20 @@ class Tick:
     """A label on an axis."""
 
     percent: float
-    """From the left, or from the top."""
+    """Position from the left or the top."""
     label: str
 
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn line: SVG paths, and what the pointer shows."""
+    """A drawn line: its SVG paths and the text shown under the pointer."""
 
     label: str
     path: str
     band: str
     marks: str
     hover: Mapping[str, Sequence[float | str]]
-    """`x` in units; `points` and `values` in words."""
+    """`x` in chart units; `points` and `values` as text."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class LineChart:
     y_ticks: Sequence[Tick]
     references: Sequence[Tick]
     last: str
-    """The last point of each line in words."""
+    """Describes the last point of each line."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class HeatMap:
     """A drawn heat map."""
 
     image: str
-    """data: address of a PNG with a pixel for each cell."""
+    """Data URL of a PNG with one pixel per cell."""
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
 
 
 def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChart | None:
-    """Draw lines over the steps 0 to `last_step`; None if no series has a finite value."""
+    """Draws lines over steps 0 to `last_step`; None if no series has a finite value."""
     series = [one for one in series if np.isfinite(one.y).any()]
     if not series:
         return None
@@ -158,12 +158,12 @@ def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChar
 
 
 def heat_map(ratio_EB: np.ndarray, last_step: int) -> HeatMap:
-    """Draw loads of experts, as multiples of an even share, over ranges of steps.
+    """Draws the load of each expert, as a multiple of an even share, over ranges of steps.
 
-    0 is opaque blue, 1 transparent, 2 and more opaque orange.
+    0 is opaque blue, 1 is transparent, and 2 or more is opaque orange.
 
     Args:
-        ratio_EB: a row for each expert, a column for each range.
+        ratio_EB: one row per expert, one column per range of steps.
         last_step: step at the right edge.
     """
     num_experts = len(ratio_EB)
@@ -178,7 +178,7 @@ def heat_map(ratio_EB: np.ndarray, last_step: int) -> HeatMap:
 
 
 def number(value: float, resolution: float) -> str:
-    """`value` with the decimals that `resolution` needs; thousands as k, millions as M."""
+    """`value` with as many decimals as `resolution` needs; thousands are written as k, millions as M."""
     if value == 0:
         return "0"
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -233,12 +233,12 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _marks(x: np.ndarray, y: np.ndarray) -> str:
-    """A dot on each point: a line of no length with round ends."""
+    """A dot on each point, drawn as a line of length zero with round ends."""
     return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True) if math.isfinite(b))
 
 
 def _band(x: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> str:
-    """The area between two lines, empty where they are the same."""
+    """The area between two lines; empty if they coincide."""
     seen = np.isfinite(top) & np.isfinite(bottom)
     x, top, bottom = x[seen], top[seen], bottom[seen]
     if np.array_equal(top, bottom):

@@ -1,4 +1,4 @@
-"""Time series of any length in a bounded number of points."""
+"""Time series of any length, stored in a bounded number of points."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 
 
 class BinnedSeries:
-    """Mean, minimum and maximum over equal ranges of steps; the ranges double whenever there would be too many.
+    """Mean, minimum and maximum over equal ranges of steps, which double in width whenever there are too many.
 
-    NaNs and infinities are left out.
+    NaNs and infinities are ignored.
 
     Args:
-        columns: values a step.
-        bins: most ranges; even.
+        columns: values per step.
+        bins: maximum number of ranges; even.
     """
 
     def __init__(self, columns: int, bins: int):
         self.width = 1
-        """Steps a range."""
+        """Steps per range."""
         self._bins = bins
         self._sum, self._count = np.zeros((bins, columns)), np.zeros((bins, columns))
         self._low, self._high = np.full((bins, columns), np.nan), np.full((bins, columns), np.nan)
 
     def add(self, step: int, values: np.ndarray) -> None:
-        """Add the values (columns,) of `step`, from 1."""
+        """Adds the values (columns,) of `step`, which counts from 1."""
         while (step - 1) // self.width >= self._bins:
             self._merge_pairs()
         row = (step - 1) // self.width
@@ -36,18 +36,18 @@ class BinnedSeries:
 
     @property
     def mean(self) -> np.ndarray:
-        """(ranges with a value, columns); NaN where a column had none."""
+        """Means (ranges with values, columns); NaN where a column has no value."""
         with np.errstate(invalid="ignore"):
             return self._sum[self._used] / self._count[self._used]
 
     @property
     def low(self) -> np.ndarray:
-        """Like `mean`."""
+        """Minima, of the same shape as `mean`."""
         return self._low[self._used]
 
     @property
     def high(self) -> np.ndarray:
-        """Like `mean`."""
+        """Maxima, of the same shape as `mean`."""
         return self._high[self._used]
 
     @property

@@ -1,4 +1,4 @@
-"""Pages made from templates."""
+"""Loading the templates of pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def load_template(
     name: str, *folders: Path, filters: Mapping[str, Callable[..., Any]] | None = None
 ) -> jinja2.Template:
-    """A page of the folder `templates`, or of other folders, whose pages may use what is there."""
+    """Loads a template from `folders`, or else from this package; templates in `folders` may extend those here."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,

@@ -188,11 +188,11 @@ SCRIPT = """\
 #SBATCH --gpus-per-node=4
 #SBATCH --time=02:00:00
 #SBATCH --partition=gpu
-# To adapt: what your site wants, such as #SBATCH --account=NAME, the memory, or --gres=npu:8 for NPUs.
-# A task of Slurm is the launcher of a node, so its cores are those of all 2 ranks there:
+# Adapt this: options that your site requires, such as #SBATCH --account=NAME, memory, or --gres=npu:8 for NPUs.
+# Each Slurm task is the launcher of a node, so its cores serve all 2 ranks of the node:
 ##SBATCH --cpus-per-task=CORES
 
-# To adapt: how the Python environment with moeport becomes active, such as
+# Adapt this: activate the Python environment that has moeport, for example with
 # source .venv/bin/activate
 
 set -eu
