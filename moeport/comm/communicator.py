@@ -58,8 +58,8 @@ class Communicator(ABC):
     def __init__(self, ops: Ops, ranks: Sequence[int], global_rank: int):
         self.ops = ops
         self.link: Array | None = None
-        """A zero of shape (1,) that depends on what is differentiated. While it is set, it passes through each exchange,
-        so that the exchange's gradient is computed whenever the link's is, whatever the rows depend on."""
+        """A zero of shape (1,) that depends on what is differentiated. While set, it passes through each exchange, so
+        that the exchange's gradient is computed whenever the link's is, whatever the rows depend on."""
         self.ranks = tuple(ranks)
         """Global ranks of the members by position, ascending."""
         self.rank = self.ranks.index(global_rank)
