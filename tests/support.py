@@ -1,5 +1,7 @@
 """Numbers and comparisons that several test packages use."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -20,14 +22,62 @@ def assert_close(got, want, tolerance, label=""):
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * scale, err_msg=label)
 
 
-def finite_difference(fn, x, step=1e-5):
-    """Gradient of the scalar `fn` at the float64 array `x` by central differences."""
-    gradient = np.empty_like(x)
+STEP = 2.0**-14
+"""Of finite differences: small enough for steep functions, large enough that rounding divided by it is some 1e-11."""
+UNITS = 64
+"""Rounding errors of a function that a comparison allows for, in eps times the size of what the function adds up."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A gradient by finite differences."""
+
+    value: np.ndarray
+    error: np.ndarray
+    """How far off each entry of `value` may be."""
+    plain: float
+    """The function's size over that of its argument: a slope if nothing cancelled."""
+
+
+def finite_difference(fn, x, step=STEP):
+    """Gradient of the scalar `fn` at the float64 array `x` by central differences, and how far off they may be.
+
+    Two widths cancel the truncation of second order (Richardson). The truncation that remains is to the cancelled one
+    as that is to the slope. `fn` is as exact as its inputs and result are, to `UNITS`; the step divides that.
+
+    Raises AssertionError where the widths disagree, as they do across a kink: choose another `x`.
+    """
+    x = np.asarray(x, np.float64)
+    near, far, largest = np.empty_like(x), np.empty_like(x), 0.0
     for index in np.ndindex(x.shape):
-        values = []
-        for sign in (1, -1):
-            moved = x.copy()
-            moved[index] += sign * step
-            values.append(fn(moved))
-        gradient[index] = (values[0] - values[1]) / (2 * step)
-    return gradient
+        for slopes, width in ((near, step), (far, 2 * step)):
+            above, below = x.copy(), x.copy()
+            above[index] += width
+            below[index] -= width
+            high, low = float(fn(above)), float(fn(below))
+            slopes[index] = (high - low) / (above[index] - below[index])
+            largest = max(largest, abs(high), abs(low))
+    truncation, scale = np.abs(near - far) / 3, np.abs(near).max(initial=0.0)
+    size = largest + np.abs(near * x).sum()
+    rounding = 1.5 * UNITS * np.finfo(np.float64).eps * size / step
+    assert (truncation <= 1e-3 * scale + rounding).all(), f"a kink, or too wide a step: {near} and {far}"
+    error = rounding + truncation**2 / (scale or 1.0)
+    return Slopes(near + (near - far) / 3, error, size / max(np.abs(x).max(initial=0.0), 1.0))
+
+
+def gradient_limit(got, want, tolerance):
+    """How far `got` may be from the finite differences `want`: by their own error, by `tolerance` relative to the
+    element or to the largest, and by 4 roundings of what may have cancelled in it.
+    """
+    scale = np.abs(want.value).max(initial=0.0)
+    cancelled = 4 * np.finfo(np.asarray(got).dtype).eps * want.plain
+    return want.error + tolerance * (np.abs(want.value) + scale) + cancelled
+
+
+def assert_gradient(got, want, tolerance, label=""):
+    """`got`, an array of floats, is the gradient that finite differences `want` give."""
+    assert np.shape(got) == want.value.shape
+    error, limit = np.abs(np.asarray(got, np.float64) - want.value), gradient_limit(got, want, tolerance)
+    assert (error <= limit).all(), (
+        f"{label}: off by {error.max():.3g}, at most {np.min(limit):.3g}\n{got}\n{want.value}"
+    )

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from moeport.errors import BackendUnavailableError
-from tests.conformance.targets import TARGETS, every_target, every_training_target
+from tests.conformance.targets import TARGETS, every_form, every_form_that_trains
 from tests.support import grid
 
 INTEGERS = ("int8", "uint8", "int32", "int64")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@every_target
+@every_form
 def test_floats_survive_the_round_trip(target, dtype):
     ops, x = target.build().ops, np.random.default_rng(0).standard_normal((3, 4)).astype(dtype)
     y = ops.from_numpy(x)
@@ -20,7 +20,7 @@ def test_floats_survive_the_round_trip(target, dtype):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@every_target
+@every_form
 def test_integers_become_the_index_type(target, dtype):
     ops = target.build().ops
     x = ops.from_numpy(np.array([[0, 5], [127, 1]], dtype))
@@ -28,7 +28,7 @@ def test_integers_become_the_index_type(target, dtype):
     assert ops.to_numpy(x).tolist() == [[0, 5], [127, 1]]
 
 
-@every_target
+@every_form
 def test_from_numpy_copies(target):
     ops, x = target.build().ops, np.zeros(3)
     y = ops.from_numpy(x)
@@ -36,7 +36,7 @@ def test_from_numpy_copies(target):
     assert ops.to_numpy(y).tolist() == [0.0, 0.0, 0.0]
 
 
-@every_target
+@every_form
 def test_to_numpy_copies(target):
     ops = target.build().ops
     x = ops.zeros((3,), target.dtype)
@@ -44,14 +44,14 @@ def test_to_numpy_copies(target):
     assert ops.to_numpy(x).tolist() == [0.0, 0.0, 0.0]
 
 
-@every_target
+@every_form
 def test_read_only_arrays_are_taken(target):
     ops, x = target.build().ops, np.arange(3)
     x.setflags(write=False)
     assert ops.to_numpy(ops.from_numpy(x)).tolist() == [0, 1, 2]
 
 
-@every_target
+@every_form
 def test_compute_type_has_its_name_and_accurate_form(target):
     ops = target.build().ops
     x = ops.zeros((2,), target.dtype)
@@ -61,14 +61,14 @@ def test_compute_type_has_its_name_and_accurate_form(target):
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-300])
-@every_target
+@every_form
 def test_constants_are_exact_in_float64(target, value):
     ops, x = target.build().ops, np.random.default_rng(0).standard_normal(8)
     for constant in (ops.constant(value, "float64"), ops.constant_like(value, ops.from_numpy(x))):
         assert ops.to_numpy(ops.from_numpy(x) * constant).tolist() == (x * value).tolist()
 
 
-@every_target
+@every_form
 def test_constants_do_not_widen_arrays(target):
     ops = target.build().ops
     x = ops.zeros((2,), target.dtype)
@@ -87,7 +87,7 @@ def params_of(backend):
     return {name: ops.cast(ops.from_numpy(grid(seed, 3)), backend.parameter_dtype) for seed, name in enumerate("xy")}
 
 
-@every_training_target
+@every_form_that_trains
 def test_value_and_gradient(target):
     backend = target.build()
     params, ops = params_of(backend), backend.ops
@@ -99,7 +99,7 @@ def test_value_and_gradient(target):
     assert ops.to_numpy(grads["y"]).tolist() == [0.0, 0.0, 0.0]
 
 
-@every_training_target
+@every_form_that_trains
 def test_auxiliary_results_are_passed_through(target):
     backend = target.build()
     ops, params = backend.ops, params_of(backend)
@@ -113,7 +113,7 @@ def test_auxiliary_results_are_passed_through(target):
     assert ops.to_numpy(grads["x"]).tolist() == [1.0, 1.0, 1.0]
 
 
-@every_training_target
+@every_form_that_trains
 def test_a_loss_without_parameters_has_gradients_of_zeros(target):
     backend = target.build()
     ops = backend.ops
@@ -121,7 +121,7 @@ def test_a_loss_without_parameters_has_gradients_of_zeros(target):
     assert {name: ops.to_numpy(grad).tolist() for name, grad in grads.items()} == {"x": [0.0] * 3, "y": [0.0] * 3}
 
 
-@every_training_target
+@every_form_that_trains
 def test_reported_cross_entropy_and_z_loss_carry_no_gradient(target):
     backend = target.build()
     ops, params = backend.ops, params_of(backend)
@@ -136,7 +136,7 @@ def test_reported_cross_entropy_and_z_loss_carry_no_gradient(target):
     assert {name: ops.to_numpy(grad).tolist() for name, grad in grads.items()} == {"x": [0.0] * 3, "y": [0.0] * 3}
 
 
-@every_training_target
+@every_form_that_trains
 def test_stop_gradient_is_a_constant_of_differentiation(target):
     backend = target.build()
     ops, params = backend.ops, params_of(backend)

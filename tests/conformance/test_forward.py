@@ -2,14 +2,14 @@ import pytest
 
 from moeport.core.ops import FLOAT_DTYPES, KERNELS, PRIMITIVES
 from tests.conformance import kernels, primitives
-from tests.conformance.targets import TOLERANCE, every_target
+from tests.conformance.targets import TOLERANCE, every_form
 from tests.support import assert_close
 
 CASES = [*primitives.CASES, *kernels.CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@every_target
+@every_form
 def test_operation_gives_its_formula(target, case):
     backend = target.build()
     got, want = case.outputs(backend.ops, *case.arguments(backend)), case.expected()

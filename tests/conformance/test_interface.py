@@ -8,7 +8,7 @@ import moeport
 from moeport.backends import BACKENDS
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.ops import KERNELS, PRIMITIVES, Ops
-from tests.conformance.targets import TARGETS, every_target
+from tests.conformance.targets import TARGETS, every_form
 
 DERIVED = {"accurate", "constant_like", "on_host", "unrecorded"}
 """Methods of Ops that are neither primitives nor kernels: shorthands, and what a backend may say of itself."""
@@ -40,7 +40,7 @@ def test_operations_are_primitives_kernels_or_shorthands():
 
 
 @pytest.mark.parametrize("name", sorted({*PRIMITIVES, *KERNELS, *DERIVED}))
-@every_target
+@every_form
 def test_override_has_the_signature_of_the_interface(target, name):
     ops = target.build().ops
     assert shape_of(inspect.signature(getattr(type(ops), name))) == shape_of(inspect.signature(getattr(Ops, name)))
@@ -62,7 +62,7 @@ def test_the_reference_replaces_no_kernel():
     assert [name for name in (*KERNELS, "constant_like") if name in vars(NumpyOps)] == []
 
 
-@every_target
+@every_form
 def test_backend_says_what_it_is(target):
     backend = target.build()
     assert (backend.name, backend.dtype) == (target.backend, target.dtype)

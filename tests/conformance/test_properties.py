@@ -6,7 +6,7 @@ import pytest
 from moeport.model.attention import rope_tables
 from tests.conformance import formulas
 from tests.conformance.case import dispatch_plan
-from tests.conformance.targets import TOLERANCE, every_target, every_training_target
+from tests.conformance.targets import TOLERANCE, every_form, every_form_that_trains
 from tests.support import assert_close, grid
 
 
@@ -15,7 +15,7 @@ def placed(backend, x):
 
 
 @pytest.mark.parametrize("position", [1, 3])
-@every_target
+@every_form
 def test_attention_does_not_see_the_future(target, position):
     backend = target.build()
     ops, arrays = backend.ops, [grid(seed, 1, 4, 2, 4) for seed in range(3)]
@@ -27,7 +27,7 @@ def test_attention_does_not_see_the_future(target, position):
     assert (after[:, position:] != before[:, position:]).all()
 
 
-@every_target
+@every_form
 def test_rope_leaves_the_first_position_alone(target):
     backend = target.build()
     ops, x = backend.ops, grid(0, 2, 3, 2, 4)
@@ -35,7 +35,7 @@ def test_rope_leaves_the_first_position_alone(target):
     assert ops.to_numpy(rotated)[:, 0].tolist() == x[:, 0].tolist()
 
 
-@every_target
+@every_form
 def test_rope_products_depend_on_the_distance_alone(target):
     backend = target.build()
     ops, length = backend.ops, 6
@@ -49,7 +49,7 @@ def test_rope_products_depend_on_the_distance_alone(target):
     assert abs(scores[1, 0] - scores[2, 0]) > 0.1
 
 
-@every_target
+@every_form
 def test_rms_norm_rounds_once(target):
     """In bfloat16 the result is the exact one to half a unit in the last place: sums are kept in float32."""
     backend = target.build()
@@ -59,7 +59,7 @@ def test_rms_norm_rounds_once(target):
     np.testing.assert_allclose(got, formulas.rms_norm(x, weight, 1e-5), rtol=unit, atol=0)
 
 
-@every_training_target
+@every_form_that_trains
 def test_cross_entropy_of_huge_logits_is_finite(target):
     backend = target.build()
     ops, logits = backend.ops, np.array([[10240.0, 0.0, -10240.0], [-10240.0, 10240.0, 10240.0]])
@@ -77,7 +77,7 @@ def test_cross_entropy_of_huge_logits_is_finite(target):
     assert_close(ops.to_numpy(grads["logits"]), [[1, -1, 0], [0, 0.5, -0.5]], max(rounding, TOLERANCE[target.dtype]))
 
 
-@every_target
+@every_form
 def test_cross_entropy_is_in_float32_at_least(target):
     """A bfloat16 sum of 1024 ones would stop at 256."""
     backend = target.build()
@@ -88,7 +88,7 @@ def test_cross_entropy_is_in_float32_at_least(target):
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize("counts", [[2, 0, 1], [0, 0, 0], [0, 3, 0]])
-@every_training_target
+@every_form_that_trains
 def test_rows_of_nobody_are_exactly_zero(target, activation, counts):
     backend = target.build()
     ops, width = backend.ops, 6 if activation == "swiglu" else 3
@@ -112,7 +112,7 @@ def test_rows_of_nobody_are_exactly_zero(target, activation, counts):
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
-@every_training_target
+@every_form_that_trains
 def test_a_token_without_a_served_assignment_gets_exactly_zero(target, activation):
     backend = target.build()
     ops, width = backend.ops, 6 if activation == "swiglu" else 3
@@ -134,7 +134,7 @@ def test_a_token_without_a_served_assignment_gets_exactly_zero(target, activatio
         assert [bool(ops.to_numpy(grads[name])[expert].any()) for expert in (0, 1)] == [False, True]
 
 
-@every_training_target
+@every_form_that_trains
 def test_assignments_to_nowhere_give_and_take_nothing(target):
     """Gate 0: the row does not reach its token, and no gradient reaches the row."""
     backend = target.build()

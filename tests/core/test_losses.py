@@ -19,7 +19,7 @@ from tests.routers.examples import (
     router_params,
     trained_weight,
 )
-from tests.support import assert_close, finite_difference, rng
+from tests.support import assert_close, assert_gradient, finite_difference, rng
 
 TOKENS = 12
 TRAINED = [config for config in CONFIGS if config.experts_per_token < EXPERTS and trained_weight(build(config))]
@@ -102,10 +102,8 @@ def test_the_gradient_reaches_the_router_weight(target, config, loss):
 
     _, grads = backend.value_and_grad(total)({"weight": params["weight"]})
     want = slopes_by_weight(config, loss)
-    assert np.abs(want).max() > 1e-3
-    tolerance = 2 * GRADIENT_TOLERANCE[target.dtype]
-    error = 1e-10 + tolerance * np.abs(want).max()  # finite differences are good to 1e-10, whatever the gradient's size
-    np.testing.assert_allclose(ops.to_numpy(grads["weight"]), want, rtol=tolerance, atol=error)
+    assert np.abs(want.value).max() > 1e-3
+    assert_gradient(ops.to_numpy(grads["weight"]), want, GRADIENT_TOLERANCE[target.dtype])
 
 
 def test_z_loss_of_the_router_is_that_of_its_logits():

@@ -11,7 +11,7 @@ from moeport.core.parameters import initial_parameters
 from moeport.model.batch import Batch
 from moeport.model.build import build_model
 from tests.conformance import formulas
-from tests.conformance.targets import TOLERANCE, every_target_of_models
+from tests.conformance.targets import COMPOSED, TOLERANCE, parameters
 from tests.model.models import changed
 from tests.support import assert_close, rng
 from tests.vision.tiny import digits_config
@@ -60,8 +60,16 @@ def test_scores_and_loss_are_those_of_the_formula(tmp_path):
     assert_close(model.evaluate(batch).cross_entropy, math.fsum(nll) / len(nll), 1e-12)
 
 
-@pytest.mark.parametrize("router", ["topk", "expert_choice", "soft", "cartesian", "gshard"])
-@every_target_of_models
+@pytest.mark.parametrize(
+    ("target", "router"),
+    [
+        pytest.param(*target.values, router, marks=[*target.marks, *[pytest.mark.slow] * is_slow])
+        for target in parameters(COMPOSED)
+        for router in ("topk", "expert_choice", "soft", "cartesian", "gshard")
+        for is_slow in [target.values[0].static and router != "topk"]  # compiled in tests/backends/test_mindspore.py
+    ],
+    ids=str,
+)
 def test_every_target_computes_the_loss_of_numpy(target, router, tmp_path):
     moe = {"num_experts": 4, "expert_hidden": 6, "router": {"name": router}, "num_shared_experts": 1}
     _, shapes, params = built(tmp_path, moe=moe)
