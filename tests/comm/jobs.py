@@ -1,4 +1,4 @@
-"""Jobs of several processes, started as a user starts them."""
+"""Jobs of several processes."""
 
 import contextlib
 import os
@@ -10,12 +10,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.jobs.ranks import START, Ranks, settings
+
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass
 class Job:
-    launcher: subprocess.Popen
+    launcher: subprocess.Popen | Ranks
     folder: Path
     started: float
 
@@ -45,13 +47,23 @@ class Job:
         for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if isinstance(self.launcher, Ranks):
+            self.launcher.kill()
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.launcher.pid, signal.SIGKILL)
         self.launcher.wait(30)
 
 
-def start(backend: str, size: int, arguments: list[str], folder: Path, **environment: str) -> Job:
-    """Run `python ARGUMENTS` in `size` processes, under torchrun for torch and msrun for mindspore."""
+def start(backend: str, size: int, arguments: list[str], folder: Path, *, nodes: int = 1, **environment: str) -> Job:
+    """Run `python ARGUMENTS` in `size` processes that are forked once the framework is imported."""
+    (folder / "logs").mkdir(parents=True)
+    ranks = START[backend](size, nodes, arguments, folder / "logs", free_port(), environment)
+    return Job(ranks, folder, time.monotonic())
+
+
+def launch(backend: str, size: int, arguments: list[str], folder: Path, **environment: str) -> Job:
+    """The same as a user starts it: under torchrun for torch and msrun for mindspore."""
     folder.mkdir(parents=True)
     command = [sys.executable, "-m"]
     if backend == "torch":
@@ -61,12 +73,10 @@ def start(backend: str, size: int, arguments: list[str], folder: Path, **environ
         command += [f"--master_port={free_port()}", f"--log_dir={folder / 'logs'}", "--join=True"]
         command += ["--cluster_time_out=120", "python", *arguments]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", "GLOG_v": "3", "COLUMNS": "200"}
     with (folder / "output").open("w") as output:
         launcher = subprocess.Popen(
             command,
-            env=os.environ | settings | environment,
+            env=settings() | {"PATH": path} | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -10,7 +10,12 @@ from moeport.config.training import BackendConfig
 from tests.comm import cases
 from tests.comm.jobs import ROOT, Job, start
 
-JOBS = [(backend, size) for backend in ("torch", "mindspore") for size in (2, 4)]
+JOBS = [
+    pytest.param(backend, size, marks=[pytest.mark.slow] * (size == 2))
+    for backend in ("torch", "mindspore")
+    for size in (2, 4)
+]
+"""Of four, two and three ranks make groups; benchmarks and training run on two."""
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +44,7 @@ def folder_of(tmp_path_factory, worker_id):
 
 @pytest.mark.parametrize(
     ("backend", "size", "case"),
-    [pytest.param(*job, case, id=f"{job[0]}-{job[1]}-{case}") for job in JOBS for case in cases.names(job[0])],
+    [pytest.param(*job.values, case, marks=job.marks) for job in JOBS for case in cases.names(job.values[0])],
 )
 def test_case(folder_of, backend, size, case):
     pytest.importorskip(backend)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from moeport.comm.check import COLLECTIVES
-from tests.comm.jobs import start
+from tests.comm.jobs import launch
 
 HOW = """error:
 probe runs in the processes of a job, and this process was started by itself; start it with one of
@@ -27,7 +27,7 @@ def test_without_a_launcher_it_says_how():
 def test_under_a_launcher(tmp_path, backend):
     pytest.importorskip(backend)
     module = ["-m", "moeport", "probe", "--device", "cpu"]
-    job = start(backend, 2, module, tmp_path / "job")
+    job = launch(backend, 2, module, tmp_path / "job")
     try:
         assert job.wait(120) == 0, job.output()
     finally:

@@ -10,6 +10,7 @@ from moeport.errors import UserError
 from moeport.launch.launcher import Launch, launched
 from moeport.launch.slurm import expand_hosts, tasks_per_node
 from tests.comm.jobs import ROOT
+from tests.jobs.ranks import start_all
 
 TORCHRUN = {
     "RANK": "5",
@@ -243,23 +244,17 @@ def openmpi(rank, size):
 
 
 @pytest.mark.parametrize(("environment", "size"), [(slurm, 4), (openmpi, 2)])
-def test_torch_communicates_in_their_environment(environment, size):
+def test_torch_communicates_in_their_environment(tmp_path, environment, size):
     """Neither Slurm nor Open MPI runs here: processes get the variables that they set."""
     pytest.importorskip("torch")
-    command = [sys.executable, "-m", "moeport", "probe", "--device", "cpu"]
-    settings = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    processes = [
-        subprocess.Popen(
-            command, env=settings | environment(rank, size), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for rank in range(size)
-    ]
+    arguments = ["-m", "moeport", "probe", "--device", "cpu"]
+    job = start_all("torch", arguments, [environment(rank, size) for rank in range(size)], tmp_path)
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        code = job.wait(240)
     finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * size, outputs
+        job.kill()
+    outputs = [(tmp_path / f"worker_{rank}.log").read_text() for rank in range(size)]
+    assert code == 0, outputs
     assert f": {size} ranks on 1 node\n" in outputs[0]
     assert ["every value is right" in output for output in outputs] == [True] + [False] * (size - 1)
 

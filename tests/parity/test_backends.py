@@ -60,12 +60,14 @@ def test_numpy_and_torch(tmp_path, name, capacity):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_mindspore(tmp_path, name):
+    """In float64 one router: tests/backends/test_mindspore.py compares all of them to 1e-12."""
     pytest.importorskip("mindspore")
     file = config_file(tmp_path, options(ROUTERS[name].config_class).model_dump(mode="json"))
     size = Size(sequences=2, tokens=8, steps=0)
-    report = run(file, ["torch-cpu:fp64", "mindspore-cpu:fp64", "mindspore-cpu"], size=size)
-    assert_passes(report, 2)
-    assert "gradient" in {tensor.kind for tensor in report.comparisons[1].tensors}
+    variants = ["torch-cpu:fp64", *["mindspore-cpu:fp64"] * (name == "topk"), "mindspore-cpu"]
+    report = run(file, variants, size=size)
+    assert_passes(report, len(variants) - 1)
+    assert "gradient" in {tensor.kind for tensor in report.comparisons[-1].tensors}
 
 
 def test_optimiser_steps_of_mindspore(tmp_path):

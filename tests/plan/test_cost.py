@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
 from collections import Counter
 from math import comb
 
@@ -12,11 +10,10 @@ import pytest
 
 from moeport.comm.exchange import EXCHANGES, loads
 from moeport.comm.load import Demand, Layout, Load, all_reduce_load, ranks_sharing
-from moeport.launch.launcher import node_processes
 from moeport.plan.cost import Link, Links
 from moeport.plan.routes import counted_routes, expected_routes, routes
 from moeport.plan.traffic import expert_choices
-from tests.comm.jobs import ROOT, free_port
+from tests.comm.jobs import start
 from tests.support import rng
 
 ROUTES = ("flat", "rail", "inside", "tokens", "inside_tokens")
@@ -161,16 +158,11 @@ def test_bytes_are_those_that_real_exchanges_count(tmp_path, backward):
     arguments += ["-e", str(tokens * width * 4), "--experts", str(experts), "--top-k", str(top_k)]
     arguments += ["--traffic", str(tmp_path / "choices.npy"), "--json", str(tmp_path / "out.json"), "--device", "cpu"]
     arguments += ["--backward"] * backward
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(process.command, env=os.environ | settings | process.environment)
-        for process in node_processes("torchrun", 2, 2, "127.0.0.1", arguments, free_port())
-    ]
+    job = start("torch", 4, ["-m", "moeport", *arguments], tmp_path / "job", nodes=2)
     try:
-        assert [process.wait(200) for process in processes] == [0] * 4
+        assert job.wait(200) == 0, job.output()
     finally:
-        for process in processes:
-            process.kill()
+        job.end()
     about = json.loads((tmp_path / "out.json").read_text())
     assert about["nodes"] == [0, 0, 1, 1]
     assert about["emulated"] is False

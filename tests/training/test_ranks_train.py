@@ -1,4 +1,4 @@
-"""`moeport train` on several ranks, as users start it."""
+"""`moeport train` on several ranks."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from moeport.training.checkpoint import find_checkpoint, load_checkpoint
 from moeport.training.metrics import read_metrics
 from moeport.training.ranks import check_ranks
 from moeport.training.run import train
-from tests.comm.jobs import ROOT, start
+from tests.comm.jobs import ROOT, launch, start
 from tests.training.ranks import one_process
 from tests.training.tiny import tiny_config
 
@@ -34,13 +34,13 @@ def result(folder):
     return steps, evaluations, load_checkpoint(find_checkpoint(folder / "run" / "checkpoints", "latest"))
 
 
-def job_of(folder, *arguments, **environment):
+def job_of(folder, *arguments, starter=start, **environment):
     """`moeport train` on two ranks that share the experts."""
     config = tiny_config(folder, training=TRAINING, parallelism={"expert": 2})
     (folder / "config.yaml").write_text(resolved_yaml(config))
     script, where = str(ROOT / "tests/training/ranks_cli.py"), folder / "job"
     command = [script, str(where), "train", str(folder / "config.yaml"), *arguments]
-    return start("torch", 2, command, where, **environment)
+    return starter("torch", 2, command, where, **environment)
 
 
 def equal(found, want):
@@ -89,7 +89,7 @@ def test_a_job_goes_on_after_a_rank_was_killed(tmp_path, alone):
     """torchrun starts all ranks again, and they go on from the last checkpoint, by whichever algorithm is fastest."""
     settings = ("comm.algorithm=auto", "comm.chunks=auto", "comm.ranks_per_node=1")
     overrides = [word for setting in settings for word in ("--set", setting)]
-    job = job_of(tmp_path, "--resume", *overrides, PET_MAX_RESTARTS="1")
+    job = job_of(tmp_path, "--resume", *overrides, starter=launch, PET_MAX_RESTARTS="1")
     try:
         wait_for(lambda: lines(tmp_path) > 4, job)
         os.kill(job.pids()[1], signal.SIGKILL)
