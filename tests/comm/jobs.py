@@ -55,8 +55,19 @@ class Job:
         self.launcher.wait(30)
 
 
-def start(backend: str, size: int, arguments: list[str], folder: Path, *, nodes: int = 1, **environment: str) -> Job:
+def start(backend: str, size: int, arguments: list[str], folder: Path, **environment: str) -> Job:
     """Run `python ARGUMENTS` in `size` processes that are forked once the framework is imported."""
+    return _forked(backend, size, 1, arguments, folder, environment)
+
+
+def start_on_nodes(size: int, nodes: int, arguments: list[str], folder: Path) -> Job:
+    """The same with torch, as if the ranks were on several nodes."""
+    return _forked("torch", size, nodes, arguments, folder, {})
+
+
+def _forked(
+    backend: str, size: int, nodes: int, arguments: list[str], folder: Path, environment: dict[str, str]
+) -> Job:
     (folder / "logs").mkdir(parents=True)
     ranks = START[backend](size, nodes, arguments, folder / "logs", free_port(), environment)
     return Job(ranks, folder, time.monotonic())

@@ -136,7 +136,7 @@ def is_compiled_elsewhere(target, case):
         pytest.param(
             *target.values,
             case,
-            marks=[*target.marks, *[pytest.mark.slow] * is_compiled_elsewhere(*target.values, case)],
+            marks=[*target.marks, *[pytest.mark.slow] * is_compiled_elsewhere(target.values[0], case)],
         )
         for target in parameters(COMPOSED)
         for case in LOSS_CASES

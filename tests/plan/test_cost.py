@@ -13,7 +13,7 @@ from moeport.comm.load import Demand, Layout, Load, all_reduce_load, ranks_shari
 from moeport.plan.cost import Link, Links
 from moeport.plan.routes import counted_routes, expected_routes, routes
 from moeport.plan.traffic import expert_choices
-from tests.comm.jobs import start
+from tests.comm.jobs import start_on_nodes
 from tests.support import rng
 
 ROUTES = ("flat", "rail", "inside", "tokens", "inside_tokens")
@@ -158,7 +158,7 @@ def test_bytes_are_those_that_real_exchanges_count(tmp_path, backward):
     arguments += ["-e", str(tokens * width * 4), "--experts", str(experts), "--top-k", str(top_k)]
     arguments += ["--traffic", str(tmp_path / "choices.npy"), "--json", str(tmp_path / "out.json"), "--device", "cpu"]
     arguments += ["--backward"] * backward
-    job = start("torch", 4, ["-m", "moeport", *arguments], tmp_path / "job", nodes=2)
+    job = start_on_nodes(4, 2, ["-m", "moeport", *arguments], tmp_path / "job")
     try:
         assert job.wait(200) == 0, job.output()
     finally:
