@@ -122,15 +122,15 @@ def sharing(samples: Sequence[Sample]) -> Sharing:
 
 @dataclass(frozen=True)
 class GivenSpeed:
-    """What the user says of how fast a rank computes; nothing where it is not known.
+    """How fast a rank computes, as the user gives it; empty where it is not known.
 
     Raises UserError for more than one of them.
     """
 
     compute_ms: float | None = None
-    """Of one rank in a step."""
+    """Milliseconds that one rank computes per step."""
     flops: str | None = None
-    """Operations that a rank does in a second, such as `150T`."""
+    """Operations of a rank per second, such as `150T`."""
     steps: tuple[str, ...] = ()
     """Runs and their clusters, such as `runs/small@2x4`."""
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 INDEX_BYTES, GATE_BYTES = 8, 4
-"""Of a count or an expert's number, int64 as on PyTorch, and of a gate, float32."""
+"""Size of a count or an expert id (int64, as on PyTorch) and of a gate (float32)."""
 
 Sharing = Literal["nothing", "node", "cluster"]
 """Which ranks share one processor: none, each rank has its device; those of a node, on CPUs; all, when emulated."""
@@ -25,14 +25,16 @@ Peers = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks, equally many on each node, node after node: of a cluster, or those that share one copy of the experts."""
+    """The same number of ranks on each node, numbered node by node: a cluster, or the ranks that share one copy of the
+    experts.
+    """
 
     nodes: int
     ranks_per_node: int
 
     @property
     def ranks(self) -> int:
-        """W."""
+        """Their number W."""
         return self.nodes * self.ranks_per_node
 
 
@@ -41,24 +43,24 @@ class Demand:
     """What is asked of an exchange: to bring the tokens of each rank to their experts and back."""
 
     tokens: int
-    """Of one rank T."""
+    """Tokens per rank T."""
     top_k: int
     """Experts per token K."""
     num_experts: int
     """E, a multiple of the ranks."""
     row_bytes: int
-    """Of one token."""
+    """Bytes per token."""
     backward: bool = False
-    """Forward and backward pass in one."""
+    """Whether the backward pass counts too."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Rows of one all-to-all, for each rank (W,)."""
+    """Rows of one all-to-all, per rank (W,)."""
 
     kept_W: np.ndarray
     sent_intra_W: np.ndarray
-    """To others of its node."""
+    """To other ranks of the same node."""
     sent_inter_W: np.ndarray
     """To other nodes."""
     received_intra_W: np.ndarray
@@ -66,12 +68,12 @@ class Moved:
 
     @property
     def sent(self) -> np.ndarray:
-        """What a rank passes to the all-to-all, rows for itself included."""
+        """Rows that each rank passes to the all-to-all, those for itself included."""
         return self.kept_W + self.sent_intra_W + self.sent_inter_W
 
     @property
     def received(self) -> np.ndarray:
-        """What a rank gets from it, rows of its own included."""
+        """Rows that each rank gets from it, those from itself included."""
         return self.kept_W + self.received_intra_W + self.received_inter_W
 
     def back(self) -> Moved:
@@ -79,7 +81,7 @@ class Moved:
         return Moved(self.kept_W, self.received_intra_W, self.received_inter_W, self.sent_intra_W, self.sent_inter_W)
 
     def times(self, factor: float) -> Moved:
-        """As many times the rows."""
+        """`factor` times the rows."""
         return Moved(*(factor * rows_W for rows_W in vars(self).values()))
 
 
@@ -88,15 +90,15 @@ class Routes:
     """Rows of the all-to-alls of one exchange on their way to the experts."""
 
     flat: Moved
-    """Assignments, straight to the rank of their expert."""
+    """One per assignment, straight to the rank of its expert."""
     rail: Moved
-    """Assignments, to the rank of the same position in the node of their expert."""
+    """One per assignment, to the rank of the same position in the node of its expert."""
     inside: Moved
-    """Assignments, from there to the rank of their expert."""
+    """One per assignment, from there to the rank of its expert."""
     tokens: Moved
-    """Tokens along the rail, once for each node that has experts of them."""
+    """Along the rail, one per token and node that has experts of it."""
     inside_tokens: Moved
-    """Tokens from there, once for each rank of the node that has experts of them."""
+    """From there, one per token and rank of the node that has experts of it."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ class Load:
     inter_bytes: float = 0.0
     """Through the link of one node, in the busier direction."""
     pair_bytes: float = 0.0
-    """Of those, the bytes of one pair of ranks, in the mean."""
+    """Mean bytes per pair of ranks, of `inter_bytes`."""
     meeting_bytes: float = 0.0
-    """Of those, the bytes that meet others at the link of the node they go to: all but those from one of the nodes."""
+    """The part of `inter_bytes` that meets others at the link of the receiving node: all but what one node sends."""
     copied_rows: float = 0.0
     copied_bytes: float = 0.0
     is_backward: bool = False
-    """Gradients on the way back that their rows came."""
+    """Whether these are gradients, which take the reverse route of their rows."""
 
 
 def ranks_sharing(shares: Sharing, cluster: Layout) -> int:
@@ -125,7 +127,7 @@ def ranks_sharing(shares: Sharing, cluster: Layout) -> int:
 
 
 def all_reduce_load(layout: Layout, num_bytes: float, sharing: int) -> Load:
-    """Of an array of so many bytes over all ranks: twice (W - 1) / W of it past each rank, as in a ring, and the
+    """Load of an all-reduce of `num_bytes` over all ranks: 2 (W - 1) / W of them pass each rank, as in a ring, with the
     messages of a tree there and back. It is a pipeline: its messages do not wait for those of ranks that share a
     processor, and it keeps links busy in both directions.
     """
@@ -202,7 +204,9 @@ class Stages:
         )
 
     def _busiest(self, value_W: np.ndarray) -> float:
-        """Of the ranks that share a processor; groups alike run at once where it has more ranks than this one."""
+        """The largest sum over ranks that share a processor. Where it has more ranks than this group, others like this
+        group run on it at the same time.
+        """
         together = min(self.sharing, self.layout.ranks)
         return float(value_W.reshape(-1, together).sum(1).max()) * self.sharing / together
 

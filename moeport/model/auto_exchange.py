@@ -53,7 +53,7 @@ def fastest(
         mesh: experts over two ranks or more.
         config: shapes of the layer, and what to try.
         num_tokens: of one rank.
-        top_k: experts a token, drawn uniformly; rounded up where the router's number varies.
+        top_k: experts per token, drawn uniformly; rounded up where the router's number varies.
         dtype: of tokens and experts.
         value_and_grad: the backend's.
     """

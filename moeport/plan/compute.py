@@ -12,19 +12,19 @@ from moeport.plan.fit import non_negative_least_squares
 
 @dataclass(frozen=True)
 class Work:
-    """Of one rank in a step, or of all that share its processor."""
+    """Work of one rank in a step, or of all ranks that share its processor."""
 
     flops: float
     """Forward and backward."""
     parameters: float
-    """That it updates."""
+    """Parameters that it updates."""
     blocks: float
-    """That it starts, each with its operations, whatever their size."""
+    """Blocks that it starts; each costs its operations' overhead, whatever their size."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of each."""
+    """Seconds per unit of work."""
 
     flop: float
     parameter: float = 0.0
@@ -51,7 +51,7 @@ class SpeedFit:
 
     speed: Speed
     errors: np.ndarray
-    """Of each step: fitted over measured time, less 1."""
+    """Per step: fitted over measured time, less 1."""
 
 
 def fit_speed(steps: Sequence[MeasuredStep]) -> SpeedFit:

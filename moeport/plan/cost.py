@@ -19,24 +19,24 @@ class Link:
     """One link class."""
 
     latency: float
-    """Seconds a message; of copies, seconds a row."""
+    """Seconds per message; for copies, seconds per row."""
     bandwidth: float
-    """Bytes a second; of the class between nodes, of the whole link of a node in one direction."""
+    """Bytes per second; between nodes, of the whole link of a node in one direction."""
     pair_bandwidth: float = np.inf
-    """Between nodes: bytes a second of the time that one pair of ranks adds to a stage. Some libraries, gloo among
-    them, send in one direction of a connection at a time, so that few pairs leave the link unused."""
+    """Between nodes: bytes per second of one pair of ranks; the time adds to that of the link. Some libraries, gloo
+    among them, send in one direction of a connection at a time, so that few pairs leave the link idle."""
     meeting_bandwidth: float = np.inf
-    """Between nodes: bytes a second of the time that is lost where several nodes send to one (incast)."""
+    """Between nodes: bytes per second of the time that is lost where several nodes send to one (incast)."""
 
     def at(self, bandwidth: float) -> Link:
-        """A link of another bandwidth with the same library."""
+        """The same link and library with another bandwidth."""
         faster = bandwidth / self.bandwidth if np.isfinite(self.bandwidth) else np.inf
         return Link(self.latency, bandwidth, self.pair_bandwidth * faster, self.meeting_bandwidth * faster)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds by cause."""
+    """Seconds, by cause."""
 
     latency: float
     intra: float
@@ -45,7 +45,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Seconds."""
+        """Their sum."""
         return self.latency + self.intra + self.inter + self.copies
 
 
@@ -89,7 +89,7 @@ class Cluster:
 
     @property
     def ranks(self) -> int:
-        """W."""
+        """Number of ranks W."""
         return self.nodes * self.ranks_per_node
 
     @property

@@ -18,7 +18,7 @@ from moeport.errors import UserError
 from moeport.plan.cost import Link, Links
 
 RoutesOf = Callable[[str, Layout, Demand], Routes]
-"""Rows of an exchange from the words of `--traffic`."""
+"""Rows of an exchange, from the text of `--traffic`."""
 ALL_REDUCE = "all_reduce"
 ROUNDS = 50
 TIE = 1e-12
@@ -45,7 +45,7 @@ class Fit:
 
     links: Links
     errors: np.ndarray
-    """Of each sample: fitted over measured time, less 1."""
+    """Per sample: fitted over measured time, less 1."""
 
 
 def read_samples(path: Path, routes_of: RoutesOf) -> list[Sample]:
@@ -107,7 +107,7 @@ def fit(samples: Sequence[Sample]) -> Fit:
 
 
 def _terms(found: Sequence[Load], links: Links) -> np.ndarray:
-    """What multiplies the unknowns of `_links`."""
+    """Coefficients of the unknowns of `_links`, (8,)."""
     total_F = np.zeros(8)
     for load in found:
         inside, across = links.transfers(load)

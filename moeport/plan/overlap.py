@@ -18,11 +18,11 @@ class Stage:
     """Seconds of one stage for one chunk."""
 
     processor: float
-    """That keep the processor before the chunk is on its way."""
+    """During which the processor is busy before the chunk is under way."""
     link: float
-    """That it then takes, while the processor is free."""
+    """After that, while the processor is free."""
     crosses: bool
-    """Whether it is the link between nodes that takes it."""
+    """Whether the link between nodes carries it."""
 
 
 def overlapped(links: Links, loads: Sequence[Load], experts: float, chunks: int, is_shared: bool) -> float:

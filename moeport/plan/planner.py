@@ -28,7 +28,7 @@ CHUNKS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Placement:
-    """A model on a cluster with experts divided among groups of so many ranks."""
+    """A model on a cluster, with the experts divided among groups of `expert` ranks."""
 
     expert: int
     """Ranks that share one copy of the experts: parallelism.expert."""
@@ -106,7 +106,9 @@ class Planner:
     def place(
         self, expert: int, algorithms: Sequence[str], chunks: Sequence[int] = (1,), speed: Speed | None = None
     ) -> Placement:
-        """Experts divided among groups of so many ranks, with the fastest of some algorithms and numbers of chunks."""
+        """The placement with the experts divided among groups of `expert` ranks, and the fastest of the given
+        algorithms and numbers of chunks.
+        """
         layout = self.cluster.group(expert)
         routes = self.routes_of(layout, self._demand(backward=False))
         busiest = _busiest(routes.flat.received, min(self.cluster.sharing, layout.ranks)) if expert > 1 else 1.0
@@ -149,12 +151,12 @@ class Planner:
         return self.place(self.config.parallelism.expert, algorithms, chunks, speed)
 
     def measured(self, seconds: float) -> MeasuredStep:
-        """A step of the config, which took so long on this cluster."""
+        """A step of the config that took `seconds` on this cluster."""
         placed = self.place_of_config()
         return MeasuredStep(self.work(placed.expert), placed.exchange + placed.gradients, seconds)
 
     def work(self, expert: int, busiest: float = 1.0) -> Work:
-        """Of the ranks that share a processor, with experts divided among so many ranks.
+        """Work of the ranks that share a processor.
 
         Args:
             expert: ranks that share one copy of the experts.
@@ -172,7 +174,7 @@ class Planner:
 
 
 def _busiest(received_W: np.ndarray, together: int) -> float:
-    """Rows of the processor with most over their mean, where so many ranks share one."""
+    """Rows of the busiest processor over the mean, where `together` ranks share one."""
     received = received_W.reshape(-1, together).sum(1)
     return float(received.max() / received.mean())
 

@@ -98,7 +98,7 @@ def counted_routes(layout: Layout, demand: Demand, expert_TK: np.ndarray) -> Rou
     Args:
         layout: ranks and nodes.
         demand: tokens and experts.
-        expert_TK: experts of a token of each rank at least, (T, K).
+        expert_TK: experts of at least one token per rank, (T, K).
     """
     ranks, per_node, nodes = layout.ranks, layout.ranks_per_node, layout.nodes
     tokens, top_k = expert_TK.shape

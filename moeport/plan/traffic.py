@@ -15,7 +15,7 @@ KINDS = "uniform, zipf, local:F with F of 0 to 1, or a .npy file of expert ids (
 def expert_choices(
     kind: str, tokens: int, num_experts: int, top_k: int, *, rank: int, size: int, node: int, nodes: int, seed: int = 0
 ) -> np.ndarray:
-    """Experts of each token of a rank, (T, K), different ones for each token.
+    """Experts of each token of a rank, (T, K); the experts of a token differ.
 
     Args:
         kind: `uniform`: all sets of K experts alike. `zipf`: the i-th expert, in an order drawn once, is wanted 1/i as

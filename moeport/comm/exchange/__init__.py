@@ -2,7 +2,7 @@
 
 Rank r of W holds the experts r * E / W .. (r + 1) * E / W - 1. All algorithms are written over the communicator's
 `start_all_to_all`, so they are differentiable and the same on every backend, and give the same outputs but for the
-order of summation. Orders and splits are computed on the host from counts that are exchanged first.
+order of summation. Orders and splits are computed on the host from counts, which are exchanged first.
 
 A new algorithm is a module here, with a subclass of `ExpertExchange` that moves the rows and says what that costs and
 why it is fast, and its class in `EXCHANGES`. Configs, benchmarks, planner, documentation and shared tests then know it.

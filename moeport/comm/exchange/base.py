@@ -25,14 +25,14 @@ class ExpertExchange(ABC):
     Args:
         communicator: the ranks that share the experts.
         num_experts: E, a multiple of the number of ranks.
-        chunks: equal parts of a rank's tokens, in their order, that take turns: while the experts compute on one,
-            others are on their way, where the library sends beside the computation.
+        chunks: equal, consecutive parts of a rank's tokens that take turns: while the experts compute on one, others
+            are under way, where the library sends beside the computation.
     """
 
     name: ClassVar[str]
     """Of `comm.algorithm`."""
     summary: ClassVar[str]
-    """How tokens reach experts on other ranks, in a few words."""
+    """How tokens reach experts on other ranks, for lists and tables."""
 
     def __init__(self, communicator: Communicator, num_experts: int, chunks: int = 1):
         if num_experts % communicator.size:
@@ -46,7 +46,7 @@ class ExpertExchange(ABC):
 
         Args:
             ops: the backend's operations.
-            x_TD: tokens of this rank, at least one; each rank may have another number of them.
+            x_TD: tokens of this rank, at least one; ranks may have different numbers.
             routing: their assignments to the E experts.
             experts: see `Experts`.
 
@@ -78,12 +78,12 @@ class ExpertExchange(ABC):
 
     @property
     def communicators(self) -> tuple[Communicator, ...]:
-        """Those that carry rows."""
+        """The communicators that carry rows."""
         return (self.communicator,)
 
     @abstractmethod
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
-        """The steps of `__call__` for a part of the tokens, which may be none."""
+        """The steps of `__call__` for a part of the tokens, which may be empty."""
 
     @classmethod
     @abstractmethod

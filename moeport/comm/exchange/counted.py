@@ -15,7 +15,7 @@ from moeport.core.routing import Routing
 
 
 class CountedExchange:
-    """An exchange of which the traffic of one layer is counted.
+    """An exchange whose traffic for one layer is counted.
 
     Args:
         exchange: what carries the rows; layers may share it.
@@ -39,7 +39,7 @@ class CountedExchange:
             return self.exchange.of_rows(ops, x_RD, counts_E, experts)
 
     def forget(self) -> None:
-        """Count from here: what an evaluation sent is no part of a step."""
+        """Start counting again: what an evaluation sent is not part of a step."""
         for _, traffic in self._traffic:
             traffic.reset()
 

@@ -21,11 +21,11 @@ from moeport.core.routing import Routing
 
 
 class NodeDedupExchange(TwoLevelExchange):
-    """A token crosses to a node once, however many of its experts are there, and inside the node to a rank once.
+    """A token crosses to a node once, however many of its experts are there, and inside the node once to each rank.
 
-    With the tokens travel, for each of their assignments there, the expert and the gate. The rank of the experts weighs
-    and sums their outputs, the rank that received the token from another node sums what its neighbours return, and one
-    row a token goes back.
+    The expert and the gate of each assignment travel with the token. The rank of the experts weights and sums their
+    outputs, the rank that received the token from another node sums what its neighbours return, and one row per token
+    goes back.
     """
 
     name = "node_dedup"
@@ -97,10 +97,10 @@ def _send_once(
 
     Args:
         ops: the backend's operations.
-        communicator: its members hold the experts in order, equally many each.
+        communicator: its members hold the experts in order, the same number each.
         rows: of this member.
         num_experts: of all members.
-        inner: what a member does with the rows it gets, whose experts count from its own first; (S, D) of S rows.
+        inner: what a member does with the S rows it gets, with experts numbered from its own first; returns (S, D).
 
     Returns: steps to (R, D).
     """
@@ -132,7 +132,7 @@ def _send_once(
 
 
 def _apply(ops: Ops, rows: _Assigned, num_experts: int, experts: Inner) -> Steps:
-    """The outputs of the experts that are here, weighted and summed for each row."""
+    """Outputs of the local experts, weighted and summed per row."""
     by_expert = np.argsort(rows.expert_P, kind="stable")
     row_P = ops.from_numpy(rows.row_P[by_expert])
     counts_E = ops.from_numpy(np.bincount(rows.expert_P, minlength=num_experts))
@@ -142,5 +142,5 @@ def _apply(ops: Ops, rows: _Assigned, num_experts: int, experts: Inner) -> Steps
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where each block begins."""
+    """Start of each block."""
     return np.cumsum(counts) - counts

@@ -1,7 +1,7 @@
 """How rows travel to the members of a communicator and back, for all exchanges.
 
-An algorithm is a generator that yields each all_to_all it has started and goes on with the rows. So several parts of
-the tokens take turns: while one computes or is on the host, those of the others are on their way.
+An algorithm is a generator that yields each all_to_all it has started and is resumed with the rows. So several parts of
+the tokens take turns: while one computes or is on the host, the rows of the others are under way.
 
 Shape suffixes as in `moeport.core.ops`; e: experts of one rank, W ranks.
 """
@@ -20,7 +20,7 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 Steps = Generator[Pending, Array, Array]
-"""What an exchange does: yields each all_to_all it has started, is sent the rows, returns the outputs."""
+"""An exchange in steps: it yields each all_to_all it has started, is sent the rows, and returns the outputs."""
 Inner = Callable[[Array, Array], Steps]
 """`Experts` as steps."""
 
@@ -30,7 +30,7 @@ def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: n
 
     Args:
         ops: the backend's operations.
-        communicator: its members hold the experts in order, equally many each.
+        communicator: its members hold the experts in order, the same number each.
         x_RD: rows sorted by expert.
         counts_E: rows of each expert, on the host.
         experts: those of this member.
@@ -51,7 +51,7 @@ def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: n
 
 
 def by_assignment(ops: Ops, x_TD: Array, routing: Routing, exchange: Callable[[Array, np.ndarray], Steps]) -> Steps:
-    """Rows sorted by expert through `exchange` and back to tokens; assignments to nowhere stay here."""
+    """Sends rows, sorted by expert, through `exchange` and back to their tokens; unrouted assignments stay here."""
     plan = plan_dispatch(ops, routing)
     counts_E = ops.to_numpy(plan.counts_E)
     served, assignments = int(counts_E.sum()), routing.expert_N.shape[0]
@@ -73,7 +73,7 @@ def as_steps(experts: Experts) -> Inner:
 
 
 def run_in_turn(parts: Sequence[Steps]) -> list[Array]:
-    """Let parts take turns, a step each, until all have returned; what they return.
+    """Let parts take turns, one step each, until all have returned; returns their outputs.
 
     The order of the steps does not depend on the rows, so that it is the same on all ranks.
     """
@@ -90,7 +90,7 @@ def run_in_turn(parts: Sequence[Steps]) -> list[Array]:
 
 
 def in_chunks(ops: Ops, x_TD: Array, routing: Routing, chunks: int) -> list[tuple[Array, Routing]]:
-    """Tokens and their assignments in consecutive parts of equal size, or nearly."""
+    """Tokens and their assignments in consecutive parts whose sizes differ by at most one."""
     tokens = routing.num_tokens
     bounds = np.arange(chunks + 1) * tokens // chunks
     sizes = np.diff(bounds).tolist()
