@@ -11,7 +11,7 @@ from moeport.cli.options import SET, Flags, grouped
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
 
-OPERATIONS = "all_reduce, all_gather, reduce_scatter, broadcast, sendrecv, all_to_all; flat, hierarchical, node_dedup"
+COLLECTIVES = "all_reduce, all_gather, reduce_scatter, broadcast, sendrecv, all_to_all"
 SMALLER = Sizes(maximum="1M")
 """Of a whole layer, which takes longer than an exchange."""
 
@@ -85,7 +85,7 @@ def moe(
     algorithms: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Which; default: all of local, flat, hierarchical, node_dedup. auto: what comm.algorithm: auto takes.",
+            help="Which of local and the values of comm.algorithm; default: all but auto, which is what that takes.",
             show_default=False,
         ),
     ] = None,
@@ -124,7 +124,10 @@ def moe(
 @grouped
 def comm(
     operations: Annotated[
-        list[str] | None, typer.Argument(help=f"Which; default: all of {OPERATIONS}.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help=f"Which of {COLLECTIVES}, and of the values of comm.algorithm; default: all.", show_default=False
+        ),
     ] = None,
     *,
     sizes: SizeFlags,
@@ -138,8 +141,8 @@ def comm(
     """Time collectives and all-to-alls of experts, and check their values, under torchrun or msrun.
 
     Columns and flags are those of nccl-tests. Times are medians of the slowest rank. The size of an expert exchange
-    (flat, hierarchical, node_dedup) is that of one rank's tokens before they are copied to their experts; its time is
-    that of the way there and back, with its tokens whole or in chunks.
+    (a value of comm.algorithm) is that of one rank's tokens before they are copied to their experts; its time is that
+    of the way there and back, with its tokens whole or in chunks.
     """
     from moeport.bench.comm import bench_comm
 

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Job:
+class LaunchSpec:
     """A job with the same number of ranks on each node."""
 
     launcher: Literal["torchrun", "msrun"]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from moeport.errors import UserError
 from moeport.launch import commands
-from moeport.launch.commands import Job
+from moeport.launch.commands import LaunchSpec
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Script:
     time: str | None = None
     partition: str | None = None
 
-    def write(self, job: Job) -> Path:
+    def write(self, job: LaunchSpec) -> Path:
         """Write the script of a job. Raises UserError where the file cannot be made or is there already."""
         assert self.slurm is not None
         asked = {"gpus-per-node": self.gpus_per_node, "time": self.time, "partition": self.partition}
@@ -123,7 +123,7 @@ class TrainingJob:
             raise UserError("--slurm writes a script and --run starts the job here; use one of them")
         self.nodes.check_addresses(self.run, self.script.slurm is not None)
 
-    def _job(self, backend: str) -> Job:
+    def _job(self, backend: str) -> LaunchSpec:
         train = ["train", str(self.file)]
         for override in self.overrides:
             train += ["--set", override]
@@ -131,9 +131,9 @@ class TrainingJob:
             train.append("--resume")
         launcher: Literal["torchrun", "msrun"] = "msrun" if backend == "mindspore" else "torchrun"
         nodes = self.nodes
-        return Job(launcher, nodes.nodes, nodes.ranks_per_node, tuple(train), nodes.max_restarts)
+        return LaunchSpec(launcher, nodes.nodes, nodes.ranks_per_node, tuple(train), nodes.max_restarts)
 
-    def _commands(self, job: Job, say: Callable[[str], None]) -> int:
+    def _commands(self, job: LaunchSpec, say: Callable[[str], None]) -> int:
         nodes = self.nodes
         for node in range(nodes.nodes) if nodes.node_rank is None else [nodes.node_rank]:
             command = job.command(node, nodes.master_addr or "127.0.0.1", nodes.master_port)

@@ -29,7 +29,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """Trained parameters of a model, and bytes of what is made of them."""
 
     dense_total: int
@@ -48,7 +48,7 @@ class Sizes:
     """Whether ranks that hold copies divide them (FSDP)."""
 
     @classmethod
-    def of(cls, config: Config, vocab_size: int) -> Sizes:
+    def of(cls, config: Config, vocab_size: int) -> ModelSizes:
         """Counted from the shapes of the model. Compute type `auto` counts as bfloat16."""
         specs = build_model(config.model, config.data, vocab_size).parameter_specs()
         blocks: dict[tuple[str, bool], int] = {}
@@ -74,7 +74,7 @@ class Sizes:
         )
 
 
-def memory(config: Config, sizes: Sizes, ranks: int, expert: int, tokens: int) -> Memory:
+def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: int) -> Memory:
     """Bytes of one rank: parameters, gradients and two moments of AdamW in the parameters' type, and activations."""
     dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
     held = sizes.parameter_bytes * (sizes.dense_total / dense_copies + sizes.expert_total / expert / expert_copies)

@@ -19,7 +19,7 @@ from moeport.model.build import build_model
 from moeport.plan.compute import MeasuredStep, Speed, Work
 from moeport.plan.cost import Cluster, Cost
 from moeport.plan.layer import LayerExchange, LayerPass, Reason, fastest_exchange
-from moeport.plan.memory import Memory, Sizes, memory
+from moeport.plan.memory import Memory, ModelSizes, memory
 
 RoutesOf = Callable[[Layout, Demand], Routes]
 CHUNKS = (1, 2, 4, 8)
@@ -78,7 +78,7 @@ class Planner:
                 f"of {parts}: add --set training.batch_size={-(-training.batch_size // parts) * parts}"
             )
         self.config, self.cluster, self.routes_of = config, cluster, routes_of
-        self.sizes = Sizes.of(config, vocab_size)
+        self.sizes = ModelSizes.of(config, vocab_size)
         self.tokens = training.batch_size // parts * config.data.tokens_per_sequence
         """Of a rank's micro-batch."""
         model = build_model(config.model, config.data, vocab_size)
@@ -179,7 +179,7 @@ def _busiest(received_W: np.ndarray, together: int) -> float:
     return float(received.max() / received.mean())
 
 
-def gradient_seconds(cluster: Cluster, expert: int, sizes: Sizes, micro_batches: int) -> float:
+def gradient_seconds(cluster: Cluster, expert: int, sizes: ModelSizes, micro_batches: int) -> float:
     """Time to add the gradients of copies and, where they are sharded, to gather parameters. An estimate.
 
     A ring of n ranks in the order of the nodes carries (n - 1) / n of the bytes past each rank for one gather or one
@@ -196,7 +196,7 @@ def gradient_seconds(cluster: Cluster, expert: int, sizes: Sizes, micro_batches:
 
 
 def _placements(cluster: Cluster, num_experts: int) -> list[int]:
-    """Sizes of groups that divide ranks and experts and fill their nodes or divide one."""
+    """ModelSizes of groups that divide ranks and experts and fill their nodes or divide one."""
     return [
         expert
         for expert in range(1, min(cluster.ranks, num_experts) + 1)

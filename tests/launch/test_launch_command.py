@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from moeport.cli.main import main
-from moeport.launch.commands import Job, run
+from moeport.launch.commands import LaunchSpec, run
 from tests.comm.jobs import ROOT, free_port
 from tests.training.tiny import tiny_values
 
@@ -244,7 +244,7 @@ def slurm_job(job, folder, *options):
 
 def test_the_script_starts_all_ranks(tmp_path):
     pytest.importorskip("torch")
-    done = slurm_job(Job("torchrun", 2, 2, ("probe", "--device", "cpu")), tmp_path)
+    done = slurm_job(LaunchSpec("torchrun", 2, 2, ("probe", "--device", "cpu")), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": 4 ranks on 2 nodes\n" in done.stdout
     assert done.stdout.count("every value is right") == 1
@@ -257,7 +257,7 @@ def test_the_script_gives_each_node_its_number_and_all_arguments(tmp_path, launc
     )
     (tmp_path / launcher).chmod(0o755)
     arguments = ("train", "it's here/tiny.yaml", "--set", 'run.dir="$HOME `id` \\ *"')
-    job = Job(launcher, 2, 2, arguments)
+    job = LaunchSpec(launcher, 2, 2, arguments)
     done = slurm_job(job, tmp_path)
     assert done.returncode == 0, done.stderr
     started = sorted(json.loads(line) for line in done.stdout.splitlines())
@@ -269,9 +269,9 @@ def test_the_exit_code_of_a_job(tmp_path, monkeypatch, launcher):
     pytest.importorskip({"torchrun": "torch", "msrun": "mindspore"}[launcher])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    job = Job(launcher, 1, 2, ("routers", "topk"))
+    job = LaunchSpec(launcher, 1, 2, ("routers", "topk"))
     assert run(job.command(0, "127.0.0.1", free_port())) == 0
-    wrong = Job(launcher, 1, 2, ("routers", "any"))
+    wrong = LaunchSpec(launcher, 1, 2, ("routers", "any"))
     assert run(wrong.command(0, "127.0.0.1", free_port())) == 1
 
 

@@ -16,7 +16,7 @@ from moeport.plan.compute import MeasuredStep, Speed, Work, fit_speed
 from moeport.plan.cost import Cluster, Link, Links
 from moeport.plan.fit import Sample, fit, read_samples
 from moeport.plan.layer import exchange_costs, fastest, reason
-from moeport.plan.memory import Sizes, memory
+from moeport.plan.memory import ModelSizes, memory
 from moeport.plan.planner import Planner, gradient_seconds
 from moeport.plan.routes import counted_routes, expected_routes, routes
 from moeport.plan.text import sentence
@@ -176,20 +176,20 @@ def test_memory_is_that_of_the_parameters_a_rank_holds():
     whole = config(parallelism={"shard": False})
     counts = whole.model.parameter_counts(257)
     expert = 16 * 3 * 32 * 8
-    sizes = Sizes.of(whole, 257)
+    sizes = ModelSizes.of(whole, 257)
     assert (sizes.expert_total, sizes.dense_total) == (expert, counts.total - expert)
     assert (sizes.expert_block, sizes.row_bytes, sizes.shard) == (expert, 128, False)
     held = 4 * (counts.total - expert + expert / 4)
     found = memory(whole, sizes, ranks=8, expert=4, tokens=64)
     assert (found.parameters, found.gradients, found.moments, found.gathered) == (held, held, 2 * held, 0)
-    sharded = memory(config(), Sizes.of(config(), 257), ranks=8, expert=4, tokens=64)
+    sharded = memory(config(), ModelSizes.of(config(), 257), ranks=8, expert=4, tokens=64)
     assert sharded.parameters == 4 * counts.total / 8
     assert sharded.gathered == 2 * 4 * (sizes.dense_block + expert / 4)
     assert sharded.total == 4 * sharded.parameters + sharded.gathered + sharded.activations
 
 
 def test_gradients_of_copies_cross_the_links_in_rings():
-    sizes = Sizes.of(config(parallelism={"shard": False}), 257)
+    sizes = ModelSizes.of(config(parallelism={"shard": False}), 257)
     links = Links(Link(0, 1e9), Link(0, 1e8))
     dense, experts = 4 * sizes.dense_total, 4 * sizes.expert_total
     alone = gradient_seconds(Cluster(1, 4, links), 4, sizes, 1)
@@ -198,7 +198,7 @@ def test_gradients_of_copies_cross_the_links_in_rings():
     across = gradient_seconds(Cluster(2, 4, links), 2, sizes, 1)
     assert across == pytest.approx((2 * dense * 7 / 8 + 2 * 2 * experts / 2 * 3 / 4) / 1e8)
     assert gradient_seconds(Cluster(1, 1, links), 1, sizes, 1) == 0.0
-    assert gradient_seconds(Cluster(2, 4, links), 2, Sizes.of(config(), 257), 2) == pytest.approx(3 * across)
+    assert gradient_seconds(Cluster(2, 4, links), 2, ModelSizes.of(config(), 257), 2) == pytest.approx(3 * across)
 
 
 def test_placements_divide_ranks_experts_and_nodes():

@@ -37,7 +37,7 @@ class Colour(NamedTuple):
     dash: str
 
 
-class Link(NamedTuple):
+class RunLink(NamedTuple):
     """A run's own report."""
 
     label: str
@@ -79,10 +79,10 @@ def _colour(index: int) -> Colour:
     return Colour(HUES[index % len(HUES)], DASHES[index // len(HUES) % len(DASHES)])
 
 
-def _links(comparison: Comparison, name: str, folder: Path) -> list[Link]:
+def _links(comparison: Comparison, name: str, folder: Path) -> list[RunLink]:
     reports = {outcome.run.seed: outcome.run.dir / REPORT_FILE for outcome in comparison.of(name) if outcome.result}
     return [
-        Link(f"seed {seed}", Path(os.path.relpath(path, folder)).as_posix())
+        RunLink(f"seed {seed}", Path(os.path.relpath(path, folder)).as_posix())
         for seed, path in reports.items()
         if path.is_file()
     ]
