@@ -71,7 +71,7 @@ def main() -> None:
     images = read_images(config.data)
     sizes = [side.num_sequences for side in images]
     print(f"{sizes[0]} images to train on, {sizes[1]} held out; {args.seeds} seeds\n")
-    print("| Classifier | Parameters (active a token) | Accuracy, mean | least | most | Seconds a run |")
+    print("| Classifier | Parameters (active per token) | Accuracy, mean | lowest | highest | Seconds a run |")
     print("|---|---|---|---|---|---|")
     for name, classifier in (
         ("logistic regression on the pixels", LogisticRegression(max_iter=10_000)),
