@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.optional import pytest_make_collect_report  # noqa: F401  (a hook)
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,0 +1,45 @@
+"""A machine without the optional packages collects every test, and says what it skips and why."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.optional import PACKAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def collected(missing, *arguments):
+    path = os.pathsep.join([str(ROOT / "tests" / "without"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "MOEPORT_WITHOUT": ",".join(missing)},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kept", [(), ("torch",)], ids=["none", "torch alone"])
+def test_all_is_collected_with(kept):
+    missing = [package for package in PACKAGES if package not in kept]
+    code, output = collected(missing)
+    assert code == 0, output[-3000:]
+    assert "the whole file needs sklearn, which is not installed" in output
+    assert ("tests/test_torch_moe.py::" in output) == ("torch" in kept)
+    assert ("the whole file needs torch, which is not installed" in output) == ("torch" not in kept)
+
+
+def test_what_is_missing_and_not_optional_is_an_error(tmp_path):
+    (tmp_path / "test_a.py").write_text("import jinja2\n")
+    (tmp_path / "test_b.py").write_text("import matplotlib\n")
+    plugin = ("-p", "tests.optional", "--rootdir", str(tmp_path), "-c", os.devnull)
+    code, output = collected(["jinja2", "matplotlib"], *plugin, str(tmp_path))
+    assert code == 2
+    assert "ERROR" in output
+    assert "No module named 'jinja2'" in output
+    assert "No module named 'matplotlib'" not in output
