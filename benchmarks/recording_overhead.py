@@ -43,7 +43,7 @@ def main() -> None:
     backend = get_backend(config.backend)
     vocab_size = config.model.vocab_size or int(getattr(config.data.tokenizer, "vocab_size", 257))
     recorder, idle = Recorder(STATISTICS), Recorder(STATISTICS)
-    idle.active = False
+    idle.stop()
     shapes = {
         "none": DecoderLM(config.model, vocab_size),
         "idle": RecordedLM(config.model, vocab_size, idle),
@@ -62,8 +62,7 @@ def main() -> None:
             loss = float(backend.ops.to_numpy(model.accumulate(batch, 1.0).loss))
             model.step(1e-4, model.gradient_norm())
             if name == "statistics":
-                recorded = len(recorder.finish())
-                recorder.tensors = {}
+                recorded = len(recorder.take())
             return loss
 
         return run

@@ -13,7 +13,6 @@ from moeport.parity import thresholds
 from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.hints import hint
 from moeport.parity.metrics import distribution, histogram, measure, relative_rms, same_non_finite, ulp
-from moeport.parity.recorder import statistics_of
 from moeport.parity.recording import MICRO_BATCHES, Keep, Recording, Statistics, TensorRecord, sample_indices
 from moeport.parity.result import (
     Comparison,
@@ -28,6 +27,7 @@ from moeport.parity.result import (
     worst,
 )
 from moeport.parity.routing import compare_decision
+from moeport.parity.store import statistics_of
 from moeport.parity.thresholds import LIMITS, coarser, limit_of
 
 HISTOGRAMS = 20

@@ -12,7 +12,7 @@ from moeport.core.array import Array
 from moeport.core.dispatch import Exchange, Experts, combine, dispatch
 from moeport.core.ops import Ops
 from moeport.core.routing import Routing
-from moeport.parity.recorder import Recorder, RecordingOps
+from moeport.parity.recorder import Recorder
 
 NOTE = "rows on the way to experts and back not recorded: what comes back is, and how many rows each expert had"
 """What a report says of it."""
@@ -53,10 +53,11 @@ class RecordedExchange:
         return self._recorded(ops, read, lambda inner: self.exchange.of_rows(inner, x_RD, counts_E, experts))
 
     def _recorded(self, ops: Ops, read: list[tuple[str, Array]], run: Callable[[Ops], Array]) -> Array:
-        if not isinstance(ops, RecordingOps):
+        inner = ops.unrecorded()
+        if inner is ops:
             return run(ops)
         name = self.recorder.operation_name("exchange", ())
-        inputs = self.recorder.inputs(ops.inner, name, read)
-        out = run(ops.inner)
-        self.recorder.output(ops.inner, name, "exchange", out, inputs)
+        inputs = self.recorder.inputs(inner, name, read)
+        out = run(inner)
+        self.recorder.output(inner, name, "exchange", out, inputs)
         return out

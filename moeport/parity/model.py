@@ -27,6 +27,7 @@ from moeport.model.vision import ImageClassifier
 from moeport.parity.exchange import Here, RecordedExchange
 from moeport.parity.parts import ROWS
 from moeport.parity.recorder import Recorder
+from moeport.parity.recording_ops import recorded
 from moeport.routers.base import Router
 
 LOSSES = ("cross_entropy", "load_balance", "router_z", "output_z", "loss")
@@ -76,7 +77,7 @@ class Recorded(Transformer):
             with recorder.scope(scope):
                 for name, array in arrays.items():
                     recorder.add(ops, name, "input", array)
-        recorded = recorder.ops(ops)
+        recording = recorded(ops, recorder)
 
         def run(
             block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
@@ -86,7 +87,7 @@ class Recorded(Transformer):
                     y_BSD, metrics = run_block(block, x_BSD, rope, context)
                 else:
                     params_of_block = under(f"layers.{block.layer}", params)
-                    y_BSD, metrics = block.forward(recorded, params_of_block, x_BSD, rope, context)
+                    y_BSD, metrics = block.forward(recording, params_of_block, x_BSD, rope, context)
                 for suffix, layer_metrics in zip(block.moe, metrics, strict=True):
                     for name in ("load_balance", "router_z"):
                         recorder.add(ops, name + suffix, "loss", getattr(layer_metrics, name))
@@ -96,7 +97,7 @@ class Recorded(Transformer):
             return y_BSD, metrics
 
         with recorder.scope(f"pass{pass_number + 1}") if pass_number else nullcontext():
-            return super().hidden(recorded, params, batch, rope, dtype, training, run, pass_number)
+            return super().hidden(recording, params, batch, rope, dtype, training, run, pass_number)
 
     def loss(
         self,
@@ -111,7 +112,7 @@ class Recorded(Transformer):
         """See Transformer; records the terms."""
         if not self._records(run_block):
             return super().loss(ops, params, batch, rope, dtype, training, run_block)
-        terms = super().loss(self.recorder.ops(ops), params, batch, rope, dtype, training, run_block)
+        terms = super().loss(recorded(ops, self.recorder), params, batch, rope, dtype, training, run_block)
         for name in LOSSES:
             self.recorder.add(ops, name, "loss", getattr(terms, name))
         for name in COUNTS:
@@ -182,7 +183,7 @@ class RecordedBlock(Block):
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
         own = None if self.first_expert is None else partial(self._run_experts, ops.unrecorded(), params)
-        return super().forward(self.recorder.ops(ops), params, x_BSD, rope, context, own)
+        return super().forward(recorded(ops, self.recorder), params, x_BSD, rope, context, own)
 
     def _run_experts(self, ops: Ops, params: Mapping[str, Array], suffix: str) -> RunExperts:
         """This rank's experts, with the rows of each on record."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -52,7 +52,8 @@ def record(
             f"{replay.name} was recorded in {parts} micro-batches, {subject.name} is in {subject.num_parts}; "
             "record both with the same --micro-batches"
         )
-    recorder = Recorder(keep, sample_size=sample_size)
+    replayed = decisions(replay) if replay else {}
+    recorder = Recorder(keep, replayed, sample_size)
     machine = environment(backend.name, backend.device, backend.versions(), backend.kernel_choices())
     recording = Recording(
         name=subject.name,
@@ -64,11 +65,10 @@ def record(
     )
     for name, value in subject.params.items():
         recorder.put(f"parameter:{name}", "parameter", value)
-    replayed = decisions(replay) if replay else {}
     if subject.num_parts > 1:
         _record_parts(subject, recorder, recording, steps, replayed)
     else:
-        _record_whole(subject, recorder, recording, steps, replayed)
+        _record_whole(subject, recorder, recording, steps)
     if steps and not recording.trajectory:
         recording.notes.append(f"not trained: {backend.name} does not train")
     recording.tensors = recorder.finish()
@@ -111,11 +111,8 @@ def _ranks(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _record_whole(
-    subject: Subject, recorder: Recorder, recording: Recording, steps: int, replayed: Mapping[str, np.ndarray]
-) -> None:
+def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, steps: int) -> None:
     """A batch in one piece."""
-    recorder.replay = dict(replayed)
     if subject.opaque_blocks:
         trained = _train(subject, recorder, _recorded(subject, recorder, inside_blocks=False), steps)
         if trained and "model:loss" not in recorder.tensors:
@@ -129,7 +126,7 @@ def _record_whole(
         lm = _recorded(subject, recorder)
         gradients = _differentiate(subject, lm, subject.micro_batches(lm)[0], recording)
         trained = _train(subject, recorder, _plain(subject), steps) if steps else None
-    _put_results(subject, recorder, recording, gradients, trained)
+    _put_results(subject, recorder, recording, _Results(gradients, trained, recorder.parameters))
 
 
 def _record_parts(
@@ -154,17 +151,16 @@ def _record_parts(
         pieces = {name: split(values, subject.num_parts) for name, values in replayed.items()}
         batches, sums = subject.micro_batches(lm), dict[str, np.ndarray]()
         for part, batch in enumerate(batches, start=mesh.world.rank * len(batches)):
-            inside.replay = {name: piece[part] for name, piece in pieces.items()}
+            inside.follow({name: piece[part] for name, piece in pieces.items()})
             for name, gradient in _differentiate(subject, lm, batch, recording).items():
                 sums[name] = sums.get(name, 0.0) + gradient.astype(np.float64)
             own.append(inside.take())
         gradients = _over_ranks(subject, lm, sums)
-        recorder.parameter_order = inside.parameter_order
         trained = _train(subject, recorder, _plain(subject), steps) if steps else None
         recording.notes.append(NOTE)
     for tensor in join(gather(mesh.world, own)).values():
-        recorder.keep_record(tensor)
-    _put_results(subject, recorder, recording, gradients, trained)
+        recorder.put_record(tensor)
+    _put_results(subject, recorder, recording, _Results(gradients, trained, inside.parameters))
 
 
 def _plain(subject: Subject) -> Transformer:
@@ -251,7 +247,7 @@ def _train(subject: Subject, recorder: Recorder, lm: Transformer, steps: int) ->
     updates, trajectory = dict[str, tuple[np.ndarray, str]](), []
     for number in range(max(steps, 1)):
         metrics = trainer.step()
-        recorder.active = False
+        recorder.stop()
         if number == 0:
             updates = {
                 name: (value.astype(np.float64) - before[name], str(value.dtype))
@@ -297,27 +293,34 @@ class _Observed:
         self._model.step(learning_rate, norm)
 
 
-def _put_results(
-    subject: Subject,
-    recorder: Recorder,
-    recording: Recording,
-    gradients: Mapping[str, np.ndarray],
-    trained: _Trained | None,
-) -> None:
+@dataclass(frozen=True)
+class _Results:
+    """What a recording ends with."""
+
+    gradients: Mapping[str, np.ndarray]
+    """Whole, of the loss of the pass."""
+    trained: _Trained | None
+    parameters: Sequence[str]
+    """In the order of their first use."""
+
+
+def _put_results(subject: Subject, recorder: Recorder, recording: Recording, results: _Results) -> None:
     """Gradients, and what training gave."""
-    _put_gradients(recorder, "gradient", gradients, subject)
+    trained = results.trained
+    _put_gradients(recorder, "gradient", results.gradients, subject, results.parameters)
     if trained:
-        _put_gradients(recorder, "training gradient", trained.gradients, subject)
+        _put_gradients(recorder, "training gradient", trained.gradients, subject, results.parameters)
         for name, (update, dtype) in trained.updates.items():
             recorder.put(f"update:{name}", "update", update, dtype)
         recording.trajectory = trained.trajectory
 
 
-def _put_gradients(recorder: Recorder, kind: Kind, gradients: Mapping[str, np.ndarray], subject: Subject) -> None:
+def _put_gradients(
+    recorder: Recorder, kind: Kind, gradients: Mapping[str, np.ndarray], subject: Subject, used: Sequence[str]
+) -> None:
     """Gradients of the trained parameters, from the one used last in the forward pass to the first."""
     specs = _plain(subject).parameter_specs()
     trained = [spec.name for spec in specs if spec.trainable and spec.name in gradients]
-    used = [source.removeprefix("parameter:") for source in recorder.parameter_order]
     order = sorted(trained, key=lambda name: used.index(name) if name in used else trained.index(name), reverse=True)
     for name in order:
         recorder.put(f"{kind}:{name}", kind, gradients[name])

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from moeport.errors import UserError
 from moeport.parity.compare import compare, routing_differs
+from moeport.parity.isolate import isolate_operation
 from moeport.parity.job import Job
-from moeport.parity.metrics import measure
-from moeport.parity.record import decisions, forward, record
-from moeport.parity.recorder import Recorder
+from moeport.parity.record import record
 from moeport.parity.recording import Recording
-from moeport.parity.result import Comparison, Isolation, Report, worst
+from moeport.parity.result import Comparison, Report, worst
 from moeport.parity.subject import Size, Subject, Variant, build_subject
-from moeport.parity.thresholds import LIMITS, coarser, limit_of
+from moeport.parity.thresholds import coarser
 
 GOLDEN = "numpy:fp64"
 """The variant that the double benchmark measures against."""
@@ -139,22 +138,3 @@ def _against(
             found = compare(a, b, golden=golden, replayed=replayed, isolation=isolation)
     judged = replace(b, tensors=b.tensors | replayed.tensors) if replayed else b
     return found, judged
-
-
-def isolate_operation(first: Subject, other: Subject, a: Recording, name: str) -> Isolation | None:
-    """Run one operation of `other` on the inputs it has in `first`; None where it is no operation of its own."""
-    source = Recorder(replay=decisions(a))
-    source.capture = operation = name.partition("[")[0]
-    forward(first, source)
-    if source.captured is None:
-        return None
-    target = Recorder(replay=decisions(a))
-    target.substitute = (operation, source.captured)
-    forward(other, target)
-    got, want = target.tensors[name], a.tensors[name]
-    assert got.values is not None
-    assert want.values is not None
-    metrics = measure(want.values, got.values, coarser(want.dtype, got.dtype))
-    stored, computed = coarser(want.dtype, got.dtype), coarser(first.backend.dtype, other.backend.dtype)
-    own = metrics.relative_rms > limit_of(want.kind, computed, stored) or metrics.mean_ulp > LIMITS[stored].isolated_ulp
-    return Isolation(name, metrics.relative_rms, metrics.mean_ulp, own)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from moeport.parity.isolate import isolate_operation
 from moeport.parity.record import record
-from moeport.parity.run import compare_subjects, isolate_operation
+from moeport.parity.run import compare_subjects
 from moeport.parity.text import markdown, render
 from tests.parity.faults import FAULTS, with_fault
 from tests.parity.tiny import subject

@@ -15,8 +15,9 @@ from moeport.model.decoder import DecoderLM
 from moeport.parity.compare import compare, routing_differs
 from moeport.parity.model import RecordedLM
 from moeport.parity.record import decisions, record
-from moeport.parity.recorder import PASSIVE, TRANSPARENT, Recorder, RecordingOps
+from moeport.parity.recorder import Recorder
 from moeport.parity.recording import SAMPLED, STATISTICS, sample_indices
+from moeport.parity.recording_ops import PASSIVE, TRANSPARENT, RecordingOps
 from moeport.parity.subject import Variant
 from tests.parity.tiny import subject
 from tests.routers.catalogue import EXAMPLES
@@ -95,7 +96,8 @@ def test_recording_and_an_idle_recorder_change_no_bit(folder):
     losses = []
     for active in (None, False, True):
         recorder = Recorder(STATISTICS)
-        recorder.active = bool(active)
+        if not active:
+            recorder.stop()
         model = taken.config.model
         lm = DecoderLM(model, taken.vocab_size)
         if active is not None:
