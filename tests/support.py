@@ -1,12 +1,21 @@
 """Numbers and comparisons that several test packages use."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+def with_methods(ops, name, **methods):
+    """Operations like these, in a class of that name that has other methods."""
+    kind: Any = type(name, (type(ops),), methods)
+    other = kind.__new__(kind)
+    vars(other).update(vars(ops))
+    return other
 
 
 def grid(seed, *shape):

@@ -1,6 +1,5 @@
 """The backends, devices and compute types that the suite runs against; a new backend is one line in TARGETS."""
 
-import copy
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.core.ops import KERNELS, Ops
+from tests.support import with_methods
 
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-7}
 """Forward, relative to the largest element."""
@@ -55,9 +55,7 @@ def build(target):
 
 def with_default_kernels(ops):
     """The same operations with every kernel composed of primitives."""
-    composed = copy.copy(ops)
-    composed.__class__ = type("DefaultKernels", (type(ops),), {name: getattr(Ops, name) for name in KERNELS})
-    return composed
+    return with_methods(ops, "DefaultKernels", **{name: getattr(Ops, name) for name in KERNELS})
 
 
 TARGETS = [

@@ -18,6 +18,7 @@ from moeport.backends.base import Backend
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.torch.optimizer import AdamW
 from moeport.parity.subject import Subject
+from tests.support import with_methods
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,14 @@ def faulty_ops(**methods: Callable) -> Callable[[Subject], Subject]:
     """Replace operations of a subject's backend; a method may ask `self.calls(name)` which call of the kind it is."""
 
     def change(subject: Subject) -> Subject:
-        ops = copy.copy(subject.backend.ops)
         counts: dict[str, int] = {}
 
         def calls(self: TorchOps, name: str) -> int:
             counts[name] = counts.get(name, -1) + 1
             return counts[name]
 
-        ops.__class__ = type("FaultyOps", (TorchOps,), {**methods, "calls": calls})
         backend = copy.copy(subject.backend)
-        backend.ops = ops
+        backend.ops = with_methods(subject.backend.ops, "FaultyOps", calls=calls, **methods)
         return replace(subject, backend=backend)
 
     return change

@@ -83,9 +83,12 @@ def try_fused(ops: MindSporeOps, dtype: str) -> dict[str, Choice]:
 def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
     """The same operations with the fused forms that passed."""
     chosen = {kernel: choice.function for kernel, choice in choices.items() if choice.function}
-    if chosen:
-        ops.__class__ = type(f"Fused{type(ops).__name__}", (type(ops),), chosen)
-    return ops
+    if not chosen:
+        return ops
+    kind: Any = type(f"Fused{type(ops).__name__}", (type(ops),), chosen)
+    fused: OpsT = kind.__new__(kind)
+    vars(fused).update(vars(ops))
+    return fused
 
 
 def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Tensor], dtype: str) -> Choice:
