@@ -4,38 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from moeport.errors import UserError
 from moeport.parity import thresholds
 from moeport.parity.culprit import find_culprit, headline
-from moeport.parity.hints import hint
-from moeport.parity.metrics import distribution, histogram, measure, relative_rms, same_non_finite, ulp
-from moeport.parity.recording import MICRO_BATCHES, Keep, Recording, Statistics, TensorRecord, sample_indices
-from moeport.parity.result import (
-    Comparison,
-    Difference,
-    DoubleBenchmark,
-    Isolation,
-    RoutingResult,
-    Side,
-    StepResult,
-    TensorResult,
-    Verdict,
-    worst,
-)
+from moeport.parity.differences import differences
+from moeport.parity.floats import FloatJudge, paired
+from moeport.parity.metrics import distribution, histogram
+from moeport.parity.recording import MICRO_BATCHES, Keep, Recording, TensorRecord
+from moeport.parity.result import Comparison, Isolation, RoutingResult, Side, StepResult, TensorResult, worst
 from moeport.parity.routing import compare_decision
-from moeport.parity.store import statistics_of
 from moeport.parity.thresholds import LIMITS, coarser, limit_of
 
 HISTOGRAMS = 20
 """So many tensors, those nearest to or furthest beyond their limit, get a histogram."""
 FOLLOWS = "follows a choice that fell the other way at a near tie"
 """Why a tensor is not judged."""
-VARIANT_KEYS = ("backend.name", "backend.device", "backend.dtype", "run.", "data.cache_dir")
-"""Keys of the config that may differ without a note."""
 TRAINED = ("training gradient", "update")
 """Kinds of the optimiser step, which always follows a side's own routing."""
 
@@ -93,6 +79,7 @@ class _Comparison:
         self.a, self.b, self.golden, self.replayed = a, b, golden, replayed
         self.dtype = coarser(a.dtype, b.dtype)
         self.limits = LIMITS[self.dtype]
+        self.floats = FloatJudge(a, b, golden)
         self.own_routing = replayed is None and b.replayed is None
         self.routing: dict[str, RoutingResult] = {}
         self.flipped: str | None = None
@@ -162,9 +149,9 @@ class _Comparison:
         if a.kind == "decision" and a.values is not None and b.values is not None:
             result = self._decision(result, a, b, free)
         elif a.is_float:
-            result = self._floats(result, a, b, free)
+            result = self.floats.judge(result, a, b, free)
         else:
-            values = self._paired(a, b)
+            values = paired(a, b, self.a.sample_size)
             unequal = float((values[0] != values[1]).mean()) if values and values[0].size else 0.0
             if unequal:
                 result = replace(result, verdict="fail", error=unequal, reason=f"{unequal:.2%} of the entries differ")
@@ -195,112 +182,6 @@ class _Comparison:
             return replace(result, verdict="warn", reason=f"{differ} of {a.size} choices differ, all near ties")
         return replace(result, reason=f"{differ} near ties" if differ else "")
 
-    def _floats(self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord) -> TensorResult:
-        values = self._paired(a, b)
-        if values is None:
-            return self._by_statistics(result, a, b)
-        x, y = values
-        if not same_non_finite(x, y):
-            sides = [side for side, v in (("A", x), ("B", y)) if not np.isfinite(v).all()]
-            words = f"NaN or infinity in {' and '.join(sides)}, not at the same places"
-            return replace(result, verdict="fail", reason=words, error=float("inf"))
-        metrics = measure(x, y, coarser(a.dtype, b.dtype))
-        result = replace(result, metrics=metrics, error=metrics.relative_rms)
-        if a.kind == "update":
-            return self._update(result, x, y)
-        if b is not free and (own := self._paired(a, free)) is not None:
-            result = replace(result, free_error=relative_rms(*own))
-        exact = self.golden.tensors.get(a.name) if self.golden else None
-        if exact and (first := self._paired(exact, a)) and (second := self._paired(exact, b)):
-            result = replace(result, golden=_double_benchmark(*first, second[1], self.limits.unit))
-        return self._verdict(result, x, y)
-
-    def _verdict(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
-        """By the limits, the least cosine, the thousandth rule and the double benchmark."""
-        metrics, limits, double = result.metrics, self.limits, result.golden
-        assert metrics
-        verdict: Verdict = "pass"
-        words = ""
-        if metrics.relative_rms > result.limit:
-            verdict, words = "fail", f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
-        elif metrics.cosine < limits.cosine:
-            verdict, words = "fail", f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
-        elif limits.thousandth is not None and metrics.over_thousandth > limits.thousandth:
-            share = f"{metrics.over_thousandth:.2%}"
-            verdict, words = "warn", f"{share} of the entries are off by more than a thousandth"
-        elif double and self._suspicious(result, double):
-            ratio = f"{double.ratio_rms:.1f}"
-            verdict, words = "warn", f"{ratio} times as far from the golden as A (double benchmark)"
-        if verdict == "pass":
-            return result
-        if self._cancels(result, x, y):
-            return replace(result, reason="small beside what it is made of: within rounding of that")
-        if double and double.passed and metrics.cosine >= limits.cosine:
-            return replace(result, reason="off, but no further from the golden than A (double benchmark)")
-        found = hint(x, y, result.limit) if verdict == "fail" else None
-        return replace(result, verdict=verdict, reason=words, hint=found)
-
-    def _suspicious(self, result: TensorResult, double: DoubleBenchmark) -> bool:
-        """Whether B is further from the golden than A although both compute in the same type."""
-        used = result.error > thresholds.SUSPICIOUS * result.limit
-        return used and not double.passed and self.a.dtype == self.b.dtype
-
-    def _cancels(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> bool:
-        """Whether an error is large only beside a result that cancellation, or a sum to a few entries, made small."""
-        if result.kind == "gradient" and x.size < thresholds.FEW:
-            every = [t for t in self.a.tensors.values() if t.kind == "gradient"]
-            squares = sum(t.size * rms**2 for t in every if (rms := _rms(t)))
-            allowed = result.limit * (squares / sum(t.size for t in every)) ** 0.5
-        else:
-            given = (self.a.tensors.get(name) for name in result.inputs)
-            allowed = thresholds.ROUNDINGS * self.limits.unit * max((_rms(t) for t in given if t), default=0.0)
-        whole = np.isfinite(x) & np.isfinite(y)
-        return bool(np.sqrt(np.mean(np.square((y - x)[whole], dtype=np.float64))) <= allowed)
-
-    def _update(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
-        """An update is known up to the last place of its parameter, and compared where the gradients agree."""
-        owner = result.name.partition(":")[2]
-        parameter = self.a.tensors.get(f"parameter:{owner}")
-        stored = coarser(result.dtype_a, result.dtype_b)
-        limit = result.limit
-        norm = np.sqrt(np.mean(np.square(x))) if x.size else 0.0
-        if parameter and norm:
-            magnitude = (
-                np.abs(parameter.values)
-                if parameter.values is not None
-                else parameter.statistics.rms
-                if parameter.statistics
-                else 0.0
-            )
-            limit += float(np.sqrt(np.mean(np.square(ulp(np.asarray(magnitude), stored)))) / norm)
-        agree = np.ones(x.shape, bool)
-        g_a, g_b = (side.tensors.get(f"training gradient:{owner}") for side in (self.a, self.b))
-        if g_a and g_b and (pair := self._paired(g_a, g_b)) and pair[0].shape == x.shape:
-            agree = np.abs(pair[1] - pair[0]) <= thresholds.GRADIENT_AGREES * np.abs(pair[0])
-        error = relative_rms(x[agree], y[agree])
-        result = replace(result, error=error, limit=limit)
-        if error > limit:
-            words = f"relative error {error:.1e} where the gradients agree, limit {limit:.0e}"
-            return replace(result, verdict="fail", reason=words, hint=hint(x[agree], y[agree], max(limit, 1e-2)))
-        return result
-
-    def _by_statistics(self, result: TensorResult, a: TensorRecord, b: TensorRecord) -> TensorResult:
-        """By what mean and RMS prove: | ||a|| - ||b|| | <= ||b - a|| and |mean(b - a)| <= rms(b - a)."""
-        s, t = _statistics(a), _statistics(b)
-        if s is None or t is None:
-            return result
-        difference = max(abs(s.rms - t.rms), abs(s.mean - t.mean))
-        error = difference / s.rms if s.rms else (0.0 if difference == 0 else float("inf"))
-        slack = 1e-5 if coarser(a.dtype, b.dtype) != "float64" else 1e-12  # sums are rounded too
-        result = replace(result, error=error, limit=result.limit + slack)
-        if np.isfinite(s.mean) != np.isfinite(t.mean):
-            words = f"NaN or infinity in {'B' if np.isfinite(s.mean) else 'A'} alone"
-            return replace(result, verdict="fail", reason=words, error=float("inf"))
-        if error > result.limit:
-            words = f"mean or RMS differ by {error:.1e} of the RMS, limit {result.limit:.0e}"
-            return replace(result, verdict="fail", reason=words)
-        return result
-
     def _after_a_flip(self, result: TensorResult) -> TensorResult:
         """What follows a near tie that fell the other way is another computation: neither a pass nor a fail."""
         trained = result.kind in TRAINED and self._any_flip()
@@ -325,7 +206,7 @@ class _Comparison:
         for result in results:
             if result.name in chosen:
                 source = self.b if result.kind in TRAINED or not self.replayed else self.replayed
-                if values := self._paired(self.a.tensors[result.name], source.tensors[result.name]):
+                if values := paired(self.a.tensors[result.name], source.tensors[result.name], self.a.sample_size):
                     result = replace(result, histogram=histogram(*values), distribution=distribution(*values))
             out.append(result)
         return out
@@ -346,19 +227,6 @@ class _Comparison:
             grad_norm_b=t.grad_norm,
             load_difference=float(loads.max(initial=0.0)),
         )
-
-    def _paired(self, a: TensorRecord, b: TensorRecord) -> tuple[np.ndarray, np.ndarray] | None:
-        """Entries of both at the same places; None if one has statistics alone."""
-        if a.values is None or b.values is None:
-            return None
-        if a.keep == b.keep == "full":
-            return a.values, b.values.reshape(a.values.shape)
-        x, y = (
-            t.values.reshape(-1)[sample_indices(t.size, self.a.sample_size)] if t.keep == "full" else t.values
-            for t in (a, b)
-            if t.values is not None
-        )
-        return x, y
 
     def _notes(self, only_a: list[str], only_b: list[str]) -> list[str]:
         notes = [f"{side.name}: {note}" for side in (self.a, self.b) for note in side.notes]
@@ -384,76 +252,6 @@ def _least(a: Keep, b: Keep) -> Keep:
 def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """Equal, but for how leading dimensions are folded: (B, S, D) and (B S, D)."""
     return a == b or (bool(a) and bool(b) and a[-1] == b[-1] and np.prod(a) == np.prod(b))
-
-
-def _double_benchmark(exact: np.ndarray, a: np.ndarray, b: np.ndarray, unit: float) -> DoubleBenchmark:
-    """Ratios of B's errors to A's, both against the golden; A's count as the unit roundoff at least."""
-    first, second = measure(exact, a, "float64"), measure(exact, b, "float64")
-
-    def ratio(x: float, y: float) -> float:
-        return y / max(x, unit)
-
-    rms = ratio(first.relative_rms, second.relative_rms)
-    mean = ratio(first.mean_relative, second.mean_relative)
-    largest = ratio(first.max_relative, second.max_relative)
-    return DoubleBenchmark(
-        error_a=first.relative_rms,
-        error_b=second.relative_rms,
-        ratio_rms=rms,
-        ratio_mean=mean,
-        ratio_max=largest,
-        passed=rms <= thresholds.RATIO_RMS and mean <= thresholds.RATIO_MEAN and largest <= thresholds.RATIO_MAX,
-    )
-
-
-def _statistics(record: TensorRecord) -> Statistics | None:
-    if record.statistics or record.values is None or not record.values.size:
-        return record.statistics
-    return statistics_of(record.values)
-
-
-def _rms(record: TensorRecord) -> float:
-    """RMS of what was kept of a float tensor, its infinities left out; 0 of others."""
-    if not record.is_float:
-        return 0.0
-    if record.values is None:
-        return record.statistics.rms if record.statistics else 0.0
-    x = record.values[np.isfinite(record.values)].astype(np.float64)
-    return float(np.sqrt(np.mean(x * x))) if x.size else 0.0
-
-
-def differences(a: Recording, b: Recording) -> list[Difference]:
-    """What differs in config, versions and environment.
-
-    Left out are the keys of the config that name a variant, the config where one side has none, and the kernels of
-    different backends.
-    """
-    found = _unequal("config", a.config, b.config, VARIANT_KEYS) if a.config and b.config else []
-    sections = {"versions": "version", "variables": "variable", "kernels": "kernel"}
-    plain = [{k: v for k, v in side.environment.items() if k not in sections} for side in (a, b)]
-    found += _unequal("", plain[0], plain[1])
-    if a.environment.get("backend") != b.environment.get("backend"):
-        del sections["kernels"]
-    for section, word in sections.items():
-        found += _unequal(word, *(side.environment.get(section, {}) for side in (a, b)))
-    return found
-
-
-def _unequal(word: str, a: Mapping[str, Any], b: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[Difference]:
-    """Leaves of two nested mappings that differ."""
-    first, second = _leaves(a), _leaves(b)
-    keys = [key for key in first | second if first.get(key) != second.get(key) and not key.startswith(without)]
-    return [
-        Difference(f"{word} {key}".strip(), *(str(side.get(key, "\N{EN DASH}")) for side in (first, second)))
-        for key in keys
-    ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _side(recording: Recording) -> Side:

@@ -34,30 +34,12 @@ def compare_decision(
     Returns: the result; shapes must agree.
     """
     judged = replayed or free
-    chosen_a, chosen_b = _rows(a), _rows(judged)
-    free_b = _rows(free)
     flips: list[Flip] = []
-    causes: Counter[Cause] = Counter()
     if scores_a is None or scores_b is None:
-        causes = _condition_causes(chosen_a, chosen_b, limit)
+        causes = _condition_causes(_rows(a), _rows(judged), limit)
     else:
-        x_a, x_b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (scores_a, scores_b))
-        if a.op == "argsort":
-            chosen_a, chosen_b = chosen_a.reshape(x_a.shape), chosen_b.reshape(x_a.shape)
-            sound = _sorted(x_b, chosen_b)
-        else:
-            expected = np.argsort(-x_b, axis=-1, kind="stable")[:, : chosen_b.shape[1]]
-            sound = (expected == chosen_b).all(axis=1)
-        finite = x_a[np.isfinite(x_a)]
-        near = 2 * limit * float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
-        for row, choice in np.argwhere(chosen_a != chosen_b):
-            i, j = int(chosen_a[row, choice]), int(chosen_b[row, choice])
-            gap, error = _gap(x_a[row, i], x_a[row, j]), _gap(x_a[row, i], x_b[row, i]) + _gap(x_a[row, j], x_b[row, j])
-            cause: Cause = "near tie" if gap <= near else "other scores"
-            if not sound[row]:
-                cause = "unexplained"
-            causes[cause] += 1
-            flips.append(Flip(int(row), int(choice), i, j, gap, error, cause))
+        flips = _flips(a.op, (_rows(a), _rows(judged)), (scores_a, scores_b), limit)
+        causes = Counter(flip.cause for flip in flips)
     flips.sort(key=lambda flip: (flip.cause != "unexplained", -flip.gap))
     return RoutingResult(
         name=a.name,
@@ -65,15 +47,45 @@ def compare_decision(
         op=a.op,
         rows=_rows(a).shape[0],
         choices=a.size,
-        agreement=_agreement(_rows(a), free_b),
+        agreement=_agreement(_rows(a), _rows(free)),
         agreement_replayed=_agreement(_rows(a), _rows(replayed)) if replayed else None,
         near_ties=causes["near tie"],
         other_scores=causes["other scores"],
         unexplained=causes["unexplained"],
         flips=flips[:MAX_FLIPS],
-        flipped_rows=_differing(_rows(a), free_b),
+        flipped_rows=_differing(_rows(a), _rows(free)),
         flipped_rows_replayed=_differing(_rows(a), _rows(replayed)) if replayed else None,
     )
+
+
+def _flips(
+    op: str | None, chosen: tuple[np.ndarray, np.ndarray], scores: tuple[np.ndarray, np.ndarray], limit: float
+) -> list[Flip]:
+    """Every choice that differs, with its cause.
+
+    Args:
+        op: the operation that chose.
+        chosen: choices of both sides, (rows, K).
+        scores: what they were made from, (..., E).
+        limit: relative error that rounding may give to scores.
+    """
+    x_a, x_b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in scores)
+    chosen_a, chosen_b = chosen
+    if op == "argsort":
+        chosen_a, chosen_b = chosen_a.reshape(x_a.shape), chosen_b.reshape(x_a.shape)
+        sound = _sorted(x_b, chosen_b)
+    else:
+        expected = np.argsort(-x_b, axis=-1, kind="stable")[:, : chosen_b.shape[1]]
+        sound = (expected == chosen_b).all(axis=1)
+    finite = x_a[np.isfinite(x_a)]
+    near = 2 * limit * float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+    flips = []
+    for row, choice in np.argwhere(chosen_a != chosen_b):
+        i, j = int(chosen_a[row, choice]), int(chosen_b[row, choice])
+        gap, error = _gap(x_a[row, i], x_a[row, j]), _gap(x_a[row, i], x_b[row, i]) + _gap(x_a[row, j], x_b[row, j])
+        cause: Cause = "near tie" if gap <= near else "other scores"
+        flips.append(Flip(int(row), int(choice), i, j, gap, error, cause if sound[row] else "unexplained"))
+    return flips
 
 
 def _condition_causes(a: np.ndarray, b: np.ndarray, limit: float) -> Counter[Cause]:

@@ -1,0 +1,46 @@
+"""What differs between two sides besides their tensors: config, versions, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moeport.parity.recording import Recording
+from moeport.parity.result import Difference
+
+VARIANT_KEYS = ("backend.name", "backend.device", "backend.dtype", "run.", "data.cache_dir")
+"""Keys of the config that may differ without a note."""
+
+
+def differences(a: Recording, b: Recording) -> list[Difference]:
+    """What differs in config, versions and environment.
+
+    Left out are the keys of the config that name a variant, the config where one side has none, and the kernels of
+    different backends.
+    """
+    found = _unequal("config", a.config, b.config, VARIANT_KEYS) if a.config and b.config else []
+    sections = {"versions": "version", "variables": "variable", "kernels": "kernel"}
+    plain = [{k: v for k, v in side.environment.items() if k not in sections} for side in (a, b)]
+    found += _unequal("", plain[0], plain[1])
+    if a.environment.get("backend") != b.environment.get("backend"):
+        del sections["kernels"]
+    for section, word in sections.items():
+        found += _unequal(word, *(side.environment.get(section, {}) for side in (a, b)))
+    return found
+
+
+def _unequal(word: str, a: Mapping[str, Any], b: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[Difference]:
+    """Leaves of two nested mappings that differ."""
+    first, second = _leaves(a), _leaves(b)
+    keys = [key for key in first | second if first.get(key) != second.get(key) and not key.startswith(without)]
+    return [
+        Difference(f"{word} {key}".strip(), *(str(side.get(key, "\N{EN DASH}")) for side in (first, second)))
+        for key in keys
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
