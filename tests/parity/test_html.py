@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from moeport.parity import html
+from moeport.parity import html, html_charts
 from moeport.parity.compare import compare
 from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
 from moeport.parity.result import Report
@@ -180,9 +180,9 @@ def test_many_rows_are_shown_in_blocks():
     flipped[:8] = 0
     sides = [recording(name, *decided("d", c, scores, 0)) for name, c in (("a", choices), ("b", flipped))]
     (part,) = [part for part in scripts(page(compare(*sides))[0]) if "flips" in part]
-    assert len(part["columns"]) == html.COLUMNS
+    assert len(part["columns"]) == html_charts.COLUMNS
     assert part["columns"][0] == "rows 0 to 7"
-    assert part["flips"][0] == [8] + [0] * (html.COLUMNS - 1)
+    assert part["flips"][0] == [8] + [0] * (html_charts.COLUMNS - 1)
 
 
 def test_equal_sides():
