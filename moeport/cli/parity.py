@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Overrides
+from moeport.cli.options import ConfigFile, Flags, Overrides, grouped
+from moeport.parity.options import Amount, BundleOptions, ReportFiles
 
 if TYPE_CHECKING:
-    from moeport.parity.recording import Keep
     from moeport.parity.result import Report
 
 app = typer.Typer(
@@ -25,30 +25,48 @@ VARIANT = (
     "on this machine, @2x2 as if on two nodes."
 )
 
-Sequences = Annotated[
-    int | None, typer.Option(min=1, help="Sequences a batch; default 2, or as many as micro-batches.")
+AmountFlags = Annotated[
+    Amount,
+    Flags(
+        sequences=typer.Option(min=1, help="Sequences a batch; default 2, or as many as micro-batches."),
+        tokens=typer.Option(min=1, help="Tokens a sequence of text; images are whole."),
+        steps=typer.Option(min=0, help="Optimiser steps of the trajectory."),
+        micro_batches=typer.Option(
+            min=1,
+            help="Parts of the batch, computed one by one; each of n ranks computes an n-th of them. Default: one for "
+            "each rank.",
+        ),
+    ),
 ]
-Tokens = Annotated[int, typer.Option(min=1, help="Tokens a sequence of text; images are whole.")]
-Steps = Annotated[int, typer.Option(min=0, help="Optimiser steps of the trajectory.")]
-MicroBatches = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Parts of the batch, computed one by one; each of n ranks computes an n-th of them. Default: one for each "
-        "rank.",
+BundleFlags = Annotated[
+    BundleOptions,
+    Flags(
+        replay=typer.Option(metavar="BUNDLE", help="Take the routing from this bundle; the trajectory is left out."),
+        keep=typer.Option(
+            metavar="KIND=HOW",
+            help="How much of a kind of tensor is kept: full, sample or statistics; or ALL=HOW. Repeatable. "
+            "Default: samples of parameters, activations, gradients and updates, all of the rest.",
+        ),
+        sample_size=typer.Option(min=1, help="Entries of a sampled tensor."),
+    ),
+]
+ReportFlags = Annotated[
+    ReportFiles,
+    Flags(
+        json_file=typer.Option("--json", metavar="FILE", help="Write the whole result as JSON."),
+        markdown=typer.Option(metavar="FILE", help="Write the tables as Markdown."),
+        html_file=typer.Option("--html", metavar="FILE", help="Write one HTML page with charts."),
+        strict=typer.Option("--strict", help="Exit with 1 on a warning too."),
     ),
 ]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="RUN_DIR", help="Weights of a run folder, or of a step-* folder. Default: the initial ones."),
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole result as JSON.")]
-Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page with charts.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on a warning too.")]
 
 
 @app.command()
+@grouped
 def run(
     file: ConfigFile,
     backends: Annotated[
@@ -58,10 +76,8 @@ def run(
         list[str] | None, typer.Option(metavar="SPEC", help=f"A further variant: {VARIANT} Repeatable.")
     ] = None,
     overrides: Overrides = None,
-    sequences: Sequences = None,
-    tokens: Tokens = 64,
-    steps: Steps = 5,
-    micro_batches: MicroBatches = None,
+    *,
+    amount: AmountFlags,
     checkpoint: Checkpoint = None,
     golden: Annotated[
         str, typer.Option(metavar="SPEC|none", help="Variant that the double benchmark measures against.")
@@ -69,10 +85,7 @@ def run(
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Feed A's inputs to B's operation where they first part.")
     ] = False,
-    json_file: Json = None,
-    markdown: Markdown = None,
-    html_file: Html = None,
-    strict: Strict = False,
+    files: ReportFlags,
 ) -> None:
     """Compare variants of a config on this machine: same weights, batches and noise."""
     from moeport.errors import UserError
@@ -89,68 +102,48 @@ def run(
         file,
         variants,
         overrides or (),
-        size=size_for([*map(Variant.parse, variants)], sequences, tokens, steps, micro_batches),
+        size=size_for([*map(Variant.parse, variants)], **vars(amount)),
         checkpoint=checkpoint,
         golden=None if golden == "none" else golden,
         isolate=isolate,
         report=_progress,
     )
-    _finish(report, json_file, markdown, html_file, strict)
+    _finish(report, files)
 
 
 @app.command()
+@grouped
 def record(
     file: ConfigFile,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
     variant: Annotated[str, typer.Option(metavar="SPEC", help=VARIANT)] = "torch-cpu",
     overrides: Overrides = None,
-    sequences: Sequences = None,
-    tokens: Tokens = 64,
-    steps: Steps = 5,
-    micro_batches: MicroBatches = None,
+    *,
+    amount: AmountFlags,
     checkpoint: Checkpoint = None,
-    replay: Annotated[
-        Path | None,
-        typer.Option(metavar="BUNDLE", help="Take the routing from this bundle; the trajectory is left out."),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND=HOW",
-            help="How much of a kind of tensor is kept: full, sample or statistics; or ALL=HOW. Repeatable. "
-            "Default: samples of parameters, activations, gradients and updates, all of the rest.",
-        ),
-    ] = None,
-    sample_size: Annotated[int, typer.Option(min=1, help="Entries of a sampled tensor.")] = 4096,
+    bundle: BundleFlags,
 ) -> None:
     """Record one variant as a bundle, to compare it with one of another machine.
 
     Under torchrun, srun, mpirun or msrun, all ranks of the job record one bundle.
     """
+    from dataclasses import replace
+
     from moeport.launch.launcher import launched
     from moeport.parity.bundle import load_bundle
     from moeport.parity.job import Job, record_here
     from moeport.parity.subject import Variant, size_for
 
     launch, parsed = launched(), Variant.parse(variant)
-    default = parsed.ranks if launch is None else launch.size
-    size = size_for([parsed], sequences, tokens, 0 if replay else steps, micro_batches or default)
-    kept = _kept(keep or ())
+    if bundle.replay:
+        amount = replace(amount, steps=0)
+    if amount.micro_batches is None:
+        amount = replace(amount, micro_batches=parsed.ranks if launch is None else launch.size)
+    job = Job(variant, file, overrides or (), size_for([parsed], **vars(amount)), checkpoint)
+    report = _progress if launch is None or launch.rank == 0 else lambda text: None
     if launch is None and parsed.ranks > 1:
-        job = Job(variant, file, overrides or (), size, checkpoint)
-        job.write(output, steps=size.steps, keep=keep or (), replay=replay, sample_size=sample_size)
-    elif not record_here(
-        file,
-        variant,
-        overrides or (),
-        output,
-        size=size,
-        checkpoint=checkpoint,
-        keep=kept,
-        replay=replay,
-        sample_size=sample_size,
-        report=_progress if launch is None or launch.rank == 0 else lambda text: None,
-    ):
+        job.write(output, job.size.steps, bundle)
+    elif not record_here(job, output, bundle, report):
         return
     tensors = len(load_bundle(output).tensors)
     total = sum(path.stat().st_size for path in output.iterdir())
@@ -158,6 +151,7 @@ def record(
 
 
 @app.command()
+@grouped
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the reference.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="Bundle to hold against it.", show_default=False)],
@@ -172,10 +166,8 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="YAML: names of B's tensors to those of A, for a foreign model."),
     ] = None,
-    json_file: Json = None,
-    markdown: Markdown = None,
-    html_file: Html = None,
-    strict: Strict = False,
+    *,
+    files: ReportFlags,
 ) -> None:
     """Compare two bundles."""
     from moeport.parity.bundle import load_bundle
@@ -189,16 +181,14 @@ def compare(
         replayed=load_bundle(replayed) if replayed else None,
         names=_names(names) if names else None,
     )
-    _finish(Report(found.verdict, [found]), json_file, markdown, html_file, strict)
+    _finish(Report(found.verdict, [found]), files)
 
 
 def _progress(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _finish(
-    report: Report, json_file: Path | None, markdown: Path | None, html_file: Path | None, strict: bool
-) -> None:
+def _finish(report: Report, files: ReportFiles) -> None:
     """Print, write, exit."""
     from rich.console import Console
 
@@ -209,32 +199,15 @@ def _finish(
     if not console.is_terminal:
         console.width = 200  # tables that go into a file or a log are not cut
     console.print(text.render(report), soft_wrap=True)
-    if json_file:
-        json_file.write_text(report.to_json(), encoding="utf-8")
-    if markdown:
-        markdown.write_text(text.markdown(report), encoding="utf-8")
-    if html_file:
+    if files.json_file:
+        files.json_file.write_text(report.to_json(), encoding="utf-8")
+    if files.markdown:
+        files.markdown.write_text(text.markdown(report), encoding="utf-8")
+    if files.html_file:
         from moeport.parity import html
 
-        html_file.write_text(html.page(report), encoding="utf-8", errors="replace")
-    raise typer.Exit(1 if strict and report.verdict == "warn" else EXIT_CODES[report.verdict])
-
-
-def _kept(pairs: list[str] | tuple[()]) -> dict[str, Keep]:
-    """`KIND=HOW` laid over the default of bundles."""
-    from moeport.errors import UserError
-    from moeport.parity import recording
-
-    kinds, hows = get_args(recording.Kind), get_args(recording.Keep)
-    kept = dict(recording.SAMPLED)
-    for pair in pairs:
-        kind, _, how = pair.partition("=")
-        if kind not in (*kinds, "ALL") or how not in hows:
-            raise UserError(
-                f"--keep {pair}: expected KIND=HOW with a kind of {', '.join(kinds)}, ALL and one of {', '.join(hows)}"
-            )
-        kept |= dict.fromkeys(kinds if kind == "ALL" else (kind,), how)
-    return kept
+        files.html_file.write_text(html.page(report), encoding="utf-8", errors="replace")
+    raise typer.Exit(1 if files.strict and report.verdict == "warn" else EXIT_CODES[report.verdict])
 
 
 def _names(file: Path) -> dict[str, str]:

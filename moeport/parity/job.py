@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,8 +18,9 @@ from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
 from moeport.launch.launcher import launched, node_processes
 from moeport.parity.bundle import load_bundle, save_bundle
+from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
-from moeport.parity.recording import SAMPLE_SIZE, Keep, Recording
+from moeport.parity.recording import Recording, kept_kinds
 from moeport.parity.subject import Size, Variant, place, variant_config
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
@@ -51,33 +52,24 @@ class Job:
                 routing = Path(folder, "routing")
                 decisions = {name: t for name, t in replay.tensors.items() if t.kind == "decision"}
                 save_bundle(replace(replay, tensors=decisions), routing)
-            self.write(bundle, steps=steps, keep=["ALL=full"], replay=routing)
+            self.write(bundle, steps, BundleOptions(routing, ["ALL=full"]))
             return load_bundle(bundle)
 
-    def write(
-        self,
-        output: Path,
-        *,
-        steps: int,
-        keep: Sequence[str] = (),
-        replay: Path | None = None,
-        sample_size: int = SAMPLE_SIZE,
-    ) -> None:
+    def write(self, output: Path, steps: int, options: BundleOptions) -> None:
         """Start `moeport parity record` on all ranks and wait for its bundle.
 
         Args:
             output: folder of the bundle.
             steps: optimiser steps of the trajectory.
-            keep: as `--keep` has it.
-            replay: a bundle whose routing is taken.
-            sample_size: entries of a sampled tensor.
+            options: what goes into it.
 
-        Raises UserError for sizes that do not divide, before anything starts, and RunError with what the first rank
-        that failed wrote.
+        Raises UserError for sizes that do not divide and kinds that do not exist, before anything starts, and RunError
+        with what the first rank that failed wrote.
         """
         variant, size = Variant.parse(self.name), self.size
+        kept_kinds(options.keep or ())
         variant_config(self.file, variant, self.overrides, size, variant.ranks)
-        options = {
+        flags: dict[str, Sequence[str]] = {
             "--variant": [self.name],
             "--output": [str(output)],
             "--set": list(self.overrides),
@@ -86,47 +78,40 @@ class Job:
             "--steps": [str(steps)],
             "--micro-batches": [str(size.micro_batches)],
             "--checkpoint": [str(self.checkpoint)] if self.checkpoint else [],
-            "--replay": [str(replay)] if replay else [],
-            "--keep": keep,
-            "--sample-size": [str(sample_size)],
+            "--replay": [str(options.replay)] if options.replay else [],
+            "--keep": options.keep or [],
+            "--sample-size": [str(options.sample_size)],
         }
         command = ["parity", "record", *([str(self.file)] if self.file else [])]
-        command += [word for option, values in options.items() for value in values for word in (option, value)]
+        command += [word for flag, values in flags.items() for value in values for word in (flag, value)]
         _run(self.name, variant, command)
 
 
-def record_here(
-    file: Path | None,
-    spec: str,
-    overrides: Sequence[str],
-    output: Path,
-    *,
-    size: Size,
-    checkpoint: Path | None,
-    keep: Mapping[str, Keep],
-    replay: Path | None,
-    sample_size: int,
-    report: Callable[[str], None],
-) -> bool:
+def record_here(job: Job, output: Path, options: BundleOptions, report: Callable[[str], None]) -> bool:
     """Record a variant in this process, or in each process of the job that a launcher started, as one bundle.
 
-    Arguments as in `build_subject` and `record`; `output` is the bundle's folder, and `replay` a bundle.
+    Args:
+        job: the variant, which must be of one rank, or of as many as the launcher started.
+        output: folder of the bundle.
+        options: what goes into it.
+        report: takes a sentence on what is being done.
 
     Returns: whether this process wrote the bundle: the first rank does.
     """
+    spec, size, keep = job.name, job.size, kept_kinds(options.keep or ())
     launch, variant = launched(), Variant.parse(spec)
     ranks = launch.size if launch else 1
     if launch and variant.ranks not in (1, ranks):
         raise UserError(f"variant {spec!r} is of {variant.ranks} ranks, and this job has {ranks}; leave out the ranks")
-    config = variant_config(file, variant, overrides, size, ranks)
+    config = variant_config(job.file, variant, job.overrides, size, ranks)
     if launch and config.comm.ranks_per_node:
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
-    routing = load_bundle(replay) if replay else None
+    routing = load_bundle(options.replay) if options.replay else None
     backend = get_backend(config.backend)
     with backend.communicator(launch, config.comm.timeout) as world:
         mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
-        subject = place(_named(spec, world), config, backend, mesh, checkpoint, report)
-        recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=sample_size)
+        subject = place(_named(spec, world), config, backend, mesh, job.checkpoint, report)
+        recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=options.sample_size)
         is_first = world.rank == 0
         if is_first:
             save_bundle(recording, output)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.core.parameters import generator
+from moeport.errors import UserError
+from moeport.parity.options import SAMPLE_SIZE
 from moeport.version import VERSION
 
 Kind = Literal[
@@ -28,8 +30,6 @@ STATISTICS_ENTRIES = 2**13
 """Statistics of a tensor that has more entries are of so many at least, and of less than twice as many."""
 RUN = 2**10
 """Consecutive entries that are taken together: a run is fast to read, single entries are not."""
-SAMPLE_SIZE = 4096
-"""Entries of a sampled tensor."""
 EVERYTHING: dict[str, Keep] = {}
 """Keeps every tensor whole."""
 SAMPLED: dict[str, Keep] = dict.fromkeys(
@@ -38,6 +38,21 @@ SAMPLED: dict[str, Keep] = dict.fromkeys(
 """What bundles keep unless told otherwise: samples of what is large, and all that decides routing."""
 STATISTICS: dict[str, Keep] = dict.fromkeys([*SAMPLED, "score"], "statistics")
 """Statistics of every float tensor; decisions and losses stay whole."""
+
+
+def kept_kinds(pairs: Iterable[str]) -> dict[str, Keep]:
+    """`KIND=HOW` laid over `SAMPLED`; a kind of ALL is every kind. Raises UserError for other texts."""
+    kinds, hows = get_args(Kind), get_args(Keep)
+    kept = dict(SAMPLED)
+    for pair in pairs:
+        kind, _, how = pair.partition("=")
+        if kind not in (*kinds, "ALL") or how not in hows:
+            raise UserError(
+                f"--keep {pair}: expected KIND=HOW with a kind of {', '.join(kinds)}, ALL and one of {', '.join(hows)}"
+            )
+        kept |= dict.fromkeys(kinds if kind == "ALL" else (kind,), how)
+    return kept
+
 
 MICRO_BATCHES = "micro-batches"
 """Of the environment: parts of the batch that were computed one by one, over all ranks."""

@@ -91,17 +91,23 @@ class Size:
     """Equal parts of the batch that are computed one by one: by one process all, by each of n ranks an n-th."""
 
 
-def size_for(variants: Sequence[Variant], sequences: int | None, tokens: int, steps: int, parts: int | None) -> Size:
-    """A size that all variants can compute.
+def size_for(
+    variants: Sequence[Variant],
+    sequences: int | None = None,
+    tokens: int = 64,
+    steps: int = 5,
+    micro_batches: int | None = None,
+) -> Size:
+    """A size that all variants can compute; arguments as in `moeport.parity.options.Amount`.
 
     Args:
         variants: those to be compared.
-        sequences: of a batch; None: 2, or as many as micro-batches.
+        sequences: per batch; None: 2, or as many as micro-batches.
         tokens: see Size.
         steps: see Size.
-        parts: micro-batches; None: the least number that divides among the ranks of every variant.
+        micro_batches: None: the least number that divides among the ranks of every variant.
     """
-    parts = parts or math.lcm(*(variant.ranks for variant in variants))
+    parts = micro_batches or math.lcm(*(variant.ranks for variant in variants))
     return Size(sequences or max(2, parts), tokens, steps, parts)
 
 

@@ -175,7 +175,7 @@ def test_join_and_split():
         (["torch@3", "torch@2"], {"sequences": 4}, "--sequences: 4 do not divide among 6 micro-batches"),
         (
             ["torch", "torch@4"],
-            {"parts": 2},
+            {"micro_batches": 2},
             "--micro-batches: 2 do not divide among 4 ranks; expected a multiple",
         ),
         (["torch", "torch@2 parallelism.expert=4"], {}, "parallelism.expert: 4 does not divide the 2 ranks"),
@@ -188,7 +188,7 @@ def test_join_and_split():
     ],
 )
 def test_what_cannot_be_compared(tmp_path, variants, options, message):
-    size = size_for([*map(Variant.parse, variants)], **{"sequences": None, "parts": None} | options, tokens=16, steps=0)
+    size = size_for([*map(Variant.parse, variants)], **options, tokens=16, steps=0)
     with pytest.raises(UserError, match=message):
         run(config_file(tmp_path), variants, size=size, golden=None)
 

@@ -1,0 +1,46 @@
+"""What `moeport parity` is asked for. Imports nothing heavy: the command line shows it as help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_SIZE = 4096
+"""Entries of a sampled tensor."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is computed, as the user asks for it; see `moeport.parity.subject.Size`."""
+
+    sequences: int | None = None
+    """Per batch; None: 2, or as many as micro-batches."""
+    tokens: int = 64
+    """Per sequence of text; images are whole."""
+    steps: int = 5
+    """Optimiser steps of the trajectory."""
+    micro_batches: int | None = None
+    """None: one for each rank."""
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """What goes into a bundle."""
+
+    replay: Path | None = None
+    """A bundle whose routing is taken; None: the variant's own."""
+    keep: list[str] | None = None
+    """`KIND=HOW` each; see `moeport.parity.recording.kept_kinds`."""
+    sample_size: int = SAMPLE_SIZE
+    """Entries of a sampled tensor."""
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report goes besides the terminal, and what a warning means."""
+
+    json_file: Path | None = None
+    markdown: Path | None = None
+    html_file: Path | None = None
+    strict: bool = False
+    """Exit with 1 on a warning too."""
