@@ -18,7 +18,7 @@ NOTE = "rows on the way to experts and back not recorded: what comes back is, an
 """What a report says of it."""
 
 
-class Here:
+class LocalExchange:
     """The exchange of a process that has all experts."""
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:

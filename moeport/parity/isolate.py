@@ -9,7 +9,8 @@ import numpy as np
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.parity.metrics import measure
-from moeport.parity.record import decisions, forward
+from moeport.parity.passes import forward
+from moeport.parity.record import decisions
 from moeport.parity.recorder import Arrays, Recorder
 from moeport.parity.recording import FLOATS, Recording
 from moeport.parity.result import Isolation

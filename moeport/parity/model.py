@@ -24,7 +24,7 @@ from moeport.model.loss_terms import LossTerms
 from moeport.model.moe_metrics import MoEMetrics
 from moeport.model.transformer import Transformer
 from moeport.model.vision import ImageClassifier
-from moeport.parity.exchange import Here, RecordedExchange
+from moeport.parity.exchange import LocalExchange, RecordedExchange
 from moeport.parity.parts import ROWS
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording_ops import recorded
@@ -168,7 +168,7 @@ class RecordedBlock(Block):
         """
         self.first_expert = first_expert
         for moe in self.moe.values():
-            moe.exchange = RecordedExchange(moe.exchange or Here(), self.recorder)
+            moe.exchange = RecordedExchange(moe.exchange or LocalExchange(), self.recorder)
 
     def forward(
         self,

@@ -1,0 +1,82 @@
+"""Forward and backward passes of a subject, with a model that is recorded or one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from moeport.core.array import Array
+from moeport.errors import BackendUnavailableError
+from moeport.model.batch import Batch
+from moeport.model.build import build_model
+from moeport.model.transformer import Transformer
+from moeport.parity.model import Recorded, recorded_model
+from moeport.parity.recorder import Recorder
+from moeport.parity.recording import Recording
+from moeport.parity.subject import Subject
+
+
+def model_of(subject: Subject) -> Transformer:
+    """The model, not recorded."""
+    return build_model(subject.config.model, subject.config.data, subject.vocab_size)
+
+
+def recorded_model_of(subject: Subject, recorder: Recorder, inside_blocks: bool = True) -> Recorded:
+    """The model under a recorder."""
+    return recorded_model(subject.config.model, subject.config.data, subject.vocab_size, recorder, inside_blocks)
+
+
+def forward(subject: Subject, recorder: Recorder) -> None:
+    """One forward pass under a recorder of one's own; no gradients."""
+    lm = recorded_model_of(subject, recorder)
+    _loss(subject, lm, subject.micro_batches(lm)[0])(_placed(subject, lm))
+    recorder.finish()
+
+
+def _placed(subject: Subject, lm: Transformer) -> dict[str, Array]:
+    """The parameters of this rank on the device."""
+    backend = subject.backend
+    local = {spec.name: subject.mesh.local(spec, subject.params[spec.name]) for spec in lm.parameter_specs()}
+    return {name: backend.ops.from_numpy(x.astype(backend.parameter_dtype)) for name, x in local.items()}
+
+
+def _loss(subject: Subject, lm: Transformer, batch: Batch) -> Callable[[Mapping[str, Array]], Array]:
+    """The training loss of a micro-batch as a function of the parameters."""
+    ops, dtype = subject.backend.ops, subject.backend.dtype
+    noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
+    placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
+    rope = lm.rope(ops, subject.train.sequence_length, dtype)
+
+    def loss(arrays: Mapping[str, Array]) -> Array:
+        return lm.loss(ops, arrays, placed, rope, dtype, training=True).loss
+
+    return loss
+
+
+def differentiate(subject: Subject, lm: Transformer, batch: Batch, recording: Recording) -> dict[str, np.ndarray]:
+    """Forward and backward pass of a micro-batch; only forward, and no gradients, where the backend has none."""
+    loss, params = _loss(subject, lm, batch), _placed(subject, lm)
+    try:
+        run = subject.backend.value_and_grad(loss)
+    except BackendUnavailableError:
+        note = f"not differentiated: {subject.backend.name} has no gradients"
+        recording.notes += [note] if note not in recording.notes else []
+        loss(params)
+        return {}
+    _, gradients = run(params)
+    return {name: subject.backend.ops.to_numpy(gradient) for name, gradient in gradients.items()}
+
+
+def over_ranks(subject: Subject, lm: Transformer, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Whole gradients of the mean loss of all micro-batches, from this rank's sums over its own.
+
+    What an expert got from other ranks' tokens came back through the exchange.
+    """
+    mesh, kind, whole = subject.mesh, subject.backend.parameter_dtype, {}
+    for spec in lm.parameter_specs():
+        if spec.trainable and spec.name in sums:
+            ranks = mesh.copies if spec.is_expert else mesh.world
+            total = ranks.sum_of_numbers(sums[spec.name]) / subject.num_parts
+            whole[spec.name] = mesh.whole(spec, total.astype(kind))
+    return whole
