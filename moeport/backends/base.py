@@ -19,6 +19,7 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype, under
 from moeport.core.routing import RouterContext
 from moeport.errors import BackendUnavailableError
+from moeport.facts import BACKENDS, BackendFacts
 from moeport.launch.launcher import Launch
 from moeport.model.batch import Batch
 from moeport.model.block import Block
@@ -32,8 +33,6 @@ class Backend(ABC):
 
     name: ClassVar[str]
     """Its name in `backend.name`."""
-    trains: ClassVar[bool]
-    """Whether it differentiates; the numpy reference does not."""
     ops: Ops
     device: str
     """The device in words, such as `cpu` or `cuda (NVIDIA H200)`."""
@@ -43,6 +42,16 @@ class Backend(ABC):
     @abstractmethod
     def __init__(self, config: BackendConfig):
         """Resolve device and dtype; raises BackendUnavailableError with what to do."""
+
+    @property
+    def facts(self) -> BackendFacts:
+        """What it can do on any machine: its row in the table."""
+        return BACKENDS[self.name]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it differentiates; the numpy reference does not."""
+        return self.facts.trains
 
     @property
     def parameter_dtype(self) -> str:
@@ -92,6 +101,10 @@ class Backend(ABC):
     def compilations(self) -> tuple[int, float]:
         """Graphs compiled so far in this process, and the seconds that took; (0, 0) where they are not counted."""
         return 0, 0.0
+
+    def accelerators(self) -> list[tuple[str, int | None]]:
+        """Product name, and memory in bytes where known, of every accelerator of its kind; none for a CPU."""
+        return []
 
     @abstractmethod
     def versions(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moeport.facts import BACKENDS
 from moeport.version import VERSION
 
 TIME_LIMIT = 300
@@ -36,12 +37,12 @@ class Package:
     install: str | None = None
     """The command that installs it."""
     note: str | None = None
+    backend: str | None = None
+    """The backend that stands on it."""
 
 
-BACKENDS = {
-    "numpy": Package("reference, forward only", "numpy", "pip install moeport"),
-    "torch": Package("training", "torch", "pip install 'moeport[torch]'"),
-    "mindspore": Package("training", "mindspore", "pip install 'moeport[mindspore]'"),
+FRAMEWORKS = {
+    **{name: Package(facts.purpose, facts.framework, facts.install, backend=name) for name, facts in BACKENDS.items()},
     "torch_npu": Package("PyTorch on Ascend", "torch_npu", note="not supported in this release yet"),
 }
 OPTIONAL = {
@@ -70,7 +71,7 @@ def report() -> dict[str, Any]:
             "memory_bytes": _memory_bytes(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
-        "backends": {name: describe(package) for name, package in BACKENDS.items()},
+        "backends": {name: describe(package) for name, package in FRAMEWORKS.items()},
         "packages": {name: describe(package) for name, package in OPTIONAL.items()},
     }
 
@@ -81,19 +82,20 @@ def describe(package: Package) -> dict[str, Any]:
     installed = spec is not None and spec.origin is not None
     found = {"installed": installed, "version": None, "problem": None}
     if installed:
-        found |= _examine(package.module)
+        found |= _examine(package)
     missing = not installed or found["problem"] is not None
     return {"purpose": package.purpose, **found, "install": package.install if missing else None, "note": package.note}
 
 
-def _examine(module: str) -> dict[str, Any]:
+def _examine(package: Package) -> dict[str, Any]:
     """Run `moeport.backends.examine` in a process that may die or hang."""
+    backend = [package.backend] if package.backend else []
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "moeport.backends.examine", module, str(file)],
+                [sys.executable, "-P", "-m", "moeport.backends.examine", package.module, str(file), *backend],
                 env=os.environ | {"PYTHONPATH": path},
                 capture_output=True,
                 text=True,

@@ -1,7 +1,7 @@
 """Tries out one framework or package and writes what it found as JSON.
 
-`moeport.backends.doctor` runs this as a process of its own, `python -m moeport.backends.examine NAME FILE`, because a
-broken installation can end the process that imports it.
+`moeport.backends.doctor` runs this as a process of its own, `python -m moeport.backends.examine MODULE FILE
+[BACKEND]`, because a broken installation can end the process that imports it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moeport.backends import BACKENDS, get_backend
+from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.config.model import AttentionConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
@@ -35,23 +35,25 @@ TINY = ModelConfig(
 )
 
 
-def examine(name: str) -> dict[str, Any]:
-    """Import a package; if it is a backend, compute on each of its devices.
+def examine(module: str, backend: str | None = None) -> dict[str, Any]:
+    """Import a package; if a backend stands on it, compute on each of the backend's devices.
 
     Returns: `version` and `problem`, None where all is well; for a backend `trains` and `devices` too.
     """
     try:
-        module = importlib.import_module(name)
+        package = importlib.import_module(module)
     except Exception as error:
         return {"version": None, "problem": f"installed but fails to import: {_words(error)}"}
-    found: dict[str, Any] = {"version": _version(name.partition(".")[0], module), "problem": None}
-    if name in BACKENDS:
+    found: dict[str, Any] = {"version": _version(module.partition(".")[0], package), "problem": None}
+    if backend:
         try:
-            found |= {"trains": get_backend(BackendConfig(name=name, device="cpu")).trains, "devices": {}}
-            found["devices"]["cpu"] = _device(name, "cpu")
-            kind = get_backend(BackendConfig(name=name)).device.partition(" ")[0]
+            found |= {"trains": get_backend(BackendConfig(name=backend, device="cpu")).trains, "devices": {}}
+            found["devices"]["cpu"] = _device(backend, "cpu")
+            chosen = get_backend(BackendConfig(name=backend))
+            kind = chosen.device.partition(" ")[0]
             if kind != "cpu":
-                found["devices"][kind] = _device(name, "auto")
+                units = [{"name": name, "memory_bytes": memory} for name, memory in chosen.accelerators()]
+                found["devices"][kind] = _device(backend, "auto") | {"units": units}
         except Exception as error:
             found["problem"] = _words(error)
     return found
@@ -60,10 +62,6 @@ def examine(name: str) -> dict[str, Any]:
 def _device(name: str, device: str) -> dict[str, Any]:
     """Compute on one device in every type."""
     found: dict[str, Any] = {"description": device, "units": [], "dtypes": {}}
-    if device != "cpu":
-        from moeport.backends.torch.inventory import accelerators
-
-        found["units"] = [{"name": unit, "memory_bytes": memory} for unit, memory in accelerators()]
     for dtype in FLOAT_DTYPES:
         try:
             backend = get_backend(BackendConfig(name=name, device=device, dtype=dtype))
@@ -120,4 +118,4 @@ def _words(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(examine(sys.argv[1])))
+    Path(sys.argv[2]).write_text(json.dumps(examine(sys.argv[1], *sys.argv[3:])))

@@ -49,9 +49,10 @@ def launch(
     Example: moeport launch CONFIG --nodes 2 --ranks-per-node 8 --master-addr node-0
     """
     from moeport.config import load_config
-    from moeport.training.ranks import check_ranks
+    from moeport.training.ranks import check_ranks, check_trains
 
     config = load_config(file, overrides or ())
+    check_trains(config)
     check_ranks(config, nodes.ranks)
     job = TrainingJob(file, nodes, overrides or (), resume, run, script)
     code = job.launch(config.backend.name, config.checkpoint.interval, typer.echo)

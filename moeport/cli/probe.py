@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moeport.facts import DEVICES, trainers
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,9 +22,9 @@ HOW = """probe runs in the processes of a job, and this process was started by i
 
 def probe(
     backend: Annotated[
-        str | None, typer.Option(help="torch or mindspore; default: that of the launcher.", show_default=False)
+        str | None, typer.Option(help=f"{' or '.join(trainers())}; default: that of the launcher.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or npu.")] = "auto",
+    device: Annotated[str, typer.Option(help=f"{', '.join(('auto', *DEVICES))}.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 60.0,
 ) -> None:
     """Check the values of every collective, under torchrun or msrun."""
@@ -71,7 +73,7 @@ def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> l
     """Results among all ranks and, where there are enough, among groups of every second rank."""
     from moeport.comm.check import check_collectives as check
 
-    grad = backend.value_and_grad if backend.name != "numpy" else None
+    grad = backend.value_and_grad if backend.trains else None
     results = [("all", result) for result in check(communicator, dtypes, grad)]
     if communicator.size >= 4:
         group = communicator.group([communicator.ranks[::2], communicator.ranks[1::2]])

@@ -1,12 +1,13 @@
 """Rules over several keys, as a table."""
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from moeport.config.backend_rules import BACKEND_RULES
 from moeport.config.data import DIGITS_SIDE, TEXT_SOURCES
 from moeport.config.problem import Problem
+from moeport.config.rule import Effect, Rule
 from moeport.config.schema import Config
 from moeport.config.tree import shown
 from moeport.routers import ROUTERS
@@ -18,30 +19,6 @@ _HEADS = "model.attention.num_heads"
 def _router(name: str) -> type[RouterConfig]:
     """The class that says what is true of a router under any options."""
     return ROUTERS[name].config_class
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A condition over the values of some keys."""
-
-    reads: tuple[str, ...]
-    """The keys, that to change first. Where the chosen router, tokenizer or source lacks one, the rule is skipped."""
-    holds: Callable[..., bool]
-    """Whether their values, in this order, are right."""
-    wrong: str
-    """What is wrong; {0}, {1} are the values."""
-    expected: str
-    """What the first key should be."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """An option that has an effect only under some values of another."""
-
-    option: str
-    selector: str
-    values: tuple[str, ...]
-    """The values of the selector under which the option has an effect."""
 
 
 RULES = (
@@ -106,12 +83,6 @@ RULES = (
         "a divisor of {1}",
     ),
     Rule(
-        ("parallelism.shard", "backend.name"),
-        lambda shard, name: name != "mindspore" or not shard,
-        "backend {1} keeps whole copies",
-        "false or null",
-    ),
-    Rule(
         ("comm.algorithm", "parallelism.expert"),
         lambda algorithm, ranks: algorithm == "flat" or ranks > 1,
         "chooses how tokens reach experts on other ranks, and with parallelism.expert = {1} there are none",
@@ -122,30 +93,6 @@ RULES = (
         lambda chunks, ranks: chunks == 1 or ranks > 1,
         "divides what goes to experts on other ranks, and with parallelism.expert = {1} there are none",
         "1, or parallelism.expert of 2 or more",
-    ),
-    Rule(
-        ("backend.device", "backend.name"),
-        lambda device, name: name != "numpy" or device in ("auto", "cpu"),
-        "backend {1} runs on the CPU only",
-        "auto or cpu",
-    ),
-    Rule(
-        ("backend.device", "backend.name"),
-        lambda device, name: name != "mindspore" or device != "cuda",
-        "backend {1} does not run on NVIDIA GPUs",
-        "auto, cpu or npu; or backend.name torch",
-    ),
-    Rule(
-        ("backend.dtype", "backend.name"),
-        lambda dtype, name: name != "numpy" or dtype != "bfloat16",
-        "backend {1} has no bfloat16",
-        "auto, float32 or float64",
-    ),
-    Rule(
-        ("backend.dtype", "backend.name", "backend.device"),
-        lambda dtype, name, device: name != "mindspore" or device != "cpu" or dtype != "bfloat16",
-        "backend {1} has no bfloat16 on the CPU",
-        "auto, float32 or float64",
     ),
     Rule(
         ("model.moe.router.name", "model.moe.allow_future_tokens", "data.source.name"),
@@ -203,18 +150,7 @@ RULES = (
         f"does not divide the {DIGITS_SIDE} pixels of an image's side",
         "1, 2, 4 or 8",
     ),
-    Rule(
-        ("backend.compile", "backend.name"),
-        lambda compiled, name: name != "numpy" or not compiled,
-        "backend {1} compiles nothing",
-        "false or null",
-    ),
-    Rule(
-        ("training.activation_checkpointing", "backend.name"),
-        lambda recomputed, name: name != "mindspore" or not recomputed,
-        "backend {1} keeps all activations",
-        "false",
-    ),
+    *BACKEND_RULES,
 )
 
 EFFECTS = (
@@ -264,8 +200,7 @@ def check_rules(config: Config, faulty: Set[str] = frozenset()) -> list[Problem]
         if _usable(rule.reads, faulty) and _has(config, *rule.reads):
             values = [value_at(config, path) for path in rule.reads]
             if not rule.holds(*values):
-                wrong, expected = rule.wrong.format(*values), rule.expected.format(*values)
-                found.append(_problem(config, rule.reads, wrong, expected))
+                found.append(_problem(config, rule.reads, _text(rule.wrong, values), _text(rule.expected, values)))
     if _usable(("model.moe.router", "model.moe.num_experts"), faulty):
         moe = config.model.moe
         for option, wrong, expected in moe.router.problems(moe.num_experts):
@@ -277,6 +212,10 @@ def check_rules(config: Config, faulty: Set[str] = frozenset()) -> list[Problem]
             expected = f"{effect.selector} {' or '.join(effect.values)}, or this key left out"
             found.append(_problem(config, reads, wrong, expected))
     return found
+
+
+def _text(text: str | Callable[..., str], values: list[Any]) -> str:
+    return text(*values) if callable(text) else text.format(*values)
 
 
 def _problem(config: Config, reads: tuple[str, ...], wrong: str, expected: str) -> Problem:

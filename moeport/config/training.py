@@ -7,6 +7,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from moeport.comm.exchange import EXCHANGES
 from moeport.core.section import Section
+from moeport.facts import BACKENDS, DEVICES
+
+if TYPE_CHECKING:
+    BackendName = str
+    DeviceName = str
+else:
+    BackendName = Literal[tuple(BACKENDS)]
+    DeviceName = Literal[("auto", *DEVICES)]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -136,9 +144,9 @@ class MetricsConfig(Section):
 class BackendConfig(Section):
     """Framework, device and arithmetic."""
 
-    name: Literal["torch", "numpy", "mindspore"] = "torch"
+    name: BackendName = "torch"
     """Framework. numpy is the forward-only reference: it evaluates and does not train."""
-    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    device: DeviceName = "auto"
     """Device; auto: the accelerator if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
     """Compute type; parameters and optimiser stay float32 (float64 for float64).

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from moeport.errors import UserError
+from moeport.facts import BACKENDS
 from moeport.launch import commands
 from moeport.launch.commands import LaunchSpec
 
@@ -35,9 +35,9 @@ class Nodes:
 
     def check(self, backend: str, checkpoint_interval: int) -> None:
         """Raises UserError for restarts that cannot be."""
-        if self.max_restarts and backend == "mindspore":
+        if self.max_restarts and BACKENDS[backend].launcher == "msrun":
             raise UserError(
-                f"--max-restarts {self.max_restarts}: msrun, which starts mindspore, does not restart; leave it out, "
+                f"--max-restarts {self.max_restarts}: msrun, which starts {backend}, does not restart; leave it out, "
                 "and start the job again with --resume after a failure"
             )
         if self.max_restarts and not checkpoint_interval:
@@ -99,7 +99,7 @@ class TrainingJob:
         """Check it, then say the commands, or run one, or write the script.
 
         Args:
-            backend: the config's, by name.
+            backend: the config's, by name; one that trains.
             checkpoint_interval: the config's; 0: no checkpoints.
             say: takes each line of output.
 
@@ -116,8 +116,6 @@ class TrainingJob:
         return self._commands(job, say)
 
     def _check(self, backend: str, checkpoint_interval: int) -> None:
-        if backend == "numpy":
-            raise UserError("backend.name: numpy cannot train; set backend.name to torch or mindspore")
         self.nodes.check(backend, checkpoint_interval)
         if self.script.slurm and self.run:
             raise UserError("--slurm writes a script and --run starts the job here; use one of them")
@@ -129,8 +127,8 @@ class TrainingJob:
             train += ["--set", override]
         if self.resume or self.nodes.max_restarts:
             train.append("--resume")
-        launcher: Literal["torchrun", "msrun"] = "msrun" if backend == "mindspore" else "torchrun"
         nodes = self.nodes
+        launcher = BACKENDS[backend].launcher or "torchrun"
         return LaunchSpec(launcher, nodes.nodes, nodes.ranks_per_node, tuple(train), nodes.max_restarts)
 
     def _commands(self, job: LaunchSpec, say: Callable[[str], None]) -> int:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from moeport.backends import get_backend
 from moeport.comm.communicator import Communicator
 from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
+from moeport.facts import BACKENDS
 from moeport.launch.launcher import launched, node_processes
 from moeport.parity.bundle import load_bundle, save_bundle
 from moeport.parity.options import BundleOptions
@@ -130,11 +130,11 @@ def _named(spec: str, world: Communicator) -> str:
 
 def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
     """A moeport command on the ranks of a variant, all of them on this machine."""
-    launcher: Literal["msrun", "torchrun"] = "msrun" if variant.backend == "mindspore" else "torchrun"
+    launcher = BACKENDS[variant.backend].launcher
+    if launcher is None:
+        raise UserError(f"variant {name!r}: {variant.backend} runs in one process; leave out @{variant.ranks}")
     if launcher == "msrun" and variant.nodes > 1:
-        raise UserError(
-            f"variant {name!r}: ranks of MindSpore on one machine are on one node; expected @{variant.ranks}"
-        )
+        raise UserError(f"variant {name!r}: msrun puts all ranks on one machine on one node; expected @{variant.ranks}")
     environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

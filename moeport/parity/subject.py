@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from moeport.backends import BACKENDS, get_backend
+from moeport.backends import get_backend
 from moeport.backends.base import Backend
 from moeport.comm.exchange import EXCHANGES
 from moeport.comm.mesh import Mesh, single_mesh
@@ -20,6 +20,7 @@ from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.data import Examples
 from moeport.errors import UserError
+from moeport.facts import BACKENDS
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches

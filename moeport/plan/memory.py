@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moeport.comm.communicator import ITEM_BYTES
 from moeport.config.schema import Config
+from moeport.facts import BACKENDS
 from moeport.model.build import build_model
 
 
@@ -70,7 +71,7 @@ class ModelSizes:
             parameter_bytes=8 if dtype == "float64" else 4,
             item_bytes=item_bytes,
             row_bytes=config.model.d_model * item_bytes,
-            shard=config.backend.name == "torch" if shard is None else shard,
+            shard=BACKENDS[config.backend.name].shards if shard is None else shard,
         )
 
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from moeport.config.schema import Config
 from moeport.errors import UserError
+from moeport.facts import BACKENDS, trainers
+
+
+def check_trains(config: Config) -> None:
+    """Raises UserError for a backend that only evaluates, with the names of those that train."""
+    name = config.backend.name
+    if not BACKENDS[name].trains:
+        raise UserError(f"backend.name: {name} cannot train; set backend.name to {' or '.join(trainers())}")
 
 
 def check_ranks(config: Config, ranks: int) -> None:
@@ -33,9 +41,12 @@ def check_ranks(config: Config, ranks: int) -> None:
             f"comm.ranks_per_node: {per_node} does not divide the {ranks} ranks of this job; "
             f"expected a divisor of {ranks}, or leave it out"
         )
-    if ranks > 1 and config.backend.name == "torch" and config.backend.compile:
+    name = config.backend.name
+    if ranks > 1 and not BACKENDS[name].launcher:
+        raise UserError(f"backend.name: {name} runs in one process (this job has {ranks} ranks); start it by itself")
+    if ranks > 1 and config.backend.compile and not BACKENDS[name].compiles_on_ranks:
         raise UserError(
-            f"backend.compile: true is for one process with torch (this job has {ranks} ranks); expected false or null"
+            f"backend.compile: true is for one process with {name} (this job has {ranks} ranks); expected false or null"
         )
     parts = ranks * training.gradient_accumulation
     if training.batch_size % parts:

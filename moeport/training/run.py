@@ -11,13 +11,13 @@ from rich.console import Console
 from moeport.backends import get_backend
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
-from moeport.errors import InterruptedRunError, NonFiniteError, UserError
+from moeport.errors import InterruptedRunError, NonFiniteError
 from moeport.launch.launcher import launched
 from moeport.training.announce import announcement
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from moeport.training.loop import run_steps
 from moeport.training.prepare import PreparedRun, prepare, with_dtype
-from moeport.training.ranks import check_ranks
+from moeport.training.ranks import check_ranks, check_trains
 from moeport.training.run_dir import CHECKPOINT_DIR, SUMMARY_FILE, check_resumable, refuse_used, write_config
 from moeport.training.summarise import measure, summarise
 from moeport.training.summary import DryRun, RunSummary
@@ -60,9 +60,8 @@ def train(
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
     elif not (resume or dry_run):
         refuse_used(config.run.dir)
+    check_trains(config)
     backend = get_backend(config.backend)
-    if not backend.trains:
-        raise UserError(f"backend.name: {backend.name} cannot train; set backend.name to torch or mindspore")
     stopped: InterruptedRunError | NonFiniteError
     with backend.communicator(launch, config.comm.timeout) as world:
         mesh = Mesh(world, config.parallelism.expert)

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from moeport.backends import doctor, examine, get_backend
-from moeport.backends.doctor import BACKENDS, OPTIONAL, Package, describe, render, report
+from moeport.backends.doctor import FRAMEWORKS, OPTIONAL, Package, describe, render, report
 from moeport.config.training import BackendConfig
 from moeport.core.ops import FLOAT_DTYPES, KERNELS
+from moeport.facts import BACKENDS
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def printed(entry):
 def test_the_report_is_json_and_names_everything(found):
     assert json.loads(json.dumps(found)) == found
     assert list(found) == ["moeport", "python", "platform", "cpu", "backends", "packages"]
-    assert list(found["backends"]) == ["numpy", "torch", "mindspore", "torch_npu"]
+    assert list(found["backends"]) == ["torch", "mindspore", "numpy", "torch_npu"]
     assert list(found["packages"]) == ["datasets", "tensorboard"]
     assert found["cpu"]["usable_cores"] >= 1
     assert found["cpu"]["memory_bytes"] > 2**28
@@ -84,7 +85,7 @@ def test_a_gpu_is_tried_too(found):
 
 def test_accelerators_are_listed_with_their_memory(monkeypatch):
     torch = pytest.importorskip("torch")
-    from moeport.backends.torch.inventory import accelerators
+    from moeport.backends.torch.device import accelerators
 
     units = [SimpleNamespace(name="Ascend910B", total_memory=2**36), SimpleNamespace(name="other")]
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
@@ -124,7 +125,7 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(found):
 
 
 def test_commands():
-    assert BACKENDS["torch"].install == "pip install 'moeport[torch]'"
+    assert FRAMEWORKS["torch"].install == "pip install 'moeport[torch]'"
     assert {name: package.install for name, package in OPTIONAL.items()} == {
         "datasets": "pip install 'moeport[data]'",
         "tensorboard": "pip install 'moeport[tensorboard]'",
@@ -188,7 +189,7 @@ def test_a_type_that_fails_is_reported_and_the_others_are_tried(monkeypatch):
         run(backend)
 
     monkeypatch.setattr(examine, "run_tiny_model", fail)
-    dtypes = examine.examine("numpy")["devices"]["cpu"]["dtypes"]
+    dtypes = examine.examine("numpy", "numpy")["devices"]["cpu"]["dtypes"]
     assert dtypes["float32"]["usable"]
     assert dtypes["float64"] == {"usable": False, "problem": "RuntimeError: no double precision"}
 
@@ -213,3 +214,44 @@ def test_the_command_survives_broken_packages(tmp_path):
 def test_the_doctor_imports_no_framework():
     code = "import sys; import moeport.backends.doctor; assert not {'torch', 'mindspore', 'datasets'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_imports_no_other_framework(name):
+    facts = BACKENDS[name]
+    pytest.importorskip(facts.framework)
+    others = {other.framework for other in BACKENDS.values()} - {facts.framework, "numpy"}
+    code = f"import sys, {facts.module}; assert not {others} & {{*sys.modules}}, {others} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mindspore_is_fine_where_torch_is_missing():
+    """On the CPU, and on an accelerator that the process is made to see; the tiny model is tried elsewhere."""
+    pytest.importorskip("mindspore")
+    code = """if True:
+        import json, sys
+        sys.modules["torch"] = None  # an import of it raises ModuleNotFoundError
+        from types import SimpleNamespace
+        import mindspore
+        from mindspore.device_context import ascend
+        from moeport.backends import examine, get_backend
+
+        def pretended(config):
+            backend = get_backend(config.model_copy(update={"device": "cpu"}))
+            if config.device == "auto":
+                backend.device = "npu (Ascend910B)"
+            return backend
+
+        examine.get_backend, examine.run_tiny_model = pretended, lambda backend: None
+        ascend.is_available, ascend.device_count = lambda: True, lambda: 2
+        mindspore.hal.get_device_name = lambda index: f"Ascend910B number {index}"
+        mindspore.hal.get_device_properties = lambda index: SimpleNamespace(total_memory=2**36)
+        print(json.dumps(examine.examine("mindspore", "mindspore")))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout.splitlines()[-1])
+    assert entry["problem"] is None
+    assert entry["devices"]["cpu"]["dtypes"]["float32"]["usable"]
+    assert entry["devices"]["npu"]["units"] == [
+        {"name": f"Ascend910B number {index}", "memory_bytes": 2**36} for index in range(2)
+    ]

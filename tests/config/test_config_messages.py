@@ -533,7 +533,8 @@ CASES = [
     case(
         "numpy",
         "backend: {name: numpy, device: cuda, dtype: bfloat16, compile: true}\n",
-        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); expected auto or cpu\n"
+        "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); "
+        "expected auto or cpu; or backend.name torch\n"
         "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 (got bfloat16); expected auto, float32 or float64\n"
         "c.yaml:1:64 backend.compile: backend numpy compiles nothing (got true); expected false or null",
     ),

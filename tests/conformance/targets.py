@@ -1,4 +1,4 @@
-"""The backends, devices and compute types that the suite runs against; a new backend is one line in TARGETS."""
+"""The backends, devices and compute types that the suite runs against, from the table of backends."""
 
 import functools
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pytest
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.core.ops import KERNELS, Ops
+from moeport.facts import BACKENDS
 from tests.support import with_methods
 
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-7}
@@ -36,7 +37,7 @@ class Target:
         return f"{self.backend}-{self.device}-{self.dtype}{variant}"
 
     def build(self):
-        pytest.importorskip(self.backend)
+        pytest.importorskip(BACKENDS[self.backend].framework)
         return build(self)
 
 
@@ -59,13 +60,11 @@ def with_default_kernels(ops):
 
 
 TARGETS = [
-    *(Target("numpy", "cpu", dtype) for dtype in ("float32", "float64")),
-    *(Target("torch", "cpu", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(Target(name, "cpu", dtype) for name, facts in BACKENDS.items() for dtype in facts.dtypes.get("cpu", ())),
     *(Target("torch", "cpu", dtype, default_kernels=True) for dtype in ("float64", "bfloat16")),
-    *(Target("mindspore", "cpu", dtype, static=static) for dtype in ("float32", "float64") for static in (False, True)),
-    *(Target("torch", "cuda", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(Target("mindspore", "cpu", dtype, static=True) for dtype in ("float32", "float64")),
+    *(Target(name, "cuda", dtype) for name, facts in BACKENDS.items() for dtype in facts.dtypes.get("cuda", ())),
 ]
-"""numpy stands here for the framework's import name too."""
 
 
 def parameters(targets):

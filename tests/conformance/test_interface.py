@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import moeport
-from moeport.backends import BACKENDS
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.ops import KERNELS, PRIMITIVES, Ops
+from moeport.facts import BACKENDS
 from tests.conformance.targets import TARGETS, every_form
 
 DERIVED = {"accurate", "constant_like", "on_host", "unrecorded"}

@@ -184,7 +184,7 @@ def test_join_and_split():
             {},
             "auto may take another algorithm",
         ),
-        (["torch", "mindspore@2x2"], {}, "ranks of MindSpore on one machine are on one node; expected @4"),
+        (["torch", "mindspore@2x2"], {}, "msrun puts all ranks on one machine on one node; expected @4"),
     ],
 )
 def test_what_cannot_be_compared(tmp_path, variants, options, message):

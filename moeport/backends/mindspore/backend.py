@@ -18,7 +18,7 @@ from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.mindspore.communicator import start
-from moeport.backends.mindspore.device import device_words, resolve_device, resolve_dtype, use_device
+from moeport.backends.mindspore.device import accelerators, device_words, resolve_device, resolve_dtype, use_device
 from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
@@ -47,7 +47,6 @@ class MindSporeBackend(Backend):
     """MindSpore on one device, compiled unless the config says otherwise."""
 
     name = "mindspore"
-    trains = True
 
     def __init__(self, config: BackendConfig):
         self.device_name = resolve_device(config.device)
@@ -109,6 +108,10 @@ class MindSporeBackend(Backend):
     def compilations(self) -> tuple[int, float]:
         """See Backend."""
         return self.graphs.compilations.count, self.graphs.compilations.seconds
+
+    def accelerators(self) -> list[tuple[str, int | None]]:
+        """See Backend."""
+        return accelerators()
 
     def versions(self) -> dict[str, str]:
         """See Backend."""

@@ -65,6 +65,14 @@ def _stop_spinning() -> None:
     ms.runtime.dispatch_threads_num(1)
 
 
+def accelerators() -> list[tuple[str, int | None]]:
+    """Product name and memory in bytes, where known, of every NPU. MindSpore tells the memory of the one in use."""
+    if not ascend.is_available():
+        return []
+    memory = ms.hal.get_device_properties(0).total_memory or None  # 0 until the device is initialised
+    return [(ms.hal.get_device_name(index), memory) for index in range(ascend.device_count())]
+
+
 def device_words(device: str) -> str:
     """The device's type and, where it has one, its product name."""
     return f"npu ({ms.hal.get_device_name(0)})" if device == "npu" else "cpu"

@@ -32,7 +32,6 @@ class NumpyBackend(Backend):
     """numpy on the CPU."""
 
     name = "numpy"
-    trains = False
 
     def __init__(self, config: BackendConfig):
         if config.device not in ("auto", "cpu"):

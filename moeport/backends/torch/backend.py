@@ -14,7 +14,13 @@ from torch import Tensor
 
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.torch.communicator import start
-from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
+from moeport.backends.torch.device import (
+    accelerators,
+    device_words,
+    matmul_flops_per_second,
+    resolve_device,
+    resolve_dtype,
+)
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
@@ -29,7 +35,6 @@ class TorchBackend(Backend):
     """PyTorch on one device."""
 
     name = "torch"
-    trains = True
 
     def __init__(self, config: BackendConfig):
         self.torch_device = resolve_device(config.device)
@@ -79,6 +84,10 @@ class TorchBackend(Backend):
     def profile(self, folder: Path) -> AbstractContextManager[Any]:
         """A Chrome trace by torch.profiler."""
         return torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)))
+
+    def accelerators(self) -> list[tuple[str, int | None]]:
+        """See Backend."""
+        return accelerators()
 
     def versions(self) -> dict[str, str]:
         """See Backend."""

@@ -1,0 +1,74 @@
+"""Rules over what the chosen backend can do."""
+
+from moeport.config.rule import Rule
+from moeport.facts import BACKENDS
+
+_LABELS = {"cpu": "the CPU", "cuda": "NVIDIA GPUs", "npu": "Ascend NPUs"}
+
+
+def _runs_on(device: str, name: str) -> bool:
+    return device in ("auto", *BACKENDS[name].devices)
+
+
+def _wrong_device(device: str, name: str) -> str:
+    devices = BACKENDS[name].devices
+    if len(devices) == 1:
+        return f"backend {name} runs on {_label(devices[0])} only"
+    return f"backend {name} does not run on {_label(device)}"
+
+
+def _expected_device(device: str, name: str) -> str:
+    others = [other for other, facts in BACKENDS.items() if device in facts.devices]
+    return f"{_either('auto', *BACKENDS[name].devices)}; or backend.name {_either(*others)}"
+
+
+def _computes_in(dtype: str, name: str, device: str) -> bool:
+    return dtype in ("auto", *_dtypes(name, device))
+
+
+def _wrong_dtype(dtype: str, name: str, device: str) -> str:
+    has_it_elsewhere = dtype in BACKENDS[name].dtypes_on("auto")
+    return f"backend {name} has no {dtype}" + (f" on {_label(device)}" if has_it_elsewhere else "")
+
+
+def _expected_dtype(dtype: str, name: str, device: str) -> str:
+    return _either("auto", *_dtypes(name, device))
+
+
+def _dtypes(name: str, device: str) -> tuple[str, ...]:
+    """Compute types on the device; on any, where the backend does not run on it and another rule says so."""
+    return BACKENDS[name].dtypes_on(device if _runs_on(device, name) else "auto")
+
+
+def _label(device: str) -> str:
+    return _LABELS.get(device, device)
+
+
+def _either(*choices: str) -> str:
+    *most, last = choices
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+BACKEND_RULES = (
+    Rule(("backend.device", "backend.name"), _runs_on, _wrong_device, _expected_device),
+    Rule(("backend.dtype", "backend.name", "backend.device"), _computes_in, _wrong_dtype, _expected_dtype),
+    Rule(
+        ("backend.compile", "backend.name"),
+        lambda compiled, name: BACKENDS[name].compiles or not compiled,
+        "backend {1} compiles nothing",
+        "false or null",
+    ),
+    Rule(
+        ("parallelism.shard", "backend.name"),
+        lambda shard, name: BACKENDS[name].shards or not BACKENDS[name].trains or not shard,
+        "backend {1} keeps whole copies",
+        "false or null",
+    ),
+    Rule(
+        ("training.activation_checkpointing", "backend.name"),
+        lambda recomputed, name: BACKENDS[name].recomputes or not BACKENDS[name].trains or not recomputed,
+        "backend {1} keeps all activations",
+        "false",
+    ),
+)
+"""Options of training are no fault with a backend that only evaluates: it has no use for them."""

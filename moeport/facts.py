@@ -1,0 +1,115 @@
+"""What each backend can do, readable without importing its framework.
+
+One row a backend. Config rules, the launcher, plan, doctor, probe, parity and the trainer ask this table instead of
+comparing names, so that a new backend is its folder in `moeport/backends` and its row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Launcher = Literal["torchrun", "msrun"]
+"""A command that starts ranks."""
+
+_ALL = ("float32", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class BackendFacts:
+    """One backend. Its defaults are those of a reference: one process, evaluation, nothing compiled."""
+
+    module: str
+    """Module of its `Backend`."""
+    cls: str
+    """Name of the class there."""
+    framework: str
+    """Package that it needs, imported to try it."""
+    install: str
+    """Command that installs the framework."""
+    purpose: str
+    """What it is for, in a few words."""
+    dtypes: Mapping[str, tuple[str, ...]]
+    """Compute types on each device it runs on."""
+    launcher: Launcher | None = None
+    """Starts its ranks; None: it runs in one process."""
+    also_under: tuple[str, ...] = ()
+    """Other launchers whose ranks it can join."""
+    trains: bool = False
+    """Whether it differentiates and has an optimiser."""
+    compiles: bool = False
+    """Whether it can compile a model."""
+    compiles_on_ranks: bool = False
+    """Whether it can compile where several ranks train together."""
+    recomputes: bool = False
+    """Whether it can recompute activations in the backward pass."""
+    shards: bool = False
+    """Whether it can divide parameters, gradients and optimiser state among ranks, which is then the default."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices it runs on, the CPU first."""
+        return tuple(self.dtypes)
+
+    def dtypes_on(self, device: str) -> tuple[str, ...]:
+        """Compute types on a device, or for `auto` those that it has on any."""
+        if device != "auto":
+            return self.dtypes[device]
+        return tuple(dtype for dtype in _ALL if any(dtype in found for found in self.dtypes.values()))
+
+    def joins(self, launcher: str) -> bool:
+        """Whether its ranks can be started by this launcher."""
+        return launcher in (self.launcher, *self.also_under)
+
+
+BACKENDS: Mapping[str, BackendFacts] = {
+    "torch": BackendFacts(
+        module="moeport.backends.torch.backend",
+        cls="TorchBackend",
+        framework="torch",
+        install="pip install 'moeport[torch]'",
+        purpose="training",
+        dtypes=dict.fromkeys(("cpu", "cuda", "npu"), _ALL),
+        launcher="torchrun",
+        also_under=("openmpi", "slurm"),
+        trains=True,
+        compiles=True,
+        recomputes=True,
+        shards=True,
+    ),
+    "mindspore": BackendFacts(
+        module="moeport.backends.mindspore.backend",
+        cls="MindSporeBackend",
+        framework="mindspore",
+        install="pip install 'moeport[mindspore]'",
+        purpose="training",
+        dtypes={"cpu": ("float32", "float64"), "npu": _ALL},
+        launcher="msrun",
+        trains=True,
+        compiles=True,
+        compiles_on_ranks=True,
+    ),
+    "numpy": BackendFacts(
+        module="moeport.backends.numpy_ref.backend",
+        cls="NumpyBackend",
+        framework="numpy",
+        install="pip install moeport",
+        purpose="reference, forward only",
+        dtypes={"cpu": ("float32", "float64")},
+    ),
+}
+"""By their name in `backend.name`."""
+
+DEVICES = tuple(dict.fromkeys(device for facts in BACKENDS.values() for device in facts.devices))
+"""Devices that some backend runs on."""
+
+
+def trainers() -> list[str]:
+    """Names of the backends that train."""
+    return [name for name, facts in BACKENDS.items() if facts.trains]
+
+
+def of_launcher(launcher: str) -> str:
+    """The backend whose ranks a launcher starts, if the user names none."""
+    return next(name for name, facts in BACKENDS.items() if facts.joins(launcher))
