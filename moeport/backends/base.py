@@ -23,7 +23,7 @@ from moeport.facts import BACKENDS, BackendFacts
 from moeport.launch.launcher import Launch
 from moeport.model.batch import Batch
 from moeport.model.block import Block
-from moeport.model.loss_terms import LossTerms
+from moeport.model.loss_terms import MEANS, LossTerms
 from moeport.model.moe_metrics import MoEMetrics
 from moeport.model.transformer import Transformer
 
@@ -225,7 +225,7 @@ def find_non_finite(
     terms = model.loss(ops, params, batch, rope, dtype, True, run_block)
     if found:
         return found[0]
-    for name in ("cross_entropy", "load_balance", "router_z", "output_z", "loss"):
+    for name in (*MEANS, "loss"):
         if not finite(getattr(terms, name)):
             return name
     for name, gradient in gradients.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from moeport.core.array import Array
 
@@ -30,7 +31,28 @@ class LossTerms(NamedTuple):
     """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 where there is no limit."""
     affinity_L3E: Array
     """What estimated capacities follow from, see `moeport.model.capacity`; 0 where there are none."""
+    measured: Mapping[str, Array]
+    """What the MoE layers measure for metrics alone, see `moeport.model.moe_metrics.measurements`: by name, with the
+    passes of the batch and the layers before the dimensions of a layer's own value."""
 
+    def flat(self) -> list[Array]:
+        """All arrays, in an order that depends on the names in `measured` alone."""
+        return [*self[: len(FIELDS)], *self.measured.values()]
+
+    @classmethod
+    def from_flat(cls, arrays: Iterable[Array], measured: Iterable[str]) -> LossTerms:
+        """The terms from what `flat` gave, and the names in `measured`."""
+        values = iter(arrays)
+        terms = {name: next(values) for name in FIELDS}
+        return cls(**terms, measured=dict(zip(measured, values, strict=True)))
+
+    def map(self, function: Callable[[Array], Any]) -> LossTerms:
+        """The terms with a function applied to each array."""
+        return LossTerms.from_flat(map(function, self.flat()), self.measured)
+
+
+FIELDS = LossTerms._fields[:-1]
+"""Names of the terms that every model has."""
 
 COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
 """Loss terms that add up over the passes of a batch."""

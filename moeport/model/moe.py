@@ -18,7 +18,7 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, under, with_prefix
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
-from moeport.model.moe_metrics import MoEMetrics, capacity_metrics, no_capacity_metrics
+from moeport.model.moe_metrics import MoEMetrics, capacity_metrics, measurements, no_capacity_metrics
 from moeport.routers import build_router
 from moeport.routers.base import Router
 
@@ -165,6 +165,7 @@ class MoELayer:
             chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
             served_E=counts_E,
             **self._capacity_metrics(ops.unrecorded(), params, x_TD, chosen, routing, capacity, context),
+            measured=measurements(ops.unrecorded(), chosen),
         )
 
     def _routed(self, ops: Ops, x_TD: Array, weight_N: Array, plan: DispatchPlan, run_experts: RunExperts) -> Array:
@@ -219,6 +220,7 @@ class MoELayer:
             chosen_E=counts_E,
             served_E=counts_E,
             **no_capacity_metrics(ops, chosen, context.num_sequences),
+            measured=measurements(ops.unrecorded(), chosen),
         )
 
     def updated_state(

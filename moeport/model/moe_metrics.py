@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from moeport.core.array import Array
@@ -29,6 +30,22 @@ class MoEMetrics(NamedTuple):
     """Assignments chosen, and dropped, in each range of positions of a sequence; 0 where there is no limit."""
     affinity_3E: Array
     """What an estimated capacity follows from, see `affinity_statistics`; 0 for other policies."""
+    measured: Mapping[str, Array]
+    """See `measurements`."""
+
+
+def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:
+    """What a layer measures for a metric alone, by the name of the metric; no output and no gradient depends on it.
+
+    Each value is an array of one shape in all layers, most often a scalar. The row of the metric in
+    `moeport.training.metrics_table` says how it is reduced. There is none so far.
+
+    Args:
+        ops: the backend's operations.
+        chosen: what the router chose.
+    """
+    measured: dict[str, Array] = {}
+    return measured
 
 
 def capacity_metrics(

@@ -206,6 +206,7 @@ class Transformer(ABC):
             loss=loss,
             **{name: getattr(terms, name) + getattr(others, name) for name in COUNTS},
             **{name: (getattr(terms, name) + getattr(others, name)) * half for name in MEANS},
+            measured={name: ops.concat([x, others.measured[name]], axis=0) for name, x in terms.measured.items()},
         )
 
     def _terms(
@@ -235,6 +236,7 @@ class Transformer(ABC):
             capacity_L=ops.concat([ops.reshape(m.capacity, (1,)) for m in layers], axis=0),
             positions_L2P=ops.concat([ops.reshape(m.positions_2P, (1, 2, -1)) for m in layers], axis=0),
             affinity_L3E=ops.concat([ops.reshape(m.affinity_3E, (1, 3, -1)) for m in layers], axis=0),
+            measured={name: _of_one_pass(ops, [m.measured[name] for m in layers]) for name in layers[0].measured},
         )
 
     def router_state_names(self) -> list[str]:
@@ -256,3 +258,8 @@ class Transformer(ABC):
             new = moe.updated_state(under(prefix, state), chosen_E, affinity_3E)
             updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates
+
+
+def _of_one_pass(ops: Ops, layers: list[Array]) -> Array:
+    """What each layer measured, as (1, L, ...)."""
+    return ops.concat([ops.reshape(x, (1, 1, *x.shape)) for x in layers], axis=1)

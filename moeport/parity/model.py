@@ -20,7 +20,7 @@ from moeport.model.batch import Batch
 from moeport.model.block import Block, RunBlock
 from moeport.model.build import build_model
 from moeport.model.decoder import DecoderLM
-from moeport.model.loss_terms import LossTerms
+from moeport.model.loss_terms import MEANS, LossTerms
 from moeport.model.moe_metrics import MoEMetrics
 from moeport.model.transformer import Transformer
 from moeport.model.vision import ImageClassifier
@@ -30,7 +30,7 @@ from moeport.parity.recorder import Recorder
 from moeport.parity.recording_ops import recorded
 from moeport.routers.base import Router
 
-LOSSES = ("cross_entropy", "load_balance", "router_z", "output_z", "loss")
+LOSSES = (*MEANS, "loss")
 """Loss terms that are losses."""
 COUNTS = ("chosen_LE", "served_LE")
 """Loss terms that count assignments."""

@@ -10,10 +10,11 @@ import numpy as np
 from moeport.config.schema import Config
 from moeport.errors import NonFiniteError
 from moeport.model.capacity import estimate_of
-from moeport.model.loss_terms import COUNTS, LossTerms
+from moeport.model.loss_terms import LossTerms
 from moeport.training.batches import Batches
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.placed import PlacedModel
+from moeport.training.reduction import measured, whole_step
 from moeport.training.schedule import learning_rate
 
 
@@ -56,7 +57,7 @@ class Trainer:
         for number, batch in enumerate(self.batches.of_step(step), start=1):
             parts.append(self.model.accumulate(batch, share, number == training.gradient_accumulation))
         norm = self.model.gradient_norm()
-        terms = self._whole_step(parts)
+        terms = whole_step(self.world, parts)
         grad_norm = float(self.world.ops.to_numpy(norm))
         loss, total = float(terms.cross_entropy), float(terms.loss)
         if not (math.isfinite(total) and math.isfinite(grad_norm)):
@@ -98,23 +99,8 @@ class Trainer:
             exchange_time=exchange_time,
             exchanged_rows_per_layer=[[int(x) for x in row] for row in sent_L4[:, :2]],
             exchanged_bytes_per_layer=[[int(x) for x in row] for row in sent_L4[:, 2:]],
+            **measured(terms),
         )
-
-    def _whole_step(self, parts: list[LossTerms]) -> LossTerms:
-        """The terms of the step on the host, in float64: sums over micro-batches and ranks of what counts, means of the
-        rest. A capacity is the same in all of them.
-        """
-        found = {}
-        for name, values in zip(LossTerms._fields, zip(*parts, strict=True), strict=True):
-            arrays = np.stack([self.world.ops.to_numpy(value) for value in values]).astype(np.float64)
-            found[name] = arrays.sum(0) if name in COUNTS else arrays.mean(0)
-        if self.world.size > 1:
-            sums = self.world.sum_of_numbers(np.concatenate([value.reshape(-1) for value in found.values()]))
-            for (name, value), total in zip(
-                found.items(), np.split(sums, np.cumsum([value.size for value in found.values()])[:-1]), strict=True
-            ):
-                found[name] = total.reshape(value.shape) / (1 if name in COUNTS else self.world.size)
-        return LossTerms(**found)
 
     def _sent(self) -> tuple[np.ndarray, float]:
         """What all ranks sent in the exchanges of each MoE layer, (L, 4): rows inside nodes and between nodes, bytes

@@ -11,7 +11,7 @@ from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.losses import symmetric_divergence
 from moeport.core.parameters import initial_parameters
 from moeport.model.decoder import DecoderLM
-from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
+from moeport.model.loss_terms import COUNTS, FIELDS, MEANS
 from moeport.routers.hash import HashConfig
 from moeport.routers.random import RandomConfig
 from tests.conformance.formulas import softmax
@@ -209,4 +209,4 @@ def test_routes_in_training_do_not_look_at_ids_or_states():
 
 
 def test_every_loss_term_is_joined():
-    assert {"loss", "capacity_L", *COUNTS, *MEANS} == set(LossTerms._fields)
+    assert {"loss", "capacity_L", *COUNTS, *MEANS} == set(FIELDS)

@@ -58,6 +58,8 @@ class MindSporeEvaluationModel(EvaluationModel):
         self.graphs = None if _leaves_the_graph(model) else graphs
         self._rows: dict[tuple[Any, ...], ExpertRows] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._measured: tuple[str, ...] = ()
+        """Names of what the layers measure, which the first run of the loss tells."""
 
     def evaluate(self, batch: Batch) -> LossTerms:
         """See EvaluationModel."""
@@ -137,7 +139,9 @@ class MindSporeEvaluationModel(EvaluationModel):
 
             if graphs:
                 loss = compiled(loss, graphs.compilations)
-            self._functions[key] = partial(self._gradients, self._differentiated(loss)) if training else _named(loss)
+            self._functions[key] = (
+                partial(self._gradients, self._differentiated(loss)) if training else partial(self._terms, loss)
+            )
         return self._functions[key]
 
     def _loss(
@@ -154,8 +158,12 @@ class MindSporeEvaluationModel(EvaluationModel):
             {name: msops.reshape(u, shape[:2]) for name, u in zip(noise, drawn, strict=True)},
         )
         terms = self.model.loss(ops, params, batch, self.model.rope(ops, shape[1], dtype), dtype, training)
+        self._measured = tuple(terms.measured)
         scaled = terms.loss * ops.cast(msops.reshape(share, ()), ops.dtype(terms.loss))
-        return scaled, *map(ops.stop_gradient, terms)
+        return scaled, *map(ops.stop_gradient, terms.flat())
+
+    def _terms(self, loss: Callable[..., Any], *arrays: Tensor) -> LossTerms:
+        return LossTerms.from_flat(loss(*arrays)[1:], self._measured)
 
     def _differentiated(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         positions = tuple(i for i, name in enumerate(self.params) if name in self.trained)
@@ -163,7 +171,7 @@ class MindSporeEvaluationModel(EvaluationModel):
 
     def _gradients(self, differentiated: Callable[..., Any], *arrays: Tensor) -> tuple[LossTerms, tuple[Tensor, ...]]:
         (_, *terms), gradients = differentiated(*arrays)
-        return LossTerms(*terms), gradients
+        return LossTerms.from_flat(terms, self._measured), gradients
 
 
 def _leaves_the_graph(model: Transformer) -> bool:
@@ -173,10 +181,6 @@ def _leaves_the_graph(model: Transformer) -> bool:
         layer.exchange is not None or (layer.mean_over_ranks is not None and balances_over_ranks)
         for layer in model.moe_layers.values()
     )
-
-
-def _named(loss: Callable[..., Any]) -> Callable[..., LossTerms]:
-    return lambda *arrays: LossTerms(*loss(*arrays)[1:])
 
 
 class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):

@@ -107,7 +107,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
             self.module.set_requires_gradient_sync(is_last)
         terms = self.module(self.on_device(batch))
         (terms.loss if share == 1.0 else terms.loss * share).backward()
-        return LossTerms(*(term.detach() for term in terms))
+        return terms.map(Tensor.detach)
 
     def gradient_norm(self) -> Array:
         """See TrainingModel."""
