@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +22,8 @@ from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS, BackendFacts
 from moeport.launch.launcher import Launch
 from moeport.model.batch import Batch
-from moeport.model.block import Block
+from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import MEANS, LossTerms
-from moeport.model.moe_metrics import MoEMetrics
 from moeport.model.transformer import Transformer
 
 
@@ -213,16 +212,15 @@ def find_non_finite(
 
     found: list[str] = []
 
-    def run_block(
-        block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
-    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
-        output = block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
+    def run_block(run: Pass, x_BSD: Array, context: RouterContext) -> BlockOutput:
+        name = f"layers.{context.layer}"
+        output = model.blocks[context.layer].forward(run, under(name, params), x_BSD, context)
         if not finite(output[0]):
-            found.append(f"output of layers.{block.layer}")
+            found.append(f"output of {name}")
         return output
 
-    rope = model.rope(ops, batch.token_BS.shape[1], dtype)
-    terms = model.loss(ops, params, batch, rope, dtype, True, run_block)
+    run = replace(model.forward_pass(ops, batch.token_BS.shape[1], dtype, training=True), run_block=run_block)
+    terms = model.loss(run, params, batch)
     if found:
         return found[0]
     for name in (*MEANS, "loss"):

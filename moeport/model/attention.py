@@ -8,8 +8,8 @@ import numpy as np
 
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
-from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
+from moeport.model.forward_pass import Pass
 
 
 def rope_tables(sequence_length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
@@ -37,26 +37,24 @@ def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
 
 
 def attention_forward(
-    ops: Ops,
+    run: Pass,
     config: ModelConfig,
     params: Mapping[str, Array],
     x_BSD: Array,
-    rope: tuple[Array, Array],
     causal: bool = True,
 ) -> Array:
     """Attention.
 
     Args:
-        ops: the backend's operations.
+        run: how the pass is computed.
         config: the `model` section.
         params: arrays by the names of `attention_specs`.
         x_BSD: (B, S, D).
-        rope: cosine and sine (S, A).
         causal: whether a position sees only itself and those before it.
 
     Returns: (B, S, D).
     """
-    batch, sequence, _ = x_BSD.shape
+    ops, (batch, sequence, _) = run.ops, x_BSD.shape
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     q = ops.reshape(ops.linear(x_BSD, params["q"]), (batch, sequence, heads, width))
     k = ops.reshape(ops.linear(x_BSD, params["k"]), (batch, sequence, kv_heads, width))
@@ -64,5 +62,5 @@ def attention_forward(
     if config.attention.qk_norm:
         q = ops.rms_norm(q, params["q_norm"], config.norm_eps)
         k = ops.rms_norm(k, params["k_norm"], config.norm_eps)
-    out = ops.attention(ops.rope(q, *rope), ops.rope(k, *rope), v, causal)
+    out = ops.attention(ops.rope(q, *run.rope), ops.rope(k, *run.rope), v, causal)
     return ops.linear(ops.reshape(out, (batch, sequence, heads * width)), params["out"])

@@ -8,12 +8,11 @@ from dataclasses import replace
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
 from moeport.core.dispatch import RunExperts
-from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, under, with_prefix
 from moeport.core.routing import RouterContext
 from moeport.model.attention import attention_forward, attention_specs
+from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.moe import MoELayer, mlp_specs
-from moeport.model.moe_metrics import MoEMetrics
 
 
 class Block:
@@ -56,13 +55,12 @@ class Block:
 
     def forward(
         self,
-        ops: Ops,
+        run: Pass,
         params: Mapping[str, Array],
         x_BSD: Array,
-        rope: tuple[Array, Array],
         context: RouterContext,
         run_experts: Callable[[str], RunExperts] | None = None,
-    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
+    ) -> BlockOutput:
         """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
 
         `run_experts` says, by the key of `moe`, how to reach the weights of the experts that are here; default: in
@@ -70,9 +68,9 @@ class Block:
 
         Returns: (x_BSD, metrics of those layers; none for a dense block).
         """
-        config = self.config
+        config, ops = self.config, run.ops
         normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
-        x_BSD = x_BSD + attention_forward(ops, config, under("attention", params), normed, rope, self.causal)
+        x_BSD = x_BSD + attention_forward(run, config, under("attention", params), normed, self.causal)
         if not self.moe:
             normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
             return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), ()
@@ -86,7 +84,3 @@ class Block:
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
             metrics.append(layer_metrics)
         return x_BSD, tuple(metrics)
-
-
-RunBlock = Callable[[Block, Array, tuple[Array, Array], RouterContext], tuple[Array, tuple[MoEMetrics, ...]]]
-"""How a backend runs one block: from its module, recomputed, compiled."""

@@ -9,6 +9,7 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.model.batch import Batch
+from moeport.model.forward_pass import Pass
 from moeport.model.transformer import Transformer
 
 
@@ -42,9 +43,9 @@ class DecoderLM(Transformer):
         head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
         return [] if config.tie_embeddings else [head]
 
-    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
         """See Transformer."""
-        return ops.cast(ops.take_rows(params["embedding.weight"], batch.token_BS), dtype)
+        return run.ops.cast(run.ops.take_rows(params["embedding.weight"], batch.token_BS), run.dtype)
 
     def token_ids(self, ops: Ops, batch: Batch) -> Array:
         """See Transformer."""

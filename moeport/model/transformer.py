@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +19,8 @@ from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
 from moeport.core.routing import RouterContext, Topology
 from moeport.model.attention import rope_tables
 from moeport.model.batch import Batch
-from moeport.model.block import Block, RunBlock
+from moeport.model.block import Block
+from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
 from moeport.model.moe import MoELayer
 from moeport.model.moe_metrics import MoEMetrics
@@ -60,7 +63,7 @@ class Transformer(ABC):
         """Parameters of the head that are not the embedding's."""
 
     @abstractmethod
-    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
         """Input of the first block (B, S, D) in the compute type. Arguments as in `hidden`."""
 
     @abstractmethod
@@ -100,40 +103,23 @@ class Transformer(ABC):
         kind = "float32" if dtype == "bfloat16" else dtype
         return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
 
-    def hidden(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        batch: Batch,
-        rope: tuple[Array, Array],
-        dtype: str,
-        training: bool,
-        run_block: RunBlock | None = None,
-        pass_number: int = 0,
-    ) -> tuple[Array, list[MoEMetrics]]:
+    def forward_pass(self, ops: Ops, sequence_length: int, dtype: str, training: bool = False) -> Pass:
+        """A pass over sequences of one length, with its rotary tables. Arguments as in `Pass`."""
+        return Pass(ops, dtype, self.rope(ops, sequence_length, dtype), training)
+
+    def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> tuple[Array, list[MoEMetrics]]:
         """Normalised hidden states of the last block.
 
         Args:
-            ops: the backend's operations.
-            params: all parameters by name; with `run_block`, those outside the blocks suffice.
-            batch: arrays of the backend; targets are not read.
-            rope: from `rope`, for the batch's sequence length.
-            dtype: compute type, one of FLOAT_DTYPES.
-            training: whether routers may draw noise.
-            run_block: how to run a block; default: on `params`.
-            pass_number: which of the router's `passes` this is, from 0.
+            run: how the pass is computed.
+            params: all parameters by name; with `run.run_block`, those outside the blocks suffice.
+            batch: arrays of the backend, of the sequence length of `run.rope`; targets are not read.
 
         Returns: (x_BSD in the compute type, metrics of each MoE layer).
         """
-        if run_block is None:
-
-            def run_block(
-                block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
-            ) -> tuple[Array, tuple[MoEMetrics, ...]]:
-                return block.forward(ops, under(f"layers.{block.layer}", params), x_BSD, rope, context)
-
+        ops, run_block = run.ops, run.run_block or partial(self._run_block, params)
         token_ids_T = self.token_ids(ops, batch)
-        x_BSD = self.embed(ops, params, batch, dtype)
+        x_BSD = self.embed(run, params, batch)
         metrics: list[MoEMetrics] = []
         for block in self.blocks:
             prefix = f"{block.layer}."
@@ -145,56 +131,42 @@ class Transformer(ABC):
             sequences = batch.token_BS.shape[0]
             context = RouterContext(
                 block.layer,
-                training,
+                run.training,
                 token_ids_T,
                 noise,
                 num_sequences=sequences,
                 topology=self.topology,
-                pass_number=pass_number,
+                pass_number=run.number,
             )
-            x_BSD, block_metrics = run_block(block, x_BSD, rope, context)
+            x_BSD, block_metrics = run_block(run, x_BSD, context)
             metrics += block_metrics
         return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
 
-    def logits(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        batch: Batch,
-        rope: tuple[Array, Array],
-        dtype: str,
-        run_block: RunBlock | None = None,
-    ) -> Array:
+    def _run_block(self, params: Mapping[str, Array], run: Pass, x_BSD: Array, context: RouterContext) -> BlockOutput:
+        return self.blocks[context.layer].forward(run, under(f"layers.{context.layer}", params), x_BSD, context)
+
+    def logits(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
         """Scores of every target in the compute type, outside training: next-token scores (B, S, V), or class scores
         (B, V). Arguments as in `hidden`.
         """
-        x_BSD, _ = self.hidden(ops, params, batch, rope, dtype, False, run_block)
-        return ops.linear(self.features(ops, x_BSD), self.head(params))
+        x_BSD, _ = self.hidden(replace(run, training=False), params, batch)
+        return run.ops.linear(self.features(run.ops, x_BSD), self.head(params))
 
-    def loss(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        batch: Batch,
-        rope: tuple[Array, Array],
-        dtype: str,
-        training: bool,
-        run_block: RunBlock | None = None,
-    ) -> LossTerms:
+    def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> LossTerms:
         """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`.
 
         Where the router wants two passes in training, the sum of their losses and the weighted divergence of their
         outputs. Of the other terms counts are added, and of the rest the mean is taken.
         """
-        router = self.config.moe.router
+        ops, router = run.ops, self.config.moe.router
 
         def run_pass(number: int) -> tuple[Array, LossTerms]:
-            x_BSD, layers = self.hidden(ops, params, batch, rope, dtype, training, run_block, number)
+            x_BSD, layers = self.hidden(replace(run, number=number), params, batch)
             x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
             return x_TD, self._terms(ops, params, batch, x_TD, layers)
 
         x_TD, terms = run_pass(0)
-        if router.passes == 1 or not training:
+        if router.passes == 1 or not run.training:
             return terms
         y_TD, others = run_pass(1)
         half = ops.constant_like(0.5, terms.loss)

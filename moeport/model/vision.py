@@ -12,6 +12,7 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.model.batch import Batch
+from moeport.model.forward_pass import Pass
 from moeport.model.transformer import Transformer
 
 
@@ -56,10 +57,11 @@ class ImageClassifier(Transformer):
         """See Transformer."""
         return [ParameterSpec("class_head.weight", (self.num_classes, self.config.d_model), std=self.config.init_std)]
 
-    def embed(self, ops: Ops, params: Mapping[str, Array], batch: Batch, dtype: str) -> Array:
+    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
         """See Transformer."""
-        position_SD = ops.cast(params["position_embedding.weight"], dtype)
-        return ops.linear(ops.cast(batch.token_BS, dtype), params["patch_embedding.weight"]) + position_SD
+        ops = run.ops
+        position_SD = ops.cast(params["position_embedding.weight"], run.dtype)
+        return ops.linear(ops.cast(batch.token_BS, run.dtype), params["patch_embedding.weight"]) + position_SD
 
     def token_ids(self, ops: Ops, batch: Batch) -> None:
         """None: a patch has no id."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,13 @@ from moeport.config.model import ModelConfig
 from moeport.core.array import Array
 from moeport.core.dispatch import RunExperts
 from moeport.core.ops import Ops
-from moeport.core.parameters import ParameterSpec, under
+from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.batch import Batch
-from moeport.model.block import Block, RunBlock
+from moeport.model.block import Block
 from moeport.model.build import build_model
 from moeport.model.decoder import DecoderLM
+from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import MEANS, LossTerms
 from moeport.model.moe_metrics import MoEMetrics
 from moeport.model.transformer import Transformer
@@ -54,73 +56,55 @@ class Recorded(Transformer):
         if inside_blocks:
             self.blocks = [RecordedBlock(block, recorder) for block in self.blocks]
 
-    def hidden(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        batch: Batch,
-        rope: tuple[Array, Array],
-        dtype: str,
-        training: bool,
-        run_block: RunBlock | None = None,
-        pass_number: int = 0,
-    ) -> tuple[Array, list[MoEMetrics]]:
+    def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> tuple[Array, list[MoEMetrics]]:
         """See Transformer; records the output and the metrics of each block, those of a second pass under `pass2`."""
-        recorder = self.recorder
-        if not self._records(run_block):
-            return super().hidden(ops, params, batch, rope, dtype, training, run_block, pass_number)
+        recorder, ops = self.recorder, run.ops
+        if not self._records(run):
+            return super().hidden(run, params, batch)
         recorder.name_arrays("parameter", params)
         noise = {f"noise.{name}": u_BS for name, u_BS in batch.noise.items()}
         inputs = {"batch": {"token_BS": batch.token_BS, "target_BS": batch.target_BS, **noise}}
-        inputs["rope"] = {"cos_SA": rope[0], "sin_SA": rope[1]}
+        inputs["rope"] = {"cos_SA": run.rope[0], "sin_SA": run.rope[1]}
         for scope, arrays in inputs.items():
             with recorder.scope(scope):
                 for name, array in arrays.items():
                     recorder.add(ops, name, "input", array)
-        recording = recorded(ops, recorder)
+        given = replace(run, ops=ops.unrecorded())
+        recording = replace(run, ops=recorded(ops, recorder), run_block=partial(self._recorded_block, given, params))
+        with recorder.scope(f"pass{run.number + 1}") if run.number else nullcontext():
+            return super().hidden(recording, params, batch)
 
-        def run(
-            block: Block, x_BSD: Array, rope: tuple[Array, Array], context: RouterContext
-        ) -> tuple[Array, tuple[MoEMetrics, ...]]:
-            with recorder.layer(block.layer):
-                if run_block:
-                    y_BSD, metrics = run_block(block, x_BSD, rope, context)
-                else:
-                    params_of_block = under(f"layers.{block.layer}", params)
-                    y_BSD, metrics = block.forward(recording, params_of_block, x_BSD, rope, context)
-                for suffix, layer_metrics in zip(block.moe, metrics, strict=True):
-                    for name in ("load_balance", "router_z"):
-                        recorder.add(ops, name + suffix, "loss", getattr(layer_metrics, name))
-                    for name in ("chosen_E", "served_E"):
-                        recorder.add(ops, name + suffix, "plan", getattr(layer_metrics, name))
-                recorder.add(ops, "output", "activation", y_BSD)
-            return y_BSD, metrics
+    def _recorded_block(
+        self, given: Pass, params: Mapping[str, Array], run: Pass, x_BSD: Array, context: RouterContext
+    ) -> BlockOutput:
+        """A block with its results on record; as the given pass runs it, or else on `run`, which records inside too."""
+        recorder, ops = self.recorder, given.ops
+        with recorder.layer(context.layer):
+            if given.run_block:
+                y_BSD, metrics = given.run_block(given, x_BSD, context)
+            else:
+                y_BSD, metrics = self._run_block(params, run, x_BSD, context)
+            for suffix, layer_metrics in zip(self.blocks[context.layer].moe, metrics, strict=True):
+                for name in ("load_balance", "router_z"):
+                    recorder.add(ops, name + suffix, "loss", getattr(layer_metrics, name))
+                for name in ("chosen_E", "served_E"):
+                    recorder.add(ops, name + suffix, "plan", getattr(layer_metrics, name))
+            recorder.add(ops, "output", "activation", y_BSD)
+        return y_BSD, metrics
 
-        with recorder.scope(f"pass{pass_number + 1}") if pass_number else nullcontext():
-            return super().hidden(recording, params, batch, rope, dtype, training, run, pass_number)
-
-    def loss(
-        self,
-        ops: Ops,
-        params: Mapping[str, Array],
-        batch: Batch,
-        rope: tuple[Array, Array],
-        dtype: str,
-        training: bool,
-        run_block: RunBlock | None = None,
-    ) -> LossTerms:
+    def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> LossTerms:
         """See Transformer; records the terms."""
-        if not self._records(run_block):
-            return super().loss(ops, params, batch, rope, dtype, training, run_block)
-        terms = super().loss(recorded(ops, self.recorder), params, batch, rope, dtype, training, run_block)
+        if not self._records(run):
+            return super().loss(run, params, batch)
+        terms = super().loss(replace(run, ops=recorded(run.ops, self.recorder)), params, batch)
         for name in LOSSES:
-            self.recorder.add(ops, name, "loss", getattr(terms, name))
+            self.recorder.add(run.ops, name, "loss", getattr(terms, name))
         for name in COUNTS:
-            self.recorder.add(ops, name, "plan", getattr(terms, name))
+            self.recorder.add(run.ops, name, "plan", getattr(terms, name))
         return terms
 
-    def _records(self, run_block: RunBlock | None) -> bool:
-        return self.recorder.active and (self.inside_blocks or run_block is not None)
+    def _records(self, run: Pass) -> bool:
+        return self.recorder.active and (self.inside_blocks or run.run_block is not None)
 
 
 class RecordedLM(Recorded, DecoderLM):
@@ -172,18 +156,18 @@ class RecordedBlock(Block):
 
     def forward(
         self,
-        ops: Ops,
+        run: Pass,
         params: Mapping[str, Array],
         x_BSD: Array,
-        rope: tuple[Array, Array],
         context: RouterContext,
         run_experts: Callable[[str], RunExperts] | None = None,
-    ) -> tuple[Array, tuple[MoEMetrics, ...]]:
+    ) -> BlockOutput:
         """See Block; experts run on `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
-        own = None if self.first_expert is None else partial(self._run_experts, ops.unrecorded(), params)
-        return super().forward(recorded(ops, self.recorder), params, x_BSD, rope, context, own)
+        own = None if self.first_expert is None else partial(self._run_experts, run.ops.unrecorded(), params)
+        recording = replace(run, ops=recorded(run.ops, self.recorder))
+        return super().forward(recording, params, x_BSD, context, own)
 
     def _run_experts(self, ops: Ops, params: Mapping[str, Array], suffix: str) -> RunExperts:
         """This rank's experts, with the rows of each on record."""

@@ -46,10 +46,10 @@ def _loss(subject: Subject, lm: Transformer, batch: Batch) -> Callable[[Mapping[
     ops, dtype = subject.backend.ops, subject.backend.dtype
     noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
     placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
-    rope = lm.rope(ops, subject.train.sequence_length, dtype)
+    run = lm.forward_pass(ops, subject.train.sequence_length, dtype, training=True)
 
     def loss(arrays: Mapping[str, Array]) -> Array:
-        return lm.loss(ops, arrays, placed, rope, dtype, training=True).loss
+        return lm.loss(run, arrays, placed).loss
 
     return loss
 

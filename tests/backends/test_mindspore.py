@@ -58,10 +58,10 @@ def test_losses_logits_and_gradients_are_those_of_torch(router, dtype, tolerance
             ops.from_numpy(batch.target_BS),
             {key: ops.from_numpy(u) for key, u in batch.noise.items()},
         )
-        rope = lm.rope(ops, 12, dtype)
+        run = lm.forward_pass(ops, 12, dtype, training=True)
 
-        def loss(arrays, ops=ops, placed=placed, rope=rope):
-            return lm.loss(ops, arrays, placed, rope, dtype, training=True).loss
+        def loss(arrays, run=run, placed=placed):
+            return lm.loss(run, arrays, placed).loss
 
         arrays = {key: ops.from_numpy(value.astype(dtype)) for key, value in params.items()}
         value, gradients = backend.value_and_grad(loss)(arrays)

@@ -9,6 +9,7 @@ from moeport.model.attention import rope_tables
 from moeport.model.batch import Batch
 from moeport.model.block import Block
 from moeport.model.decoder import DecoderLM
+from moeport.model.forward_pass import Pass
 from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.topk import TopKConfig
 from tests.conformance import formulas
@@ -50,7 +51,8 @@ def block(moe):
 def run(made, params, x_TD):
     """Output and metrics of the block, whose attention adds nothing."""
     rope = rope_tables(len(x_TD), WIDTH, 10000.0)
-    y_BSD, metrics = made.forward(NumpyOps(), params, x_TD[None], rope, RouterContext(0, True))
+    run = Pass(NumpyOps(), "float64", rope, training=True)
+    y_BSD, metrics = made.forward(run, params, x_TD[None], RouterContext(0, True))
     return y_BSD[0], metrics
 
 
@@ -170,8 +172,8 @@ def test_sub_layers_draw_noise_of_their_own():
         layer.forward = spied(layer.forward, seen, suffix)
     params = initial_parameters(model.parameter_specs(), 0)
     tokens = np.zeros((2, 3), int)
-    batch, rope = Batch(tokens, tokens, noise), model.rope(NumpyOps(), 3, "float32")
-    model.loss(NumpyOps(), params, batch, rope, "float32", training=True)
+    run = model.forward_pass(NumpyOps(), 3, "float32", training=True)
+    model.loss(run, params, Batch(tokens, tokens, noise))
     for suffix, prefix in (("", "0."), ("2", "0.2.")):
         for name in ("drop_0", "drop_1"):
             assert (seen[suffix][name] == noise[prefix + name].reshape(-1)).all()

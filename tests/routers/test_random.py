@@ -101,17 +101,17 @@ def model_of(**options):
 def numpy_loss(lm, params, batch):
     ops = NumpyOps()
     params = {name: value.astype(np.float64) for name, value in params.items()}
-    return lm.loss(ops, params, batch, lm.rope(ops, batch.token_BS.shape[1], "float64"), "float64", training=True)
+    return lm.loss(lm.forward_pass(ops, batch.token_BS.shape[1], "float64", training=True), params, batch)
 
 
 def test_the_loss_is_that_of_two_passes_and_their_divergence():
     lm, params = model_of(load_balance=LoadBalanceConfig(coefficient=0.5))
     ops, batch = NumpyOps(), batch_of(lm)
     wide = {name: value.astype(np.float64) for name, value in params.items()}
-    rope = lm.rope(ops, 5, "float64")
+    run = lm.forward_pass(ops, 5, "float64", training=True)
     logits, counts = [], []
     for number in (0, 1):
-        x_BSD, metrics = lm.hidden(ops, wide, batch, rope, "float64", True, pass_number=number)
+        x_BSD, metrics = lm.hidden(replace(run, number=number), wide, batch)
         logits.append(x_BSD.reshape(-1, 8) @ wide["lm_head.weight"].T)
         counts.append([layer.chosen_E.tolist() for layer in metrics])
     for number, of_layers in enumerate(counts):
@@ -123,7 +123,7 @@ def test_the_loss_is_that_of_two_passes_and_their_divergence():
     z_losses = [np.mean(np.log(np.exp(x).sum(axis=1)) ** 2) for x in logits]
     divergence = 0.5 * np.mean(np.sum((probs[0] - probs[1]) * np.log(probs[0] / probs[1]), axis=1))
     assert divergence > 0.1
-    terms = lm.loss(ops, wide, batch, rope, "float64", training=True)
+    terms = lm.loss(run, wide, batch)
     balance = 2 * 2 * 0.5 * 4.0
     assert_close(terms.loss, sum(entropies) + 0.01 * sum(z_losses) + ALPHA * divergence + balance, 1e-12)
     assert_close(terms.cross_entropy, np.mean(entropies), 1e-13)

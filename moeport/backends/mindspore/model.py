@@ -68,9 +68,8 @@ class MindSporeEvaluationModel(EvaluationModel):
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
         """See EvaluationModel; never compiled, since each length would be."""
         ops, dtype = self.ops, self.dtype
-        rope = self.model.rope(ops, token_BS.shape[1], dtype)
-        ids = ops.from_numpy(token_BS)
-        return ops.to_numpy(self.model.logits(ops, self.shaped(), Batch(ids, ids), rope, dtype))
+        run, ids = self.model.forward_pass(ops, token_BS.shape[1], dtype), ops.from_numpy(token_BS)
+        return ops.to_numpy(self.model.logits(run, self.shaped(), Batch(ids, ids)))
 
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""
@@ -157,7 +156,7 @@ class MindSporeEvaluationModel(EvaluationModel):
             msops.reshape(targets, (shape[0], -1)),
             {name: msops.reshape(u, shape[:2]) for name, u in zip(noise, drawn, strict=True)},
         )
-        terms = self.model.loss(ops, params, batch, self.model.rope(ops, shape[1], dtype), dtype, training)
+        terms = self.model.loss(self.model.forward_pass(ops, shape[1], dtype, training), params, batch)
         self._measured = tuple(terms.measured)
         scaled = terms.loss * ops.cast(msops.reshape(share, ()), ops.dtype(terms.loss))
         return scaled, *map(ops.stop_gradient, terms.flat())

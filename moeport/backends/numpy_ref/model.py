@@ -24,15 +24,13 @@ class NumpyEvaluationModel(EvaluationModel):
 
     def evaluate(self, batch: Batch) -> LossTerms:
         """See EvaluationModel."""
-        ops, dtype = self.ops, self.dtype
-        rope = self.model.rope(ops, batch.token_BS.shape[1], dtype)
-        return self.model.loss(ops, self.params, batch, rope, dtype, training=False)
+        run = self.model.forward_pass(self.ops, batch.token_BS.shape[1], self.dtype)
+        return self.model.loss(run, self.params, batch)
 
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
         """See EvaluationModel."""
-        ops, dtype = self.ops, self.dtype
-        rope = self.model.rope(ops, token_BS.shape[1], dtype)
-        return self.model.logits(ops, self.params, Batch(token_BS, token_BS), rope, dtype)
+        run = self.model.forward_pass(self.ops, token_BS.shape[1], self.dtype)
+        return self.model.logits(run, self.params, Batch(token_BS, token_BS))
 
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""

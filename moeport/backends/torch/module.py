@@ -15,8 +15,8 @@ from moeport.core.parameters import ParameterSpec, under
 from moeport.core.routing import RouterContext
 from moeport.model.batch import Batch
 from moeport.model.block import Block
+from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import LossTerms
-from moeport.model.moe_metrics import MoEMetrics
 from moeport.model.transformer import Transformer
 
 
@@ -86,27 +86,22 @@ class BlockModule(ParameterTree):
     def __init__(
         self,
         block: Block,
-        ops: TorchOps,
         values: Mapping[str, np.ndarray],
         device: torch.device,
         dtype: torch.dtype,
         activation_checkpointing: bool,
     ):
         super().__init__(block.parameter_specs(), values, device, dtype)
-        self.block, self.ops, self.activation_checkpointing = block, ops, activation_checkpointing
+        self.block, self.activation_checkpointing = block, activation_checkpointing
 
-    def forward(
-        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
-    ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
+    def forward(self, run: Pass, x_BSD: Tensor, context: RouterContext) -> BlockOutput:
         """See moeport.model.block.Block."""
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, x_BSD, rope, context, use_reentrant=False)
-        return self._run(x_BSD, rope, context)
+            return checkpoint(self._run, run, x_BSD, context, use_reentrant=False)
+        return self._run(run, x_BSD, context)
 
-    def _run(
-        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
-    ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
-        return self.block.forward(self.ops, self.arrays(), x_BSD, rope, context, self._run_experts)
+    def _run(self, run: Pass, x_BSD: Tensor, context: RouterContext) -> BlockOutput:
+        return self.block.forward(run, self.arrays(), x_BSD, context, self._run_experts)
 
     def _run_experts(self, suffix: str) -> ExpertsModule:
         return getattr(self, f"moe{suffix}").experts
@@ -138,7 +133,7 @@ class TransformerModule(ParameterTree):
         outside = [spec for spec in model.parameter_specs() if not spec.name.startswith("layers.")]
         super().__init__(outside, values, device, dtype)
         self.layers = nn.ModuleList(
-            BlockModule(block, ops, under(f"layers.{block.layer}", values), device, dtype, activation_checkpointing)
+            BlockModule(block, under(f"layers.{block.layer}", values), device, dtype, activation_checkpointing)
             for block in model.blocks
         )
         self.model, self.ops, self.compute_dtype = model, ops, compute_dtype
@@ -150,17 +145,17 @@ class TransformerModule(ParameterTree):
             self._rope[sequence_length] = self.model.rope(self.ops, sequence_length, self.compute_dtype)
         return self._rope[sequence_length]
 
-    def _run_block(
-        self, block: Block, x_BSD: Tensor, rope: tuple[Tensor, Tensor], context: RouterContext
-    ) -> tuple[Tensor, tuple[MoEMetrics, ...]]:
-        return self.layers[block.layer](x_BSD, rope, context)
+    def _pass(self, sequence_length: int) -> Pass:
+        rope = self.rope(sequence_length)
+        return Pass(self.ops, self.compute_dtype, rope, self.training, run_block=self._run_block)
+
+    def _run_block(self, run: Pass, x_BSD: Tensor, context: RouterContext) -> BlockOutput:
+        return self.layers[context.layer](run, x_BSD, context)
 
     def forward(self, batch: Batch) -> LossTerms:
         """Loss terms of a batch of device arrays; routers draw noise in training mode."""
-        rope = self.rope(batch.token_BS.shape[1])
-        return self.model.loss(self.ops, self.arrays(), batch, rope, self.compute_dtype, self.training, self._run_block)
+        return self.model.loss(self._pass(batch.token_BS.shape[1]), self.arrays(), batch)
 
     def logits(self, token_BS: Tensor) -> Tensor:
         """Next-token or class scores in the compute type."""
-        batch, rope = Batch(token_BS, token_BS), self.rope(token_BS.shape[1])
-        return self.model.logits(self.ops, self.arrays(), batch, rope, self.compute_dtype, self._run_block)
+        return self.model.logits(self._pass(token_BS.shape[1]), self.arrays(), Batch(token_BS, token_BS))

@@ -298,5 +298,5 @@ def _statistics(
     params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}
     noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
     placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
-    rope = lm.rope(ops, batch.token_BS.shape[1], backend.dtype)
-    return ops.to_numpy(lm.loss(ops, params, placed, rope, backend.dtype, training=True).affinity_L3E)
+    run = lm.forward_pass(ops, batch.token_BS.shape[1], backend.dtype, training=True)
+    return ops.to_numpy(lm.loss(run, params, placed).affinity_L3E)
