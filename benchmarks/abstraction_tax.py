@@ -131,7 +131,7 @@ def main() -> None:
     run_plain = plain_step(plain_twin(config, vocab_size, params, dtype), config)
 
     def run_ours(batch: Batch, lr: float) -> float:
-        loss = float(ours.accumulate(batch, 1.0).loss)
+        loss = float(backend.ops.to_numpy(ours.accumulate(batch, 1.0).loss))
         ours.step(lr, ours.gradient_norm())
         return loss
 

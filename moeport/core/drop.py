@@ -37,6 +37,7 @@ def drop_overflow(
     by_choice = ops.reshape(ops.transpose(ops.reshape(ops.arange(tokens * choices), (tokens, choices)), (1, 0)), (-1,))
     if policy in ("probability", "affinity"):
         key_N = routing.weight_N if policy == "probability" else routing.affinity_N
+        assert key_N is not None  # the config lets only routers with affinities have the policy
         key_N = ops.stop_gradient(ops.take_rows(key_N, by_choice))
         by_choice = ops.take_rows(by_choice, ops.argsort(key_N, descending=True))
     elif policy == "random" and noise:

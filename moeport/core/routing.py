@@ -5,6 +5,7 @@ Shape suffixes as in `moeport.core.ops`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moeport.core.array import Array
@@ -86,7 +87,7 @@ class RouterContext:
     """False during evaluation and generation."""
     token_ids_T: Array | None = None
     """Vocabulary ids of the tokens, if the caller has them."""
-    noise: dict[str, Array] = field(default_factory=dict)
+    noise: Mapping[str, Array] = field(default_factory=dict)
     """Uniform numbers in [0, 1) of shape (T,), by the names in `Router.noise`; empty outside training."""
     num_sequences: int = 1
     """Number of sequences, of equal length, that make up the T tokens."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from moeport.core.array import Array
 
+ArrayT = TypeVar("ArrayT", bound=Array)
+"""np.ndarray of a batch on the host; Array of one on the device."""
+
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[ArrayT]):
     """Examples, on the host or as arrays of a backend."""
 
-    token_BS: Array
+    token_BS: ArrayT
     """Input ids (B, S); of images the patches, (B, S, P) floats."""
-    target_BS: Array
+    target_BS: ArrayT
     """Next ids (B, S); of images the classes, (B, 1)."""
-    noise: dict[str, Array] = field(default_factory=dict)
+    noise: Mapping[str, ArrayT] = field(default_factory=dict)
     """Uniform numbers (B, S) by `layer.name`, for routers that draw; empty outside training."""

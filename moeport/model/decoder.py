@@ -43,11 +43,11 @@ class DecoderLM(Transformer):
         head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
         return [] if config.tie_embeddings else [head]
 
-    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
+    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
         """See Transformer."""
         return run.ops.cast(run.ops.take_rows(params["embedding.weight"], batch.token_BS), run.dtype)
 
-    def token_ids(self, ops: Ops, batch: Batch) -> Array:
+    def token_ids(self, ops: Ops, batch: Batch[Array]) -> Array:
         """See Transformer."""
         return ops.reshape(batch.token_BS, (-1,))
 

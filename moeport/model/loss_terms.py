@@ -37,7 +37,7 @@ class LossTerms(NamedTuple):
 
     def flat(self) -> list[Array]:
         """All arrays, in an order that depends on the names in `measured` alone."""
-        return [*self[: len(FIELDS)], *self.measured.values()]
+        return [*(getattr(self, name) for name in FIELDS), *self.measured.values()]
 
     @classmethod
     def from_flat(cls, arrays: Iterable[Array], measured: Iterable[str]) -> LossTerms:

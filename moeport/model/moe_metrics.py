@@ -61,10 +61,11 @@ def capacity_metrics(
         num_sequences: sequences of equal length that the tokens are from.
     """
     found = no_capacity_metrics(ops, chosen, num_sequences)
+    if isinstance(capacity, int):
+        found["capacity"] = found["capacity"] + ops.constant_like(capacity, found["capacity"])
+    elif capacity is not None:
+        found["capacity"] = ops.reshape(capacity, ())
     if capacity is not None:
-        zero = found["capacity"]
-        is_fixed = isinstance(capacity, int)
-        found["capacity"] = zero + ops.constant_like(capacity, zero) if is_fixed else ops.reshape(capacity, ())
         found["positions_2P"] = drops_by_position(ops, chosen, served, num_sequences)
     return found
 

@@ -63,11 +63,11 @@ class Transformer(ABC):
         """Parameters of the head that are not the embedding's."""
 
     @abstractmethod
-    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
+    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
         """Input of the first block (B, S, D) in the compute type. Arguments as in `hidden`."""
 
     @abstractmethod
-    def token_ids(self, ops: Ops, batch: Batch) -> Array | None:
+    def token_ids(self, ops: Ops, batch: Batch[Array]) -> Array | None:
         """Vocabulary ids (T,); None where there are none."""
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Transformer(ABC):
         """A pass over sequences of one length, with its rotary tables. Arguments as in `Pass`."""
         return Pass(ops, dtype, self.rope(ops, sequence_length, dtype), training)
 
-    def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> tuple[Array, list[MoEMetrics]]:
+    def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> tuple[Array, list[MoEMetrics]]:
         """Normalised hidden states of the last block.
 
         Args:
@@ -145,14 +145,14 @@ class Transformer(ABC):
     def _run_block(self, params: Mapping[str, Array], run: Pass, x_BSD: Array, context: RouterContext) -> BlockOutput:
         return self.blocks[context.layer].forward(run, under(f"layers.{context.layer}", params), x_BSD, context)
 
-    def logits(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
+    def logits(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
         """Scores of every target in the compute type, outside training: next-token scores (B, S, V), or class scores
         (B, V). Arguments as in `hidden`.
         """
         x_BSD, _ = self.hidden(replace(run, training=False), params, batch)
         return run.ops.linear(self.features(run.ops, x_BSD), self.head(params))
 
-    def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> LossTerms:
+    def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> LossTerms:
         """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`.
 
         Where the router wants two passes in training, the sum of their losses and the weighted divergence of their
@@ -182,7 +182,7 @@ class Transformer(ABC):
         )
 
     def _terms(
-        self, ops: Ops, params: Mapping[str, Array], batch: Batch, x_TD: Array, layers: list[MoEMetrics]
+        self, ops: Ops, params: Mapping[str, Array], batch: Batch[Array], x_TD: Array, layers: list[MoEMetrics]
     ) -> LossTerms:
         """The loss of one pass, from what the head reads and the metrics of the layers."""
         loss, cross_entropy, output_z = ops.linear_cross_entropy(

@@ -57,13 +57,13 @@ class ImageClassifier(Transformer):
         """See Transformer."""
         return [ParameterSpec("class_head.weight", (self.num_classes, self.config.d_model), std=self.config.init_std)]
 
-    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> Array:
+    def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
         """See Transformer."""
         ops = run.ops
         position_SD = ops.cast(params["position_embedding.weight"], run.dtype)
         return ops.linear(ops.cast(batch.token_BS, run.dtype), params["patch_embedding.weight"]) + position_SD
 
-    def token_ids(self, ops: Ops, batch: Batch) -> None:
+    def token_ids(self, ops: Ops, batch: Batch[Array]) -> None:
         """None: a patch has no id."""
         return
 

@@ -56,7 +56,7 @@ class Recorded(Transformer):
         if inside_blocks:
             self.blocks = [RecordedBlock(block, recorder) for block in self.blocks]
 
-    def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> tuple[Array, list[MoEMetrics]]:
+    def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> tuple[Array, list[MoEMetrics]]:
         """See Transformer; records the output and the metrics of each block, those of a second pass under `pass2`."""
         recorder, ops = self.recorder, run.ops
         if not self._records(run):
@@ -92,7 +92,7 @@ class Recorded(Transformer):
             recorder.add(ops, "output", "activation", y_BSD)
         return y_BSD, metrics
 
-    def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch) -> LossTerms:
+    def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> LossTerms:
         """See Transformer; records the terms."""
         if not self._records(run):
             return super().loss(run, params, batch)

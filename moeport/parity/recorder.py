@@ -184,11 +184,11 @@ class Recorder:
             found += [source for source in self.sources(array) if source not in found]
         return tuple(found)
 
-    def output(self, ops: Ops, name: str, op: str, out: Array, inputs: tuple[str, ...]) -> None:
+    def output(self, ops: Ops, name: str, op: str, out: Array | tuple[Array, ...], inputs: tuple[str, ...]) -> None:
         """Record what an operation gave."""
-        several = isinstance(out, tuple)
-        for i, array in enumerate(out if several else (out,)):
-            own = f"{name}[{i}]" if several else name
+        arrays = out if isinstance(out, tuple) else (out,)
+        for i, array in enumerate(arrays):
+            own = f"{name}[{i}]" if isinstance(out, tuple) else name
             self.store(ops, own, self._kind(ops, array), array, op, inputs)
             self.trace(array, (own,))
 

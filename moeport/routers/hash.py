@@ -13,7 +13,7 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import TopKRouterConfig
-from moeport.routers.tables import TableRouter, TableRouterConfig, balanced_table, experts_at, fixed_routing
+from moeport.routers.tables import TableRouter, TableRouterConfig, balanced_table, experts_at, fixed_routing, ids_of
 
 
 class HashConfig(TableRouterConfig, TopKRouterConfig):
@@ -50,5 +50,5 @@ class HashRouter(TableRouter[HashConfig]):
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The experts in the table."""
-        expert_TK = experts_at(ops, params["experts"], context.token_ids_T, self.num_experts)
+        expert_TK = experts_at(ops, params["experts"], ids_of(context), self.num_experts)
         return fixed_routing(ops, expert_TK, self.num_experts, x_TD)

@@ -13,7 +13,7 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import TopKRouterConfig, assign, normalized
-from moeport.routers.tables import TableRouter, balanced_table
+from moeport.routers.tables import TableRouter, balanced_table, ids_of
 
 
 class MaskMoEConfig(TopKRouterConfig):
@@ -73,7 +73,7 @@ class MaskMoERouter(TableRouter[MaskMoEConfig]):
         """The k visible experts with the highest logits."""
         logits_TE = self.logits(ops, params, x_TD)
         half, zero = ops.constant_like(0.5, logits_TE), ops.constant_like(0.0, logits_TE)
-        visible_TE = ops.cast(ops.take_rows(params["visible"], context.token_ids_T), ops.dtype(logits_TE))
+        visible_TE = ops.cast(ops.take_rows(params["visible"], ids_of(context)), ops.dtype(logits_TE))
         masked_TE = ops.where(visible_TE > half, logits_TE, ops.constant_like(-np.inf, logits_TE))
         probs_TE = ops.softmax(masked_TE)
         expert_TK = ops.topk_ids(masked_TE, self.config.top_k)

@@ -12,7 +12,15 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.tables import TableRouter, TableRouterConfig, experts_at, first_ids, fixed_routing, random_table
+from moeport.routers.tables import (
+    TableRouter,
+    TableRouterConfig,
+    experts_at,
+    first_ids,
+    fixed_routing,
+    ids_of,
+    random_table,
+)
 
 
 class RREConfig(TableRouterConfig):
@@ -51,7 +59,7 @@ class RRERouter(TableRouter[RREConfig]):
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The expert from the table, within the group of the sequence."""
         size = self.num_experts // self.config.groups
-        place_T1 = experts_at(ops, params["experts"], context.token_ids_T, size)
+        place_T1 = experts_at(ops, params["experts"], ids_of(context), size)
         domain_T = first_ids(ops, context, x_TD.shape[0]) % ops.index(self.config.groups)
         expert_T1 = ops.reshape(domain_T, (-1, 1)) * ops.index(size) + place_T1
         return fixed_routing(ops, expert_T1, self.num_experts, x_TD)

@@ -84,9 +84,15 @@ def experts_at(ops: Ops, table_VK: Array, ids_T: Array, num_experts: int) -> Arr
     return ops.reshape(expert_N1, (-1, table_VK.shape[1]))
 
 
+def ids_of(context: RouterContext) -> Array:
+    """Vocabulary ids (T,) for a router whose config says that it needs them."""
+    assert context.token_ids_T is not None
+    return context.token_ids_T
+
+
 def first_ids(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
     """The id of the first token of each token's sequence, (T,)."""
-    return ops.take_rows(context.token_ids_T, position(ops, context, num_tokens)[1])
+    return ops.take_rows(ids_of(context), position(ops, context, num_tokens)[1])
 
 
 def position(ops: Ops, context: RouterContext, num_tokens: int) -> tuple[Array, Array]:

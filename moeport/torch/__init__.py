@@ -28,7 +28,6 @@ from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.errors import UserError
 from moeport.model.moe import MoELayer
-from moeport.model.moe_metrics import MoEMetrics
 from moeport.torch.options import MoEOptions, layer_config
 from moeport.torch.recording import ModuleRecording, record
 
@@ -92,7 +91,7 @@ class MoE(ParameterTree):
         super().__init__(specs, initial_parameters(specs, seed, counts), place, dtype)
         self.layer = layer
         self.auxiliary_loss: Tensor | None = None
-        self.metrics: MoEMetrics | None = None
+        self.metrics: Any = None
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Tensor:
         """Apply the layer.
@@ -121,7 +120,7 @@ class MoE(ParameterTree):
         with torch.autocast(kind, enabled=False):
             y_TD, self.metrics = self.layer.forward(ops, self.arrays(), x_TD, context)
         self.auxiliary_loss = self.layer.auxiliary_loss(ops, self.metrics)
-        return y_TD.reshape(x.shape)
+        return ops.reshape(y_TD, x.shape)
 
     def _check(self, token_ids: Tensor | None, x: Tensor) -> None:
         expected = tuple(x.shape[:-1])

@@ -13,13 +13,15 @@ from moeport.training.metric import Metric
 from moeport.training.metrics_table import PER_LAYER, ROWS, StepMetrics
 
 
-def whole_step(world: Communicator, parts: Sequence[LossTerms]) -> LossTerms:
+def whole_step(world: Communicator, parts: Sequence[LossTerms]) -> Any:
     """The terms of a step in float64: counts are added over micro-batches and ranks, of the rest the mean is taken. A
     capacity is the same in all of them. What the layers measure is reduced as its row says, over the passes too.
 
     Args:
         world: the ranks; every one calls it.
         parts: of this rank's micro-batches, on the device.
+
+    Returns: LossTerms of numpy arrays.
     """
     names = [*FIELDS, *parts[0].measured]
     added = [name in COUNTS for name in FIELDS] + [_row(name).reduction == "sum" for name in parts[0].measured]
@@ -33,7 +35,7 @@ def whole_step(world: Communicator, parts: Sequence[LossTerms]) -> LossTerms:
     return LossTerms.from_flat(local, names[len(FIELDS) :])
 
 
-def measured(terms: LossTerms) -> dict[str, Any]:
+def measured(terms: Any) -> dict[str, Any]:
     """Metrics that the layers measured, by name: a list with an entry for each layer, or a number reduced over them.
 
     Args:

@@ -23,7 +23,7 @@ def inputs(dtype=torch.float64, weight_dtype=None) -> tuple[torch.Tensor, torch.
 def test_output_loss_does_not_depend_on_the_block(block_rows, share):
     got, want = inputs(), inputs()
     losses = LinearCrossEntropy.apply(*got, TARGETS, 0.25, block_rows)
-    expected = Ops.linear_cross_entropy(OPS, *want, TARGETS, 0.25)
+    expected: tuple[torch.Tensor, ...] = Ops.linear_cross_entropy(OPS, *want, TARGETS, 0.25)
     (losses[0] * share).backward()
     (expected[0] * share).backward()
     for x, y in zip(losses, expected, strict=True):

@@ -110,12 +110,12 @@ def test_statistics_of_micro_batches_add_up():
     experts, gates, cosine_TE = np.asarray(experts), np.asarray(gates), grid(4, 40, EXPERTS) / 2
     for estimator in ESTIMATORS:
         config = CapacityConfig(policy="locmoe", delta=estimator)
-        whole = affinity_statistics(NumpyOps(), config, cosine_TE, routed(experts, gates))
+        whole = np.asarray(affinity_statistics(NumpyOps(), config, cosine_TE, routed(experts, gates)))
         halves = [
-            affinity_statistics(NumpyOps(), config, cosine_TE[rows], routed(experts[rows], gates[rows]))
+            np.asarray(affinity_statistics(NumpyOps(), config, cosine_TE[rows], routed(experts[rows], gates[rows])))
             for rows in (slice(0, 20), slice(20, 40))
         ]
-        both = estimate_of(sum(halves))
+        both = estimate_of(np.sum(halves, axis=0))
         assert both.delta == pytest.approx(np.mean([estimate_of(half).delta for half in halves]))
         if estimator == "mean":
             assert both.delta == pytest.approx(estimate_of(whole).delta)

@@ -224,7 +224,7 @@ def test_vocabulary_of_the_config_wins():
 def test_rope_tables_are_float32_at_least():
     model = DecoderLM(model_config(), VOCABULARY)
     for dtype, want in (("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")):
-        cos, sin = model.rope(NumpyOps(), 6, dtype)
+        cos, sin = map(np.asarray, model.rope(NumpyOps(), 6, dtype))
         assert (str(cos.dtype), str(sin.dtype), cos.shape) == (want, want, (6, 4))
 
 

@@ -54,7 +54,7 @@ def test_cosines_are_between_minus_one_and_one():
     rows = gate_rows()
     x_TD = np.concatenate([rows, -rows, rng(1).standard_normal((200, WIDTH)) * 1000, np.zeros((1, WIDTH))])
     router = build_router(LocMoEPlusConfig(), WIDTH, EXPERTS)
-    cosines = router.gate_cosines(NumpyOps(), {}, x_TD)
+    cosines = np.asarray(router.gate_cosines(NumpyOps(), {}, x_TD))
     assert np.abs(cosines).max() <= 1 + 1e-15
     assert_close(cosines[:EXPERTS], np.eye(EXPERTS), 1e-11)
     assert_close(cosines[EXPERTS : 2 * EXPERTS], -np.eye(EXPERTS), 1e-11)

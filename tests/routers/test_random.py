@@ -147,8 +147,8 @@ def test_evaluation_is_one_pass_and_repeats():
     evaluation = get_backend(BackendConfig(name="numpy", device="cpu", dtype="float64")).evaluation_model(lm, params)
     first, second = evaluation.evaluate(batch), evaluation.evaluate(batch)
     assert first.loss == second.loss
-    assert first.chosen_LE.sum(axis=1).tolist() == [20, 20]
-    parts = [evaluation.evaluate(rows(batch, i, i + 1)).cross_entropy for i in range(4)]
+    assert np.asarray(first.chosen_LE).sum(axis=1).tolist() == [20, 20]
+    parts = [np.asarray(evaluation.evaluate(rows(batch, i, i + 1)).cross_entropy) for i in range(4)]
     assert_close(first.cross_entropy, np.mean(parts), 1e-13)
 
 

@@ -59,8 +59,8 @@ def test_slots_and_outputs_are_those_of_the_unified_form(config):
     slots = np.einsum("bsep,bsd->ebpd", dispatch, x_BSD)
     x_RD, counts_E = soft_dispatch(NumpyOps(), X, routing)
     assert_close(x_RD, slots.reshape(-1, WIDTH), 1e-11)
-    assert counts_E.tolist() == [SEQUENCES * config.slots_per_expert] * EXPERTS
-    assert len(x_RD) == config.assignments(len(X), EXPERTS, SEQUENCES)
+    assert np.asarray(counts_E).tolist() == [SEQUENCES * config.slots_per_expert] * EXPERTS
+    assert x_RD.shape[0] == config.assignments(len(X), EXPERTS, SEQUENCES)
     experts = np.arange(1.0, EXPERTS + 1)
     y_RD = (slots * experts[:, None, None, None]).reshape(-1, WIDTH)
     want = np.einsum("bsep,e,ebpd->bsd", combine, experts, slots)

@@ -90,10 +90,10 @@ def test_positions_and_first_ids(target):
 
 def test_a_fixed_routing_has_equal_gates_and_no_z_loss_gradient():
     routing = fixed_routing(NumpyOps(), np.array([[1, 3], [0, 2]]), 4, np.ones((2, 6)))
-    assert routing.expert_N.tolist() == [1, 3, 0, 2]
-    assert routing.weight_N.tolist() == [0.5] * 4
-    assert routing.probs_TE.tolist() == [[0, 0.5, 0, 0.5], [0.5, 0, 0.5, 0]]
-    assert routing.logits_TE.tolist() == [[0.0] * 4] * 2
+    assert np.asarray(routing.expert_N).tolist() == [1, 3, 0, 2]
+    assert np.asarray(routing.weight_N).tolist() == [0.5] * 4
+    assert np.asarray(routing.probs_TE).tolist() == [[0, 0.5, 0, 0.5], [0.5, 0, 0.5, 0]]
+    assert np.asarray(routing.logits_TE).tolist() == [[0.0] * 4] * 2
 
 
 TABLED = [name for name, router in ROUTERS.items() if router.config_class.needs_token_ids]

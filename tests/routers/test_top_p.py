@@ -108,7 +108,7 @@ def test_the_layer_adds_the_own_loss_to_its_auxiliary_losses():
     own = route(config.router, {"weight": params["router.weight"]}).own_loss
     assert own > 0
     assert metrics.own_loss == own
-    assert_close(layer.auxiliary_loss(NumpyOps(), metrics), 0.25 * metrics.load_balance + own, 1e-15)
+    assert_close(layer.auxiliary_loss(NumpyOps(), metrics), metrics.load_balance * 0.25 + own, 1e-15)
 
 
 def test_more_choices_than_experts_are_a_problem():

@@ -238,7 +238,7 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
         of_experts = self.mesh.experts.sum_of_numbers(np.array([squares[True]]))[0]
         return Tensor(np.array(np.sqrt(squares[False] + of_experts), parameter_dtype(self.dtype)))
 
-    def step(self, learning_rate: float, norm: Array) -> None:
+    def step(self, learning_rate: float, norm: Tensor) -> None:
         """See TrainingModel."""
         self.optimizer.step(self._accumulated, learning_rate, float(norm.asnumpy()))
         self._accumulated = {}

@@ -43,7 +43,8 @@ class MindSporeOps(Ops):
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
         """See Ops."""
-        return self.accurate(x).asnumpy().copy()
+        y: Tensor = self.accurate(x)
+        return y.asnumpy().copy()
 
     def constant(self, value: float, dtype: str) -> Tensor:
         """See Ops."""

@@ -40,7 +40,7 @@ class StaticOps(MindSporeOps):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See Ops; sums and copies along a dimension are products with ones, forward and so backward too."""
         width = x.shape[-1]
-        flat = self.accurate(msops.reshape(x, (-1, width)))
+        flat: Tensor = self.accurate(msops.reshape(x, (-1, width)))
         kind = flat.dtype
         column, row, ones = (_ones(shape, kind) for shape in ((width, 1), (1, width), (flat.shape[0], 1)))
         mean = msops.matmul(flat * flat, column) * Tensor(1.0 / width, kind)
@@ -50,7 +50,7 @@ class StaticOps(MindSporeOps):
 
     def rope(self, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
         """See Ops; the halves change places by a product with a signed permutation, which is exact."""
-        x = self.accurate(x_BSHA)
+        x: Tensor = self.accurate(x_BSHA)
         sequence, width = x.shape[1], x.shape[3]
         swap = np.zeros((width, width), np.float32)
         half = np.arange(width // 2)
@@ -70,7 +70,7 @@ class StaticOps(MindSporeOps):
         k, v = (
             msops.reshape(msops.transpose(x, (0, 2, 1, 3)), (batch * groups, sequence, width)) for x in (k_BSGA, v_BSGA)
         )
-        scores = self.accurate(msops.BatchMatMul(transpose_b=True)(q, k))
+        scores: Tensor = self.accurate(msops.BatchMatMul(transpose_b=True)(q, k))
         if causal:
             future = np.where(np.tri(sequence, dtype=bool), np.float32(0), -np.float32(np.inf))
             scores = scores + Tensor(np.tile(future, (share, 1))).astype(scores.dtype)

@@ -30,7 +30,7 @@ class NumpyEvaluationModel(EvaluationModel):
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
         """See EvaluationModel."""
         run = self.model.forward_pass(self.ops, token_BS.shape[1], self.dtype)
-        return self.model.logits(run, self.params, Batch(token_BS, token_BS))
+        return self.ops.to_numpy(self.model.logits(run, self.params, Batch(token_BS, token_BS)))
 
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """See EvaluationModel."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from moeport.core.ops import Ops
 
-Array = np.ndarray
+Array = Any
+"""np.ndarray; Any, because an override may not narrow its arguments."""
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -26,7 +27,7 @@ class NumpyOps(Ops):
         """See Ops."""
         return np.array(x)
 
-    def on_host(self, x: np.ndarray) -> np.ndarray | None:
+    def on_host(self, x: Array) -> np.ndarray | None:
         """See Ops."""
         return x
 

@@ -70,7 +70,7 @@ class AdamW:
                 squares = squares.to(norm.dtype) + norm * norm / copies_of(p)
         return torch.sqrt(self.mesh.world.all_reduce(squares))
 
-    def step(self, learning_rate: float, norm: Array) -> None:
+    def step(self, learning_rate: float, norm: Tensor) -> None:
         """Scale gradients to the clip norm if theirs is larger, update, clear."""
         if self.config.clip_norm is not None:
             share = torch.clamp(self.config.clip_norm / (norm + 1e-6), max=1.0)

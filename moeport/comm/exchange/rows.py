@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def run_in_turn(parts: Sequence[Steps]) -> list[Array]:
     The order of the steps does not depend on the rows, so that it is the same on all ranks.
     """
     found: dict[int, Array] = {}
-    arrivals = dict.fromkeys(range(len(parts)), lambda: None)
+    arrivals: dict[int, Callable[[], Any]] = dict.fromkeys(range(len(parts)), lambda: None)
     while arrivals:
         for number, arrival in list(arrivals.items()):
             try:
@@ -97,6 +98,7 @@ def in_chunks(ops: Ops, x_TD: Array, routing: Routing, chunks: int) -> list[tupl
     choices = routing.choices_per_token
     token_N = None if routing.token_N is None else ops.to_numpy(routing.token_N)
     parts = []
+    own_N: Array | None
     for first, size, x_SD in zip(bounds[:-1].tolist(), sizes, ops.split(x_TD, sizes, axis=0), strict=True):
         if token_N is not None:
             mine_N = np.flatnonzero((token_N >= first) & (token_N < first + size))
