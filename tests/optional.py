@@ -1,5 +1,7 @@
 """Test files that import a package which is not installed are skipped, and say which; they are no errors."""
 
+import importlib.util
+
 import pytest
 
 PACKAGES = (
@@ -14,6 +16,11 @@ PACKAGES = (
     "transformers",
 )
 """What the suite uses where it is installed. numpy and whatever else moeport itself needs is always there."""
+
+
+def installed(package):
+    """Whether a package is there; for a test that does without it."""
+    return importlib.util.find_spec(package) is not None
 
 
 @pytest.hookimpl(wrapper=True)
