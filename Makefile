@@ -12,10 +12,11 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INS
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train test test-all lint format generate docs docs-serve bench wheel clean
+.PHONY: help train check test test-all lint format generate docs docs-serve bench wheel clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
+	@echo "make check     lint and the tests that need neither other processes nor MindSpore: minutes"
 	@echo "make test      install what the suite needs and run it"
 	@echo "make test-all  the same with the slow sweeps"
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
@@ -44,6 +45,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 train: $(VENV)/.train
 	$(BIN)/moeport train configs/quickstart.yaml --resume
+
+check: lint
+	$(PYTEST) -m "not slow and not ranks and not mindspore"
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"

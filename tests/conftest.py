@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs import session
+from tests.jobs.marks import starts_processes, uses_mindspore
 from tests.optional import pytest_make_collect_report  # noqa: F401  (a hook)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,25 +14,50 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONGEST = (
-    "comm/test_collectives.py",
     "comm/test_failures.py",
-    "training/test_ranks.py",
+    "comm/test_collectives.py",
     "backends/test_mindspore_training.py",
     "backends/test_mindspore.py",
+    "training/test_ranks.py",
     "training/test_across_backends.py",
-    "training/test_ranks_train.py",
-    "model/test_transformer.py",
-    "routers/test_routers_on_backends.py",
+    "parity/test_ranks.py",
     "parity/test_backends.py",
+    "training/test_ranks_train.py",
+    "launch/test_launch_command.py",
+    "bench/test_moe.py",
+    "bench/test_comm.py",
+    "routers/test_routers_on_backends.py",
+    "model/test_transformer.py",
     "backends/test_doctor.py",
     "training/test_interruption.py",
+    "conformance/test_forward.py",
+    "conformance/test_backward.py",
 )
 """Files that take longest, which start first so that no test process waits for another at the end."""
+MARKS = {"ranks": starts_processes, "mindspore": uses_mindspore}
+"""Given by rule, so that no test has to be marked by hand."""
+KEEPER = pytest.StashKey()
 
 
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.stash[KEEPER] = session.begin()
+
+
+def pytest_unconfigure(config):
+    keeper = config.stash.get(KEEPER, None)
+    for command in session.end(keeper) if keeper else []:
+        print(f"left by a test, and ended now: {command}")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+    for item in items:
+        for name, applies in MARKS.items():
+            if applies(item):
+                item.add_marker(name)
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if not wanting or has_cuda():
         return
