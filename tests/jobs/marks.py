@@ -4,9 +4,8 @@ import functools
 import inspect
 import re
 import subprocess
+import sys
 from types import CodeType, FunctionType
-
-from moeport.launch.emulation import EmulatedCluster
 
 STARTERS = ("tests.comm.jobs", "tests.jobs.ranks")
 WANTS_MINDSPORE = re.compile(r'^(\w+ = )?pytest\.importorskip\("mindspore"\)', re.MULTILINE)
@@ -28,16 +27,21 @@ def _starts(function):
         if not isinstance(current, FunctionType) or current in seen:
             continue
         seen.add(current)
-        for name in _names(current.__code__):
-            value = current.__globals__.get(name)
-            if value is subprocess or value is EmulatedCluster:
-                return True
-            module = getattr(value, "__module__", None) or ""
-            if module in STARTERS and isinstance(value, FunctionType):
+        globals_used = [current.__globals__.get(name) for name in _names(current.__code__)]
+        for value in (*globals_used, *(current.__defaults__ or ()), *(current.__kwdefaults__ or {}).values()):
+            module = str(getattr(value, "__module__", None))
+            if value is subprocess or (isinstance(value, FunctionType | type) and _can_start(module)):
                 return True
             if module.startswith("tests."):
                 pending.append(inspect.unwrap(value) if callable(value) else value)
     return False
+
+
+def _can_start(module):
+    """Whether it is one of the tests' starters, or one of moeport's that use subprocess."""
+    return module in STARTERS or (
+        module.startswith("moeport.") and getattr(sys.modules[module], "subprocess", None) is subprocess
+    )
 
 
 def _names(code):

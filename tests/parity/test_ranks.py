@@ -129,6 +129,7 @@ def test_ranks_of_mindspore_compute_what_one_process_does(recordings_of):
     assert not found.only_a + found.only_b
 
 
+@pytest.mark.ranks
 def test_run_starts_ranks(tmp_path):
     pytest.importorskip("torch")
     variants = ["torch-cpu:fp64", "torch-cpu:fp64@2 parallelism.expert=2"]
@@ -198,6 +199,7 @@ def test_isolation_needs_one_piece(tmp_path):
         run(config_file(tmp_path), ["numpy", "numpy"], size=Size(2, 16, 0, 2), isolate=True)
 
 
+@pytest.mark.ranks
 def test_a_rank_that_fails_ends_the_job():
     with pytest.raises(RunError, match=r"torch@2: a rank ended with exit code 2:\n(.|\n)*No such command"):
         _run("torch@2", Variant.parse("torch@2"), ["parity", "nothing"])
