@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.comm.communicator import Communicator
 from moeport.core.array import Array
@@ -53,16 +54,16 @@ class GivenChoices(Router[Any]):
         super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)
         self.router, self.expert_N, self.noise = router, expert_N, router.noise
 
+    @override
     def parameter_specs(self) -> list[ParameterSpec]:
-        """See Router."""
         return self.router.parameter_specs()
 
+    @override
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """See Router."""
         chosen = self.router.route(ops, params, x_TD, context)
         assert not isinstance(chosen, SoftRouting)
         return replace(chosen, expert_N=self.expert_N)
 
+    @override
     def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
-        """See Router."""
         return self.router.gate_cosines(ops, params, x_TD)

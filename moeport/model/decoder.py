@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing_extensions import override
+
 from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -25,36 +27,36 @@ class DecoderLM(Transformer):
         self.vocab_size = config.vocab_size or vocab_size
         super().__init__(config, self.vocab_size, causal=True)
 
+    @override
     def parameter_counts(self) -> ParameterCounts:
-        """See Transformer."""
         return self.config.parameter_counts(self.vocab_size)
 
+    @override
     def training_flops_per_token(self, sequence_length: int) -> int:
-        """See Transformer."""
         return self.config.training_flops_per_token(self.vocab_size, sequence_length)
 
+    @override
     def embedding_specs(self) -> list[ParameterSpec]:
-        """See Transformer."""
         return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=self.config.init_std)]
 
+    @override
     def head_specs(self) -> list[ParameterSpec]:
-        """See Transformer."""
         config = self.config
         head = ParameterSpec("lm_head.weight", (self.vocab_size, config.d_model), std=config.init_std)
         return [] if config.tie_embeddings else [head]
 
+    @override
     def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
-        """See Transformer."""
         return run.ops.cast(run.ops.take_rows(params["embedding.weight"], batch.token_BS), run.dtype)
 
+    @override
     def token_ids(self, ops: Ops, batch: Batch[Array]) -> Array:
-        """See Transformer."""
         return ops.reshape(batch.token_BS, (-1,))
 
     def features(self, ops: Ops, x_BSD: Array) -> Array:
         """Every position as it is."""
         return x_BSD
 
+    @override
     def head(self, params: Mapping[str, Array]) -> Array:
-        """See Transformer."""
         return params["embedding.weight" if self.config.tie_embeddings else "lm_head.weight"]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from typing_extensions import override
+
 from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -34,8 +36,8 @@ class ImageClassifier(Transformer):
         self.num_patches, self.patch_values, self.num_classes = num_patches, patch_values, num_classes
         super().__init__(config, vocab_size=None, causal=False)
 
+    @override
     def parameter_counts(self) -> ParameterCounts:
-        """See Transformer."""
         blocks = self.config.block_counts
         ends = (self.patch_values + self.num_patches + self.num_classes + 1) * self.config.d_model
         return ParameterCounts(ends + blocks.total, ends + blocks.active)
@@ -45,20 +47,20 @@ class ImageClassifier(Transformer):
         ends = 6 * self.config.d_model * (self.patch_values + self.num_classes / sequence_length)
         return self.config.block_flops_per_token(sequence_length) + round(ends)
 
+    @override
     def embedding_specs(self) -> list[ParameterSpec]:
-        """See Transformer."""
         width, std = self.config.d_model, self.config.init_std
         return [
             ParameterSpec("patch_embedding.weight", (width, self.patch_values), std=std),
             ParameterSpec("position_embedding.weight", (self.num_patches, width), std=std),
         ]
 
+    @override
     def head_specs(self) -> list[ParameterSpec]:
-        """See Transformer."""
         return [ParameterSpec("class_head.weight", (self.num_classes, self.config.d_model), std=self.config.init_std)]
 
+    @override
     def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
-        """See Transformer."""
         ops = run.ops
         position_SD = ops.cast(params["position_embedding.weight"], run.dtype)
         return ops.linear(ops.cast(batch.token_BS, run.dtype), params["patch_embedding.weight"]) + position_SD
@@ -71,6 +73,6 @@ class ImageClassifier(Transformer):
         """The mean over the patches (B, D)."""
         return ops.mean(x_BSD, axis=1)
 
+    @override
     def head(self, params: Mapping[str, Array]) -> Array:
-        """See Transformer."""
         return params["class_head.weight"]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
@@ -195,16 +196,16 @@ class RecordedRouter(Router[Any]):
         self.load_balance = router.load_balance
 
     @property
+    @override
     def gate_dim(self) -> int:
-        """See Router."""
         return self.router.gate_dim
 
+    @override
     def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
-        """See Router."""
         return self.router.gate_cosines(ops, params, x_TD)
 
+    @override
     def parameter_specs(self) -> list[ParameterSpec]:
-        """See Router."""
         return self.router.parameter_specs()
 
     def route(
@@ -234,6 +235,6 @@ class RecordedRouter(Router[Any]):
         pair_N = routing.token_N * inner.index(shape[1]) + routing.expert_N
         self.recorder.add(ops, "taken_TE", "plan", inner.reshape(inner.bincount(pair_N, shape[0] * shape[1]), shape))
 
+    @override
     def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:
-        """See Router."""
         return self.router.update_state(state, load_E)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
@@ -81,8 +82,8 @@ class TextTask(Task):
         self.vocab_size, self.tokenizer_fingerprint = data.tokenizer.vocab_size, data.tokenizer.fingerprint
         self.token_counts = data.train.token_counts
 
+    @override
     def model(self) -> Transformer:
-        """See Task."""
         rows = self.config.model.vocab_size
         if rows is not None and rows < self.vocab_size:
             raise UserError(
@@ -91,16 +92,16 @@ class TextTask(Task):
             )
         return super().model()
 
+    @override
     def words(self) -> str:
-        """See Task."""
         train, held_out = self.data.train, self.data.validation.num_documents
         return (
             f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
             f"{train.num_tokens:,} tokens; {held_out:,} documents held out"
         )
 
+    @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
-        """See Task."""
         validation = self.data.validation
         return evaluate(world, model, validation.windows(batch_size), validation.num_bytes)
 
@@ -128,13 +129,13 @@ class ImageTask(Task):
         super().__init__(config)
         self.train, self.validation = images
 
+    @override
     def words(self) -> str:
-        """See Task."""
         train, held_out = self.train, self.validation.num_sequences
         return f"images      {train.num_sequences:,} of {train.sequence_length} patches; {held_out:,} images held out"
 
+    @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
-        """See Task."""
         return evaluate_images(world, model, self.validation.windows(batch_size))
 
     def save(self, run_dir: Path) -> None:

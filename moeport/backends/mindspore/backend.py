@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 os.environ.setdefault("GLOG_v", "3")
 
 import mindspore as ms
@@ -58,9 +60,8 @@ class MindSporeBackend(Backend):
         self.graphs = Graphs(self.fused)
         self.compiles = config.compile is not False
 
+    @override
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
-        """See Backend."""
-
         def run(params: Mapping[str, Tensor], *args: Any) -> tuple[Any, dict[str, Tensor]]:
             names = [name for name, value in params.items() if value.dtype in (ms.float32, ms.float64)]
             rest = {name: value for name, value in params.items() if name not in names}
@@ -75,25 +76,25 @@ class MindSporeBackend(Backend):
 
         return run
 
+    @override
     def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> MindSporeEvaluationModel:
-        """See Backend."""
         return MindSporeEvaluationModel(self.ops, self.dtype, self._graphs(), model, params)
 
+    @override
     def training_model(
         self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> MindSporeTrainingModel:
-        """See Backend."""
         return MindSporeTrainingModel(self.ops, self.dtype, self._graphs(), model, params, options, mesh)
 
     def _graphs(self) -> Graphs | None:
         return self.graphs if self.compiles else None
 
+    @override
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
-        """See Backend."""
         return start(self.ops, launch, timeout_s) if launch else SingleProcess(self.ops)
 
+    @override
     def matmul_flops_per_second(self) -> float:
-        """See Backend."""
         x = self.ops.zeros((1024, 1024), self.dtype)
         self.ops.matmul(x, x).asnumpy()
         start = time.perf_counter()
@@ -105,20 +106,20 @@ class MindSporeBackend(Backend):
         kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.NPU] if self.device_name == "npu" else [])
         return ms.profiler.profile(activities=kinds, on_trace_ready=tensorboard_trace_handler(str(folder)))
 
+    @override
     def compilations(self) -> tuple[int, float]:
-        """See Backend."""
         return self.graphs.compilations.count, self.graphs.compilations.seconds
 
+    @override
     def accelerators(self) -> list[tuple[str, int | None]]:
-        """See Backend."""
         return accelerators()
 
+    @override
     def versions(self) -> dict[str, str]:
-        """See Backend."""
         return {"mindspore": ms.__version__, "numpy": np.__version__}
 
+    @override
     def kernel_choices(self) -> dict[str, str]:
-        """See Backend."""
         tried = self.fused or try_fused(self.ops, self.dtype)
         chosen = dict.fromkeys(KERNELS, "default composition") | {"gelu": "mindspore.ops.gelu"}
         if self.compiles:

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore import ops as msops
+from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.mindspore.device import is_on_cpu
@@ -61,8 +62,8 @@ class MindSporeEvaluationModel(EvaluationModel):
         self._measured: tuple[str, ...] = ()
         """Names of what the layers measure, which the first run of the loss tells."""
 
+    @override
     def evaluate(self, batch: Batch) -> LossTerms:
-        """See EvaluationModel."""
         return self._exactly(batch, training=False)
 
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
@@ -71,13 +72,13 @@ class MindSporeEvaluationModel(EvaluationModel):
         run, ids = self.model.forward_pass(ops, token_BS.shape[1], dtype), ops.from_numpy(token_BS)
         return ops.to_numpy(self.model.logits(run, self.shaped(), Batch(ids, ids)))
 
+    @override
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """See EvaluationModel."""
         wanted = self.params if names is None else names
         return {name: self._whole(name, self.params[name]) for name in wanted}
 
+    @override
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        """See EvaluationModel."""
         kind = parameter_dtype(self.dtype)
         for name, whole in params.items():
             value = self.mesh.local(self.specs[name], np.asarray(whole, kind))
@@ -200,8 +201,8 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
         self.optimizer = AdamW({spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer)
         self._accumulated: dict[str, Tensor] = {}
 
+    @override
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
-        """See TrainingModel."""
         terms, gradients = self._exactly(batch, training=True, share=share)
         new = dict(zip(self.optimizer.parameters, gradients, strict=True))
         present = self._accumulated
@@ -220,8 +221,8 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
                 parts = self.ops.split(total, sizes, axis=0)
                 self._accumulated |= dict(zip(mine, parts, strict=True))
 
+    @override
     def gradient_norm(self) -> Array:
-        """See TrainingModel."""
         if self.mesh.experts.size > 1:
             return self._norm_over_ranks()
         if is_on_cpu():  # its memory is the host's, and numpy's product is ten times as fast
@@ -238,30 +239,30 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
         of_experts = self.mesh.experts.sum_of_numbers(np.array([squares[True]]))[0]
         return Tensor(np.array(np.sqrt(squares[False] + of_experts), parameter_dtype(self.dtype)))
 
+    @override
     def step(self, learning_rate: float, norm: Tensor) -> None:
-        """See TrainingModel."""
         self.optimizer.step(self._accumulated, learning_rate, float(norm.asnumpy()))
         self._accumulated = {}
 
+    @override
     def gradients(self) -> dict[str, np.ndarray]:
-        """See TrainingModel."""
         return {name: self._whole(name, gradient) for name, gradient in self._accumulated.items()}
 
+    @override
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """See TrainingModel."""
         found = {}
         for key, moment in self.optimizer.state().items():
             name = key.partition(".")[2]
             found[key] = self.mesh.whole(self.specs[name], moment.reshape(self.shapes[name]))
         return found
 
+    @override
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        """See TrainingModel."""
         own = {key: self.mesh.local(self.specs[key.partition(".")[2]], value) for key, value in state.items()}
         self.optimizer.load_state(own, steps)
 
+    @override
     def first_non_finite(self, batch: Batch) -> str | None:
-        """See TrainingModel."""
         ops = self.ops
         placed = Batch(
             ops.from_numpy(batch.token_BS),

@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from mindspore import ops as msops
+from typing_extensions import override
 
 from moeport.core.ops import Ops
 
@@ -37,49 +38,49 @@ def zeros(shape: Sequence[int], dtype: Any) -> Tensor:
 class MindSporeOps(Ops):
     """Primitives, and a form of the kernels that have better ones than their default composition."""
 
+    @override
     def from_numpy(self, array: np.ndarray) -> Tensor:
-        """See Ops."""
         return Tensor(np.array(array, np.int32 if array.dtype.kind in "iu" else array.dtype))
 
+    @override
     def to_numpy(self, x: Tensor) -> np.ndarray:
-        """See Ops."""
         y: Tensor = self.accurate(x)
         return y.asnumpy().copy()
 
+    @override
     def constant(self, value: float, dtype: str) -> Tensor:
-        """See Ops."""
         return Tensor(value, DTYPES[dtype])
 
+    @override
     def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
-        """See Ops."""
         return zeros(shape, DTYPES[dtype])
 
+    @override
     def index(self, value: int) -> Tensor:
-        """See Ops."""
         return Tensor(value, INDEX)
 
+    @override
     def arange(self, n: int) -> Tensor:
-        """See Ops."""
         return Tensor(np.arange(n, dtype=np.int32))
 
+    @override
     def dtype(self, x: Tensor) -> str:
-        """See Ops."""
         return str(x.dtype).lower()
 
+    @override
     def cast(self, x: Tensor, dtype: str) -> Tensor:
-        """See Ops."""
         return x.astype(DTYPES[dtype])
 
+    @override
     def stop_gradient(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.stop_gradient(x)
 
+    @override
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """See Ops."""
         return msops.reshape(x, tuple(shape))
 
+    @override
     def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
-        """See Ops."""
         return msops.transpose(x, tuple(axes))
 
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
@@ -100,56 +101,56 @@ class MindSporeOps(Ops):
             start += size
         return pieces
 
+    @override
     def exp(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.exp(x)
 
+    @override
     def log(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.log(x)
 
+    @override
     def rsqrt(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.rsqrt(x)
 
+    @override
     def sigmoid(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.sigmoid(x)
 
+    @override
     def erf(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.erf(x)
 
+    @override
     def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """See Ops."""
         return msops.where(condition, x, y)
 
+    @override
     def sum(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """See Ops."""
         return x.sum() if axis is None else x.sum(axis, keepdims=keepdims)
 
+    @override
     def mean(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """See Ops."""
         return msops.mean(x) if axis is None else msops.mean(x, axis, keepdims)
 
+    @override
     def max(self, x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
-        """See Ops."""
         return msops.amax(x, axis, keepdims)
 
+    @override
     def cumsum(self, x: Tensor, axis: int) -> Tensor:
-        """See Ops."""
         return msops.cumsum(x, axis)
 
+    @override
     def softmax(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.softmax(x, -1)
 
+    @override
     def logsumexp(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return msops.logsumexp(x, -1)
 
+    @override
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
-        """See Ops."""
         return msops.matmul(x, y)
 
     def take_rows(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -158,8 +159,8 @@ class MindSporeOps(Ops):
             return zeros((*ids.shape, *x.shape[1:]), x.dtype)
         return msops.gather(x, ids, 0)
 
+    @override
     def take_last(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See Ops."""
         return msops.gather_elements(x, x.ndim - 1, ids)
 
     def segment_sum(self, values: Tensor, ids: Tensor, n: int) -> Tensor:
@@ -172,12 +173,12 @@ class MindSporeOps(Ops):
         """See Ops; the CPU target has it in float32 only."""
         return msops.one_hot(ids, n, Tensor(1, ms.float32), Tensor(0, ms.float32)).astype(DTYPES[dtype])
 
+    @override
     def bincount(self, ids: Tensor, n: int) -> Tensor:
-        """See Ops."""
         return self.segment_sum(Tensor(np.ones(ids.shape, np.int32)), ids, n)
 
+    @override
     def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
-        """See Ops."""
         n = x.shape[0]
         return msops.reshape(_stable_order(msops.reshape(x, (1, n)), descending), (n,)) if n > 1 else self.arange(n)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 from mindspore import ops as msops
+from typing_extensions import override
 
 from moeport.backends.mindspore.ops import INDEX, MindSporeOps, zeros
 
@@ -31,8 +32,8 @@ class StaticOps(MindSporeOps):
         """See Ops; nothing where the type is right, since a trace keeps every cast."""
         return x if self.dtype(x) == dtype else super().cast(x, dtype)
 
+    @override
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See Ops."""
         flat = msops.reshape(x, (-1, x.shape[-1])) if x.ndim != 2 else x
         out = msops.MatMul(transpose_b=True)(flat, self.cast(weight, self.dtype(x)))
         return msops.reshape(out, (*x.shape[:-1], weight.shape[0])) if x.ndim != 2 else out
@@ -78,8 +79,8 @@ class StaticOps(MindSporeOps):
         out = msops.reshape(out, (batch, heads, sequence, width))
         return msops.transpose(out, (0, 2, 1, 3))
 
+    @override
     def swiglu(self, gate_up: Tensor) -> Tensor:
-        """See Ops."""
         gate, up = msops.split(gate_up, gate_up.shape[-1] // 2, -1)
         return msops.silu(gate) * up
 

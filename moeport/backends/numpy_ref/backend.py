@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.backends.numpy_ref.model import NumpyEvaluationModel
@@ -46,8 +47,8 @@ class NumpyBackend(Backend):
         """Not available: numpy has no automatic differentiation."""
         _refuse()
 
+    @override
     def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> NumpyEvaluationModel:
-        """See Backend."""
         return NumpyEvaluationModel(self.ops, self.dtype, model, params)
 
     def training_model(
@@ -62,17 +63,17 @@ class NumpyBackend(Backend):
             raise BackendUnavailableError(f"backend.name: numpy runs in one process (got {launch.size})")
         return SingleProcess(self.ops)
 
+    @override
     def matmul_flops_per_second(self) -> float:
-        """See Backend."""
         x = np.ones((1024, 1024), self.dtype)
         start = time.perf_counter()
         x @ x
         return 2 * 1024**3 / (time.perf_counter() - start)
 
+    @override
     def versions(self) -> dict[str, str]:
-        """See Backend."""
         return {"numpy": np.__version__}
 
+    @override
     def kernel_choices(self) -> dict[str, str]:
-        """See Backend."""
         return dict.fromkeys(KERNELS, "default composition: the reference has no fused kernels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel
 from moeport.backends.numpy_ref.ops import NumpyOps
@@ -22,20 +23,20 @@ class NumpyEvaluationModel(EvaluationModel):
         self.params: dict[str, np.ndarray] = {}
         self.load_parameters(params)
 
+    @override
     def evaluate(self, batch: Batch) -> LossTerms:
-        """See EvaluationModel."""
         run = self.model.forward_pass(self.ops, batch.token_BS.shape[1], self.dtype)
         return self.model.loss(run, self.params, batch)
 
+    @override
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
-        """See EvaluationModel."""
         run = self.model.forward_pass(self.ops, token_BS.shape[1], self.dtype)
         return self.ops.to_numpy(self.model.logits(run, self.params, Batch(token_BS, token_BS)))
 
+    @override
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """See EvaluationModel."""
         return {name: self.params[name].copy() for name in (self.params if names is None else names)}
 
+    @override
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        """See EvaluationModel."""
         self.params |= {name: value.astype(parameter_dtype(self.dtype)) for name, value in params.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.torch.communicator import start
@@ -46,9 +47,8 @@ class TorchBackend(Backend):
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
 
+    @override
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
-        """See Backend."""
-
         def run(params: Mapping[str, Tensor], *args: Any) -> tuple[Any, dict[str, Tensor]]:
             leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in params.items()}
             out = fn(leaves, *args)
@@ -63,38 +63,38 @@ class TorchBackend(Backend):
 
         return run
 
+    @override
     def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> TorchEvaluationModel:
-        """See Backend."""
         return TorchEvaluationModel(self.ops, self.dtype, model, params)
 
+    @override
     def training_model(
         self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> TorchTrainingModel:
-        """See Backend."""
         return TorchTrainingModel(self.ops, self.dtype, model, params, options, mesh)
 
+    @override
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
-        """See Backend."""
         return start(self.ops, launch, timeout_s) if launch else SingleProcess(self.ops)
 
+    @override
     def matmul_flops_per_second(self) -> float:
-        """See Backend."""
         return matmul_flops_per_second(self.torch_device, DTYPES[self.dtype])
 
     def profile(self, folder: Path) -> AbstractContextManager[Any]:
         """A Chrome trace by torch.profiler."""
         return torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)))
 
+    @override
     def accelerators(self) -> list[tuple[str, int | None]]:
-        """See Backend."""
         return accelerators()
 
+    @override
     def versions(self) -> dict[str, str]:
-        """See Backend."""
         return {"torch": torch.__version__, "numpy": np.__version__}
 
+    @override
     def kernel_choices(self) -> dict[str, str]:
-        """See Backend."""
         cpu = self.torch_device.type == "cpu"
         probe = torch.zeros(1, device=self.torch_device, dtype=DTYPES[self.dtype])
         grouped_mm = self.ops.uses_grouped_mm(probe)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from moeport.backends.torch.ops import TorchOps
 from moeport.comm.communicator import Communicator, Pending, Transfer
@@ -61,8 +62,8 @@ class TorchCommunicator(Communicator):
         self.process_group = process_group
         self.checks_splits = dist.get_backend(process_group) == "gloo"
 
+    @override
     def close(self) -> None:
-        """See Communicator."""
         super().close()
         dist.destroy_process_group()
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.torch.module import TransformerModule
@@ -51,25 +52,25 @@ class TorchEvaluationModel(EvaluationModel):
         move = self.ops.from_numpy
         return Batch(move(batch.token_BS), move(batch.target_BS), {k: move(v) for k, v in batch.noise.items()})
 
+    @override
     def evaluate(self, batch: Batch) -> LossTerms:
-        """See EvaluationModel."""
         self.module.eval()
         with torch.no_grad():
             return self.module(self.on_device(batch))
 
+    @override
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
-        """See EvaluationModel."""
         self.module.eval()
         with torch.no_grad():
             return self.ops.to_numpy(self.module.logits(self.ops.from_numpy(token_BS)))
 
+    @override
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """See EvaluationModel."""
         state = self.module.state_dict()
         return {name: self._whole(name, state[name]) for name in (state if names is None else names)}
 
+    @override
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        """See EvaluationModel."""
         state = self.module.state_dict()
         with torch.no_grad():
             for name, value in params.items():
@@ -100,8 +101,8 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
                 block.compile()
         self.optimizer = AdamW(self.module, self.specs, options.optimizer, self.mesh)
 
+    @override
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
-        """See TrainingModel."""
         self.module.train()
         if self.is_distributed:
             self.module.set_requires_gradient_sync(is_last)
@@ -109,28 +110,28 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         (terms.loss if share == 1.0 else terms.loss * share).backward()
         return terms.map(Tensor.detach)
 
+    @override
     def gradient_norm(self) -> Array:
-        """See TrainingModel."""
         return self.optimizer.gradient_norm()
 
+    @override
     def step(self, learning_rate: float, norm: Array) -> None:
-        """See TrainingModel."""
         self.optimizer.step(learning_rate, norm)
 
+    @override
     def gradients(self) -> dict[str, np.ndarray]:
-        """See TrainingModel."""
         return self.optimizer.gradients()
 
+    @override
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """See TrainingModel."""
         return self.optimizer.state()
 
+    @override
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        """See TrainingModel."""
         self.optimizer.load_state(state, steps)
 
+    @override
     def first_non_finite(self, batch: Batch) -> str | None:
-        """See TrainingModel."""
         with torch.no_grad():
             return find_non_finite(
                 self.ops,

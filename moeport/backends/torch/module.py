@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from moeport.backends.torch.ops import TorchOps
 from moeport.core.parameters import ParameterSpec, under
@@ -94,8 +95,8 @@ class BlockModule(ParameterTree):
         super().__init__(block.parameter_specs(), values, device, dtype)
         self.block, self.activation_checkpointing = block, activation_checkpointing
 
+    @override
     def forward(self, run: Pass, x_BSD: Tensor, context: RouterContext) -> BlockOutput:
-        """See moeport.model.block.Block."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, run, x_BSD, context, use_reentrant=False)
         return self._run(run, x_BSD, context)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from typing_extensions import override
 
 from moeport.backends.torch import kernels
 from moeport.core.dispatch_plan import DispatchPlan
@@ -24,140 +25,140 @@ class TorchOps(Ops):
     def __init__(self, device: torch.device):
         self.device = device
 
+    @override
     def from_numpy(self, array: np.ndarray) -> Tensor:
-        """See Ops."""
         if array.dtype.kind in "iu":
             array = array.astype(np.int64)
         return torch.tensor(array, device=self.device)
 
+    @override
     def to_numpy(self, x: Tensor) -> np.ndarray:
-        """See Ops."""
         return self.accurate(x.detach()).cpu().numpy().copy()
 
+    @override
     def on_host(self, x: Tensor) -> np.ndarray | None:
-        """See Ops."""
         return x.detach().numpy() if x.is_cpu and x.dtype is not torch.bfloat16 else None
 
     def constant(self, value: float, dtype: str) -> Any:
         """A Python float: PyTorch applies it at the precision of the tensor it meets."""
         return float(value)
 
+    @override
     def constant_like(self, value: float, x: Tensor) -> Any:
-        """See Ops."""
         return float(value)
 
+    @override
     def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
-        """See Ops."""
         return torch.zeros(tuple(shape), dtype=DTYPES[dtype], device=self.device)
 
     def index(self, value: int) -> Any:
         """A Python int."""
         return value
 
+    @override
     def arange(self, n: int) -> Tensor:
-        """See Ops."""
         return torch.arange(n, device=self.device)
 
+    @override
     def dtype(self, x: Tensor) -> str:
-        """See Ops."""
         return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
 
+    @override
     def cast(self, x: Tensor, dtype: str) -> Tensor:
-        """See Ops."""
         return x.to(DTYPES[dtype])
 
+    @override
     def accurate(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
+    @override
     def stop_gradient(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.detach()
 
+    @override
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """See Ops."""
         return x.reshape(tuple(shape))
 
+    @override
     def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
-        """See Ops."""
         return x.permute(tuple(axes))
 
+    @override
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
-        """See Ops."""
         return torch.cat(list(xs), axis)
 
+    @override
     def split(self, x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
-        """See Ops."""
         return list(x.split(list(sizes), axis))
 
+    @override
     def exp(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.exp()
 
+    @override
     def log(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.log()
 
+    @override
     def rsqrt(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.rsqrt()
 
+    @override
     def sigmoid(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.sigmoid()
 
+    @override
     def erf(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.erf()
 
+    @override
     def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
-        """See Ops."""
         return torch.where(condition, x, y)
 
+    @override
     def sum(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """See Ops."""
         return x.sum() if axis is None else x.sum(axis, keepdim=keepdims)
 
+    @override
     def mean(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        """See Ops."""
         return x.mean() if axis is None else x.mean(axis, keepdim=keepdims)
 
+    @override
     def max(self, x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
-        """See Ops."""
         return x.amax(axis, keepdim=keepdims)
 
+    @override
     def cumsum(self, x: Tensor, axis: int) -> Tensor:
-        """See Ops."""
         return x.cumsum(axis)
 
+    @override
     def softmax(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.softmax(-1)
 
+    @override
     def logsumexp(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return x.logsumexp(-1)
 
+    @override
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
-        """See Ops."""
         return x @ y
 
+    @override
     def take_rows(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See Ops."""
         if x.dim() == 2:
             return F.embedding(ids, x)
         return x.index_select(0, ids.reshape(-1)).reshape(*ids.shape, *x.shape[1:])
 
+    @override
     def take_last(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See Ops."""
         return x.gather(-1, ids)
 
+    @override
     def segment_sum(self, values: Tensor, ids: Tensor, n: int) -> Tensor:
-        """See Ops."""
         return values.new_zeros((n, *values.shape[1:])).index_add(0, ids, values)
 
+    @override
     def one_hot(self, ids: Tensor, n: int, dtype: str) -> Tensor:
-        """See Ops."""
         return F.one_hot(ids, n).to(DTYPES[dtype])
 
     def bincount(self, ids: Tensor, n: int) -> Tensor:
@@ -166,8 +167,8 @@ class TorchOps(Ops):
             return torch.bincount(ids, minlength=n)
         return (ids.unsqueeze(0) == torch.arange(n, device=ids.device).unsqueeze(1)).sum(1)
 
+    @override
     def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
-        """See Ops."""
         return x.argsort(stable=True, descending=descending)
 
     def topk_ids(self, x: Tensor, k: int) -> Tensor:
@@ -179,40 +180,40 @@ class TorchOps(Ops):
 
     # ------------------------------------------------------------------ kernels
 
+    @override
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See Ops."""
         return F.linear(x, weight.to(x.dtype))
 
+    @override
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See Ops."""
         if x.device.type == "cpu":
             return kernels.RMSNorm.apply(x, weight.to(self.accurate(x[:0]).dtype), eps)
         y = self.accurate(x)
         return F.rms_norm(y, (x.shape[-1],), weight.to(y.dtype), eps).to(x.dtype)
 
+    @override
     def rope(self, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
-        """See Ops."""
         x, half = self.accurate(x_BSHA), x_BSHA.shape[-1] // 2
         signed = torch.cat((-sin_SA[:, :half], sin_SA[:, half:]), -1)
         return torch.addcmul(x * cos_SA.unsqueeze(1), x.roll(half, -1), signed.unsqueeze(1)).to(x_BSHA.dtype)
 
+    @override
     def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
-        """See Ops."""
         q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGA))
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
 
+    @override
     def swiglu(self, gate_up: Tensor) -> Tensor:
-        """See Ops."""
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
 
+    @override
     def gelu(self, x: Tensor) -> Tensor:
-        """See Ops."""
         return F.gelu(x)
 
+    @override
     def grouped_mlp(self, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-        """See Ops."""
         w_in, w_out = w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype)
         aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm wants rows of 16 bytes
         if aligned and self.uses_grouped_mm(x_RD):
@@ -237,22 +238,22 @@ class TorchOps(Ops):
         hidden = self.swiglu(hidden) if activation == "swiglu" else self.gelu(hidden)
         return torch.where(served, torch._grouped_mm(hidden, w_out.transpose(1, 2), offs=ends), 0)
 
+    @override
     def permute(self, x_TD: Tensor, plan: DispatchPlan) -> Tensor:
-        """See Ops."""
         if plan.choices_per_token is None:
             return super().permute(x_TD, plan)
         return kernels.Permute.apply(x_TD, plan.token_R, plan.position_N, plan.choices_per_token)
 
+    @override
     def unpermute(self, y_RD: Tensor, weight_N: Tensor, plan: DispatchPlan) -> Tensor:
-        """See Ops."""
         if plan.choices_per_token is None:
             return super().unpermute(y_RD, weight_N, plan)
         return kernels.Unpermute.apply(y_RD, weight_N, plan.order_R, plan.position_N, plan.choices_per_token)
 
+    @override
     def linear_cross_entropy(
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See Ops."""
         if not torch.is_grad_enabled():  # inside, the kernel cannot tell and would compute gradients
             x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
         rows = max(1, self.logits_block // weight_VD.shape[0])

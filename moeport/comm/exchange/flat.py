@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from moeport.comm.exchange.base import BETWEEN_NODES, ExpertExchange
 from moeport.comm.exchange.rows import Inner, Steps, by_assignment, exchange_rows
 from moeport.comm.load import Advantage, Load, Stages
@@ -16,15 +18,15 @@ class FlatExchange(ExpertExchange):
     name = "flat"
     summary = "a row per assignment, straight to the rank of its expert"
 
+    @override
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
-        """See ExpertExchange."""
         return by_assignment(
             ops, x_TD, routing, lambda x_RD, counts_E: exchange_rows(ops, self.communicator, x_RD, counts_E, experts)
         )
 
     @classmethod
+    @override
     def load(cls, stages: Stages) -> list[Load]:
-        """See ExpertExchange."""
         rows, local = stages.routes.flat, stages.demand.num_experts // stages.layout.ranks
         copied_W = 2 * rows.sent + 3 * rows.received  # sorted by expert, through the experts, and sorted back
         counts = stages.counts(stages.all_peers, local)

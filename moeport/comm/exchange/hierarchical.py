@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from moeport.comm.exchange.rows import Inner, Steps, by_assignment, exchange_rows
 from moeport.comm.exchange.two_level import TwoLevelExchange
 from moeport.comm.load import Advantage, Load, Stages
@@ -16,9 +18,8 @@ class HierarchicalExchange(TwoLevelExchange):
     name = "hierarchical"
     summary = "the same rows along rails, ranks of the same position in their nodes, then inside the node"
 
+    @override
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
-        """See ExpertExchange."""
-
         def node(x_RD: Array, counts: Array) -> Steps:
             return exchange_rows(ops, self.intra, x_RD, ops.to_numpy(counts), experts)
 
@@ -27,8 +28,8 @@ class HierarchicalExchange(TwoLevelExchange):
         )
 
     @classmethod
+    @override
     def load(cls, stages: Stages) -> list[Load]:
-        """See ExpertExchange."""
         routes, layout, experts = stages.routes, stages.layout, stages.demand.num_experts
         between = [stages.counts(stages.rail_peers, experts // layout.nodes)]
         between += stages.there_and_back(stages.rail_peers, routes.rail)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.comm.communicator import Communicator
 from moeport.comm.exchange.base import BETWEEN_NODES
@@ -34,8 +35,8 @@ class NodeDedupExchange(TwoLevelExchange):
         "node likewise, once per rank"
     )
 
+    @override
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
-        """See ExpertExchange."""
         expert_N = ops.to_numpy(routing.expert_N)
         token_N = np.arange(len(expert_N)) // (routing.choices_per_token or 1)
         if routing.token_N is not None:
@@ -51,8 +52,8 @@ class NodeDedupExchange(TwoLevelExchange):
         return (yield from _send_once(ops, self.rail, tokens, self.num_experts, in_node))
 
     @classmethod
+    @override
     def load(cls, stages: Stages) -> list[Load]:
-        """See ExpertExchange."""
         routes, layout = stages.routes, stages.layout
         found = _load_once(stages, stages.rail_peers, routes.rail, routes.tokens)
         found += _load_once(stages, stages.node_peers, routes.inside, routes.inside_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.comm.communicator import Communicator
 from moeport.comm.exchange.base import ExpertExchange
@@ -32,6 +33,6 @@ class TwoLevelExchange(ExpertExchange):
         self.node_experts = num_experts // self.rail.size
 
     @property
+    @override
     def communicators(self) -> tuple[Communicator, ...]:
-        """See ExpertExchange."""
         return self.intra, self.rail
