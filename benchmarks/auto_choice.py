@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     repetitions = parser.parse_args().repetitions
     names = list(EXCHANGES)
-    print(f"| cluster | layer | bytes a rank | {', ms | '.join(names)}, ms | auto, ms | taken / best | auto / best |")
+    print(f"| cluster | layer | bytes per rank | {', ms | '.join(names)}, ms | auto, ms | taken / best | auto / best |")
     print(f"|---|---|{'--:|' * (len(names) + 4)}")
     taken_ratios, auto_ratios = [], []
     for shape, rate, layer in CLUSTERS:
