@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""The lines that a run prints before its first step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def announcement(run: PreparedRun) -> Iterator[str]:
     yield f"device      {run.backend.device}, {run.backend.dtype}"
     if run.mesh.world.size > 1:
         yield f"ranks       {_ranks(run)}"
-    yield run.task.words()
-    yield f"model       {counts.total:,} parameters, {counts.active:,} active a token"
+    yield run.task.describe()
+    yield f"model       {counts.total:,} parameters, {counts.active:,} active per token"
     steps, tokens = run.config.training.steps, run.trainer.tokens_per_step
     yield f"training    {steps:,} steps of {tokens:,} tokens in {run.dir}"
     if run.checkpoint:

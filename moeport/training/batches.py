@@ -1,4 +1,4 @@
-"""The batches of a run, drawn by counter: nothing but the config, the data and the number of a step decides them."""
+"""The batches of a run, drawn by counter: they depend on the config, the data and the step number only."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Batches:
 
     Args:
         config: the `training` section.
-        shapes: the model, which says what noise its routers draw.
-        examples: what is trained on.
+        shapes: the model, which knows what noise its routers need.
+        examples: the training data.
         world: the ranks that share each batch, of which this process is one.
     """
 
@@ -48,7 +48,7 @@ class Batches:
             yield Batch(token_BS[rows], target_BS[rows], {name: u_BS[rows] for name, u_BS in noise.items()})
 
     def _noise(self, step: int) -> dict[str, np.ndarray]:
-        """This rank's rows of the noise, which is drawn for the whole batch whatever the number of ranks."""
+        """This rank's rows of the noise, which is drawn for the whole batch regardless of the number of ranks."""
         config, world = self.config, self.world
         whole = self.shapes.noise(config.batch_size, self.examples.sequence_length, config.seed, step)
         first, end = (config.batch_size * rank // world.size for rank in (world.rank, world.rank + 1))

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, complete or absent.
 
-`RUN_DIR/checkpoints/step-000100/` holds `model.safetensors`, `optimizer.safetensors` and `meta.json`, which has the
-step, the config and the size and SHA-256 of the other two. A checkpoint is written under a temporary name, forced to
-disk and renamed, so a folder named `step-*` is always whole, whenever the process dies.
+`RUN_DIR/checkpoints/step-000100/` holds `model.safetensors`, `optimizer.safetensors` and `meta.json`, which records
+the step, the config, and the size and SHA-256 of the other two. A checkpoint is written under a temporary name, flushed
+to disk and renamed, so a folder named `step-*` is always complete, whenever the process dies.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself."""
+    """Metadata of a checkpoint."""
 
     step: int
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     tokens: int
-    """Tokens trained on."""
+    """Number of tokens trained on."""
     val_loss: float | None
-    """Validation loss at this step, nats a token or an image, if it was evaluated here."""
+    """Validation loss at this step in nats per token or per image; None if it was not evaluated here."""
     tokenizer: str | None
     """Fingerprint of the tokenizer; None for images."""
     data: str
@@ -47,7 +47,7 @@ class CheckpointMeta:
     config: dict[str, Any]
     """The resolved config."""
     version: str
-    """The moeport that wrote it."""
+    """The moeport version that wrote it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def save_checkpoint(
     directory: Path, meta: CheckpointMeta, model: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
 ) -> Path:
-    """Write a checkpoint; it appears under its name only once it is whole and on disk."""
+    """Write a checkpoint; it appears under its name only once it is complete and on disk."""
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / checkpoint_name(meta.step)
     temporary = directory / f".{final.name}.{os.getpid()}.tmp"
@@ -100,7 +100,7 @@ def save_checkpoint(
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> None:
-    """Delete all but the newest `keep_last` and, with `keep_best`, the one of lowest validation loss."""
+    """Delete all but the newest `keep_last` and, with `keep_best`, the one with the lowest validation loss."""
     paths = list_checkpoints(directory)
     keep = set(paths[-keep_last:])
     if keep_best and (best := best_checkpoint(directory)):
@@ -113,7 +113,7 @@ def prune_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> None:
 
 
 def best_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of lowest validation loss, of those that were evaluated."""
+    """The evaluated checkpoint with the lowest validation loss; None if none was evaluated."""
     losses = {path: read_meta(path).val_loss for path in list_checkpoints(directory)}
     evaluated = {path: loss for path, loss in losses.items() if loss is not None}
     return min(evaluated, key=evaluated.__getitem__) if evaluated else None
@@ -122,7 +122,7 @@ def best_checkpoint(directory: Path) -> Path | None:
 def find_checkpoint(directory: Path, which: str) -> Path:
     """The checkpoint that `which` names: latest, best or step-N.
 
-    Raises CheckpointError with the names there are.
+    Raises CheckpointError, which lists the available names.
     """
     paths = list_checkpoints(directory)
     if not paths:
@@ -145,7 +145,7 @@ def find_checkpoint(directory: Path, which: str) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
-    Raises CheckpointError if it is truncated, altered or foreign.
+    Raises CheckpointError if it is truncated, altered or not written by moeport.
     """
     meta, files = _read_meta(path)
     for name, expected in files.items():
@@ -183,7 +183,7 @@ def check_parameters(checkpoint: Checkpoint, specs: list[ParameterSpec]) -> None
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """What a checkpoint says of itself, without reading its arrays."""
+    """The metadata of a checkpoint, without reading its arrays."""
     return _read_meta(path)[0]
 
 
@@ -218,7 +218,7 @@ def file_digest(file: Path) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
-    """Force a file or a folder to disk."""
+    """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -227,7 +227,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; it loses its name first, so that no half of one is ever seen."""
+    """Delete a checkpoint; it is renamed first, so that a half-deleted one is never seen."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
     path.rename(doomed)
     shutil.rmtree(doomed)

@@ -1,4 +1,4 @@
-"""How long something took, or will take, as it is printed everywhere."""
+"""The one format in which durations are printed."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from moeport.model.batch import Batch
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result on a whole validation set."""
+    """Results on the whole validation set."""
 
     loss: float
-    """Mean negative log-likelihood, nats a token; of images nats an image."""
+    """Mean negative log-likelihood in nats per token, or per image."""
     bits_per_byte: float | None = None
-    """All tokens' negative log-likelihood in bits over the documents' UTF-8 bytes; comparable across tokenizers. None
-    for images.
+    """Total negative log-likelihood in bits, divided by the UTF-8 bytes of the documents: comparable across tokenizers.
+    None for images.
     """
     accuracy: float | None = None
     """Share of the images whose class has the highest score; None for text."""
@@ -31,9 +31,9 @@ class Evaluation:
 def evaluate(
     world: Communicator, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_bytes: int
 ) -> Evaluation:
-    """Evaluate on batches of (tokens_BS, targets_BS) that cover every token once, which the ranks share out."""
+    """Evaluate on batches of (tokens_BS, targets_BS) that together cover every token once; the ranks share them."""
     nats = tokens = 0.0
-    for (token_BS, target_BS), counts in _shared_out(batches, world):
+    for (token_BS, target_BS), counts in _share_of_rank(batches, world):
         cross_entropy = float(world.ops.to_numpy(model.evaluate(Batch(token_BS, target_BS)).cross_entropy))
         if counts:
             nats += cross_entropy * target_BS.size
@@ -45,11 +45,12 @@ def evaluate(
 def evaluate_images(
     world: Communicator, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Evaluation:
-    """Evaluate on batches of (patch_BSP, class_B1) that cover every image once, which the ranks share out; the first of
-    equal scores counts.
+    """Evaluate on batches of (patch_BSP, class_B1) that together cover every image once; the ranks share them.
+
+    Of equal scores, the first counts.
     """
     nats = right = images = 0.0
-    for (patch_BSP, class_B1), counts in _shared_out(batches, world):
+    for (patch_BSP, class_B1), counts in _share_of_rank(batches, world):
         score_BC = model.logits(patch_BSP).astype(np.float64)
         top_B1 = score_BC.max(axis=1, keepdims=True)
         log_partition_B1 = top_B1 + np.log(np.exp(score_BC - top_B1).sum(axis=1, keepdims=True))
@@ -61,11 +62,13 @@ def evaluate_images(
     return Evaluation(nats / images, accuracy=right / images)
 
 
-def _shared_out(
+def _share_of_rank(
     batches: Iterable[tuple[np.ndarray, np.ndarray]], world: Communicator
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
-    """Every `world.size`-th batch, and whether it counts. Every rank gets equally many, since the model may exchange
-    tokens between ranks: one for which the last round has none runs another's for nothing.
+    """Every `world.size`-th batch, and whether it counts.
+
+    Every rank gets the same number of batches, since the model may exchange tokens between ranks: a rank without a
+    batch of its own in the last round runs another rank's and discards the result.
     """
     remaining = iter(batches)
     while found := list(islice(remaining, world.size)):

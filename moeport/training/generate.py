@@ -31,15 +31,15 @@ def generate(
     Args:
         run_dir: the folder.
         prompt: text to continue; may be empty.
-        max_tokens: tokens to add at most; an end of text stops earlier.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: sample among so many most likely tokens.
-        seed: equal seeds give equal text.
+        max_tokens: maximum number of tokens to add; generation stops earlier at an end of text.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: sample among this many most likely tokens.
+        seed: the same seed gives the same text.
         checkpoint: latest, best or step-N.
 
     Returns: the added text.
 
-    Raises: UserError or CheckpointError for what the user can mend.
+    Raises: UserError or CheckpointError for errors that the user can fix.
     """
     if temperature < 0 or top_k < 1 or max_tokens < 1:
         raise UserError(
@@ -52,8 +52,8 @@ def generate(
     config = config_of(loaded)
     if config.data.is_images:
         raise UserError(
-            f"{run_dir}: was trained to classify images (data.source.name: {config.data.source.name}) and continues no "
-            "text; expected the folder of a language model"
+            f"{run_dir}: was trained to classify images (data.source.name: {config.data.source.name}) and cannot "
+            "continue text; expected the folder of a language model"
         )
     tokenizer = load_tokenizer(run_dir / TOKENIZER_FILE, end_of_text(config))
     lm = DecoderLM(config.model, tokenizer.vocab_size)
@@ -73,7 +73,7 @@ def sample(
     top_k: int,
     seed: int,
 ) -> str:
-    """Continue `prompt`; the model sees the last `context` tokens, the first of which is the end of text before it."""
+    """Continue `prompt`, which follows an end-of-text token; the model sees the last `context` tokens."""
     random = generator(seed, "sample")
     ids = [tokenizer.end_of_text, *(int(i) for i in tokenizer.encode_batch([prompt])[0])]
     start = len(ids)

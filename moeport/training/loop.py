@@ -19,7 +19,7 @@ from moeport.training.signals import StopRequest
 
 
 def run_steps(run: PreparedRun, console: Console) -> Evaluation:
-    """Do all remaining steps.
+    """Run all remaining steps.
 
     Args:
         run: ready for its next step.
@@ -28,8 +28,8 @@ def run_steps(run: PreparedRun, console: Console) -> Evaluation:
     Returns: the evaluation after the last step.
 
     Raises:
-        NonFiniteError: see Trainer.step.
-        InterruptedRunError: a signal came; the last whole step was saved.
+        NonFiniteError: the loss or the gradient is not finite.
+        InterruptedRunError: a signal arrived; the last complete step was saved.
     """
     config, saver = run.config, Saver(run)
     with (
@@ -37,7 +37,7 @@ def run_steps(run: PreparedRun, console: Console) -> Evaluation:
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
         StopRequest() as stop,
     ):
-        return _Loop(run, log, progress, stop, saver).to_the_end()
+        return _Loop(run, log, progress, stop, saver).run_all()
 
 
 def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
@@ -53,8 +53,8 @@ class _Loop:
         self.run, self.log, self.progress, self.stop, self.saver = run, log, progress, stop, saver
         self.last = run.config.training.steps
 
-    def to_the_end(self) -> Evaluation:
-        """The evaluation after the last step; made again where none remained to be done."""
+    def run_all(self) -> Evaluation:
+        """Run the remaining steps, if any; returns the evaluation after the last step."""
         config, evaluation = self.run.config, None
         for step in range(self.run.start_step + 1, self.last + 1):
             self._record(self._step(step))
@@ -66,7 +66,7 @@ class _Loop:
         return evaluation or self._evaluate(self.last)
 
     def _is_due(self, step: int, interval: int) -> bool:
-        """Whether something is done after `step`: every `interval` steps, 0 being never, and after the last one."""
+        """Whether `step` is the last one or, unless `interval` is 0, a multiple of `interval`."""
         return step == self.last or (interval > 0 and step % interval == 0)
 
     def _step(self, step: int) -> StepMetrics:
@@ -92,7 +92,7 @@ class _Loop:
         return result
 
     def _any_rank_stops(self) -> bool:
-        """Whether a signal came to any rank, so that all of them stop after the same step."""
+        """Whether any rank has received a signal, so that all ranks stop after the same step."""
         return bool(self.run.mesh.world.sum_of_numbers(np.array([float(bool(self.stop))]))[0])
 
     def _interrupt(self, evaluation: Evaluation | None) -> None:

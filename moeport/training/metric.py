@@ -1,4 +1,4 @@
-"""What a row of the table of metrics says."""
+"""The types of a row in the table of metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal
 from moeport.pages.charts import Axis
 
 NATS = "nats/token"
-"""Unit of a cross entropy; on images it stands for nats per image."""
+"""Unit of cross entropies; for images the report replaces it by nats per image."""
 BITS_PER_BYTE = "bits/byte"
-"""Unit in which general compressors are drawn beside the run."""
+"""Unit in which the run is compared with general-purpose compressors."""
 
 
 @dataclass(frozen=True)
 class Printed:
-    """How a metric is written in the progress of a run."""
+    """How a metric appears in the lines that a run prints."""
 
     name: str
     show: str
@@ -27,15 +27,15 @@ class Chart:
     """How the report draws a metric over the steps."""
 
     section: str
-    """Heading it stands under; metrics of one section and title share a chart."""
+    """Heading above the chart; metrics with the same section and title share a chart."""
     axis: Axis
     """Title, unit and format."""
     line: str = ""
-    """Name of the line in a chart of several."""
-    place: int = 1
-    """Charts of a section stand in the order of their places, then in that of the table."""
+    """Label of the line in a chart with several lines."""
+    order: int = 1
+    """Charts of a section are sorted by this number, then by their order in the table."""
     unless_zero: bool = False
-    """Leave it out where every value is 0, such as a loss that is turned off."""
+    """Leave it out if every value is 0, as for a loss that is turned off."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,22 @@ class Metric:
     """One row of the table."""
 
     doc: str
-    """What it is: a line of docs/training.md."""
+    """Description, which docs/training.md shows."""
     reduction: Literal["sum", "mean"] | None = None
-    """Of what the MoE layers measure under its name (`moeport.model.moe_metrics.measurements`): how it is reduced over
-    passes, micro-batches and ranks, and over the layers unless the value is a list. None: the trainer computes it."""
+    """How the values that the MoE layers measure under this name (`moeport.model.moe_metrics.measurements`) are reduced
+    over passes, micro-batches and ranks, and also over the layers unless the metric is a list. None: the trainer
+    computes the metric itself."""
     tag: str | None = None
-    """TensorBoard tag; with `{layer}` one for each entry of a list. None: not in TensorBoard."""
+    """TensorBoard tag; with `{layer}`, one tag per entry of a list. None: not in TensorBoard."""
     printed: Printed | None = None
     """None: not printed."""
     chart: Chart | None = None
     """None: the report does not draw it over the steps."""
     only_with: str | None = None
-    """Field without which, where it is empty, TensorBoard and the printed lines leave this one out."""
+    """A field; if it is empty, TensorBoard and the printed lines leave this metric out."""
     null_is_none: bool = False
-    """Whether null in metrics.jsonl stands for None; else it stands for a NaN or an infinity."""
+    """Whether null in metrics.jsonl means None; otherwise it means a NaN or an infinity."""
 
     def applies(self, record: Any) -> bool:
-        """Whether the value means something in a record."""
+        """Whether the metric is meaningful in a record."""
         return self.only_with is None or bool(getattr(record, self.only_with))

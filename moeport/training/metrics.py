@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON line for each step and each evaluation. Their fields are in `metrics_table`."""
+"""metrics.jsonl: one JSON line per step and per evaluation. `metrics_table` defines the fields."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TENSORBOARD_DIR = "tensorboard"
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and, where wanted and installed, TensorBoard events.
+    """Writes metrics.jsonl and, if requested and installed, TensorBoard events.
 
     Each record is written at once, so that a kill leaves at most one partial line, the last.
 
     Args:
         run_dir: the run folder; must exist.
-        tensorboard: whether to write events too, to RUN_DIR/tensorboard.
-        resume_step: the step to go on from: records of later steps are dropped. None starts a fresh file.
+        tensorboard: whether to also write events to RUN_DIR/tensorboard.
+        resume_step: the step to resume from; records of later steps are dropped. None starts a new file.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None):
@@ -82,13 +82,13 @@ def iterate_metrics(path: Path) -> Iterator[Record]:
     """The records of a metrics.jsonl in the order of the file, without a partial last line.
 
     Raises:
-        DataError: where any other line is no record.
+        DataError: any other line is not a metrics record.
     """
     for number, (_, record) in enumerate(_records(path), 1):
         try:
             yield _parse(record)
         except KeyError as error:
-            raise DataError(f"{path}:{number}: has no {error.args[0]}, which every such record has") from None
+            raise DataError(f"{path}:{number}: has no {error.args[0]}, which every record of its kind needs") from None
 
 
 def read_metrics(path: Path) -> tuple[list[StepMetrics], list[EvaluationMetrics]]:
@@ -115,12 +115,12 @@ def _parse(record: dict[str, Any]) -> Record:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines and what they say."""
+    """Each line with its parsed record."""
     faulty = 0
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if faulty:
-                raise DataError(f"{path}:{faulty}: is no record of metrics; only the last line may be cut off")
+                raise DataError(f"{path}:{faulty}: is not a metrics record; only the last line may be incomplete")
             try:
                 record = json.loads(line)
             except ValueError:

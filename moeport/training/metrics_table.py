@@ -1,8 +1,8 @@
-"""The table of metrics: what metrics.jsonl, TensorBoard, the printed lines and the report say about a run.
+"""The table of metrics: everything that metrics.jsonl, TensorBoard, the printed lines and the report show of a run.
 
-A metric is one row, and the line that computes it. The row is a field of `StepMetrics` or `EvaluationMetrics`: its name
-and type are those in metrics.jsonl, and the `Metric` in its annotation says the rest. A value that follows from fields
-is a property, with its row in `DERIVED`.
+A metric is one row, plus the line that computes it. The row is a field of `StepMetrics` or `EvaluationMetrics`: its
+name and type are those in metrics.jsonl, and the `Metric` in its annotation holds the rest. A value derived from other
+fields is a property, with its row in `DERIVED`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ class StepMetrics:
     Fields with a default may be missing in files of older versions; a new one needs a default.
     """
 
-    step: Annotated[int, Metric("Number of the step, from 1.")]
+    step: Annotated[int, Metric("Step number, counted from 1.")]
     loss: Annotated[
         float,
         Metric(
-            "Mean cross entropy, nats per token; of images, nats per image.",
+            "Mean cross entropy, in nats per token, or for images in nats per image.",
             tag="train/loss",
             printed=Printed("loss", "{:.4f}"),
             chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}"), line="training"),
         ),
     ]
     total_loss: Annotated[
-        float, Metric("What is differentiated: cross entropy and weighted auxiliary losses.", tag="train/total_loss")
+        float,
+        Metric(
+            "The loss that is differentiated: cross entropy plus the weighted auxiliary losses.", tag="train/total_loss"
+        ),
     ]
     lr: Annotated[
         float,
@@ -57,7 +60,7 @@ class StepMetrics:
     tokens_per_second: Annotated[
         float,
         Metric(
-            "Tokens of the step, over all ranks, by its time.",
+            "Tokens of the step, over all ranks, divided by its duration.",
             tag="performance/tokens_per_second",
             printed=Printed("tps", "{:,.0f}"),
             chart=Chart("Speed", Axis("Throughput", "tokens/s", "{:,.0f}", from_zero=True)),
@@ -65,13 +68,13 @@ class StepMetrics:
     ]
     step_time: Annotated[
         float,
-        Metric("Seconds of the step: batch, forward, backward, update.", tag="performance/step_time"),
+        Metric("Duration of the step in seconds: batch, forward, backward and update.", tag="performance/step_time"),
     ]
-    tokens: Annotated[int, Metric("Tokens since the first step.")]
+    tokens: Annotated[int, Metric("Tokens trained on since the first step.")]
     mfu: Annotated[
         float | None,
         Metric(
-            "Model FLOP utilisation as a fraction; null where the peak is not known.",
+            "Model FLOP utilisation as a fraction; null if the peak is not known.",
             tag="performance/mfu",
             printed=Printed("mfu", "{:.1%}"),
             chart=Chart("Speed", Axis("Model FLOP utilisation", "", "{:.1%}", percent=True, from_zero=True)),
@@ -81,7 +84,7 @@ class StepMetrics:
     load_balance: Annotated[
         float,
         Metric(
-            "Load-balancing loss, mean over the layers, not weighted; 1 is balanced, 0 if it is turned off.",
+            "Unweighted load-balancing loss, mean over the layers; 1 is balanced, 0 if it is turned off.",
             tag="moe/load_balance",
             chart=Chart(
                 "Routing",
@@ -93,7 +96,7 @@ class StepMetrics:
     router_z: Annotated[
         float,
         Metric(
-            "Router z-loss, mean over the layers, not weighted; 0 if it is turned off.",
+            "Unweighted router z-loss, mean over the layers; 0 if it is turned off.",
             tag="moe/router_z",
             chart=Chart("Routing", Axis("Router z-loss", "", "{:.4g}"), unless_zero=True),
         ),
@@ -101,28 +104,28 @@ class StepMetrics:
     output_z: Annotated[
         float,
         Metric(
-            "Output z-loss, not weighted; 0 if it is turned off.",
+            "Unweighted output z-loss; 0 if it is turned off.",
             tag="train/output_z",
-            chart=Chart("Loss", Axis("Output z-loss", "", "{:.4g}"), place=2, unless_zero=True),
+            chart=Chart("Loss", Axis("Output z-loss", "", "{:.4g}"), order=2, unless_zero=True),
         ),
     ]
     imbalance: Annotated[
         float,
         Metric(
-            "Largest over mean load of an expert, mean over the layers; 1 is balanced.",
+            "Largest expert load divided by the mean load, mean over the layers; 1 is balanced.",
             tag="moe/imbalance",
             printed=Printed("imbalance", "{:.2f}"),
             chart=Chart(
                 "Routing",
                 Axis("Expert imbalance", "largest / mean load", "{:.3f}", references={"balanced": 1.0}),
-                place=0,
+                order=0,
             ),
         ),
     ]
     drop_rate: Annotated[
         float,
         Metric(
-            "Dropped over chosen assignments.",
+            "Share of the chosen assignments that were dropped.",
             tag="moe/drop_rate",
             printed=Printed("dropped", "{:.1%}"),
             chart=Chart(
@@ -133,7 +136,7 @@ class StepMetrics:
         ),
     ]
     expert_load: Annotated[
-        list[list[float]], Metric("Share of the chosen assignments of each expert: a list for each MoE layer.")
+        list[list[float]], Metric("Each expert's share of the chosen assignments: one list per MoE layer.")
     ]
     drop_rate_per_layer: Annotated[
         list[float],
@@ -145,65 +148,63 @@ class StepMetrics:
     capacity_per_layer: Annotated[
         list[int],
         Metric(
-            "Assignments that an expert of each MoE layer could serve in a micro-batch; empty for `dropless`.",
+            "Expert capacity of each MoE layer, in assignments per micro-batch; empty for `dropless`.",
             tag="moe/capacity/{layer}",
         ),
     ] = field(default_factory=list)
     delta_per_layer: Annotated[
         list[float],
         Metric(
-            "Cosine of the tokens with the gate row of their first choice, as the [capacity](capacity.md)'s `delta` "
-            "takes it, of each MoE layer; empty unless the capacity is estimated."
+            "Cosine of the tokens with the gate row of their first choice, for each MoE layer, as defined by `delta` "
+            "of the [capacity](capacity.md); empty unless the capacity is estimated."
         ),
     ] = field(default_factory=list)
     competitors_per_layer: Annotated[
         list[float],
         Metric(
-            "s q, the tokens of a micro-batch whose cosine with an expert's gate row is at least delta, of each MoE "
-            "layer; empty unless the capacity is estimated."
+            "s q, the number of tokens of a micro-batch whose cosine with an expert's gate row is at least delta, for "
+            "each MoE layer; empty unless the capacity is estimated."
         ),
     ] = field(default_factory=list)
     drop_rate_by_position: Annotated[
         list[float],
-        Metric(
-            "`drop_rate` over all layers in up to 16 equal ranges of positions of a sequence; empty for `dropless`."
-        ),
+        Metric("`drop_rate` over all layers in up to 16 equal ranges of sequence positions; empty for `dropless`."),
     ] = field(default_factory=list)
     exchange_time: Annotated[
         float,
         Metric(
-            "Seconds in the all-to-alls of the experts, mean over the ranks, forward and backward, waiting for other "
-            "ranks included; on an accelerator until they were launched. 0 unless ranks share the experts."
+            "Seconds spent in the experts' all-to-alls, forward and backward, mean over the ranks, including the wait "
+            "for other ranks; on an accelerator, only until they are launched. 0 unless ranks share the experts."
         ),
     ] = 0.0
     exchanged_rows_per_layer: Annotated[
         list[list[int]],
         Metric(
-            "Rows that all ranks sent to others in the all-to-alls of each MoE layer, forward and backward: [inside "
-            "nodes, between nodes]; empty unless ranks share the experts."
+            "Rows that all ranks sent to other ranks in the all-to-alls of each MoE layer, forward and backward: "
+            "[inside nodes, between nodes]; empty unless ranks share the experts."
         ),
     ] = field(default_factory=list)
     exchanged_bytes_per_layer: Annotated[
         list[list[int]],
         Metric(
-            "Bytes of these rows, with their counts and gates: [inside nodes, between nodes] of each MoE layer; empty "
+            "Bytes of these rows with their counts and gates, for each MoE layer: [inside nodes, between nodes]; empty "
             "unless ranks share the experts."
         ),
     ] = field(default_factory=list)
 
     @property
     def capacity(self) -> float:
-        """Mean of `capacity_per_layer`; NaN where there is no limit."""
+        """Mean of `capacity_per_layer`; NaN without a limit."""
         return sum(self.capacity_per_layer) / len(self.capacity_per_layer) if self.capacity_per_layer else math.nan
 
     @property
     def inside_nodes_mb(self) -> float:
-        """Megabytes (1e6) exchanged inside nodes, over all layers; 0 where ranks do not share the experts."""
+        """Megabytes (1e6) exchanged inside nodes, over all layers; 0 unless ranks share the experts."""
         return sum(inside for inside, _ in self.exchanged_bytes_per_layer) / 1e6
 
     @property
     def between_nodes_mb(self) -> float:
-        """Megabytes (1e6) exchanged between nodes, over all layers; 0 where ranks do not share the experts."""
+        """Megabytes (1e6) exchanged between nodes, over all layers; 0 unless ranks share the experts."""
         return sum(between for _, between in self.exchanged_bytes_per_layer) / 1e6
 
 
@@ -214,7 +215,7 @@ DERIVED: dict[str, Metric] = {
         printed=Printed("capacity", "{:.0f}"),
         chart=Chart(
             "Routing",
-            Axis("Expert capacity", "assignments, mean of the layers", "{:,.0f}", from_zero=True),
+            Axis("Expert capacity", "assignments, mean over the layers", "{:,.0f}", from_zero=True),
             unless_zero=True,
         ),
         only_with="capacity_per_layer",
@@ -232,18 +233,18 @@ DERIVED: dict[str, Metric] = {
         only_with="exchanged_bytes_per_layer",
     ),
 }
-"""Rows of the properties of `StepMetrics`, which follow from its fields and are not in metrics.jsonl."""
+"""Rows of the properties of `StepMetrics`, which are derived from its fields and not in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class EvaluationMetrics:
-    """The whole validation set after `step` steps. A value of None is not in the file."""
+    """The whole validation set after `step` steps. A value of None is left out of the file."""
 
-    step: Annotated[int, Metric("Optimiser steps done.")]
+    step: Annotated[int, Metric("Number of optimiser steps done.")]
     val_loss: Annotated[
         float,
         Metric(
-            "Mean cross entropy of the validation set, nats per token; of images, nats per image.",
+            "Mean cross entropy of the validation set, in nats per token, or for images in nats per image.",
             tag="validation/loss",
             printed=Printed("val_loss", "{:.4f}"),
             chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}"), line="validation"),
@@ -283,7 +284,7 @@ ROWS: Mapping[Kind, Mapping[str, Metric]] = {
     StepMetrics: _rows(StepMetrics) | DERIVED,
     EvaluationMetrics: _rows(EvaluationMetrics),
 }
-"""The rows of each class by name: its fields in their order, then what is derived from them."""
+"""The rows of each class by name: its fields in order, then those derived from them."""
 PER_LAYER = frozenset(name for name, hint in get_type_hints(StepMetrics).items() if get_origin(hint) is list)
 """Metrics of a step that are lists."""
 

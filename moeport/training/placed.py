@@ -26,7 +26,7 @@ class PlacedModel:
     mesh: Mesh
     """The ranks that train it together."""
     exchanges: Mapping[str, CountedExchange]
-    """What carries tokens to experts on other ranks, for each MoE layer; empty where every rank has all experts."""
+    """For each MoE layer, what carries tokens to experts on other ranks; empty if every rank has all experts."""
 
 
 def place_model(
@@ -42,10 +42,10 @@ def place_model(
     Args:
         config: the whole config.
         backend: where it runs.
-        shapes: its shapes; its layers learn where their experts are.
+        shapes: its shapes; its layers are told where their experts are.
         params: whole parameters by name.
         mesh: the ranks.
-        all_to_all: algorithm, of EXCHANGES, and chunks; they matter only where ranks share the experts.
+        all_to_all: an algorithm in EXCHANGES, and the number of chunks; used only if ranks share the experts.
     """
     exchanges = spread(shapes, mesh, *all_to_all)
     options = TrainingOptions(

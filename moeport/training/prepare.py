@@ -1,4 +1,4 @@
-"""From a config to a run that is ready for its next step."""
+"""Turns a config into a run that is ready for its next step."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class PreparedRun:
     """A run that is ready for its next step; each rank has its own."""
 
     config: Config
-    """Whole; `backend.dtype` is the one in use."""
+    """The whole config; `backend.dtype` is the compute type in use."""
     backend: Backend
     mesh: Mesh
     checkpoint: Checkpoint | None
-    """What it resumes from; None for a fresh run."""
+    """The checkpoint it resumes from; None for a new run."""
     task: Task
     trainer: Trainer
 
@@ -57,7 +57,7 @@ class PreparedRun:
 
     @property
     def start_step(self) -> int:
-        """Steps done before."""
+        """Number of steps already done."""
         return self.checkpoint.meta.step if self.checkpoint else 0
 
 
@@ -66,12 +66,12 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
 
     Args:
         config: the whole config.
-        checkpoint: what to go on from; None: from the initial weights.
+        checkpoint: the checkpoint to resume from; None: start from the initial weights.
         backend: where it runs.
         mesh: the ranks that train together.
-        say: prints what is being done.
+        say: prints a line on what is being done.
 
-    Raises UserError, CheckpointError or DataError for what the user can mend.
+    Raises UserError, CheckpointError or DataError for errors that the user can fix.
     """
     if mesh.world.size > 1:
         _check_job(backend, mesh, checkpoint)
@@ -90,12 +90,12 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
 
 
 def with_dtype(config: Config, dtype: str) -> Config:
-    """The config with a compute type in place of its own."""
+    """The config with another compute type."""
     return config.model_copy(update={"backend": config.backend.model_copy(update={"dtype": dtype})})
 
 
 def _check_job(backend: Backend, mesh: Mesh, checkpoint: Checkpoint | None) -> None:
-    """Refuse ranks that start from different steps, and libraries that deliver wrong values."""
+    """Refuse ranks that start from different steps, and communication libraries that deliver wrong values."""
     world = mesh.world
     own = np.array([checkpoint.meta.step if checkpoint else 0])
     steps = world.ops.to_numpy(world.all_gather(world.ops.from_numpy(own)))[:, 0]
@@ -111,7 +111,7 @@ def _check_job(backend: Backend, mesh: Mesh, checkpoint: Checkpoint | None) -> N
 
 
 def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, say: Say) -> tuple[str, int]:
-    """Algorithm and chunks of the config, or the fastest ones."""
+    """Algorithm and number of chunks: those of the config, or the fastest ones if the config leaves them open."""
     comm, moe = config.comm, config.model.moe
     if comm.algorithm != "auto" and comm.chunks != "auto":
         return comm.algorithm, comm.chunks
@@ -125,7 +125,7 @@ def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, 
 def _params(
     config: Config, checkpoint: Checkpoint | None, task: Task, shapes: Transformer, say: Say
 ) -> Mapping[str, np.ndarray]:
-    """Whole parameters by name: the initial ones, or those of a checkpoint that the run can go on from exactly."""
+    """Whole parameters by name: the initial ones, or those of a checkpoint that the run can resume exactly."""
     specs = shapes.parameter_specs()
     if checkpoint is None:
         return initial_parameters(specs, config.training.seed, task.token_counts)
@@ -135,8 +135,8 @@ def _params(
     meta = checkpoint.meta
     if (meta.tokenizer, meta.data) != (task.tokenizer_fingerprint, task.train.fingerprint):
         raise CheckpointError(
-            f"{checkpoint.path}: was trained on other {task.kind} than the config's source gives now, so "
-            f"the run cannot go on exactly; restore {task.remedy}, or start another run with "
+            f"{checkpoint.path}: was trained on other {task.kind} than the config's source provides now, so "
+            f"the run cannot be resumed exactly; restore {task.remedy}, or start another run with "
             "--set run.dir=FOLDER"
         )
     return checkpoint.model

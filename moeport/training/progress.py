@@ -14,7 +14,7 @@ from moeport.training.duration import duration
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics, printed
 
 RECENT_STEPS = 100
-"""Steps whose mean time the time left is computed from."""
+"""Number of recent steps whose mean duration gives the time left."""
 
 
 class Progress:
@@ -22,9 +22,9 @@ class Progress:
 
     Args:
         total_steps: optimiser steps of the whole run.
-        start_step: steps done before.
+        start_step: steps already done.
         log_interval: steps between plain lines; the first and the last step are always printed.
-        console: where to print; a live line if it is a terminal.
+        console: where to print; on a terminal, a live line.
     """
 
     def __init__(self, total_steps: int, start_step: int, log_interval: int, console: Console):
@@ -55,7 +55,7 @@ class Progress:
             self._live.stop()
 
     def step(self, metrics: StepMetrics) -> None:
-        """Show one optimiser step."""
+        """Show an optimiser step."""
         self._times.append(metrics.step_time)
         seconds = sum(self._times) / len(self._times) * (self.total_steps - metrics.step)
         if self._live:
@@ -66,7 +66,7 @@ class Progress:
             self._line(self._position(metrics.step) | printed(metrics) | {"left": duration(seconds)})
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
-        """Show one evaluation."""
+        """Show an evaluation."""
         self._line(self._position(metrics.step) | printed(metrics))
 
     def say(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether a config fits the number of ranks it is started on."""
+"""Checks that a config fits the number of ranks it is started on."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from moeport.facts import BACKENDS, trainers
 
 
 def check_trains(config: Config) -> None:
-    """Raises UserError for a backend that only evaluates, with the names of those that train."""
+    """Raises UserError, which names the backends that train, for a backend that cannot."""
     name = config.backend.name
     if not BACKENDS[name].trains:
         raise UserError(f"backend.name: {name} cannot train; set backend.name to {' or '.join(trainers())}")
 
 
 def check_ranks(config: Config, ranks: int) -> None:
-    """Refuse sizes that do not divide, before anything starts.
+    """Refuse sizes that the ranks do not divide, before anything starts.
 
     Args:
         config: the whole config.
-        ranks: processes of the job.
+        ranks: number of processes in the job.
 
-    Raises UserError with the numbers.
+    Raises UserError, which states the numbers.
     """
     parallelism, training = config.parallelism, config.training
     expert, data = parallelism.expert, parallelism.data

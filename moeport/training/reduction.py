@@ -1,4 +1,4 @@
-"""From the loss terms of this rank's micro-batches to those of a whole step, on the host."""
+"""Reduces the loss terms of micro-batches to those of a whole step, on the host."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from moeport.training.metrics_table import PER_LAYER, ROWS, StepMetrics
 
 
 def whole_step(world: Communicator, parts: Sequence[LossTerms]) -> Any:
-    """The terms of a step in float64: counts are added over micro-batches and ranks, of the rest the mean is taken. A
-    capacity is the same in all of them. What the layers measure is reduced as its row says, over the passes too.
+    """The terms of a step in float64: over micro-batches and ranks, counts are added and all other terms averaged.
+
+    A capacity is the same in all micro-batches. The layers' measurements are reduced as their rows in the table of
+    metrics say, also over the passes.
 
     Args:
-        world: the ranks; every one calls it.
-        parts: of this rank's micro-batches, on the device.
+        world: the ranks, all of which call this function.
+        parts: the terms of this rank's micro-batches, on the device.
 
     Returns: LossTerms of numpy arrays.
     """
@@ -36,10 +38,10 @@ def whole_step(world: Communicator, parts: Sequence[LossTerms]) -> Any:
 
 
 def measured(terms: Any) -> dict[str, Any]:
-    """Metrics that the layers measured, by name: a list with an entry for each layer, or a number reduced over them.
+    """Metrics that the layers measured, by name: a list with an entry per layer, or one number reduced over the layers.
 
     Args:
-        terms: of a whole step.
+        terms: those of a whole step.
     """
     return {name: _over_layers(name, value_L) for name, value_L in terms.measured.items()}
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else."""
+"""The report of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
     unit = "nats/image" if config and config.data.is_images else "nats/token"
     page = load_template("report.html").render(
         name=run_dir.resolve().name,
-        model=_model_words(config) if config else "",
+        model=_describe_model(config) if config else "",
         unfinished=_unfinished(metrics, config, summary),
         figures=key_figures(metrics, summary, unit),
         compression=compression(metrics, summary),
@@ -67,13 +67,13 @@ def _summary(path: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _model_words(config: Config) -> str:
+def _describe_model(config: Config) -> str:
     model, moe = config.model, config.model.moe
     shared = f" + {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
     return (
         f"{model.num_layers} layers of width {model.d_model}, {moe.num_experts}{shared} experts of width "
         f"{moe.expert_hidden}, router {moe.router.name}, {moe.router.experts_per_token} of {moe.num_experts} "
-        f"experts a token"
+        f"experts per token"
     )
 
 
@@ -89,7 +89,7 @@ def _environment(summary: Mapping[str, Any]) -> dict[str, str]:
     values = {
         "device": summary.get("device"),
         "compute type": summary.get("dtype"),
-        "training FLOP a token": flops and rounded(flops),
+        "training FLOP per token": flops and rounded(flops),
         "checkpoint": summary.get("checkpoint"),
         "git revision": summary.get("git_revision"),
         **summary.get("versions", {}),

@@ -1,4 +1,4 @@
-"""The charts over the steps of a run, as the table of metrics says."""
+"""The charts over the steps of a run, as the table of metrics defines them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from moeport.training.run_metrics import RunMetrics
 
 
 def sections(metrics: RunMetrics, baselines: Mapping[str, float], unit: str) -> dict[str, list[LineChart]]:
-    """The line charts by heading; what has no finite value is left out.
+    """The line charts by heading; those without a finite value are left out.
 
     Args:
-        metrics: of the run.
-        baselines: bits per byte of compressors.
-        unit: of losses.
+        metrics: those of the run.
+        baselines: bits per byte of compressors, by name.
+        unit: unit of the losses.
     """
     planned: dict[str, dict[str, tuple[Chart, list[Series]]]] = {}
     for chart, series in _lines(metrics):
@@ -28,7 +28,7 @@ def sections(metrics: RunMetrics, baselines: Mapping[str, float], unit: str) -> 
     return {
         heading: [
             drawn
-            for chart, series in sorted(charts.values(), key=lambda planned: planned[0].place)
+            for chart, series in sorted(charts.values(), key=lambda planned: planned[0].order)
             if (drawn := line_chart(_axis(chart.axis, baselines, unit), series, metrics.last.step))
         ]
         for heading, charts in planned.items()
@@ -36,7 +36,7 @@ def sections(metrics: RunMetrics, baselines: Mapping[str, float], unit: str) -> 
 
 
 def _lines(metrics: RunMetrics) -> list[tuple[Chart, Series]]:
-    """What is drawn, without what is zero throughout and not worth a chart then."""
+    """The metrics to draw, without those that are zero throughout and marked `unless_zero`."""
     drawn = [
         (row.chart, metrics.series(kind, name, row.chart.line))
         for kind in (StepMetrics, EvaluationMetrics)
@@ -47,7 +47,7 @@ def _lines(metrics: RunMetrics) -> list[tuple[Chart, Series]]:
 
 
 def _axis(axis: Axis, baselines: Mapping[str, float], unit: str) -> Axis:
-    """An axis with what only the run knows."""
+    """An axis with the unit and the references that depend on the run."""
     if axis.unit == NATS:
         return replace(axis, unit=unit)
     return replace(axis, references=baselines) if axis.unit == BITS_PER_BYTE else axis

@@ -1,4 +1,4 @@
-"""The key figures at the head of a report."""
+"""The key figures at the top of a report."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class KeyFigure:
 
 
 def _validation(metrics: RunMetrics, summary: Mapping[str, Any], name: str) -> float | None:
-    """The summary's value, else that of the last evaluation, if any."""
+    """The summary's value, or else that of the last evaluation, if any."""
     value = summary.get(name)
     return getattr(metrics.last_evaluation, name, None) if value is None else value
 
 
 def key_figures(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> list[KeyFigure]:
-    """What the run came to; what is not known is left out. `unit` is that of the losses."""
+    """The main results of the run; unknown ones are left out. `unit` is the unit of the losses."""
     last, figures = metrics.last, []
     validation_loss = _validation(metrics, summary, "val_loss")
     if validation_loss is not None:
@@ -47,7 +47,7 @@ def key_figures(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> l
     if "wall_time" in summary:
         steps = f"{last.step:,} step" + ("" if last.step == 1 else "s")
         figures.append(KeyFigure("Wall time", duration(summary["wall_time"]), steps))
-    figures.append(KeyFigure("Tokens", rounded(last.tokens), f"{last.tokens / last.step:,.0f} a step"))
+    figures.append(KeyFigure("Tokens", rounded(last.tokens), f"{last.tokens / last.step:,.0f} per step"))
     if "parameters_total" in summary:
         active = f"{rounded(summary['parameters_active'])} active" if "parameters_active" in summary else ""
         figures.append(KeyFigure("Parameters", rounded(summary["parameters_total"]), active))
@@ -57,7 +57,7 @@ def key_figures(metrics: RunMetrics, summary: Mapping[str, Any], unit: str) -> l
 
 
 def compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
-    """Bits per byte of the run beside general compressors."""
+    """Bits per byte of the run next to those of general-purpose compressors."""
     own = _validation(metrics, summary, "val_bits_per_byte")
     if own is None or not np.isfinite(own):
         return []
@@ -67,7 +67,7 @@ def compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
 
 
 def comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
-    """The run against each compressor in words."""
+    """A sentence that compares the run with each compressor."""
     own = _validation(metrics, summary, "val_bits_per_byte")
     if own is None or not np.isfinite(own):
         return ""
@@ -79,5 +79,5 @@ def comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
 
 
 def rounded(value: float) -> str:
-    """Three digits, with k, M or G."""
+    """A number with three digits and k, M or G."""
     return number(value, value / 100)

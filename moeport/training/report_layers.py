@@ -1,4 +1,4 @@
-"""What a report shows of each MoE layer: loads of its experts, drops and all-to-all."""
+"""What a report shows for each MoE layer: the load of its experts, drops and all-to-all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class ExpertLoad:
 
     layer: str
     last: str
-    """Least and most loaded expert at the end, in words."""
+    """Describes the load of the least and the most loaded expert at the end."""
     map: HeatMap
 
 
 def layer_names(config: Config | None, num_layers: int) -> list[str]:
-    """The layers that have experts, numbered as in the model; from 0 where the config does not say."""
+    """The layers that have experts, numbered as in the model; from 0 without a config."""
     names = config.model.moe_layer_names if config else []
     return names if len(names) == num_layers else [f"Layer {layer}" for layer in range(num_layers)]
 
@@ -56,7 +56,7 @@ def drops(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
 
 
 def position_drops(metrics: RunMetrics, config: Config | None) -> list[Bar]:
-    """Mean drop rate in each range of positions of a sequence; empty if nothing was dropped."""
+    """Mean drop rate in each range of sequence positions; empty if nothing was dropped."""
     mean_P = metrics.dropped_P / metrics.num_steps
     if not mean_P.any():
         return []
@@ -69,14 +69,14 @@ def position_drops(metrics: RunMetrics, config: Config | None) -> list[Bar]:
 
 
 def exchanged(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
-    """Mean bytes a step of the all-to-all of each layer; empty where ranks do not share the experts."""
+    """Mean bytes per step in the all-to-all of each layer; empty unless ranks share the experts."""
     mean_L2 = metrics.exchanged_L2 / metrics.num_steps / 1e6
     if not mean_L2.any():
         return []
     return [
         Bar(
             layer,
-            f"{inside + between:,.3g} MB, {between:,.3g} MB of it between nodes",
+            f"{inside + between:,.3g} MB, {between:,.3g} MB of them between nodes",
             100 * (inside + between) / mean_L2.sum(1).max(),
         )
         for layer, (inside, between) in zip(layers, mean_L2, strict=True)

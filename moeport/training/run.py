@@ -26,21 +26,21 @@ from moeport.training.summary import DryRun, RunSummary
 def train(
     config: Config, *, resume: bool = False, dry_run: bool = False, console: Console | None = None
 ) -> RunSummary | DryRun | None:
-    """Train the model that `config` describes, in `config.run.dir`; in each process of a job that a launcher started.
+    """Train the model that `config` describes, in `config.run.dir`. In a job, every process calls it.
 
     Args:
         config: the whole config.
-        resume: continue from the last checkpoint of the folder; start if there is none; return the summary of a run
-            that is finished.
+        resume: continue from the last checkpoint in the folder, or start if there is none; a finished run only
+            returns its summary.
         dry_run: prepare the data, build the model, measure two steps and write nothing to the run folder.
         console: where progress goes; default standard output. Only the first rank prints.
 
-    Returns: what came out; None on other ranks than the first.
+    Returns: the summary on the first rank; None on the others.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for errors that the user can fix.
         NonFiniteError: a loss or gradient is not finite; the last checkpoint is untouched.
-        InterruptedRunError: Ctrl-C or SIGTERM; the last whole step was saved.
+        InterruptedRunError: Ctrl-C or SIGTERM; the last complete step was saved.
     """
     launch = launched()
     if launch and launch.rank != 0:
@@ -68,13 +68,13 @@ def train(
         run = prepare(config, checkpoint, backend, mesh, partial(_say, console))
         try:
             return measure(run) if dry_run else _train(run, console)
-        except (InterruptedRunError, NonFiniteError) as error:  # every rank alike: they leave in order
+        except (InterruptedRunError, NonFiniteError) as error:  # raised on all ranks alike, so they shut down in order
             stopped = error
     raise stopped
 
 
 def _train(run: PreparedRun, console: Console) -> RunSummary | None:
-    """All remaining steps, and the summary on the first rank."""
+    """Run all remaining steps; returns the summary on the first rank."""
     if run.is_first:
         run.dir.mkdir(parents=True, exist_ok=True)
         write_config(run.dir, run.config)
@@ -87,7 +87,7 @@ def _train(run: PreparedRun, console: Console) -> RunSummary | None:
 
 
 def _say(console: Console, text: str) -> None:
-    """One plain line."""
+    """Print one plain line."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what may be in it, and whether a run may go on there."""
+"""The run folder: what may be in it, and whether a run may be resumed from it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FIXED_KEYS = (
     "training.batch_size",
     "training.seed",
 )
-"""Keys that a resumed run may not change: with others it would be another model or see other batches."""
+"""Keys that a resumed run may not change, since it would become another model or see other batches."""
 
 
 def refuse_used(run_dir: Path) -> None:
-    """Refuse to start where a run already is, so that nothing of it is overwritten."""
+    """Refuse a folder that already holds a run, so that nothing is overwritten."""
     used = [name for name in (CONFIG_FILE, METRICS_FILE) if (run_dir / name).exists()]
     steps = [path.name for path in list_checkpoints(run_dir / CHECKPOINT_DIR)]
     if used or steps:
@@ -43,9 +43,9 @@ def refuse_used(run_dir: Path) -> None:
 def check_resumable(config: Config, checkpoint: Checkpoint) -> list[str]:
     """Compare the config with the checkpoint's.
 
-    Returns: the changed keys that may change, as `key: old -> new`.
+    Returns: the changes that are allowed, as `key: old -> new`.
 
-    Raises UserError naming those that may not.
+    Raises UserError, which names the changes that are not.
     """
     before, now = _leaves(checkpoint.meta.config), _leaves(config.model_dump(mode="json"))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -60,7 +60,7 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[str]:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Keep the resolved config beside the run."""
+    """Write the resolved config to the run folder."""
     (run_dir / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
 
 

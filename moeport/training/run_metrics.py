@@ -1,4 +1,4 @@
-"""The metrics of a whole run in the bounded size that a report can show."""
+"""The metrics of a whole run, reduced to the bounded size that a report can show."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record
 
 CHART_POINTS = 400
 HEAT_MAP_CELLS = 800_000
-"""Most cells of all heat maps of a report together."""
+"""Maximum number of cells in all heat maps of a report together."""
 
 
 def drawn(kind: Kind) -> list[str]:
-    """Names of what the report draws over the steps."""
+    """Names of the metrics that the report draws over the steps."""
     return [name for name, row in ROWS[kind].items() if row.chart]
 
 
@@ -61,27 +61,27 @@ class RunMetrics:
             self.num_steps += 1
             last = record
         if last is None:
-            raise UserError(f"{path}: has no step yet; expected the metrics of a run that has begun to train")
+            raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
         self.last = last
 
     def series(self, kind: Kind, name: str, label: str = "") -> Series:
-        """A value of the steps or of the evaluations, as a line with the band of its extremes."""
+        """A metric of the steps or the evaluations, as a line with a band from its minimum to its maximum."""
         lines, column = self._lines[kind], 1 + drawn(kind).index(name)
         mean_BV = lines.mean
         low_B, high_B = lines.low[:, column], lines.high[:, column]
         return Series(label, mean_BV[:, 0], mean_BV[:, column], _points(lines), low_B, high_B)
 
     def load_points(self) -> list[str]:
-        """The steps of each point of `loads` in words."""
+        """A label with the steps of each point of `loads`."""
         return _points(self.loads)
 
 
 def _values(record: Record) -> np.ndarray:
-    """The step, and what is drawn."""
+    """The step, followed by the values to draw."""
     return np.array([record.step, *(getattr(record, name) for name in drawn(type(record)))], float)
 
 
 def _points(series: BinnedSeries) -> list[str]:
-    """The steps of each point in words; the first column is the step."""
+    """A label with the steps of each point; the first column is the step."""
     ranges = zip(series.low[:, 0], series.high[:, 0], strict=True)
     return [f"step {a:,.0f}" if a == b else f"steps {a:,.0f} to {b:,.0f}" for a, b in ranges]

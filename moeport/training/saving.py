@@ -1,4 +1,4 @@
-"""Which steps of a run become checkpoints, and what is written of them."""
+"""Which steps of a run become checkpoints, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Saver:
     def __init__(self, run: PreparedRun):
         self.run = run
         self.saved_step = run.start_step
-        """Step of the last checkpoint; 0 for the initial weights, which have none."""
+        """Step of the last checkpoint; 0 for the initial weights, which are not saved."""
         best = best_checkpoint(run.checkpoints) if run.checkpoint else None
         self._best_loss = read_meta(best).val_loss if best else None
 
@@ -29,10 +29,10 @@ class Saver:
         return self.run.config.checkpoint.keep_best and self._is_best(evaluation)
 
     def save(self, evaluation: Evaluation | None) -> None:
-        """Write a checkpoint of the present step, and delete those that are not to be kept; every rank calls it.
+        """Write a checkpoint of the current step and delete those that are no longer kept; every rank calls it.
 
         Args:
-            evaluation: of this step, if there was one.
+            evaluation: that of this step, if there was one.
         """
         run, trainer = self.run, self.run.trainer
         parameters, state = trainer.model.parameters(), trainer.model.optimizer_state()

@@ -1,4 +1,4 @@
-"""Learning rate over steps."""
+"""The learning rate of each step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from moeport.config.training import OptimizerConfig
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Rate of optimiser step `step`, counted from 0.
 
-    Linear warm-up to the peak over `warmup_steps`, then by name: `cosine` to the final fraction; `wsd` (warm-up,
-    stable, decay) constant and then linear over the last `decay_fraction` of all steps; `constant`.
+    Linear warm-up to the peak over `warmup_steps`, then, by name: `cosine`, a cosine down to the final fraction; `wsd`
+    (warm-up, stable, decay), constant and then linear over the last `decay_fraction` of all steps; or `constant`.
     """
     schedule, peak = config.schedule, config.learning_rate
     if step < schedule.warmup_steps:

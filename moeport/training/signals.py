@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopRequest:
-    """True once a signal has come; a second one acts as usual. Outside the main thread signals are left alone."""
+    """True once a signal has arrived; a second one acts as usual. Outside the main thread, signals are left alone."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

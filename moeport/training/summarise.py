@@ -1,4 +1,4 @@
-"""What a run came to, once its steps are done, and what it would come to."""
+"""Summarises a finished run, and estimates one that is not started."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
 
     Args:
         run: all of its steps are done.
-        evaluation: after the last step.
-        seconds: that the steps of this process took, with evaluations and checkpoints.
+        evaluation: that after the last step.
+        seconds: time that this process spent on steps, evaluations and checkpoints.
 
     Returns: the summary on the first rank; None on the others.
     """
@@ -64,9 +64,9 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
 
 
 def measure(run: PreparedRun) -> DryRun | None:
-    """Do two steps that leave no trace, and say what the whole run would be; every rank calls it.
+    """Run two steps that leave no trace, and estimate the whole run from them; every rank calls it.
 
-    Returns: what the first rank measured on the second step; None on the others.
+    Returns: the estimate on the first rank, timed on the second step; None on the others.
     """
     trainer, training = run.trainer, run.config.training
     trainer.step()
@@ -88,6 +88,6 @@ def measure(run: PreparedRun) -> DryRun | None:
 
 
 def _peak_memory() -> float:
-    """Largest resident set, GiB; the system counts it in KiB, macOS in bytes."""
+    """Peak resident set in GiB; Linux reports KiB, macOS bytes."""
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

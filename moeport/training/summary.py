@@ -1,4 +1,4 @@
-"""What a run says of itself at the end, and how it is shown."""
+"""The summary of a finished run or of a dry run, and how it is shown."""
 
 from __future__ import annotations
 
@@ -23,64 +23,64 @@ class RunSummary:
     run_dir: str
     """The run folder."""
     steps: int
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     val_loss: float
-    """Validation loss, nats a token; of images nats an image."""
+    """Validation loss in nats per token, or per image."""
     val_bits_per_byte: float | None
-    """The same in bits per byte of text; None for images."""
+    """The same loss in bits per byte of text; None for images."""
     tokens_per_second: float
     """Median over the steps."""
     wall_time: float
     """Seconds of all steps, evaluations and checkpoints, without the preparation of data."""
     peak_memory: float
-    """Largest resident set of the process, GiB."""
+    """Peak resident set of the process, GiB."""
     parameters_total: int
-    """Trained parameters."""
+    """Number of trained parameters."""
     parameters_active: int
-    """Those that one token uses."""
+    """Number of parameters that one token uses."""
     training_flops_per_token: int
-    """Forward and backward."""
+    """FLOPs of the forward and backward pass per token."""
     device: str
-    """Device in words."""
+    """Description of the device."""
     dtype: str
     """Compute type."""
     versions: dict[str, str]
-    """Python, moeport and framework."""
+    """Versions of Python, moeport and the framework."""
     checkpoint: str
     """The last checkpoint."""
     val_accuracy: float | None = None
     """Share of the held-out images whose class has the highest score; None for text."""
     baselines: dict[str, float] = field(default_factory=dict)
-    """Bits per byte of general compressors on the same files, each file by itself; empty for images."""
+    """Bits per byte of general compressors on the same files, each compressed separately; empty for images."""
     sample: dict[str, str] | None = None
     """`prompt` and the generated `text`; None for images."""
     compilations: int = 0
-    """Graphs that the backend compiled in this process; PyTorch's are not counted."""
+    """Number of graphs that the backend compiled in this process; PyTorch's are not counted."""
     compile_seconds: float = 0.0
-    """Their time, the first run of each included."""
+    """Seconds spent compiling them, including the first run of each."""
     capacity_per_layer: list[int] = field(default_factory=list)
-    """Assignments that an expert could serve in the last step, of each MoE layer; empty where there is no limit."""
+    """Expert capacity of each MoE layer in the last step, in assignments; empty without a limit."""
     drop_rate: float = 0.0
-    """Dropped over chosen assignments in the last step."""
+    """Share of the chosen assignments that were dropped in the last step."""
 
     def __rich__(self) -> RenderableType:
         """The closing panel on a terminal."""
         table = _table()
-        unit = "a token" if self.val_accuracy is None else "an image"
-        table.add_row("validation loss", f"{self.val_loss:.4f} nats {unit}")
+        unit = "token" if self.val_accuracy is None else "image"
+        table.add_row("validation loss", f"{self.val_loss:.4f} nats per {unit}")
         if self.val_bits_per_byte is not None:
             others = ", ".join(f"{name}: {bits:.3f}" for name, bits in self.baselines.items())
-            table.add_row("bits per byte", f"{self.val_bits_per_byte:.3f}  ({others}, each held-out file by itself)")
+            table.add_row("bits per byte", f"{self.val_bits_per_byte:.3f}  ({others}, each held-out file separately)")
         if self.val_accuracy is not None:
             table.add_row("accuracy", f"{self.val_accuracy:.2%} of the held-out images")
         table.add_row("speed", f"{self.tokens_per_second:,.0f} tokens/s on {self.device}, {self.dtype}")
         table.add_row("time, memory", f"{duration(self.wall_time)}, at most {self.peak_memory:.2f} GiB")
         if self.compilations:
             table.add_row("compiled", f"{self.compilations} graphs in {duration(self.compile_seconds)}")
-        table.add_row("parameters", f"{self.parameters_total:,} ({self.parameters_active:,} active a token)")
+        table.add_row("parameters", f"{self.parameters_total:,} ({self.parameters_active:,} active per token)")
         if self.capacity_per_layer:
             rows = ", ".join(f"{rows:,}" for rows in self.capacity_per_layer)
-            table.add_row("capacity", f"{rows} assignments an expert by layer; dropped: {self.drop_rate:.1%}")
+            table.add_row("capacity", f"{rows} assignments per expert, by layer; dropped: {self.drop_rate:.1%}")
         table.add_row("checkpoint", self.checkpoint)
         run = Path(self.run_dir)
         table.add_row("metrics", str(run / "metrics.jsonl"))
@@ -94,35 +94,35 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would be; nothing was written to its folder."""
+    """What a run would do; nothing was written to its folder."""
 
     parameters_total: int
-    """Trained parameters."""
+    """Number of trained parameters."""
     parameters_active: int
-    """Those that one token uses."""
+    """Number of parameters that one token uses."""
     training_flops_per_token: int
-    """Forward and backward."""
+    """FLOPs of the forward and backward pass per token."""
     tokens_per_step: int
     """Batch size times sequence length."""
     steps: int
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     epochs: float
     """Passes over the training data."""
     seconds_per_step: float
     """Measured on the second step."""
     device: str
-    """Device in words."""
+    """Description of the device."""
     dtype: str
     """Compute type."""
 
     def __rich__(self) -> RenderableType:
-        """A panel of what would be done."""
+        """A panel that describes the run."""
         table = _table()
-        table.add_row("parameters", f"{self.parameters_total:,} ({self.parameters_active:,} active a token)")
-        table.add_row("training FLOPs", f"{self.training_flops_per_token:,} a token")
-        table.add_row("tokens", f"{self.tokens_per_step:,} a step, {self.epochs:.2f} epochs in {self.steps:,} steps")
+        table.add_row("parameters", f"{self.parameters_total:,} ({self.parameters_active:,} active per token)")
+        table.add_row("training FLOPs", f"{self.training_flops_per_token:,} per token")
+        table.add_row("tokens", f"{self.tokens_per_step:,} per step, {self.epochs:.2f} epochs in {self.steps:,} steps")
         total = duration(self.seconds_per_step * self.steps)
-        table.add_row("time", f"{self.seconds_per_step:.3f} s a step, about {total} in all, without evaluation")
+        table.add_row("time", f"{self.seconds_per_step:.3f} s per step, about {total} in total, without evaluation")
         table.add_row("device", f"{self.device}, {self.dtype}")
         return Panel(table, title="dry run: nothing was written to the run folder", title_align="left")
 

@@ -1,4 +1,4 @@
-"""What a run learns: its data, and all that depends on their kind."""
+"""What a run learns: its data, and everything that depends on the kind of data."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Task(ABC):
     train: Examples
     validation: Examples
     vocab_size = 0
-    """Of the tokenizer; 0 where there is none."""
+    """Vocabulary size of the tokenizer; 0 without one."""
     tokenizer_fingerprint: str | None = None
-    """`Tokenizer.fingerprint`; None where there is none."""
+    """`Tokenizer.fingerprint`; None without a tokenizer."""
     kind: ClassVar[str]
-    """What the examples are, in words."""
+    """Describes the examples in messages."""
     remedy: ClassVar[str]
-    """What to restore where they have changed."""
+    """What to restore if they have changed."""
     token_counts: Callable[[], np.ndarray] | None = None
-    """Counts vocabulary ids in the training data; None where there are none."""
+    """Counts the vocabulary ids in the training data; None for data without ids."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -49,13 +49,13 @@ class Task(ABC):
     def model(self) -> Transformer:
         """The model's shapes.
 
-        Raises UserError if it does not fit the data.
+        Raises UserError if the model does not fit the data.
         """
         return build_model(self.config.model, self.config.data, self.vocab_size)
 
     @abstractmethod
-    def words(self) -> str:
-        """What the examples are, and how many there are: a line to be printed."""
+    def describe(self) -> str:
+        """One line that says what the examples are and how many there are."""
 
     @abstractmethod
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
@@ -63,10 +63,10 @@ class Task(ABC):
 
     @abstractmethod
     def save(self, run_dir: Path) -> None:
-        """Write what a use of the trained model needs beside its checkpoint."""
+        """Write what using the trained model requires besides its checkpoint."""
 
     def summary(self, model: EvaluationModel) -> dict[str, Any]:
-        """Values of `RunSummary` that only this kind of data has."""
+        """Values of `RunSummary` that exist only for this kind of data."""
         return {}
 
 
@@ -93,7 +93,7 @@ class TextTask(Task):
         return super().model()
 
     @override
-    def words(self) -> str:
+    def describe(self) -> str:
         train, held_out = self.data.train, self.data.validation.num_documents
         return (
             f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
@@ -106,11 +106,11 @@ class TextTask(Task):
         return evaluate(world, model, validation.windows(batch_size), validation.num_bytes)
 
     def save(self, run_dir: Path) -> None:
-        """The tokenizer."""
+        """Write the tokenizer."""
         self.data.tokenizer.save(run_dir / TOKENIZER_FILE)
 
     def summary(self, model: EvaluationModel) -> dict[str, Any]:
-        """Bits per byte of general compressors, and a sample."""
+        """Bits per byte of general-purpose compressors, and a sample."""
         context = self.config.data.sequence_length
         text = sample(model, self.data.tokenizer, SAMPLE_PROMPT, context, SAMPLE_TOKENS, 0.8, 50, 0)
         return {
@@ -120,7 +120,7 @@ class TextTask(Task):
 
 
 class ImageTask(Task):
-    """Name the class of an image."""
+    """Predict the class of an image."""
 
     kind = "images"
     remedy = "the images (for digits: the same scikit-learn)"
@@ -130,7 +130,7 @@ class ImageTask(Task):
         self.train, self.validation = images
 
     @override
-    def words(self) -> str:
+    def describe(self) -> str:
         train, held_out = self.train, self.validation.num_sequences
         return f"images      {train.num_sequences:,} of {train.sequence_length} patches; {held_out:,} images held out"
 
@@ -139,7 +139,7 @@ class ImageTask(Task):
         return evaluate_images(world, model, self.validation.windows(batch_size))
 
     def save(self, run_dir: Path) -> None:
-        """Nothing."""
+        """Write nothing, since a checkpoint is enough."""
 
 
 def build_task_in_turn(config: Config, world: Communicator, *, report: Callable[[str], None]) -> Task:
@@ -151,10 +151,9 @@ def build_task_in_turn(config: Config, world: Communicator, *, report: Callable[
 
 
 def build_task(config: Config, *, report: Callable[[str], None]) -> Task:
-    """Read the data of a config. Args: config; report takes a sentence on what is being done.
+    """Read the data of a config. `report` is given a sentence on what is being done.
 
-    Raises:
-        DataError: for data that cannot be used.
+    Raises DataError for data that cannot be used.
     """
     if config.data.is_images:
         return ImageTask(config, read_images(config.data))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class EventLog:
-    """Scalars in a TensorBoard event file. Raises ImportError where tensorboard is missing or broken.
+    """Scalars in a TensorBoard event file. Raises ImportError if tensorboard is missing or broken.
 
     Args:
         folder: the log folder; made if it is missing.
-        first_step: what an earlier event file of the folder has from this step on no longer counts.
+        first_step: values from this step on in earlier event files of the folder are superseded.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -31,5 +31,5 @@ class EventLog:
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
-        """Write out what is pending and close the file."""
+        """Flush pending events and close the file."""
         self._writer.close()

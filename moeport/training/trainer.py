@@ -21,13 +21,13 @@ from moeport.training.schedule import learning_rate
 class Trainer:
     """Optimiser steps on one model.
 
-    A step depends on the config, the parameters, the optimiser state and the number of the step alone: batches and
-    noise are drawn by counter, so a run resumed at step n repeats what an uninterrupted one would have done.
+    A step depends only on the config, the parameters, the optimiser state and the step number: batches and noise are
+    drawn by counter, so a run resumed at step n does exactly what an uninterrupted one would have done.
 
     Args:
         config: the whole config.
-        placed: the model, on the ranks that train it; each rank makes a trainer with the same other arguments.
-        batches: what it trains on.
+        placed: the model, on the ranks that train it; all ranks pass the same values for the other arguments.
+        batches: the batches it trains on.
         start_step: steps already done.
         peak_flops: FLOP/s of one rank's device that the MFU refers to.
     """
@@ -44,9 +44,9 @@ class Trainer:
         self.flops_per_token = self.shapes.training_flops_per_token(batches.examples.sequence_length)
 
     def step(self) -> StepMetrics:
-        """One optimiser step.
+        """Do one optimiser step.
 
-        Raises NonFiniteError, before parameters change, if the loss or the gradient is not finite.
+        Raises NonFiniteError, before any parameter changes, if the loss or the gradient is not finite.
         """
         started = time.perf_counter()
         step, training = self.step_number, self.config.training
@@ -103,8 +103,10 @@ class Trainer:
         )
 
     def _sent(self) -> tuple[np.ndarray, float]:
-        """What all ranks sent in the exchanges of each MoE layer, (L, 4): rows inside nodes and between nodes, bytes
-        inside nodes and between nodes; (0, 4) where there are no exchanges. And the seconds of all, mean of the ranks.
+        """What all ranks sent in the exchanges of each MoE layer, and the total time in seconds, mean over the ranks.
+
+        The former is (L, 4): rows inside nodes and between nodes, then bytes inside nodes and between nodes; (0, 4)
+        without exchanges.
         """
         volumes = [exchange.sent() for exchange in self.exchanges.values()]
         own = np.array(
@@ -124,7 +126,7 @@ class Trainer:
 
     def _stop(self, step: int, loss: float, grad_norm: float) -> None:
         named = "loss or gradient norm"
-        if self.world.size == 1:  # looking for it runs the model, which several ranks could only do in step
+        if self.world.size == 1:  # the search runs the model, which several ranks could only do together
             named = next(filter(None, map(self.model.first_non_finite, self.batches.of_step(step))), "gradient norm")
         raise NonFiniteError(
             f"step {step + 1}: {named} is not finite (loss {loss}, gradient norm {grad_norm}); the parameters were not "
@@ -134,5 +136,5 @@ class Trainer:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """part / whole, and `empty` where the whole is 0: a layer whose tokens all chose null experts is balanced."""
+    """part / whole, or `empty` if the whole is 0, as in a layer whose tokens all chose null experts."""
     return np.where(whole > 0, part / np.maximum(whole, 1), empty)

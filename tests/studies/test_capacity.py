@@ -175,7 +175,7 @@ def test_summary_and_report_show_capacity_and_drops(tmp_path):
     config = config_with(tmp_path, {"policy": "factor", "factor": 0.5}, metrics={"report": True})
     console = Console(record=True, width=200, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(train(config, console=QUIET))
-    assert "32, 32 assignments an expert by layer; dropped: " in console.export_text()
+    assert "32, 32 assignments per expert, by layer; dropped: " in console.export_text()
     report = (config.run.dir / "report.html").read_text()
     for text in (
         "Expert capacity",

@@ -79,7 +79,7 @@ def test_a_broken_line_before_the_last_is_an_error_with_its_place(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first, second = path.read_text().splitlines()
     path.write_text(f"{first}\n{first[:40]}\n{second}\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is no record"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is not a metrics record"):
         read_metrics(path)
 
 

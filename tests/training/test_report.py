@@ -93,7 +93,7 @@ def test_every_section_is_there(tmp_path):
     for value in ("cpu (2 threads)", "float32", "2.11.0", "runs/example/checkpoints/step-1000"):
         assert value in page.texts["dd"]
     assert "num_experts: 8" in page.texts["details"][0]
-    assert "4 layers of width 256, 8 experts of width 512, router topk, 2 of 8 experts a token" in body
+    assert "4 layers of width 256, 8 experts of width 512, router topk, 2 of 8 experts per token" in body
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):
@@ -172,8 +172,8 @@ def test_the_all_to_all_is_shown_where_there_is_one(tmp_path):
     assert "All-to-all" not in report(tmp_path / "alone")[1]
     sent = [[1_500_000, 500_000], [3_000_000, 0]]
     page, text = report(tmp_path / "shared", layers=2, config="model:\n  num_layers: 2\n", exchanged=sent)
-    assert "2 MB, 0.5 MB of it between nodes" in text
-    assert "3 MB, 0 MB of it between nodes" in text
+    assert "2 MB, 0.5 MB of them between nodes" in text
+    assert "3 MB, 0 MB of them between nodes" in text
     assert {"All-to-all inside nodes", "All-to-all between nodes"} <= set(charts(page))
 
 

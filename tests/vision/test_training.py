@@ -69,7 +69,7 @@ def test_summary_metrics_and_text_have_the_accuracy_and_no_bits_per_byte(trained
     assert evaluations[-1]["val_accuracy"] == summary.val_accuracy
     assert (summary.val_bits_per_byte, summary.sample, summary.baselines) == (None, None, {})
     assert f"val_accuracy: {summary.val_accuracy:.2%}" in text
-    assert "nats an image" in text
+    assert "nats per image" in text
     assert "images      1,408 of 4 patches; 389 images held out" in text
     assert "bits per byte" not in text
     assert not (config.run.dir / "tokenizer.json").exists()
@@ -142,7 +142,7 @@ def test_other_images_cannot_be_resumed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"data\.validation_fraction: 0\.2 -> 0\.3"):
         train(digits_config(tmp_path, data={"validation_fraction": 0.3}), resume=True, console=QUIET)
     monkeypatch.setattr("moeport.data.images.patches", lambda pixels, size: np.zeros((len(pixels), 4, 16), np.float32))
-    with pytest.raises(CheckpointError, match="was trained on other images than the config's source gives now"):
+    with pytest.raises(CheckpointError, match="was trained on other images than the config's source provides now"):
         train(config, resume=True, console=QUIET)
 
 

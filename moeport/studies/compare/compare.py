@@ -130,8 +130,8 @@ def compare(plan: Plan, *, ranks: int = 8, console: Console | None = None) -> Co
         else:
             outcomes[run.dir] = _outcome(run, ranks)
     ordered = _of_same_data(tuple(outcomes.get(run.dir) or Outcome(run, None, NOT_TRAINED) for run in plan.runs), plan)
-    kind, words = task.words().split(maxsplit=1)
-    return Comparison(plan, ordered, ranks, f"{kind}: {words}", interruption)
+    kind, description = task.describe().split(maxsplit=1)
+    return Comparison(plan, ordered, ranks, f"{kind}: {description}", interruption)
 
 
 def _equal(name: str, plan: Plan) -> str:
