@@ -16,7 +16,7 @@ from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.array import Array
 from moeport.core.ops import Ops
-from moeport.core.parameters import parameter_dtype, under
+from moeport.core.parameters import parameter_dtype, subtree
 from moeport.core.routing import RouterContext
 from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS, BackendFacts
@@ -214,7 +214,7 @@ def find_non_finite(
 
     def run_block(run: Pass, x_BSD: Array, context: RouterContext) -> BlockOutput:
         name = f"layers.{context.layer}"
-        output = model.blocks[context.layer].forward(run, under(name, params), x_BSD, context)
+        output = model.blocks[context.layer].forward(run, subtree(name, params), x_BSD, context)
         if not finite(output[0]):
             found.append(f"output of {name}")
         return output

@@ -6,14 +6,15 @@ from types import EllipsisType
 from typing import Any, Protocol
 
 Index = int | slice | EllipsisType
-"""Indices are constants: what depends on data is picked by `Ops.take_rows` and `Ops.take_last`."""
+"""Indices are constants; data-dependent selection goes through `Ops.take_rows` and `Ops.take_last`."""
 
 
 class Array(Protocol):
     """An array of the backend: numpy.ndarray, torch.Tensor or mindspore.Tensor.
 
-    Arithmetic, comparison, slicing and shape; all else is in `moeport.core.ops.Ops`. The other operand is an array or a
-    scalar of `Ops.constant` or `Ops.index`; it is Any here because numpy's own types take no Protocol.
+    Arithmetic, comparison, slicing and shape; everything else is in `moeport.core.ops.Ops`. The other operand is an
+    array, or a scalar from `Ops.constant` or `Ops.index`; it is typed Any because numpy's stubs do not accept a
+    Protocol.
     """
 
     @property
@@ -44,4 +45,4 @@ class Array(Protocol):
 
     def __ge__(self, other: Any, /) -> Array: ...
 
-    def __eq__(self, other: object, /) -> Array: ...  # type: ignore[override]  # of every element
+    def __eq__(self, other: object, /) -> Array: ...  # type: ignore[override]  # elementwise

@@ -1,6 +1,6 @@
 """Dispatch: from token order to expert order and back.
 
-`dispatch` and `combine` are pure functions joined by a frozen `DispatchPlan`; between them stand the experts, and the
+`dispatch` and `combine` are pure functions joined by a frozen `DispatchPlan`; between them come the experts, and the
 all-to-all when experts are spread over ranks. Shape suffixes as in `moeport.core.ops`.
 """
 
@@ -17,24 +17,24 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing, SoftRouting
 
 Experts = Callable[[Array, Array], Array]
-"""The experts that are here: from rows sorted by expert (R, D) and counts (e,) to the outputs (R, D)."""
+"""The local experts: a function from rows sorted by expert (R, D) and counts (e,) to outputs (R, D)."""
 
 
 class RunExperts(Protocol):
-    """How a backend gives a computation the weights of the experts that are here, gathered if they are sharded."""
+    """How a backend supplies a computation with the weights of the local experts, gathered if they are sharded."""
 
     def __call__(self, compute: Callable[..., Array], *arrays: Array) -> Array:
-        """`compute(w_in, w_out, *arrays)`; every array that a gradient flows to is among `arrays`."""
+        """Returns `compute(w_in, w_out, *arrays)`; every array that needs a gradient must be among `arrays`."""
 
 
 class Exchange(Protocol):
     """How tokens reach experts on other ranks and come back."""
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
-        """Outputs of all experts for the tokens of this rank, weighted by their gates and summed, (T, D)."""
+        """Expert outputs for the tokens of this rank, weighted by their gates and summed, (T, D)."""
 
     def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
-        """Outputs of all experts for rows of this rank that are sorted by expert, (R, D)."""
+        """Expert outputs for the rows of this rank, which are sorted by expert, (R, D)."""
 
 
 def plan_dispatch(ops: Ops, routing: Routing) -> DispatchPlan:
@@ -55,7 +55,7 @@ def plan_dispatch(ops: Ops, routing: Routing) -> DispatchPlan:
 
 
 def dispatch(ops: Ops, x_TD: Array, routing: Routing) -> tuple[Array, Array, DispatchPlan]:
-    """Rows in expert order.
+    """Copy each token to its rows, in expert order.
 
     Returns: (x_RD, counts_E, plan).
     """
@@ -69,9 +69,9 @@ def combine(ops: Ops, y_RD: Array, routing: Routing, plan: DispatchPlan) -> Arra
 
 
 def soft_dispatch(ops: Ops, x_TD: Array, routing: SoftRouting) -> tuple[Array, Array]:
-    """Rows in expert order, each a weighted mean of the tokens of one sequence.
+    """Compute rows in expert order, each a weighted mean of the tokens of one sequence.
 
-    Returns: (x_RD, counts_E), where every expert has the slots of all sequences.
+    Returns: (x_RD, counts_E), where every expert gets its slots from all sequences.
     """
     batch, sequence, slots = routing.dispatch_BSR.shape
     experts, width = routing.num_experts, x_TD.shape[1]

@@ -18,8 +18,8 @@ class DispatchPlan:
     token_R: Array
     """Token of each row."""
     counts_E: Array
-    """Rows of each expert; rows after the last counted one are served by nobody."""
+    """Rows per expert; rows after the last counted one are not served."""
     num_tokens: int
     """T."""
     choices_per_token: int | None
-    """K; None where experts chose the tokens: assignments are in no order of tokens then."""
+    """K; None if experts chose the tokens, in which case assignments are not in token order."""

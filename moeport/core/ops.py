@@ -8,10 +8,10 @@ and comparison operators, slicing and `.shape` that every array type has. Its ru
 * indices come from `argsort`, `topk`, `arange`, so that each backend keeps its own index type.
 
 *Primitives* are abstract. *Kernels* (the second half) have a default composition of primitives; a backend replaces one
-by a fused form where it has one, and the conformance suite holds every replacement against the default.
+by a fused form if it has one, and the conformance suite holds every replacement against the default.
 
-Shape suffixes: T tokens, D model width, F expert hidden width, E experts, K experts a token, N = T * K assignments,
-R rows given to experts, V vocabulary, B batch, S sequence, H query heads, G key/value heads, A head width.
+Shape suffixes: T tokens, D model width, F expert hidden width, E experts, K experts per token, N = T * K assignments,
+R rows sent to experts, V vocabulary, B batch, S sequence, H query heads, G key/value heads, A head width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ops(ABC):
     """Array operations of one backend on one device. Stateless."""
 
     def unrecorded(self) -> Ops:
-        """These operations with nothing on record, for what no result depends on; themselves unless they record."""
+        """The same operations without recording, for values that no result depends on; `self` unless they record."""
         return self
 
     # ------------------------------------------------------------------ creation and conversion
@@ -45,7 +45,7 @@ class Ops(ABC):
         """Copy to the host; bfloat16 becomes float32. Waits for the device."""
 
     def on_host(self, x: Array) -> np.ndarray | None:
-        """`x` where it is, not to be written to; None if numpy cannot read that memory or type."""
+        """A read-only view of `x` without a copy; None if numpy cannot read its memory or type."""
         return None
 
     @abstractmethod
@@ -79,12 +79,12 @@ class Ops(ABC):
         """Convert to one of FLOAT_DTYPES; differentiable between float types."""
 
     def accurate(self, x: Array) -> Array:
-        """`x` in float32 if it is of a shorter type, else as it is."""
+        """`x` in float32 if its type is narrower, otherwise unchanged."""
         return self.cast(x, "float32") if self.dtype(x) == "bfloat16" else x
 
     @abstractmethod
     def stop_gradient(self, x: Array) -> Array:
-        """`x` as a constant of differentiation."""
+        """`x`, treated as a constant by differentiation."""
 
     # ------------------------------------------------------------------ shapes
 
@@ -102,7 +102,7 @@ class Ops(ABC):
 
     @abstractmethod
     def split(self, x: Array, sizes: Sequence[int], axis: int) -> list[Array]:
-        """Cut into consecutive pieces; a size may be 0."""
+        """Split into consecutive pieces; a size may be 0."""
 
     # ------------------------------------------------------------------ elementwise
 
@@ -128,7 +128,7 @@ class Ops(ABC):
 
     @abstractmethod
     def where(self, condition: Array, x: Array, y: Array) -> Array:
-        """x where condition holds, else y; broadcasts."""
+        """x where the condition holds, otherwise y; broadcasts."""
 
     # ------------------------------------------------------------------ reductions
 
@@ -186,13 +186,13 @@ class Ops(ABC):
 
     @abstractmethod
     def argsort(self, x: Array, descending: bool = False) -> Array:
-        """Stable order of a one-dimensional array: of equal values the lower index comes first, either way."""
+        """Indices that sort a one-dimensional array; ties go to the lower index, ascending or descending."""
 
     @abstractmethod
     def topk_ids(self, x: Array, k: int) -> Array:
-        """Indices of the k largest along the last dimension, largest first; of equal values the lower index first.
+        """Indices of the k largest along the last dimension, largest first; ties go to the lower index.
 
-        This is the pinned tie rule. Frameworks' own top-k leave the order of ties open.
+        This is the pinned tie rule; frameworks' own top-k functions leave the order of ties unspecified.
         """
 
     # ------------------------------------------------------------------ kernels
@@ -204,7 +204,7 @@ class Ops(ABC):
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019).
 
-        Computed in float32 at least, returned in the type of x.
+        Computed in float32 or wider, returned in the type of x.
         """
         y = self.accurate(x)
         scale = self.rsqrt(self.mean(y * y, axis=-1, keepdims=True) + self.constant_like(eps, y))
@@ -213,7 +213,7 @@ class Ops(ABC):
     def rope(self, x_BSHA: Array, cos_SA: Array, sin_SA: Array) -> Array:
         """Rotary embedding, rotate-half pairing (Su et al. 2021; pairs (i, i + A/2) as in GPT-NeoX).
 
-        Args: x (B, S, H, A); cos and sin (S, A), each half the same. Returns the shape and type of x.
+        Args: x (B, S, H, A); cos and sin (S, A), whose two halves are equal. Returns the shape and type of x.
         """
         sequence, width = x_BSHA.shape[1], x_BSHA.shape[3]
         x = self.accurate(x_BSHA)
@@ -259,16 +259,16 @@ class Ops(ABC):
         return self.linear(self.swiglu(hidden) if activation == "swiglu" else self.gelu(hidden), w_out)
 
     def grouped_mlp(self, x_RD: Array, w_in: Array, w_out_EDF: Array, counts_E: Array, activation: str) -> Array:
-        """A feed-forward block an expert over rows sorted by expert.
+        """One feed-forward block per expert, over rows sorted by expert.
 
         Args:
-            x_RD: rows of expert 0, then of expert 1, ...; rows after the last counted one belong to nobody.
+            x_RD: rows of expert 0, then of expert 1, ...; rows after the last counted one belong to no expert.
             w_in: (E, 2F, D) for swiglu, gate first; (E, F, D) for gelu.
             w_out_EDF: output weights.
-            counts_E: rows of each expert; the sum may be less than R.
+            counts_E: rows per expert; the sum may be less than R.
             activation: swiglu or gelu.
 
-        Returns: (R, D) in the type of x; rows that belong to nobody are 0.
+        Returns: (R, D) in the type of x; rows that belong to no expert are 0.
         """
         counts = [int(count) for count in self.to_numpy(counts_E)]
         rest = x_RD.shape[0] - sum(counts)
@@ -292,12 +292,12 @@ class Ops(ABC):
     def routed_mlp(
         self, x_TD: Array, weight_N: Array, plan: DispatchPlan, w_in: Array, w_out_EDF: Array, activation: str
     ) -> Array:
-        """The experts of each token, weighted and summed: `permute`, `grouped_mlp` and `unpermute` in one.
+        """Each token's expert outputs, weighted and summed: `permute`, `grouped_mlp` and `unpermute` in one.
 
         Args:
             x_TD: tokens.
-            weight_N: gate of each assignment; 0 where it is not served.
-            plan: of the assignments.
+            weight_N: gate of each assignment; 0 if it is not served.
+            plan: where each assignment goes.
             w_in: as in `grouped_mlp`.
             w_out_EDF: output weights.
             activation: swiglu or gelu.
@@ -308,7 +308,7 @@ class Ops(ABC):
         return self.unpermute(y_RD, weight_N, plan)
 
     def cross_entropy(self, logits_TV: Array, target_T: Array) -> tuple[Array, Array]:
-        """Negative log-likelihood in nats and log-partition of each token, in float32 at least.
+        """Negative log-likelihood in nats and log-partition per token, in float32 or wider.
 
         Returns: (nll_T, logsumexp_T).
         """
@@ -325,11 +325,11 @@ class Ops(ABC):
         Args:
             x_TD: final hidden states.
             weight_VD: output projection.
-            target_T: ids of the right tokens.
+            target_T: ids of the target tokens.
             z_weight: weight of the output z-loss, mean(logsumexp^2).
 
-        Returns: (cross entropy + z_weight * z-loss, cross entropy, z-loss), means over tokens, scalars in float32 at
-        least; the gradient flows through the first alone.
+        Returns: (cross entropy + z_weight * z-loss, cross entropy, z-loss), scalar means over tokens in float32 or
+        wider; the gradient flows through the first only.
         """
         nll_T, log_partition_T = self.cross_entropy(self.linear(x_TD, weight_VD), target_T)
         cross_entropy, z = self.mean(nll_T), self.mean(log_partition_T * log_partition_T)

@@ -109,7 +109,7 @@ def with_prefix(prefix: str, specs: Iterable[ParameterSpec]) -> list[ParameterSp
     return [replace(spec, name=f"{prefix}.{spec.name}") for spec in specs]
 
 
-def under(prefix: str, params: Mapping[str, Value]) -> dict[str, Value]:
+def subtree(prefix: str, params: Mapping[str, Value]) -> dict[str, Value]:
     """The parameters whose names begin with `prefix.`, with that prefix removed."""
     cut = len(prefix) + 1
     return {name[cut:]: value for name, value in params.items() if name.startswith(f"{prefix}.")}

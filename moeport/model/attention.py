@@ -50,7 +50,7 @@ def attention_forward(
         config: the `model` section.
         params: arrays by the names of `attention_specs`.
         x_BSD: (B, S, D).
-        causal: whether a position sees only itself and those before it.
+        causal: whether a position sees only itself and earlier ones.
 
     Returns: (B, S, D).
     """

@@ -1,6 +1,6 @@
-"""Which all-to-all is fastest here: tried on this job's ranks, links and sizes before the training starts.
+"""Finds the fastest all-to-all by timing the candidates on this job's ranks, links and sizes, before training starts.
 
-Trying is more exact than predicting: `moeport.plan.planner` knows of the links only what such trials measure.
+Timing is more accurate than predicting: all that `moeport.plan.planner` knows about links comes from such timings.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ from moeport.core.routing import Routing
 from moeport.model.moe import mlp_specs
 
 ROUNDS = 5
-"""Timed passes of each candidate, in turn, after one that is not."""
+"""Timed passes per candidate, in turn, after an untimed one."""
 CHUNKS = (1, 2, 4)
-"""What `comm.chunks: auto` tries."""
+"""Numbers of chunks that `comm.chunks: auto` tries."""
 
 Candidate = tuple[str, int]
-"""Algorithm and chunks."""
+"""Algorithm and number of chunks."""
 
 
 @dataclass(frozen=True)
 class FastestExchange:
-    """The fastest all-to-all and the times of those tried."""
+    """The fastest all-to-all, and the times of all candidates."""
 
     algorithm: str
     chunks: int
     seconds: dict[Candidate, float]
-    """Median over rounds of the slowest rank's time of one layer's exchange and experts, forward and backward."""
+    """Median over rounds of the slowest rank's time for one layer's exchange and experts, forward and backward."""
 
     def __str__(self) -> str:
         times = ", ".join(f"{label(*candidate)} {seconds * 1e3:.3g} ms" for candidate, seconds in self.seconds.items())
-        return f"{label(self.algorithm, self.chunks)} is fastest here: {times}"
+        return f"{label(self.algorithm, self.chunks)} is fastest: {times}"
 
 
 def fastest(
     mesh: Mesh, config: Config, num_tokens: int, top_k: int, dtype: str, value_and_grad: Callable[..., Any]
 ) -> FastestExchange:
-    """Time exchange and experts of one layer, forward and backward: by every algorithm where `comm.algorithm` is auto,
-    then by the fastest one in other chunks where `comm.chunks` is. Every rank of the mesh calls it.
+    """Time the exchange and experts of one layer, forward and backward: with every algorithm if `comm.algorithm` is
+    auto, then with the fastest one and other numbers of chunks if `comm.chunks` is auto. Every rank of the mesh calls
+    it.
 
     Args:
-        mesh: experts over two ranks or more.
+        mesh: spreads the experts over at least two ranks.
         config: shapes of the layer, and what to try.
-        num_tokens: of one rank.
-        top_k: experts per token, drawn uniformly; rounded up where the router's number varies.
-        dtype: of tokens and experts.
-        value_and_grad: the backend's.
+        num_tokens: tokens per rank.
+        top_k: experts per token, drawn uniformly; rounded up if the router's number varies.
+        dtype: type of tokens and experts.
+        value_and_grad: the backend's `value_and_grad`.
     """
     comm = config.comm
     names = list(EXCHANGES) if comm.algorithm == "auto" else [comm.algorithm]
@@ -71,7 +72,7 @@ def fastest(
 
 
 class _Trial:
-    """One layer's exchange and experts on drawn tokens."""
+    """One layer's exchange and experts on random tokens."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class _Trial:
         ops, world, moe = mesh.world.ops, mesh.world, config.model.moe
         random = generator(0, "fastest", world.rank)
 
-        def drawn(*shape: int) -> Array:
+        def draw(*shape: int) -> Array:
             return ops.cast(ops.from_numpy(random.random(shape, np.float32)), dtype)
 
         expert_TK = np.argsort(random.random((num_tokens, moe.num_experts)), axis=1)[:, :top_k]
@@ -102,21 +103,21 @@ class _Trial:
         )
         local = moe.num_experts // mesh.experts.size
         specs = mlp_specs(config.model.d_model, moe.expert_hidden, moe.activation, 1.0, 1.0)
-        self.params = {spec.name: drawn(local, *spec.shape) for spec in specs}
-        self.params["x"] = drawn(num_tokens, config.model.d_model)
+        self.params = {spec.name: draw(local, *spec.shape) for spec in specs}
+        self.params["x"] = draw(num_tokens, config.model.d_model)
         self.mesh, self.activation, self.value_and_grad = mesh, moe.activation, value_and_grad
         self.exchanges = {name: EXCHANGES[name](mesh.experts, moe.num_experts) for name in names}
 
     def times(self, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
-        """Seconds of each."""
+        """Seconds per candidate."""
         ops, world = self.mesh.world.ops, self.mesh.world
         seconds = np.zeros((1 + ROUNDS, len(candidates)))
         for number in range(1 + ROUNDS):
-            for place, candidate in enumerate(candidates):
+            for column, candidate in enumerate(candidates):
                 world.barrier()
                 started = time.perf_counter()
                 self._run(*candidate)
-                seconds[number, place] = time.perf_counter() - started
+                seconds[number, column] = time.perf_counter() - started
         slowest = ops.to_numpy(world.all_reduce(ops.from_numpy(seconds[1:].astype(np.float32)), "max"))
         return dict(zip(candidates, np.median(slowest, axis=0).tolist(), strict=True))
 
@@ -135,5 +136,5 @@ class _Trial:
 
 
 def label(algorithm: str, chunks: int) -> str:
-    """An all-to-all, as messages name it."""
+    """Name of an all-to-all in messages."""
     return algorithm if chunks == 1 else f"{algorithm} in {chunks} chunks"

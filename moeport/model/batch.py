@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from moeport.core.array import Array
 
 ArrayT = TypeVar("ArrayT", bound=Array)
-"""np.ndarray of a batch on the host; Array of one on the device."""
+"""np.ndarray for a batch on the host, Array for one on the device."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Batch(Generic[ArrayT]):
     """Examples, on the host or as arrays of a backend."""
 
     token_BS: ArrayT
-    """Input ids (B, S); of images the patches, (B, S, P) floats."""
+    """Input ids (B, S); for images the patches, (B, S, P) floats."""
     target_BS: ArrayT
-    """Next ids (B, S); of images the classes, (B, 1)."""
+    """Next ids (B, S); for images the classes, (B, 1)."""
     noise: Mapping[str, ArrayT] = field(default_factory=dict)
-    """Uniform numbers (B, S) by `layer.name`, for routers that draw; empty outside training."""
+    """Uniform random numbers (B, S) by `layer.name`, for routers that use them; empty outside training."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
 from moeport.core.dispatch import RunExperts
-from moeport.core.parameters import ParameterSpec, under, with_prefix
+from moeport.core.parameters import ParameterSpec, subtree, with_prefix
 from moeport.core.routing import RouterContext
 from moeport.model.attention import attention_forward, attention_specs
 from moeport.model.forward_pass import BlockOutput, Pass
@@ -21,8 +21,8 @@ class Block:
     Args:
         config: the `model` section.
         layer: index of the block.
-        vocab_size: V, for routers that look at token ids; None where there are none.
-        causal: whether a position sees only itself and those before it.
+        vocab_size: V, for routers that look at token ids; None if there are none.
+        causal: whether a position sees only itself and earlier ones.
     """
 
     def __init__(self, config: ModelConfig, layer: int, vocab_size: int | None, causal: bool = True):
@@ -32,7 +32,7 @@ class Block:
         self.causal = causal
         self.out_std = config.init_std / (2 * config.num_layers) ** 0.5
         self.moe: dict[str, MoELayer] = {}
-        """Mixture-of-experts layers by what is appended to their parameters' names; none in a dense block."""
+        """Mixture-of-experts layers by the suffix of their parameters' names; empty in a dense block."""
         if config.is_moe_layer(layer):
             for number in range(config.moe.router.sub_layers):
                 suffix = "" if number == 0 else str(number + 1)
@@ -61,16 +61,16 @@ class Block:
         context: RouterContext,
         run_experts: Callable[[str], RunExperts] | None = None,
     ) -> BlockOutput:
-        """x + attention(norm(x)), then x + feed_forward(norm(x)), once for each mixture-of-experts layer of the block.
+        """x + attention(norm(x)), then x + feed_forward(norm(x)), once per mixture-of-experts layer of the block.
 
-        `run_experts` says, by the key of `moe`, how to reach the weights of the experts that are here; default: in
-        `params`.
+        `run_experts` maps a key of `moe` to a function that supplies the weights of the local experts; by default they
+        are taken from `params`.
 
         Returns: (x_BSD, metrics of those layers; none for a dense block).
         """
         config, ops = self.config, run.ops
         normed = ops.rms_norm(x_BSD, params["attention_norm.weight"], config.norm_eps)
-        x_BSD = x_BSD + attention_forward(run, config, under("attention", params), normed, self.causal)
+        x_BSD = x_BSD + attention_forward(run, config, subtree("attention", params), normed, self.causal)
         if not self.moe:
             normed = ops.rms_norm(x_BSD, params["mlp_norm.weight"], config.norm_eps)
             return x_BSD + ops.mlp(normed, params["mlp.w_in"], params["mlp.w_out"], config.moe.activation), ()
@@ -78,9 +78,9 @@ class Block:
         for suffix, moe in self.moe.items():
             normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
             normed_TD = ops.reshape(normed, (-1, config.d_model))
-            own = replace(context, noise=under(suffix, context.noise)) if suffix else context
+            layer_context = replace(context, noise=subtree(suffix, context.noise)) if suffix else context
             experts = run_experts(suffix) if run_experts else None
-            y_TD, layer_metrics = moe.forward(ops, under(f"moe{suffix}", params), normed_TD, own, experts)
+            y_TD, layer_metrics = moe.forward(ops, subtree(f"moe{suffix}", params), normed_TD, layer_context, experts)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
             metrics.append(layer_metrics)
         return x_BSD, tuple(metrics)

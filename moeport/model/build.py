@@ -10,7 +10,7 @@ from moeport.model.vision import ImageClassifier
 
 
 def build_model(config: ModelConfig, data: DataConfig, vocab_size: int) -> Transformer:
-    """A classifier where the data are images, else a language model of `vocab_size` tokens."""
+    """A classifier if the data are images, otherwise a language model over `vocab_size` tokens."""
     source = data.source
     if isinstance(source, DigitsSource):
         return ImageClassifier(config, source.num_patches, source.patch_values, DIGITS_CLASSES)

@@ -1,7 +1,7 @@
-"""Expert capacity: how many assignments an expert serves. `moeport.core.drop` has which.
+"""Expert capacity: how many assignments an expert serves. `moeport.core.drop` decides which.
 
-The policies `locmoe` and `locmoe_plus` measure the cosines of tokens and gate rows in the forward pass, average them
-over steps on the host, and turn them into a capacity by `moeport.core.bounds`. Capacity and averages are untrained
+The policies `locmoe` and `locmoe_plus` measure the cosines between tokens and gate rows in the forward pass, average
+them over steps on the host, and turn them into a capacity by `moeport.core.bounds`. Capacity and averages are untrained
 parameters of the layer: they are in the checkpoint, and a compiled graph reads them as it reads weights.
 """
 
@@ -21,10 +21,10 @@ from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import Routing
 
 CAPACITY, AVERAGES = "capacity", "capacity_averages"
-"""Names of the untrained parameters of a layer: rows an expert (1,), 0 before the first estimate; and (3,): how many
-steps were averaged, delta, competitors."""
-MOST_ROWS = 2.0**24
-"""An estimate stops here: float32 counts no further."""
+"""Names of a layer's untrained parameters: rows per expert (1,), 0 before the first estimate; and (3,): number of
+averaged steps, delta, competitors."""
+MAX_ROWS = 2.0**24
+"""Upper limit of an estimate: float32 is not exact for larger integers."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Estimate:
     """What a capacity is estimated from."""
 
     delta: float
-    """Cosine of a token and the gate row of its first choice."""
+    """Cosine between a token and the gate row of its first choice."""
     competitors: float
-    """s q: tokens of a micro-batch whose cosine with an expert's gate row is at least its delta."""
+    """s q: number of tokens in a micro-batch whose cosine with an expert's gate row is at least its delta."""
 
 
 def factor_bound(config: CapacityConfig, num_tokens: int, choices_per_token: int, num_experts: int) -> int:
@@ -45,16 +45,16 @@ def factor_bound(config: CapacityConfig, num_tokens: int, choices_per_token: int
 def expert_capacity(
     ops: Ops, config: CapacityConfig, params: Mapping[str, Array], routing: Routing
 ) -> int | Array | None:
-    """Assignments C an expert may serve; None: as many as come.
+    """C, the most assignments an expert may serve; None: no limit.
 
-    `factor` gives the factor bound. `locmoe` and `locmoe_plus` give the estimate that is in the parameters, at least
-    `floor` and at most the factor bound of this batch, or that bound where there is no estimate yet; (1,) of the index
-    type.
+    Policy `factor` gives the factor bound. `locmoe` and `locmoe_plus` give the estimate stored in the parameters,
+    raised to `floor` and capped at the factor bound of this batch, or that bound before the first estimate; (1,) of
+    the index type.
 
     Args:
         ops: the backend's operations.
         config: the `model.moe.capacity` section.
-        params: the layer's, by the names of `capacity_specs`.
+        params: the layer's parameters, by the names of `capacity_specs`.
         routing: what the router chose.
     """
     if config.policy == "dropless" or routing.choices_per_token is None:
@@ -66,13 +66,13 @@ def expert_capacity(
     zero, least = ops.constant_like(0.0, rows), ops.constant_like(float(config.floor), rows)
     clipped = ops.where(rows > least, rows, least)
     wanted = ops.where(rows > zero, clipped, ops.constant_like(float(most), rows))
-    # Counting the rows below a number makes it an index, and no more than there are rows.
+    # Counting the rows below the wanted number converts it to an index and caps it at `most`.
     row = ops.cast(ops.arange(most), ops.dtype(rows))
     return ops.bincount(ops.where(row < wanted, ops.index(0), ops.index(1)), 2)[:1]
 
 
 def capacity_specs(config: CapacityConfig) -> list[ParameterSpec]:
-    """The parameters in which an estimated capacity is kept; none for other policies."""
+    """The parameters that hold an estimated capacity; none for other policies."""
     if not config.is_estimated:
         return []
     return [
@@ -82,18 +82,18 @@ def capacity_specs(config: CapacityConfig) -> list[ParameterSpec]:
 
 
 def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, routing: Routing) -> Array:
-    """What an estimate needs of one micro-batch, in numbers that add up over micro-batches and ranks.
+    """What an estimate needs from one micro-batch, as sums over micro-batches and ranks.
 
-    delta_e is the minimum, a quantile, the mean or the maximum of the cosines of expert e's gate row and the tokens
-    whose first choice is e. It stands for the score of a discriminative token of e, and of the s tokens of the
-    micro-batch s q_e have at least that score. That q is read off this way is ours: LocMoE+ proves what a capacity must
-    be for a given q and does not say how to find it.
+    delta_e is the minimum, a quantile, the mean or the maximum of the cosines between expert e's gate row and the
+    tokens whose first choice is e. It stands for the score of a discriminative token of e; of the s tokens in the
+    micro-batch, s q_e have at least that score. Measuring q this way is ours: LocMoE+ proves how large a capacity must
+    be for a given q, but does not say how to find q.
 
     Args:
         ops: the backend's operations.
         config: the `model.moe.capacity` section.
-        cosine_TE: cosines of tokens and gate rows.
-        routing: what the router chose, before any drop.
+        cosine_TE: cosines between tokens and gate rows.
+        routing: what the router chose, before drops.
 
     Returns: (3, E): n_e first choices; n_e delta_e; n_e s q_e. No gradient flows through it.
     """
@@ -120,7 +120,7 @@ def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, rout
 
 
 def _quantile(ops: Ops, quantile: float, cosine_T: Array, first_T: Array, experts: int) -> Array:
-    """Of the n cosines of each expert's tokens, sorted, that at place floor(n * quantile) from 0, the last at most."""
+    """Per expert, entry floor(n * quantile), at most n - 1, of the sorted cosines of its n tokens."""
     by_cosine = ops.argsort(cosine_T)
     order = ops.take_rows(by_cosine, ops.argsort(ops.take_rows(first_T, by_cosine)))
     counts = ops.bincount(first_T, experts + 1)
@@ -132,8 +132,8 @@ def _quantile(ops: Ops, quantile: float, cosine_T: Array, first_T: Array, expert
     return ops.take_rows(cosine_T, ops.take_rows(order, row[:experts]))
 
 
-def estimate_of(affinity_3E: np.ndarray) -> Estimate | None:
-    """delta and s q, means over the tokens that have a first choice; None if none has.
+def estimate_from(affinity_3E: np.ndarray) -> Estimate | None:
+    """Means of delta and s q over the tokens that have a first choice; None if no token has one.
 
     Args:
         affinity_3E: sum of `affinity_statistics` over micro-batches and ranks.
@@ -143,12 +143,12 @@ def estimate_of(affinity_3E: np.ndarray) -> Estimate | None:
 
 
 def estimated_rows(config: CapacityConfig, estimate: Estimate, dim: int, num_experts: int) -> float:
-    """The capacity that an estimate asks for, before it is clipped; not rounded, perhaps infinite.
+    """The capacity that an estimate calls for, before clipping; not rounded, possibly infinite.
 
     Args:
         config: the `model.moe.capacity` section, of policy `locmoe` or `locmoe_plus`.
-        estimate: from `estimate_of`.
-        dim: dimensions in which cosines are taken.
+        estimate: from `estimate_from`.
+        dim: dimension of the space in which cosines are taken.
         num_experts: E.
     """
     if config.policy == "locmoe":
@@ -162,19 +162,19 @@ def estimated_rows(config: CapacityConfig, estimate: Estimate, dim: int, num_exp
 def updated_capacity(
     config: CapacityConfig, state: Mapping[str, np.ndarray], affinity_3E: np.ndarray, dim: int, num_experts: int
 ) -> dict[str, np.ndarray]:
-    """New values of the parameters of `capacity_specs` after an optimiser step; empty where they stay.
+    """New values of the parameters of `capacity_specs` after an optimiser step; empty if nothing changes.
 
-    A pure function of numbers that all ranks have alike, so that no two ranks ever disagree.
+    A pure function of numbers that are the same on all ranks, so that ranks never disagree.
 
     Args:
         config: the `model.moe.capacity` section.
-        state: the present values by name.
+        state: the current values by name.
         affinity_3E: sum of `affinity_statistics` over the micro-batches of the step and all ranks.
-        dim: dimensions in which cosines are taken.
+        dim: dimension of the space in which cosines are taken.
         num_experts: E.
     """
     steps, *means = (float(x) for x in state[AVERAGES])
-    now = estimate_of(affinity_3E)
+    now = estimate_from(affinity_3E)
     if now is None or (config.freeze_after is not None and steps >= config.freeze_after):
         return {}
     decay = config.ema_decay if steps else 0.0
@@ -184,4 +184,4 @@ def updated_capacity(
     if steps > 1 and steps % config.update_interval:
         return {AVERAGES: averages}
     rows = estimated_rows(config, Estimate(float(averages[1]), float(averages[2])), dim, num_experts)
-    return {AVERAGES: averages, CAPACITY: np.array([math.ceil(min(max(rows, 1.0), MOST_ROWS))], np.float32)}
+    return {AVERAGES: averages, CAPACITY: np.array([math.ceil(min(max(rows, 1.0), MAX_ROWS))], np.float32)}

@@ -16,7 +16,7 @@ from moeport.model.transformer import Transformer
 
 
 class DecoderLM(Transformer):
-    """The decoder language model: a token predicts the next one.
+    """The decoder language model: each token predicts the next.
 
     Args:
         config: the `model` section.
@@ -54,7 +54,7 @@ class DecoderLM(Transformer):
         return ops.reshape(batch.token_BS, (-1,))
 
     def features(self, ops: Ops, x_BSD: Array) -> Array:
-        """Every position as it is."""
+        """`x_BSD` itself: every position predicts."""
         return x_BSD
 
     @override

@@ -1,4 +1,4 @@
-"""What one forward pass is computed with. Shape suffixes as in `moeport.core.ops`."""
+"""How one forward pass is computed. Shape suffixes as in `moeport.core.ops`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moeport.core.routing import RouterContext
 from moeport.model.moe_metrics import MoEMetrics
 
 BlockOutput = tuple[Array, tuple[MoEMetrics, ...]]
-"""x_BSD behind a block, and the metrics of its mixture-of-experts layers; none for a dense block."""
+"""x_BSD after a block, and the metrics of its mixture-of-experts layers; none for a dense block."""
 RunBlock = Callable[["Pass", Array, RouterContext], BlockOutput]
 """How a backend runs the block `context.layer` on x_BSD: from its module, recomputed, compiled."""
 
@@ -31,4 +31,4 @@ class Pass:
     number: int = 0
     """Which of the router's `passes` this is, from 0."""
     run_block: RunBlock | None = None
-    """How to run a block; None: on the parameters of the model."""
+    """How to run a block; None: with the parameters passed to the model."""

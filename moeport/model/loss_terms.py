@@ -9,39 +9,39 @@ from moeport.core.array import Array
 
 
 class LossTerms(NamedTuple):
-    """The training loss and its parts; scalars but for those with a shape."""
+    """The training loss and its parts; scalars, except those with a shape suffix."""
 
     loss: Array
     """What is differentiated: cross entropy plus weighted auxiliary losses."""
     cross_entropy: Array
-    """Mean negative log-likelihood in nats a target."""
+    """Mean negative log-likelihood in nats per target."""
     load_balance: Array
-    """Load-balancing loss, mean over the layers, not weighted; 1 is balanced."""
+    """Load-balancing loss, mean over the layers, unweighted; 1 is balanced."""
     router_z: Array
-    """Router z-loss, mean over the layers, not weighted."""
+    """Router z-loss, mean over the layers, unweighted."""
     output_z: Array
-    """Output z-loss, not weighted."""
+    """Output z-loss, unweighted."""
     chosen_LE: Array
-    """Assignments the router chose each expert for, a row for each MoE layer, sub-layers one by one."""
+    """Assignments to each expert before drops, one row per MoE layer; sub-layers have rows of their own."""
     served_LE: Array
     """Assignments each expert computed."""
     capacity_L: Array
-    """Assignments an expert may serve; 0 where there is no limit."""
+    """Capacity: the most assignments an expert may serve; 0 if there is no limit."""
     positions_L2P: Array
-    """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 where there is no limit."""
+    """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 if there is no limit."""
     affinity_L3E: Array
-    """What estimated capacities follow from, see `moeport.model.capacity`; 0 where there are none."""
+    """Statistics that capacities are estimated from, see `moeport.model.capacity`; 0 if there are none."""
     measured: Mapping[str, Array]
-    """What the MoE layers measure for metrics alone, see `moeport.model.moe_metrics.measurements`: by name, with the
-    passes of the batch and the layers before the dimensions of a layer's own value."""
+    """What the MoE layers measure only for metrics, by name; see `moeport.model.moe_metrics.measurements`. The
+    dimensions of one layer's value are preceded by the passes of the batch and the layers."""
 
     def flat(self) -> list[Array]:
-        """All arrays, in an order that depends on the names in `measured` alone."""
+        """All arrays, in an order that depends only on the names in `measured`."""
         return [*(getattr(self, name) for name in FIELDS), *self.measured.values()]
 
     @classmethod
     def from_flat(cls, arrays: Iterable[Array], measured: Iterable[str]) -> LossTerms:
-        """The terms from what `flat` gave, and the names in `measured`."""
+        """The inverse of `flat`, given the names in `measured`."""
         values = iter(arrays)
         terms = {name: next(values) for name in FIELDS}
         return cls(**terms, measured=dict(zip(measured, values, strict=True)))
@@ -57,4 +57,4 @@ FIELDS = LossTerms._fields[:-1]
 COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
 """Loss terms that add up over the passes of a batch."""
 MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
-"""Loss terms of which the mean over the passes is taken."""
+"""Loss terms that are averaged over the passes of a batch."""

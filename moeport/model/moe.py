@@ -15,7 +15,7 @@ from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Ops
-from moeport.core.parameters import ParameterSpec, under, with_prefix
+from moeport.core.parameters import ParameterSpec, subtree, with_prefix
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
 from moeport.model.moe_metrics import MoEMetrics, capacity_metrics, measurements, no_capacity_metrics
@@ -39,7 +39,7 @@ class MoELayer:
         config: the `model.moe` section.
         d_model: width D.
         init_std: standard deviation of initial weights.
-        out_std: the same for the weights that write to the residual stream.
+        out_std: the same, for the weights that write to the residual stream.
         vocab_size: V, for routers that look at token ids.
     """
 
@@ -54,13 +54,13 @@ class MoELayer:
         coefficient = config.load_balance.coefficient
         self.load_balance_coefficient = self.router.load_balance if coefficient is None else coefficient
         self.exchange: Exchange | None = None
-        """How tokens reach the experts of other ranks; None: all experts are here."""
+        """How tokens reach the experts of other ranks; None: all experts are local."""
         self.mean_over_ranks: Callable[[Array], Array] | None = None
         """Mean of an array over the ranks that train together; None: this process trains alone."""
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """Names of the uniform numbers it wants, one a token, in training: the router's and those of random drops."""
+        """Names of the uniform random numbers that router and drops need in training, one number per token each."""
         return self.router.noise + self._drop_noise
 
     @property
@@ -105,18 +105,18 @@ class MoELayer:
             ops: the backend's operations.
             params: arrays by the names of `parameter_specs`.
             x_TD: (T, D), sequence after sequence.
-            context: for the router, and the number of sequences for the sequence-wise load-balancing loss.
-            run_experts: how to reach the weights of the experts that are here; default: in `params`.
+            context: for the router; the sequence-wise load-balancing loss also uses its number of sequences.
+            run_experts: supplies the weights of the local experts; by default they are taken from `params`.
 
         Returns: (y_TD, metrics).
         """
         config = self.config
 
-        def run_own(compute: Callable[..., Array], *arrays: Array) -> Array:
+        def run_local(compute: Callable[..., Array], *arrays: Array) -> Array:
             return compute(params["experts.w_in"], params["experts.w_out"], *arrays)
 
-        run_experts = run_experts or run_own
-        chosen = self.router.route(ops, under("router", params), x_TD, context)
+        run_experts = run_experts or run_local
+        chosen = self.router.route(ops, subtree("router", params), x_TD, context)
         if isinstance(chosen, SoftRouting):
             y_TD, metrics = self._soft(ops, x_TD, chosen, context, run_experts)
         else:
@@ -142,7 +142,7 @@ class MoELayer:
         context: RouterContext,
         run_experts: RunExperts,
     ) -> tuple[Array, MoEMetrics]:
-        """The routed experts on the tokens that chose them or that they chose."""
+        """Apply the routed experts to the tokens assigned to them."""
         config = self.config
         capacity = expert_capacity(ops, config.capacity, params, chosen)
         routing = chosen
@@ -169,7 +169,7 @@ class MoELayer:
         )
 
     def _routed(self, ops: Ops, x_TD: Array, weight_N: Array, plan: DispatchPlan, run_experts: RunExperts) -> Array:
-        """All experts are here: the way to them and back is part of what a backend may fuse."""
+        """All experts are local, so a backend may fuse dispatch and combine with them."""
 
         def compute(w_in: Array, w_out: Array, x_TD: Array, weight_N: Array) -> Array:
             return ops.routed_mlp(x_TD, weight_N, plan, w_in, w_out, self.config.activation)
@@ -177,7 +177,7 @@ class MoELayer:
         return run_experts(compute, x_TD, weight_N)
 
     def _experts(self, ops: Ops, run_experts: RunExperts) -> Experts:
-        """The experts that are here as a function of rows."""
+        """The local experts as a function of rows."""
 
         def compute(w_in: Array, w_out: Array, x_RD: Array, counts_E: Array) -> Array:
             return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.activation)
@@ -196,7 +196,7 @@ class MoELayer:
     ) -> dict[str, Array]:
         found = capacity_metrics(ops, chosen, served, capacity, context.num_sequences)
         if self.config.capacity.is_estimated:
-            cosine_TE = self.router.gate_cosines(ops, under("router", params), x_TD)
+            cosine_TE = self.router.gate_cosines(ops, subtree("router", params), x_TD)
             found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, cosine_TE, chosen)
         return found
 
@@ -208,7 +208,7 @@ class MoELayer:
     def _soft(
         self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, run_experts: RunExperts
     ) -> tuple[Array, MoEMetrics]:
-        """The routed experts on weighted means of tokens."""
+        """Apply the routed experts to weighted means of tokens."""
         x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
         exchange, experts = self.exchange, self._experts(ops, run_experts)
         y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
@@ -226,16 +226,16 @@ class MoELayer:
     def updated_state(
         self, state: Mapping[str, np.ndarray], chosen_E: np.ndarray, affinity_3E: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """New values of the untrained parameters after an optimiser step, those of the router and of the capacity.
+        """New values of the untrained parameters of router and capacity after an optimiser step.
 
         Args:
-            state: their present values by the names of `parameter_specs`.
+            state: their current values by the names of `parameter_specs`.
             chosen_E: assignments of the whole step, over all ranks and micro-batches.
-            affinity_3E: the metrics of that name, summed likewise.
+            affinity_3E: the sum of the metric of that name over the same.
         """
         updates = {
             f"router.{name}": value
-            for name, value in self.router.update_state(under("router", state), chosen_E).items()
+            for name, value in self.router.update_state(subtree("router", state), chosen_E).items()
         }
         if self.config.capacity.is_estimated:
             dim, experts = self.router.gate_dim, self.config.num_experts
@@ -250,6 +250,6 @@ class MoELayer:
 
 
 def _mixed(ops: Ops, logits_T2: Array, routed_TD: Array, shared_TD: Array) -> Array:
-    """Routed and shared experts, each with its share of a two-way softmax (CartesianMoE, arXiv 2410.16077)."""
+    """Routed and shared experts, weighted by a two-way softmax (CartesianMoE, arXiv 2410.16077)."""
     share_T2 = ops.cast(ops.softmax(logits_T2), ops.dtype(routed_TD))
     return routed_TD * share_T2[:, :1] + shared_TD * share_T2[:, 1:]

@@ -1,4 +1,4 @@
-"""What a mixture-of-experts layer reports beside its output. Shape suffixes as in `moeport.core.ops`."""
+"""What a mixture-of-experts layer reports besides its output. Shape suffixes as in `moeport.core.ops`."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from moeport.core.routing import Routing, SoftRouting
 
 
 class MoEMetrics(NamedTuple):
-    """What a layer reports beside its output."""
+    """What a layer reports besides its output."""
 
     load_balance: Array
-    """Load-balancing loss, not yet weighted; a scalar. 0 if its coefficient is 0."""
+    """Load-balancing loss, unweighted; a scalar. 0 if its coefficient is 0."""
     router_z: Array
-    """Router z-loss, not yet weighted; a scalar. 0 if its coefficient is 0."""
+    """Router z-loss, unweighted; a scalar. 0 if its coefficient is 0."""
     own_loss: Array
-    """Loss that only this router has, weighted; a scalar. 0 for most routers."""
+    """Loss specific to this router, weighted; a scalar. 0 for most routers."""
     chosen_E: Array
-    """Assignments the router chose each expert for, before any drop."""
+    """Assignments to each expert, before drops."""
     served_E: Array
     """Assignments each expert computed."""
     capacity: Array
-    """Assignments an expert may serve, a scalar; 0 where there is no limit."""
+    """Capacity: the most assignments an expert may serve, a scalar; 0 if there is no limit."""
     positions_2P: Array
-    """Assignments chosen, and dropped, in each range of positions of a sequence; 0 where there is no limit."""
+    """Assignments chosen, and dropped, in each range of positions of a sequence; 0 if there is no limit."""
     affinity_3E: Array
-    """What an estimated capacity follows from, see `affinity_statistics`; 0 for other policies."""
+    """Statistics that a capacity is estimated from, see `affinity_statistics`; 0 for other policies."""
     measured: Mapping[str, Array]
     """See `measurements`."""
 
 
 def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:
-    """What a layer measures for a metric alone, by the name of the metric; no output and no gradient depends on it.
+    """What a layer measures only for metrics, by name of the metric; no output and no gradient depends on it.
 
-    Each value is an array of one shape in all layers, most often a scalar. The row of the metric in
-    `moeport.training.metrics_table` says how it is reduced. There is none so far.
+    Each value is an array of the same shape in all layers, usually a scalar. The row of the metric in
+    `moeport.training.metrics_table` says how it is reduced. There are none so far.
 
     Args:
         ops: the backend's operations.
@@ -51,14 +51,14 @@ def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:
 def capacity_metrics(
     ops: Ops, chosen: Routing, served: Routing, capacity: int | Array | None, num_sequences: int
 ) -> dict[str, Array]:
-    """The metrics of a capacity by name; no output and no gradient depends on them.
+    """The capacity metrics by name; no output and no gradient depends on them.
 
     Args:
         ops: the backend's operations.
         chosen: what the router chose.
-        served: what is left of it after drops.
-        capacity: assignments an expert may serve, as `expert_capacity` gives it; None: no limit.
-        num_sequences: sequences of equal length that the tokens are from.
+        served: what remains after drops.
+        capacity: the result of `expert_capacity`; None: no limit.
+        num_sequences: sequences of equal length that make up the tokens.
     """
     found = no_capacity_metrics(ops, chosen, num_sequences)
     if isinstance(capacity, int):
@@ -71,7 +71,7 @@ def capacity_metrics(
 
 
 def no_capacity_metrics(ops: Ops, chosen: Routing | SoftRouting, num_sequences: int) -> dict[str, Array]:
-    """The metrics of a capacity where there is none: zeros by name. Arguments as in `capacity_metrics`."""
+    """The capacity metrics when there is no capacity: zeros by name. Arguments as in `capacity_metrics`."""
     kind, tokens = ops.dtype(chosen.logits_TE), chosen.logits_TE.shape[0]
     return {
         "capacity": ops.zeros((), kind),

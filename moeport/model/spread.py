@@ -8,15 +8,15 @@ from moeport.model.transformer import Transformer
 
 
 def spread(model: Transformer, mesh: Mesh, algorithm: str, chunks: int) -> dict[str, CountedExchange]:
-    """Tell the layers of a model where their experts are and how tokens reach them.
+    """Tell the layers of a model where their experts are, and how tokens reach them.
 
     Args:
-        model: of which each rank runs its part.
+        model: each rank runs its part of it.
         mesh: which ranks share the experts.
-        algorithm: of EXCHANGES.
+        algorithm: a name in EXCHANGES.
         chunks: see `ExpertExchange`.
 
-    Returns: the exchange of each MoE layer, by the names of `Transformer.moe_layers`; empty where every rank has all
+    Returns: the exchange of each MoE layer, by the names of `Transformer.moe_layers`; empty if every rank has all
     experts.
     """
     if mesh.world.size == 1:

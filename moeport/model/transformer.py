@@ -15,7 +15,7 @@ from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
 from moeport.core.losses import symmetric_divergence
 from moeport.core.ops import Ops
-from moeport.core.parameters import ParameterSpec, generator, under, with_prefix
+from moeport.core.parameters import ParameterSpec, generator, subtree, with_prefix
 from moeport.core.routing import RouterContext, Topology
 from moeport.model.attention import rope_tables
 from moeport.model.batch import Batch
@@ -31,8 +31,8 @@ class Transformer(ABC):
 
     Args:
         config: the `model` section.
-        vocab_size: V, for routers that look at token ids; None where there are none.
-        causal: whether a position sees only itself and those before it.
+        vocab_size: V, for routers that look at token ids; None if there are none.
+        causal: whether a position sees only itself and earlier ones.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int | None, causal: bool):
@@ -48,7 +48,7 @@ class Transformer(ABC):
 
     @abstractmethod
     def parameter_counts(self) -> ParameterCounts:
-        """Trained parameters."""
+        """Numbers of trained parameters."""
 
     @abstractmethod
     def training_flops_per_token(self, sequence_length: int) -> int:
@@ -60,7 +60,7 @@ class Transformer(ABC):
 
     @abstractmethod
     def head_specs(self) -> list[ParameterSpec]:
-        """Parameters of the head that are not the embedding's."""
+        """Parameters of the head that it does not share with the embedding."""
 
     @abstractmethod
     def embed(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
@@ -68,15 +68,15 @@ class Transformer(ABC):
 
     @abstractmethod
     def token_ids(self, ops: Ops, batch: Batch[Array]) -> Array | None:
-        """Vocabulary ids (T,); None where there are none."""
+        """Vocabulary ids (T,); None if there are none."""
 
     @abstractmethod
     def features(self, ops: Ops, x_BSD: Array) -> Array:
-        """What the head reads, of the output of `hidden`: a vector (..., D) for each target."""
+        """What the head reads, from the output of `hidden`: one vector (..., D) per target."""
 
     @abstractmethod
     def head(self, params: Mapping[str, Array]) -> Array:
-        """The output projection (V, D), V the ids or classes."""
+        """The output projection (V, D), where V counts vocabulary ids or classes."""
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """All parameters; their names are the checkpoint's names."""
@@ -87,7 +87,7 @@ class Transformer(ABC):
         return specs + self.head_specs()
 
     def noise(self, batch_size: int, sequence_length: int, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Routing noise of one whole step's batch, (B, S) float32 each; slice it as the batch is sliced."""
+        """Routing noise for the whole batch of one step, (B, S) float32 each; slice it as the batch is sliced."""
         return {
             f"{block.layer}.{name}": generator(seed, "noise", step, block.layer, name).random(
                 (batch_size, sequence_length), np.float32
@@ -98,7 +98,7 @@ class Transformer(ABC):
         }
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
-        """Rotary tables (S, A) on the device, float32 at least."""
+        """Rotary tables (S, A) on the device, in float32 or wider."""
         cos, sin = rope_tables(sequence_length, self.config.head_dim, self.config.attention.rope_base)
         kind = "float32" if dtype == "bfloat16" else dtype
         return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
@@ -115,7 +115,7 @@ class Transformer(ABC):
             params: all parameters by name; with `run.run_block`, those outside the blocks suffice.
             batch: arrays of the backend, of the sequence length of `run.rope`; targets are not read.
 
-        Returns: (x_BSD in the compute type, metrics of each MoE layer).
+        Returns: (x_BSD in the compute type, metrics per MoE layer).
         """
         ops, run_block = run.ops, run.run_block or partial(self._run_block, params)
         token_ids_T = self.token_ids(ops, batch)
@@ -143,10 +143,10 @@ class Transformer(ABC):
         return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
 
     def _run_block(self, params: Mapping[str, Array], run: Pass, x_BSD: Array, context: RouterContext) -> BlockOutput:
-        return self.blocks[context.layer].forward(run, under(f"layers.{context.layer}", params), x_BSD, context)
+        return self.blocks[context.layer].forward(run, subtree(f"layers.{context.layer}", params), x_BSD, context)
 
     def logits(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
-        """Scores of every target in the compute type, outside training: next-token scores (B, S, V), or class scores
+        """Scores per target in the compute type, with training off: next-token scores (B, S, V), or class scores
         (B, V). Arguments as in `hidden`.
         """
         x_BSD, _ = self.hidden(replace(run, training=False), params, batch)
@@ -155,8 +155,8 @@ class Transformer(ABC):
     def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> LossTerms:
         """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`.
 
-        Where the router wants two passes in training, the sum of their losses and the weighted divergence of their
-        outputs. Of the other terms counts are added, and of the rest the mean is taken.
+        If the router needs two passes in training, the sum of their losses and the weighted divergence of their
+        outputs. Of the other terms, counts are added and the rest averaged.
         """
         ops, router = run.ops, self.config.moe.router
 
@@ -208,7 +208,7 @@ class Transformer(ABC):
             capacity_L=ops.concat([ops.reshape(m.capacity, (1,)) for m in layers], axis=0),
             positions_L2P=ops.concat([ops.reshape(m.positions_2P, (1, 2, -1)) for m in layers], axis=0),
             affinity_L3E=ops.concat([ops.reshape(m.affinity_3E, (1, 3, -1)) for m in layers], axis=0),
-            measured={name: _of_one_pass(ops, [m.measured[name] for m in layers]) for name in layers[0].measured},
+            measured={name: _stack_layers(ops, [m.measured[name] for m in layers]) for name in layers[0].measured},
         )
 
     def router_state_names(self) -> list[str]:
@@ -221,17 +221,17 @@ class Transformer(ABC):
         """New values of the untrained parameters after an optimiser step.
 
         Args:
-            state: their present values by full name.
-            chosen_LE: assignments of the whole step, a row for each MoE layer.
+            state: their current values by full name.
+            chosen_LE: assignments of the whole step, one row per MoE layer.
             affinity_L3E: the loss term of that name, summed over the whole step.
         """
         updates: dict[str, np.ndarray] = {}
         for (prefix, moe), chosen_E, affinity_3E in zip(self.moe_layers.items(), chosen_LE, affinity_L3E, strict=True):
-            new = moe.updated_state(under(prefix, state), chosen_E, affinity_3E)
+            new = moe.updated_state(subtree(prefix, state), chosen_E, affinity_3E)
             updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates
 
 
-def _of_one_pass(ops: Ops, layers: list[Array]) -> Array:
-    """What each layer measured, as (1, L, ...)."""
+def _stack_layers(ops: Ops, layers: list[Array]) -> Array:
+    """The values of one pass, one per layer, as (1, L, ...)."""
     return ops.concat([ops.reshape(x, (1, 1, *x.shape)) for x in layers], axis=1)

@@ -1,6 +1,6 @@
 """The image classifier: a vision transformer with mixture-of-experts blocks.
 
-Shape suffixes as in `moeport.core.ops`; P pixels of a patch, C classes.
+Shape suffixes as in `moeport.core.ops`; P pixels per patch, C classes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class ImageClassifier(Transformer):
     """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) without a class token: tokens are patches, every
     patch sees every other, and the class is read from the mean over the patches (Beyer et al. 2022, arXiv 2205.01580).
 
-    Positions are learned and added to the patches; the rotation of queries and keys goes by the number of the patch, as
-    in the language model.
+    Position embeddings are learned and added to the patches; queries and keys are also rotated by the index of the
+    patch, as in the language model.
 
     Args:
         config: the `model` section.
-        num_patches: patches of an image S.
-        patch_values: pixels of a patch P.
+        num_patches: patches per image S.
+        patch_values: pixels per patch P.
         num_classes: C.
     """
 
@@ -43,7 +43,7 @@ class ImageClassifier(Transformer):
         return ParameterCounts(ends + blocks.total, ends + blocks.active)
 
     def training_flops_per_token(self, sequence_length: int) -> int:
-        """See Transformer; the head computes once an image."""
+        """See Transformer; the head runs once per image."""
         ends = 6 * self.config.d_model * (self.patch_values + self.num_classes / sequence_length)
         return self.config.block_flops_per_token(sequence_length) + round(ends)
 

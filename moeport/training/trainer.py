@@ -9,7 +9,7 @@ import numpy as np
 
 from moeport.config.schema import Config
 from moeport.errors import NonFiniteError
-from moeport.model.capacity import estimate_of
+from moeport.model.capacity import estimate_from
 from moeport.model.loss_terms import LossTerms
 from moeport.training.batches import Batches
 from moeport.training.metrics_table import StepMetrics
@@ -71,7 +71,7 @@ class Trainer:
         tokens_per_second = self.tokens_per_step / seconds
         chosen_L = chosen_LE.sum(1)
         capacity = self.config.model.moe.capacity
-        estimates = [estimate_of(affinity_3E) for affinity_3E in affinity_L3E] if capacity.is_estimated else []
+        estimates = [estimate_from(affinity_3E) for affinity_3E in affinity_L3E] if capacity.is_estimated else []
         chosen_P, dropped_P = terms.positions_L2P.sum(0)
         sent_L4, exchange_time = self._sent()
         return StepMetrics(

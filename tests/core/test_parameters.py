@@ -8,7 +8,7 @@ from moeport.core.parameters import (
     generator,
     initial_parameters,
     initial_value,
-    under,
+    subtree,
     with_prefix,
 )
 
@@ -81,4 +81,4 @@ def test_prefixes():
         ParameterSpec("router.bias", (3,), trainable=False),
     ]
     params = {"layers.1.a": 1, "layers.10.a": 2, "layers.1.b.c": 3, "layers.1": 4}
-    assert under("layers.1", params) == {"a": 1, "b.c": 3}
+    assert subtree("layers.1", params) == {"a": 1, "b.c": 3}

@@ -6,7 +6,7 @@ import pytest
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import CapacityConfig, LoadBalanceConfig, MoEConfig
 from moeport.core.losses import load_balance_loss
-from moeport.core.parameters import initial_value, under
+from moeport.core.parameters import initial_value, subtree
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
 from moeport.routers import ROUTERS
@@ -260,7 +260,7 @@ def test_the_gradient_of_the_loss_reaches_the_router(router, scope):
 
     def formula(value):
         """coefficient * E * sum of f P, by loops over sequences and experts."""
-        params = under("router", params_of(layer) | ({} if name == "x" else {name: value}))
+        params = subtree("router", params_of(layer) | ({} if name == "x" else {name: value}))
         noise = {key: rng(3 + i).random(TOKENS, np.float32) for i, key in enumerate(layer.noise)}
         context = RouterContext(0, True, token_ids_T=TOKEN_IDS, noise=noise, num_sequences=SEQUENCES)
         routing = layer.router.route(NumpyOps(), params, value if name == "x" else tokens(), context)

@@ -9,11 +9,11 @@ from moeport.core.bounds import lower_bound
 from moeport.model.capacity import (
     AVERAGES,
     CAPACITY,
-    MOST_ROWS,
+    MAX_ROWS,
     Estimate,
     affinity_statistics,
     capacity_specs,
-    estimate_of,
+    estimate_from,
     estimated_rows,
     expert_capacity,
     updated_capacity,
@@ -58,7 +58,7 @@ def test_dropless_has_no_capacity():
 
 
 @pytest.mark.parametrize(
-    ("rows", "want"), [(0.0, 20), (1.0, 4), (4.0, 4), (5.0, 5), (19.0, 19), (20.0, 20), (21.0, 20), (MOST_ROWS, 20)]
+    ("rows", "want"), [(0.0, 20), (1.0, 4), (4.0, 4), (5.0, 5), (19.0, 19), (20.0, 20), (21.0, 20), (MAX_ROWS, 20)]
 )
 @every_target
 def test_an_estimate_is_clipped_to_floor_and_factor_bound(target, rows, want):
@@ -115,14 +115,14 @@ def test_statistics_of_micro_batches_add_up():
             np.asarray(affinity_statistics(NumpyOps(), config, cosine_TE[rows], routed(experts[rows], gates[rows])))
             for rows in (slice(0, 20), slice(20, 40))
         ]
-        both = estimate_of(np.sum(halves, axis=0))
-        assert both.delta == pytest.approx(np.mean([estimate_of(half).delta for half in halves]))
+        both = estimate_from(np.sum(halves, axis=0))
+        assert both.delta == pytest.approx(np.mean([estimate_from(half).delta for half in halves]))
         if estimator == "mean":
-            assert both.delta == pytest.approx(estimate_of(whole).delta)
+            assert both.delta == pytest.approx(estimate_from(whole).delta)
 
 
 def test_no_token_no_estimate():
-    assert estimate_of(np.zeros((3, EXPERTS))) is None
+    assert estimate_from(np.zeros((3, EXPERTS))) is None
 
 
 def statistics(delta, competitors, count=10.0):
@@ -174,7 +174,7 @@ def test_the_largest_cosine_is_what_delta_max_means():
 
 def test_an_infinite_bound_is_as_many_as_there_are():
     (state,) = run(CapacityConfig(policy="locmoe"), [(1.0, 0.0)])
-    assert state[CAPACITY] == MOST_ROWS
+    assert state[CAPACITY] == MAX_ROWS
 
 
 def test_it_is_frozen_on_request():

@@ -4,7 +4,7 @@ import pytest
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import CapacityConfig, LoadBalanceConfig, MoEConfig
 from moeport.core.losses import load_balance_loss
-from moeport.core.parameters import under
+from moeport.core.parameters import subtree
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
 from moeport.routers.adamoe import AdaMoEConfig
@@ -25,7 +25,7 @@ EXPERTS, WIDTH, TOKENS = 4, 6, 12
 SHAPES = {"num_experts": EXPERTS, "expert_hidden": 5, "router_z_loss": 0.1}
 TIGHT = {"policy": "factor", "factor": 0.5}
 THREE = SHAPES | {"num_experts": 3}
-"""For routers that give each expert an equal part of the features."""
+"""For routers that give each expert an equal share of the features."""
 
 CONFIGS = {
     "topk": MoEConfig(**SHAPES),
@@ -83,7 +83,7 @@ def on_numpy(config, x_TD=None, num_sequences=1):
     layer, params = layer_and_params(config)
     x_TD = grid(100, TOKENS, WIDTH) if x_TD is None else x_TD
     context = RouterContext(layer=0, training=True, noise=noise_of(layer), num_sequences=num_sequences)
-    chosen = layer.router.route(NumpyOps(), under("router", params), x_TD, context)
+    chosen = layer.router.route(NumpyOps(), subtree("router", params), x_TD, context)
     y_TD, metrics = layer.forward(NumpyOps(), params, x_TD, context)
     return y_TD, metrics, params, chosen
 

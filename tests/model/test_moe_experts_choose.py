@@ -5,7 +5,7 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import MoEConfig
-from moeport.core.parameters import under
+from moeport.core.parameters import subtree
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
 from moeport.routers.expert_choice import ExpertChoiceConfig
@@ -40,7 +40,7 @@ def layer_and_params(config):
 def on_numpy(config, x_TD=X):
     """(output, metrics, params, the router's decisions) in float64."""
     layer, params = layer_and_params(config)
-    chosen = layer.router.route(NumpyOps(), under("router", params), x_TD, CONTEXT)
+    chosen = layer.router.route(NumpyOps(), subtree("router", params), x_TD, CONTEXT)
     y_TD, metrics = layer.forward(NumpyOps(), params, x_TD, CONTEXT)
     return y_TD, metrics, params, chosen
 

@@ -98,7 +98,7 @@ def test_a_job_goes_on_after_a_rank_was_killed(tmp_path, alone):
         job.end()
     assert "resuming    after step" in job.output()
     assert "ranks       2 on 2 nodes" in job.output()
-    assert job.output().count("is fastest here") == 2
+    assert job.output().count("is fastest: ") == 2
     equal(result(tmp_path), alone)
 
 

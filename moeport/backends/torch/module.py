@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from moeport.backends.torch.ops import TorchOps
-from moeport.core.parameters import ParameterSpec, under
+from moeport.core.parameters import ParameterSpec, subtree
 from moeport.core.routing import RouterContext
 from moeport.model.batch import Batch
 from moeport.model.block import Block
@@ -134,7 +134,7 @@ class TransformerModule(ParameterTree):
         outside = [spec for spec in model.parameter_specs() if not spec.name.startswith("layers.")]
         super().__init__(outside, values, device, dtype)
         self.layers = nn.ModuleList(
-            BlockModule(block, under(f"layers.{block.layer}", values), device, dtype, activation_checkpointing)
+            BlockModule(block, subtree(f"layers.{block.layer}", values), device, dtype, activation_checkpointing)
             for block in model.blocks
         )
         self.model, self.ops, self.compute_dtype = model, ops, compute_dtype

@@ -21,7 +21,7 @@ from moeport.data import Examples
 from moeport.errors import MoeportError, UserError
 from moeport.model.batch import Batch
 from moeport.model.build import build_model
-from moeport.model.capacity import Estimate, estimate_of
+from moeport.model.capacity import Estimate, estimate_from
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -266,7 +266,7 @@ def _measured(run_dir: Path, config: Config, report: Callable[[str], None]) -> t
         affinity_L3E = _statistics(measuring, backend, lm, task.train, checkpoint)
         moe_layers = [moe for block in lm.blocks for moe in block.moe.values()]
         for name, moe, affinity_3E in zip(names, moe_layers, affinity_L3E, strict=True):
-            estimate = estimate_of(affinity_3E)
+            estimate = estimate_from(affinity_3E)
             if estimate:
                 known = found.setdefault(name, Measurement({}, {}))
                 known.estimates[estimator] = estimate
