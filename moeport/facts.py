@@ -1,7 +1,7 @@
 """What each backend can do, readable without importing its framework.
 
-One row a backend. Config rules, the launcher, plan, doctor, probe, parity and the trainer ask this table instead of
-comparing names, so that a new backend is its folder in `moeport/backends` and its row here.
+One row per backend. Config rules, the launcher, plan, doctor, probe, parity and the trainer ask this table instead of
+comparing names, so that a new backend needs only a folder in `moeport/backends` and a row here.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from dataclasses import dataclass
 from typing import Literal
 
 Launcher = Literal["torchrun", "msrun"]
-"""A command that starts ranks."""
+"""Command that starts ranks."""
 
 _ALL = ("float32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
 class BackendFacts:
-    """One backend. Its defaults are those of a reference: one process, evaluation, nothing compiled."""
+    """One backend. The defaults are those of a reference: one process, evaluation only, nothing compiled."""
 
     module: str
     """Module of its `Backend`."""
     cls: str
-    """Name of the class there."""
+    """Name of that class."""
     framework: str
-    """Package that it needs, imported to try it."""
+    """Package that it needs; importing it shows whether it works."""
     install: str
     """Command that installs the framework."""
     purpose: str
     """What it is for, in a few words."""
     dtypes: Mapping[str, tuple[str, ...]]
-    """Compute types on each device it runs on."""
+    """Compute types by device."""
     launcher: Launcher | None = None
-    """Starts its ranks; None: it runs in one process."""
-    also_under: tuple[str, ...] = ()
+    """Starts its ranks; None: it only runs in one process."""
+    other_launchers: tuple[str, ...] = ()
     """Other launchers whose ranks it can join."""
     trains: bool = False
     """Whether it differentiates and has an optimiser."""
     compiles: bool = False
     """Whether it can compile a model."""
     compiles_on_ranks: bool = False
-    """Whether it can compile where several ranks train together."""
+    """Whether it can compile when several ranks train together."""
     recomputes: bool = False
     """Whether it can recompute activations in the backward pass."""
     shards: bool = False
@@ -53,14 +53,14 @@ class BackendFacts:
         return tuple(self.dtypes)
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
-        """Compute types on a device, or for `auto` those that it has on any."""
+        """Compute types on a device; for `auto`, those of all its devices."""
         if device != "auto":
             return self.dtypes[device]
         return tuple(dtype for dtype in _ALL if any(dtype in found for found in self.dtypes.values()))
 
     def joins(self, launcher: str) -> bool:
         """Whether its ranks can be started by this launcher."""
-        return launcher in (self.launcher, *self.also_under)
+        return launcher in (self.launcher, *self.other_launchers)
 
 
 BACKENDS: Mapping[str, BackendFacts] = {
@@ -72,7 +72,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         purpose="training",
         dtypes=dict.fromkeys(("cpu", "cuda", "npu"), _ALL),
         launcher="torchrun",
-        also_under=("openmpi", "slurm"),
+        other_launchers=("openmpi", "slurm"),
         trains=True,
         compiles=True,
         recomputes=True,
@@ -99,17 +99,17 @@ BACKENDS: Mapping[str, BackendFacts] = {
         dtypes={"cpu": ("float32", "float64")},
     ),
 }
-"""By their name in `backend.name`."""
+"""Facts by the value of `backend.name`."""
 
 DEVICES = tuple(dict.fromkeys(device for facts in BACKENDS.values() for device in facts.devices))
 """Devices that some backend runs on."""
 
 
-def trainers() -> list[str]:
+def training_backends() -> list[str]:
     """Names of the backends that train."""
     return [name for name, facts in BACKENDS.items() if facts.trains]
 
 
-def of_launcher(launcher: str) -> str:
-    """The backend whose ranks a launcher starts, if the user names none."""
+def default_backend(launcher: str) -> str:
+    """The backend for ranks that a launcher started, if the user names none."""
     return next(name for name, facts in BACKENDS.items() if facts.joins(launcher))

@@ -8,7 +8,7 @@ import typer
 
 from moeport.bench.options import CommOptions, DType, Files, LayerOptions, LayerShape, Runs, Sizes, Target, Tokens
 from moeport.cli.options import SET, Flags, grouped
-from moeport.facts import DEVICES, trainers
+from moeport.facts import DEVICES, training_backends
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ TargetFlags = Annotated[
     Target,
     Flags(
         backend=typer.Option(
-            "--backend", help=f"{' or '.join(trainers())}; default: that of the launcher.", show_default=False
+            "--backend", help=f"{' or '.join(training_backends())}; default: that of the launcher.", show_default=False
         ),
         device=typer.Option(help=f"{', '.join(('auto', *DEVICES))}."),
         timeout=typer.Option(help="Seconds that a collective may take."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.facts import DEVICES, trainers
+from moeport.facts import DEVICES, training_backends
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,8 @@ HOW = """probe runs in the processes of a job, and this process was started by i
 
 def probe(
     backend: Annotated[
-        str | None, typer.Option(help=f"{' or '.join(trainers())}; default: that of the launcher.", show_default=False)
+        str | None,
+        typer.Option(help=f"{' or '.join(training_backends())}; default: that of the launcher.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help=f"{', '.join(('auto', *DEVICES))}.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 60.0,

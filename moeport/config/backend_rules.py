@@ -1,4 +1,4 @@
-"""Rules over what the chosen backend can do."""
+"""Rules about what the chosen backend can do."""
 
 from moeport.config.rule import Rule
 from moeport.facts import BACKENDS
@@ -36,7 +36,7 @@ def _expected_dtype(dtype: str, name: str, device: str) -> str:
 
 
 def _dtypes(name: str, device: str) -> tuple[str, ...]:
-    """Compute types on the device; on any, where the backend does not run on it and another rule says so."""
+    """Compute types on the device, or on any device if the backend does not run on it, which another rule reports."""
     return BACKENDS[name].dtypes_on(device if _runs_on(device, name) else "auto")
 
 
@@ -55,20 +55,20 @@ BACKEND_RULES = (
     Rule(
         ("backend.compile", "backend.name"),
         lambda compiled, name: BACKENDS[name].compiles or not compiled,
-        "backend {1} compiles nothing",
+        "backend {1} cannot compile",
         "false or null",
     ),
     Rule(
         ("parallelism.shard", "backend.name"),
         lambda shard, name: BACKENDS[name].shards or not BACKENDS[name].trains or not shard,
-        "backend {1} keeps whole copies",
+        "backend {1} cannot shard",
         "false or null",
     ),
     Rule(
         ("training.activation_checkpointing", "backend.name"),
         lambda recomputed, name: BACKENDS[name].recomputes or not BACKENDS[name].trains or not recomputed,
-        "backend {1} keeps all activations",
+        "backend {1} cannot recompute activations",
         "false",
     ),
 )
-"""Options of training are no fault with a backend that only evaluates: it has no use for them."""
+"""A backend that only evaluates accepts training options: it ignores them."""

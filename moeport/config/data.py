@@ -32,7 +32,7 @@ class FilesSource(Section):
 
 
 class HuggingFaceSource(Section):
-    """A dataset of the Hugging Face hub."""
+    """A dataset from the Hugging Face hub."""
 
     name: Literal["huggingface"] = "huggingface"
     """`huggingface`"""
@@ -86,7 +86,7 @@ class BPETokenizer(Section):
 
 
 class FileTokenizer(Section):
-    """An existing tokenizer.json of Hugging Face tokenizers."""
+    """An existing tokenizer.json in the format of Hugging Face tokenizers."""
 
     name: Literal["file"] = "file"
     """`file`"""

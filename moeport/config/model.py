@@ -12,12 +12,12 @@ from moeport.routers.topk import TopKConfig
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Trained parameters of a model."""
+    """Numbers of trained parameters of a model."""
 
     total: int
     """All of them."""
     active: int
-    """Those that one token uses: all but the experts it is not sent to."""
+    """Those that one token uses: all except the experts it is not routed to."""
 
 
 class AttentionConfig(Section):
@@ -36,48 +36,48 @@ class AttentionConfig(Section):
 
 
 class CapacityConfig(Section):
-    """How many tokens an expert may take, and which are dropped when more want it."""
+    """How many tokens an expert may take, and which are dropped when there are more."""
 
     policy: Literal["dropless", "factor", "locmoe", "locmoe_plus"] = "dropless"
-    """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens an expert. `locmoe`:
-    the lower bound that follows from the cosines of tokens and gate rows. `locmoe_plus`: an estimate that follows the
-    distribution of the tokens. Both within `floor` and what `factor` gives."""
+    """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens per expert. `locmoe`:
+    the lower bound that follows from the cosines between tokens and gate rows. `locmoe_plus`: an estimate that follows
+    the distribution of the tokens. Both are at least `floor` and at most what `factor` gives."""
     factor: PositiveFloat = 1.25
-    """Capacity factor (Switch Transformer, GShard): of policy `factor`, and upper limit of the estimates."""
+    """Capacity factor (Switch Transformer, GShard) of policy `factor`, and the upper limit of the estimates."""
     drop: Literal["position", "probability", "affinity", "random"] = "position"
-    """Who is dropped on overflow: the last tokens of the batch, those with the lowest gate, those with the lowest
-    affinity (for routers that give one: locmoe and locmoe_plus), or any, drawn anew in each step of training."""
+    """Which tokens are dropped on overflow: the last of the batch, those with the lowest gate, those with the lowest
+    affinity (for routers that return one: locmoe and locmoe_plus), or random ones, drawn anew in each training step."""
     floor: PositiveInt = 4
-    """Fewest tokens an expert that an estimate may come to. Ours."""
+    """Lower limit of the estimates, in tokens per expert. Ours."""
     bound: Literal["incomplete_beta", "erfc", "exponential"] = "incomplete_beta"
-    """Form of LocMoE's bound: with the exact probability of a cosine, its limit in many dimensions, or the paper's
-    lower bound of that."""
+    """Form of LocMoE's bound: with the exact probability of a cosine, with its limit in many dimensions, or the paper's
+    lower bound on that."""
     probability: Literal["paper", "exact"] = "exact"
-    """That a token which an expert gets is discriminative: E p_delta as printed, which may exceed 1, or
+    """Probability that a token routed to an expert is discriminative: E p_delta as printed, which may exceed 1, or
     1 - (1 - p_delta / 2)^E. The default is ours."""
     target: Literal["expectation", "success"] = "expectation"
-    """Of LocMoE's bound: one discriminative token an expert is expected, 1 / p, or comes with a probability of
+    """What LocMoE's bound ensures per expert: one discriminative token in expectation, 1 / p, or one with probability
     1 - failure, ln(1 / failure) / p. The second is ours."""
     failure: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """eta: probability that no discriminative token comes, for target `success`."""
+    """eta: probability that an expert gets no discriminative token, for target `success`."""
     rule: Literal["controller", "delta_max"] = "controller"
-    """Of LocMoE+: 2 s q of its theorem, s q the tokens whose cosine with an expert's gate row is at least its delta, or
-    exp(d delta^2 / (2 - delta^2)) / E of its remark 7."""
+    """Rule of LocMoE+: 2 s q of its theorem, where s q tokens have a cosine with an expert's gate row of at least its
+    delta, or exp(d delta^2 / (2 - delta^2)) / E of its remark 7."""
     delta: Literal["minimum", "quantile", "mean", "maximum"] | None = None
-    """Which cosine of an expert's tokens and its gate row is delta. Default: maximum for rule delta_max, else mean.
-    Ours: the papers name all but the quantile, in different places."""
+    """Which of the cosines between an expert's tokens and its gate row is delta. Default: maximum for rule delta_max,
+    otherwise mean. Ours: the papers name all except the quantile, in different places."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Which quantile, in steps of 0.001, for delta `quantile`."""
+    """The quantile for delta `quantile`, in steps of 0.001."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the past in the running means over steps; 0: the last step alone. Ours."""
+    """Weight of the past in the running means over steps; 0: only the last step. Ours."""
     update_interval: PositiveInt = 1
-    """Steps from one new capacity to the next; the first follows the first step. Ours."""
+    """Steps between updates of the capacity; the first update follows the first step. Ours."""
     freeze_after: PositiveInt | None = None
-    """Steps after which estimate and capacity stay as they are; 1: the first batch's, as in LocMoE. null: never."""
+    """Number of steps after which estimate and capacity stay fixed; 1: after the first, as in LocMoE. null: never."""
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the capacity follows from the tokens."""
+        """Whether the capacity is estimated from the tokens."""
         return self.policy in ("locmoe", "locmoe_plus")
 
     @property
@@ -91,29 +91,29 @@ class LoadBalanceConfig(Section):
     """Switch load-balancing loss E * sum_e f_e P_e (Switch Transformer, eq. 4)."""
 
     coefficient: NonNegativeFloat | None = None
-    """Weight in the training loss, a layer; 0 turns it off. Default: 0 for routers that balance otherwise or have no
-    scores, else 0.01."""
+    """Weight of each layer's loss in the training loss; 0 turns it off. Default: 0 for routers that balance by other
+    means or have no scores, otherwise 0.01."""
     scope: Literal["batch", "sequence", "global"] = "batch"
-    """f and P over all tokens of a rank's micro-batch; over each sequence, then averaged (DeepSeek-V3, eq. 17); or over
-    the micro-batches of all ranks (Demons in the Detail, arXiv 2501.11873)."""
+    """What f and P are taken over: all tokens of a rank's micro-batch; each sequence, averaging the losses
+    (DeepSeek-V3, eq. 17); or the micro-batches of all ranks (Demons in the Detail, arXiv 2501.11873)."""
 
 
 class MoELayerConfig(Section):
-    """One mixture-of-experts layer: all options that it has in a model of ours and as `moeport.torch.MoE`."""
+    """One mixture-of-experts layer: the options it has both in a model and as `moeport.torch.MoE`."""
 
     num_experts: PositiveInt = 8
     """Routed experts E."""
     expert_hidden: PositiveInt = 512
     """Hidden width F of one expert."""
     activation: Literal["swiglu", "gelu"] = "swiglu"
-    """Expert activation; SwiGLU has a gate, GELU has not."""
+    """Expert activation; SwiGLU is gated, GELU is not."""
     num_shared_experts: NonNegativeInt = 0
-    """Experts of the same width that every token passes, added with weight 1 (DeepSeekMoE)."""
+    """Experts of the same width that process every token, added with weight 1 (DeepSeekMoE)."""
     shared_mixing: Literal["add", "softmax"] | None = None
-    """How shared experts join the routed ones: with weight 1, or each side with its share of a learned two-way softmax
-    (CartesianMoE). Default: softmax for cartesian, else add."""
+    """How shared experts are combined with the routed ones: added with weight 1, or both weighted by a learned two-way
+    softmax (CartesianMoE). Default: softmax for cartesian, otherwise add."""
     residual_hidden: NonNegativeInt = 0
-    """Hidden width of a dense block that every token passes beside the experts (as in OpenMoE); 0: none."""
+    """Hidden width of a dense block that processes every token alongside the experts (as in OpenMoE); 0: none."""
     routed_scaling_factor: PositiveFloat = 1.0
     """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5)."""
     router: Annotated[RouterChoice, Field(discriminator="name")] = TopKConfig()
@@ -127,7 +127,7 @@ class MoELayerConfig(Section):
 
     @property
     def mixes_shared_experts(self) -> bool:
-        """Whether shared experts are mixed by learned shares."""
+        """Whether shared experts are mixed in by learned shares."""
         if self.shared_mixing is None:
             return self.router.mixes_shared_experts
         return self.shared_mixing == "softmax"
@@ -139,13 +139,13 @@ class MoEConfig(MoELayerConfig):
     every: PositiveInt = 1
     """One block in `every` has experts, the last of each group; the others are dense."""
     first_dense: NonNegativeInt = 0
-    """The first blocks that are dense in any case."""
+    """Number of blocks at the start that are always dense."""
     allow_future_tokens: bool = False
-    """Let a language model use a router that looks at later tokens, which it cannot do when it generates."""
+    """Let a language model use a router that looks at later tokens, which do not exist yet during generation."""
 
 
 class ModelConfig(Section):
-    """A transformer with mixture-of-experts blocks: a decoder of text, or a classifier of images."""
+    """A transformer with mixture-of-experts blocks: a text decoder or an image classifier."""
 
     num_layers: PositiveInt = 4
     """Blocks L."""
@@ -160,7 +160,7 @@ class ModelConfig(Section):
     vocab_size: PositiveInt | None = None
     """Rows of the embedding V. Default: the tokenizer's vocabulary."""
     tie_embeddings: bool = False
-    """Use the embedding as the output projection too."""
+    """Also use the embedding as the output projection."""
     norm_eps: PositiveFloat = 1e-5
     """Epsilon inside the square root of RMSNorm."""
     init_std: PositiveFloat = 0.02
@@ -195,7 +195,7 @@ class ModelConfig(Section):
 
     @property
     def moe_layer_names(self) -> list[str]:
-        """The mixture-of-experts layers in words, sub-layers one by one, in the order of the metrics."""
+        """Labels of the mixture-of-experts layers, with one per sub-layer, in the order of the metrics."""
         if self.moe.router.sub_layers == 1:
             return [f"Layer {layer}" for layer in self.moe_layers]
         numbers = range(1, self.moe.router.sub_layers + 1)
@@ -209,14 +209,14 @@ class ModelConfig(Section):
         return self.dense_hidden or moe.expert_hidden * active + moe.residual_hidden
 
     def parameter_counts(self, vocab_size: int) -> ParameterCounts:
-        """Trained parameters of a language model; `vocab_size` is used where the config has none."""
+        """Numbers of trained parameters of a language model; `vocab_size` is used if the config sets none."""
         vocab, blocks = self.vocab_size or vocab_size, self.block_counts
         ends = vocab * self.d_model * (1 if self.tie_embeddings else 2) + self.d_model
         return ParameterCounts(ends + blocks.total, ends + blocks.active)
 
     @property
     def block_counts(self) -> ParameterCounts:
-        """Trained parameters of all blocks."""
+        """Numbers of trained parameters of all blocks."""
         width, moe = self.d_model, self.moe
         matrices = 3 if moe.activation == "swiglu" else 2
         expert = matrices * width * moe.expert_hidden
@@ -235,14 +235,14 @@ class ModelConfig(Section):
         return ParameterCounts(total, total - idle)
 
     def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> int:
-        """Floating-point operations of one token's forward and backward passes of a language model."""
+        """Floating-point operations of one token's forward and backward pass in a language model."""
         head = 6 * (self.vocab_size or vocab_size) * self.d_model
         return self.moe.router.passes * (self.block_flops_per_token(sequence_length) + head)
 
     def block_flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of one token's forward and backward pass through all blocks.
 
-        6 for each active parameter in a matrix product (2 forward, 4 backward) and 12 L H A S for attention over
+        6 per active parameter in a matrix product (2 forward, 4 backward) and 12 L H A S for attention over
         S positions, not halved for the causal mask: the convention of PaLM (arXiv 2204.02311, appendix B).
         """
         width = self.d_model

@@ -1,4 +1,4 @@
-"""What a rule over several keys is."""
+"""A rule that involves several keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ class Rule:
     """A condition over the values of some keys."""
 
     reads: tuple[str, ...]
-    """The keys, that to change first. Where the chosen router, tokenizer or source lacks one, the rule is skipped."""
+    """The keys, the one to change first. The rule is skipped if the chosen router, tokenizer or source lacks one."""
     holds: Callable[..., bool]
-    """Whether their values, in this order, are right."""
+    """Whether their values, in this order, are valid."""
     wrong: str | Callable[..., str]
-    """What is wrong; {0}, {1} are the values. Or a function of the values."""
+    """What is wrong: a text, in which {0}, {1} are the values, or a function of the values."""
     expected: str | Callable[..., str]
-    """What the first key should be, likewise."""
+    """What the first key should be: a text or a function, as above."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rules over several keys, as a table."""
+"""Rules that involve several keys, as a table."""
 
 from collections.abc import Callable, Set
 from functools import reduce
@@ -17,7 +17,7 @@ _HEADS = "model.attention.num_heads"
 
 
 def _router(name: str) -> type[RouterConfig]:
-    """The class that says what is true of a router under any options."""
+    """The class that holds what is true of a router whatever its options."""
     return ROUTERS[name].config_class
 
 
@@ -38,7 +38,7 @@ RULES = (
         ("model.attention.head_dim",),
         lambda head_dim: head_dim is None or head_dim % 2 == 0,
         "is odd",
-        "an even number, since rotary embedding turns pairs",
+        "an even number, since rotary embedding rotates pairs",
     ),
     Rule(
         ("model.attention.num_kv_heads", _HEADS),
@@ -85,50 +85,50 @@ RULES = (
     Rule(
         ("comm.algorithm", "parallelism.expert"),
         lambda algorithm, ranks: algorithm == "flat" or ranks > 1,
-        "chooses how tokens reach experts on other ranks, and with parallelism.expert = {1} there are none",
+        "chooses how tokens reach experts on other ranks, but with parallelism.expert = {1} there are none",
         "flat, or parallelism.expert of 2 or more",
     ),
     Rule(
         ("comm.chunks", "parallelism.expert"),
         lambda chunks, ranks: chunks == 1 or ranks > 1,
-        "divides what goes to experts on other ranks, and with parallelism.expert = {1} there are none",
+        "splits what is sent to experts on other ranks, but with parallelism.expert = {1} there are none",
         "1, or parallelism.expert of 2 or more",
     ),
     Rule(
         ("model.moe.router.name", "model.moe.allow_future_tokens", "data.source.name"),
         lambda name, allowed, source: allowed or source not in TEXT_SOURCES or not _router(name).looks_ahead,
-        "{0} lets a token's routing depend on later tokens, which a language model is to predict",
-        "a causal router, or model.moe.allow_future_tokens true to study it all the same",
+        "{0} lets a token's routing depend on later tokens, which a language model must predict",
+        "a causal router, or model.moe.allow_future_tokens true to study it anyway",
     ),
     Rule(
         ("model.moe.capacity.policy", "model.moe.router.name"),
         lambda policy, name: policy == "dropless" or not _router(name).fixed_load,
-        "bounds the tokens of an expert, and with {1} every expert takes a fixed number",
+        "limits the tokens per expert, but with {1} every expert takes a fixed number",
         "dropless",
     ),
     Rule(
         ("model.moe.load_balance.coefficient", "model.moe.router.name"),
         lambda coefficient, name: not coefficient or not _router(name).even_load,
-        "weighs a loss without gradient, since {1} loads the experts evenly by construction",
+        "weights a loss without gradient, since {1} loads the experts evenly by construction",
         "0 or null",
     ),
     Rule(
         ("model.d_model", "model.moe.num_experts", "model.moe.router.name"),
         lambda width, experts, name: width % experts == 0 or not _router(name).splits_width,
-        "not divisible by model.moe.num_experts = {1}, while {2} gives each expert an equal part of the features",
+        "not divisible by model.moe.num_experts = {1}, while {2} gives each expert an equal share of the features",
         "a multiple of {1}",
     ),
     Rule(
         ("model.moe.capacity.drop", "model.moe.router.name"),
         lambda drop, name: drop != "affinity" or _router(name).has_affinity,
-        "{1} gives no affinities to choose by",
+        "{1} returns no affinities to choose by",
         "probability, which chooses by the gate, or a router with affinities: "
         + " or ".join(name for name, router in ROUTERS.items() if router.config_class.has_affinity),
     ),
     Rule(
         ("model.moe.capacity.policy", "model.moe.router.name"),
         lambda policy, name: policy not in ("locmoe", "locmoe_plus") or _router(name).has_gate_rows,
-        "follows from the cosines of tokens and gate rows, and {1} has no gate row for each expert",
+        "needs the cosines between tokens and gate rows, but {1} does not have one gate row per expert",
         "another policy, or a router with gate rows: "
         + ", ".join(name for name, router in ROUTERS.items() if router.config_class.has_gate_rows),
     ),
@@ -184,15 +184,15 @@ EFFECTS = (
 
 
 def value_at(config: Config, path: str) -> Any:
-    """The value at a dotted path; AttributeError where the chosen router, tokenizer or source lacks the option."""
+    """The value at a dotted path; AttributeError if the chosen router, tokenizer or source lacks the option."""
     return reduce(getattr, path.split("."), config)
 
 
 def check_rules(config: Config, faulty: Set[str] = frozenset()) -> list[Problem]:
-    """What breaks a rule.
+    """Find violations of the rules.
 
     Args:
-        config: the config; the values at `faulty` do not count.
+        config: the config; its values at `faulty` are ignored.
         faulty: dotted paths of keys or sections; rules that read them are skipped.
     """
     found = []
@@ -226,7 +226,7 @@ def _problem(config: Config, reads: tuple[str, ...], wrong: str, expected: str) 
 
 
 def _is_idle(config: Config, effect: Effect) -> bool:
-    """Whether the option was given in vain; its default beside an explicit selector, as in a full dump, is no fault."""
+    """Whether the option was set without effect; its default with an explicit selector, as in a full dump, is fine."""
     if value_at(config, effect.selector) in effect.values or not _is_given(config, effect.option):
         return False
     section, _, name = effect.option.rpartition(".")

@@ -1,4 +1,4 @@
-"""The sections that say how to train: training, optimizer, parallelism, comm, checkpoint, metrics, backend, run."""
+"""The sections that control training: training, optimizer, parallelism, comm, checkpoint, metrics, backend, run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,15 +39,15 @@ class TrainingConfig(Section):
     steps: PositiveInt = 1000
     """Optimiser steps."""
     batch_size: PositiveInt = 16
-    """Sequences a step, over all ranks and micro-batches."""
+    """Sequences per step, over all ranks and micro-batches."""
     gradient_accumulation: PositiveInt = 1
-    """Micro-batches a step; must divide batch_size."""
+    """Micro-batches per step; must divide batch_size."""
     seed: NonNegativeInt = 0
-    """Keys initial weights, data order and routing noise."""
+    """Seed of initial weights, data order and routing noise."""
     evaluation_interval: NonNegativeInt = 0
     """Steps between evaluations on the whole validation set; 0: only after the last step."""
     evaluation_batch_size: PositiveInt | None = None
-    """Sequences a validation batch. Default: the micro-batch."""
+    """Sequences per validation batch. Default: the size of a micro-batch."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
@@ -60,9 +60,9 @@ class ScheduleConfig(Section):
     warmup_steps: NonNegativeInt = 0
     """Linear warm-up from 0; the first step uses 1 / warmup_steps of the rate. A shorter run never gets past it."""
     decay_fraction: Fraction = 0.2
-    """wsd: share of the steps, at the end, that decays."""
+    """wsd: fraction of the steps, at the end, over which the rate decays."""
     final_fraction: Fraction = 0.0
-    """cosine, wsd: the rate after the last step, as a fraction."""
+    """cosine, wsd: the rate after the last step, as a fraction of learning_rate."""
 
 
 class OptimizerConfig(Section):
@@ -87,15 +87,15 @@ class OptimizerConfig(Section):
 
 
 class ParallelismConfig(Section):
-    """How the ranks that the launcher started share model and data. Each rank trains on its own part of a batch."""
+    """How the ranks started by the launcher divide model and data. Each rank trains on its own part of a batch."""
 
     expert: PositiveInt = 1
-    """Ranks that share one copy of the experts; consecutive ranks."""
+    """Number of consecutive ranks that share one copy of the experts."""
     data: PositiveInt | None = None
-    """Copies of the experts. Default: the number of ranks / parallelism.expert."""
+    """Number of copies of the experts. Default: number of ranks / parallelism.expert."""
     shard: bool | None = None
     """Divide parameters, gradients and optimiser state among the ranks that would hold copies of them (torch's FSDP2).
-    Default: with torch."""
+    Default: true with torch, otherwise false."""
 
 
 class CommConfig(Section):
@@ -104,24 +104,24 @@ class CommConfig(Section):
     algorithm: Algorithm = Field(
         "flat",
         description="How tokens reach experts on other ranks. "
-        f"{ALGORITHMS}. auto: the fastest of them, tried at the start.",
+        f"{ALGORITHMS}. auto: the fastest of them, as measured at the start.",
     )
     chunks: PositiveInt | Literal["auto"] = 1
-    """Parts of a rank's tokens that take turns: while experts compute on one, others are on their way. auto: the
-    fastest of 1, 2 and 4, tried at the start."""
+    """Number of parts that a rank's tokens are split into, so that some are in flight while experts compute on another.
+    auto: the fastest of 1, 2 and 4, as measured at the start."""
     ranks_per_node: PositiveInt | None = None
-    """Consecutive ranks that make up a node. null: as the launcher or the host names say."""
+    """Consecutive ranks that make up a node. null: from the launcher or the host names."""
     timeout: PositiveFloat = 600.0
     """Seconds that a collective may take before the job is stopped."""
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are written, and which are kept."""
 
     interval: NonNegativeInt = 0
     """Steps between checkpoints; 0: only after the last step."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints kept."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest validation loss."""
 
@@ -130,13 +130,13 @@ class MetricsConfig(Section):
     """What is logged and reported."""
 
     log_interval: PositiveInt = 10
-    """Steps between printed lines when the output is no terminal; metrics.jsonl has every step."""
+    """Steps between printed lines when the output is not a terminal; metrics.jsonl has every step."""
     tensorboard: bool = True
-    """Also write TensorBoard events to the run folder, where tensorboard is installed."""
+    """Also write TensorBoard events to the run folder, if tensorboard is installed."""
     report: bool = True
     """Write report.html at the end."""
     peak_tflops: PositiveFloat | None = None
-    """Peak of the device in TFLOP/s for the MFU. Default: a matrix product measured at the start."""
+    """Peak of the device in TFLOP/s, for MFU. Default: the speed of a matrix product, measured at the start."""
     profile_step: PositiveInt | None = None
     """Profile this one step with the framework's profiler, into the run folder's profile/; null: none."""
 
@@ -147,12 +147,12 @@ class BackendConfig(Section):
     name: BackendName = "torch"
     """Framework. numpy is the forward-only reference: it evaluates and does not train."""
     device: DeviceName = "auto"
-    """Device; auto: the accelerator if there is one, else the CPU."""
+    """Device; auto: the accelerator if there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
     """Compute type; parameters and optimiser stay float32 (float64 for float64).
-    auto: bfloat16 where a matrix product is measurably faster in it, else float32."""
+    auto: bfloat16 if a matrix product is measurably faster in it, otherwise float32."""
     compile: bool | None = None
-    """Compile the model: torch.compile (default off), or a graph of MindSpore (default on; without it a step takes some
-    20 times as long)."""
+    """Compile the model: with torch.compile (off by default), or as a MindSpore graph (on by default; without it a step
+    takes about 20 times as long)."""
     deterministic: bool = True
-    """Refuse operations that can give different bits in different runs."""
+    """Refuse operations whose results can differ in their bits from run to run."""

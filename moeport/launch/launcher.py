@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from moeport.errors import UserError
-from moeport.facts import of_launcher
+from moeport.facts import default_backend
 from moeport.launch.slurm import expand_hosts, tasks_per_node
 
 
@@ -45,7 +45,7 @@ class Launch:
     @property
     def backend(self) -> str:
         """The backend whose communication works under this launcher."""
-        return of_launcher(self.launcher)
+        return default_backend(self.launcher)
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:

@@ -23,14 +23,15 @@ class MoEOptions(TypedDict, total=False):
 
     # generated: options (make generate)
     activation: Literal["swiglu", "gelu"]
-    """Expert activation; SwiGLU has a gate, GELU has not. Default: swiglu."""
+    """Expert activation; SwiGLU is gated, GELU is not. Default: swiglu."""
     num_shared_experts: int
-    """Experts of the same width that every token passes, added with weight 1 (DeepSeekMoE). Default: 0."""
+    """Experts of the same width that process every token, added with weight 1 (DeepSeekMoE). Default: 0."""
     shared_mixing: Literal["add", "softmax"] | None
-    """How shared experts join the routed ones: with weight 1, or each side with its share of a learned two-way softmax
-    (CartesianMoE). Default: softmax for cartesian, else add."""
+    """How shared experts are combined with the routed ones: added with weight 1, or both weighted by a learned two-way
+    softmax (CartesianMoE). Default: softmax for cartesian, otherwise add."""
     residual_hidden: int
-    """Hidden width of a dense block that every token passes beside the experts (as in OpenMoE); 0: none. Default: 0."""
+    """Hidden width of a dense block that processes every token alongside the experts (as in OpenMoE); 0: none. Default:
+    0."""
     routed_scaling_factor: float
     """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5). Default: 1.0."""
     router: str | Mapping[str, Any] | None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from moeport.config.schema import Config
 from moeport.errors import UserError
-from moeport.facts import BACKENDS, trainers
+from moeport.facts import BACKENDS, training_backends
 
 
 def check_trains(config: Config) -> None:
     """Raises UserError, which names the backends that train, for a backend that cannot."""
     name = config.backend.name
     if not BACKENDS[name].trains:
-        raise UserError(f"backend.name: {name} cannot train; set backend.name to {' or '.join(trainers())}")
+        raise UserError(f"backend.name: {name} cannot train; set backend.name to {' or '.join(training_backends())}")
 
 
 def check_ranks(config: Config, ranks: int) -> None:

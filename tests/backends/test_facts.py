@@ -11,7 +11,7 @@ from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.errors import BackendUnavailableError
-from moeport.facts import BACKENDS, DEVICES, of_launcher, trainers
+from moeport.facts import BACKENDS, DEVICES, default_backend, training_backends
 
 ROOT = Path(moeport.__path__[0])
 FRAMEWORKS = {facts.framework for facts in BACKENDS.values()} - {"numpy"}
@@ -78,11 +78,11 @@ def test_a_backend_refuses_devices_that_are_not_in_its_row(name):
     ("launcher", "name"), [("torchrun", "torch"), ("openmpi", "torch"), ("slurm", "torch"), ("msrun", "mindspore")]
 )
 def test_the_backend_of_a_launcher(launcher, name):
-    assert of_launcher(launcher) == name
+    assert default_backend(launcher) == name
 
 
 def test_backends_that_train():
-    assert trainers() == ["torch", "mindspore"]
+    assert training_backends() == ["torch", "mindspore"]
 
 
 def test_types_on_any_device():

@@ -350,7 +350,7 @@ CASES = [
     case(
         "odd head_dim",
         "model:\n  attention: {head_dim: 33}\n",
-        "c.yaml:2:25 model.attention.head_dim: is odd (got 33); expected an even number, since rotary embedding turns pairs",
+        "c.yaml:2:25 model.attention.head_dim: is odd (got 33); expected an even number, since rotary embedding rotates pairs",
     ),
     case(
         "kv heads",
@@ -377,7 +377,7 @@ CASES = [
     case(
         "recomputation on mindspore",
         "training: {activation_checkpointing: true}\nbackend: {name: mindspore}\n",
-        "c.yaml:1:38 training.activation_checkpointing: backend mindspore keeps all activations (got true); "
+        "c.yaml:1:38 training.activation_checkpointing: backend mindspore cannot recompute activations (got true); "
         "expected false",
     ),
     case(
@@ -444,17 +444,17 @@ CASES = [
     case(
         "router that looks ahead",
         "model:\n  moe:\n    router: {name: soft}\n",
-        "c.yaml:3:20 model.moe.router.name: soft lets a token's routing depend on later tokens, which a language model is to predict (got soft); expected a causal router, or model.moe.allow_future_tokens true to study it all the same",
+        "c.yaml:3:20 model.moe.router.name: soft lets a token's routing depend on later tokens, which a language model must predict (got soft); expected a causal router, or model.moe.allow_future_tokens true to study it anyway",
     ),
     case(
         "capacity where experts choose",
         "model:\n  moe:\n    allow_future_tokens: true\n    router: {name: expert_choice}\n    capacity: {policy: factor}\n",
-        "c.yaml:5:24 model.moe.capacity.policy: bounds the tokens of an expert, and with expert_choice every expert takes a fixed number (got factor); expected dropless",
+        "c.yaml:5:24 model.moe.capacity.policy: limits the tokens per expert, but with expert_choice every expert takes a fixed number (got factor); expected dropless",
     ),
     case(
         "load balance where the load is even",
         "model:\n  moe:\n    router: {name: base}\n    load_balance: {coefficient: 0.01}\n",
-        "c.yaml:4:33 model.moe.load_balance.coefficient: weighs a loss without gradient, since base loads the experts evenly by construction (got 0.01); expected 0 or null",
+        "c.yaml:4:33 model.moe.load_balance.coefficient: weights a loss without gradient, since base loads the experts evenly by construction (got 0.01); expected 0 or null",
     ),
     case(
         "experts that choose more tokens than there are",
@@ -474,7 +474,7 @@ CASES = [
     case(
         "estimated capacity without gate rows",
         "model:\n  moe:\n    router: {name: hash}\n    capacity: {policy: locmoe}\n",
-        "c.yaml:4:24 model.moe.capacity.policy: follows from the cosines of tokens and gate rows, and hash has no gate row for each expert (got locmoe); expected another policy, or a router with gate rows: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice, cartesian, locmoe, locmoe_plus, maskmoe",
+        "c.yaml:4:24 model.moe.capacity.policy: needs the cosines between tokens and gate rows, but hash does not have one gate row per expert (got locmoe); expected another policy, or a router with gate rows: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice, cartesian, locmoe, locmoe_plus, maskmoe",
     ),
     case(
         "rule of LocMoE+ with LocMoE",
@@ -516,18 +516,18 @@ CASES = [
         "ranks",
         "parallelism:\n  expert: 3\n  shard: true\nbackend: {name: mindspore}\n",
         "c.yaml:2:11 parallelism.expert: does not divide model.moe.num_experts = 8 (got 3); expected a divisor of 8\n"
-        "c.yaml:3:10 parallelism.shard: backend mindspore keeps whole copies (got true); expected false or null",
+        "c.yaml:3:10 parallelism.shard: backend mindspore cannot shard (got true); expected false or null",
     ),
     case(
         "algorithm of one rank",
         "comm: {algorithm: node_dedup}\n",
-        "c.yaml:1:19 comm.algorithm: chooses how tokens reach experts on other ranks, and with parallelism.expert = 1 "
+        "c.yaml:1:19 comm.algorithm: chooses how tokens reach experts on other ranks, but with parallelism.expert = 1 "
         "there are none (got node_dedup); expected flat, or parallelism.expert of 2 or more",
     ),
     case(
         "chunks of one rank",
         "comm: {chunks: auto}\n",
-        "c.yaml:1:16 comm.chunks: divides what goes to experts on other ranks, and with parallelism.expert = 1 there are "
+        "c.yaml:1:16 comm.chunks: splits what is sent to experts on other ranks, but with parallelism.expert = 1 there are "
         "none (got auto); expected 1, or parallelism.expert of 2 or more",
     ),
     case(
@@ -536,7 +536,7 @@ CASES = [
         "c.yaml:1:32 backend.device: backend numpy runs on the CPU only (got cuda); "
         "expected auto or cpu; or backend.name torch\n"
         "c.yaml:1:45 backend.dtype: backend numpy has no bfloat16 (got bfloat16); expected auto, float32 or float64\n"
-        "c.yaml:1:64 backend.compile: backend numpy compiles nothing (got true); expected false or null",
+        "c.yaml:1:64 backend.compile: backend numpy cannot compile (got true); expected false or null",
     ),
     # overrides
     case("override without =", "", '--set model.d_model: has no "="; expected section.key=value', "model.d_model"),

@@ -73,7 +73,7 @@ def test_config_check_refuses_what_it_cannot_do(toy):
     for message in (
         "backend toy runs on the CPU only (got cuda); expected auto or cpu; or backend.name torch",
         "backend toy has no bfloat16 (got bfloat16); expected auto, float32 or float64",
-        "backend toy compiles nothing (got true); expected false or null",
+        "backend toy cannot compile (got true); expected false or null",
     ):
         assert message in said(done)
 

@@ -79,6 +79,7 @@ def test_estimated_capacities_are_refused_without_gate_rows(name, policy):
     (problem,) = (problem for problem in found if "gate rows" in problem.wrong)
     assert problem.key == "model.moe.capacity.policy"
     assert (
-        problem.wrong == f"follows from the cosines of tokens and gate rows, and {name} has no gate row for each expert"
+        problem.wrong
+        == f"needs the cosines between tokens and gate rows, but {name} does not have one gate row per expert"
     )
     assert problem.expected.startswith("another policy, or a router with gate rows: switch, topk")

@@ -268,7 +268,7 @@ def test_drop_by_affinity_needs_affinities():
     with pytest.raises(ConfigError) as error:
         config_from_dict({"model": {"moe": {"capacity": {"policy": "factor", "drop": "affinity"}}}})
     assert (
-        "model.moe.capacity.drop: topk gives no affinities to choose by (got affinity); expected probability, which "
+        "model.moe.capacity.drop: topk returns no affinities to choose by (got affinity); expected probability, which "
         "chooses by the gate, or a router with affinities: locmoe or locmoe_plus"
     ) in str(error.value)
 
