@@ -112,7 +112,7 @@ class Run:
     def __str__(self) -> str:
         words = [f"{self.nodes} x {self.ranks_per_node}, {self.rate} Mbit/s"]
         words += [self.algorithm if self.expert > 1 else "no exchange", f"experts over {self.expert}"]
-        words += [f"{self.router} top-{self.top_k} of {self.experts}", f"{self.sequences} sequences a rank"]
+        words += [f"{self.router} top-{self.top_k} of {self.experts}", f"{self.sequences} sequences per rank"]
         words += ["sharded"] * self.shard + [f"{self.chunks} chunks"] * (self.chunks > 1)
         return ", ".join(words)
 
