@@ -37,4 +37,5 @@ def test_the_thousandth_rule():
 
 def test_ratios_of_the_double_benchmark():
     assert (RATIO_RMS, RATIO_MEAN, RATIO_MAX) == (2, 2, 10)
-    assert "up to 2 times as far by RMS and by mean relative error and 10 times by the largest" in " ".join(TEXT.split())
+    rule = "up to 2 times as far by RMS and by mean relative error and 10 times by the largest"
+    assert rule in " ".join(TEXT.split())
