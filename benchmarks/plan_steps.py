@@ -233,8 +233,8 @@ def _report(folder: Path, rounds: int) -> None:
     found = fit_speed([run.planner(folder, links).measured(run.seconds(folder, rounds)) for run in FITTED])
     speed = found.speed
     print(
-        f"compute: {speed.flop * 1e12:,.2f} s a TFLOP, {speed.parameter * 1e9:,.2f} ns a parameter, "
-        f"{speed.block * 1e3:,.3f} ms a block; largest error of a fitted step {np.abs(found.errors).max():.0%}\n"
+        f"compute: {speed.flop * 1e12:,.2f} s per TFLOP, {speed.parameter * 1e9:,.2f} ns per parameter, "
+        f"{speed.block * 1e3:,.3f} ms per block; largest error of a fitted step {np.abs(found.errors).max():.0%}\n"
     )
     print(
         "| Run | Measured step (ms) | In exchanges (ms) | Predicted (ms) | Exchanges, gradients, compute (ms) | Error |"

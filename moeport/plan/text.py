@@ -69,7 +69,7 @@ def cluster_lines(cluster: Cluster, fitted: Fit | None) -> list[str]:
             for label, speed in (("a pair of ranks", link.pair_bandwidth), ("nodes that meet", link.meeting_bandwidth))
             if np.isfinite(speed)
         ]
-        lines.append(f"  {name:<14} {bandwidth}, {link.latency * 1e6:.3g} us a {unit}{''.join(lost)}")
+        lines.append(f"  {name:<14} {bandwidth}, {link.latency * 1e6:.3g} us per {unit}{''.join(lost)}")
     return [*lines, _fit_line("times", fitted.errors)] if fitted else lines
 
 
@@ -79,9 +79,9 @@ def speed_lines(found: SpeedFit) -> list[str]:
     parts = [
         f"{seconds * scale:.3g} {unit}"
         for seconds, scale, unit in (
-            (speed.flop, 1e12, "s a TFLOP"),
-            (speed.parameter, 1e9, "ns a parameter"),
-            (speed.block, 1e3, "ms a block"),
+            (speed.flop, 1e12, "s per TFLOP"),
+            (speed.parameter, 1e9, "ns per parameter"),
+            (speed.block, 1e3, "ms per block"),
         )
         if seconds
     ]
@@ -155,7 +155,7 @@ def placement_lines(found: Sequence[Placement]) -> list[str]:
         lines.append(
             f"Next: parallelism.expert = {other.expert}, {other.step / best.step:.2f} times as long: exchanges take "
             f"{_difference(other.exchange - best.exchange)}, gradients {_difference(other.gradients - best.gradients)} "
-            f"a step. {sentence(other.reason)}."
+            f"per step. {sentence(other.reason)}."
         )
     return lines
 

@@ -344,7 +344,7 @@ def test_the_command_plans_a_config(run, tmp_path):  # noqa: F811
     code, out, error = run(*arguments, "--traffic", "local:0.5", "--json", "out.json")
     assert code == 0, error
     assert "16 ranks: 4 nodes x 4" in out
-    assert "between nodes  25 GB/s, 5 us a message" in out
+    assert "between nodes  25 GB/s, 5 us per message" in out
     assert "Fastest: parallelism.expert = " in out
     figures = json.loads((tmp_path / "out.json").read_text())
     assert {each["expert"] for each in figures["placements"]} == {1, 2, 4, 8, 16}
@@ -368,11 +368,11 @@ def test_the_command_fits_files_and_predicts_another_cluster(run, tmp_path):  # 
     assert sum(found["costs"]["flat"].values()) == pytest.approx(want["flat"].total, rel=0.01)
     code, out, error = run("plan", "--from", "a.json", "--nodes", "8", "--ranks-per-node", "4", "--inter", "48MB/s")
     assert code == 0, error
-    assert "between nodes  0.048 GB/s, 50 us a message" in out
+    assert "between nodes  0.048 GB/s, 50 us per message" in out
     measured(tmp_path / "one.json", nodes=[0, 0, 0, 0])
     code, out, error = run("plan", "--from", "one.json", "--nodes", "2", "--inter", "48MB/s,9us")
     assert code == 0, error
-    assert "between nodes  0.048 GB/s, 9 us a message" in out
+    assert "between nodes  0.048 GB/s, 9 us per message" in out
 
 
 def test_the_command_fits_compute_to_a_run(run, tmp_path):  # noqa: F811
