@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.bench.job import describe_ranks, job_of, machine, wide_console
+from moeport.bench.job import describe_ranks, job_of, machine
 from moeport.bench.measure import measure
 from moeport.bench.operations import COLLECTIVES, Measured, collective, expert_exchange
 from moeport.bench.options import CommOptions, Tokens, check_experts, check_names, chunk_counts
@@ -16,6 +16,7 @@ from moeport.comm.exchange import EXCHANGES, ExpertExchange
 from moeport.config import config_from_dict
 from moeport.errors import UserError
 from moeport.model.auto_exchange import label
+from moeport.pages.console import wide_console
 
 
 def bench_comm(options: CommOptions) -> bool:

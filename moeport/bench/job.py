@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moeport.backends.base import Backend
 from moeport.comm.communicator import Communicator
@@ -11,15 +11,10 @@ from moeport.errors import UserError
 from moeport.launch.emulation import EMULATED
 from moeport.launch.launcher import Launch, launched
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 HOW = """bench {name} runs in the processes of a job, and this process was started by itself; start it with one of
   torchrun --nproc-per-node 2 -m moeport bench {name}
   msrun --worker_num 2 --local_worker_num 2 --join True --log_dir logs python -m moeport bench {name}
   moeport emulate --nodes 2 --ranks-per-node 2 --inter 1gbit -- bench {name}"""
-PLAIN_WIDTH = 180
-"""Characters per line where the output is no terminal: no column is cut off."""
 
 
 def job_of(name: str) -> Launch:
@@ -46,13 +41,3 @@ def describe_ranks(communicator: Communicator, backend: Backend) -> str:
     """Backend, device, ranks and nodes for the line above a table."""
     nodes = len(set(communicator.nodes))
     return f"{backend.name} on {backend.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}"
-
-
-def wide_console() -> Console:
-    """A console that cuts no column off where the output is no terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console

@@ -7,7 +7,7 @@ from typing import Any
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.bench.job import describe_ranks, job_of, machine, wide_console
+from moeport.bench.job import describe_ranks, job_of, machine
 from moeport.bench.layer import ALGORITHMS, AUTO, LayerBench, LayerTraffic
 from moeport.bench.layer_output import LayerRow, table, write_plot
 from moeport.bench.measure import measure
@@ -17,6 +17,7 @@ from moeport.comm.communicator import Communicator
 from moeport.config import Config, config_from_dict, load_config
 from moeport.errors import UserError
 from moeport.model.auto_exchange import FastestExchange
+from moeport.pages.console import wide_console
 
 LAYER = {
     "model.d_model": 256,

@@ -14,7 +14,7 @@ app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_he
 
 COLLECTIVES = "all_reduce, all_gather, reduce_scatter, broadcast, sendrecv, all_to_all"
 SMALLER = Sizes(maximum="1M")
-"""Of a whole layer, which takes longer than an exchange."""
+"""Sizes for a whole layer, which takes longer than an exchange."""
 
 SizeFlags = Annotated[
     Sizes,
@@ -27,51 +27,53 @@ SizeFlags = Annotated[
 RunFlags = Annotated[
     Runs,
     Flags(
-        repetitions=typer.Option("--iters", "-n", min=1, help="Timed runs of each."),
-        warmup=typer.Option("--warmup-iters", "-w", min=0, help="Untimed runs before."),
-        check=typer.Option("--check", "-c", min=0, max=1, help="1: compare all values."),
+        repetitions=typer.Option("--iters", "-n", min=1, help="Timed runs of each case."),
+        warmup=typer.Option("--warmup-iters", "-w", min=0, help="Untimed runs before them."),
+        check=typer.Option("--check", "-c", min=0, max=1, help="1: check all values; 0: do not."),
     ),
 ]
 TargetFlags = Annotated[
     Target,
     Flags(
         backend=typer.Option(
-            "--backend", help=f"{' or '.join(training_backends())}; default: that of the launcher.", show_default=False
+            "--backend", help=f"{' or '.join(training_backends())}; default: the launcher's.", show_default=False
         ),
         device=typer.Option(help=f"{', '.join(('auto', *DEVICES))}."),
-        timeout=typer.Option(help="Seconds that a collective may take."),
+        timeout=typer.Option(help="Timeout of a collective in seconds."),
     ),
 ]
 TokenFlags = Annotated[
     Tokens,
     Flags(
-        traffic=typer.Option(help="Experts of the tokens: uniform, zipf, local:F, or a .npy file of ids (tokens, K)."),
-        experts=typer.Option(min=1, help="Experts of the expert exchanges."),
-        top_k=typer.Option(min=1, help="Experts a token."),
-        width=typer.Option(min=1, help="Numbers of a token."),
-        backward=typer.Option("--backward", help="Expert exchanges forward and backward."),
+        traffic=typer.Option(
+            help="How tokens choose experts: uniform, zipf, local:F, or a .npy file of ids (tokens, K)."
+        ),
+        experts=typer.Option(min=1, help="Number of experts in the exchanges."),
+        top_k=typer.Option(min=1, help="Experts per token."),
+        width=typer.Option(min=1, help="Width of a token."),
+        backward=typer.Option("--backward", help="Time exchanges forward and backward."),
     ),
 ]
 LayerFlags = Annotated[
     LayerShape,
     Flags(
-        config_file=typer.Option("--config", metavar="CONFIG", help="The layer of this YAML config."),
+        config_file=typer.Option("--config", metavar="CONFIG", help="Take the layer of this YAML config."),
         overrides=SET,
-        experts=typer.Option(min=1, help="Experts; default: the config's, else 64.", show_default=False),
-        top_k=typer.Option(min=1, help="Experts a token; default: the config's, else 8.", show_default=False),
-        width=typer.Option(min=1, help="Numbers of a token; default: the config's, else 256.", show_default=False),
+        experts=typer.Option(min=1, help="Number of experts; default: the config's, else 64.", show_default=False),
+        top_k=typer.Option(min=1, help="Experts per token; default: the config's, else 8.", show_default=False),
+        width=typer.Option(min=1, help="Width of a token; default: the config's, else 256.", show_default=False),
         hidden=typer.Option(min=1, help="Width of an expert; default: the config's, else 128.", show_default=False),
     ),
 ]
-Chunks = Annotated[str, typer.Option(help="Parts of the tokens that take turns, such as 1,2,4.")]
+Chunks = Annotated[str, typer.Option(help="Numbers of chunks to divide the tokens into, such as 1,2,4.")]
 
 
 def _file_flags(quantity: str) -> Flags:
-    """Of `Files`, with a plot of a quantity."""
+    """Options of `Files`, with a plot of `quantity`."""
     return Flags(
-        json_file=typer.Option("--json", help="Write all figures here."),
-        csv_file=typer.Option("--csv", help="Write all figures here."),
-        plot_file=typer.Option("--plot", help=f"Draw {quantity} over size here, .png, .svg or .pdf; needs matplotlib."),
+        json_file=typer.Option("--json", help="Write all figures as JSON."),
+        csv_file=typer.Option("--csv", help="Write all figures as CSV."),
+        plot_file=typer.Option("--plot", help=f"Plot {quantity} over size as .png, .svg or .pdf; needs matplotlib."),
     )
 
 
@@ -86,7 +88,7 @@ def moe(
     algorithms: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Which of local and the values of comm.algorithm; default: all but auto, which is what that takes.",
+            help="Which of local and the values of comm.algorithm; default: all but auto.",
             show_default=False,
         ),
     ] = None,
@@ -100,17 +102,17 @@ def moe(
         typer.Option("--datatype", "-d", help="Compute type; default: the config's, else float32.", show_default=False),
     ] = None,
     traffic: Annotated[
-        str, typer.Option(help="Experts of the tokens: those of the router, or as in bench comm: uniform, zipf, ...")
+        str, typer.Option(help="How tokens choose experts: by the router, or as in bench comm: uniform, zipf, ...")
     ] = "router",
     forward_only: Annotated[bool, typer.Option("--forward-only", help="No backward pass.")] = False,
     target: TargetFlags,
     files: Annotated[Files, _file_flags("time")],
 ) -> None:
-    """Time one MoE layer whose experts are divided among all ranks, and check its values, under torchrun or msrun.
+    """Time one MoE layer whose experts are divided among all ranks, and check its values, on the ranks of a job.
 
-    Forward and backward pass of router, drops, all-to-all, experts and shared experts, with each all-to-all and each
-    number of chunks. `local` is the same layer without an all-to-all: as many rows, all to the experts of their own
-    rank. Times are medians of the slowest rank. The size is that of one rank's tokens.
+    Times the forward and backward pass of router, drops, all-to-all, experts and shared experts, with each all-to-all
+    and each number of chunks. `local` is the same layer without an all-to-all: each rank sends the same number of rows
+    to its own experts. Times are medians of the slowest rank. Sizes are those of one rank's tokens.
     """
     from moeport.bench.moe import bench_moe
 
@@ -139,11 +141,11 @@ def comm(
     target: TargetFlags,
     files: Annotated[Files, _file_flags("bandwidth")],
 ) -> None:
-    """Time collectives and all-to-alls of experts, and check their values, under torchrun or msrun.
+    """Time collectives and expert all-to-alls, and check their values, on the ranks of a job.
 
-    Columns and flags are those of nccl-tests. Times are medians of the slowest rank. The size of an expert exchange
-    (a value of comm.algorithm) is that of one rank's tokens before they are copied to their experts; its time is that
-    of the way there and back, with its tokens whole or in chunks.
+    Columns and flags follow nccl-tests. Times are medians of the slowest rank. The size of an expert exchange (a value
+    of comm.algorithm) is that of one rank's tokens before they are copied to their experts; its time covers the round
+    trip, with the tokens in one piece or in chunks.
     """
     from moeport.bench.comm import bench_comm
 

@@ -9,24 +9,23 @@ import typer
 def capacity(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a training run.", show_default=False)],
     layer: Annotated[
-        int | None, typer.Option(metavar="N", help="Only this block, with the bounds at every delta.")
+        int | None, typer.Option(metavar="N", help="Show only this block, with the bounds at every delta.")
     ] = None,
     target: Annotated[
-        float, typer.Option(min=0, max=1, help="Drop rate to recommend a capacity for, a fraction.")
+        float, typer.Option(min=0, max=1, help="Drop rate to recommend a capacity for, as a fraction.")
     ] = 0.01,
-    steps: Annotated[int, typer.Option(min=1, help="How many of the last steps to look at.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="How many of the last steps to analyse.")] = 100,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE.html", help="Where the page goes. Default: RUN_DIR/capacity.html."),
+        typer.Option("--output", metavar="FILE.html", help="Where to write the page. Default: RUN_DIR/capacity.html."),
     ] = None,
 ) -> None:
-    """Show loads, drop rates by capacity, and the bounds that follow from cosines of tokens and gate rows."""
+    """Show loads, drop rates by capacity, and the capacity bounds derived from cosines of tokens and gate rows."""
     import json
 
-    from rich.console import Console
-
     from moeport.errors import UserError
+    from moeport.pages.console import wide_console
     from moeport.studies.capacity import capacity as measure
     from moeport.studies.capacity.page import PAGE_FILE, write_page
     from moeport.studies.capacity.text import render
@@ -34,12 +33,10 @@ def capacity(
     page = output or run_dir / PAGE_FILE
     for path in (page, json_file):
         if path is not None and path.parent.exists() is False:
-            raise UserError(f"{path}: its folder does not exist; make it, or name another file")
+            raise UserError(f"{path}: its folder does not exist; create it, or choose another file")
     if page.suffix != ".html":
         raise UserError(f"--output {page}: expected a name that ends in .html")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # tables that go into a file or a log are not cut
+    console = wide_console()
     found = measure.run_capacity(run_dir, steps, lambda text: console.print(text, markup=False))
     layers = found.layers if layer is None else measure.select_layer(found, layer)
     console.print(render(found, layers, target, all_estimators=layer is not None))

@@ -9,17 +9,21 @@ from moeport.cli.options import Overrides
 
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
 OutputDir = Annotated[
-    Path, typer.Option("--output-dir", metavar="DIR", help="Where the run folders and compare.html go.")
+    Path, typer.Option("--output-dir", metavar="DIR", help="Folder for the run folders and compare.html.")
 ]
-Steps = Annotated[int | None, typer.Option("--steps", help="The same as --set training.steps=STEPS.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Short for --set training.steps=STEPS.")]
 Seeds = Annotated[
     str | None,
-    typer.Option("--seeds", metavar="N,N...", help="Train each config with each seed. Default: with its own."),
+    typer.Option(
+        "--seeds", metavar="N,N...", help="Train each config with each of these seeds. Default: its own seed."
+    ),
 ]
 Baseline = Annotated[
     str | None,
     typer.Option(
-        "--baseline", metavar="NAME", help="The config the others are held against. Default: topk, else the first."
+        "--baseline",
+        metavar="NAME",
+        help="The config that the others are compared with. Default: topk, or else the first.",
     ),
 ]
 Ranks = Annotated[
@@ -27,7 +31,7 @@ Ranks = Annotated[
     typer.Option(
         "--ranks",
         min=1,
-        help="N of the all-to-all, whose bytes a token are computed, not measured: rows a token x (1 - 1/N) x "
+        help="N of the all-to-all, whose bytes per token are computed, not measured: rows per token x (1 - 1/N) x "
         "d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward), if experts and "
         "tokens are spread evenly over N ranks.",
     ),
@@ -35,7 +39,7 @@ Ranks = Annotated[
 Allowed = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow-different", metavar="KEY", help="Let a key or section other than model.moe differ. Repeatable."
+        "--allow-different", metavar="KEY", help="Allow a key or section other than model.moe to differ. Repeatable."
     ),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
@@ -56,8 +60,8 @@ def compare(
 ) -> None:
     """Train configs that differ in model.moe from the same initial weights on the same data, and compare them.
 
-    Each config becomes a run of its own in DIR/NAME. Repeat the command after an interruption: finished runs are read,
-    not trained again, and an unfinished one goes on from its last checkpoint.
+    Each config becomes a run in DIR/NAME. After an interruption, repeat the command: finished runs are read, not
+    trained again, and an unfinished one continues from its last checkpoint.
     """
     import json
 

@@ -18,7 +18,7 @@ app = typer.Typer(name="config", help="Check and show configs.", no_args_is_help
 
 @app.command()
 def check(file: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a config, and say what model it makes."""
+    """Check a config and describe the model it defines."""
     from moeport.config import load_config
 
     config = load_config(file, overrides or ())
@@ -37,7 +37,7 @@ def show(file: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def schema(
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it to a file.")] = None,
 ) -> None:
     """Print the JSON Schema of the config, for editors."""
     from moeport.config import json_schema
@@ -50,18 +50,18 @@ def schema(
 
 
 def summary(config: Config) -> list[str]:
-    """What the config makes, a few lines; without counts where only the tokenizer file knows the vocabulary."""
+    """Describes the model in a few lines, without counts if only the tokenizer file knows the vocabulary size."""
     from moeport.model.build import build_model
 
     model, moe = config.model, config.model.moe
-    experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} a token by {moe.router.name}"
+    experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} per token, router {moe.router.name}"
     lines = [f"{model.num_layers} blocks of width {model.d_model}, {len(model.moe_layers)} with {experts}"]
     vocab_size = model.vocab_size or _tokenizer_size(config)
     if vocab_size:
         shapes = build_model(model, config.data, vocab_size)
         counts, flops = shapes.parameter_counts(), shapes.training_flops_per_token(config.data.tokens_per_sequence)
-        lines.append(f"{counts.total:,} parameters, {counts.active:,} active for a token")
-        lines.append(f"{flops:,} floating-point operations a training token")
+        lines.append(f"{counts.total:,} parameters, {counts.active:,} active per token")
+        lines.append(f"{flops:,} floating-point operations per training token")
     return lines
 
 

@@ -9,7 +9,7 @@ import typer
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which backends, devices, types and kernels work here, and what installs the others."""
+    """Show which backends, devices, types and kernels work on this machine, and how to install the others."""
     from moeport.backends.doctor import report
 
     found = report()

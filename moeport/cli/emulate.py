@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from moeport.facts import BACKENDS, Launcher
+
+LAUNCHERS = ", ".join(f"{facts.launcher} for the backend {name}" for name, facts in BACKENDS.items() if facts.launcher)
 
 
 def emulate(
     command: Annotated[
         list[str], typer.Argument(help="A moeport command and its options, after `--`.", show_default=False)
     ],
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 2,
-    ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes on each node.")] = 2,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 2,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes per node.")] = 2,
     inter: Annotated[
-        str | None, typer.Option(help="Rate of each node's link, such as 200mbit; default: not limited.")
+        str | None, typer.Option(help="Rate of each node's link, such as 200mbit; default: unlimited.")
     ] = None,
     latency: Annotated[
-        str | None, typer.Option(help="Added on the way between nodes, such as 200us; needs netem in the kernel.")
+        str | None, typer.Option(help="Latency added between nodes, such as 200us; needs netem in the kernel.")
     ] = None,
-    launcher: Annotated[
-        Literal["torchrun", "msrun"], typer.Option(help="torchrun for the backend torch, msrun for mindspore.")
-    ] = "torchrun",
+    launcher: Annotated[Launcher, typer.Option(help=f"{LAUNCHERS}.")] = "torchrun",
 ) -> None:
     """Run a moeport command on a cluster emulated on this machine.
 
-    Each node is a network namespace of Linux; ranks of different nodes talk over a link of limited rate. Needs root.
+    Each node is a Linux network namespace; ranks of different nodes communicate over a rate-limited link. Needs root.
     Example: moeport emulate --nodes 2 --ranks-per-node 2 --inter 200mbit -- probe
     """
     import os

@@ -9,11 +9,15 @@ import typer
 def generate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a training run.", show_default=False)],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=1, help="Sample from the K likeliest tokens.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
-    checkpoint: Annotated[str, typer.Option(metavar="latest|best|step-N", help="Which weights.")] = "latest",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Divides the logits; 0 always takes the most likely token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="Sample from the K most likely tokens.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to use: latest, best or step-N.")
+    ] = "latest",
 ) -> None:
     """Continue a text with a trained model."""
     from moeport.training.generate import generate as continue_text

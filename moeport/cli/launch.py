@@ -7,26 +7,31 @@ from typing import Annotated
 import typer
 
 from moeport.cli.options import ConfigFile, Flags, Overrides, Resume, grouped
+from moeport.launch.commands import PORTS
 from moeport.launch.training import Nodes, Script, TrainingJob
+
+_PORTS = ", ".join(f"{port} for {launcher}" for launcher, port in PORTS.items())
 
 NodeFlags = Annotated[
     Nodes,
     Flags(
-        ranks_per_node=typer.Option(min=1, help="Processes on each node.", show_default=False),
-        nodes=typer.Option(min=1, help="Nodes."),
-        node_rank=typer.Option(min=0, help="This node alone, from 0; default: all.", show_default=False),
-        master_addr=typer.Option(help="Host name or address of node 0, if there are several.", show_default=False),
-        master_port=typer.Option(
-            help="A free port of node 0; default: 29500 for torchrun, 8118 for msrun.", show_default=False
+        ranks_per_node=typer.Option(min=1, help="Processes per node.", show_default=False),
+        nodes=typer.Option(min=1, help="Number of nodes."),
+        node_rank=typer.Option(min=0, help="Only this node, counted from 0; default: all.", show_default=False),
+        master_addr=typer.Option(help="Host name or address of node 0; needed for several nodes.", show_default=False),
+        master_port=typer.Option(help=f"A free port on node 0; default: {_PORTS}.", show_default=False),
+        max_restarts=typer.Option(
+            min=0, help="How often torchrun restarts the job from the last checkpoint after a failure."
         ),
-        max_restarts=typer.Option(min=0, help="How often torchrun goes on from the last checkpoint after a failure."),
     ),
 ]
 ScriptFlags = Annotated[
     Script,
     Flags(
-        slurm=typer.Option(metavar="FILE", help="Write a script for sbatch instead.", show_default=False),
-        gpus_per_node=typer.Option(min=1, help="For the script: GPUs of each node.", show_default=False),
+        slurm=typer.Option(
+            metavar="FILE", help="Write a script for sbatch instead of printing commands.", show_default=False
+        ),
+        gpus_per_node=typer.Option(min=1, help="For the script: GPUs per node.", show_default=False),
         time=typer.Option(help="For the script: time limit, such as 02:00:00.", show_default=False),
         partition=typer.Option(help="For the script: Slurm's partition.", show_default=False),
     ),
@@ -39,13 +44,13 @@ def launch(
     nodes: NodeFlags,
     overrides: Overrides = None,
     resume: Resume = False,
-    run: Annotated[bool, typer.Option("--run", help="Start it here instead of printing it.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Start the command here instead of printing it.")] = False,
     *,
     script: ScriptFlags,
 ) -> None:
-    """Print the command of each node that trains CONFIG on several ranks: torchrun for torch, msrun for mindspore.
+    """Print the command that each node runs to train CONFIG on several ranks, with the launcher of its backend.
 
-    The sizes of the config are held against the number of ranks first.
+    The sizes in the config are first checked against the number of ranks.
     Example: moeport launch CONFIG --nodes 2 --ranks-per-node 8 --master-addr node-0
     """
     from moeport.config import load_config

@@ -25,8 +25,8 @@ COMMANDS = (
     "emulate",
     "plan",
 )
-"""Each command is a module of `moeport.cli`, with a function of its own name, or with an `app` where it has commands of
-its own. README.md lists them."""
+"""Each command is a module of `moeport.cli` with a function of the same name, or with an `app` if it has subcommands.
+README.md lists them."""
 
 app = typer.Typer(
     name="moeport",
@@ -61,7 +61,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere on the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error. May appear anywhere on the line.")
     ] = False,
 ) -> None:
     pass
@@ -70,7 +70,7 @@ def _options(
 def main() -> None:
     """Run the command of `sys.argv` and exit.
 
-    Exit codes: 0 done; 2 what the user can mend, usage included; 1 any other failure; 130 interrupted.
+    Exit codes: 0 success; 2 an error that the user can fix, such as wrong usage; 1 any other failure; 130 interrupted.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1

@@ -1,8 +1,8 @@
-"""Options that several commands have, and options in groups.
+"""Options that several commands share, and groups of options.
 
-A command with many options takes frozen dataclasses instead: `grouped` shows an option for each field, and hands the
-whole on. The dataclasses stand where the work is done; their names, flags and help texts stand here or beside the
-command.
+A command with many options takes frozen dataclasses instead: `grouped` turns each field into an option and passes on
+the whole object. The dataclasses are defined where the work is done; flags and help texts are defined here or next to
+the command.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run fo
 
 
 class Flags:
-    """Annotates a parameter whose type is a frozen dataclass: `typer.Option` objects by field, for all fields."""
+    """Annotates a parameter whose type is a frozen dataclass with a `typer.Option` for each of its fields."""
 
     def __init__(self, **options: Any):
         self.options = options
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take dataclasses that are annotated with `Flags`, each of their fields an option of its own.
+    """Let a command take dataclasses annotated with `Flags`, each field of which becomes an option.
 
-    Options come in the order of the parameters and fields. The default of a parameter, or else that of each field,
-    gives the defaults. No name may occur twice.
+    Options are listed in the order of the parameters and fields. Defaults come from the parameter's default, or else
+    from the fields. No name may occur twice.
     """
     groups: dict[str, tuple[type, list[str]]] = {}
     shown: list[inspect.Parameter] = []
@@ -61,7 +61,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flags_of(annotation: Any) -> tuple[type, Flags | None]:
-    """The dataclass and the flags of its fields; no flags for a parameter that is no group."""
+    """The type of a parameter and the flags of its fields; None for a parameter that is not a group."""
     if get_origin(annotation) is Annotated:
         kind, *notes = get_args(annotation)
         return kind, next((note for note in notes if isinstance(note, Flags)), None)

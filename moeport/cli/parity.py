@@ -16,38 +16,38 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="parity",
     help="Compare backends, types and machines, layer by layer. Exit code 0: pass or warn; 1: fail, and with --strict "
-    "warn; 2: what you can mend.",
+    "warn; 2: an error that you can fix.",
     no_args_is_help=True,
 )
 
 VARIANT = (
     "BACKEND[-DEVICE][:DTYPE][@RANKS] and KEY=VALUE, as in 'torch-cpu:bf16 backend.compile=true'. @4 starts four ranks "
-    "on this machine, @2x2 as if on two nodes."
+    "on this machine, @2x2 four ranks as if on two nodes."
 )
 
 AmountFlags = Annotated[
     Amount,
     Flags(
-        sequences=typer.Option(min=1, help="Sequences a batch; default 2, or as many as micro-batches."),
-        tokens=typer.Option(min=1, help="Tokens a sequence of text; images are whole."),
+        sequences=typer.Option(min=1, help="Sequences per batch; default: 2, or the number of micro-batches."),
+        tokens=typer.Option(min=1, help="Tokens per sequence of text; images are always whole."),
         steps=typer.Option(min=0, help="Optimiser steps of the trajectory."),
         micro_batches=typer.Option(
             min=1,
-            help="Parts of the batch, computed one by one; each of n ranks computes an n-th of them. Default: one for "
-            "each rank.",
+            help="Parts of the batch, computed one after another; each of n ranks computes an n-th of them. Default: "
+            "one per rank.",
         ),
     ),
 ]
 BundleFlags = Annotated[
     BundleOptions,
     Flags(
-        replay=typer.Option(metavar="BUNDLE", help="Take the routing from this bundle; the trajectory is left out."),
+        replay=typer.Option(metavar="BUNDLE", help="Take the routing from this bundle; no trajectory is recorded."),
         keep=typer.Option(
             metavar="KIND=HOW",
-            help="How much of a kind of tensor is kept: full, sample or statistics; or ALL=HOW. Repeatable. "
-            "Default: samples of parameters, activations, gradients and updates, all of the rest.",
+            help="How much is kept of a kind of tensor: full, sample or statistics; ALL=HOW for every kind. "
+            "Repeatable. Default: samples of parameters, activations, gradients and updates; everything else in full.",
         ),
-        sample_size=typer.Option(min=1, help="Entries of a sampled tensor."),
+        sample_size=typer.Option(min=1, help="Entries kept of a sampled tensor."),
     ),
 ]
 ReportFlags = Annotated[
@@ -61,7 +61,9 @@ ReportFlags = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(metavar="RUN_DIR", help="Weights of a run folder, or of a step-* folder. Default: the initial ones."),
+    typer.Option(
+        metavar="RUN_DIR", help="Run folder or step-* folder to take the weights from. Default: the initial weights."
+    ),
 ]
 
 
@@ -80,14 +82,14 @@ def run(
     amount: AmountFlags,
     checkpoint: Checkpoint = None,
     golden: Annotated[
-        str, typer.Option(metavar="SPEC|none", help="Variant that the double benchmark measures against.")
+        str, typer.Option(metavar="SPEC|none", help="Variant that serves as the golden of the double benchmark.")
     ] = "numpy:fp64",
     isolate: Annotated[
-        bool, typer.Option("--isolate", help="Feed A's inputs to B's operation where they first part.")
+        bool, typer.Option("--isolate", help="Feed A's inputs to B's operation at the first divergence.")
     ] = False,
     files: ReportFlags,
 ) -> None:
-    """Compare variants of a config on this machine: same weights, batches and noise."""
+    """Compare variants of a config on this machine with the same weights, batches and noise."""
     from moeport.errors import UserError
     from moeport.parity.run import run as run_variants
     from moeport.parity.subject import Variant, size_for
@@ -123,7 +125,7 @@ def record(
     checkpoint: Checkpoint = None,
     bundle: BundleFlags,
 ) -> None:
-    """Record one variant as a bundle, to compare it with one of another machine.
+    """Record a variant as a bundle, to be compared with one from another machine.
 
     Under torchrun, srun, mpirun or msrun, all ranks of the job record one bundle.
     """
@@ -154,17 +156,21 @@ def record(
 @grouped
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the reference.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Bundle to hold against it.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Bundle to compare with it.", show_default=False)],
     golden: Annotated[
         Path | None,
-        typer.Option(metavar="BUNDLE", help="For the double benchmark; record it in fp64 with --replay A."),
+        typer.Option(
+            metavar="BUNDLE", help="Golden bundle for the double benchmark; record it in fp64 with --replay A."
+        ),
     ] = None,
     replayed: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="B once more, recorded with --replay A.")
+        Path | None, typer.Option(metavar="BUNDLE", help="B recorded once more with --replay A.")
     ] = None,
     names: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML: names of B's tensors to those of A, for a foreign model."),
+        typer.Option(
+            metavar="FILE", help="YAML that maps names of B's tensors to those of A, for models from elsewhere."
+        ),
     ] = None,
     *,
     files: ReportFlags,
@@ -190,15 +196,11 @@ def _progress(text: str) -> None:
 
 def _finish(report: Report, files: ReportFiles) -> None:
     """Print, write, exit."""
-    from rich.console import Console
-
+    from moeport.pages.console import wide_console
     from moeport.parity import text
     from moeport.parity.result import EXIT_CODES
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # tables that go into a file or a log are not cut
-    console.print(text.render(report), soft_wrap=True)
+    wide_console().print(text.render(report), soft_wrap=True)
     if files.json_file:
         files.json_file.write_text(report.to_json(), encoding="utf-8")
     if files.markdown:

@@ -19,43 +19,43 @@ if TYPE_CHECKING:
     from moeport.plan.cost import Cluster, Links
     from moeport.plan.fit import Sample
 
-PLAIN_WIDTH = 200
-"""Characters of a line where the output is no terminal: no column is cut off."""
-
 ConfigFile = Annotated[
     Path | None,
-    typer.Argument(metavar="CONFIG", help="The YAML config; without it, the exchanges of the files of --from."),
+    typer.Argument(
+        metavar="CONFIG", help="The YAML config; without it, plan the exchanges measured in the files of --from."
+    ),
 ]
-Nodes = Annotated[int, typer.Option(min=1, help="Nodes of the cluster.")]
-RanksPerNode = Annotated[int, typer.Option(min=1, help="Ranks of each node.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Number of nodes.")]
+RanksPerNode = Annotated[int, typer.Option(min=1, help="Ranks per node.")]
 Measured = Annotated[
     list[Path] | None,
-    typer.Option("--from", metavar="FILE.json", help="Of moeport bench comm --json on such a cluster. Repeatable."),
+    typer.Option(
+        "--from", metavar="FILE.json", help="Output of moeport bench comm --json on such a cluster. Repeatable."
+    ),
 ]
 Intra = Annotated[
-    str | None, typer.Option(metavar="400GB/s,2us", help="Links inside a node: of a rank, and a message.")
+    str | None,
+    typer.Option(metavar="400GB/s,2us", help="Links inside a node: bandwidth per rank, latency per message."),
 ]
 Inter = Annotated[
-    str | None, typer.Option(metavar="25GB/s,5us", help="Link between nodes: of a whole node, and a message.")
+    str | None, typer.Option(metavar="25GB/s,5us", help="Links between nodes: bandwidth per node, latency per message.")
 ]
 TrafficKind = Annotated[
-    str, typer.Option(help="Experts of the tokens: uniform, zipf, local:F, or a .npy file of ids (tokens, K).")
+    str, typer.Option(help="How tokens choose experts: uniform, zipf, local:F, or a .npy file of ids (tokens, K).")
 ]
 ComputeMs = Annotated[
-    float | None, typer.Option(min=0, help="Milliseconds that a rank computes in a step, as measured on one rank.")
+    float | None, typer.Option(min=0, help="Milliseconds that a rank computes per step, as measured on one rank.")
 ]
-Flops = Annotated[
-    str | None, typer.Option(metavar="150T", help="Or floating-point operations that a rank does in a second.")
-]
+Flops = Annotated[str | None, typer.Option(metavar="150T", help="Or floating-point operations per second of a rank.")]
 Steps = Annotated[
     list[str] | None,
     typer.Option(
         "--step",
         metavar="RUN_DIR@2x4",
-        help="Or a run of moeport train on that many nodes and ranks of each, whose steps show it. Repeatable.",
+        help="Or a run of moeport train on NODESxRANKS_PER_NODE to measure it from. Repeatable.",
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")]
 
 
 def plan(
@@ -72,17 +72,16 @@ def plan(
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Predict all-to-all, step time and memory on a cluster, and say which placement and algorithm is best and why.
+    """Predict all-to-all, step time and memory on a cluster, and show the best placement and algorithm, and why.
 
-    Links are fitted to what `moeport bench comm --json` measured, or given, or both: what is given counts.
+    Links are fitted to the measurements of `moeport bench comm --json`, or given as options, which take precedence.
     Example: moeport plan configs/quickstart.yaml --nodes 4 --ranks-per-node 8 --intra 400GB/s,2us --inter 25GB/s,5us
     """
     import json
 
-    from rich.console import Console
-
     from moeport.cli.plan_options import GivenSpeed, given_links, sharing
     from moeport.config import load_config
+    from moeport.pages.console import wide_console
     from moeport.plan import text
     from moeport.plan.cost import Cluster
     from moeport.plan.fit import fit, read_samples
@@ -92,9 +91,7 @@ def plan(
     fitted = fit(samples) if samples else None
     shares, speed = sharing(samples), GivenSpeed(compute_ms, flops, tuple(steps or ()))
     cluster = Cluster(nodes, ranks_per_node, given_links(fitted, nodes, intra, inter), shares)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = wide_console()
     _say(console, text.cluster_lines(cluster, fitted))
     figures = {"nodes": nodes, "ranks_per_node": ranks_per_node, "traffic": traffic}
     figures |= {"links": text.plain(cluster.links), "fit_errors": fitted.errors.tolist() if fitted else []}
@@ -108,7 +105,7 @@ def plan(
 
 
 def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], traffic: str) -> dict[str, Any]:
-    """The exchanges that were measured, on this cluster with all its ranks sharing the experts."""
+    """The measured exchanges on this cluster, with the experts divided among all its ranks."""
     from moeport.comm.load import Layout, Stages
     from moeport.errors import UserError
     from moeport.plan import text
@@ -140,7 +137,7 @@ def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], tr
 def _placements(
     console: Console, config: Config, cluster: Cluster, given: GivenSpeed, links: Links, traffic: str
 ) -> dict[str, Any]:
-    """Every placement of a config on the cluster; runs that show the speed had `links`."""
+    """Every placement of a config on the cluster; `links` are those of the runs that the speed is fitted to."""
     from functools import partial
 
     from moeport.cli.plan_options import vocabulary

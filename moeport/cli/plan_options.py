@@ -1,4 +1,4 @@
-"""How `moeport plan` reads its options: links, speeds and runs, as the user writes them."""
+"""Parses the options of `moeport plan`: links, speeds and runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FLOPS = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)")
 STEP = re.compile(r"(.+)@([1-9]\d*)x([1-9]\d*)")
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 FIRST_STEPS = 3
-"""Of a run, which take longer than others and do not count."""
+"""Steps at the start of a run that are left out, since they take longer."""
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def parse_link(option: str, text: str) -> tuple[float, float | None]:
-    """Bytes a second and, where there is one, latency in seconds. Raises UserError for other units."""
+    """Bytes per second, and the latency in seconds if there is one. Raises UserError for other units."""
     first, comma, second = text.partition(",")
     bandwidth, latency = BANDWIDTH.fullmatch(first), LATENCY.fullmatch(second)
     if bandwidth is None or float(bandwidth[1]) == 0 or (comma and latency is None):
@@ -48,7 +48,7 @@ def parse_link(option: str, text: str) -> tuple[float, float | None]:
 
 
 def given_links(fitted: Fit | None, nodes: int, intra: str | None, inter: str | None) -> Links:
-    """The links that are given, else those fitted. Raises UserError where neither knows one."""
+    """The given links, or else the fitted ones. Raises UserError for a link that is neither given nor fitted."""
     found = {}
     for name, text in (("intra", intra), ("inter", inter)):
         known = getattr(fitted.links, name) if fitted else None
@@ -76,14 +76,14 @@ def given_links(fitted: Fit | None, nodes: int, intra: str | None, inter: str | 
 
 
 def fitted_speed(steps: Sequence[str], links: Links, shares: Sharing, traffic: str) -> SpeedFit:
-    """Fitted to runs, on clusters of these links."""
+    """The speed fitted to runs on clusters with these links."""
     found = []
     for text in steps:
         parts = STEP.fullmatch(text)
         if parts is None:
             raise UserError(
-                f"--step {text!r} is not a run and its cluster; expected the run.dir, the nodes and the ranks of each "
-                "such as runs/small@2x4"
+                f"--step {text!r} is not a run and its cluster; expected the run.dir, the number of nodes and the "
+                "ranks per node, such as runs/small@2x4"
             )
         folder = Path(parts[1])
         config, cluster = read_config(folder), Cluster(int(parts[2]), int(parts[3]), links, shares)
@@ -96,15 +96,15 @@ def fitted_speed(steps: Sequence[str], links: Links, shares: Sharing, traffic: s
 
 
 def parse_flops(text: str) -> float:
-    """Operations a second. Raises UserError for another text."""
+    """Operations per second. Raises UserError if the text is not a number."""
     found = FLOPS.fullmatch(text)
     if found is None or float(found[1]) == 0:
-        raise UserError(f"--flops {text!r} is not a number; expected operations a second such as 150T or 1.2P")
+        raise UserError(f"--flops {text!r} is not a number; expected operations per second such as 150T or 1.2P")
     return float(found[1]) * SCALES[found[2]]
 
 
 def vocabulary(config: Config) -> int:
-    """That of the config, or of a tokenizer that says it."""
+    """Vocabulary size from the config, or else from the tokenizer's section."""
     tokenizer = config.data.tokenizer
     size = config.model.vocab_size or {"byte": 257, "bpe": getattr(tokenizer, "vocab_size", None)}.get(tokenizer.name)
     if size is None:
@@ -113,7 +113,7 @@ def vocabulary(config: Config) -> int:
 
 
 def sharing(samples: Sequence[Sample]) -> Sharing:
-    """Which ranks shared a processor where these were measured. Raises UserError where files differ."""
+    """Which ranks shared a processor when the samples were measured. Raises UserError if the samples disagree."""
     shares = {sample.shares for sample in samples} or {"nothing"}
     if len(shares) > 1:
         raise UserError("--from: some files are of an emulated cluster or of CPUs and some are not; expected one kind")
@@ -122,9 +122,9 @@ def sharing(samples: Sequence[Sample]) -> Sharing:
 
 @dataclass(frozen=True)
 class GivenSpeed:
-    """How fast a rank computes, as the user gives it; empty where it is not known.
+    """How fast a rank computes, as given by the user; empty if unknown.
 
-    Raises UserError for more than one of them.
+    Raises UserError if more than one of the options is given.
     """
 
     compute_ms: float | None = None
@@ -139,11 +139,11 @@ class GivenSpeed:
             raise UserError("--compute-ms, --flops and --step all say how long a rank computes; expected one of them")
 
     def fitted(self, links: Links, shares: Sharing, traffic: str) -> SpeedFit | None:
-        """The speed that fits the runs, on clusters of these links; None without runs."""
+        """The speed fitted to the runs, on clusters with these links; None without runs."""
         return fitted_speed(self.steps, links, shares, traffic) if self.steps else None
 
     def speed(self, planner: Planner) -> Speed | None:
-        """The speed that was given; None where none was."""
+        """The given speed; None if there is none."""
         if self.compute_ms is not None:
             return Speed(self.compute_ms / 1e3 / planner.flops)
         return Speed(1 / parse_flops(self.flops) / planner.cluster.sharing) if self.flops else None

@@ -23,12 +23,12 @@ HOW = """probe runs in the processes of a job, and this process was started by i
 def probe(
     backend: Annotated[
         str | None,
-        typer.Option(help=f"{' or '.join(training_backends())}; default: that of the launcher.", show_default=False),
+        typer.Option(help=f"{' or '.join(training_backends())}; default: the launcher's.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help=f"{', '.join(('auto', *DEVICES))}.")] = "auto",
-    timeout: Annotated[float, typer.Option(help="Seconds that a collective may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Timeout of a collective in seconds.")] = 60.0,
 ) -> None:
-    """Check the values of every collective, under torchrun or msrun."""
+    """Check the values of every collective among the ranks of a job."""
     from moeport.errors import UserError
     from moeport.launch.launcher import launched
 
@@ -71,7 +71,7 @@ def _backend(name: str, device: str) -> tuple[Backend, list[str]]:
 
 
 def _probe(backend: Backend, communicator: Communicator, dtypes: list[str]) -> list[tuple[str, CheckedCollective]]:
-    """Results among all ranks and, where there are enough, among groups of every second rank."""
+    """Results among all ranks and, if there are at least four, among groups of every second rank."""
     from moeport.comm.check import check_collectives as check
 
     grad = backend.value_and_grad if backend.trains else None

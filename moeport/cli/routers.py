@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def routers(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this router, in full.", show_default=False)
+        str | None, typer.Argument(metavar="[NAME]", help="Show only this router, in full.", show_default=False)
     ] = None,
 ) -> None:
     """List the routers and their options."""
@@ -66,12 +66,12 @@ def _options(names: list[str]) -> Table:
 
 
 def summary(router: type[Router[Any]]) -> str:
-    """The first line of its config's docstring."""
+    """The first line of the config's docstring."""
     return inspect.cleandoc(router.config_class.__doc__ or "").partition("\n")[0]
 
 
 def experts_per_token(config: type[RouterConfig]) -> str:
-    """The option that sets them, or their number."""
+    """The option that sets the number of experts per token, or the number itself."""
     for option in ("top_k", "mean_experts"):
         if option in config.model_fields:
             return f"up to {option}" if config.may_use_fewer else option

@@ -13,7 +13,7 @@ def train(
     resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
-    """Train a model; under torchrun, srun, mpirun or msrun on all ranks of the job."""
+    """Train a model, on all ranks of the job if a launcher (torchrun, srun, mpirun, msrun) started it."""
     from rich.console import Console
 
     from moeport.config import load_config

@@ -1,1 +1,1 @@
-"""Charts and HTML pages."""
+"""Charts, HTML pages and the console for wide tables."""

@@ -72,9 +72,9 @@ class TestConfig:
         counts = model.parameter_counts(4096)
         assert out.splitlines() == [
             "c.yaml: ok",
-            "3 blocks of width 128, 3 with 8 experts, 2 a token by topk",
-            f"{counts.total:,} parameters, {counts.active:,} active for a token",
-            f"{model.training_flops_per_token(4096, 512):,} floating-point operations a training token",
+            "3 blocks of width 128, 3 with 8 experts, 2 per token, router topk",
+            f"{counts.total:,} parameters, {counts.active:,} active per token",
+            f"{model.training_flops_per_token(4096, 512):,} floating-point operations per training token",
         ]
 
     def test_check_without_a_known_vocabulary(self, run):

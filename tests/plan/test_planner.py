@@ -417,7 +417,10 @@ def test_the_command_fits_compute_to_a_run(run, tmp_path):  # noqa: F811
             [*GIVEN, "--compute-ms", "3", "--flops", "1T"],
             "--compute-ms, --flops and --step all say how long a rank computes",
         ),
-        (["c.yaml", *GIVEN, "--flops", "fast"], "--flops 'fast' is not a number; expected operations a second such as"),
+        (
+            ["c.yaml", *GIVEN, "--flops", "fast"],
+            "--flops 'fast' is not a number; expected operations per second such as",
+        ),
         (["c.yaml", *GIVEN, "--traffic", "local:2"], "--traffic 'local:2' is not one; expected uniform, zipf, local:F"),
         (["c.yaml", *GIVEN, "--step", "small"], "--step 'small' is not a run and its cluster; expected the run.dir"),
         (["c.yaml", *GIVEN, "--step", "small@1x2"], "small: not a run folder"),

@@ -191,7 +191,7 @@ class TestComparison:
         assert lines[2].startswith("| **`topk`** |")
         assert {line.count("|") for line in lines[:5]} == {13}
         text = " ".join(line.strip() for line in lines)
-        assert "- All-to-all is computed, not measured: rows a token x (1 - 1/N) x d_model x bytes" in text
+        assert "- All-to-all is computed, not measured: rows per token x (1 - 1/N) x d_model x bytes" in text
         assert text.endswith("N = 4 ranks.")
         assert max(len(line) for line in lines[5:]) <= 120
 

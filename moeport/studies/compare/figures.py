@@ -21,7 +21,7 @@ CURVES = ("val_loss", "drop_rate", "imbalance", "rows_mean", "rows_max")
 """Names of what is drawn over the steps."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 ALL_TO_ALL = (
-    "rows a token x (1 - 1/N) x d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward)"
+    "rows per token x (1 - 1/N) x d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward)"
 )
 """How the bytes of the all-to-all are computed."""
 
