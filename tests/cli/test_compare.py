@@ -42,7 +42,7 @@ def test_it_trains_prints_and_writes(run):
     assert len(Path("out/topk/metrics.jsonl").read_text().splitlines()) == 3
     code, out, _ = run(*command)
     assert code == 0
-    assert "2 runs, 2 of them finished before" in out
+    assert "2 runs, 2 of them already finished" in out
     assert "run 1 of" not in out
 
 

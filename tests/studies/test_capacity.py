@@ -266,7 +266,9 @@ def test_micro_batches_are_taken_to_be_alike(tmp_path):
     config, _ = run(tmp_path, training={"gradient_accumulation": 2})
     found = run_capacity(config.run.dir)
     assert found.layers[0].loads.mean == found.layers[0].loads.choices == 32.0
-    assert found.notes[0].startswith("Metrics have the loads of whole steps; each of the 2 micro-batches is taken")
+    assert found.notes[0].startswith(
+        "The metrics hold the loads of whole steps; each of the 2 micro-batches is assumed"
+    )
 
 
 def test_a_run_without_a_checkpoint_has_loads_all_the_same(tmp_path):

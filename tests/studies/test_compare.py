@@ -71,7 +71,7 @@ class TestPlan:
         assert "\n  switch: optimizer.learning_rate is 0.5, but 0.01 in topk\n" in message
         assert "switch: data.source.paths is ['" in message
         assert "model.moe" not in message.partition("\n")[2]
-        assert message.endswith("let a key through by --allow-different KEY")
+        assert message.endswith("allow a key to differ with --allow-different KEY")
 
     def test_a_section_can_be_let_through(self, tmp_path):
         files = write_configs(tmp_path, {"topk": {}})
@@ -207,7 +207,7 @@ class TestComparison:
         comparison, folder = finished
         text = write_page(comparison, folder / "out").read_text()
         page = Page(text)
-        titles = ["Validation loss", "Drop rate", "Expert imbalance", "Rows of the busiest expert", "Rows of an expert"]
+        titles = ["Validation loss", "Drop rate", "Expert imbalance", "Rows of the busiest expert", "Rows per expert"]
         assert re.findall(r"<figcaption><b>([^<]+)", text) == titles
         for row in rows(comparison):
             assert set(row.cells) <= set(page.texts["td"])
@@ -239,7 +239,9 @@ class Trigger(io.StringIO):
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, finished):
     stopped = compare(planned(tmp_path), console=Console(file=Trigger("step: 1/"), width=200))
     assert [outcome.problem for outcome in stopped.outcomes] == ["", "not trained yet", "not trained yet"]
-    with pytest.raises(InterruptedRunError, match=r"^stopped in run 2 of 3, switch; .* Repeat the command to go on$"):
+    with pytest.raises(
+        InterruptedRunError, match=r"^stopped in run 2 of 3, switch; .* Repeat the command to continue$"
+    ):
         stopped.raise_for_problems()
     assert "not trained yet" in write_page(stopped, tmp_path).read_text()
     half = len((tmp_path / "out/switch/metrics.jsonl").read_text().splitlines())
@@ -338,7 +340,7 @@ def test_images_have_an_accuracy_and_no_bits_per_byte(tmp_path):
     assert " accuracy " in lines[0]
     assert "bits/byte" not in lines[0]
     assert f" {figures.val_accuracy:.2%} " in lines[3]
-    assert "nats an image" in explanations(comparison)[0]
+    assert "nats per image" in explanations(comparison)[0]
 
 
 class TestRouterFiles:

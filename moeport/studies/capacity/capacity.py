@@ -1,4 +1,4 @@
-"""What expert capacity a run needs: measured loads and cosines, drop rates and bounds as functions of the capacity."""
+"""The expert capacity that a run needs, from its measured loads and cosines: drop rates and bounds by capacity."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class Loads:
-    """Assignments that the experts of one layer were chosen for."""
+    """Assignments to the experts of one layer, before drops."""
 
     rows_SE: np.ndarray
-    """Mean over the micro-batches of each step: assignments an expert."""
+    """Assignments per step and expert, mean over the micro-batches of the step."""
     choices: float
-    """T K / E of a micro-batch, which a capacity factor multiplies; more than the mean where choices go nowhere."""
+    """T K / E of a micro-batch, which a capacity factor multiplies; above the mean if some choices are unrouted."""
 
     @property
     def mean(self) -> float:
-        """Mean assignments of an expert in a micro-batch."""
+        """Mean assignments per expert in a micro-batch."""
         return float(self.rows_SE.mean())
 
     def drop_rate(self, capacity: int) -> float:
-        """Share of the assignments that do not fit, if an expert takes at most so many of a micro-batch."""
+        """Share of the assignments that are dropped if each expert takes at most `capacity` per micro-batch."""
         total = self.rows_SE.sum()
         return float(np.maximum(self.rows_SE - capacity, 0).sum() / total) if total else 0.0
 
     def capacity_for(self, drop_rate: float) -> int:
-        """The smallest capacity, 1 at least, that drops no larger share."""
+        """The smallest capacity, at least 1, with at most this drop rate."""
         low, high = 1, max(1, math.ceil(self.rows_SE.max()))
         while low < high:
             middle = (low + high) // 2
@@ -64,7 +64,7 @@ class Loads:
         return low
 
     def curve(self) -> tuple[list[int], list[float]]:
-        """Capacities from 0 to the first that drops nothing, and their drop rates."""
+        """Capacities from 0 to the smallest that drops nothing, with their drop rates."""
         last = max(1, math.ceil(self.rows_SE.max()))
         capacities = sorted({round(x) for x in np.linspace(0, last, min(last, CURVE_POINTS) + 1)})
         return capacities, [self.drop_rate(capacity) for capacity in capacities]
@@ -72,12 +72,12 @@ class Loads:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Cosines of tokens and gate rows in one layer, and what follows."""
+    """Cosines of tokens and gate rows in one layer, and the bounds derived from them."""
 
     estimates: dict[str, Estimate]
-    """By estimator of delta."""
+    """Estimates by the estimator of delta."""
     bounds: dict[str, dict[str, float]]
-    """Capacities, not rounded and not clipped, by estimator and form."""
+    """Capacities by estimator and form, neither rounded nor clipped."""
 
 
 @dataclass(frozen=True)
@@ -85,30 +85,30 @@ class LayerCapacity:
     """One mixture-of-experts layer."""
 
     name: str
-    """In words."""
+    """The layer's label."""
     loads: Loads
     present: int | None
-    """Capacity in the last step; None where there is no limit."""
+    """Capacity in the last step; None without a limit."""
     drop_rate: float
-    """Real drop rate, mean over the steps looked at."""
+    """Actual drop rate, mean over the analysed steps."""
     measured: Measurement
-    """On the last checkpoint; empty if that was not possible."""
+    """Measured on the last checkpoint; empty if that was impossible."""
 
 
 @dataclass(frozen=True)
 class RunCapacity:
-    """What `moeport capacity` shows."""
+    """The result of `moeport capacity`."""
 
     run_dir: Path
     config: Config
     first_step: int
     last_step: int
-    """The steps whose loads were looked at."""
+    """First and last of the analysed steps."""
     micro_batches: int
-    """Of a step, each pass counted; capacity is that of one of them."""
+    """Micro-batches per step, counting each pass; a capacity applies to each of them separately."""
     layers: list[LayerCapacity]
     notes: list[str]
-    """What is assumed, and what could not be measured and why."""
+    """What was assumed, and what could not be measured and why."""
 
 
 def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], None] = lambda _: None) -> RunCapacity:
@@ -116,10 +116,10 @@ def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], N
 
     Args:
         run_dir: the run folder.
-        last_steps: how many of the last steps are looked at.
-        report: takes a sentence on what is being done.
+        last_steps: how many of the last steps to analyse.
+        report: is given a sentence on what is being done.
 
-    Raises UserError if it is no run folder or has no step yet.
+    Raises UserError if it is not a run folder or has no step yet.
     """
     run_dir = Path(run_dir)
     config = read_config(run_dir)
@@ -129,13 +129,13 @@ def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], N
     notes = []
     if micro_batches > 1:
         notes.append(
-            f"Metrics have the loads of whole steps; each of the {micro_batches} micro-batches is taken to have an "
-            "equal part of an expert's load. Where they differ, more is dropped than is shown here."
+            f"The metrics hold the loads of whole steps; each of the {micro_batches} micro-batches is assumed to have "
+            "an equal share of an expert's load. If the shares differ, more is dropped than is shown here."
         )
     if steps[-1].capacity_per_layer:
-        notes.append("The loads are those of a run with a capacity. With another one it would have trained otherwise.")
+        notes.append("The loads are those of a run with a capacity. Another capacity would have changed the training.")
     if not steps[0].assignments_per_layer:
-        notes.append("These metrics were written by an older moeport: every token is taken to have K assignments.")
+        notes.append("These metrics were written by an older moeport: every token is assumed to have K assignments.")
     measured, note = _measured(run_dir, config, report)
     notes += [note] if note else []
     present = steps[-1].capacity_per_layer
@@ -154,7 +154,7 @@ def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], N
 
 
 def select_layer(capacity: RunCapacity, block: int) -> list[LayerCapacity]:
-    """The layers of one block. Raises UserError if the block has no experts."""
+    """The layers of one block. Raises UserError if it has no experts."""
     model = capacity.config.model
     if block not in model.moe_layers:
         raise UserError(
@@ -167,7 +167,7 @@ def select_layer(capacity: RunCapacity, block: int) -> list[LayerCapacity]:
 
 
 def as_json(capacity: RunCapacity, layers: list[LayerCapacity], target: float) -> dict[str, Any]:
-    """Everything that is shown, as JSON has it; an infinite bound is null."""
+    """The whole result for JSON; an infinite bound becomes null."""
     return {
         "run_dir": str(capacity.run_dir),
         "first_step": capacity.first_step,
@@ -213,24 +213,24 @@ def _last_steps(path: Path, count: int) -> list[StepMetrics]:
         raise UserError(f"{path}: no such file; expected the metrics of a run folder")
     steps = deque((record for record in iterate_metrics(path) if isinstance(record, StepMetrics)), maxlen=count)
     if not steps:
-        raise UserError(f"{path}: has no step yet; expected the metrics of a run that has begun to train")
+        raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
     return list(steps)
 
 
 def _rows(step: StepMetrics, layer: int, config: Config) -> np.ndarray:
-    """Assignments of each expert in a whole step: whole numbers, since shares have six digits."""
+    """Assignments of each expert in a whole step, rounded to integers, since shares have only six digits."""
     total = step.assignments_per_layer[layer] if step.assignments_per_layer else _assignments(step, config)
     return np.round(np.nan_to_num(np.array(step.expert_load[layer], float)) * total)
 
 
 def _assignments(step: StepMetrics, config: Config) -> int:
-    """T K of a step, every pass counted."""
+    """T K of a step, counting every pass."""
     router = config.model.moe.router
     return round(step.tokens / step.step) * router.passes * router.experts_per_token
 
 
 def _bounds(config: CapacityConfig, estimate: Estimate, dim: int, experts: int) -> dict[str, float]:
-    """Every form at one estimate."""
+    """All forms of the bound at one estimate."""
     found = {
         f"{form}, {probability}": lower_bound(estimate.delta, dim, experts, form, probability)
         for form in FORMS[:2]
@@ -245,9 +245,9 @@ def _bounds(config: CapacityConfig, estimate: Estimate, dim: int, experts: int) 
 
 
 def _measured(run_dir: Path, config: Config, report: Callable[[str], None]) -> tuple[dict[str, Measurement], str]:
-    """What the last checkpoint gives on the micro-batch that follows it.
+    """Measures the last checkpoint on the micro-batch that follows it.
 
-    Returns: (measurements by layer name, why there are none).
+    Returns: (measurements by layer name, the reason if there are none).
     """
     router = config.model.moe.router
     if not router.has_gate_rows:
@@ -277,10 +277,10 @@ def _measured(run_dir: Path, config: Config, report: Callable[[str], None]) -> t
 
 
 def _measuring(config: Config, estimator: str) -> Config:
-    """The same config with a capacity that measures, and drops what the run drops."""
+    """The same config with a capacity that estimates delta, and drops what the run drops."""
     moe = config.model.moe
     update: dict[str, Any] = {"delta": estimator}
-    if not moe.capacity.is_estimated:  # without an estimate the factor bound holds
+    if not moe.capacity.is_estimated:  # until there is an estimate, the factor applies
         factor = moe.capacity.factor if moe.capacity.policy == "factor" else float(moe.num_experts)
         update |= {"policy": "locmoe", "factor": factor}
     moe = moe.model_copy(update={"capacity": moe.capacity.model_copy(update=update)})

@@ -1,4 +1,4 @@
-"""`moeport capacity` as one HTML page that needs nothing else."""
+"""`moeport capacity` as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE_FILE = "capacity.html"
 
 @dataclass(frozen=True)
 class Mark:
-    """A capacity, on the chart of drop rates."""
+    """A capacity marked on the chart of drop rates."""
 
     percent: float
     label: str
@@ -28,12 +28,12 @@ class Section:
     """One layer."""
 
     name: str
-    words: str
+    summary: str
     drops: LineChart | None
     marks: list[Mark]
     loads: LineChart | None
     bounds: list[list[str]]
-    """Rows of the table: estimator, delta, then each form."""
+    """Rows of the table: estimator, delta, then one column per form."""
     forms: list[str]
 
 
@@ -41,14 +41,14 @@ def write_page(capacity: RunCapacity, layers: list[LayerCapacity], target: float
     """Write the page.
 
     Args:
-        capacity: of the run.
-        layers: those to show.
+        capacity: result for the run.
+        layers: the layers to show.
         target: drop rate to recommend a capacity for.
         path: the file; its folder must exist.
     """
     page = load_template("capacity.html").render(
         name=capacity.run_dir.resolve().name,
-        words=f"Steps {capacity.first_step:,} to {capacity.last_step:,}",
+        steps=f"Steps {capacity.first_step:,} to {capacity.last_step:,}",
         notes=capacity.notes,
         sections=[_section(layer, target) for layer in layers],
     )
@@ -59,7 +59,10 @@ def _section(layer: LayerCapacity, target: float) -> Section:
     loads, wanted = layer.loads, layer.loads.capacity_for(target)
     now = "no limit now" if layer.present is None else f"capacity now {layer.present:,}"
     factor = wanted / loads.choices
-    words = f"{now}, {layer.drop_rate:.2%} dropped; {target:.2%} need a capacity of {wanted:,}, factor {factor:.2f}"
+    summary = (
+        f"{now}, {layer.drop_rate:.2%} dropped; a drop rate of {target:.2%} takes a capacity of {wanted:,}, "
+        f"factor {factor:.2f}"
+    )
     capacities, drop_rates = loads.curve()
     x = np.array(capacities, float)
     curve = Series("", x, np.array(drop_rates), [f"capacity {capacity:,}" for capacity in capacities])
@@ -71,7 +74,7 @@ def _section(layer: LayerCapacity, target: float) -> Section:
     marks = {"now": layer.present, f"{target:.2%}": wanted, "mean": loads.mean}
     return Section(
         layer.name,
-        words,
+        summary,
         drops,
         [
             Mark(round(100 * value / capacities[-1], 2), label)
@@ -88,7 +91,7 @@ def _section(layer: LayerCapacity, target: float) -> Section:
 
 
 def _load_chart(layer: LayerCapacity) -> LineChart | None:
-    """Experts from the busiest to the idlest: mean load, with the band of the steps' extremes."""
+    """Mean load per expert, busiest first, with a band from the minimum to the maximum over the steps."""
     rows_SE = layer.loads.rows_SE
     order = np.argsort(-rows_SE.mean(0), kind="stable")
     experts = len(order)

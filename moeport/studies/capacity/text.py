@@ -19,10 +19,10 @@ def render(capacity: RunCapacity, layers: list[LayerCapacity], target: float, al
     """Tables of loads, drop rates and bounds.
 
     Args:
-        capacity: of the run.
-        layers: those to show.
+        capacity: result for the run.
+        layers: the layers to show.
         target: drop rate to recommend a capacity for.
-        all_estimators: show the bounds at every delta, not at the config's alone.
+        all_estimators: show the bounds at every delta, not only at the config's.
     """
     parts: list[RenderableType] = [_loads(capacity, layers, target), _drops(layers)]
     if any(layer.measured.bounds for layer in layers):
@@ -33,7 +33,7 @@ def render(capacity: RunCapacity, layers: list[LayerCapacity], target: float, al
 
 
 def rows(value: float) -> str:
-    """A number of assignments in words."""
+    """A number of assignments as text."""
     if not math.isfinite(value) or value >= 1e7:
         return "> 1e7"
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
@@ -48,10 +48,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _loads(capacity: RunCapacity, layers: list[LayerCapacity], target: float) -> Table:
-    unit = "a micro-batch" if capacity.micro_batches > 1 else "a step"
+    unit = "micro-batch" if capacity.micro_batches > 1 else "step"
     steps = f"steps {capacity.first_step:,} to {capacity.last_step:,}"
     table = _table(
-        f"Assignments an expert, {unit}, {steps}",
+        f"Assignments per expert and {unit}, {steps}",
         "mean",
         "least",
         "median",
@@ -95,7 +95,7 @@ def _bounds(capacity: RunCapacity, layers: list[LayerCapacity], chosen: str | No
         "2 s q": "2 s q",
     }
     table = _table(
-        "Bounds at the cosine measured on the last checkpoint, not clipped", "delta", "is", *columns.values()
+        "Bounds at the cosine measured on the last checkpoint, not clipped", "delta", "value", *columns.values()
     )
     for layer in layers:
         for estimator, bounds in layer.measured.bounds.items():

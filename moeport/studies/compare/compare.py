@@ -1,4 +1,4 @@
-"""Train several configs that differ in their routers, one after another, and hold the results against each other."""
+"""Train several configs that differ in their MoE layers, one after another, and compare the results."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ NOT_TRAINED = "not trained yet"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run."""
+    """The outcome of one run."""
 
     run: PlannedRun
     result: RunResult | None
     problem: str
-    """Why there is no result; empty if there is one."""
+    """The reason if there is no result; otherwise empty."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs and what became of them."""
+    """All runs and their outcomes."""
 
     plan: Plan
     outcomes: tuple[Outcome, ...]
     ranks: int
     """N of the all-to-all."""
     data: str
-    """What was trained on, in words."""
+    """Describes the training data."""
     interruption: str
-    """Where it was stopped; empty if it came to its end."""
+    """Where it was stopped; empty if it was not."""
 
     def of(self, name: str) -> list[Outcome]:
-        """The outcomes of a config, one a seed."""
+        """The outcomes of a config, one per seed."""
         return [outcome for outcome in self.outcomes if outcome.run.name == name]
 
     def figures(self, name: str) -> dict[int, Figures]:
-        """Figures of the finished runs of a config by seed."""
+        """Figures of a config's finished runs, by seed."""
         return {outcome.run.seed: outcome.result.figures for outcome in self.of(name) if outcome.result}
 
     def notes(self) -> list[str]:
-        """What a reader has to know of these runs in particular."""
+        """What a reader should know about these particular runs."""
         results = [outcome.result for outcome in self.outcomes if outcome.result]
         notes = []
         for what, values in (
@@ -64,7 +64,7 @@ class Comparison:
             if len(values) > 1:
                 notes.append(f"The runs had different {what}: {'; '.join(sorted(values))}.")
         if self.plan.allowed:
-            notes.append(f"Let through although it differs: {', '.join(self.plan.allowed)}.")
+            notes.append(f"Allowed to differ: {', '.join(self.plan.allowed)}.")
         return notes
 
     def raise_for_problems(self) -> None:
@@ -76,23 +76,23 @@ class Comparison:
             listed = "\n".join(f"  {outcome.run.dir}: {outcome.problem}" for outcome in failed)
             raise RunError(
                 f"{len(failed)} of {len(self.outcomes)} runs failed:\n{listed}\n"
-                "Repeat the command to try them again; the finished ones are kept"
+                "Repeat the command to try them again; finished runs are kept"
             )
 
 
 def compare(plan: Plan, *, ranks: int = 8, console: Console | None = None) -> Comparison:
-    """Train what is not trained yet, one run after another.
+    """Train the runs that are not finished, one after another.
 
-    A finished run is read, not trained again; one that was stopped goes on from its last checkpoint. A run that fails
-    does not stop the others; an interruption does.
+    A finished run is read, not trained again; a stopped one resumes from its last checkpoint. A run that fails does not
+    stop the others; an interruption does.
 
     Args:
         plan: the runs.
-        ranks: N, that the experts would be spread over, for the bytes of the all-to-all.
+        ranks: N, the number of ranks assumed for the bytes of the all-to-all.
         console: where progress goes; default standard output.
 
     Raises:
-        DataError: for data that cannot be read.
+        DataError: the data cannot be read.
     """
     console = console or Console()
 
@@ -110,7 +110,7 @@ def compare(plan: Plan, *, ranks: int = 8, console: Console | None = None) -> Co
     finished = [run for run in plan.runs if is_finished(run.dir)]
     outcomes = {run.dir: _outcome(run, ranks) for run in finished}
     waiting = [run for run in plan.runs if run.dir not in outcomes]
-    say(f"{len(plan.runs)} runs, {len(finished)} of them finished before" if finished else f"{len(plan.runs)} runs")
+    say(f"{len(plan.runs)} runs, {len(finished)} of them already finished" if finished else f"{len(plan.runs)} runs")
     interruption = ""
     for index, run in enumerate(waiting):
         say(f"\nrun {index + 1} of {len(waiting)}: {run.name}, seed {run.seed}{_left(outcomes, len(waiting) - index)}")
@@ -119,10 +119,10 @@ def compare(plan: Plan, *, ranks: int = 8, console: Console | None = None) -> Co
         except InterruptedRunError:
             interruption = (
                 f"stopped in run {index + 1} of {len(waiting)}, {run.name}; everything is saved in {run.dir.parent}. "
-                "Repeat the command to go on"
+                "Repeat the command to continue"
             )
             break
-        except Exception as error:  # whatever it is, the other runs can go on
+        except Exception as error:  # whatever it is, the other runs can continue
             outcomes[run.dir] = Outcome(run, None, f"{type(error).__name__}: {error}")
             say(f"failed: {outcomes[run.dir].problem}")
             if not isinstance(error, MoeportError):
@@ -135,7 +135,7 @@ def compare(plan: Plan, *, ranks: int = 8, console: Console | None = None) -> Co
 
 
 def _equal(name: str, plan: Plan) -> str:
-    return "the baseline" if name == plan.baseline else "equal to the baseline"
+    return "the baseline" if name == plan.baseline else "same as the baseline"
 
 
 def _outcome(run: PlannedRun, ranks: int) -> Outcome:
@@ -143,13 +143,13 @@ def _outcome(run: PlannedRun, ranks: int) -> Outcome:
 
 
 def _left(outcomes: Mapping[Path, Outcome], waiting: int) -> str:
-    """The time left, from the runs that are finished."""
+    """Estimates the time left from the finished runs."""
     seconds = [outcome.result.figures.wall_time for outcome in outcomes.values() if outcome.result]
-    return f", about {duration(sum(seconds) / len(seconds) * waiting)} left in all" if seconds else ""
+    return f", about {duration(sum(seconds) / len(seconds) * waiting)} left in total" if seconds else ""
 
 
 def _of_same_data(outcomes: Sequence[Outcome], plan: Plan) -> tuple[Outcome, ...]:
-    """Results of runs that saw other data than the first one become problems: files may change between commands."""
+    """Turns results of runs that saw other data than the first one into problems: files may change between commands."""
     if any(key.partition(".")[0] == "data" for key in plan.allowed):
         return tuple(outcomes)
     checked, first = [], None

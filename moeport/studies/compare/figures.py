@@ -1,4 +1,4 @@
-"""What a comparison reads from a finished run."""
+"""The figures that a comparison reads from a finished run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moeport.training.run_dir import METRICS_FILE, SUMMARY_FILE
 
 CHART_POINTS = 100
 CURVES = ("val_loss", "drop_rate", "imbalance", "rows_mean", "rows_max")
-"""Names of what is drawn over the steps."""
+"""Names of the metrics drawn over the steps."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 ALL_TO_ALL = (
     "rows per token x (1 - 1/N) x d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward)"
@@ -34,29 +34,29 @@ class Figures:
     """
 
     parameters_total: int
-    """Trained parameters."""
+    """Number of trained parameters."""
     parameters_active: int
-    """Those that one token uses."""
+    """Number of parameters that one token uses."""
     val_loss: float
-    """Validation loss after the last step, nats a token; of images nats an image."""
+    """Validation loss after the last step in nats per token, or per image."""
     val_bits_per_byte: float | None
-    """The same in bits per byte of text; None for images."""
+    """The same loss in bits per byte of text; None for images."""
     val_accuracy: float | None
-    """Share of the held-out images whose class is right; None for text."""
+    """Share of the held-out images that are classified correctly; None for text."""
     drop_rate: float
-    """Dropped over chosen assignments."""
+    """Share of the chosen assignments that were dropped."""
     imbalance: float
-    """Largest over mean load of an expert, before any drop, mean over the layers."""
+    """Largest expert load divided by the mean load, before drops, mean over the layers."""
     rows_mean: float
-    """Rows that an expert computes a step, mean over experts and layers."""
+    """Rows that an expert computes per step, mean over experts and layers."""
     rows_max: float
-    """Rows of the busiest expert of a layer a step, mean over the layers."""
+    """Rows per step of the busiest expert of each layer, mean over the layers."""
     step_time: float
-    """Seconds of a step, median over all steps."""
+    """Seconds per step, median over all steps."""
     all_to_all_bytes: float
-    """Bytes a token that leave its rank in all layers of a step; computed by `all_to_all_bytes`."""
+    """Bytes per token that leave its rank in all layers of a step, computed by `all_to_all_bytes`."""
     wall_time: float
-    """Seconds of the whole run."""
+    """Duration of the whole run in seconds."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class RunResult:
 
     figures: Figures
     curves: Mapping[str, Series]
-    """By the names of CURVES."""
+    """Curves by the names in CURVES."""
     device: str
-    """Device in words."""
+    """Description of the device."""
     dtype: str
     """Compute type."""
     versions: Mapping[str, str]
-    """Of Python, moeport and the framework."""
+    """Versions of Python, moeport and the framework."""
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run folder has a run with all its steps."""
+    """Whether a run folder holds a run that has done all its steps."""
     return (run_dir / SUMMARY_FILE).is_file()
 
 
@@ -85,7 +85,7 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
     Args:
         run_dir: its folder.
         config: the config it was trained with.
-        ranks: N, that the experts would be spread over.
+        ranks: N, the number of ranks that the experts are assumed to be spread over.
 
     Raises DataError if its metrics cannot be read.
     """
@@ -97,7 +97,9 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
             evaluations.add(record.step, np.array([record.step, record.val_loss]))
             continue
         if not record.assignments_per_layer:
-            raise DataError(f"{run_dir}: trained by an older moeport, which did not count rows; delete it and repeat")
+            raise DataError(
+                f"{run_dir}: trained by an older moeport, which did not count rows; delete it and repeat the command"
+            )
         rows_LE = _rows(record, config.training.gradient_accumulation)
         served = np.dot(record.assignments_per_layer, 1 - np.array(record.drop_rate_per_layer))
         values = np.array([record.drop_rate, record.imbalance, served / rows_LE.size, rows_LE.max(1).mean()])
@@ -129,21 +131,21 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
 
 
 def all_to_all_bytes(rows_per_token: float, d_model: int, dtype: str, ranks: int) -> float:
-    """Bytes a token that leave its rank in one step, if experts and tokens lie evenly over the ranks.
+    """Bytes per token that leave its rank in one step, if experts and tokens are spread evenly over the ranks.
 
     Args:
-        rows_per_token: rows that experts compute for a token, all layers together.
+        rows_per_token: rows that experts compute per token, in all layers together.
         d_model: width D of a row.
-        dtype: compute type, in which rows travel.
+        dtype: compute type, in which rows are sent.
         ranks: N; a row stays where it is with probability 1 / N.
 
-    Returns: ALL_TO_ALL, bytes.
+    Returns: bytes, as in ALL_TO_ALL.
     """
     return rows_per_token * (1 - 1 / ranks) * d_model * ITEM_BYTES[dtype] * 2 * 2
 
 
 def mean_curve(curves: Sequence[Series], label: str) -> Series:
-    """The mean over seeds, with a band from the least to the largest if there are several."""
+    """The mean over seeds, with a band from the minimum to the maximum if there are several."""
     y = np.stack([curve.y for curve in curves])
     low, high = (y.min(0), y.max(0)) if len(curves) > 1 else (None, None)
     return Series(label, curves[0].x, y.mean(0), curves[0].points, low, high)
@@ -152,8 +154,8 @@ def mean_curve(curves: Sequence[Series], label: str) -> Series:
 def _rows(record: StepMetrics, micro_batches: int) -> np.ndarray:
     """Rows that each expert computed in a step (L, E).
 
-    An expert computes what chose it, up to its capacity in each micro-batch. The metrics have its load of the whole
-    step; so of several micro-batches one expert's rows are an upper bound where there is a capacity.
+    An expert computes the assignments to it, up to its capacity in each micro-batch. The metrics hold only the load of
+    the whole step, so with a capacity and several micro-batches the result is an upper bound.
     """
     chosen_LE = np.array(record.expert_load) * np.array(record.assignments_per_layer)[:, None]
     if not record.capacity_per_layer:

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else."""
+"""A comparison as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from moeport.training.run_dir import REPORT_FILE
 PAGE_FILE = "compare.html"
 HUES = (217, 21, 142, 271, 43, 330, 185, 0, 90, 300)
 DASHES = ("none", "7 3", "2 3")
-"""Colours and dashes together tell 30 lines apart."""
+"""Colours and dashes together distinguish 30 lines."""
 
 AXES = {
     "val_loss": Axis("Validation loss", "nats", "{:.4f}"),
     "drop_rate": Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True),
     "imbalance": Axis("Expert imbalance", "largest / mean load", "{:.2f}", references={"balanced": 1.0}),
-    "rows_max": Axis("Rows of the busiest expert", "a step, mean over the layers", "{:,.0f}", from_zero=True),
-    "rows_mean": Axis("Rows of an expert", "a step, mean over experts and layers", "{:,.0f}", from_zero=True),
+    "rows_max": Axis("Rows of the busiest expert", "per step, mean over the layers", "{:,.0f}", from_zero=True),
+    "rows_mean": Axis("Rows per expert", "per step, mean over experts and layers", "{:,.0f}", from_zero=True),
 }
 
 
@@ -48,8 +48,8 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
     """Write FOLDER/compare.html.
 
     Args:
-        comparison: what to show.
-        folder: where; links to the reports of the runs are relative to it.
+        comparison: the comparison to show.
+        folder: the folder; links to the reports of the runs are relative to it.
 
     Returns: the page.
     """
@@ -65,7 +65,7 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
         colours={name: _colour(index) for index, name in enumerate(plan.names)},
         bars={
             "Step time, s": _bars(comparison, lambda figures: figures.step_time, "{:.3f}"),
-            "All-to-all, bytes a token (computed)": _bars(comparison, lambda f: f.all_to_all_bytes, "{:,.0f}"),
+            "All-to-all, bytes per token (computed)": _bars(comparison, lambda f: f.all_to_all_bytes, "{:,.0f}"),
         },
         differences={name: plan.differences(name) for name in plan.names},
     )
@@ -89,7 +89,7 @@ def _links(comparison: Comparison, name: str, folder: Path) -> list[RunLink]:
 
 
 def _charts(comparison: Comparison) -> list[LineChart]:
-    """The line charts; without that of drops where nothing is dropped."""
+    """The line charts, without that of drops if nothing was dropped."""
     charts = []
     steps = max(run.config.training.steps for run in comparison.plan.runs)
     for curve, axis in AXES.items():

@@ -1,4 +1,4 @@
-"""What a comparison trains: configs that may differ in what is compared and in nothing else."""
+"""The runs of a comparison: configs that may differ in what is compared and in nothing else."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from moeport.model.build import build_model
 from moeport.training.run_dir import CONFIG_FILE, read_config
 
 COMPARED = ("model.moe",)
-"""Keys whose differences a comparison is about."""
+"""Keys that a comparison is about."""
 IDLE = ("run", "checkpoint", "metrics")
-"""Keys that change nothing of what is measured."""
+"""Keys that do not affect anything that is measured."""
 DEFAULTS = ("checkpoint.keep_last=1", "checkpoint.keep_best=false")
-"""Laid over each config before the overrides of the command: many runs, little disk."""
+"""Applied to each config before the overrides of the command: many runs should need little disk space."""
 DEFAULT_BASELINE = "topk"
 ABSENT = "-"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key that has two values."""
+    """A key with two values."""
 
     key: str
     before: str
-    """The baseline's value, or the earlier one; ABSENT where there is no such key."""
+    """The baseline's value, or the earlier one; ABSENT if there is no such key."""
     now: str
 
     def __str__(self) -> str:
@@ -44,12 +44,12 @@ class PlannedRun:
     """One training run of the comparison."""
 
     name: str
-    """Name of the config: its file without the suffix."""
+    """Name of the config: the name of its file without the suffix."""
     config: Config
 
     @property
     def seed(self) -> int:
-        """Keys initial weights, data order and noise."""
+        """Determines initial weights, data order and noise."""
         return self.config.training.seed
 
     @property
@@ -63,11 +63,11 @@ class Plan:
     """All runs of a comparison."""
 
     runs: tuple[PlannedRun, ...]
-    """In the order of the configs, the seeds of one config together."""
+    """Runs in the order of the configs; the seeds of each config stand together."""
     baseline: str
-    """Name of the config that the others are held against."""
+    """Name of the config that the others are compared with."""
     allowed: tuple[str, ...]
-    """Keys that may differ because the user said so."""
+    """Keys that the user allows to differ."""
 
     @property
     def names(self) -> list[str]:
@@ -80,15 +80,15 @@ class Plan:
         return list(dict.fromkeys(run.seed for run in self.runs))
 
     def of(self, name: str) -> list[PlannedRun]:
-        """The runs of a config, one a seed."""
+        """The runs of a config, one per seed."""
         return [run for run in self.runs if run.name == name]
 
     def config(self, name: str) -> Config:
-        """The config of a name, with the first seed."""
+        """The config with a name, and with the first seed."""
         return self.of(name)[0].config
 
     def differences(self, name: str) -> list[Difference]:
-        """What sets a config apart from the baseline."""
+        """The differences between a config and the baseline."""
         return _differences(self.config(self.baseline), self.config(name), IDLE)
 
 
@@ -101,20 +101,20 @@ def plan(
     baseline: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Plan:
-    """Read the configs and see that a comparison of them is fair.
+    """Read the configs and check that comparing them is fair.
 
     Args:
         files: YAML files; their names without the suffix name the runs.
-        output_dir: where the run folders go: `NAME`, and `NAME-seed-N` for a seed that is not the config's own.
-        overrides: laid over each config.
-        seeds: train each config with each of them; none: with its own.
-        baseline: name of a config; default `topk` if there is one, else the first.
-        allowed: keys, or sections, that may differ beside `model.moe`.
+        output_dir: folder of the run folders: `NAME`, or `NAME-seed-N` for a seed that is not the config's own.
+        overrides: applied to each config.
+        seeds: train each config with each of them; if empty, with its own seed.
+        baseline: name of a config; default: `topk` if there is one, or else the first.
+        allowed: keys, or sections, that may differ besides `model.moe`.
 
     Raises:
-        ConfigError: for a faulty config.
-        UserError: for two configs of one name, an unknown baseline, configs that differ in more than `model.moe`,
-            and run folders that hold a run of another config.
+        ConfigError: a config is faulty.
+        UserError: two configs have the same name, the baseline is unknown, configs differ in more than `model.moe`,
+            or a run folder holds a run of another config.
     """
     by_name: dict[str, Path] = {}
     for file in files:
@@ -142,15 +142,15 @@ def plan(
 
 
 def shared_parameters(config: Config, baseline: Config, vocab_size: int) -> tuple[int, int, list[str]]:
-    """How much of a model starts with the baseline's numbers.
+    """How many of a model's parameters start with the same values as the baseline's.
 
-    Initial values depend on a parameter's spec and the seed alone (`moeport.core.parameters`), so equal specs start
-    equal.
+    Initial values depend only on a parameter's spec and the seed (`moeport.core.parameters`), so parameters with equal
+    specs start equal.
 
     Args:
-        config: of the model.
-        baseline: the config it is held against.
-        vocab_size: of the tokenizer; 0 where there is none.
+        config: the config.
+        baseline: the config it is compared with.
+        vocab_size: that of the tokenizer; 0 without one.
 
     Returns: (numbers that start equal, all numbers, names of the other parameters with * for the layer).
     """
@@ -175,14 +175,14 @@ def _refuse_unfair(configs: dict[str, Config], baseline: str, allowed: Sequence[
     ]
     if faults:
         raise UserError(
-            "the configs may differ in model.moe alone, or the comparison says nothing of it:\n  "
+            "the configs may differ only in model.moe, or the comparison would say nothing about it:\n  "
             + "\n  ".join(faults)
-            + "\nmake them equal, by --set KEY=VALUE for all, or let a key through by --allow-different KEY"
+            + "\nmake them equal with --set KEY=VALUE for all, or allow a key to differ with --allow-different KEY"
         )
 
 
 def _refuse_another(run: PlannedRun) -> None:
-    """Refuse a folder with a run of another config: it can be neither resumed nor taken as a result."""
+    """Refuse a folder with a run of another config: it can neither be resumed nor count as a result."""
     if not (run.dir / CONFIG_FILE).exists():
         return
     config, before = run.config, read_config(run.dir)
@@ -199,7 +199,7 @@ def _refuse_another(run: PlannedRun) -> None:
 
 
 def _differences(before: Config, now: Config, without: Sequence[str]) -> list[Difference]:
-    """Keys with two values, without those of the given sections."""
+    """Keys whose values differ, except those in the given sections."""
     values = [dict(_leaves(config.model_dump(mode="json"))) for config in (before, now)]
     return [
         Difference(key, *(_shown(value[key]) if key in value else ABSENT for value in values))

@@ -21,11 +21,11 @@ from moeport.studies.compare.figures import ALL_TO_ALL, Figures
 
 @dataclass(frozen=True)
 class Spread:
-    """One value over the seeds."""
+    """A value over several seeds."""
 
     mean: float
     deviation: float | None
-    """Standard deviation of the seeds; None for one seed."""
+    """Standard deviation over the seeds; None for a single seed."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Column:
 
     title: str
     value: Callable[[Figures, Figures], float | None]
-    """From a run and the baseline's run of the same seed; None where runs of this kind have no such value."""
+    """Computed from a run and the baseline's run with the same seed; None if runs of this kind have no such value."""
     show: Callable[[float], str]
     relative: bool = False
-    """Whether it says something only beside the baseline."""
+    """Whether it is relative to the baseline, whose own value says nothing."""
     is_cost: bool = False
     """Whether it is a cost rather than a quality."""
 
@@ -71,20 +71,20 @@ class Row:
     parameters: str
     """Total and active."""
     cells: tuple[str, ...]
-    """By `columns`; empty if no run has finished."""
+    """In the order of `columns`; empty if no run has finished."""
     problems: tuple[str, ...]
-    """Why runs have no result."""
+    """The reasons why runs have no result."""
     is_baseline: bool
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """Those that runs of this kind have values for."""
+    """The columns for which runs of this kind have values."""
     figures = [one for name in comparison.plan.names for one in comparison.figures(name).values()]
     return [column for column in COLUMNS if any(column.value(one, one) is not None for one in figures)]
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """A row for each config, in their order."""
+    """A row for each config, in order."""
     result = []
     for name in comparison.plan.names:
         outcomes, by_seed = comparison.of(name), comparison.figures(name)
@@ -103,23 +103,23 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def explanations(comparison: Comparison) -> list[str]:
-    """What the columns mean, a sentence or two each."""
+    """Explains the columns, in a sentence or two each."""
     plan = comparison.plan
     config = plan.config(plan.baseline)
     seeds = plan.seeds
     tokens = config.training.batch_size * config.data.tokens_per_sequence
     of_seeds = (
-        f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation; differences and ratios go seed by seed. "
+        f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation; differences and ratios are per seed. "
         if len(seeds) > 1
-        else f"Seed {seeds[0]}: one run each, so small differences say nothing. "
+        else f"Seed {seeds[0]}: one run each, so small differences mean nothing. "
     )
     return [
         f"{config.training.steps:,} steps of {tokens:,} tokens; {comparison.data}. {of_seeds}"
-        f"Baseline: {plan.baseline}; val. loss in nats {'an image' if config.data.is_images else 'a token'}.",
-        "Dropped, imbalance and rows are means over the second half of the steps. Rows: what an expert computes a "
-        "step, mean over experts and layers, and for the busiest expert of a layer, mean over the layers.",
-        "Step time is the median of one machine that ran one after another; other load on it counts, so small "
-        "differences say nothing.",
+        f"Baseline: {plan.baseline}; val. loss in nats per {'image' if config.data.is_images else 'token'}.",
+        "Dropped, imbalance and rows are means over the second half of the steps. Rows: what an expert computes per "
+        "step, mean over experts and layers, and for the busiest expert of each layer, mean over the layers.",
+        "Step time is a median. The runs shared one machine, one after another; other load on it counts, so small "
+        "differences mean nothing.",
         f"All-to-all is computed, not measured: {ALL_TO_ALL}, over all layers, for experts and tokens spread evenly "
         f"over N = {comparison.ranks} ranks.",
         *comparison.notes(),
@@ -135,7 +135,7 @@ def terminal(comparison: Comparison) -> Group:
 
 
 def _table(found: Sequence[Row], shown: Sequence[Column], is_cost: bool) -> Table:
-    """A table of qualities, or of costs, whose columns are never narrower than their cells."""
+    """A table of the qualities or of the costs, whose columns are never narrower than their cells."""
     picked = [index for index, column in enumerate(shown) if column.is_cost == is_cost]
     header = ["router", *(["parameters"] if is_cost else []), *(shown[index].title for index in picked)]
     lines = [
@@ -152,7 +152,7 @@ def _table(found: Sequence[Row], shown: Sequence[Column], is_cost: bool) -> Tabl
 
 
 def markdown(comparison: Comparison) -> str:
-    """A table and what it means, to be pasted into a document."""
+    """A table with its explanations, to be pasted into a document."""
     shown = columns(comparison)
     lines = [
         f"| Router | Parameters, active | {' | '.join(column.title for column in shown)} |",
@@ -172,7 +172,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything as plain values."""
+    """The whole comparison as plain values."""
     plan = comparison.plan
     configs = []
     for name in plan.names:
