@@ -13,7 +13,7 @@ from moeport.routers.sinkhorn import sinkhorn_log_plan
 
 
 class SinkhornExpertChoiceConfig(ExpertsChooseConfig):
-    """Each expert takes the tokens of largest share in an optimal transport plan; softmax gates."""
+    """Each expert takes the tokens with the largest shares in an optimal transport plan; softmax gates."""
 
     name: Literal["sinkhorn_expert_choice"] = "sinkhorn_expert_choice"
     """`sinkhorn_expert_choice`"""

@@ -15,7 +15,7 @@ _LEARNING_RATE, _DECAY, _DECAY_OF_SQUARES, _EPS = 1e-2, 0.9, 0.999, 1e-2
 
 
 class SparsityConstrainedExpertChoiceConfig(ExpertsChooseConfig):
-    """Each expert takes its tokens of a transport plan with at most C nonzero entries an expert; softmax gates."""
+    """Each expert takes its tokens from a transport plan with at most C nonzero entries per expert; softmax gates."""
 
     name: Literal["sparsity_constrained_expert_choice"] = "sparsity_constrained_expert_choice"
     """`sparsity_constrained_expert_choice`"""

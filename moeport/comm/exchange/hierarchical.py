@@ -16,7 +16,7 @@ class HierarchicalExchange(TwoLevelExchange):
     """Rows cross to the expert's node along the rail, then go to its rank inside the node: fewer, longer messages."""
 
     name = "hierarchical"
-    summary = "the same rows along rails, ranks of the same position in their nodes, then inside the node"
+    summary = "the same rows, first along rails (ranks at the same position in their nodes), then inside the node"
 
     @override
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:

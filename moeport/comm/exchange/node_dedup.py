@@ -31,8 +31,8 @@ class NodeDedupExchange(TwoLevelExchange):
 
     name = "node_dedup"
     summary = (
-        "each token once per node that has experts of it, with one row back, weighted and summed there; inside the "
-        "node likewise, once per rank"
+        "each token once per node that has experts for it, where their outputs are weighted and summed into one row "
+        "back; inside the node, once per rank in the same way"
     )
 
     @override
