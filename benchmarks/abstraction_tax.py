@@ -164,11 +164,12 @@ def main() -> None:
     ratio = statistics.median(a / b for a, b in zip(times["moeport"], times["plain"], strict=True))
     counts = config.model.parameter_counts(vocab_size)
     print(
-        f"{arguments.config}: {counts.total:,} parameters, {tokens:,} tokens a step, {backend.device}, {backend.dtype}"
+        f"{arguments.config}: {counts.total:,} parameters, {tokens:,} tokens per step, "
+        f"{backend.device}, {backend.dtype}"
     )
     print(f"losses of the first steps differ by at most {worst:.1e} relative")
     for name, seconds in medians.items():
-        print(f"{name:10s} {seconds * 1e3:8.1f} ms a step (median of {arguments.rounds})")
+        print(f"{name:10s} {seconds * 1e3:8.1f} ms per step (median of {arguments.rounds})")
     print(f"{'limit':10s} {limit * 1e3:8.1f} ms: {flops / 1e9:.1f} GFLOP at the speed of a large matrix product")
     print(f"moeport / plain: {ratio:.3f} (median of pairs; target at most {TARGET})")
 

@@ -1,4 +1,4 @@
-"""Cost of an MoE layer as work grows: bytes a token and time against ranks, experts and experts a token.
+"""Cost of an MoE layer as work grows: bytes per token and time against ranks, experts and experts per token.
 
     python benchmarks/cost_growth.py [--rounds 2] [--output docs/images] [--keep FOLDER] [--quick]
 
@@ -42,9 +42,9 @@ from moeport.plan.fit import Sample, fit, non_negative_least_squares
 from moeport.plan.routes import expected_routes
 
 PER_NODE, WIDTH, HIDDEN, TOKENS, RATE = 2, 256, 128, 256, "200mbit"
-"""Ranks of a node, numbers of a token, width of an expert, tokens of a rank, link of a node."""
+"""Ranks of a node, numbers per token, width of an expert, tokens of a rank, link of a node."""
 ROW_BYTES = 4 * WIDTH
-BETWEEN, INSIDE, TIME = "between nodes, kB a token", "inside nodes, kB a token", "time of a layer, ms"
+BETWEEN, INSIDE, TIME = "between nodes, kB per token", "inside nodes, kB per token", "time of a layer, ms"
 QUANTITIES = (BETWEEN, INSIDE, TIME)
 
 
@@ -136,7 +136,7 @@ def _work(shape: Shape) -> np.ndarray:
 
 
 def expected_kilobytes(shape: Shape, algorithm: str) -> tuple[float, float]:
-    """kB a token to other nodes and inside the node, forward and backward: rows there and back and their gradients,
+    """kB per token to other nodes and inside the node, forward and backward: rows there and back and their gradients,
     and the numbers that say whose they are. All ranks send alike, so the load of the busiest is that of each.
     """
     found = loads(algorithm, shape.layout, shape.demand, expected_routes(shape.layout, shape.demand))
@@ -303,7 +303,7 @@ def main() -> None:
         folder = args.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         measured = _measured(shapes, folder, args.rounds)
-    print(f"{TOKENS} tokens of {WIDTH} a rank, {PER_NODE} ranks a node, links of {RATE}; the rest: {Shape()}\n")
+    print(f"{TOKENS} tokens of {WIDTH} per rank, {PER_NODE} ranks per node, links of {RATE}; the rest: {Shape()}\n")
     model = _fitted(measured)
     for sweep in sweeps:
         _print(sweep, measured, model)

@@ -37,7 +37,7 @@ class Run:
     exchange: float
     """Seconds of it in the all-to-all, median."""
     between_first: float
-    """MB a step between nodes, in the first tenth of the steps."""
+    """MB per step between nodes, in the first tenth of the steps."""
     between_last: float
     """The same in the last tenth."""
     loss: float
@@ -88,7 +88,9 @@ def main() -> None:
     pairs = [pair for pair in PAIRS if not arguments.only or pair[1] in arguments.only]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     found: dict[str, Run] = {}
-    print("| config | step, s | all-to-all, s | share | MB between nodes, first tenth | last tenth | val. loss |")
+    print(
+        "| config | step, s | all-to-all, s | share | MB between nodes per step, first tenth | last tenth | val. loss |"
+    )
     print("|---|--:|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate([*names, names[0]]):

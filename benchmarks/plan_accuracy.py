@@ -122,7 +122,7 @@ def main() -> None:
                     f"| {shape} | {size}iB | {name} | {sample.seconds * 1e3:.1f} | {predicted * 1e3:.1f} | "
                     f"{error[shape, size, name]:+.1%} |"
                 )
-    print(f"\n| Cluster | {' | '.join(f'Largest error, {size}iB a rank' for size in SIZES)} |")
+    print(f"\n| Cluster | {' | '.join(f'Largest error, {size}iB per rank' for size in SIZES)} |")
     print("|---|---|---|")
     largest = {
         (shape, size): max(abs(error[shape, size, name]) for name in EXCHANGES) for shape in PREDICTED for size in SIZES
@@ -133,7 +133,7 @@ def main() -> None:
         every = np.abs([value for (_, other, _), value in error.items() if other == size])
         within = sum(largest[shape, size] <= 0.15 for shape in PREDICTED)
         print(
-            f"\n{size}iB of tokens a rank: all three algorithms within 15% on {within} of {len(PREDICTED)} clusters; "
+            f"\n{size}iB of tokens per rank: all three algorithms within 15% on {within} of {len(PREDICTED)} clusters; "
             f"{(every <= 0.15).sum()} of {len(every)} exchanges, median error {np.median(every):.1%}."
         )
     print(

@@ -84,14 +84,15 @@ def main() -> None:
         assert len(losses) == 1, losses
 
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{arguments.config}: {shape[0] * shape[1]:,} tokens a step, {backend.name} on {backend.device}")
+    print(f"{arguments.config}: {shape[0] * shape[1]:,} tokens per step, {backend.name} on {backend.device}")
     print(
-        f"{'recording':12s} {'ms a step':>10s} {'ratio':>7s}   (medians of {arguments.rounds}; losses equal to the bit)"
+        f"{'recording':12s} {'ms per step':>11s} {'ratio':>7s}   "
+        f"(medians of {arguments.rounds}; losses equal to the bit)"
     )
     for name in names:
         pairs = zip(times[name], times["none"], strict=True)
-        print(f"{name:12s} {medians[name] * 1e3:10.1f} {statistics.median(a / b for a, b in pairs):7.3f}")
-    print(f"{recorded} tensors a step; statistics may cost at most {LIMIT - 1:.0%}")
+        print(f"{name:12s} {medians[name] * 1e3:11.1f} {statistics.median(a / b for a, b in pairs):7.3f}")
+    print(f"{recorded} tensors per step; statistics may cost at most {LIMIT - 1:.0%}")
 
 
 if __name__ == "__main__":
