@@ -13,7 +13,7 @@ from moeport.facts import BACKENDS
 def get_backend(config: BackendConfig) -> Backend:
     """The backend that the config names, on its device.
 
-    Raises BackendUnavailableError where its framework, device or dtype is missing, with what to do.
+    Raises BackendUnavailableError, with what to do, if its framework, device or dtype is missing.
     """
     facts = BACKENDS[config.name]
     try:

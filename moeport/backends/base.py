@@ -1,4 +1,4 @@
-"""What a backend is: a framework on a device, behind one small interface."""
+"""The interface of a backend: a framework on a device."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Backend(ABC):
     """Its name in `backend.name`."""
     ops: Ops
     device: str
-    """The device in words, such as `cpu` or `cuda (NVIDIA H200)`."""
+    """Label of the device, such as `cpu` or `cuda (NVIDIA H200)`."""
     dtype: str
     """Compute type, one of FLOAT_DTYPES."""
 
     @abstractmethod
     def __init__(self, config: BackendConfig):
-        """Resolve device and dtype; raises BackendUnavailableError with what to do."""
+        """Resolve device and dtype; raises BackendUnavailableError, with what to do."""
 
     @property
     def facts(self) -> BackendFacts:
@@ -59,10 +59,10 @@ class Backend(ABC):
 
     @abstractmethod
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
-        """Differentiate `fn(params, *args) -> loss` (or `(loss, aux)`) by its first argument, a dict of arrays.
+        """Differentiate `fn(params, *args) -> loss` (or `(loss, aux)`) with respect to `params`, a dict of arrays.
 
-        Returns: a function giving `(loss, grads)` or `((loss, aux), grads)`; a parameter the loss does not depend on
-        gets a gradient of zeros.
+        Returns: a function that returns `(loss, grads)` or `((loss, aux), grads)`; a parameter that the loss does not
+        depend on gets a gradient of zeros.
         """
 
     @abstractmethod
@@ -76,33 +76,33 @@ class Backend(ABC):
         """Place a model and its parameters on the device, with an optimiser.
 
         Args:
-            model: its shapes; on several ranks those that `moeport.model.spread` has seen.
+            model: its shapes; on several ranks, after `moeport.model.spread.spread`.
             params: whole parameters by name.
-            options: see there.
-            mesh: the ranks that train together, of which each calls this; None: this process alone.
+            options: see `TrainingOptions`.
+            mesh: the ranks that train together, each of which calls this; None: only this process.
         """
 
     @abstractmethod
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
-        """The communicator of all ranks of a job, or of this process alone where `launch` is None; call it once.
+        """The communicator of all ranks of a job, or of only this process if `launch` is None; call it once.
 
-        Raises BackendUnavailableError for a launcher that the backend does not work with.
+        Raises BackendUnavailableError if the backend does not work with the launcher.
         """
 
     @abstractmethod
     def matmul_flops_per_second(self) -> float:
-        """FLOP/s of a large matrix product in the compute type, measured: the limit that MFU refers to."""
+        """Measured FLOP/s of a large matrix product in the compute type: the peak that MFU refers to."""
 
     def profile(self, folder: Path) -> AbstractContextManager[Any]:
         """Write a trace of what runs inside the block to `folder`, in the format of the framework's own profiler."""
         raise BackendUnavailableError(f"metrics.profile_step: backend {self.name} has no profiler; expected null")
 
     def compilations(self) -> tuple[int, float]:
-        """Graphs compiled so far in this process, and the seconds that took; (0, 0) where they are not counted."""
+        """Number of graphs compiled so far in this process, and the seconds it took; (0, 0) if they are not counted."""
         return 0, 0.0
 
     def accelerators(self) -> list[tuple[str, int | None]]:
-        """Product name, and memory in bytes where known, of every accelerator of its kind; none for a CPU."""
+        """Product name, and memory in bytes if known, of every accelerator of its kind; empty for a CPU."""
         return []
 
     @abstractmethod
@@ -111,7 +111,7 @@ class Backend(ABC):
 
     @abstractmethod
     def kernel_choices(self) -> dict[str, str]:
-        """For each kernel of `Ops`, the implementation used here and why."""
+        """For each kernel of `Ops`, the implementation used on this device and why."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class TrainingOptions:
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass."""
     compile: bool | None = None
-    """Compile the model; None: as suits the backend."""
+    """Compile the model; None: the backend's default."""
     shard: bool | None = None
-    """Divide parameters, gradients and optimiser state among ranks; None: as suits the backend."""
+    """Divide parameters, gradients and optimiser state among ranks; None: the backend's default."""
 
 
 class EvaluationModel(ABC):
-    """A model on a device. Arrays cross this interface as numpy: float32, or float64 when the compute type is."""
+    """A model on a device. Arrays cross this interface as numpy: float32, or float64 if that is the compute type."""
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> LossTerms:
@@ -141,7 +141,7 @@ class EvaluationModel(ABC):
 
     @abstractmethod
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """Parameters by name: those in `names`, default all."""
+        """Parameters by name: those in `names`, by default all."""
 
     @abstractmethod
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
@@ -151,7 +151,8 @@ class EvaluationModel(ABC):
 class TrainingModel(EvaluationModel):
     """A model on a device with gradients and optimiser state.
 
-    On several ranks every rank calls every method, in the same order, and arrays are whole on each of them.
+    With several ranks, every rank calls every method in the same order; parameters, gradients and state are whole on
+    each of them.
     """
 
     @abstractmethod
@@ -159,11 +160,11 @@ class TrainingModel(EvaluationModel):
         """Forward and backward of one micro-batch; adds `share` times its gradient to the gradients.
 
         Args:
-            batch: of this rank.
-            share: of the micro-batch in the step, over all ranks.
-            is_last: whether this is the last micro-batch of the step; gradients are added over ranks then.
+            batch: this rank's.
+            share: fraction of the step, over all ranks, that the micro-batch makes up.
+            is_last: whether this is the last micro-batch of the step; only then are gradients added over ranks.
 
-        Returns: terms of this rank's batch, on the device, detached, not weighted by `share`.
+        Returns: the terms of this rank's batch, on the device, detached, not weighted by `share`.
         """
 
     @abstractmethod

@@ -33,12 +33,12 @@ class Package:
 
     purpose: str
     module: str
-    """What is imported to try it."""
+    """Module that is imported to try it."""
     install: str | None = None
     """The command that installs it."""
     note: str | None = None
     backend: str | None = None
-    """The backend that stands on it."""
+    """The backend that uses it."""
 
 
 FRAMEWORKS = {
@@ -54,11 +54,11 @@ OPTIONAL = {
 
 
 def report() -> dict[str, Any]:
-    """Examine everything; takes seconds, never raises.
+    """Examine everything; takes seconds and never raises.
 
-    Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None where
-    all is well), `install` (the command, for what is missing or broken) and `note`; a usable backend also has `trains`
-    and, for each device, units with memory in bytes, and for each compute type whether a tiny model ran in it, the
+    Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None if
+    there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`
+    and, per device, the units with their memory in bytes, and per compute type whether a tiny model ran in it, the
     speed of a matrix product and the kernels.
     """
     return {
@@ -77,7 +77,7 @@ def report() -> dict[str, Any]:
 
 
 def describe(package: Package) -> dict[str, Any]:
-    """Whether a package is there and works; its entry in the report."""
+    """The entry of a package in the report: whether it is installed and works."""
     spec = PathFinder.find_spec(package.module.partition(".")[0])
     installed = spec is not None and spec.origin is not None
     found = {"installed": installed, "version": None, "problem": None}
@@ -127,7 +127,7 @@ def _usable_cores() -> int | None:
 
 
 def _memory_bytes() -> int | None:
-    """Physical memory, or the limit of the container if that is less."""
+    """Physical memory, or the limit of the container if that is lower."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -139,7 +139,7 @@ def _memory_bytes() -> int | None:
 
 
 def render(found: Mapping[str, Any]) -> RenderableType:
-    """A report for a terminal."""
+    """Format a report for a terminal."""
     cpu = found["cpu"]
     threads = cpu["OMP_NUM_THREADS"]
     parts: list[RenderableType] = [
@@ -194,7 +194,7 @@ def _device(device: Mapping[str, Any]) -> RenderableType:
 
 
 def _kernels(dtypes: Mapping[str, Any]) -> Iterator[Table]:
-    """Kernels by implementation; once for the compute types that share all of them."""
+    """Kernels grouped by implementation; one table for all compute types with the same kernels."""
     groups: dict[str, list[str]] = {}
     for dtype, result in dtypes.items():
         if result["usable"]:
@@ -202,11 +202,11 @@ def _kernels(dtypes: Mapping[str, Any]) -> Iterator[Table]:
     for kernels, names in groups.items():
         table = Table(box=None, padding=(0, 3, 0, 0), show_header=False, title_justify="left", title_style="")
         table.title = f"kernels in {', '.join(names)}"
-        by_choice: dict[str, list[str]] = {}
-        for kernel, choice in json.loads(kernels).items():
-            by_choice.setdefault(choice, []).append(kernel)
-        for choice, members in by_choice.items():
-            table.add_row(Text(", ".join(members)), Text(choice))
+        by_implementation: dict[str, list[str]] = {}
+        for kernel, implementation in json.loads(kernels).items():
+            by_implementation.setdefault(implementation, []).append(kernel)
+        for implementation, members in by_implementation.items():
+            table.add_row(Text(", ".join(members)), Text(implementation))
         yield table
 
 

@@ -1,6 +1,6 @@
 """Tries out one framework or package and writes what it found as JSON.
 
-`moeport.backends.doctor` runs this as a process of its own, `python -m moeport.backends.examine MODULE FILE
+`moeport.backends.doctor` runs this in a separate process, `python -m moeport.backends.examine MODULE FILE
 [BACKEND]`, because a broken installation can end the process that imports it.
 """
 
@@ -36,14 +36,14 @@ TINY = ModelConfig(
 
 
 def examine(module: str, backend: str | None = None) -> dict[str, Any]:
-    """Import a package; if a backend stands on it, compute on each of the backend's devices.
+    """Import a package; if a backend uses it, compute on each of the backend's devices.
 
-    Returns: `version` and `problem`, None where all is well; for a backend `trains` and `devices` too.
+    Returns: `version` and `problem`, which is None if there is none; for a backend also `trains` and `devices`.
     """
     try:
         package = importlib.import_module(module)
     except Exception as error:
-        return {"version": None, "problem": f"installed but fails to import: {_words(error)}"}
+        return {"version": None, "problem": f"installed but fails to import: {_describe(error)}"}
     found: dict[str, Any] = {"version": _version(module.partition(".")[0], package), "problem": None}
     if backend:
         try:
@@ -55,12 +55,12 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
                 units = [{"name": name, "memory_bytes": memory} for name, memory in chosen.accelerators()]
                 found["devices"][kind] = _device(backend, "auto") | {"units": units}
         except Exception as error:
-            found["problem"] = _words(error)
+            found["problem"] = _describe(error)
     return found
 
 
 def _device(name: str, device: str) -> dict[str, Any]:
-    """Compute on one device in every type."""
+    """Compute on one device in every compute type."""
     found: dict[str, Any] = {"description": device, "units": [], "dtypes": {}}
     for dtype in FLOAT_DTYPES:
         try:
@@ -68,7 +68,7 @@ def _device(name: str, device: str) -> dict[str, Any]:
             run_tiny_model(backend)
             speed = backend.matmul_flops_per_second()
         except Exception as error:
-            found["dtypes"][dtype] = {"usable": False, "problem": _words(error)}
+            found["dtypes"][dtype] = {"usable": False, "problem": _describe(error)}
             continue
         found["description"] = backend.device
         found["dtypes"][dtype] = {
@@ -97,10 +97,10 @@ def run_tiny_model(backend: Backend) -> None:
         results = {"loss": loss, "gradient norm": norm}
     else:
         results = {"loss": backend.evaluation_model(lm, params).evaluate(batch).loss}
-    for what, value in results.items():
+    for label, value in results.items():
         number = float(backend.ops.to_numpy(value))
         if not math.isfinite(number):
-            raise ArithmeticError(f"the {what} of a tiny model is {number}")
+            raise ArithmeticError(f"the {label} of a tiny model is {number}")
 
 
 def _version(package: str, module: Any) -> str | None:
@@ -113,7 +113,7 @@ def _version(package: str, module: Any) -> str | None:
     return str(version)
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, MoeportError) else f"{type(error).__name__}: {error}"
 
 

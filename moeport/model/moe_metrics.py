@@ -31,7 +31,7 @@ class MoEMetrics(NamedTuple):
     affinity_3E: Array
     """Statistics that a capacity is estimated from, see `affinity_statistics`; 0 for other policies."""
     measured: Mapping[str, Array]
-    """See `measurements`."""
+    """What is measured only for metrics; see `measurements`."""
 
 
 def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:

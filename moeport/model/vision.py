@@ -42,8 +42,9 @@ class ImageClassifier(Transformer):
         ends = (self.patch_values + self.num_patches + self.num_classes + 1) * self.config.d_model
         return ParameterCounts(ends + blocks.total, ends + blocks.active)
 
+    @override
     def training_flops_per_token(self, sequence_length: int) -> int:
-        """See Transformer; the head runs once per image."""
+        """The head runs once per image."""
         ends = 6 * self.config.d_model * (self.patch_values + self.num_classes / sequence_length)
         return self.config.block_flops_per_token(sequence_length) + round(ends)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moeport.backends.torch.device import device_words
+from moeport.backends.torch.device import describe_device
 from moeport.backends.torch.ops import TorchOps
 from moeport.parity.bundle import save_bundle
 from moeport.parity.recorder import Recorder
@@ -73,7 +73,7 @@ class ModuleRecording:
             name=self._name,
             dtype=dtype,
             tensors=self._recorder.finish(),
-            environment=environment("torch", device_words(self._device), versions, kernels),
+            environment=environment("torch", describe_device(self._device), versions, kernels),
             sample_size=self._recorder.sample_size,
         )
 

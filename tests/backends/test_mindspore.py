@@ -110,7 +110,7 @@ def test_parameters_can_be_read_and_replaced():
         ({"device": "cuda"}, "backend.device: mindspore runs on cpu or npu (got cuda)"),
         (
             {"dtype": "bfloat16"},
-            "backend.dtype: MindSpore's CPU target computes nothing in bfloat16; expected float32 or float64",
+            "backend.dtype: MindSpore's CPU target does not compute in bfloat16; expected float32 or float64",
         ),
     ],
 )

@@ -42,8 +42,8 @@ def test_the_cpu_target_has_none_of_them(dtype):
     assert choices.keys() == {"rms_norm", "swiglu", "rope", "attention"}
     for choice in choices.values():
         assert choice.function is None
-        assert "mindspore.ops." in choice.words
-        assert "unregistered" in choice.words
+        assert "mindspore.ops." in choice.label
+        assert "unregistered" in choice.label
     assert type(with_fused(MindSporeOps(), choices)) is MindSporeOps
 
 
@@ -51,7 +51,7 @@ def test_the_cpu_target_has_none_of_them(dtype):
 def test_one_that_agrees_is_used(monkeypatch, dtype):
     candidates(monkeypatch, silu_product)
     choices = try_fused(MindSporeOps(), dtype)
-    assert choices["swiglu"].words == "some.swiglu"
+    assert choices["swiglu"].label == "some.swiglu"
     ops = with_fused(MindSporeOps(), choices)
     assert type(ops).swiglu is silu_product
     assert isinstance(ops, MindSporeOps)
@@ -62,11 +62,13 @@ def test_one_that_is_wrong_is_not_used_and_its_error_is_said(monkeypatch, functi
     candidates(monkeypatch, function)
     choice = try_fused(MindSporeOps(), "float32")["swiglu"]
     assert choice.function is None
-    assert choice.words.startswith("some.swiglu is wrong here by ")
+    assert choice.label.startswith("some.swiglu is wrong on this device by ")
 
 
 def test_the_doctor_says_what_was_chosen_and_why():
     chosen = get_backend(BackendConfig(name="mindspore", device="cpu")).kernel_choices()
-    assert chosen["attention"].startswith("batched products, the mask added; mindspore.ops.flash_attention_score fails")
+    assert chosen["attention"].startswith(
+        "batched products, with an additive mask; mindspore.ops.flash_attention_score fails"
+    )
     plain = get_backend(BackendConfig(name="mindspore", device="cpu", compile=False)).kernel_choices()
     assert plain["attention"].startswith("default composition; mindspore.ops.flash_attention_score fails")

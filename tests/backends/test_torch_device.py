@@ -5,7 +5,7 @@ import torch
 
 from moeport.backends import get_backend
 from moeport.backends.torch import device
-from moeport.backends.torch.device import device_words, matmul_flops_per_second, resolve_device, resolve_dtype
+from moeport.backends.torch.device import describe_device, matmul_flops_per_second, resolve_device, resolve_dtype
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
 
@@ -71,7 +71,7 @@ def test_measured_speed_is_that_of_a_product():
 
 
 def test_words():
-    assert device_words(CPU) == f"cpu ({torch.get_num_threads()} threads)"
+    assert describe_device(CPU) == f"cpu ({torch.get_num_threads()} threads)"
 
 
 def test_missing_framework_comes_with_the_command_that_installs_it(monkeypatch):

@@ -1,1 +1,1 @@
-"""MindSpore on the CPU target, without compiled steps: evaluation and gradients."""
+"""MindSpore on its CPU target or on Ascend: evaluation, gradients and training, compiled or not."""

@@ -20,7 +20,7 @@ from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.mindspore.communicator import start
-from moeport.backends.mindspore.device import accelerators, device_words, resolve_device, resolve_dtype, use_device
+from moeport.backends.mindspore.device import accelerators, describe_device, resolve_device, resolve_dtype, use_device
 from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
@@ -35,14 +35,14 @@ from moeport.model.transformer import Transformer
 
 COMPILED_KERNELS = {
     "linear": "MatMul with a transposed weight",
-    "rms_norm": "products with ones in place of sums",
-    "rope": "halves exchanged by a product with a signed permutation",
-    "attention": "batched products, the mask added",
+    "rms_norm": "products with ones instead of sums",
+    "rope": "halves swapped by a product with a signed permutation",
+    "attention": "batched products, with an additive mask",
     "swiglu": "mindspore.ops.silu, then multiply",
     "grouped_mlp": "one batched product over experts padded to equal numbers of rows",
     "linear_cross_entropy": "gradients in the forward pass",
 }
-"""Kernels of StaticOps in words."""
+"""Descriptions of the kernels of StaticOps."""
 
 
 class MindSporeBackend(Backend):
@@ -54,7 +54,7 @@ class MindSporeBackend(Backend):
         self.device_name = resolve_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device_name)
         use_device(self.device_name, config.deterministic)
-        self.device = device_words(self.device_name)
+        self.device = describe_device(self.device_name)
         self.fused = try_fused(MindSporeOps(), self.dtype) if self.device_name == "npu" else {}
         self.ops: MindSporeOps = with_fused(MindSporeOps(), self.fused)
         self.graphs = Graphs(self.fused)
@@ -125,5 +125,5 @@ class MindSporeBackend(Backend):
         if self.compiles:
             chosen |= COMPILED_KERNELS
         for kernel, choice in tried.items():
-            chosen[kernel] = choice.words if choice.function else f"{chosen[kernel]}; {choice.words}"
+            chosen[kernel] = choice.label if choice.function else f"{chosen[kernel]}; {choice.label}"
         return chosen

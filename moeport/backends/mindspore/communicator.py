@@ -1,9 +1,9 @@
-"""Communicators in MindSpore: MCCL on the CPU, HCCL on Ascend. HCCL was not run on hardware.
+"""Communicators in MindSpore: MCCL on the CPU, HCCL on Ascend. HCCL has not been run on hardware.
 
-What MCCL of MindSpore 2.10 does right, as measured: `AllReduce` of float32 sums, and point-to-point messages of any
-type. It has no all-to-all, no reduce-scatter and no maximum. `AllGather` and `Broadcast` serve the group of all ranks
-alone, and round float64 and int64 through float32. A message that nobody receives is delivered to the next collective,
-and one of the wrong length leaves the rest of the array as it was, both without an error.
+What works in MCCL of MindSpore 2.10, as tested: `AllReduce` of float32 sums, and point-to-point messages of any type.
+It has no all-to-all, no reduce-scatter and no maximum. `AllGather` and `Broadcast` only support the group of all ranks,
+and round float64 and int64 to float32. A message that nobody receives is delivered to the next collective, and one of
+the wrong length leaves the rest of the array unchanged, both without an error.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mindspore import ops as msops
 from mindspore.common._grad_function import _Function
 from mindspore.mint import distributed
 from mindspore.ops.auto_generate import gen_ops_prim
+from typing_extensions import override
 
 from moeport.backends.mindspore.device import is_on_cpu
 from moeport.comm.communicator import Communicator, Pending, Transfer
@@ -28,7 +29,7 @@ from moeport.launch.launcher import Launch
 
 
 def start(ops: Ops, launch: Launch, timeout_s: float) -> MindSporeCommunicator:
-    """The communicator of all ranks of the job. In msrun's scheduler it serves the job and exits."""
+    """The communicator of all ranks of the job. In msrun's scheduler process, serves the job and exits."""
     if launch.launcher != "msrun":
         raise BackendUnavailableError(
             f"backend.name: mindspore communicates under msrun (started by {launch.launcher})"
@@ -71,15 +72,16 @@ _created: set[str] = set()
 
 
 class MCCLCommunicator(MindSporeCommunicator):
-    """MCCL: sums of float32 by its own kernel, all else by pairwise messages.
+    """MCCL: sums of float32 by its own kernel, everything else by pairwise messages.
 
     Every method waits for its result, since MindSpore reports an error at a later operation.
     """
 
     checks_splits = True
 
+    @override
     def _all_reduce(self, x: Tensor, op: str) -> Tensor:
-        """See Communicator; MCCL sums float32 and float16 alone, so the rest is gathered and reduced in rank order."""
+        """MCCL only sums float32 and float16, so the rest is gathered and reduced in rank order."""
         if op == "sum" and x.dtype == ms.float32:
             return Tensor(msops.AllReduce(group=self.name)(msops.stop_gradient(x)).asnumpy())
         gathered = self._gather(x.asnumpy())
@@ -109,8 +111,8 @@ class MCCLCommunicator(MindSporeCommunicator):
     def _messages(self, pieces: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """Send a piece to each rank and receive one of a given shape from each; an empty array is not sent.
 
-        In round k the ranks of each pair with a sum of k modulo the size meet, and the lower one sends first. So no
-        cycle of ranks can wait for each other, whether a send waits for its receiver or not.
+        In round k, pairs of ranks whose sum is k modulo the size exchange messages, and the lower rank sends first. So
+        no cycle of ranks can wait for each other, whether or not a send waits for its receiver.
         """
         received = [np.zeros(shape, piece.dtype) for shape, piece in zip(shapes, pieces, strict=True)]
         received[self.rank] = pieces[self.rank].copy()
@@ -124,7 +126,7 @@ class MCCLCommunicator(MindSporeCommunicator):
                 self._send(pieces[peer], peer)
         return received
 
-    # The public isend and irecv look up the group of HCCL even where the group of MCCL is passed.
+    # The public isend and irecv look up the group of HCCL even if the group of MCCL is passed.
 
     def _send(self, x: np.ndarray, peer: int) -> None:
         if x.size:
@@ -139,7 +141,7 @@ class MCCLCommunicator(MindSporeCommunicator):
 
 
 class HCCLCommunicator(MindSporeCommunicator):
-    """HCCL, with its own kernel for every collective. Not run on hardware."""
+    """HCCL, which has a kernel for every collective. Not run on hardware."""
 
     checks_splits = False
 
@@ -167,7 +169,7 @@ class HCCLCommunicator(MindSporeCommunicator):
 
 
 class _Exchange(_Function):
-    """An exchange with the exchange backwards as its gradient."""
+    """An exchange whose gradient is the reverse exchange."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, transfer: Transfer) -> Tensor:
@@ -180,7 +182,7 @@ class _Exchange(_Function):
 
 
 class _LinkedExchange(_Function):
-    """An exchange that also passes on a link; see `Communicator.link`."""
+    """An exchange that also passes a link through; see `Communicator.link`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, link: Tensor, transfer: Transfer) -> tuple[Tensor, Tensor]:

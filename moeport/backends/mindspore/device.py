@@ -1,4 +1,4 @@
-"""Which device and which compute type."""
+"""Resolves device and compute type."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mindspore.device_context import ascend
 from moeport.errors import BackendUnavailableError
 
 DEVICES = {"cpu": "CPU", "npu": "Ascend"}
-"""Our name to MindSpore's device target."""
+"""MindSpore's device target by our name."""
 
 
 def resolve_device(name: str) -> str:
-    """The device for `backend.device`, cpu or npu; auto is an Ascend NPU if there is one, else the CPU."""
+    """The device for `backend.device`, cpu or npu; auto is an Ascend NPU if there is one, otherwise the CPU."""
     if name == "auto":
         return "npu" if ascend.is_available() else "cpu"
     if name not in DEVICES:
@@ -34,7 +34,7 @@ def resolve_dtype(name: str, device: str) -> str:
         return "bfloat16" if device == "npu" else "float32"
     if name == "bfloat16" and device == "cpu":
         raise BackendUnavailableError(
-            "backend.dtype: MindSpore's CPU target computes nothing in bfloat16; expected float32 or float64"
+            "backend.dtype: MindSpore's CPU target does not compute in bfloat16; expected float32 or float64"
         )
     return name
 
@@ -56,23 +56,23 @@ def is_on_cpu() -> bool:
 
 @functools.cache
 def _stop_spinning() -> None:
-    """Run graphs in the calling thread; MindSpore lets this be said once in a process.
+    """Run graphs in the calling thread; MindSpore accepts this setting once per process.
 
     By default MindSpore runs them in threads that wait for each other in busy loops. On a machine with few cores these
-    take the cores from the arithmetic: on two, a matrix product takes twice as long.
+    compete with the computation: with two cores, a matrix product takes twice as long.
     """
     _c_expression.disable_multi_thread()
     ms.runtime.dispatch_threads_num(1)
 
 
 def accelerators() -> list[tuple[str, int | None]]:
-    """Product name and memory in bytes, where known, of every NPU. MindSpore tells the memory of the one in use."""
+    """Product name, and memory in bytes if known, of every NPU. MindSpore only reports the memory of the one in use."""
     if not ascend.is_available():
         return []
     memory = ms.hal.get_device_properties(0).total_memory or None  # 0 until the device is initialised
     return [(ms.hal.get_device_name(index), memory) for index in range(ascend.device_count())]
 
 
-def device_words(device: str) -> str:
-    """The device's type and, where it has one, its product name."""
+def describe_device(device: str) -> str:
+    """The device's type and its product name, if it has one."""
     return f"npu ({ms.hal.get_device_name(0)})" if device == "npu" else "cpu"

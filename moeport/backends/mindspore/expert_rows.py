@@ -1,4 +1,4 @@
-"""How many rows an expert gets in a graph of fixed shapes, so that no token is lost."""
+"""Chooses the rows per expert in a graph of fixed shapes, so that no token is lost."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import math
 from moeport.config.model import MoEConfig
 
 GROWTH = 1.25
-"""Ratio of one size to the next; padding stays below a quarter of the busiest expert's rows."""
+"""Ratio of each size to the previous one; padding stays below a quarter of the busiest expert's rows."""
 PATIENCE = 100
-"""Batches that must all fit into a smaller size before it is used."""
+"""Number of consecutive batches that must fit into a smaller size before it is used."""
 
 
 class ExpertRows:
-    """Chooses the rows an expert from a short list of sizes, each of which is compiled at most once.
+    """Chooses the rows per expert from a short list of sizes, each of which is compiled at most once.
 
-    A batch is run at the present size. The loads that come out with its loss show whether an expert had more rows; then
-    the result is thrown away and the batch runs again at the next size that holds them: exact, at the price of a second
-    run and, the first time, of a compilation. In steady state neither happens.
+    A batch is run at the current size. The loads returned with its loss show whether an expert had more rows; if so,
+    the result is discarded and the batch runs again at the next size that holds them. The result is exact, at the cost
+    of a second run and, the first time, of a compilation. In steady state neither happens.
 
     Args:
-        config: the `model.moe` section; with a capacity the size is what its factor gives, the most that
-            a policy allows, and never changes; nor does it where every expert computes the same number of rows.
-        assignments: rows of one batch, those sent nowhere included.
+        config: the `model.moe` section. With a capacity, the size is what its factor gives, the most that any policy
+            allows, and never changes; nor does it if every expert always computes the same number of rows.
+        assignments: assignments of one batch, including unrouted ones.
     """
 
     def __init__(self, config: MoEConfig, assignments: int):
@@ -37,24 +37,24 @@ class ExpertRows:
         self._batches = 0
 
     def fits(self, busiest: int) -> bool:
-        """Take note of the rows of the busiest expert; False if the batch must run again, at a larger size."""
+        """Record the busiest expert's rows; False if the batch must run again, at a larger size."""
         if busiest > self.size:
-            self.size = self._holding(busiest)
+            self.size = self._smallest_size(busiest)
             self._recent = self._batches = 0
             return False
         self._recent = max(self._recent, busiest)
         self._batches += 1
         if self._batches == PATIENCE:
-            self.size = self._holding(self._recent)
+            self.size = self._smallest_size(self._recent)
             self._recent = self._batches = 0
         return True
 
-    def _holding(self, rows: int) -> int:
+    def _smallest_size(self, rows: int) -> int:
         return next(size for size in self.sizes if size >= rows)
 
 
 def _sizes(assignments: int, experts: int) -> list[int]:
-    """Multiples of 8 from the mean load to all assignments, each at least GROWTH times the one before."""
+    """Multiples of 8 from the mean load up to all assignments, each at least GROWTH times the previous one."""
     sizes = []
     size = math.ceil(assignments / experts)
     while size < assignments:

@@ -1,4 +1,4 @@
-"""What a compiled model needs of its backend."""
+"""What a compiled model needs from its backend."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from moeport.backends.mindspore.trace import Compilations
 
 @dataclass(frozen=True)
 class Graphs:
-    """Operations for graphs of fixed shapes, and a count of the graphs compiled."""
+    """Operations for graphs of fixed shapes, and a count of compiled graphs."""
 
     fused: Mapping[str, Choice]
-    """Fused kernels as tried on the device."""
+    """Results of trying the fused kernels on the device."""
     compilations: Compilations = field(default_factory=Compilations)
 
     def ops(self, expert_rows: int, differentiable: bool) -> StaticOps:
-        """Operations for a graph; arguments as those of StaticOps."""
+        """Operations for a graph; arguments as for StaticOps."""
         return with_fused(StaticOps(expert_rows, differentiable), self.fused)

@@ -1,10 +1,10 @@
-"""Fused operators of MindSpore, chosen by trying them.
+"""Fused operators of MindSpore, which are tried before they are used.
 
-They are public functions of `mindspore.ops` that Ascend has and the CPU target has not. Each is used on a device only
-if it gives there the values and the gradients of the default composition: a missing kernel, another layout or a wrong
-result of a driver release all end in the composition, and `kernel_choices` says why.
+They are public functions of `mindspore.ops` that exist on Ascend but not on the CPU target. Each is used on a device
+only if it reproduces the values and gradients of the default composition there: after a missing kernel, a different
+layout or a wrong result of some driver release, the composition is used, and `kernel_choices` says why.
 
-Not run on hardware: on the CPU every one of them is refused for want of a kernel, which is tested.
+Not run on hardware: on the CPU all of them are refused because they have no kernel, which is tested.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rope(ops: MindSporeOps, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> T
 
 
 def attention(ops: MindSporeOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
-    """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: not seen) if causal."""
+    """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: hidden) if causal."""
     sequence, heads, width = q_BSHA.shape[1:]
     future = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if causal else None
     return msops.flash_attention_score(
@@ -61,17 +61,17 @@ CANDIDATES: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "rope": ("mindspore.ops.rotary_position_embedding", rope),
     "attention": ("mindspore.ops.flash_attention_score", attention),
 }
-"""Kernel of Ops to the name and the use of its fused form; the first argument is the Ops."""
+"""Name and function of the fused form by kernel of Ops; the first argument of the function is the Ops."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What trying a fused form showed."""
+    """The result of trying a fused form."""
 
     kernel: str
     function: Callable[..., Tensor] | None
     """None: use the composition."""
-    words: str
+    label: str
     """The name of the fused form, or why it is not used."""
 
 
@@ -97,20 +97,20 @@ def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Ten
         composition, fused = (partial(f, **options) for f in (getattr(ops, kernel), partial(candidate, ops)))
         expected = _value_and_gradients(ops, composition, arguments, differentiated)
         try:
-            ops.to_numpy(fused(*arguments))  # a kernel that fails under differentiation leaves MindSpore confused
+            ops.to_numpy(fused(*arguments))  # a kernel that fails under differentiation leaves MindSpore in a bad state
             received = _value_and_gradients(ops, fused, arguments, differentiated)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-            return Choice(kernel, None, f"{name} fails here: {reason}")
+            return Choice(kernel, None, f"{name} fails on this device: {reason}")
         for x, y in zip(expected, received, strict=True):
             worst = float(np.abs(x - y).max() / np.abs(x).max())
             if not worst <= TOLERANCE[dtype]:
-                return Choice(kernel, None, f"{name} is wrong here by {worst:.1e}")
+                return Choice(kernel, None, f"{name} is wrong on this device by {worst:.1e}")
     return Choice(kernel, candidate, name)
 
 
 def _arguments(kernel: str, dtype: str) -> tuple[list[Any], int]:
-    """Small inputs, and how many of them, from the first, a model differentiates by."""
+    """Small inputs, and how many of the first of them a model differentiates with respect to."""
     random = np.random.default_rng(0)
 
     def draw(*shape: int) -> Tensor:
@@ -131,7 +131,7 @@ def _arguments(kernel: str, dtype: str) -> tuple[list[Any], int]:
 def _value_and_gradients(
     ops: MindSporeOps, function: Callable[..., Tensor], arguments: list[Any], differentiated: int
 ) -> list[np.ndarray]:
-    """The value, and the gradients of its weighted sum by the first arguments."""
+    """The value, and the gradients of its weighted sum with respect to the first arguments."""
 
     def weighted(*args: Any) -> Any:
         out = ops.accurate(function(*args))

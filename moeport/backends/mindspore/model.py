@@ -28,15 +28,15 @@ from moeport.model.transformer import Transformer
 
 
 class MindSporeEvaluationModel(EvaluationModel):
-    """Parameters as MindSpore tensors of one dimension, and the model as a pure function of them and a batch.
+    """Parameters as one-dimensional MindSpore tensors, and the model as a pure function of them and a batch.
 
     Args:
-        ops: operations outside of graphs.
+        ops: operations outside graphs.
         dtype: compute type.
         graphs: how to compile; None: operation by operation.
         model: shapes and forward pass.
         params: whole parameters by name.
-        mesh: the ranks that hold the model together; None: this process alone.
+        mesh: the ranks that hold the model together; None: only this process.
     """
 
     def __init__(
@@ -53,21 +53,22 @@ class MindSporeEvaluationModel(EvaluationModel):
         self.specs = {spec.name: spec for spec in model.parameter_specs()}
         self.trained = [name for name, spec in self.specs.items() if spec.trainable]
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Of what is on this rank."""
+        """Shapes of the local parameters."""
         self.params: dict[str, Parameter] = {}
         self.load_parameters({name: params[name] for name in self.specs})
-        self.graphs = None if _leaves_the_graph(model) else graphs
+        self.graphs = None if _communicates(model) else graphs
         self._rows: dict[tuple[Any, ...], ExpertRows] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._measured: tuple[str, ...] = ()
-        """Names of what the layers measure, which the first run of the loss tells."""
+        """Names of what the layers measure, known after the first run of the loss."""
 
     @override
     def evaluate(self, batch: Batch) -> LossTerms:
-        return self._exactly(batch, training=False)
+        return self._run(batch, training=False)
 
+    @override
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
-        """See EvaluationModel; never compiled, since each length would be."""
+        """Never compiled, since each length would need a graph."""
         ops, dtype = self.ops, self.dtype
         run, ids = self.model.forward_pass(ops, token_BS.shape[1], dtype), ops.from_numpy(token_BS)
         return ops.to_numpy(self.model.logits(run, self.shaped(), Batch(ids, ids)))
@@ -90,15 +91,15 @@ class MindSporeEvaluationModel(EvaluationModel):
                 self.params[name] = Parameter(tensor, name=name, requires_grad=name in self.trained)
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
-        """A parameter, or something of its form, from what is on each rank."""
+        """The whole of a parameter, or of an array with its shape, from the parts on the ranks."""
         return self.mesh.whole(self.specs[name], x.asnumpy().reshape(self.shapes[name]).copy())
 
     def shaped(self) -> dict[str, Tensor]:
-        """Parameters by name in their own shapes."""
+        """Parameters by name, in their shapes."""
         return {name: msops.reshape(value, self.shapes[name]) for name, value in self.params.items()}
 
-    def _exactly(self, batch: Batch, training: bool, share: float = 1.0) -> Any:
-        """Run a batch, again with more rows an expert if they did not suffice.
+    def _run(self, batch: Batch, training: bool, share: float = 1.0) -> Any:
+        """Run a batch, and again with more rows per expert if there were too few.
 
         Returns: loss terms; in training, loss terms and the gradients of the trained parameters.
         """
@@ -121,13 +122,13 @@ class MindSporeEvaluationModel(EvaluationModel):
     def _function(
         self, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, rows: int | None
     ) -> Callable[..., Any]:
-        """The loss, or in training the loss and its gradients, as a function of `_exactly`'s arrays.
+        """The loss, or in training the loss and its gradients, as a function of the arrays of `_run`.
 
         Args:
-            shape: (B, S), or (B, S, P) of patches.
+            shape: (B, S), or (B, S, P) for patches.
             noise: names of the noise arrays.
-            training: see there.
-            rows: rows an expert in a compiled graph; None: not compiled.
+            training: as in `_run`.
+            rows: rows per expert in a compiled graph; None: not compiled.
         """
         key = (shape, noise, training, rows)
         if key not in self._functions:
@@ -140,14 +141,14 @@ class MindSporeEvaluationModel(EvaluationModel):
             if graphs:
                 loss = compiled(loss, graphs.compilations)
             self._functions[key] = (
-                partial(self._gradients, self._differentiated(loss)) if training else partial(self._terms, loss)
+                partial(self._gradients, self._differentiate(loss)) if training else partial(self._terms, loss)
             )
         return self._functions[key]
 
     def _loss(
         self, ops: MindSporeOps, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, *arrays: Tensor
     ) -> tuple[Tensor, ...]:
-        """Loss terms of the model, the first of them times the last array, which is the share of the micro-batch."""
+        """The loss times the last array, which is the share of the micro-batch, and all loss terms."""
         dtype = self.dtype
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
@@ -165,7 +166,7 @@ class MindSporeEvaluationModel(EvaluationModel):
     def _terms(self, loss: Callable[..., Any], *arrays: Tensor) -> LossTerms:
         return LossTerms.from_flat(loss(*arrays)[1:], self._measured)
 
-    def _differentiated(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+    def _differentiate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         positions = tuple(i for i, name in enumerate(self.params) if name in self.trained)
         return ms.value_and_grad(loss, positions, None, has_aux=True)
 
@@ -174,8 +175,8 @@ class MindSporeEvaluationModel(EvaluationModel):
         return LossTerms.from_flat(terms, self._measured), gradients
 
 
-def _leaves_the_graph(model: Transformer) -> bool:
-    """Whether a pass of the model speaks with other ranks, which a compiled graph cannot."""
+def _communicates(model: Transformer) -> bool:
+    """Whether a pass of the model communicates with other ranks, which a compiled graph cannot."""
     balances_over_ranks = model.config.moe.load_balance.scope == "global"
     return any(
         layer.exchange is not None or (layer.mean_over_ranks is not None and balances_over_ranks)
@@ -203,7 +204,7 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
 
     @override
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
-        terms, gradients = self._exactly(batch, training=True, share=share)
+        terms, gradients = self._run(batch, training=True, share=share)
         new = dict(zip(self.optimizer.parameters, gradients, strict=True))
         present = self._accumulated
         self._accumulated = {name: present[name] + value for name, value in new.items()} if present else new
@@ -212,7 +213,7 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
         return terms
 
     def _add_over_ranks(self) -> None:
-        """Sums of the gradients over the ranks that hold the same parameters, all of a kind in one collective."""
+        """Sum the gradients over the ranks that hold the same parameters, in one collective per kind."""
         for is_expert, communicator in ((False, self.mesh.world), (True, self.mesh.copies)):
             mine = [name for name in self._accumulated if self.specs[name].is_expert == is_expert]
             if communicator.size > 1 and mine:
@@ -225,13 +226,13 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
     def gradient_norm(self) -> Array:
         if self.mesh.experts.size > 1:
             return self._norm_over_ranks()
-        if is_on_cpu():  # its memory is the host's, and numpy's product is ten times as fast
+        if is_on_cpu():  # its memory is the host's, and numpy is ten times as fast
             arrays = [gradient.asnumpy() for gradient in self._accumulated.values()]
             return Tensor(np.sqrt(np.sum([np.dot(array, array) for array in arrays])))
         return msops.sqrt(msops.stack([(x * x).sum() for x in self._accumulated.values()]).sum())
 
     def _norm_over_ranks(self) -> Tensor:
-        """Of gradients of which experts are on other ranks too."""
+        """The norm when experts are divided among ranks."""
         squares = {False: 0.0, True: 0.0}
         for name, gradient in self._accumulated.items():
             host = gradient.asnumpy()
@@ -258,8 +259,8 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
 
     @override
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        own = {key: self.mesh.local(self.specs[key.partition(".")[2]], value) for key, value in state.items()}
-        self.optimizer.load_state(own, steps)
+        local = {key: self.mesh.local(self.specs[key.partition(".")[2]], value) for key, value in state.items()}
+        self.optimizer.load_state(local, steps)
 
     @override
     def first_non_finite(self, batch: Batch) -> str | None:

@@ -1,7 +1,7 @@
-"""Ops in MindSpore: those functions that its CPU target has.
+"""Ops in MindSpore, using only functions that its CPU target has.
 
-Most of `mindspore.mint` has no CPU kernel, so `mindspore.ops` serves; indices are int32, and every scalar is a tensor,
-because MindSpore rounds a Python number to float32.
+Most of `mindspore.mint` has no CPU kernel, so `mindspore.ops` is used. Indices are int32, and every scalar is a tensor,
+because MindSpore rounds Python numbers to float32.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from moeport.core.ops import Ops
 
 DTYPES = {"bfloat16": ms.bfloat16, "float32": ms.float32, "float64": ms.float64}
 INDEX = ms.int32
-_FEW = 8
-"""Up to here the first largest, again and again, is found faster than by sorting."""
+_MAX_ARGMAX = 8
+"""Up to this k, repeated argmax is faster than sorting."""
 
 
 def numpy_type(dtype: Any) -> np.dtype:
@@ -29,14 +29,14 @@ def numpy_type(dtype: Any) -> np.dtype:
 
 
 def zeros(shape: Sequence[int], dtype: Any) -> Tensor:
-    """Zeros of a MindSpore type; made on the host, which has no bfloat16."""
+    """Zeros of a MindSpore type; created on the host, where numpy has no bfloat16."""
     if dtype == ms.bfloat16:
         return zeros(shape, ms.float32).astype(dtype)
     return Tensor(np.zeros(tuple(shape), numpy_type(dtype)))
 
 
 class MindSporeOps(Ops):
-    """Primitives, and a form of the kernels that have better ones than their default composition."""
+    """Primitives, and kernels that have a better form than their default composition."""
 
     @override
     def from_numpy(self, array: np.ndarray) -> Tensor:
@@ -83,13 +83,15 @@ class MindSporeOps(Ops):
     def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
         return msops.transpose(x, tuple(axes))
 
+    @override
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
-        """See Ops; empty pieces are left out, since their gradient fails."""
+        """Empty pieces are left out, since their gradient fails."""
         pieces = [x for x in xs if x.shape[axis]] or list(xs[:1])
         return msops.cat(pieces, axis) if len(pieces) > 1 else pieces[0]
 
+    @override
     def split(self, x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
-        """See Ops; empty pieces are constants, since the gradient of an empty slice fails."""
+        """Empty pieces are constants, since the gradient of an empty slice fails."""
         axis %= x.ndim
         pieces, start = [], 0
         for size in sizes:
@@ -153,8 +155,9 @@ class MindSporeOps(Ops):
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         return msops.matmul(x, y)
 
+    @override
     def take_rows(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See Ops; no rows are a constant, since the gradient of an empty gather fails."""
+        """Without rows the result is a constant, since the gradient of an empty gather fails."""
         if not ids.size:
             return zeros((*ids.shape, *x.shape[1:]), x.dtype)
         return msops.gather(x, ids, 0)
@@ -163,14 +166,16 @@ class MindSporeOps(Ops):
     def take_last(self, x: Tensor, ids: Tensor) -> Tensor:
         return msops.gather_elements(x, x.ndim - 1, ids)
 
+    @override
     def segment_sum(self, values: Tensor, ids: Tensor, n: int) -> Tensor:
-        """See Ops; the CPU target's kernel refuses no rows."""
+        """Without rows the result is zeros, since the CPU target's kernel refuses empty inputs."""
         if not ids.size:
             return zeros((n, *values.shape[1:]), values.dtype)
         return msops.unsorted_segment_sum(values, ids, n)
 
+    @override
     def one_hot(self, ids: Tensor, n: int, dtype: str) -> Tensor:
-        """See Ops; the CPU target has it in float32 only."""
+        """Computed in float32, the only type that the CPU target has for it."""
         return msops.one_hot(ids, n, Tensor(1, ms.float32), Tensor(0, ms.float32)).astype(DTYPES[dtype])
 
     @override
@@ -182,10 +187,11 @@ class MindSporeOps(Ops):
         n = x.shape[0]
         return msops.reshape(_stable_order(msops.reshape(x, (1, n)), descending), (n,)) if n > 1 else self.arange(n)
 
+    @override
     def topk_ids(self, x: Tensor, k: int) -> Tensor:
-        """See Ops; a few times the first largest, which is the pinned tie rule, or for more a stable sort."""
+        """Repeated argmax for a small k, which follows the pinned tie rule, otherwise a stable sort."""
         x = msops.stop_gradient(x)
-        if k > _FEW:
+        if k > _MAX_ARGMAX:
             order = _stable_order(msops.reshape(x, (-1, x.shape[-1])), descending=True)
             return msops.reshape(order[:, :k], (*x.shape[:-1], k))
         kind, width = numpy_type(x.dtype), x.shape[-1]
@@ -202,14 +208,15 @@ class MindSporeOps(Ops):
 
     # ------------------------------------------------------------------ kernels
 
+    @override
     def gelu(self, x: Tensor) -> Tensor:
-        """See Ops; the CPU target has no erf in float64."""
+        """The fused operator, since the CPU target has no erf in float64."""
         return msops.gelu(x, approximate="none")
 
 
 def _stable_order(x: Tensor, descending: bool) -> Tensor:
-    """Order of each row, two values at least; the CPU target's sort is not stable, so runs of equal values are sorted
-    again by position.
+    """Order of each row of at least two values; the CPU target's sort is not stable, so runs of equal values are
+    sorted again by position.
     """
     rows, size = x.shape
     values, order = msops.sort(x, -1, descending)

@@ -1,4 +1,4 @@
-"""AdamW as torch.optim.AdamW computes it, and clipping by the global norm."""
+"""AdamW with the arithmetic of torch.optim.AdamW, and clipping by the global norm."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from moeport.core.parameters import ParameterSpec
 class AdamW:
     """Decoupled weight decay with bias correction (Loshchilov and Hutter 2019, Algorithm 2), in place.
 
-    MindSpore's own `nn.AdamWeightDecay` has no bias correction, and `mint.optim.AdamW` no CPU kernel. In float32 the
-    fused operator behind the former is given a rate, an eps and a decay that put the correction in; in float64, for
-    which that operator rounds its scalars to float32, the update is composed.
+    MindSpore's own `nn.AdamWeightDecay` has no bias correction, and `mint.optim.AdamW` has no CPU kernel. In float32,
+    the fused operator behind the former gets a rate, an eps and a decay that include the correction; in float64, where
+    that operator rounds its scalars to float32, the update is composed of primitives.
 
     Args:
-        parameters: trained parameters by name, each of one dimension; updated in place.
-        specs: says which of them decay.
+        parameters: trained parameters by name, one-dimensional; updated in place.
+        specs: they say which parameters decay.
         config: the optimizer section.
     """
 
@@ -81,7 +81,7 @@ class AdamW:
         msops.assign(square, new_square)
 
     def state(self) -> dict[str, np.ndarray]:
-        """`exp_avg.NAME` and `exp_avg_sq.NAME`, of one dimension; empty before the first step."""
+        """`exp_avg.NAME` and `exp_avg_sq.NAME`, one-dimensional; empty before the first step."""
         return {name: moment.asnumpy().copy() for name, moment in self.moments.items()} if self.steps else {}
 
     def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:

@@ -1,7 +1,6 @@
 """Operations for tracing: shapes do not depend on data, and few kernels are launched.
 
-A trace ignores custom gradients without a word, so whatever is fast here must also be fast when MindSpore
-differentiates it.
+A trace silently ignores custom gradients, so whatever is fast here must also be fast when MindSpore differentiates it.
 """
 
 from __future__ import annotations
@@ -17,19 +16,20 @@ from moeport.backends.mindspore.ops import INDEX, MindSporeOps, zeros
 
 
 class StaticOps(MindSporeOps):
-    """MindSporeOps with a fixed number of rows an expert.
+    """MindSporeOps with a fixed number of rows per expert.
 
     Args:
-        expert_rows: rows that each expert computes. The caller must see to it that none has more: rows beyond are lost.
-        differentiable: whether gradients will be wanted; the loss then computes them in the forward pass.
+        expert_rows: rows that each expert computes. The caller must ensure that none has more: excess rows are lost.
+        differentiable: whether gradients will be needed; the loss then computes them in the forward pass.
     """
 
     def __init__(self, expert_rows: int, differentiable: bool = True):
         self.expert_rows = expert_rows
         self.differentiable = differentiable
 
+    @override
     def cast(self, x: Tensor, dtype: str) -> Tensor:
-        """See Ops; nothing where the type is right, since a trace keeps every cast."""
+        """Does nothing if the type is right, since a trace keeps every cast."""
         return x if self.dtype(x) == dtype else super().cast(x, dtype)
 
     @override
@@ -38,8 +38,9 @@ class StaticOps(MindSporeOps):
         out = msops.MatMul(transpose_b=True)(flat, self.cast(weight, self.dtype(x)))
         return msops.reshape(out, (*x.shape[:-1], weight.shape[0])) if x.ndim != 2 else out
 
+    @override
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See Ops; sums and copies along a dimension are products with ones, forward and so backward too."""
+        """Sums and copies along a dimension are products with ones, forward and so also backward."""
         width = x.shape[-1]
         flat: Tensor = self.accurate(msops.reshape(x, (-1, width)))
         kind = flat.dtype
@@ -49,8 +50,9 @@ class StaticOps(MindSporeOps):
         weights = msops.matmul(ones, msops.reshape(self.cast(weight, self.dtype(flat)), (1, width)))
         return self.cast(msops.reshape(flat * scale * weights, x.shape), self.dtype(x))
 
+    @override
     def rope(self, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
-        """See Ops; the halves change places by a product with a signed permutation, which is exact."""
+        """The halves are swapped by a product with a signed permutation, which is exact."""
         x: Tensor = self.accurate(x_BSHA)
         sequence, width = x.shape[1], x.shape[3]
         swap = np.zeros((width, width), np.float32)
@@ -61,8 +63,9 @@ class StaticOps(MindSporeOps):
         swapped = msops.matmul(msops.reshape(x, (-1, width)), Tensor(swap).astype(x.dtype))
         return self.cast(x * cos + msops.reshape(swapped, x.shape) * sin, self.dtype(x_BSHA))
 
+    @override
     def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
-        """See Ops; the mask is added."""
+        """Batched products with an additive mask."""
         batch, sequence, heads, width = q_BSHA.shape
         groups = k_BSGA.shape[2]
         share = heads // groups
@@ -84,8 +87,9 @@ class StaticOps(MindSporeOps):
         gate, up = msops.split(gate_up, gate_up.shape[-1] // 2, -1)
         return msops.silu(gate) * up
 
+    @override
     def grouped_mlp(self, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-        """See Ops; each expert's rows are padded to `expert_rows`, then one batched product serves all experts."""
+        """Each expert's rows are padded to `expert_rows`, then one batched product covers all experts."""
         rows, width = x_RD.shape
         if not rows:
             return x_RD
@@ -106,15 +110,17 @@ class StaticOps(MindSporeOps):
         expert_R = (msops.expand_dims(row_R, 1) >= end_E).astype(INDEX).sum(1).astype(INDEX)
         served_R = row_R < end_E[experts - 1]
         start_R = msops.gather(start_E, msops.minimum(expert_R, Tensor(experts - 1, INDEX)), 0)
-        nowhere = Tensor(experts * capacity, INDEX)
-        slot_R = msops.minimum(expert_R * Tensor(capacity, INDEX) + row_R - start_R, nowhere)
-        return msops.gather(y, msops.where(served_R, slot_R, nowhere), 0)
+        unserved = Tensor(experts * capacity, INDEX)
+        slot_R = msops.minimum(expert_R * Tensor(capacity, INDEX) + row_R - start_R, unserved)
+        return msops.gather(y, msops.where(served_R, slot_R, unserved), 0)
 
+    @override
     def linear_cross_entropy(
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See Ops. The gradients G of x and W are computed here, and the loss gets the term <G, x> + <G, W> less its
-        own value: 0 exactly, with gradients G. MindSpore would need three more passes over T x V, one of them slow.
+        """The gradients G of x and W are computed here, and the loss gets the term <G, x> + <G, W> minus its
+        own value, which is exactly 0 and has the gradients G. MindSpore would need three more passes over T x V, one
+        of them slow.
         """
         kind, tokens = self.dtype(x_TD), x_TD.shape[0]
         weight_VD = self.cast(weight_VD, kind)

@@ -1,15 +1,15 @@
-"""Compiled functions: `mindspore.jit` in trace capture, made safe and quick to call.
+"""Compiled functions: `mindspore.jit` with trace capture, made safe and fast to call.
 
-Gradients are taken outside of the trace: a traced gradient function returns stale gradients from the second call on.
-A trace has further traps in MindSpore 2.10, to which this module is pinned:
+Gradients are taken outside the trace: a traced gradient function returns stale gradients from the second call on.
+Traces have further traps in MindSpore 2.10, to which this module is pinned:
 
-* It is kept under the `id` of the function and the shapes of its arguments. When a traced function is deleted, the next
-  one at its address runs its graph. So traced functions live forever.
+* A trace is cached by the `id` of the function and the shapes of its arguments. When a traced function is deleted, the
+  next one at its address runs the old graph. So traced functions are never deleted.
 * Whatever a function closes over is baked in; what changes must be an argument.
 * Custom gradients are ignored.
-* Each operation reads the source line of every caller, which fails where there is none (`python -m`, `python -c`) and
+* Each operation looks up the source line of every caller, which fails if there is none (`python -m`, `python -c`) and
   takes most of the compile time. So no source is looked up.
-* Each call prints all its arguments into debug messages that are then thrown away. So a compiled graph is run directly.
+* Each call formats all its arguments for debug messages that are then discarded. So a compiled graph is run directly.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import mindspore as ms
 from mindspore.graph import api, jit_trace
 from mindspore.graph.jit_config import _DEFAULT_JIT_CONFIG
 
-_immortal: list[Callable[..., Any]] = []
+_never_deleted: list[Callable[..., Any]] = []
 
 
 class Compilations:
-    """How often, and how long, something was compiled."""
+    """Number and duration of compilations."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -34,11 +34,11 @@ class Compilations:
 
 
 def compiled(fn: Callable[..., Any], compilations: Compilations) -> Callable[..., Any]:
-    """`fn` as a graph, traced once for given shapes and types of its arguments.
+    """`fn` as a graph, traced once per combination of shapes and types of its arguments.
 
     Args:
         fn: a pure function of tensors that returns a tuple of tensors.
-        compilations: counts the traces, and the seconds of the first calls.
+        compilations: counts the traces and the seconds that first calls took.
     """
     phases: dict[tuple[Any, ...], str] = {}
     traced_phase = ""
@@ -48,7 +48,7 @@ def compiled(fn: Callable[..., Any], compilations: Compilations) -> Callable[...
         traced_phase = jit_trace._trace_jit_context.phase
         return fn(*args)
 
-    _immortal.append(traced)
+    _never_deleted.append(traced)
     compile_and_run = ms.jit(traced, capture_mode="trace")
 
     def run(*args: Any) -> Any:

@@ -57,8 +57,9 @@ class NumpyBackend(Backend):
         """Not available: numpy has no automatic differentiation."""
         _refuse()
 
+    @override
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
-        """See Backend; one process alone."""
+        """numpy runs in one process only."""
         if launch and launch.size > 1:
             raise BackendUnavailableError(f"backend.name: numpy runs in one process (got {launch.size})")
         return SingleProcess(self.ops)

@@ -1,4 +1,4 @@
-"""Ops in numpy, each written in the plainest way."""
+"""Ops in numpy, each written in the simplest way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PyTorch backend: CPU, CUDA and whatever else `torch.accelerator` offers."""
+"""The PyTorch backend: CPU, CUDA and any other device that `torch.accelerator` offers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.torch.communicator import start
 from moeport.backends.torch.device import (
     accelerators,
-    device_words,
+    describe_device,
     matmul_flops_per_second,
     resolve_device,
     resolve_dtype,
@@ -39,11 +39,11 @@ class TorchBackend(Backend):
 
     def __init__(self, config: BackendConfig):
         self.torch_device = resolve_device(config.device)
-        self.device = device_words(self.torch_device)
+        self.device = describe_device(self.torch_device)
         self.dtype = resolve_dtype(config.dtype, self.torch_device)
         self.ops: TorchOps = TorchOps(self.torch_device)
         if config.deterministic and self.torch_device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
 
@@ -106,13 +106,13 @@ class TorchBackend(Backend):
             "swiglu": "silu, then multiply",
             "gelu": "torch.nn.functional.gelu",
             "mlp": "default composition of linear and activation",
-            "grouped_mlp": "torch._grouped_mm where widths divide by 8 (bfloat16, compute capability 9.0)"
+            "grouped_mlp": "torch._grouped_mm if widths are multiples of 8 (bfloat16, compute capability 9.0)"
             if grouped_mm
-            else "one product an expert in one autograd node"
+            else "one product per expert in one autograd node"
             + ("" if cpu else " (torch._grouped_mm needs bfloat16 and compute capability 9.0)"),
             "permute": "gather, with a gathering gradient",
             "unpermute": "gather and weighted sum, with a gathering gradient",
             "routed_mlp": "default composition of permute, grouped_mlp and unpermute",
             "cross_entropy": "default composition",
-            "linear_cross_entropy": "blocks of rows, gradients in the forward pass; logits are never whole",
+            "linear_cross_entropy": "blocks of rows, gradients in the forward pass; the full logits never exist",
         }

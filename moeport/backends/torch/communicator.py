@@ -1,7 +1,7 @@
 """Communicators over torch.distributed: gloo on CPU, NCCL on CUDA, HCCL on Ascend.
 
-Only gloo was run. NCCL and HCCL were not run on hardware. Their collectives return before the device has done them, so
-a process that waits for ever is found at the next call that waits for the device.
+Only gloo has been run; NCCL and HCCL have not been run on hardware. Their collectives return before the device has
+completed them, so a process that waits forever is detected at the next call that waits for the device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def start(ops: TorchOps, launch: Launch, timeout_s: float) -> TorchCommunicator:
     if launch.launcher == "msrun":
         raise BackendUnavailableError("backend.name: torch communicates under torchrun, srun or mpirun (got msrun)")
     if ops.device.type != "cpu":
-        # srun --gpus-per-task shows each process its own device alone
+        # srun --gpus-per-task shows each process only its own device
         torch.accelerator.set_device_index(launch.local_rank % torch.accelerator.device_count())
     dist.init_process_group(
         dist.get_default_backend_for_device(ops.device),
@@ -44,10 +44,10 @@ def start(ops: TorchOps, launch: Launch, timeout_s: float) -> TorchCommunicator:
 
 
 def _store(launch: Launch) -> dist.Store:
-    """Where the processes find each other: torchrun's own store, else one of the first process.
+    """The store through which processes find each other: torchrun's own, otherwise one in the first process.
 
-    torchrun keeps its store when it starts the processes again, with the addresses of those that died: each start has
-    keys of its own.
+    When torchrun restarts the processes it keeps its store, with the addresses of those that died, so each start uses
+    its own keys.
     """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(launch.host, launch.port, launch.size, is_master=launch.rank == 0 and not agent)
@@ -111,7 +111,7 @@ class TorchCommunicator(Communicator):
 
     def _differentiable(self, transfer: Transfer, x: Tensor) -> Pending:
         if x.is_floating_point() and not x.requires_grad:
-            # `backward` visits this node on a rank whose rows are constant too: the other ranks wait for it.
+            # `backward` must visit this node even on a rank whose rows are constant: the other ranks wait for it.
             x = x.detach().requires_grad_()
         return partial(_Wait.apply, transfer, _Start.apply(transfer, x))
 

@@ -1,4 +1,4 @@
-"""Which device and which compute type."""
+"""Resolves device and compute type."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from moeport.errors import BackendUnavailableError
 
-FASTER = 1.3
-"""bfloat16 is chosen by `auto` where a matrix product is at least so much faster than in float32."""
+MIN_SPEEDUP = 1.3
+"""`auto` chooses bfloat16 if a matrix product is at least this many times as fast as in float32."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for `backend.device`: auto is the accelerator if there is one, else the CPU."""
+    """The device for `backend.device`: auto is the accelerator if there is one, otherwise the CPU."""
     present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "cpu":
         return torch.device("cpu")
@@ -28,15 +28,15 @@ def resolve_device(name: str) -> torch.device:
     return present
 
 
-def device_words(device: torch.device) -> str:
-    """The device's type and, where it has one, its product name."""
+def describe_device(device: torch.device) -> str:
+    """The device's type and its product name, if it has one."""
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return f"{device.type} ({torch.get_device_module(device).get_device_name(device)})"
 
 
 def accelerators() -> list[tuple[str, int | None]]:
-    """Product name and memory in bytes, where known, of every accelerator."""
+    """Product name, and memory in bytes if known, of every accelerator."""
     present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if present is None:
         return []
@@ -49,7 +49,7 @@ def accelerators() -> list[tuple[str, int | None]]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -74,4 +74,4 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     speed = {dtype: matmul_flops_per_second(device, dtype) for dtype in (torch.bfloat16, torch.float32)}
-    return "bfloat16" if speed[torch.bfloat16] >= FASTER * speed[torch.float32] else "float32"
+    return "bfloat16" if speed[torch.bfloat16] >= MIN_SPEEDUP * speed[torch.float32] else "float32"

@@ -1,6 +1,6 @@
 """Kernels with hand-written gradients.
 
-Each is held against the default composition of `moeport.core.ops.Ops`, forward and backward, by the conformance suite.
+The conformance suite checks each against the default composition of `moeport.core.ops.Ops`, forward and backward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Permute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, x_TD: Tensor, token_R: Tensor, position_N: Tensor, choices: int) -> Tensor:
-        """Rows x[token]."""
+        """The rows x[token]."""
         ctx.save_for_backward(position_N)
         ctx.choices = choices
         return x_TD.index_select(0, token_R)
@@ -60,12 +60,12 @@ class GroupedMLP(torch.autograd.Function):
     """All experts on their contiguous slices of rows, in one autograd node.
 
     Weight gradients are written straight into the stacked buffers: no slices are concatenated. The work is that of a
-    dense block of R rows, 6 R D F multiply-adds forward (SwiGLU) and twice that backward.
+    dense block on R rows: 6 R D F multiply-adds forward (SwiGLU) and twice that backward.
     """
 
     @staticmethod
     def forward(ctx: Context, x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts: list[int], activation: str) -> Tensor:
-        """Rows of expert 0, then of expert 1, ...; the rest stays 0."""
+        """Outputs for the rows of expert 0, then of expert 1, ...; the remaining rows are 0."""
         hidden = x_RD.new_empty(sum(counts), w_in.shape[1])
         out = torch.empty_like(x_RD)
         for expert, start, end in _slices(counts):
@@ -131,11 +131,11 @@ def _activate_backward(grad: Tensor, hidden: Tensor, activation: str) -> Tensor:
 
 
 class RMSNorm(torch.autograd.Function):
-    """x * rstd * weight with rstd = (mean(x^2) + eps)^-1/2, in few passes over memory; float32 inside at least."""
+    """x * rstd * weight with rstd = (mean(x^2) + eps)^-1/2, in few passes over memory; computed in float32 or wider."""
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """The normalised x in its own type."""
+        """The normalised x, in the type of x."""
         y = _accurate(x)
         rstd = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, rstd)
@@ -153,10 +153,10 @@ class RMSNorm(torch.autograd.Function):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Output projection, cross entropy and z-loss over blocks of rows; logits exist one block at a time.
+    """Output projection, cross entropy and z-loss over blocks of rows; only one block of logits exists at a time.
 
     The loss is a mean with one incoming gradient, so the gradients of hidden states and projection are computed in
-    the forward pass, while a block's logits are at hand, and only scaled in the backward pass.
+    the forward pass, while a block's logits exist, and only scaled in the backward pass.
     """
 
     @staticmethod

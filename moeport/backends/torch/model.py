@@ -13,7 +13,7 @@ from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOption
 from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
-from moeport.backends.torch.sharding import distribute, like, to_whole
+from moeport.backends.torch.sharding import distribute, sharded_like, to_whole
 from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
@@ -23,7 +23,7 @@ from moeport.model.transformer import Transformer
 
 
 class TorchEvaluationModel(EvaluationModel):
-    """A decoder module on one device."""
+    """A model on one device, as a module."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class TorchEvaluationModel(EvaluationModel):
         state = self.module.state_dict()
         with torch.no_grad():
             for name, value in params.items():
-                state[name].copy_(like(state[name], self.mesh.local(self.specs[name], value)))
+                state[name].copy_(sharded_like(state[name], self.mesh.local(self.specs[name], value)))
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
         return self.mesh.whole(self.specs[name], to_whole(x))
 
 
 class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
-    """A decoder module with gradients and AdamW."""
+    """A model with gradients and AdamW."""
 
     def __init__(
         self,

@@ -22,20 +22,20 @@ from moeport.model.transformer import Transformer
 
 
 class ExpertsModule(nn.Module):
-    """The experts of one layer that are here; a unit of sharding of its own."""
+    """The local experts of one layer; sharded as a unit."""
 
     def forward(self, compute: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
-        """See moeport.core.dispatch.RunExperts."""
+        """Implements `moeport.core.dispatch.RunExperts`."""
         return compute(self.w_in, self.w_out, *arrays)
 
 
 class ParameterTree(nn.Module):
-    """Parameters under dotted names, so that `state_dict` has the names of the specs.
+    """Parameters with dotted names, so that `state_dict` has the names of the specs.
 
     Args:
         specs: names and shapes; untrained ones become buffers.
         values: arrays by name.
-        device: where to place them.
+        device: where to put them.
         dtype: type of the parameters.
     """
 
@@ -47,7 +47,7 @@ class ParameterTree(nn.Module):
         dtype: torch.dtype,
     ):
         super().__init__()
-        self._places: list[tuple[str, nn.Module, str]] = []
+        self._owners: list[tuple[str, nn.Module, str]] = []
         self._tables: list[tuple[nn.Module, str]] = []
         for spec in specs:
             *path, leaf = spec.name.split(".")
@@ -64,10 +64,10 @@ class ParameterTree(nn.Module):
                 owner.register_buffer(leaf, value)
             if spec.is_table:
                 self._tables.append((owner, leaf))
-            self._places.append((spec.name, owner, leaf))
+            self._owners.append((spec.name, owner, leaf))
 
     def _apply(self, fn: Any, recurse: bool = True) -> ParameterTree:
-        """Tables of token ids keep their type: bfloat16 has not all numbers of experts."""
+        """Tables indexed by token id keep their type: bfloat16 cannot represent every expert number."""
         kept = [(owner, leaf, getattr(owner, leaf)) for owner, leaf in self._tables]
         super()._apply(fn, recurse)
         for owner, leaf, table in kept:
@@ -78,7 +78,7 @@ class ParameterTree(nn.Module):
 
     def arrays(self) -> dict[str, Tensor]:
         """Parameters and buffers by dotted name, as they are now (sharded ones gathered by their hooks)."""
-        return {name: getattr(owner, leaf) for name, owner, leaf in self._places}
+        return {name: getattr(owner, leaf) for name, owner, leaf in self._owners}
 
 
 class BlockModule(ParameterTree):
@@ -115,9 +115,9 @@ class TransformerModule(ParameterTree):
         model: shapes and forward pass.
         ops: operations on `device`.
         values: initial parameters by name.
-        device: where to place them.
+        device: where to put them.
         dtype: type of the parameters.
-        compute_dtype: type of activations and of the weights in products.
+        compute_dtype: type of activations, and of weights in products.
         activation_checkpointing: recompute blocks in the backward pass.
     """
 
@@ -141,7 +141,7 @@ class TransformerModule(ParameterTree):
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rope(self, sequence_length: int) -> tuple[Tensor, Tensor]:
-        """Rotary tables, made once a length."""
+        """Rotary tables, computed once per length."""
         if sequence_length not in self._rope:
             self._rope[sequence_length] = self.model.rope(self.ops, sequence_length, self.compute_dtype)
         return self._rope[sequence_length]

@@ -161,8 +161,9 @@ class TorchOps(Ops):
     def one_hot(self, ids: Tensor, n: int, dtype: str) -> Tensor:
         return F.one_hot(ids, n).to(DTYPES[dtype])
 
+    @override
     def bincount(self, ids: Tensor, n: int) -> Tensor:
-        """See Ops; by comparison, since torch.bincount has no deterministic form on CUDA and forces a wait."""
+        """Compares ids, since torch.bincount is not deterministic on CUDA and forces a wait."""
         if ids.device.type == "cpu":
             return torch.bincount(ids, minlength=n)
         return (ids.unsqueeze(0) == torch.arange(n, device=ids.device).unsqueeze(1)).sum(1)
@@ -171,8 +172,9 @@ class TorchOps(Ops):
     def argsort(self, x: Tensor, descending: bool = False) -> Tensor:
         return x.argsort(stable=True, descending=descending)
 
+    @override
     def topk_ids(self, x: Tensor, k: int) -> Tensor:
-        """See Ops. argmax returns the first of equal values; for more, a stable sort keeps their order."""
+        """For k = 1 argmax, which returns the first of equal values; otherwise a stable sort."""
         x = x.detach()
         if k == 1:
             return x.argmax(-1, keepdim=True)
@@ -215,13 +217,13 @@ class TorchOps(Ops):
     @override
     def grouped_mlp(self, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str) -> Tensor:
         w_in, w_out = w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype)
-        aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm wants rows of 16 bytes
+        aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm needs rows aligned to 16 bytes
         if aligned and self.uses_grouped_mm(x_RD):
             return self._grouped_mm_mlp(x_RD, w_in, w_out, counts_E, activation)
         return _grouped_mlp(x_RD, w_in, w_out, counts_E, activation)
 
     def uses_grouped_mm(self, x: Tensor) -> bool:
-        """Whether torch's grouped GEMM serves this array: bfloat16 on CUDA of compute capability 9.0 or later."""
+        """Whether torch's grouped GEMM supports this array: bfloat16 on CUDA of compute capability 9.0 or later."""
         return (
             x.device.type == "cuda"
             and x.dtype == torch.bfloat16
@@ -230,7 +232,7 @@ class TorchOps(Ops):
         )
 
     def _grouped_mm_mlp(self, x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-        """The grouped GEMM leaves rows behind the last group undefined, forward and backward: each side is masked."""
+        """The grouped GEMM leaves rows after the last group undefined, forward and backward: both sides are masked."""
         ends = counts_E.cumsum(0).to(torch.int32)
         served = (torch.arange(x_RD.shape[0], device=x_RD.device) < ends[-1]).unsqueeze(1)
         x_RD = torch.where(served, x_RD, 0)
@@ -254,18 +256,18 @@ class TorchOps(Ops):
     def linear_cross_entropy(
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if not torch.is_grad_enabled():  # inside, the kernel cannot tell and would compute gradients
+        if not torch.is_grad_enabled():  # the kernel itself cannot tell, and would compute gradients
             x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
         rows = max(1, self.logits_block // weight_VD.shape[0])
         return kernels.LinearCrossEntropy.apply(x_TD, weight_VD, target_T, z_weight, rows)
 
     @property
     def logits_block(self) -> int:
-        """Logits that exist at a time: on the CPU 4 MiB of float32, which stay in cache; else 1 GiB."""
+        """Number of logits that exist at a time: on the CPU 4 MiB in float32, which stay in cache; otherwise 1 GiB."""
         return 2**20 if self.device.type == "cpu" else 2**28
 
 
 @torch.compiler.disable
 def _grouped_mlp(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-    """Outside of compiled graphs: rows an expert differ at each step, and each difference would be compiled anew."""
+    """Kept out of compiled graphs: the rows per expert change at each step, and each change would recompile."""
     return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts_E.tolist(), activation)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moeport.backends.torch.sharding import copies_of, like, local, to_whole, with_shards
+from moeport.backends.torch.sharding import from_local, local, num_copies, sharded_like, to_whole
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
 from moeport.core.array import Array
@@ -19,34 +19,34 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 class AdamW:
-    """torch.optim.AdamW whose state is known by parameter name.
+    """torch.optim.AdamW with its state accessible by parameter name.
 
-    It steps on what of each parameter is on this rank, as on any tensors: its kernels take no lists of parameters that
-    are divided over different ranks.
+    It updates the local shard of each parameter as a plain tensor: its kernels refuse lists of parameters that are
+    sharded over different ranks.
 
     Args:
         module: holder of the parameters, already distributed.
-        specs: of all parameters, by name; they say which decay.
+        specs: all parameters by name; they say which ones decay.
         config: the optimizer section.
-        mesh: the ranks that the parameters are on.
+        mesh: the ranks that hold the parameters.
     """
 
     def __init__(self, module: nn.Module, specs: Mapping[str, ParameterSpec], config: OptimizerConfig, mesh: Mesh):
         self.config, self.specs, self.mesh = config, specs, mesh
         self.parameters = dict(module.named_parameters())
-        self.here = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
-        """What of each parameter is on this rank."""
+        self.shards = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
+        """The local shard of each parameter."""
         groups = [
             {
-                "params": [p for name, p in self.here.items() if specs[name].decays],
+                "params": [p for name, p in self.shards.items() if specs[name].decays],
                 "weight_decay": config.weight_decay,
             },
             {
-                "params": [p for name, p in self.here.items() if not specs[name].decays],
+                "params": [p for name, p in self.shards.items() if not specs[name].decays],
                 "weight_decay": 0.0,
             },
         ]
-        self.device = next(iter(self.here.values())).device
+        self.device = next(iter(self.shards.values())).device
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
@@ -67,17 +67,17 @@ class AdamW:
         for p in self.parameters.values():
             if p.grad is not None:
                 norm = torch.linalg.vector_norm(local(p.grad))
-                squares = squares.to(norm.dtype) + norm * norm / copies_of(p)
+                squares = squares.to(norm.dtype) + norm * norm / num_copies(p)
         return torch.sqrt(self.mesh.world.all_reduce(squares))
 
     def step(self, learning_rate: float, norm: Tensor) -> None:
-        """Scale gradients to the clip norm if theirs is larger, update, clear."""
+        """Scale gradients to the clip norm if theirs is larger, update parameters, clear gradients."""
         if self.config.clip_norm is not None:
             share = torch.clamp(self.config.clip_norm / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(self._local_gradients(), share)
         for name, p in self.parameters.items():
-            if p is not self.here[name]:
-                self.here[name].grad = None if p.grad is None else local(p.grad)
+            if p is not self.shards[name]:
+                self.shards[name].grad = None if p.grad is None else local(p.grad)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -89,9 +89,9 @@ class AdamW:
         """`exp_avg.NAME` and `exp_avg_sq.NAME`; empty before the first step."""
         state = self.optimizer.state
         return {
-            f"{moment}.{name}": self._whole(name, with_shards(state[self.here[name]][moment], p))
+            f"{moment}.{name}": self._whole(name, from_local(state[self.shards[name]][moment], p))
             for name, p in self.parameters.items()
-            if self.here[name] in state
+            if self.shards[name] in state
             for moment in ("exp_avg", "exp_avg_sq")
         }
 
@@ -100,10 +100,10 @@ class AdamW:
         fused_device = self.device if self.device.type in FUSED_DEVICES else "cpu"
         for name, p in self.parameters.items():
             if f"exp_avg.{name}" in state:
-                self.optimizer.state[self.here[name]] = {
+                self.optimizer.state[self.shards[name]] = {
                     "step": torch.tensor(float(steps), dtype=torch.float32, device=fused_device),
                     **{
-                        moment: local(like(p, self.mesh.local(self.specs[name], state[f"{moment}.{name}"])))
+                        moment: local(sharded_like(p, self.mesh.local(self.specs[name], state[f"{moment}.{name}"])))
                         for moment in ("exp_avg", "exp_avg_sq")
                     },
                 }

@@ -1,4 +1,4 @@
-"""A module over the ranks of a mesh: FSDP2, and arrays of all ranks from those of each."""
+"""Distributes a module over the ranks of a mesh with FSDP2, and converts between local and whole arrays."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from moeport.comm.mesh import Mesh
 
 
 def distribute(module: TransformerModule, mesh: Mesh, shard: bool, device: torch.device) -> None:
-    """Apply `fully_shard`: experts over the ranks that hold the same ones, all else over all ranks.
+    """Apply `fully_shard`: experts over the ranks that hold the same ones, everything else over all ranks.
 
-    Gradients are added over ranks: their mean is taken where the loss is, so that it is the same for what tokens of all
-    ranks pass and what those of one rank pass.
+    Gradients are summed over ranks, not averaged: the scale of the loss includes the averaging, so that it is the same
+    for parameters that see the tokens of all ranks and for those that see the tokens of one rank.
 
     Args:
-        module: on this rank, with its experts alone.
-        mesh: the ranks, two or more.
-        shard: divide parameters, gradients and optimiser state; else every rank keeps whole copies.
-        device: of the module.
+        module: the model of this rank, with only its local experts.
+        mesh: the ranks, at least two.
+        shard: divide parameters, gradients and optimiser state; otherwise every rank keeps whole copies.
+        device: device of the module.
     """
-    everywhere = _device_mesh(device, mesh.world.size, shard)
+    all_ranks = _device_mesh(device, mesh.world.size, shard)
     experts = [part for part in module.modules() if isinstance(part, ExpertsModule)]
-    alone: set[nn.Parameter] = set()
+    unshared: set[nn.Parameter] = set()
     if mesh.copies.size == 1:
-        alone = {parameter for part in experts for parameter in part.parameters()}
+        unshared = {parameter for part in experts for parameter in part.parameters()}
     else:
-        between_copies = _device_mesh(device, mesh.copies.size, shard, mesh.experts.size)
+        across_copies = _device_mesh(device, mesh.copies.size, shard, mesh.experts.size)
         for part in experts:
-            fully_shard(part, mesh=between_copies)
+            fully_shard(part, mesh=across_copies)
     for block in module.layers:
-        fully_shard(block, mesh=everywhere, ignored_params=alone)
-    fully_shard(module, mesh=everywhere, ignored_params=alone)
+        fully_shard(block, mesh=all_ranks, ignored_params=unshared)
+    fully_shard(module, mesh=all_ranks, ignored_params=unshared)
     register_fsdp_forward_method(module, "logits")
     for part in module.modules():
         if isinstance(part, FSDPModule):
@@ -47,7 +47,7 @@ def distribute(module: TransformerModule, mesh: Mesh, shard: bool, device: torch
 
 
 def _device_mesh(device: torch.device, size: int, shard: bool, parts: int = 1) -> DeviceMesh:
-    """The dimension of `size` ranks, each `parts` from the next, to shard over, or to replicate over."""
+    """The axis of `size` ranks, spaced `parts` apart, to shard or to replicate over."""
     if shard:
         return init_device_mesh(device.type, (size, parts), mesh_dim_names=("shard", "part"))["shard"]
     names = ("replicate", "shard", "part")
@@ -55,20 +55,20 @@ def _device_mesh(device: torch.device, size: int, shard: bool, parts: int = 1) -
 
 
 def local(x: Tensor) -> Tensor:
-    """What this rank holds."""
+    """The local shard."""
     return x.detach().to_local() if isinstance(x, DTensor) else x
 
 
-def copies_of(x: Tensor) -> int:
-    """Ranks that hold the same as this one."""
+def num_copies(x: Tensor) -> int:
+    """Number of ranks that hold the same shard."""
     if not isinstance(x, DTensor):
         return 1
     sizes = (x.device_mesh.size(dim) for dim, placement in enumerate(x.placements) if placement.is_replicate())
     return math.prod(sizes)
 
 
-def with_shards(x: Tensor, parameter: Tensor) -> Tensor:
-    """What this rank holds of something as the whole of it, divided as `parameter` is."""
+def from_local(x: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor of which `x` is the local shard, sharded like `parameter`."""
     if not isinstance(parameter, DTensor):
         return x
     mesh, placements = parameter.device_mesh, parameter.placements
@@ -76,13 +76,13 @@ def with_shards(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def to_whole(x: Tensor) -> np.ndarray:
-    """A parameter with all its shards; every rank that holds one calls it."""
+    """The whole parameter, on the host; every rank that holds a shard must call it."""
     full = x.full_tensor() if isinstance(x, DTensor) else x
     return full.detach().cpu().numpy().copy()
 
 
-def like(x: Tensor, value: np.ndarray) -> Tensor:
-    """A whole array as a tensor that is divided as `x` is, of its device and type."""
+def sharded_like(x: Tensor, value: np.ndarray) -> Tensor:
+    """A whole array as a tensor with the sharding, device and type of `x`."""
     tensor = torch.tensor(value, device=x.device, dtype=x.dtype)
     if not isinstance(x, DTensor):
         return tensor
