@@ -133,7 +133,7 @@ def record(
 
     from moeport.launch.launcher import launched
     from moeport.parity.bundle import load_bundle
-    from moeport.parity.job import Job, record_here
+    from moeport.parity.job import Job, record_bundle
     from moeport.parity.subject import Variant, size_for
 
     launch, parsed = launched(), Variant.parse(variant)
@@ -145,7 +145,7 @@ def record(
     report = _progress if launch is None or launch.rank == 0 else lambda text: None
     if launch is None and parsed.ranks > 1:
         job.write(output, job.size.steps, bundle)
-    elif not record_here(job, output, bundle, report):
+    elif not record_bundle(job, output, bundle, report):
         return
     tensors = len(load_bundle(output).tensors)
     total = sum(path.stat().st_size for path in output.iterdir())

@@ -1,1 +1,1 @@
-"""Numerical parity: where two backends, types or machines part, by how much, and whether it matters."""
+"""Numerical parity: where two backends, types or machines diverge, by how much, and whether it matters."""

@@ -1,8 +1,8 @@
-"""Bundles: a recording on disk, for machines that never meet.
+"""Bundles: recordings on disk, to compare machines that are not connected.
 
-A folder with `manifest.json` and `tensors.safetensors`. The manifest has the format, what each tensor is and how it was
-reduced, the environment, the config, the trajectory, and the size and SHA-256 of the other file. Nothing in it depends
-on the time or the place: two recordings of the same run are the same bytes.
+A folder with `manifest.json` and `tensors.safetensors`. The manifest holds the format, a description of each tensor and
+of how it was reduced, the environment, the config, the trajectory, and the size and SHA-256 of the other file. Nothing
+in it depends on time or paths: two recordings of the same run have the same bytes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MANIFEST_FILE, TENSORS_FILE = "manifest.json", "tensors.safetensors"
 
 
 class BundleError(UserError):
-    """A bundle that is missing, damaged or foreign."""
+    """A bundle that is missing, damaged or not written by moeport."""
 
 
 def save_bundle(recording: Recording, folder: Path) -> None:
-    """Write a recording; refuses a folder that holds something else than a bundle."""
+    """Write a recording; refuses a folder that holds anything other than a bundle."""
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if present - {MANIFEST_FILE, TENSORS_FILE}:
         raise BundleError(f"{folder}: holds other files; expected a new folder or an older bundle")
@@ -60,7 +60,7 @@ def save_bundle(recording: Recording, folder: Path) -> None:
 def load_bundle(folder: Path) -> Recording:
     """Read and verify a bundle.
 
-    Raises BundleError if it is truncated, altered or foreign.
+    Raises BundleError if it is truncated, altered or not written by moeport.
     """
     manifest = _manifest(folder)
     file, expected = folder / TENSORS_FILE, manifest["files"][TENSORS_FILE]
@@ -138,7 +138,7 @@ def _described(record: TensorRecord) -> dict[str, Any]:
 
 
 def _packed(values: np.ndarray, dtype: str) -> np.ndarray:
-    """bfloat16 crosses as float32, whose upper half it is."""
+    """Entries as they are stored: bfloat16 arrives as float32, of which it is the upper half."""
     if dtype == "bfloat16":
         return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return np.ascontiguousarray(values)

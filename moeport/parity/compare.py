@@ -1,4 +1,4 @@
-"""A against B: a verdict for every tensor, and the first one that is wrong."""
+"""Compares recording B with recording A: a verdict for every tensor, and the first one that is wrong."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from moeport.parity.routing import compare_decision
 from moeport.parity.thresholds import LIMITS, coarser, limit_of
 
 HISTOGRAMS = 20
-"""So many tensors, those nearest to or furthest beyond their limit, get a histogram."""
-FOLLOWS = "follows a choice that fell the other way at a near tie"
+"""Number of tensors with a histogram: those nearest to, or furthest beyond, their limit."""
+FOLLOWS = "follows a near tie that was decided differently"
 """Why a tensor is not judged."""
 TRAINED = ("training gradient", "update")
-"""Kinds of the optimiser step, which always follows a side's own routing."""
+"""Kinds of tensors of the optimiser step, which always follows a side's own routing."""
 
 
 def compare(
@@ -41,13 +41,13 @@ def compare(
         a: the reference.
         b: the other, following its own routing, or A's if that is how it was recorded.
         golden: for the double benchmark; a recording in float64, best with A's routing.
-        replayed: B once more with A's routing; the forward pass and its gradients are then judged on it.
-        names: B's name of a tensor to A's, where they are not the same.
-        isolation: what came of feeding A's inputs to B's operation, for the culprit.
+        replayed: B recorded once more with A's routing; the forward pass and its gradients are then judged on it.
+        names: maps B's names of tensors to A's where they differ.
+        isolation: the result of feeding A's inputs to B's operation, for the culprit.
     """
     if a.sample_size != b.sample_size:
         raise UserError(
-            f"{a.name} and {b.name} were sampled at {a.sample_size} and {b.sample_size} entries a tensor; "
+            f"{a.name} and {b.name} were sampled at {a.sample_size} and {b.sample_size} entries per tensor; "
             "record both with the same --sample-size"
         )
     parts = [side.environment.get(MICRO_BATCHES) for side in (a, b)]
@@ -60,13 +60,13 @@ def compare(
         tensors = {names.get(name, name): t for name, t in b.tensors.items()}
         b = replace(b, tensors={name: replace(t, name=name) for name, t in tensors.items()})
     if golden and golden.replayed is None and routing_differs(a, golden):
-        words = f"no double benchmark: {golden.name} chose other experts than {a.name}; record it with --replay A"
-        a, golden = replace(a, notes=[*a.notes, words]), None
+        note = f"no double benchmark: {golden.name} chose other experts than {a.name}; record it with --replay A"
+        a, golden = replace(a, notes=[*a.notes, note]), None
     return _Comparison(a, b, golden, replayed).run(isolation)
 
 
 def routing_differs(a: Recording, b: Recording) -> bool:
-    """Whether any decision that both have on record is not the same."""
+    """Whether any decision that both recordings hold differs."""
     pairs = ((t, b.tensors.get(name)) for name, t in a.tensors.items() if t.kind == "decision")
     return any(
         other is not None and t.values is not None and other.values is not None and (t.values != other.values).any()
@@ -83,10 +83,10 @@ class _Comparison:
         self.own_routing = replayed is None and b.replayed is None
         self.routing: dict[str, RoutingResult] = {}
         self.flipped: str | None = None
-        """The first decision that differs, once it has come by and B follows its own routing."""
+        """The first decision that differs while B follows its own routing; None until one does."""
 
     def run(self, isolation: Isolation | None) -> Comparison:
-        """All tensors in the order of A, then the trajectory."""
+        """Compare all tensors in the order of A, then the trajectory."""
         both = [name for name in self.a.tensors if name in self.b.tensors]
         results = [self._judge(order, name) for order, name in enumerate(both)]
         results = self._with_histograms(results)
@@ -122,7 +122,7 @@ class _Comparison:
         )
 
     def _judge(self, order: int, name: str) -> TensorResult:
-        """The result of one tensor."""
+        """Compare one tensor."""
         a, free = self.a.tensors[name], self.b.tensors[name]
         b = free
         if self.replayed and a.kind not in TRAINED and name in self.replayed.tensors:
@@ -144,8 +144,8 @@ class _Comparison:
             limit=limit_of(a.kind, self.dtype, coarser(a.dtype, b.dtype)),
         )
         if not _same_shape(a.shape, b.shape):
-            words = f"shape {list(a.shape)} in A, {list(b.shape)} in B"
-            return replace(result, verdict="fail", reason=words, error=float("inf"))
+            reason = f"shape {list(a.shape)} in A, {list(b.shape)} in B"
+            return replace(result, verdict="fail", reason=reason, error=float("inf"))
         if a.kind == "decision" and a.values is not None and b.values is not None:
             result = self._decision(result, a, b, free)
         elif a.is_float:
@@ -167,23 +167,23 @@ class _Comparison:
             result, error=differ / max(a.size, 1), free_error=1 - found.agreement if self.replayed else None
         )
         if found.unexplained:
-            words = f"{found.unexplained} of {a.size} choices do not follow from the scores"
-            return replace(result, verdict="fail", reason=words)
+            reason = f"{found.unexplained} of {a.size} choices do not follow from the scores"
+            return replace(result, verdict="fail", reason=reason)
         if found.other_scores:
-            words = f"{found.other_scores} of {a.size} choices differ by more than near ties"
-            return replace(result, verdict="fail", reason=words)
+            reason = f"{found.other_scores} of {a.size} choices differ and are not near ties"
+            return replace(result, verdict="fail", reason=reason)
         if differ and self.own_routing and self.flipped is None:
             self.flipped = a.name
         first = all(other.agreement == 1 for other in self.routing.values() if other is not found)
         if self.replayed and first and found.agreement != found.agreement_replayed:
-            words = "B chose otherwise when it ran a second time: it is not deterministic"
-            return replace(result, verdict="warn", reason=words)
+            reason = "B chose differently when it ran a second time: it is not deterministic"
+            return replace(result, verdict="warn", reason=reason)
         if a.op == "topk_ids" and result.error > 1 - thresholds.LEAST_AGREEMENT:
             return replace(result, verdict="warn", reason=f"{differ} of {a.size} choices differ, all near ties")
         return replace(result, reason=f"{differ} near ties" if differ else "")
 
     def _after_a_flip(self, result: TensorResult) -> TensorResult:
-        """What follows a near tie that fell the other way is another computation: neither a pass nor a fail."""
+        """After a near tie that was decided differently, B computes something else: neither a pass nor a fail."""
         trained = result.kind in TRAINED and self._any_flip()
         if trained and self.replayed and result.kind == "training gradient":
             return replace(result, verdict="pass", reason=FOLLOWS)
@@ -201,7 +201,7 @@ class _Comparison:
 
     def _with_histograms(self, results: list[TensorResult]) -> list[TensorResult]:
         compared = [r for r in results if r.metrics and r.error]
-        chosen = {r.name for r in sorted(compared, key=lambda r: r.gravity, reverse=True)[:HISTOGRAMS]}
+        chosen = {r.name for r in sorted(compared, key=lambda r: r.severity, reverse=True)[:HISTOGRAMS]}
         out = []
         for result in results:
             if result.name in chosen:
@@ -235,11 +235,11 @@ class _Comparison:
         for mine, other, names in ((self.a, self.b, only_a), (self.b, self.a, only_b)):
             forward = [name for name in names if mine.tensors[name].kind not in kinds]
             if forward and not opaque:
-                notes.append(f"the computations part: {mine.name} has {forward[0]}, {other.name} does not")
+                notes.append(f"the computations diverge: {mine.name} has {forward[0]}, {other.name} does not")
         if self.flipped:
             notes.append(
-                f"{self.flipped}: choices fell the other way at near ties, so what follows is another computation; "
-                "record B once more with --replay A, and compare with --replayed, to compare the arithmetic alone"
+                f"{self.flipped}: near ties were decided differently, so what follows is another computation; "
+                "to compare only the arithmetic, record B once more with --replay A, and compare with --replayed"
             )
         return notes
 
@@ -250,7 +250,7 @@ def _least(a: Keep, b: Keep) -> Keep:
 
 
 def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Equal, but for how leading dimensions are folded: (B, S, D) and (B S, D)."""
+    """Whether two shapes are equal up to folded leading dimensions, such as (B, S, D) and (B S, D)."""
     return a == b or (bool(a) and bool(b) and a[-1] == b[-1] and np.prod(a) == np.prod(b))
 
 

@@ -1,4 +1,4 @@
-"""The first tensor in the order of execution that is wrong, and the sentence that says so."""
+"""Finds the first tensor, in the order of execution, that is wrong, and describes it in a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moeport.parity.recording import Recording
 from moeport.parity.result import Culprit, Isolation, RoutingResult, StepResult, TensorResult, Verdict
 
 INHERITED = 0.1
-"""From this share of an error on, the errors of the inputs may be its cause."""
+"""If the inputs' error is at least this share of a tensor's error, it may be the cause."""
 
 
 def find_culprit(
@@ -17,13 +17,13 @@ def find_culprit(
     routing: Sequence[RoutingResult],
     isolation: Isolation | None,
 ) -> Culprit:
-    """Where two sides that fail part first.
+    """Where two sides that fail first diverge.
 
     Args:
-        tensors: all, in the order of execution.
+        tensors: all tensors in the order of execution.
         trajectory: all steps.
         routing: all decisions.
-        isolation: what B's operation gave on A's inputs, if that was tried for the culprit.
+        isolation: the result of B's operation on A's inputs, if that was tried for the culprit.
     """
     first = next((tensor for tensor in tensors if tensor.verdict == "fail"), None)
     if first is None:
@@ -31,7 +31,7 @@ def find_culprit(
         if step is None:
             return Culprit("nothing in common", "structure", "no tensor of A is in B")
         sentence = (
-            f"the first step agrees, the loss leaves tolerance at step {step.step} "
+            f"the first step agrees, the loss exceeds its tolerance at step {step.step} "
             f"({step.loss_a:.6g} and {step.loss_b:.6g})"
         )
         return Culprit("trajectory", "trajectory", sentence)
@@ -60,20 +60,20 @@ def headline(
         return f"FAIL {culprit.name}: {culprit.sentence}"
     sides = f"{b.name} against {a.name}"
     if equal:
-        return f"PASS {sides}: {len(tensors)} tensors and {len(trajectory)} steps equal to the bit"
+        return f"PASS {sides}: {len(tensors)} tensors and {len(trajectory)} steps are bit-identical"
     flips = sum(found.near_ties for found in routing)
-    words = f"; {flips} of {sum(r.choices for r in routing)} choices differ, all near ties" if flips else ""
+    ties = f"; {flips} of {sum(r.choices for r in routing)} choices differ, all near ties" if flips else ""
     if verdict == "warn":
         odd = [tensor for tensor in tensors if tensor.verdict == "warn"]
         if flips and len({tensor.reason for tensor in odd}) == 1 and odd[0].op != "topk_ids":
-            return f"WARN {sides}: {len(odd)} of {len(tensors)} tensors cannot be judged{words}; replay the routing"
-        return f"WARN {sides}: {odd[0].name}: {odd[0].reason} ({len(odd)} of {len(tensors)} tensors warn){words}"
+            return f"WARN {sides}: {len(odd)} of {len(tensors)} tensors cannot be judged{ties}; replay the routing"
+        return f"WARN {sides}: {odd[0].name}: {odd[0].reason} ({len(odd)} of {len(tensors)} tensors warn){ties}"
     judged = [t for t in tensors if t.metrics and t.limit and not t.reason]
     if not judged:
-        return f"PASS {sides}: {len(tensors)} tensors within tolerance{words}"
+        return f"PASS {sides}: {len(tensors)} tensors within tolerance{ties}"
     tight = max(judged, key=lambda t: t.error / t.limit)
-    nearest = f"the nearest to its limit {tight.name} ({tight.error:.1e} of {tight.limit:.0e})"
-    return f"PASS {sides}: {len(tensors)} tensors within tolerance, {nearest}{words}"
+    nearest = f"closest to its limit {tight.name} ({tight.error:.1e} of {tight.limit:.0e})"
+    return f"PASS {sides}: {len(tensors)} tensors within tolerance, {nearest}{ties}"
 
 
 def _sentence(
@@ -83,7 +83,7 @@ def _sentence(
     routing: Sequence[RoutingResult],
     isolation: Isolation | None,
 ) -> tuple[str, str]:
-    """Name and sentence."""
+    """Name of the culprit, and a sentence on it."""
     owner = first.name.partition(":")[2]
     others = sum(tensor.verdict == "fail" and tensor.kind == first.kind for tensor in tensors) - 1
     more = f", and of {others} more" if others else ""
@@ -113,7 +113,7 @@ def _sentence(
         return first.name, f"{where}on A's inputs it is off by {isolation.error:.1e} ({origin} error)"
     inherited = max((error for _, error, _ in inputs), default=0.0) > INHERITED * first.error
     if first.op == "arithmetic" or (first.op is None and not inputs):
-        return first.name, f"{where}arithmetic made it from tensors that agree (own error)"
+        return first.name, f"{where}plain arithmetic computed it from tensors that agree (own error)"
     if inherited:
         return first.name, f"{where}its inputs are off too (own or inherited: see --isolate)"
     return first.name, f"{where}its inputs agree (own error)"
@@ -122,7 +122,7 @@ def _sentence(
 def _decision(found: RoutingResult) -> str:
     if found.unexplained:
         tied = all(flip.gap == 0 for flip in found.flips if flip.cause == "unexplained")
-        words = "the scores agree, the choices do not follow from them"
-        rule = "a tie is broken the other way" if tied else "not the largest scores are chosen"
-        return f"{words}: {rule} for {found.unexplained} of {found.choices} choices"
-    return f"{found.other_scores} of {found.choices} choices differ, by more than rounding does to the scores"
+        finding = "the scores agree, the choices do not follow from them"
+        rule = "a tie is broken the other way" if tied else "the chosen scores are not the largest"
+        return f"{finding}: {rule} for {found.unexplained} of {found.choices} choices"
+    return f"{found.other_scores} of {found.choices} choices differ by more than rounding of the scores explains"

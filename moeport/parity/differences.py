@@ -9,14 +9,14 @@ from moeport.parity.recording import Recording
 from moeport.parity.result import Difference
 
 VARIANT_KEYS = ("backend.name", "backend.device", "backend.dtype", "run.", "data.cache_dir")
-"""Keys of the config that may differ without a note."""
+"""Config keys whose differences are not reported."""
 
 
 def differences(a: Recording, b: Recording) -> list[Difference]:
     """What differs in config, versions and environment.
 
-    Left out are the keys of the config that name a variant, the config where one side has none, and the kernels of
-    different backends.
+    Leaves out the config keys that define a variant, the whole config if one side has none, and kernels if the
+    backends differ.
     """
     found = _unequal("config", a.config, b.config, VARIANT_KEYS) if a.config and b.config else []
     sections = {"versions": "version", "variables": "variable", "kernels": "kernel"}

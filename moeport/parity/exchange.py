@@ -1,7 +1,7 @@
-"""What carries tokens to experts and back, recorded from outside.
+"""Exchanges that carry tokens to experts and back, recorded from outside.
 
-Inside, each algorithm and each number of ranks computes otherwise. What comes back is the same, and so is the number of
-rows that each expert computes of the whole batch.
+Inside, each algorithm and each number of ranks computes differently. What comes back is the same, and so is the number
+of rows of the whole batch that each expert computes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 from moeport.parity.recorder import Recorder
 
-NOTE = "rows on the way to experts and back not recorded: what comes back is, and how many rows each expert had"
-"""What a report says of it."""
+NOTE = "rows sent to experts and back are not recorded, only the results and the number of rows per expert"
+"""Note in the report."""
 
 
 class LocalExchange:
-    """The exchange of a process that has all experts."""
+    """The exchange of a process that holds all experts."""
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
         """See Exchange."""
@@ -32,11 +32,11 @@ class LocalExchange:
 
 
 class RecordedExchange:
-    """An exchange whose result is on record, and nothing inside.
+    """An exchange of which only the result is recorded.
 
     Args:
-        exchange: what is recorded.
-        recorder: where records go.
+        exchange: the exchange to record.
+        recorder: takes the records.
     """
 
     def __init__(self, exchange: Exchange, recorder: Recorder):

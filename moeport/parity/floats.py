@@ -1,4 +1,4 @@
-"""The verdict on one float tensor: limits, the double benchmark, and what rounding explains."""
+"""The verdict on a float tensor: limits, the double benchmark, and errors that rounding explains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FloatJudge:
     Args:
         a: the reference.
         b: the other.
-        golden: for the double benchmark; None: without.
+        golden: for the double benchmark; None to do without it.
     """
 
     def __init__(self, a: Recording, b: Recording, golden: Recording | None):
@@ -29,12 +29,12 @@ class FloatJudge:
         self.limits = LIMITS[coarser(a.dtype, b.dtype)]
 
     def judge(self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord) -> TensorResult:
-        """The result with the verdict on a float tensor.
+        """Judge a float tensor.
 
         Args:
-            result: what is known of it so far.
+            result: what is known so far.
             a: A's.
-            b: B's, with A's routing where B was recorded once more with it.
+            b: B's, recorded with A's routing if there is such a recording.
             free: B's, following its own routing.
         """
         values = self._paired(a, b)
@@ -43,8 +43,8 @@ class FloatJudge:
         x, y = values
         if not same_non_finite(x, y):
             sides = [side for side, v in (("A", x), ("B", y)) if not np.isfinite(v).all()]
-            words = f"NaN or infinity in {' and '.join(sides)}, not at the same places"
-            return replace(result, verdict="fail", reason=words, error=float("inf"))
+            reason = f"NaN or infinity in {' and '.join(sides)}, not at the same positions"
+            return replace(result, verdict="fail", reason=reason, error=float("inf"))
         metrics = measure(x, y, coarser(a.dtype, b.dtype))
         result = replace(result, metrics=metrics, error=metrics.relative_rms)
         if a.kind == "update":
@@ -57,37 +57,37 @@ class FloatJudge:
         return self._verdict(result, x, y)
 
     def _verdict(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
-        """By the limits, the least cosine, the thousandth rule and the double benchmark."""
+        """Judge by the limits, the least cosine, the thousandth rule and the double benchmark."""
         metrics, limits, double = result.metrics, self.limits, result.golden
         assert metrics
         verdict: Verdict = "pass"
-        words = ""
+        reason = ""
         if metrics.relative_rms > result.limit:
-            verdict, words = "fail", f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
+            verdict, reason = "fail", f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
         elif metrics.cosine < limits.cosine:
-            verdict, words = "fail", f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
+            verdict, reason = "fail", f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
         elif limits.thousandth is not None and metrics.over_thousandth > limits.thousandth:
             share = f"{metrics.over_thousandth:.2%}"
-            verdict, words = "warn", f"{share} of the entries are off by more than a thousandth"
+            verdict, reason = "warn", f"{share} of the entries have a relative error above 0.001"
         elif double and self._suspicious(result, double):
             ratio = f"{double.ratio_rms:.1f}"
-            verdict, words = "warn", f"{ratio} times as far from the golden as A (double benchmark)"
+            verdict, reason = "warn", f"{ratio} times as far from the golden as A (double benchmark)"
         if verdict == "pass":
             return result
         if self._cancels(result, x, y):
-            return replace(result, reason="small beside what it is made of: within rounding of that")
+            return replace(result, reason="small compared with its inputs: within their rounding")
         if double and double.passed and metrics.cosine >= limits.cosine:
-            return replace(result, reason="off, but no further from the golden than A (double benchmark)")
+            return replace(result, reason="beyond the limit, but no further from the golden than A (double benchmark)")
         found = hint(x, y, result.limit) if verdict == "fail" else None
-        return replace(result, verdict=verdict, reason=words, hint=found)
+        return replace(result, verdict=verdict, reason=reason, hint=found)
 
     def _suspicious(self, result: TensorResult, double: DoubleBenchmark) -> bool:
-        """Whether B is further from the golden than A although both compute in the same type."""
+        """Whether B is much further from the golden than A although both compute in the same type."""
         used = result.error > thresholds.SUSPICIOUS * result.limit
         return used and not double.passed and self.a.dtype == self.b.dtype
 
     def _cancels(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> bool:
-        """Whether an error is large only beside a result that cancellation, or a sum to a few entries, made small."""
+        """Whether an error is large only because cancellation, or summing to a few entries, made the result small."""
         if result.kind == "gradient" and x.size < thresholds.FEW:
             every = [t for t in self.a.tensors.values() if t.kind == "gradient"]
             squares = sum(t.size * rms**2 for t in every if (rms := _rms(t)))
@@ -99,7 +99,7 @@ class FloatJudge:
         return bool(np.sqrt(np.mean(np.square((y - x)[whole], dtype=np.float64))) <= allowed)
 
     def _update(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
-        """An update is known up to the last place of its parameter, and compared where the gradients agree."""
+        """Judge an update: it is known up to one ulp of its parameter, and compared where the gradients agree."""
         owner = result.name.partition(":")[2]
         parameter = self.a.tensors.get(f"parameter:{owner}")
         stored = coarser(result.dtype_a, result.dtype_b)
@@ -121,25 +121,25 @@ class FloatJudge:
         error = relative_rms(x[agree], y[agree])
         result = replace(result, error=error, limit=limit)
         if error > limit:
-            words = f"relative error {error:.1e} where the gradients agree, limit {limit:.0e}"
-            return replace(result, verdict="fail", reason=words, hint=hint(x[agree], y[agree], max(limit, 1e-2)))
+            reason = f"relative error {error:.1e} where the gradients agree, limit {limit:.0e}"
+            return replace(result, verdict="fail", reason=reason, hint=hint(x[agree], y[agree], max(limit, 1e-2)))
         return result
 
     def _by_statistics(self, result: TensorResult, a: TensorRecord, b: TensorRecord) -> TensorResult:
-        """By what mean and RMS prove: | ||a|| - ||b|| | <= ||b - a|| and |mean(b - a)| <= rms(b - a)."""
+        """Judge by mean and RMS: | ||a|| - ||b|| | <= ||b - a|| and |mean(b - a)| <= rms(b - a)."""
         s, t = _statistics(a), _statistics(b)
         if s is None or t is None:
             return result
         difference = max(abs(s.rms - t.rms), abs(s.mean - t.mean))
         error = difference / s.rms if s.rms else (0.0 if difference == 0 else float("inf"))
-        slack = 1e-5 if coarser(a.dtype, b.dtype) != "float64" else 1e-12  # sums are rounded too
+        slack = 1e-5 if coarser(a.dtype, b.dtype) != "float64" else 1e-12  # sums are rounded, too
         result = replace(result, error=error, limit=result.limit + slack)
         if np.isfinite(s.mean) != np.isfinite(t.mean):
-            words = f"NaN or infinity in {'B' if np.isfinite(s.mean) else 'A'} alone"
-            return replace(result, verdict="fail", reason=words, error=float("inf"))
+            reason = f"NaN or infinity only in {'B' if np.isfinite(s.mean) else 'A'}"
+            return replace(result, verdict="fail", reason=reason, error=float("inf"))
         if error > result.limit:
-            words = f"mean or RMS differ by {error:.1e} of the RMS, limit {result.limit:.0e}"
-            return replace(result, verdict="fail", reason=words)
+            reason = f"mean or RMS differ by {error:.1e} of the RMS, limit {result.limit:.0e}"
+            return replace(result, verdict="fail", reason=reason)
         return result
 
     def _paired(self, a: TensorRecord, b: TensorRecord) -> tuple[np.ndarray, np.ndarray] | None:
@@ -147,10 +147,10 @@ class FloatJudge:
 
 
 def paired(a: TensorRecord, b: TensorRecord, sample_size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Entries of both at the same places; None if one has statistics alone.
+    """Entries of both at the same positions; None if one has only statistics.
 
     Args:
-        a: the one; where both are whole, its shape is that of the result.
+        a: the one, which gives the result its shape if both are whole.
         b: the other.
         sample_size: entries of a sampled tensor.
     """
@@ -167,7 +167,7 @@ def paired(a: TensorRecord, b: TensorRecord, sample_size: int) -> tuple[np.ndarr
 
 
 def _double_benchmark(exact: np.ndarray, a: np.ndarray, b: np.ndarray, unit: float) -> DoubleBenchmark:
-    """Ratios of B's errors to A's, both against the golden; A's count as the unit roundoff at least."""
+    """Ratios of B's errors to A's, both against the golden; A's count as at least the unit roundoff."""
     first, second = measure(exact, a, "float64"), measure(exact, b, "float64")
 
     def ratio(x: float, y: float) -> float:
@@ -193,7 +193,7 @@ def _statistics(record: TensorRecord) -> Statistics | None:
 
 
 def _rms(record: TensorRecord) -> float:
-    """RMS of what was kept of a float tensor, its infinities left out; 0 of others."""
+    """RMS of the kept entries of a float tensor, without infinities; 0 for other tensors."""
     if not record.is_float:
         return 0.0
     if record.values is None:

@@ -1,4 +1,4 @@
-"""What a difference looks like: a few words for a tensor that fails."""
+"""Hints on what a difference looks like, for tensors that fail."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from moeport.parity.metrics import relative_rms
 
 SHOWN = 4
-"""Rows that are named."""
+"""Maximum number of rows to name."""
 
 
 def hint(a: np.ndarray, b: np.ndarray, limit: float) -> str | None:
-    """The simplest relation between two arrays of one shape that are too far apart; None if none is seen.
+    """The simplest relation between two arrays of the same shape that are too far apart; None if none is found.
 
     Args:
         a: the reference.
@@ -29,14 +29,14 @@ def hint(a: np.ndarray, b: np.ndarray, limit: float) -> str | None:
 
 
 def _factor(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:
-    """One factor for all entries."""
+    """Looks for one factor for all entries."""
     square = float(np.vdot(x, x))
     factor = float(np.vdot(x, y)) / square if square else 0.0
     return f"B is {factor:.4g} times A" if x.size > 1 and factor and relative_rms(factor * x, y) <= limit else None
 
 
 def _rows(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:
-    """A minority of rows, along the first dimension, or along all but the last."""
+    """Looks for a minority of rows that differ, along the first dimension or along all but the last."""
     if x.ndim < 2:
         return None
     count = x.shape[0] if x.ndim == 3 or x.shape[0] > 1 else 1
@@ -46,20 +46,20 @@ def _rows(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:
     if not 0 < len(wrong) <= max(1, count // 2) or count == 1:
         return None
     shown = ", ".join(str(row) for row in wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
-    words = f"{'row' if len(wrong) == 1 else 'rows'} {shown} of {count} {'differs' if len(wrong) == 1 else 'differ'}"
+    found = f"{'row' if len(wrong) == 1 else 'rows'} {shown} of {count} {'differs' if len(wrong) == 1 else 'differ'}"
     if not flat_y[wrong].any():
-        return f"{words}: B has zeros there"
+        return f"{found}: B has zeros there"
     if len(wrong) == 2 and relative_rms(flat_x[wrong[::-1]], flat_y[wrong]) <= limit:
-        return f"{words}: B has them exchanged"
-    return words
+        return f"{found}: B has them swapped"
+    return found
 
 
 def _rounded(a: np.ndarray, b: np.ndarray) -> str | None:
-    """Entries that fit into bfloat16 although the others do not."""
+    """Looks for entries of B that all fit into bfloat16 while those of A do not."""
 
     def short(x: np.ndarray) -> bool:
         return bool((np.ascontiguousarray(x, np.float32).view(np.uint32) & 0xFFFF == 0).all())
 
     if a.size > 1 and short(b) and not short(a) and np.array_equal(b.astype(np.float32), b):
-        return "B has the digits of bfloat16 only"
+        return "B has only the precision of bfloat16"
     return None

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else."""
+"""A report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from moeport.parity.metrics import Distribution
 from moeport.parity.result import Comparison, Report, Side, TensorResult
 
 LISTED = 2000
-"""Tensors in the table of all; of more, those nearest to or furthest beyond their limit."""
+"""Maximum number of tensors in the table of all; if there are more, the worst ones are listed."""
 CARDS = 6
-"""Worst tensors that are shown at once; the others with a histogram are folded away."""
+"""Number of worst tensors that are visible; the others with a histogram are folded."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Card:
 
     tensor: TensorResult
     values: Bars
-    """Of A and of B."""
+    """Histograms of A and of B."""
     difference: Bars
     decades: Bars
-    """Relative errors by decade."""
+    """Histogram of relative errors by decade."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class View:
     """Label, value, note."""
     depth: Sequence[Chart]
     equal: Sequence[str]
-    """Kinds without a chart, since they are equal to the bit."""
+    """Kinds without a chart, since they are bit-identical."""
     steps: Sequence[Chart]
     agreements: Sequence[Agreement]
     cards: Sequence[Card]
     unseen: int
-    """Tensors of which statistics alone were kept."""
+    """Number of tensors of which only statistics were kept."""
     kinds: text.Table
     inputs: text.Table
     routing: text.Table
@@ -57,11 +57,11 @@ class View:
     differences: text.Table
     listed: Sequence[TensorResult]
     sides: Sequence[tuple[str, Side, str]]
-    """Letter, side, its environment and config as YAML."""
+    """Letter, side, and the side's environment and config as YAML."""
 
 
 def page(report: Report) -> str:
-    """The page, with a section for each comparison."""
+    """The page, with one section per comparison."""
     template = load_template("parity.html", Path(__file__).parent / "templates", filters={"number": text.number})
     views = [_view(found) for found in report.comparisons]
     return template.render(report=report, views=views, cards_shown=CARDS)
@@ -70,11 +70,11 @@ def page(report: Report) -> str:
 def _view(found: Comparison) -> View:
     charts = {kind: depth_chart(found, kind) for kind in CLASSES}
     present = {tensor.kind for tensor in found.tensors}
-    gravest = sorted(found.tensors, key=lambda t: t.gravity, reverse=True)
-    cards = [_card(t, t.distribution) for t in gravest if t.distribution]
+    worst_first = sorted(found.tensors, key=lambda t: t.severity, reverse=True)
+    cards = [_card(t, t.distribution) for t in worst_first if t.distribution]
     listed = found.tensors
     if len(listed) > LISTED:
-        listed = sorted(gravest[:LISTED], key=lambda t: t.order)
+        listed = sorted(worst_first[:LISTED], key=lambda t: t.order)
     return View(
         found=found,
         lines=text.lines(found),

@@ -14,7 +14,7 @@ from moeport.parity import text
 from moeport.parity.result import Comparison, RoutingResult, TensorResult
 
 COLUMNS = 128
-"""Most columns of a heat map."""
+"""Maximum number of columns of a heat map."""
 CLASSES = {
     "parameter": "Parameters",
     "input": "Inputs",
@@ -25,7 +25,7 @@ CLASSES = {
     "training gradient": "Gradients of the optimiser step",
     "update": "Optimiser updates",
 }
-"""Kinds of floats, in the order of execution."""
+"""Headings of the kinds of float tensors, in the order of execution."""
 COLOURS = {
     "A against golden": "green",
     "B against golden": "purple",
@@ -36,7 +36,7 @@ COLOURS = {
     "A": "blue",
     "B": "orange",
 }
-"""Of lines, by label; see parity.css."""
+"""Colours of lines, by label; see parity.css."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,28 @@ class Chart:
     lines: LineChart
     colours: Sequence[str]
     over: str
-    """What its horizontal axis is."""
+    """Describes the horizontal axis."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A heat map of decisions by tokens: how much of each block of rows was decided otherwise."""
+    """A heat map of decisions by tokens: how much of each block of rows was decided differently."""
 
     title: str
     names: Sequence[str]
     """Decisions, from top to bottom."""
     rows: int
-    """Rows of all decisions together."""
+    """Total number of rows of all decisions."""
     columns: Sequence[str]
-    """Blocks of rows in words, from left to right."""
+    """Labels of the blocks of rows, from left to right."""
     flips: Sequence[Sequence[int]]
-    """Rows decided otherwise, for each decision and block."""
+    """Number of rows decided differently, for each decision and block."""
     map: HeatMap
 
 
 @dataclass(frozen=True)
 class Bars:
-    """A histogram as one SVG path, heights by the logarithm of the count."""
+    """A histogram as SVG paths whose heights are the logarithms of the counts."""
 
     low: str
     high: str
@@ -75,7 +75,7 @@ class Bars:
 
 
 def depth_chart(found: Comparison, kind: str) -> Chart | None:
-    """Errors of a kind in the order of execution; None if all are equal to the bit."""
+    """Errors of a kind in the order of execution; None if all are bit-identical."""
     group = [tensor for tensor in found.tensors if tensor.kind == kind]
     values: dict[str, list[float]] = {
         "A against golden": [t.golden.error_a if t.golden else 0.0 for t in group],
@@ -109,7 +109,7 @@ def depth_chart(found: Comparison, kind: str) -> Chart | None:
 
 
 def _layer_ticks(group: Sequence[TensorResult]) -> list[Tick]:
-    """Where each block begins; of many blocks, some."""
+    """Where each block begins; with many blocks, only some."""
     starts = [i for i, t in enumerate(group) if t.layer is not None and (i == 0 or group[i - 1].layer != t.layer)]
     wide = 100 / max(len(group) - 1, 1)
     ticks: list[Tick] = []
@@ -120,7 +120,7 @@ def _layer_ticks(group: Sequence[TensorResult]) -> list[Tick]:
 
 
 def step_charts(found: Comparison) -> list[Chart]:
-    """Losses, gradient norms and loads of both sides over the steps; none without a trajectory."""
+    """Losses, gradient norms and loads of both sides over the steps; empty without a trajectory."""
     steps = found.trajectory
     if not steps:
         return []
@@ -157,23 +157,23 @@ def step_charts(found: Comparison) -> list[Chart]:
     return charts
 
 
-def _coloured(chart: LineChart, over: str, words: Callable[[str], Sequence[str]] | None = None) -> Chart:
-    """A chart with a mark on each point, and with colours by label.
+def _coloured(chart: LineChart, over: str, texts: Callable[[str], Sequence[str]] | None = None) -> Chart:
+    """A chart with marked points and colours by label.
 
     Args:
         chart: the chart.
-        over: what its horizontal axis is.
-        words: the values of a line in words, by label, where they are not those that are drawn.
+        over: describes the horizontal axis.
+        texts: the values of a line as text, by label, where they are not the drawn ones.
     """
     lines = []
     for line in chart.lines:
-        hover = {**line.hover, "values": words(line.label)} if words else line.hover
+        hover = {**line.hover, "values": texts(line.label)} if texts else line.hover
         lines.append(replace(line, hover=hover, marks=re.sub("[ML]([^ML]+)", r"M\1h0", line.path)))
     return Chart(replace(chart, lines=lines, last=""), [COLOURS[line.label] for line in lines], over)
 
 
 def agreements(routing: Sequence[RoutingResult]) -> list[Agreement]:
-    """Heat maps without and with A's routing; decisions of one number of rows together."""
+    """Heat maps without and with A's routing, one for all decisions with the same number of rows."""
     maps = []
     for rows in dict.fromkeys(found.rows for found in routing):
         group = [found for found in routing if found.rows == rows and found.rows > 1]
@@ -195,21 +195,21 @@ def _agreement(title: str, group: Sequence[RoutingResult], flipped: Sequence[Seq
     drawn = heat_map(1 + flips_DC / np.diff(edges), rows)
     shown = range(0, len(group), max(1, -(-len(group) // 24)))
     y_ticks = [Tick(round((i + 0.5) * 100 / len(group), 2), _short(group[i], group)) for i in shown]
-    words = [f"row {a}" if b - a == 1 else f"rows {a} to {b - 1}" for a, b in pairwise(edges)]
+    texts = [f"row {a}" if b - a == 1 else f"rows {a} to {b - 1}" for a, b in pairwise(edges)]
     return Agreement(
-        title, [f.name for f in group], rows * len(group), words, flips_DC.tolist(), replace(drawn, y_ticks=y_ticks)
+        title, [f.name for f in group], rows * len(group), texts, flips_DC.tolist(), replace(drawn, y_ticks=y_ticks)
     )
 
 
 def _short(found: RoutingResult, group: Sequence[RoutingResult]) -> str:
-    """`layer 3`, and the operation where a layer decides more than once."""
+    """`layer 3`, with the operation if a layer decides more than once."""
     layer = f"layer {found.layer}" if found.layer is not None else found.name
     alone = sum(other.layer == found.layer for other in group) == 1
     return layer if alone else f"{layer} {found.op or ''}".strip()
 
 
 def bars(low: str, high: str, *counts: Sequence[int]) -> Bars:
-    """Outlines of histograms that share their bins, SIZE by SIZE units; `low` and `high` label the ends."""
+    """Outlines of histograms with common bins, SIZE by SIZE units; `low` and `high` label the ends."""
     heights = [np.log1p(np.array(part, float)) for part in counts]
     top = max(float(part.max()) for part in heights) or 1.0
     paths = []

@@ -1,4 +1,4 @@
-"""One operation of B on the inputs that it has in A: whether an error is its own or was handed on."""
+"""Runs one operation of B on A's inputs, to see whether an error is its own or inherited."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from moeport.parity.thresholds import LIMITS, coarser, limit_of
 
 
 class Capture:
-    """Holds what an operation reads; see `Probe`.
+    """Captures what an operation reads; see `Probe`.
 
     Args:
-        operation: its name on record.
+        operation: its recorded name.
     """
 
     def __init__(self, operation: str):
         self.operation = operation
         self.arrays: dict[str, np.ndarray] | None = None
-        """By argument; None while the operation has not come by."""
+        """Arrays by argument; None until the operation runs."""
 
     def arguments(self, ops: Ops, arrays: Arrays) -> Mapping[str, Array]:
-        """See Probe; replaces nothing."""
+        """Replaces nothing."""
         self.arrays = {label: ops.to_numpy(array) for label, array in arrays}
         return {}
 
 
 class Substitute:
-    """Gives an operation other arrays, each in the type of the one it replaces; see `Probe`.
+    """Passes other arrays to an operation, each cast to the type of the one it replaces; see `Probe`.
 
     Args:
-        operation: its name on record.
-        arrays: by argument.
+        operation: its recorded name.
+        arrays: arrays by argument.
     """
 
     def __init__(self, operation: str, arrays: Mapping[str, np.ndarray]):
         self.operation, self._arrays = operation, arrays
 
     def arguments(self, ops: Ops, arrays: Arrays) -> Mapping[str, Array]:
-        """See Probe."""
-        return {label: self._like(ops, label, old) for label, old in arrays if label in self._arrays}
+        """The replacements."""
+        return {label: self._cast_like(ops, label, old) for label, old in arrays if label in self._arrays}
 
-    def _like(self, ops: Ops, label: str, old: Array) -> Array:
+    def _cast_like(self, ops: Ops, label: str, old: Array) -> Array:
         new, dtype = ops.from_numpy(self._arrays[label]), ops.dtype(old)
         return ops.cast(new, dtype) if dtype in FLOATS else new
 
 
 def isolate_operation(first: Subject, other: Subject, a: Recording, name: str) -> Isolation | None:
-    """Run one operation of `other` on the inputs it has in `first`; None where it is no operation of its own.
+    """Run one operation of `other` on the inputs it has in `first`; None if no operation of `first` has that output.
 
     Args:
         first: the reference.
-        other: what is held against it.
+        other: the subject compared with it.
         a: the recording of `first`; the routing of both follows it.
         name: an output of the operation.
     """

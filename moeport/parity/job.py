@@ -1,4 +1,4 @@
-"""A variant on several ranks: what each of them does, and how they are started on this machine."""
+"""Variants on several ranks: what each rank does, and how the ranks are started on this machine."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from moeport.parity.bundle import load_bundle, save_bundle
 from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
 from moeport.parity.recording import Recording, kept_kinds
-from moeport.parity.subject import Size, Variant, place, variant_config
+from moeport.parity.subject import Size, Variant, subject_on, variant_config
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
-"""Environment variables by which a process knows that a launcher started it."""
+"""Environment variables from which a process knows that a launcher started it."""
 GRACE_SECONDS = 15.0
-"""Time for the other ranks to end by themselves once one has failed."""
+"""Time in which the other ranks may end by themselves after one has failed."""
 EXCERPT = 3000
-"""Characters of a failed rank's output that are shown."""
+"""Number of characters shown of a failed rank's output."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A variant, ready to be recorded by ranks that are not this process.
+    """A variant to be recorded by ranks that are other processes.
 
-    Arguments as those of `build_subject`.
+    Takes the arguments of `build_subject`.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Job:
     checkpoint: Path | None = None
 
     def record(self, *, steps: int, replay: Recording | None = None) -> Recording:
-        """See `moeport.parity.record.record`; everything is kept."""
+        """Record it as `moeport.parity.record.record` does, keeping everything."""
         with tempfile.TemporaryDirectory() as folder:
             bundle, routing = Path(folder, "bundle"), None
             if replay:
@@ -61,10 +61,10 @@ class Job:
         Args:
             output: folder of the bundle.
             steps: optimiser steps of the trajectory.
-            options: what goes into it.
+            options: what goes into the bundle.
 
-        Raises UserError for sizes that do not divide and kinds that do not exist, before anything starts, and RunError
-        with what the first rank that failed wrote.
+        Raises UserError, before anything starts, for sizes that do not divide and kinds that do not exist, and RunError
+        with the output of the first rank that failed.
         """
         variant, size = Variant.parse(self.name), self.size
         kept_kinds(options.keep or ())
@@ -87,22 +87,22 @@ class Job:
         _run(self.name, variant, command)
 
 
-def record_here(job: Job, output: Path, options: BundleOptions, report: Callable[[str], None]) -> bool:
-    """Record a variant in this process, or in each process of the job that a launcher started, as one bundle.
+def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callable[[str], None]) -> bool:
+    """Record a variant as one bundle, in this process or in all processes of the job that a launcher started.
 
     Args:
-        job: the variant, which must be of one rank, or of as many as the launcher started.
+        job: the variant, with one rank or with as many as the launcher started.
         output: folder of the bundle.
-        options: what goes into it.
-        report: takes a sentence on what is being done.
+        options: what goes into the bundle.
+        report: is given a sentence on what is being done.
 
-    Returns: whether this process wrote the bundle: the first rank does.
+    Returns: whether this process wrote the bundle, as the first rank does.
     """
     spec, size, keep = job.name, job.size, kept_kinds(options.keep or ())
     launch, variant = launched(), Variant.parse(spec)
     ranks = launch.size if launch else 1
     if launch and variant.ranks not in (1, ranks):
-        raise UserError(f"variant {spec!r} is of {variant.ranks} ranks, and this job has {ranks}; leave out the ranks")
+        raise UserError(f"variant {spec!r} has {variant.ranks} ranks, but this job has {ranks}; leave out the ranks")
     config = variant_config(job.file, variant, job.overrides, size, ranks)
     if launch and config.comm.ranks_per_node:
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
@@ -110,7 +110,7 @@ def record_here(job: Job, output: Path, options: BundleOptions, report: Callable
     backend = get_backend(config.backend)
     with backend.communicator(launch, config.comm.timeout) as world:
         mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
-        subject = place(_named(spec, world), config, backend, mesh, job.checkpoint, report)
+        subject = subject_on(_named(spec, world), config, backend, mesh, job.checkpoint, report)
         recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=options.sample_size)
         is_first = world.rank == 0
         if is_first:
@@ -119,7 +119,7 @@ def record_here(job: Job, output: Path, options: BundleOptions, report: Callable
 
 
 def _named(spec: str, world: Communicator) -> str:
-    """The variant with its ranks."""
+    """The variant's name with its ranks."""
     if world.size == 1:
         return spec
     target, *overrides = spec.split()
@@ -129,12 +129,12 @@ def _named(spec: str, world: Communicator) -> str:
 
 
 def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
-    """A moeport command on the ranks of a variant, all of them on this machine."""
+    """Run a moeport command on the ranks of a variant, all on this machine."""
     launcher = BACKENDS[variant.backend].launcher
     if launcher is None:
         raise UserError(f"variant {name!r}: {variant.backend} runs in one process; leave out @{variant.ranks}")
     if launcher == "msrun" and variant.nodes > 1:
-        raise UserError(f"variant {name!r}: msrun puts all ranks on one machine on one node; expected @{variant.ranks}")
+        raise UserError(f"variant {name!r}: msrun puts all ranks of a machine on one node; expected @{variant.ranks}")
     environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -144,10 +144,10 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
         outputs = [Path(folder, f"output.{i}") for i in range(len(processes))]
         try:
             for process, output in zip(processes, outputs, strict=True):
-                words = [f"--log_dir={folder}" if word.startswith("--log_dir=") else word for word in process.command]
+                arguments = [f"--log_dir={folder}" if a.startswith("--log_dir=") else a for a in process.command]
                 own = {"OMP_NUM_THREADS": "1", **environment, **process.environment}
                 with output.open("wb") as file:
-                    started.append(subprocess.Popen(words, env=own, stdout=file, stderr=subprocess.STDOUT))
+                    started.append(subprocess.Popen(arguments, env=own, stdout=file, stderr=subprocess.STDOUT))
             failed = _first_failure(started)
         finally:
             _end(started)
@@ -157,7 +157,7 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Position of the first process that fails; None once all have done."""
+    """Index of the first process that fails; None once all have finished."""
     while True:
         codes = [process.poll() for process in processes]
         failed = next((i for i, code in enumerate(codes) if code), None)
@@ -167,7 +167,7 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for what still runs, then end it."""
+    """Wait for the processes that still run, then terminate them."""
     deadline = time.monotonic() + GRACE_SECONDS
     for process in processes:
         try:

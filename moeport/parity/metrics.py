@@ -1,7 +1,7 @@
-"""How far two arrays are apart: each number with its formula.
+"""How far apart two arrays are: each number with its formula.
 
-All functions take arrays of one shape, count in float64, and treat `a` as the reference. Entries that are not finite
-are left out of every number but `same_non_finite`.
+All functions take arrays of the same shape, compute in float64, and treat `a` as the reference. Only
+`same_non_finite` considers entries that are not finite.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ cut to 16 bits)."""
 SMALLEST_EXPONENT = {"float64": -1022, "float32": -126, "float16": -14, "bfloat16": -126}
 """Exponent of the smallest normal number (IEEE 754-2019, emin)."""
 SMALL = 1e-2
-"""Entries below this share of the root mean square count as small: their relative error says nothing."""
+"""Entries below this share of the root mean square count as small: their relative error means nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Metrics:
     max_relative: float
     """max |b - a| / |a| over entries that are not small."""
     mean_relative: float
-    """The mean of the same."""
+    """Mean over the same entries."""
     cosine: float
     """sum a b / sqrt(sum a^2 sum b^2); 1 where both are 0."""
     max_ulp: float
@@ -40,12 +40,12 @@ class Metrics:
     mean_ulp: float
     """Mean distance in the same units."""
     over_thousandth: float
-    """Share of the entries, not small, with |b - a| / |a| > 0.001: the thousandth rule of msprobe. A single entry does
-    not count."""
+    """Share of the entries, small ones excepted, with |b - a| / |a| > 0.001: msprobe's thousandth rule. A single entry
+    does not count."""
     equal: bool
     """Whether all bits agree."""
     worst: tuple[int, ...]
-    """Place of the largest |b - a|."""
+    """Index of the largest |b - a|."""
 
 
 def ulp(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -62,15 +62,15 @@ def ulp(x: np.ndarray, dtype: str) -> np.ndarray:
 def ulp_distance(a: np.ndarray, b: np.ndarray, dtype: str) -> np.ndarray:
     """|b - a| in units in the last place of the larger of the two in magnitude.
 
-    Counted in the smaller unit it could be twice as much across a power of two; signs and zeros need no special case,
-    since the distance is measured on the real line.
+    In the smaller unit, the distance could double across a power of two. Signs and zeros need no special case, since
+    the distance is measured on the real line.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     return np.abs(b - a) / ulp(np.maximum(np.abs(a), np.abs(b)), dtype)
 
 
 def same_non_finite(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether NaNs and infinities are at the same places, the latter with the same signs."""
+    """Whether NaNs and infinities are at the same positions, the latter with the same signs."""
     odd = ~(np.isfinite(a) & np.isfinite(b))
     return bool(np.array_equal(a[odd], b[odd], equal_nan=True))
 
@@ -87,7 +87,7 @@ def measure(a: np.ndarray, b: np.ndarray, dtype: str) -> Metrics:
     Args:
         a: the reference.
         b: the other, of the same shape.
-        dtype: type in whose units in the last place distances are counted: the coarser one of the two.
+        dtype: the coarser type of the two, in whose units in the last place distances are counted.
     """
     shape, bits = a.shape, np.array_equal(a, b, equal_nan=True)
     whole = np.isfinite(a) & np.isfinite(b)
@@ -117,7 +117,7 @@ def measure(a: np.ndarray, b: np.ndarray, dtype: str) -> Metrics:
 
 
 def histogram(a: np.ndarray, b: np.ndarray) -> dict[str, int]:
-    """Entries by the decade of |b - a| / |a|: `equal`, `1e-8` for [1e-8, 1e-7), and so on; the last is `1e+00`."""
+    """Number of entries by decade of |b - a| / |a|: `equal`, `1e-8` for [1e-8, 1e-7), and so on up to `1e+00`."""
     x, y = _finite(a, b)
     error = np.abs(y - x) / np.where(x == 0, 1.0, np.abs(x))
     counts = {"equal": int((error == 0).sum())}
@@ -127,16 +127,16 @@ def histogram(a: np.ndarray, b: np.ndarray) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Entries of both sides, and of their difference, in BINS bins of equal width."""
+    """Histograms of both sides and of their difference, in BINS bins of equal width."""
 
     low: float
-    """Lower edge of the first bin of `a` and `b`: the least entry of either."""
+    """Lower edge of the first bin of `a` and `b`: the smallest entry of either."""
     high: float
-    """Upper edge of the last."""
+    """Upper edge of the last bin."""
     a: list[int]
     b: list[int]
     low_difference: float
-    """Lower edge of the first bin of `difference`: the least b - a."""
+    """Lower edge of the first bin of `difference`: the smallest b - a."""
     high_difference: float
     difference: list[int]
 
@@ -145,7 +145,7 @@ BINS = 40
 
 
 def distribution(a: np.ndarray, b: np.ndarray) -> Distribution | None:
-    """How the entries are distributed, those that are finite on both sides; None if there is none."""
+    """The distribution of the entries that are finite on both sides; None if there are none."""
     x, y = _finite(a, b)
     if not x.size:
         return None
@@ -163,7 +163,7 @@ def distribution(a: np.ndarray, b: np.ndarray) -> Distribution | None:
 
 
 def _finite(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both flat, in float64, where both are finite."""
+    """Entries that are finite in both, as flat float64 arrays."""
     whole = np.isfinite(a) & np.isfinite(b)
     return a[whole].astype(np.float64), b[whole].astype(np.float64)
 

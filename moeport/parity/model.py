@@ -1,4 +1,4 @@
-"""The model under a recorder: the same computation, with names."""
+"""Models under a recorder: the same computation, with names."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ COUNTS = ("chosen_LE", "served_LE")
 
 
 class Recorded(Transformer):
-    """A model whose passes are recorded, on any backend and in any of its models; mixed into the class of the model."""
+    """A mixin for models whose passes are recorded, on any backend."""
 
     recorder: Recorder
     inside_blocks: bool
 
     def record(self, recorder: Recorder, inside_blocks: bool) -> None:
-        """Begin. Call it once.
+        """Start recording. Call it once.
 
         Args:
-            recorder: where records go.
-            inside_blocks: record every operation of a block; else its output alone, which leaves a backend free to
-                compile or recompute it. Of a backend that compiles more than blocks nothing is recorded then.
+            recorder: takes the records.
+            inside_blocks: record every operation of a block. If false, only its output is recorded, so that a backend
+                can compile or recompute it; nothing is recorded if the backend compiles more than single blocks.
         """
         self.recorder, self.inside_blocks = recorder, inside_blocks
         if inside_blocks:
             self.blocks = [RecordedBlock(block, recorder) for block in self.blocks]
 
     def hidden(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> tuple[Array, list[MoEMetrics]]:
-        """See Transformer; records the output and the metrics of each block, those of a second pass under `pass2`."""
+        """Also records the output and the metrics of each block; those of a second pass have the prefix `pass2`."""
         recorder, ops = self.recorder, run.ops
         if not self._records(run):
             return super().hidden(run, params, batch)
@@ -78,7 +78,7 @@ class Recorded(Transformer):
     def _recorded_block(
         self, given: Pass, params: Mapping[str, Array], run: Pass, x_BSD: Array, context: RouterContext
     ) -> BlockOutput:
-        """A block with its results on record; as the given pass runs it, or else on `run`, which records inside too."""
+        """Run a block and record its results: as `given` runs blocks, or on `run`, which also records its inside."""
         recorder, ops = self.recorder, given.ops
         with recorder.layer(context.layer):
             if given.run_block:
@@ -94,7 +94,7 @@ class Recorded(Transformer):
         return y_BSD, metrics
 
     def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> LossTerms:
-        """See Transformer; records the terms."""
+        """The loss terms, which are also recorded."""
         if not self._records(run):
             return super().loss(run, params, batch)
         terms = super().loss(replace(run, ops=recorded(run.ops, self.recorder)), params, batch)
@@ -109,7 +109,7 @@ class Recorded(Transformer):
 
 
 class RecordedLM(Recorded, DecoderLM):
-    """A `DecoderLM` that is recorded. Arguments as there and in `Recorded.record`."""
+    """A `DecoderLM` that is recorded. Takes its arguments and those of `Recorded.record`."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, recorder: Recorder, inside_blocks: bool = True):
         super().__init__(config, vocab_size)
@@ -117,7 +117,7 @@ class RecordedLM(Recorded, DecoderLM):
 
 
 class RecordedClassifier(Recorded, ImageClassifier):
-    """An `ImageClassifier` that is recorded. Arguments as in `Recorded.record`."""
+    """An `ImageClassifier` that is recorded. Takes the arguments of `Recorded.record`."""
 
     def __init__(self, model: ImageClassifier, recorder: Recorder, inside_blocks: bool = True):
         super().__init__(model.config, model.num_patches, model.patch_values, model.num_classes)
@@ -127,7 +127,7 @@ class RecordedClassifier(Recorded, ImageClassifier):
 def recorded_model(
     config: ModelConfig, data: DataConfig, vocab_size: int, recorder: Recorder, inside_blocks: bool = True
 ) -> Recorded:
-    """What `build_model` builds, recorded. Arguments as there and in `Recorded.record`."""
+    """The model of `build_model`, recorded. Takes its arguments and those of `Recorded.record`."""
     model = build_model(config, data, vocab_size)
     if isinstance(model, ImageClassifier):
         return RecordedClassifier(model, recorder, inside_blocks)
@@ -135,21 +135,21 @@ def recorded_model(
 
 
 class RecordedBlock(Block):
-    """A block that records what happens inside."""
+    """A block that records its operations."""
 
     def __init__(self, block: Block, recorder: Recorder):
         super().__init__(block.config, block.layer, block.vocab_size, block.causal)
         self.recorder = recorder
         self.first_expert: int | None = None
-        """Of the experts that are here, once those are recorded from outside; None: each operation is recorded."""
+        """Index of the first local expert, if experts are recorded from outside; None: each operation is recorded."""
         for suffix, moe in self.moe.items():
             moe.router = RecordedRouter(moe.router, recorder, f"moe{suffix}.router")
 
     def record_experts_from_outside(self, first_expert: int) -> None:
-        """Of experts and the way to them and back, record what any number of ranks has in common. Call it once.
+        """Record of the experts and their exchange only what does not depend on the number of ranks. Call it once.
 
         Args:
-            first_expert: index of the first of this rank's experts.
+            first_expert: index of this rank's first expert.
         """
         self.first_expert = first_expert
         for moe in self.moe.values():
@@ -163,7 +163,7 @@ class RecordedBlock(Block):
         context: RouterContext,
         run_experts: Callable[[str], RunExperts] | None = None,
     ) -> BlockOutput:
-        """See Block; experts run on `params`, so that they are recorded."""
+        """Run the block; experts use `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
         own = None if self.first_expert is None else partial(self._run_experts, run.ops.unrecorded(), params)
@@ -171,7 +171,7 @@ class RecordedBlock(Block):
         return super().forward(recording, params, x_BSD, context, own)
 
     def _run_experts(self, ops: Ops, params: Mapping[str, Array], suffix: str) -> RunExperts:
-        """This rank's experts, with the rows of each on record."""
+        """Run this rank's experts and record the rows of each."""
         w_in, w_out = (params[f"moe{suffix}.experts.{name}"] for name in ("w_in", "w_out"))
         first = self.first_expert or 0
 
@@ -187,7 +187,7 @@ class RecordedBlock(Block):
 
 
 class RecordedRouter(Router[Any]):
-    """Any router, with what it chose on record."""
+    """Any router, with its choices recorded."""
 
     def __init__(self, router: Router[Any], recorder: Recorder, scope: str):
         super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)
@@ -211,7 +211,7 @@ class RecordedRouter(Router[Any]):
     def route(
         self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext
     ) -> Routing | SoftRouting:
-        """See Router; records experts, gates and scores."""
+        """The routing, whose experts, gates and scores are also recorded."""
         if not self.recorder.active:
             return self.router.route(ops, params, x_TD, context)
         with self.recorder.scope(self.scope, router=True):
@@ -226,7 +226,7 @@ class RecordedRouter(Router[Any]):
         return routing
 
     def _add_choices(self, ops: Ops, routing: Routing) -> None:
-        """Experts of the tokens in their order, or where experts choose tokens, which of them each expert took."""
+        """Record the experts of each token in order or, if experts choose tokens, the tokens that each expert took."""
         if routing.token_N is None:
             self.recorder.add(ops, "expert_N", "plan", routing.expert_N)
             return

@@ -1,4 +1,4 @@
-"""What `moeport parity` is asked for. Imports nothing heavy: the command line shows it as help."""
+"""The options of `moeport parity`. Imports nothing heavy, since the command line reads it for its help."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SAMPLE_SIZE = 4096
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is computed, as the user asks for it; see `moeport.parity.subject.Size`."""
+    """How much to compute, as given by the user; see `moeport.parity.subject.Size`."""
 
     sequences: int | None = None
-    """Per batch; None: 2, or as many as micro-batches."""
+    """Per batch; None: 2, or the number of micro-batches."""
     tokens: int = 64
-    """Per sequence of text; images are whole."""
+    """Per sequence of text; images are always whole."""
     steps: int = 5
-    """Optimiser steps of the trajectory."""
+    """Number of optimiser steps in the trajectory."""
     micro_batches: int | None = None
-    """None: one for each rank."""
+    """None: one per rank."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class BundleOptions:
     """What goes into a bundle."""
 
     replay: Path | None = None
-    """A bundle whose routing is taken; None: the variant's own."""
+    """A bundle whose routing is used; None: the variant's own."""
     keep: list[str] | None = None
-    """`KIND=HOW` each; see `moeport.parity.recording.kept_kinds`."""
+    """Entries of the form `KIND=HOW`; see `moeport.parity.recording.kept_kinds`."""
     sample_size: int = SAMPLE_SIZE
     """Entries of a sampled tensor."""
 

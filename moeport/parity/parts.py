@@ -1,7 +1,7 @@
-"""The recordings of a batch's micro-batches as one recording of the batch.
+"""Joins the recordings of a batch's micro-batches to one recording of the batch.
 
-Micro-batch p of one process is micro-batch p % k of rank p // k where each rank has k of them. So the same parts in the
-same order come from any number of ranks.
+Micro-batch p of a single process is micro-batch p % k of rank p // k if each rank has k of them, so any number of ranks
+yields the same parts in the same order.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from moeport.comm.communicator import Communicator
 from moeport.parity.recording import TensorRecord
 
 ROWS = "rows_E"
-"""Name of the operation that counts the rows of each expert; over parts they are added."""
+"""Name of the operation that counts the rows of each expert; counts are added over the parts."""
 
 Part = dict[str, TensorRecord]
-"""What was recorded of one micro-batch: whole tensors by name."""
+"""The record of one micro-batch: whole tensors by name."""
 
 
 def join(parts: Sequence[Part]) -> Part:
-    """One record a tensor, in the order of the first part.
+    """One record per tensor, in the order of the first part.
 
-    Arrays of at least two dimensions follow each other along the first, so tokens are in the order of the batch.
-    Others are stacked, (p, n) and (p,); vectors of unequal lengths follow each other.
+    Arrays with at least two dimensions are concatenated along the first, so tokens are in the order of the batch.
+    Others are stacked to (p, n) and (p,); vectors of unequal lengths are concatenated.
     """
     names = [name for name in parts[0] if all(name in part for part in parts)] if parts else []
     return {name: _joined([part[name] for part in parts]) for name in names}
@@ -45,14 +45,14 @@ def _joined(records: Sequence[TensorRecord]) -> TensorRecord:
 
 
 def split(values: np.ndarray, parts: int) -> list[np.ndarray]:
-    """The parts of what `join` gave, but for dimensions of 1."""
+    """Undo `join`, except for dimensions of 1."""
     return np.array_split(values, parts)
 
 
 def gather(world: Communicator, own: Sequence[Part]) -> list[Part]:
-    """The parts of all ranks, in the order of the ranks; each has as many. Every rank calls it.
+    """The parts of all ranks, in the order of the ranks, which all have the same number. Every rank calls it.
 
-    Only entries travel: what else a record says is the same on every rank.
+    Only entries are sent: everything else in a record is the same on every rank.
     """
     if world.size == 1:
         return list(own)
@@ -64,7 +64,7 @@ def gather(world: Communicator, own: Sequence[Part]) -> list[Part]:
 
 
 def _with(part: Part, arrays: Mapping[str, np.ndarray], prefix: str) -> Part:
-    """Another rank's part that is like this one."""
+    """Another rank's part: this one with other entries."""
     here = {name: arrays[prefix + name] for name in part if prefix + name in arrays}
     return {name: replace(part[name], shape=values.shape, values=values) for name, values in here.items()}
 

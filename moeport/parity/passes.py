@@ -1,4 +1,4 @@
-"""Forward and backward passes of a subject, with a model that is recorded or one that is not."""
+"""Forward and backward passes of a subject, recorded or not."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def recorded_model_of(subject: Subject, recorder: Recorder, inside_blocks: bool 
 
 
 def forward(subject: Subject, recorder: Recorder) -> None:
-    """One forward pass under a recorder of one's own; no gradients."""
+    """Run one forward pass under its own recorder, without gradients."""
     lm = recorded_model_of(subject, recorder)
     _loss(subject, lm, subject.micro_batches(lm)[0])(_placed(subject, lm))
     recorder.finish()
 
 
 def _placed(subject: Subject, lm: Transformer) -> dict[str, Array]:
-    """The parameters of this rank on the device."""
+    """This rank's parameters on the device."""
     backend = subject.backend
     local = {spec.name: subject.mesh.local(spec, subject.params[spec.name]) for spec in lm.parameter_specs()}
     return {name: backend.ops.from_numpy(x.astype(backend.parameter_dtype)) for name, x in local.items()}
@@ -55,7 +55,7 @@ def _loss(subject: Subject, lm: Transformer, batch: Batch) -> Callable[[Mapping[
 
 
 def differentiate(subject: Subject, lm: Transformer, batch: Batch, recording: Recording) -> dict[str, np.ndarray]:
-    """Forward and backward pass of a micro-batch; only forward, and no gradients, where the backend has none."""
+    """Run forward and backward pass of a micro-batch, or only the forward pass if the backend has no gradients."""
     loss, params = _loss(subject, lm, batch), _placed(subject, lm)
     try:
         run = subject.backend.value_and_grad(loss)
@@ -69,9 +69,9 @@ def differentiate(subject: Subject, lm: Transformer, batch: Batch, recording: Re
 
 
 def over_ranks(subject: Subject, lm: Transformer, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Whole gradients of the mean loss of all micro-batches, from this rank's sums over its own.
+    """Whole gradients of the mean loss over all micro-batches, from this rank's sums over its own micro-batches.
 
-    What an expert got from other ranks' tokens came back through the exchange.
+    The gradients of an expert already include those of other ranks' tokens, which came through the exchange.
     """
     mesh, kind, whole = subject.mesh, subject.backend.parameter_dtype, {}
     for spec in lm.parameter_specs():

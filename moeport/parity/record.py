@@ -1,4 +1,4 @@
-"""How a subject is recorded: a forward and a backward pass of the first batch, and some optimiser steps."""
+"""Records a subject: a forward and a backward pass of the first batch, and some optimiser steps."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def record(
 ) -> Recording:
     """Record a forward and backward pass, and some optimiser steps.
 
-    Every rank of the subject's mesh calls it and gets the recording of all of them.
+    Every rank of the subject's mesh calls it and gets the recording of all ranks together.
 
     Args:
-        subject: what to record.
-        steps: optimiser steps of the trajectory, the first with its gradients and updates; 0: none.
-        keep: how much of each kind is kept; default all.
-        replay: take every routing decision of the pass from this recording; needs its decisions whole.
+        subject: the subject to record.
+        steps: number of optimiser steps in the trajectory; the first is recorded with gradients and updates.
+        keep: how much of each kind is kept; default: everything.
+        replay: take every routing decision of the pass from this recording, which must hold decisions in full.
         sample_size: entries of a sampled tensor.
     """
     backend = subject.backend
@@ -71,16 +71,16 @@ def record(
 
 
 def decisions(recording: Recording) -> dict[str, np.ndarray]:
-    """What a replay uses: every decision by name.
+    """Every decision by name, for a replay.
 
-    Raises UserError if one is not whole.
+    Raises UserError if one was not kept in full.
     """
     found = {}
     for name, tensor in recording.tensors.items():
         if tensor.kind == "decision":
             if tensor.values is None or tensor.keep != "full":
                 raise UserError(
-                    f"{recording.name}: {name} is not on record as a whole, so the routing cannot be replayed; "
+                    f"{recording.name}: {name} was not kept in full, so the routing cannot be replayed; "
                     "record with --keep decision=full"
                 )
             found[name] = tensor.values
@@ -88,7 +88,7 @@ def decisions(recording: Recording) -> dict[str, np.ndarray]:
 
 
 def _ranks(subject: Subject) -> dict[str, Any]:
-    """Who computes it, for the environment."""
+    """The ranks that compute it, for the environment."""
     mesh = subject.mesh
     return {
         MICRO_BATCHES: subject.num_parts,
@@ -100,7 +100,7 @@ def _ranks(subject: Subject) -> dict[str, Any]:
 
 
 def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, steps: int) -> None:
-    """A batch in one piece."""
+    """Record a batch in one piece."""
     if subject.opaque_blocks:
         trained = train(subject, recorder, recorded_model_of(subject, recorder, inside_blocks=False), steps)
         if trained and "model:loss" not in recorder.tensors:
@@ -120,7 +120,7 @@ def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, st
 def _record_parts(
     subject: Subject, recorder: Recorder, recording: Recording, steps: int, replayed: Mapping[str, np.ndarray]
 ) -> None:
-    """A batch in micro-batches, of one rank or of several."""
+    """Record a batch in micro-batches, on one rank or on several."""
     mesh, inside = subject.mesh, Recorder()
     own: list[Part] = []
     if subject.opaque_blocks:
@@ -153,17 +153,17 @@ def _record_parts(
 
 @dataclass(frozen=True)
 class _Results:
-    """What a recording ends with."""
+    """The last part of a recording."""
 
     gradients: Mapping[str, np.ndarray]
-    """Whole, of the loss of the pass."""
+    """Whole gradients of the loss of the pass."""
     trained: Trained | None
     parameters: Sequence[str]
-    """In the order of their first use."""
+    """Names of the parameters in the order of their first use."""
 
 
 def _put_results(subject: Subject, recorder: Recorder, recording: Recording, results: _Results) -> None:
-    """Gradients, and what training gave."""
+    """Record gradients and the results of training."""
     trained = results.trained
     _put_gradients(recorder, "gradient", results.gradients, subject, results.parameters)
     if trained:
@@ -176,7 +176,7 @@ def _put_results(subject: Subject, recorder: Recorder, recording: Recording, res
 def _put_gradients(
     recorder: Recorder, kind: Kind, gradients: Mapping[str, np.ndarray], subject: Subject, used: Sequence[str]
 ) -> None:
-    """Gradients of the trained parameters, from the one used last in the forward pass to the first."""
+    """Record gradients of the trained parameters, from the one used last in the forward pass to the first."""
     specs = model_of(subject).parameter_specs()
     trained = [spec.name for spec in specs if spec.trainable and spec.name in gradients]
     order = sorted(trained, key=lambda name: used.index(name) if name in used else trained.index(name), reverse=True)
@@ -185,7 +185,7 @@ def _put_gradients(
 
 
 def _put_terms(recorder: Recorder, ops: Ops, terms: LossTerms) -> None:
-    """Losses and counts of a pass that shows nothing else."""
+    """Record losses and counts of a pass that shows nothing else."""
     for kind, names in (("loss", LOSSES), ("plan", COUNTS)):
         for name in names:
             recorder.put(f"model:{name}", cast(Kind, kind), ops.to_numpy(getattr(terms, name)))

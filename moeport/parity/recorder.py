@@ -1,4 +1,4 @@
-"""Names what a pass computes and notes what each tensor was made of; see `moeport.parity.recording_ops`."""
+"""Names what a pass computes, and notes the inputs of each tensor; see `moeport.parity.recording_ops`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import numpy as np
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.parity.recording import FLOATS, SAMPLE_SIZE, Keep, Kind, TensorRecord
-from moeport.parity.store import Described, Store
+from moeport.parity.store import Store, TensorInfo
 
 Arrays = Sequence[tuple[str, Array]]
 """Arrays among the arguments of an operation, each with its name."""
 
 
 class Probe(Protocol):
-    """What is done at one operation, besides recording it; see `moeport.parity.isolate`."""
+    """Reads or replaces the inputs of one operation; see `moeport.parity.isolate`."""
 
     operation: str
-    """Name on record."""
+    """Its recorded name."""
 
     def arguments(self, ops: Ops, arrays: Arrays) -> Mapping[str, Array]:
-        """Arrays that the operation is given in the place of its own, by argument."""
+        """Arrays to pass to the operation instead of its own, by argument."""
 
 
 class Recorder:
     """Collects the tensors of passes.
 
     Args:
-        keep: how much of each kind is kept; see `Store`. Default: all.
-        replay: decisions by name that are used in the place of one's own.
+        keep: how much of each kind is kept; see `Store`. Default: everything.
+        replay: decisions by name that are used instead of the model's own.
         sample_size: entries of a sampled tensor.
-        probe: what is done at one operation.
+        probe: reads or replaces the inputs of one operation.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Recorder:
 
     @property
     def active(self) -> bool:
-        """Whether it records; a model that asks finds out that it need not."""
+        """Whether it records; if not, a model can skip its recording code."""
         return self._active
 
     @property
     def tensors(self) -> Mapping[str, TensorRecord]:
-        """What is on record so far; statistics may be missing until `finish`."""
+        """The records so far; statistics may be missing until `finish`."""
         return self._store.tensors
 
     @property
@@ -80,20 +80,20 @@ class Recorder:
         return [source.removeprefix("parameter:") for source in self._parameters]
 
     def stop(self) -> None:
-        """Record nothing from here on."""
+        """Stop recording."""
         self._active = False
 
     def follow(self, decisions: Mapping[str, np.ndarray]) -> None:
-        """From here on, use these decisions by name in the place of one's own."""
+        """From now on, use these decisions by name instead of the model's own."""
         self._replay = dict(decisions)
 
     def take(self) -> dict[str, TensorRecord]:
-        """What `finish` returns, and begin anew."""
+        """Return what `finish` returns, and start over."""
         self._forget()
         return self._store.take()
 
     def finish(self) -> dict[str, TensorRecord]:
-        """End a pass: returns the tensors, with all statistics."""
+        """End a pass; returns the tensors with all statistics."""
         self._forget()
         return self._store.finish()
 
@@ -103,7 +103,7 @@ class Recorder:
 
     @contextmanager
     def layer(self, layer: int) -> Iterator[None]:
-        """What is recorded inside belongs to a block."""
+        """A context in which records belong to a block."""
         self._layer = layer
         with self.scope(f"layers.{layer}"):
             yield
@@ -111,7 +111,7 @@ class Recorder:
 
     @contextmanager
     def scope(self, name: str, router: bool = False) -> Iterator[None]:
-        """What is recorded inside has this name in front; floats of a router are scores."""
+        """A context in which recorded names start with `name`; floats of a router are scores."""
         self._scope.append(name)
         self._router = router
         yield
@@ -119,29 +119,29 @@ class Recorder:
         self._router = False
 
     def name_arrays(self, prefix: str, arrays: Mapping[str, Array]) -> None:
-        """Say what some arrays are, so that operations that read them can be named after them."""
+        """Name some arrays, so that operations that read them can be named after them."""
         for name, array in arrays.items():
             self.trace(array, (f"{prefix}:{name}",))
 
     def add(self, ops: Ops, name: str, kind: Kind, array: Array, inputs: Sequence[str] = ()) -> None:
-        """Record an array under the present scope: `SCOPE:name`."""
+        """Record an array in the current scope as `SCOPE:name`."""
         self.store(ops, f"{self._path}:{name}", kind, array, None, tuple(inputs) or self.sources(array))
         self.trace(array, (f"{self._path}:{name}",))
 
     def put(self, name: str, kind: Kind, values: np.ndarray, dtype: str | None = None) -> None:
-        """Record an array of the host under a name of its own."""
+        """Record an array of the host under a full name."""
         values = np.asarray(values)
         self.put_record(
             TensorRecord(name, kind, dtype or str(values.dtype), values.shape, _layer_of(name), values=values)
         )
 
     def put_record(self, record: TensorRecord) -> None:
-        """Take in a whole record, and keep of it what is wanted of its kind."""
+        """Add a whole record, and keep as much of it as its kind calls for."""
         self._store.put(record)
 
     def store(self, ops: Ops, name: str, kind: Kind, array: Array, op: str | None, inputs: tuple[str, ...]) -> None:
-        """Record an array under a name of its own, with the operation that made it and what that read."""
-        self._store.put_array(ops.unrecorded(), Described(name, kind, self._layer, op, inputs), array)
+        """Record an array under a full name, with the operation that computed it and the inputs of that operation."""
+        self._store.put_array(ops.unrecorded(), TensorInfo(name, kind, self._layer, op, inputs), array)
 
     def trace(self, array: Array, sources: tuple[str, ...]) -> None:
         """Remember where an array comes from, for as long as it lives."""
@@ -149,7 +149,7 @@ class Recorder:
             self._sources[id(array)] = (weakref.ref(array), sources)
 
     def sources(self, array: Array) -> tuple[str, ...]:
-        """Recorded tensors, parameters and inputs that an array is made of; empty if arithmetic made it."""
+        """Recorded tensors, parameters and inputs that an array comes from; empty if plain arithmetic computed it."""
         reference, sources = self._sources.get(id(array), (None, ()))
         return sources if reference and reference() is array else ()
 
@@ -158,7 +158,7 @@ class Recorder:
         return "/".join(self._scope) or "model"
 
     def operation_name(self, op: str, arrays: Arrays) -> str:
-        """`SCOPE:op`, or `BLOCK/PARAMETER:op` where an argument is a parameter; `#2` marks the second of a name."""
+        """`SCOPE:op`, or `BLOCK/PARAMETER:op` if an argument is a parameter; `#2` marks a second one of that name."""
         read = [source for _, array in arrays for source in self.sources(array) if source.startswith("parameter:")]
         name = f"{self._owner_path(tuple(read)) if read else self._path}:{op}"
         self._counts[name] += 1
@@ -175,7 +175,7 @@ class Recorder:
         return self._paths[key]
 
     def inputs(self, ops: Ops, name: str, arrays: Arrays) -> tuple[str, ...]:
-        """Names of what an operation reads; records what plain arithmetic has made since."""
+        """Names of what an operation reads; also records those that plain arithmetic has computed."""
         found: list[str] = []
         for label, array in arrays:
             if not self.sources(array):
@@ -185,7 +185,7 @@ class Recorder:
         return tuple(found)
 
     def output(self, ops: Ops, name: str, op: str, out: Array | tuple[Array, ...], inputs: tuple[str, ...]) -> None:
-        """Record what an operation gave."""
+        """Record the result of an operation."""
         arrays = out if isinstance(out, tuple) else (out,)
         for i, array in enumerate(arrays):
             own = f"{name}[{i}]" if isinstance(out, tuple) else name
@@ -193,7 +193,7 @@ class Recorder:
             self.trace(array, (own,))
 
     def decide(self, ops: Ops, name: str, op: str, chosen: Array, inputs: tuple[str, ...]) -> Array:
-        """Record one's own decision; returns the one to use, which is the replayed one if there is one."""
+        """Record the model's own decision; returns the one to use: the replayed one, if any."""
         self.store(ops, name, "decision", chosen, op, inputs)
         used = chosen
         if name in self._replay and self._replay[name].size == math.prod(chosen.shape):
@@ -202,7 +202,7 @@ class Recorder:
         return used
 
     def score(self, ops: Ops, name: str, array: Array) -> str:
-        """Record what a decision is made from, whole; returns its name."""
+        """Record in full what a decision is made from; returns its name."""
         self.store(ops, f"{name}.x", "score", array, None, self.sources(array))
         return f"{name}.x"
 
@@ -213,12 +213,12 @@ class Recorder:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array of one dimension at least; scalars are numbers on some backends."""
+    """Whether a value is an array with at least one dimension; scalars are numbers on some backends."""
     return bool(getattr(value, "shape", ()))
 
 
 def _owner(names: Sequence[str]) -> str:
-    """What dotted names have in common: `moe.experts` of `moe.experts.w_in` and `moe.experts.w_out`."""
+    """The common prefix of dotted names: `moe.experts` of `moe.experts.w_in` and `moe.experts.w_out`."""
     common = []
     for parts in zip(*(name.split(".") for name in names), strict=False):
         if len(set(parts)) > 1:

@@ -1,4 +1,4 @@
-"""What one side of a comparison is: tensors by name in the order of execution, and how they came about."""
+"""One side of a comparison: tensors by name in the order of execution, and how they were computed."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from moeport.version import VERSION
 Kind = Literal[
     "parameter", "input", "activation", "score", "decision", "plan", "loss", "gradient", "training gradient", "update"
 ]
-"""Class of a tensor. Decisions turn floats into integers or booleans; plans are other integers; scores are floats of a
-router; gradients are those of the first loss, training gradients those that the optimiser saw, updates what it made of
-them."""
+"""Kind of a tensor. Decisions turn floats into integers or booleans; plans are other integers; scores are floats of a
+router; gradients are those of the first loss, training gradients those that the optimiser received, and updates the
+changes that it made."""
 Keep = Literal["full", "sample", "statistics"]
-"""How much of a tensor is kept: all entries, some of them and statistics, or statistics alone."""
+"""How much of a tensor is kept: all entries, some entries and statistics, or only statistics."""
 
 STATISTICS_ENTRIES = 2**13
-"""Statistics of a tensor that has more entries are of so many at least, and of less than twice as many."""
+"""Statistics of a larger tensor cover at least this many entries, and less than twice as many."""
 RUN = 2**10
-"""Consecutive entries that are taken together: a run is fast to read, single entries are not."""
+"""Consecutive entries that are read together: runs are fast to read, single entries are not."""
 EVERYTHING: dict[str, Keep] = {}
 """Keeps every tensor whole."""
 SAMPLED: dict[str, Keep] = dict.fromkeys(
     ("parameter", "activation", "gradient", "training gradient", "update"), "sample"
 )
-"""What bundles keep unless told otherwise: samples of what is large, and all that decides routing."""
+"""What bundles keep by default: samples of large tensors, and everything that decides routing."""
 STATISTICS: dict[str, Keep] = dict.fromkeys([*SAMPLED, "score"], "statistics")
-"""Statistics of every float tensor; decisions and losses stay whole."""
+"""Keeps statistics of every float tensor; decisions and losses stay whole."""
 
 
 def kept_kinds(pairs: Iterable[str]) -> dict[str, Keep]:
-    """`KIND=HOW` laid over `SAMPLED`; a kind of ALL is every kind. Raises UserError for other texts."""
+    """`SAMPLED` with changes of the form `KIND=HOW`; ALL stands for every kind. Raises UserError for other texts."""
     kinds, hows = get_args(Kind), get_args(Keep)
     kept = dict(SAMPLED)
     for pair in pairs:
@@ -55,10 +55,10 @@ def kept_kinds(pairs: Iterable[str]) -> dict[str, Keep]:
 
 
 MICRO_BATCHES = "micro-batches"
-"""Of the environment: parts of the batch that were computed one by one, over all ranks."""
+"""Key of the environment: number of micro-batches over all ranks."""
 
 FLOATS = (*FLOAT_DTYPES, "float16")
-"""Types whose entries are floating-point numbers; the last is for foreign models."""
+"""Types whose entries are floating-point numbers; the last is for models from elsewhere."""
 ENVIRONMENT_VARIABLES = (
     "ASCEND_LAUNCH_BLOCKING",
     "ATEN_CPU_CAPABILITY",
@@ -73,12 +73,12 @@ ENVIRONMENT_VARIABLES = (
     "TASK_QUEUE_ENABLE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
-"""Environment variables that change results."""
+"""Environment variables that affect results."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Two numbers on a tensor's entries: on those that `runs` takes of it."""
+    """Two numbers on those entries of a tensor that `runs` selects."""
 
     mean: float
     rms: float
@@ -86,10 +86,10 @@ class Statistics:
 
 
 def runs(x: Any) -> Any:
-    """The entries of a flat array that its statistics are of: every k-th run of RUN, k = n // STATISTICS_ENTRIES.
+    """The entries that statistics of a flat array cover: every k-th run of RUN entries, k = n // STATISTICS_ENTRIES.
 
     Args:
-        x: (n,), an array of numpy or of a backend.
+        x: (n,), a numpy array or one of a backend.
 
     Returns: all of `x` if n <= STATISTICS_ENTRIES, else (m,).
     """
@@ -101,25 +101,25 @@ def runs(x: Any) -> Any:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One tensor as it was recorded."""
+    """A recorded tensor."""
 
     name: str
-    """Such as `layers.0/attention.q:linear`."""
+    """A name such as `layers.0/attention.q:linear`."""
     kind: Kind
     dtype: str
-    """Name of its type on the device."""
+    """Name of the tensor's type on the device."""
     shape: tuple[int, ...]
     layer: int | None = None
-    """Block, where it belongs to one."""
+    """Index of the block, if it belongs to one."""
     op: str | None = None
-    """Operation that made it; None for what stands before any operation."""
+    """Operation that computed it; None if it precedes all operations."""
     inputs: tuple[str, ...] = ()
     """Recorded tensors and `parameter:NAME` that the operation read."""
     keep: Keep = "full"
     values: np.ndarray | None = None
-    """Entries: of `shape` if kept whole, (n,) if sampled, None if only statistics were kept."""
+    """Entries, with `shape` if kept whole, (n,) if sampled; None if only statistics were kept."""
     statistics: Statistics | None = None
-    """Of all entries; None for whole tensors, whose entries say it."""
+    """Statistics of all entries; None for whole tensors, which do not need them."""
 
     @property
     def is_float(self) -> bool:
@@ -137,34 +137,34 @@ class Step:
     """One optimiser step of the trajectory."""
 
     step: int
-    """From 1."""
+    """Step number, counted from 1."""
     loss: float
-    """Cross entropy, nats a token."""
+    """Cross entropy in nats per token."""
     total_loss: float
     grad_norm: float
     load_balance: float
     router_z: float
     lr: float
     expert_load: list[list[float]]
-    """Share of the assignments of each expert, a row for each MoE layer."""
+    """Each expert's share of the assignments, one row per MoE layer."""
 
 
 @dataclass
 class Recording:
-    """One side: a variant of a config on one machine, or a foreign model."""
+    """One side of a comparison: a variant of a config on one machine, or a model from elsewhere."""
 
     name: str
-    """Such as `torch-cpu:bf16`."""
+    """A name such as `torch-cpu:bf16`."""
     dtype: str
-    """Compute type; decides the tolerance."""
+    """Compute type, which determines the tolerance."""
     tensors: dict[str, TensorRecord] = field(default_factory=dict)
-    """By name, in the order of execution: parameters, inputs, forward pass, losses, gradients, updates."""
+    """Tensors by name, in the order of execution: parameters, inputs, forward pass, losses, gradients, updates."""
     trajectory: list[Step] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    """Versions, device, kernels and the variables that change results."""
+    """Versions, device, kernels and the environment variables that affect results."""
     replayed: str | None = None
-    """Whose routing it ran with; None: its own."""
+    """Name of the recording whose routing it followed; None: its own."""
     sample_size: int = SAMPLE_SIZE
     """Entries of a sampled tensor."""
     notes: list[str] = field(default_factory=list)
@@ -172,15 +172,15 @@ class Recording:
 
 
 def sample_indices(size: int, count: int) -> np.ndarray:
-    """Places (n,) of the sampled entries of a tensor of `size` entries, sorted, n <= count.
+    """Sorted indices (n,) of the sampled entries of a tensor with `size` entries, n <= count.
 
-    They depend on nothing else, so they are the same on every machine and for tensors of other names.
+    They depend on nothing else, so they are the same on every machine and for tensors with other names.
     """
     return np.unique(generator(0, "parity sample").integers(0, size, count))
 
 
 def environment(backend: str, device: str, versions: Mapping[str, str], kernels: Mapping[str, str]) -> dict[str, Any]:
-    """What a recording says of the machine it was made on."""
+    """What a recording tells about the machine it was made on."""
     return {
         "moeport": VERSION,
         "python": platform.python_version(),

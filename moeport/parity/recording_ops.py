@@ -1,8 +1,8 @@
 """Operations that record what passes through them.
 
-`RecordingOps` stands in the place of a backend's operations and forwards every call. Neutral code receives its `ops`
+`RecordingOps` replaces a backend's operations and forwards every call to them. Neutral code receives its `ops`
 explicitly, so a model that is not recorded runs exactly as if this module did not exist. A kernel's default composition
-runs on the inner operations: the outermost call is what is recorded, the same on every backend, fused or not.
+runs on the inner operations: only the outermost call is recorded, the same on every backend, fused or not.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ PASSIVE = (
     *("from_numpy", "to_numpy", "on_host", "constant", "constant_like", "zeros", "index", "arange", "dtype"),
     "unrecorded",
 )
-"""Operations that are forwarded and forgotten."""
+"""Operations that are forwarded but not recorded."""
 TRANSPARENT = ("cast", "accurate", "stop_gradient", "reshape", "transpose", "concat", "split", "one_hot")
-"""Operations that compute nothing new: what they return is traced to what they were given."""
+"""Operations that compute nothing new: their results are traced to their arguments."""
 
 ARGUMENTS = {
     name: tuple(inspect.signature(method).parameters)[1:]
     for name, method in vars(Ops).items()
     if callable(method) and not name.startswith("_")
 }
-"""Every operation with the names of its arguments."""
+"""Names of the arguments of each operation."""
 
 
 def _forwarded(op: str) -> Any:
@@ -42,7 +42,7 @@ def _forwarded(op: str) -> Any:
 
 
 def recorded(ops: Ops, recorder: Recorder) -> Ops:
-    """`ops` on record; as they are where they record already, or while the recorder is stopped."""
+    """`ops` with recording; unchanged if they already record, or if the recorder is stopped."""
     return RecordingOps(ops, recorder) if recorder.active and ops.unrecorded() is ops else ops
 
 
@@ -54,7 +54,7 @@ class RecordingOps(_Forwarding):
 
     Args:
         inner: the backend's own.
-        recorder: where records go.
+        recorder: takes the records.
     """
 
     def __init__(self, inner: Ops, recorder: Recorder):
@@ -66,7 +66,7 @@ class RecordingOps(_Forwarding):
         return getattr(self.inner, name)
 
     def routed_mlp(self, *args: Any, **kwargs: Any) -> Array:
-        """See Ops. Its parts are on record, the same on every backend, and a fused form with its own result."""
+        """Records its parts, which are the same on every backend, and also the result of a fused form."""
         y_TD = Ops.routed_mlp(self, *args, **kwargs)
         fuses = type(self.inner).routed_mlp is not Ops.routed_mlp
         return self._call("routed_mlp", args, kwargs) if fuses else y_TD
@@ -106,19 +106,19 @@ class RecordingOps(_Forwarding):
 def _with(
     op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], arrays: Mapping[str, Array]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with some of their arrays replaced, by name, those in dataclasses too."""
+    """The arguments with some arrays, given by name, replaced, also inside dataclasses."""
 
-    def place(label: str, old: Any) -> Any:
+    def substitute(label: str, old: Any) -> Any:
         if is_dataclass(old) and not isinstance(old, type):
-            return replace(old, **{f.name: place(f.name, getattr(old, f.name)) for f in fields(old)})
+            return replace(old, **{f.name: substitute(f.name, getattr(old, f.name)) for f in fields(old)})
         return arrays[label] if label in arrays and is_array(old) else old
 
-    placed = tuple(place(label, arg) for label, arg in zip(ARGUMENTS[op], args, strict=False))
-    return placed, {key: place(key, value) for key, value in kwargs.items()}
+    positional = tuple(substitute(label, arg) for label, arg in zip(ARGUMENTS[op], args, strict=False))
+    return positional, {key: substitute(key, value) for key, value in kwargs.items()}
 
 
 def _arrays(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Array]]:
-    """The arrays among the arguments of an operation, by name, those in sequences and dataclasses too."""
+    """The arrays among the arguments of an operation, by name, also those in sequences and dataclasses."""
     found: list[tuple[str, Array]] = []
     for label, value in (*zip(ARGUMENTS[op], args, strict=False), *kwargs.items()):
         if is_array(value):

@@ -1,4 +1,4 @@
-"""What a comparison found: plain data, complete enough for any report."""
+"""The result of a comparison: plain data, complete enough for any report."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from moeport.parity.recording import Keep, Kind
 Verdict = Literal["pass", "warn", "fail"]
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "warn": 0, "fail": 1}
-"""Of the command; `--strict` makes a warning 1."""
+"""Exit codes of the command; with `--strict`, a warning gives 1."""
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The gravest of some verdicts; pass if there is none."""
+    """The worst of some verdicts; pass if there are none."""
     order: tuple[Verdict, ...] = ("fail", "warn", "pass")
     return next((verdict for verdict in order if verdict in verdicts), "pass")
 
 
 @dataclass(frozen=True)
 class DoubleBenchmark:
-    """Errors of both sides against a golden."""
+    """Errors of both sides relative to a golden."""
 
     error_a: float
     """Relative RMS error of A."""
@@ -47,41 +47,41 @@ class TensorResult:
     kind: Kind
     layer: int | None
     order: int
-    """Place in the execution of A, from 0."""
+    """Position in the execution of A, counted from 0."""
     op: str | None
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
     dtype_a: str
     dtype_b: str
     keep: Keep
-    """Compared on all entries, on a sample, or by statistics: the least that both sides kept."""
+    """Whether all entries, a sample or statistics were compared: the least that both sides kept."""
     verdict: Verdict
     reason: str
-    """Why it is not a plain pass; empty for one."""
+    """Why it is not a plain pass; empty for a plain pass."""
     error: float
-    """Relative RMS error; by statistics, a lower bound of it. For decisions and plans the share of unequal entries."""
+    """Relative RMS error, or its lower bound from statistics. For decisions and plans, the share of unequal entries."""
     limit: float
-    """What `error` was held against."""
+    """The limit that `error` was compared with."""
     free_error: float | None = None
-    """Relative RMS error when B followed its own routing; None where `error` says it."""
+    """Relative RMS error when B followed its own routing; None if that is `error`."""
     metrics: Metrics | None = None
-    """None for integers, and where only statistics were kept."""
+    """None for integers, and if only statistics were kept."""
     golden: DoubleBenchmark | None = None
     histogram: dict[str, int] | None = None
-    """Entries by decade of relative error; for the worst tensors."""
+    """Number of entries by decade of relative error, for the worst tensors."""
     distribution: Distribution | None = None
-    """Entries of both sides and of their difference; for the same tensors."""
+    """Histograms of both sides and of their difference, for the same tensors."""
     hint: str | None = None
-    """What the difference looks like, such as `rows 1, 2 of 4 differ`; for tensors that fail."""
+    """What the difference looks like, such as `rows 1, 2 of 4 differ`, for tensors that fail."""
 
     @property
     def nearness(self) -> float:
-        """Error as a share of the limit; the error itself where the limit is 0."""
+        """Error divided by the limit, or the error itself if the limit is 0."""
         return self.error / self.limit if self.limit else self.error
 
     @property
-    def gravity(self) -> tuple[int, float]:
-        """For sorting: those that fail first, then warnings, then plain passes; then by nearness to the limit."""
+    def severity(self) -> tuple[int, float]:
+        """Sort key: highest for fail, then warn, then pass; within a verdict by nearness to the limit."""
         grade = {"fail": 3, "warn": 2, "pass": 0 if self.reason else 1}
         return grade[self.verdict], self.nearness
 
@@ -93,17 +93,17 @@ class Flip:
     row: int
     """Token, or row of the scores."""
     choice: int
-    """Which of the K choices, from 0."""
+    """Which of the K choices, counted from 0."""
     a: int
     b: int
-    """What A and B chose."""
+    """The choices of A and B."""
     gap: float
-    """A's score of its own choice less its score of B's."""
+    """A's score of its own choice minus its score of B's choice."""
     error: float
-    """How far the two sides are apart in these two scores, added up."""
+    """Difference of the two sides in these two scores, added up."""
     cause: Literal["near tie", "other scores", "unexplained"]
-    """`near tie`: the gap is within what rounding does to scores. `other scores`: the scores differ by more than that.
-    `unexplained`: the scores of B do not lead to B's choice."""
+    """`near tie`: rounding of the scores explains the gap. `other scores`: the scores differ by more than that.
+    `unexplained`: B's choice does not follow from B's scores."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RoutingResult:
     rows: int
     """Tokens."""
     choices: int
-    """Entries in all."""
+    """Total number of choices."""
     agreement: float
     """Share of equal entries when each side follows its own routing."""
     agreement_replayed: float | None
@@ -124,9 +124,9 @@ class RoutingResult:
     near_ties: int
     other_scores: int
     unexplained: int
-    """Entries by cause, of the replay where there is one."""
+    """Number of differing entries by cause, in the replay if there is one."""
     flips: list[Flip] = field(default_factory=list)
-    """The widest gaps first, at most `MAX_FLIPS`."""
+    """Differing choices, widest gaps first, at most `MAX_FLIPS`."""
     flipped_rows: list[int] = field(default_factory=list)
     """All rows with a flip when each side follows its own routing."""
     flipped_rows_replayed: list[int] | None = None
@@ -162,12 +162,12 @@ class Isolation:
     """Relative RMS error of its output against A's."""
     mean_ulp: float
     own: bool
-    """Whether the error is the operation's own."""
+    """Whether the operation itself causes the error."""
 
 
 @dataclass(frozen=True)
 class Culprit:
-    """Where the sides part."""
+    """Where the sides first diverge."""
 
     name: str
     kind: str
@@ -175,24 +175,24 @@ class Culprit:
     """What is wrong with it, for the first line of a report."""
     op: str | None = None
     inputs: list[tuple[str, float, Verdict]] = field(default_factory=list)
-    """What the operation read: name, error, verdict."""
+    """Inputs of the operation: name, error, verdict."""
     isolation: Isolation | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What is not the same on both sides, besides the tensors."""
+    """A difference between the sides, other than in tensors."""
 
     key: str
-    """Such as `config model.norm_eps`, `version torch` or `variable OMP_NUM_THREADS`."""
+    """A key such as `config model.norm_eps`, `version torch` or `variable OMP_NUM_THREADS`."""
     a: str
-    """A's value; a dash where it has none."""
+    """A's value; a dash if it has none."""
     b: str
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side, as the report names it."""
+    """One side, as described in the report."""
 
     name: str
     dtype: str
@@ -203,7 +203,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A against B."""
+    """The comparison of B with A."""
 
     headline: str
     """The first line: the verdict and the culprit."""
@@ -212,18 +212,18 @@ class Comparison:
     b: Side
     golden: str | None
     replayed: bool
-    """Whether the tensors are those of B with A's routing."""
+    """Whether B's tensors were recorded with A's routing."""
     equal: bool
-    """Whether every tensor agrees to the bit."""
+    """Whether all tensors are bit-identical."""
     tensors: list[TensorResult]
     routing: list[RoutingResult]
     trajectory: list[StepResult]
     culprit: Culprit | None
     only_a: list[str]
     only_b: list[str]
-    """Tensors that one side alone has."""
+    """Tensors that only one side has."""
     differences: list[Difference]
-    """What differs in config, versions and environment, but for the keys that name a variant."""
+    """Differences in config, versions and environment, except the keys that define a variant."""
     notes: list[str]
 
 
@@ -235,7 +235,7 @@ class Report:
     comparisons: list[Comparison]
 
     def to_json(self) -> str:
-        """The whole report; numbers that are not finite become strings, since JSON has none."""
+        """The whole report; NaNs and infinities become strings, since JSON has none."""
         return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""Decisions on both sides: where they differ, and whether a near tie or a fault is behind it."""
+"""Compares decisions: where they differ, and whether a near tie or a fault is the cause."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def compare_decision(
     """Compare one decision.
 
     Args:
-        a: A's.
-        free: B's, when it follows its own routing.
-        replayed: B's own choice after A's routing up to here; None without a replay.
-        scores_a: what A chose from, (..., E); None where it is not on record or the decision is a condition.
-        scores_b: what B chose from in `replayed`, or else in `free`.
-        limit: relative error that rounding may give to scores.
+        a: A's decision.
+        free: B's decision when it follows its own routing.
+        replayed: B's own decision after following A's routing up to it; None without a replay.
+        scores_a: the scores that A chose from, (..., E); None if they were not recorded or the decision is a condition.
+        scores_b: the scores that B chose from in `replayed`, or else in `free`.
+        limit: relative error of scores that rounding may cause.
 
-    Returns: the result; shapes must agree.
+    Returns: the result. Shapes must agree.
     """
     judged = replayed or free
     flips: list[Flip] = []
@@ -61,13 +61,13 @@ def compare_decision(
 def _flips(
     op: str | None, chosen: tuple[np.ndarray, np.ndarray], scores: tuple[np.ndarray, np.ndarray], limit: float
 ) -> list[Flip]:
-    """Every choice that differs, with its cause.
+    """Finds every choice that differs, with its cause.
 
     Args:
-        op: the operation that chose.
+        op: the operation that made the choices.
         chosen: choices of both sides, (rows, K).
-        scores: what they were made from, (..., E).
-        limit: relative error that rounding may give to scores.
+        scores: the scores that they were made from, (..., E).
+        limit: relative error of scores that rounding may cause.
     """
     x_a, x_b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in scores)
     chosen_a, chosen_b = chosen
@@ -89,21 +89,21 @@ def _flips(
 
 
 def _condition_causes(a: np.ndarray, b: np.ndarray, limit: float) -> Counter[Cause]:
-    """A condition has no margin on record: as many entries may differ as rounding moves across a threshold."""
+    """Causes for a condition, which has no recorded margin: rounding may move some entries across the threshold."""
     differ = int((a != b).sum())
     cause: Cause = "near tie" if differ <= max(1, limit * a.size) else "other scores"
     return Counter({cause: differ})
 
 
 def _sorted(x: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Whether each row of indices sorts its scores, up or down, equal ones by index."""
+    """Whether each row of indices sorts its scores, ascending or descending, with ties by index."""
     steps = np.diff(np.take_along_axis(x, order, axis=1), axis=1)
     tied = (steps == 0) & (np.diff(order, axis=1) < 0)
     return ((steps >= 0).all(axis=1) | (steps <= 0).all(axis=1)) & ~tied.any(axis=1)
 
 
 def _rows(record: TensorRecord) -> np.ndarray:
-    """Choices as (rows, K); a sample or a vector has one choice a row."""
+    """Choices as (rows, K); a sample or a vector has one choice per row."""
     assert record.values is not None
     values = record.values
     return values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(-1, 1)
@@ -118,5 +118,5 @@ def _agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _gap(x: float, y: float) -> float:
-    """|x - y|; 0 between equal infinities."""
+    """|x - y|, and 0 between equal infinities."""
     return 0.0 if x == y else float(abs(x - y))

@@ -1,4 +1,4 @@
-"""Several variants of a config on one machine: what `moeport parity run` does."""
+"""Compares several variants of a config on one machine: `moeport parity run`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from moeport.parity.subject import Size, Subject, Variant, build_subject
 from moeport.parity.thresholds import coarser
 
 GOLDEN = "numpy:fp64"
-"""The variant that the double benchmark measures against."""
+"""The default golden of the double benchmark."""
 BACKWARD = ("gradient", "training gradient", "update")
-"""Kinds that a forward-only backend lacks."""
+"""Kinds of tensors that a forward-only backend lacks."""
 COMPUTED = ("activation", "score")
-"""Kinds whose producer can be isolated."""
+"""Kinds of tensors whose operation can be isolated."""
 
 
 Side = Subject | Job
-"""What can be compared: recorded in this process, or by several."""
+"""What can be compared: recorded in this process, or by several others."""
 
 
 def run(
@@ -39,17 +39,17 @@ def run(
     isolate: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Compare variants of a config: the first is the reference, every other is held against it.
+    """Compare variants of a config: the first is the reference for all others.
 
     Args:
-        file: the YAML config; None for the defaults alone.
+        file: the YAML config; None to use only the defaults.
         variants: see `moeport.parity.subject.Variant.parse`; those of several ranks are started as processes.
         overrides: `KEY=VALUE` for all variants.
-        size: how much is computed.
-        checkpoint: weights of a run; default: the initial ones.
-        golden: variant that the double benchmark measures against; None: no double benchmark.
-        isolate: feed A's inputs to B's operation where they first part.
-        report: takes a sentence on what is being done.
+        size: how much to compute.
+        checkpoint: run folder with the weights; default: the initial weights.
+        golden: variant that serves as the golden of the double benchmark; None: no double benchmark.
+        isolate: feed A's inputs to B's operation at the first divergence.
+        report: is given a sentence on what is being done.
     """
     size = size or Size()
     if isolate and size.micro_batches > 1:
@@ -79,7 +79,7 @@ def compare_subjects(
     isolate: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Compare subjects, the first against every other. Arguments as in `run`."""
+    """Compare every other subject with the first. Takes the arguments of `run`."""
     first, *rest = subjects
     report(f"recording {first.name}")
     a = _record(first, steps)
@@ -89,7 +89,7 @@ def compare_subjects(
         exact = record(golden, steps=0, replay=a)
     comparisons = []
     for other in rest:
-        found, b = _against(first, a, other, steps, exact, isolate, report)
+        found, b = _compare_one(first, a, other, steps, exact, isolate, report)
         comparisons.append(found)
         a = _completed(a, b)
     return Report(worst([c.verdict for c in comparisons]), comparisons)
@@ -102,18 +102,18 @@ def _record(side: Side, steps: int, replay: Recording | None = None) -> Recordin
 
 
 def _completed(a: Recording, b: Recording) -> Recording:
-    """A with the gradients, updates and steps of B where A has none, so that the next side can be held against them."""
+    """A with B's gradients, updates and steps if A has none, so that the next side can be compared with them."""
     mine, its = ({t.kind for t in side.tensors.values()} & {"gradient", "update"} for side in (a, b))
     if coarser(a.dtype, b.dtype) != a.dtype or not its - mine:
         return a
     kinds = {kind for kind in BACKWARD if kind not in {t.kind for t in a.tensors.values()}}
     adopted = {name: t for name, t in b.tensors.items() if t.kind in kinds}
     trajectory = a.trajectory or b.trajectory
-    note = f"held against {b.name} where {a.name} has none: {', '.join(sorted({t.kind for t in adopted.values()}))}"
+    note = f"compared with {b.name}, since {a.name} has none: {', '.join(sorted({t.kind for t in adopted.values()}))}"
     return replace(a, tensors=a.tensors | adopted, trajectory=trajectory, notes=[*a.notes, note])
 
 
-def _against(
+def _compare_one(
     first: Side,
     a: Recording,
     other: Side,
@@ -122,7 +122,7 @@ def _against(
     isolate: bool,
     report: Callable[[str], None],
 ) -> tuple[Comparison, Recording]:
-    """The comparison, and B as it was judged."""
+    """The comparison, and the recording of B that it judged."""
     report(f"recording {other.name}")
     b = _record(other, steps)
     replayed = None

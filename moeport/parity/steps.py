@@ -1,4 +1,4 @@
-"""Optimiser steps of a subject, by the trainer."""
+"""Optimiser steps of a subject, done by the trainer."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from moeport.training.trainer import Trainer
 
 @dataclass
 class Trained:
-    """What optimiser steps gave; of the first, this rank's loss terms and whole gradients and updates."""
+    """Results of optimiser steps; of the first step also this rank's loss terms, and whole gradients and updates."""
 
     terms: list[LossTerms]
     gradients: dict[str, np.ndarray]
     updates: dict[str, tuple[np.ndarray, str]]
-    """In float64, with the type of the parameter."""
+    """Updates in float64, with the type of the parameter."""
     trajectory: list[Step]
 
 
 def train(subject: Subject, recorder: Recorder, lm: Transformer, steps: int) -> Trained | None:
-    """Optimiser steps by the trainer, the first at least, during which the recorder is active; None if the backend does
-    not train.
+    """Do at least one optimiser step with the trainer, the first under the recorder; None if the backend does not
+    train.
     """
     backend, config, mesh = subject.backend, subject.config, subject.mesh
     if not backend.trains:
@@ -67,7 +67,7 @@ def train(subject: Subject, recorder: Recorder, lm: Transformer, steps: int) -> 
 
 
 class _Observed:
-    """A training model that shows the loss terms and the gradients of its first step."""
+    """A training model that exposes the loss terms and the gradients of its first step."""
 
     def __init__(self, model: TrainingModel):
         self._model = model
@@ -78,14 +78,14 @@ class _Observed:
         return getattr(self._model, name)
 
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
-        """See TrainingModel."""
+        """Also keeps the loss terms of the first step."""
         terms = self._model.accumulate(batch, share, is_last)
         if not self.gradients_seen:
             self.terms_seen.append(terms)
         return terms
 
     def step(self, learning_rate: float, norm: Array) -> None:
-        """See TrainingModel."""
+        """Also keeps the gradients of the first step."""
         if not self.gradients_seen:
             self.gradients_seen = self._model.gradients()
         self._model.step(learning_rate, norm)

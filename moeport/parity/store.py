@@ -1,4 +1,4 @@
-"""What is kept of recorded tensors: all entries, a sample or statistics, by kind."""
+"""Keeps recorded tensors: all entries, a sample or statistics, by kind."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from moeport.parity.recording import FLOATS, Keep, Kind, Statistics, TensorRecor
 
 
 @dataclass(frozen=True)
-class Described:
+class TensorInfo:
     """A tensor without its entries."""
 
     name: str
     kind: Kind
     layer: int | None = None
-    """Block, where it belongs to one."""
+    """Index of the block, if it belongs to one."""
     op: str | None = None
-    """Operation that made it; None for what stands before any operation."""
+    """Operation that computed it; None if it precedes all operations."""
     inputs: tuple[str, ...] = ()
     """Names of what the operation read."""
 
 
 class Store:
-    """Tensors by name, in the order in which they came.
+    """Tensors by name, in the order in which they were added.
 
     Args:
-        keep: how much of each kind is kept; a kind that is not named is kept whole. Integers and booleans are never
-            reduced to statistics, but to samples.
+        keep: how much of each kind is kept; other kinds are kept whole. Integers and booleans are never reduced to
+            statistics, but may be sampled.
         sample_size: entries of a sampled tensor.
     """
 
@@ -44,7 +44,7 @@ class Store:
         self._pending: defaultdict[tuple[Ops, bool], list[tuple[dict[str, Any], Array, Array]]] = defaultdict(list)
 
     def take(self) -> dict[str, TensorRecord]:
-        """The tensors so far; the store is empty then."""
+        """Return the tensors so far, and empty the store."""
         tensors, self.tensors = self.finish(), {}
         return tensors
 
@@ -53,13 +53,13 @@ class Store:
         for (ops, _), pending in self._pending.items():
             known, means, squares = zip(*pending, strict=True)
             numbers = ops.to_numpy(ops.concat([*means, *squares], axis=0)).tolist()
-            for described, mean, square in zip(known, numbers, numbers[len(known) :], strict=False):
-                self.tensors[described["name"]] = TensorRecord(**described, statistics=Statistics(mean, square**0.5))
+            for info, mean, square in zip(known, numbers, numbers[len(known) :], strict=False):
+                self.tensors[info["name"]] = TensorRecord(**info, statistics=Statistics(mean, square**0.5))
         self._pending.clear()
         return self.tensors
 
     def put(self, record: TensorRecord) -> None:
-        """Take in a whole record, and keep of it what is wanted of its kind."""
+        """Add a whole record, and keep as much of it as its kind calls for."""
         values = record.values
         assert values is not None
         kept = self._kept(record.kind, record.is_float, values.size)
@@ -70,30 +70,30 @@ class Store:
             record = replace(record, keep=kept, values=sampled, statistics=statistics)
         self.tensors[record.name] = record
 
-    def put_array(self, ops: Ops, described: Described, array: Array) -> None:
-        """Take in an array of the device; `ops` must not record."""
+    def put_array(self, ops: Ops, info: TensorInfo, array: Array) -> None:
+        """Add an array on the device; `ops` must not record."""
         dtype, shape = ops.dtype(array), tuple(array.shape)
         is_float = dtype in FLOATS
         size = math.prod(shape)
-        kept = self._kept(described.kind, is_float, size)
-        known: dict[str, Any] = {**vars(described), "dtype": dtype, "shape": shape, "keep": kept}
+        kept = self._kept(info.kind, is_float, size)
+        known: dict[str, Any] = {**vars(info), "dtype": dtype, "shape": shape, "keep": kept}
         if kept == "full":
-            self.tensors[described.name] = TensorRecord(**known, values=ops.to_numpy(array))
+            self.tensors[info.name] = TensorRecord(**known, values=ops.to_numpy(array))
             return
         if is_float and kept == "statistics" and (here := ops.on_host(array)) is not None:
-            self.tensors[described.name] = TensorRecord(**known, statistics=statistics_of(here))
+            self.tensors[info.name] = TensorRecord(**known, statistics=statistics_of(here))
             return
         flat = ops.reshape(ops.stop_gradient(array), (-1,))
         if kept == "sample":
             ids = ops.from_numpy(sample_indices(size, self.sample_size))
             known["values"] = ops.to_numpy(ops.take_rows(flat, ids))
         if not is_float:
-            self.tensors[described.name] = TensorRecord(**known)
+            self.tensors[info.name] = TensorRecord(**known)
             return
-        # Reduced at once, while the entries are in the cache; what is kept on the device is two numbers per tensor.
+        # Reduced at once, while the entries are in the cache; only two numbers per tensor stay on the device.
         y = ops.accurate(ops.reshape(runs(flat), (1, -1)))
         self._pending[ops, dtype == "float64"].append((known, ops.mean(y, axis=1), ops.mean(y * y, axis=1)))
-        self.tensors[described.name] = _LATER
+        self.tensors[info.name] = _LATER
 
     def _kept(self, kind: Kind, is_float: bool, size: int) -> Keep:
         wanted = self.keep.get(kind, "full")
@@ -103,11 +103,11 @@ class Store:
 
 
 _LATER = TensorRecord("", "activation", "", ())
-"""Keeps the place of a record until `finish` has its statistics."""
+"""Placeholder for a record until `finish` has its statistics."""
 
 
 def statistics_of(values: np.ndarray) -> Statistics:
-    """Statistics of an array of the host, computed in float64 if its type is neither that nor float32."""
+    """Statistics of an array on the host, computed in float64 unless its type is float32."""
     x = runs(values.reshape(-1)).reshape(-1)
     if x.dtype.char not in "fd":
         x = x.astype(np.float64)

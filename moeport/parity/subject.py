@@ -1,4 +1,4 @@
-"""What is recorded: a variant of a config, with weights and text, on a backend and its ranks."""
+"""Subjects of recordings: variants of a config, with weights and data, on a backend and its ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.task import build_task_in_turn
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16"}
-"""Short names of compute types; the long ones are understood too."""
+"""Short names of compute types; the long ones are accepted, too."""
 TARGET = re.compile(r"([a-z_]+)(?:-([^:@]+))?(?::(\w+))?(?:@(?:(\d+)x)?(\d+))?")
 """`BACKEND[-DEVICE][:DTYPE][@RANKS]`, with ranks as N or as NODESxN."""
 
@@ -50,9 +50,9 @@ class Variant:
     def parse(cls, spec: str) -> Variant:
         """`BACKEND[-DEVICE][:DTYPE][@[NODESx]RANKS] [KEY=VALUE ...]`.
 
-        The device is the CPU, the type float32 and the rank this process unless named.
+        Unless named, the device is the CPU, the type is float32 and the only rank is this process.
 
-        Raises UserError for what does not read so.
+        Raises UserError for any other text.
         """
         target, *overrides = spec.split() or [""]
         match = TARGET.fullmatch(target)
@@ -68,28 +68,28 @@ class Variant:
 
     @property
     def ranks(self) -> int:
-        """Processes that compute it."""
+        """Number of processes that compute it."""
         return self.nodes * self.ranks_per_node
 
     @property
     def config_overrides(self) -> list[str]:
-        """Overrides of a config that it stands for."""
+        """The overrides of the config that it stands for."""
         names = {"name": self.backend, "device": self.device, "dtype": self.dtype}
         return [*(f"backend.{key}={value}" for key, value in names.items()), *self.overrides]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed."""
+    """How much to compute."""
 
     sequences: int = 2
-    """Sequences a batch."""
+    """Sequences per batch."""
     tokens: int = 64
-    """Tokens a sequence of text; images are whole."""
+    """Tokens per sequence of text; images are always whole."""
     steps: int = 5
-    """Optimiser steps of the trajectory; 0: none."""
+    """Number of optimiser steps in the trajectory; may be 0."""
     micro_batches: int = 1
-    """Equal parts of the batch that are computed one by one: by one process all, by each of n ranks an n-th."""
+    """Equal parts of the batch, computed one after another; each of n ranks computes an n-th of them."""
 
 
 def size_for(
@@ -99,14 +99,14 @@ def size_for(
     steps: int = 5,
     micro_batches: int | None = None,
 ) -> Size:
-    """A size that all variants can compute; arguments as in `moeport.parity.options.Amount`.
+    """A size that all variants can compute; takes the values of `moeport.parity.options.Amount`.
 
     Args:
-        variants: those to be compared.
-        sequences: per batch; None: 2, or as many as micro-batches.
+        variants: the variants to be compared.
+        sequences: sequences per batch; None: 2, or the number of micro-batches.
         tokens: see Size.
         steps: see Size.
-        micro_batches: None: the least number that divides among the ranks of every variant.
+        micro_batches: their number; None: the smallest that divides among the ranks of every variant.
     """
     parts = micro_batches or math.lcm(*(variant.ranks for variant in variants))
     return Size(sequences or max(2, parts), tokens, steps, parts)
@@ -123,7 +123,7 @@ class Subject:
     params: Mapping[str, np.ndarray]
     """Whole weights by name, float32."""
     train: Examples
-    """Training tokens, cut into sequences of the config's length, or images."""
+    """Training tokens in sequences of the config's length, or images."""
     vocab_size: int
     mesh: Mesh
     """The ranks that compute it together, of which this process is one."""
@@ -135,7 +135,7 @@ class Subject:
 
     @property
     def all_to_all(self) -> tuple[str, int]:
-        """Algorithm and chunks; `variant_config` lets none of them be auto where they are used."""
+        """Algorithm and number of chunks; `variant_config` refuses auto for both if they are used."""
         comm = self.config.comm
         return comm.algorithm, cast(int, comm.chunks)
 
@@ -149,7 +149,7 @@ class Subject:
         return list(self.batches(lm).of_step(0))
 
     def batches(self, lm: Transformer) -> Batches:
-        """What the trainer trains on."""
+        """The batches that the trainer trains on."""
         return Batches(self.config.training, lm, self.train, self.mesh.world)
 
 
@@ -162,32 +162,33 @@ def build_subject(
     checkpoint: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Subject:
-    """Load a variant in this process alone: config, backend, weights, data.
+    """Load a variant for this process only: config, backend, weights, data.
 
     Args:
-        file: the YAML config; None for the defaults alone.
+        file: the YAML config; None to use only the defaults.
         spec: the variant, see `Variant.parse`.
         overrides: `KEY=VALUE` for all variants.
-        size: how much is computed.
-        checkpoint: a run folder, its newest checkpoint, or one `step-*` folder of it; default: the initial weights.
-        report: takes a sentence on what is being done.
+        size: how much to compute.
+        checkpoint: a run folder, for its newest checkpoint, or one of its `step-*` folders; default: the initial
+            weights.
+        report: is given a sentence on what is being done.
     """
     config = variant_config(file, Variant.parse(spec), overrides, size or Size())
     backend = get_backend(config.backend)
-    return place(spec, config, backend, single_mesh(backend.ops), checkpoint, report)
+    return subject_on(spec, config, backend, single_mesh(backend.ops), checkpoint, report)
 
 
 def variant_config(file: Path | None, variant: Variant, overrides: Sequence[str], size: Size, ranks: int = 1) -> Config:
-    """The config of a variant of a size.
+    """The config of a variant, cut to a size.
 
     Args:
         file: as in `build_subject`.
-        variant: of which the number of ranks does not matter here.
-        overrides: as there.
-        size: cuts the batch.
-        ranks: processes that share it.
+        variant: the variant; its number of ranks does not matter here.
+        overrides: as in `build_subject`.
+        size: size of the batch.
+        ranks: number of processes that share the batch.
 
-    Raises UserError for sizes that do not divide, and an all-to-all that is chosen while running.
+    Raises UserError for sizes that do not divide, and for an all-to-all that would be chosen at run time.
     """
     if size.micro_batches % ranks:
         raise UserError(
@@ -211,17 +212,17 @@ def variant_config(file: Path | None, variant: Variant, overrides: Sequence[str]
         check_ranks(config, ranks)
         if config.parallelism.expert > 1 and config.comm.algorithm == "auto":
             raise UserError(
-                "comm.algorithm: auto may take another algorithm each time; expected one of "
+                "comm.algorithm: auto may choose another algorithm each time; expected one of "
                 f"{', '.join(EXCHANGES)}, as in --set comm.algorithm=flat"
             )
         if config.parallelism.expert > 1 and config.comm.chunks == "auto":
             raise UserError(
-                "comm.chunks: auto may take another number each time; expected a number, as in --set comm.chunks=1"
+                "comm.chunks: auto may choose another number each time; expected a number, as in --set comm.chunks=1"
             )
     return config
 
 
-def place(
+def subject_on(
     name: str,
     config: Config,
     backend: Backend,
@@ -229,7 +230,7 @@ def place(
     checkpoint: Path | None,
     report: Callable[[str], None],
 ) -> Subject:
-    """Weights and data of a variant on the ranks of a mesh. `checkpoint` and `report` as in `build_subject`."""
+    """A variant with its weights and data on the ranks of a mesh. `checkpoint` and `report` as in `build_subject`."""
     task = build_task_in_turn(config, mesh.world, report=report)
     specs = task.model().parameter_specs()
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""A comparison as text: tables for the terminal, and the same in Markdown."""
+"""A comparison as text: tables for the terminal, and the same tables in Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from moeport.parity.result import Comparison, Report, RoutingResult, TensorResult
 
 SHOWN = 12
-"""Tensors that are listed; JSON has all."""
+"""Maximum number of tensors that are listed; JSON has all."""
 STYLES = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red"}
 NAMES = {"pass": "pass", "warn": "WARN", "fail": "FAIL"}
 
@@ -60,10 +60,10 @@ def markdown(report: Report) -> str:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Those of a comparison that are not empty."""
+    """The tables of a comparison that are not empty."""
     found = [
         kinds_table(comparison.tensors),
-        odd_table(comparison),
+        failing_table(comparison),
         inputs_table(comparison),
         routing_table(comparison.routing),
         flips_table(comparison.routing),
@@ -74,7 +74,7 @@ def tables(comparison: Comparison) -> list[Table]:
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """Who is who, and the notes."""
+    """The two sides, and the notes."""
     found = []
     for letter, side in (("A", comparison.a), ("B", comparison.b)):
         versions = side.environment.get("versions", {})
@@ -111,7 +111,7 @@ def kinds_table(tensors: Sequence[TensorResult]) -> Table:
     return Table("Tensors", header, rows)
 
 
-def odd_table(comparison: Comparison) -> Table:
+def failing_table(comparison: Comparison) -> Table:
     """The first tensors that do not pass, in the order of execution."""
     odd = [tensor for tensor in comparison.tensors if tensor.verdict != "pass"]
     rows = [(str(t.order), NAMES[t.verdict], t.name, t.op or "", t.reason, t.hint or "") for t in odd[:SHOWN]]
@@ -121,7 +121,7 @@ def odd_table(comparison: Comparison) -> Table:
 
 
 def inputs_table(comparison: Comparison) -> Table:
-    """What the culprit read."""
+    """The inputs of the culprit."""
     culprit = comparison.culprit
     rows = [(name, number(error), NAMES[verdict]) for name, error, verdict in culprit.inputs] if culprit else []
     return Table(f"Inputs of {culprit.name}" if culprit else "", ("Input", "Error", "Verdict"), rows)
@@ -146,7 +146,7 @@ def routing_table(routing: Sequence[RoutingResult]) -> Table:
 
 
 def flips_table(routing: Sequence[RoutingResult], each: int = 3, shown: int = SHOWN) -> Table:
-    """The choices that differ, at most `each` of a decision and `shown` in all."""
+    """The choices that differ, at most `each` per decision and `shown` in total."""
     rows = [
         (found.name, str(f.row), str(f.choice), f"{f.a} / {f.b}", number(f.gap), number(f.error), f.cause)
         for found in routing
@@ -173,11 +173,11 @@ def trajectory_table(comparison: Comparison) -> Table:
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """What the sides do not have in common, besides the tensors."""
+    """Differences between the sides, other than in tensors."""
     rows = [(difference.key, difference.a, difference.b) for difference in comparison.differences]
     return Table("What differs between the sides", ("What", "A", "B"), rows)
 
 
 def number(value: float) -> str:
-    """An error in short."""
+    """A short form of an error."""
     return "0" if value == 0 else f"{value:.1e}"

@@ -12,18 +12,18 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for one compute type: that of the coarser side."""
+    """Limits for one compute type, which is the coarser of the two sides'."""
 
     unit: float
     """Unit roundoff u = 2^-p (IEEE 754-2019)."""
     forward: float
-    """Relative RMS error of activations and scores. Ours: some ten times what was measured between backends."""
+    """Relative RMS error of activations and scores. Ours: about ten times what was measured between backends."""
     loss: float
     """Relative error of losses, means over tokens in which errors cancel. Ours."""
     gradient: float
     """Relative RMS error of gradients. Ours."""
     update: float
-    """Relative RMS error of updates beyond the last place of the parameter, where the gradients agree. Ours."""
+    """Relative RMS error of updates, beyond one ulp of the parameter, where the gradients agree. Ours."""
     trajectory: float
     """Relative difference of the loss at any step. Ours."""
     cosine: float
@@ -32,7 +32,7 @@ class Limits:
     """Largest share of entries with a relative error over 0.001: msprobe's 0.001. None where the type is too coarse."""
     isolated_ulp: float
     """Mean distance in units in the last place of an operation on the same inputs: msprobe's 1 and 32 for single
-    operations (there the largest; here the mean over entries, since a sum can cancel)."""
+    operations (msprobe takes the largest, we take the mean over entries, since a sum can cancel)."""
 
 
 LIMITS = {
@@ -41,7 +41,7 @@ LIMITS = {
     "float16": Limits(2**-11, 1e-2, 2e-3, 2e-2, 1e-1, 1e-2, 0.99, None, 1.0),
     "bfloat16": Limits(2**-8, 6e-2, 1e-2, 1e-1, 2e-1, 2e-2, 0.99, None, 1.0),
 }
-"""By compute type."""
+"""Limits by compute type."""
 
 RATIO_MAX, RATIO_MEAN, RATIO_RMS = 10.0, 2.0, 2.0
 """Double benchmark: how many times A's error against the golden B's may be, for the largest and the mean relative error
@@ -51,17 +51,17 @@ ROUNDINGS = 8
 small and its relative error large. Ours: at most 5.2 was measured, in the last iterations of Sinkhorn's algorithm."""
 FEW = 16
 """Gradients of fewer entries may be off by the limit times the RMS of all gradients: each is a sum in which terms
-cancel, and no other entries average that. Ours."""
+cancel, and there are few entries to average over. Ours."""
 SUSPICIOUS = 0.25
-"""From this share of a limit on, a tensor that fails the double benchmark warns. Ours."""
+"""Above this share of its limit, a tensor that fails the double benchmark warns. Ours."""
 LEAST_AGREEMENT = 0.9
-"""Share of equal choices below which near ties warn: a tenth was seen between engines in bfloat16. Ours."""
+"""Share of equal choices below which near ties warn: a tenth was seen between backends in bfloat16. Ours."""
 GRADIENT_AGREES = 0.1
-"""Updates are compared at entries whose gradients differ by at most this share. Ours."""
+"""Updates are compared at entries whose gradients differ at most by this share. Ours."""
 
 
 def coarser(a: str, b: str) -> str:
-    """The coarser of two types by name; types that are not known count as float32."""
+    """The coarser of two types by name; unknown types count as float32."""
     known = [dtype for dtype in DTYPES if dtype in (a, b)]
     return known[0] if known else "float32"
 
@@ -72,7 +72,7 @@ def limit_of(kind: Kind, dtype: str, stored: str) -> float:
     Args:
         kind: its kind.
         dtype: compute type of the run.
-        stored: type of the tensor itself, which bounds what is given and not computed.
+        stored: type of the tensor itself, which limits the precision of tensors that are given, not computed.
     """
     limits = LIMITS[dtype]
     match kind:

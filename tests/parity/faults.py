@@ -162,7 +162,7 @@ def gates_left_as_they_are():
 
 @contextmanager
 def no_bias_correction() -> Iterator[None]:
-    """m / (sqrt(v) + eps) in the place of the corrected moments."""
+    """m / (sqrt(v) + eps) instead of the corrected moments."""
 
     @torch.no_grad()
     def step(self, learning_rate, norm):
@@ -230,7 +230,7 @@ FAULTS = [
         "two experts exchanged, in the checkpoint",
         "FAIL parameter layers.1.moe.experts.w_in: the weights differ",
         with_params(layers__1__moe__experts__w_in=exchange_experts, layers__1__moe__experts__w_out=exchange_experts),
-        others=("rows 1, 2 of 4 differ: B has them exchanged",),
+        others=("rows 1, 2 of 4 differ: B has them swapped",),
     ),
     Fault(
         "two experts exchanged, in the kernel",
@@ -242,7 +242,7 @@ FAULTS = [
         "bfloat16 in one operation",
         "FAIL layers.1:attention: first tensor beyond tolerance",
         faulty_ops(attention=bfloat16_in_the_second_layer),
-        others=("its inputs agree (own error)", "B has the digits of bfloat16 only"),
+        others=("its inputs agree (own error)", "B has only the precision of bfloat16"),
     ),
     Fault(
         "gates not renormalised",

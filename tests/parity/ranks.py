@@ -18,7 +18,7 @@ from moeport.data import Sampler
 from moeport.launch.launcher import launched
 from moeport.parity.bundle import load_bundle, save_bundle
 from moeport.parity.record import record
-from moeport.parity.subject import Size, Variant, place, variant_config
+from moeport.parity.subject import Size, Variant, subject_on, variant_config
 
 
 def size_of(ranks):
@@ -117,7 +117,7 @@ def main(name, folder):
             dtype = ":bf16" if case.startswith("bfloat16") else ""
             config, backend = of(f"{name}-cpu{dtype} {overrides}")
             mesh = Mesh(world, config.parallelism.expert)
-            subject = place(case, config, backend, mesh, None, lambda text: None)
+            subject = subject_on(case, config, backend, mesh, None, lambda text: None)
             steps = 0 if case in FORWARD else size.steps
             with FAULTS.get(case, nullcontext)(world):
                 recording = record(subject, steps=steps, replay=alone if "replayed" in case else None)

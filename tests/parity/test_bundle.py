@@ -1,4 +1,4 @@
-"""Bundles: whole, equal to the bit, and refused when damaged."""
+"""Bundles: complete, bit-identical, and refused when damaged."""
 
 import json
 

@@ -68,7 +68,7 @@ def test_bundles(run, tmp_path):
     assert out.startswith("b: ")
     assert run(*record, "--variant", "torch-cpu:bf16", "-o", "replayed", "--replay", "a")[0] == 0
     assert run(*record, "--variant", "numpy:fp64", "-o", "golden", "--replay", "a")[0] == 0
-    assert run("compare", "a", "a")[1].splitlines()[0].endswith("equal to the bit")
+    assert run("compare", "a", "a")[1].splitlines()[0].endswith("are bit-identical")
     code, out, _ = run("compare", "a", "b", "--replayed", "replayed", "--golden", "golden")
     assert code == 0
     assert out.startswith("PASS torch-cpu:bf16 against torch-cpu")

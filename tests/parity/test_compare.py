@@ -74,14 +74,14 @@ def test_the_thousandth_rule_warns():
     b[near_zero] *= 1.002
     found = one(X, b)
     assert found.verdict == "warn"
-    assert "more than a thousandth" in found.reason
+    assert "relative error above 0.001" in found.reason
 
 
 def test_what_is_not_finite_on_one_side():
     b = X.copy()
     b[3, 4] = np.nan
     found = compare(recording(tensor("t", X)), recording(tensor("t", b)))
-    assert found.tensors[0].reason == "NaN or infinity in B, not at the same places"
+    assert found.tensors[0].reason == "NaN or infinity in B, not at the same positions"
     assert found.headline.startswith("FAIL t: ")
     assert one(b, b).verdict == "pass"
 
@@ -143,7 +143,9 @@ def test_a_trajectory_that_parts():
     a = recording(tensor("t", X), trajectory=[step(1, 5.0), step(2, 4.0)])
     b = recording(tensor("t", X), trajectory=[step(1, 5.0), step(2, 4.1)])
     found = compare(a, b)
-    assert found.headline == ("FAIL trajectory: the first step agrees, the loss leaves tolerance at step 2 (4 and 4.1)")
+    assert found.headline == (
+        "FAIL trajectory: the first step agrees, the loss exceeds its tolerance at step 2 (4 and 4.1)"
+    )
     assert [s.verdict for s in found.trajectory] == ["pass", "fail"]
 
 
@@ -155,7 +157,7 @@ def test_nothing_in_common_fails():
 
 def test_where_the_computations_part():
     a, b = recording(tensor("t", X), tensor("u", X), name="A"), recording(tensor("t", X), name="B")
-    assert "the computations part: A has u, B does not" in compare(a, b).notes
+    assert "the computations diverge: A has u, B does not" in compare(a, b).notes
 
 
 def test_only_what_differs_between_the_sides_is_named():
@@ -200,7 +202,7 @@ def test_what_follows_a_flip_is_not_judged_without_a_replay():
     flipped = decided([[1], [1]], near, -X)
     found = compare(first, flipped)
     assert found.verdict == "warn"
-    assert found.tensors[2].reason == "follows a choice that fell the other way at a near tie"
+    assert found.tensors[2].reason == "follows a near tie that was decided differently"
     assert any("--replay A" in note for note in found.notes)
     replayed = decided([[1], [1]], near, X)
     found = compare(first, flipped, replayed=replayed)

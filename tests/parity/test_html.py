@@ -188,8 +188,8 @@ def test_many_rows_are_shown_in_blocks():
 def test_equal_sides():
     sides = [recording(name, tensor("t", X), trajectory=steps(0.0)) for name in ("a", "b")]
     found, text = page(compare(*sides))
-    assert "All tensors are equal to the bit." in text
-    assert "Equal to the bit: activations." in text
+    assert "All tensors are bit-identical." in text
+    assert "Bit-identical: activations." in text
     assert charts(found) == ["Loss"]
 
 
@@ -214,14 +214,14 @@ def test_statistics_alone_have_no_histogram():
 
     _, text = page(compare(reduced(1.0), reduced(1.1)))
     assert "Only statistics were kept, so there are no histograms." in text
-    assert "1 tensors have statistics alone" in text
+    assert "For 1 tensors only statistics were kept" in text
 
 
 def test_what_is_not_finite_is_shown():
     b = X.copy()
     b[3, 4] = np.nan
     _, text = page(compare(recording("a", tensor("t", X)), recording("b", tensor("t", b))))
-    assert "NaN or infinity in B, not at the same places" in text
+    assert "NaN or infinity in B, not at the same positions" in text
     assert "inf" in [row[4] for row in map(cells, rows_of(text)) if len(row) == 15]
 
 

@@ -95,7 +95,7 @@ def test_histogram_counts_every_entry():
         (lambda x: 0.25 * x, "B is 0.25 times A"),
         (lambda x: -x, "B is -1 times A"),
         (lambda x: 0 * x, "B is zero"),
-        (lambda x: x[[0, 2, 1, 3, 4, 5, 6, 7]], "rows 1, 2 of 8 differ: B has them exchanged"),
+        (lambda x: x[[0, 2, 1, 3, 4, 5, 6, 7]], "rows 1, 2 of 8 differ: B has them swapped"),
         (lambda x: np.where(np.arange(8)[:, None] == 5, 0, x), "row 5 of 8 differs: B has zeros there"),
         (lambda x: np.where(np.arange(8)[:, None] == 5, 3, x), "row 5 of 8 differs"),
         (lambda x: x + rng(9).standard_normal(x.shape), None),
@@ -109,7 +109,7 @@ def test_hints(change, words):
 def test_digits_of_bfloat16_are_noticed():
     x = rng(7).standard_normal(100).astype(np.float32)
     short = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
-    assert hint(x, short, 1e-5) == "B has the digits of bfloat16 only"
+    assert hint(x, short, 1e-5) == "B has only the precision of bfloat16"
 
 
 def test_limits_grow_with_the_unit_roundoff():

@@ -183,7 +183,7 @@ def test_join_and_split():
         (
             ["torch", "torch@2 parallelism.expert=2 comm.algorithm=auto"],
             {},
-            "auto may take another algorithm",
+            "auto may choose another algorithm",
         ),
         (["torch", "mindspore@2x2"], {}, "msrun puts all ranks on one machine on one node; expected @4"),
     ],

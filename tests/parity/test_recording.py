@@ -114,7 +114,7 @@ def test_two_recordings_are_equal_to_the_bit(folder, recorded):
     found = compare(recorded, record(subject(folder), steps=2))
     assert found.equal
     assert found.verdict == "pass"
-    assert found.headline.endswith("equal to the bit")
+    assert found.headline.endswith("are bit-identical")
 
 
 def test_samples_and_statistics_agree_with_the_whole(folder, recorded):
