@@ -1,4 +1,4 @@
-"""Copies of this repository to which an extension is added, so that the places it touches are counted for real."""
+"""Copies of this repository with an extension added, to count the places that it really touches."""
 
 import os
 import shutil
@@ -9,27 +9,27 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("moeport", "tests", "configs", "docs", "README.md", "pyproject.toml", "mkdocs.yml")
-"""What a copy holds: enough to run commands, tests and the generators of the documentation."""
+"""Contents of a copy: enough to run commands, tests and the generators of the documentation."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Lines inserted into a file that exists."""
+    """Lines inserted into an existing file."""
 
     file: str
-    """Path from the root of the repository."""
+    """Path relative to the root of the repository."""
     after: str
-    """The line, found once in the file, after which the lines go; spaces around it do not count."""
+    """The line to insert after, which must occur once in the file; spaces around it are ignored."""
     text: str
 
 
 @dataclass(frozen=True)
 class ExtendedCopy:
-    """A copy of the repository with an extension in it."""
+    """A copy of the repository that contains an extension."""
 
     root: Path
     places: int
-    """Places that the extension touches: each new file, or new folder with all its files, and each inserted row."""
+    """Number of places touched: new files, new folders (with all their files) and inserted rows count one each."""
 
     def moeport(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `moeport` with arguments in the copy."""
@@ -40,7 +40,7 @@ class ExtendedCopy:
         return self.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
 
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Python in the copy; its packages come before those installed."""
+        """Run Python in the copy; its packages take precedence over installed ones."""
         own = {"PYTHONPATH": str(self.root), "COLUMNS": "200", "NO_COLOR": "1"}
         return subprocess.run(
             [sys.executable, *arguments],
@@ -57,10 +57,10 @@ def extended_copy(folder: Path, files: dict[str, str], rows: tuple[Row, ...] = (
 
     Args:
         folder: an empty folder, such as `tmp_path`.
-        files: new files, path from the root to content.
-        rows: what is inserted into files that exist.
+        files: content of new files, by path relative to the root.
+        rows: lines to insert into existing files.
 
-    Raises AssertionError where a new file exists already, or an anchor is not found exactly once.
+    Raises AssertionError if a new file already exists, or if an anchor does not occur exactly once.
     """
     for part in PARTS:
         source = REPOSITORY / part
@@ -70,7 +70,7 @@ def extended_copy(folder: Path, files: dict[str, str], rows: tuple[Row, ...] = (
             shutil.copy(source, folder / part)
     added = {_highest_new(folder, Path(file)) for file in files}
     for file, content in files.items():
-        assert not (folder / file).exists(), f"{file} exists already"
+        assert not (folder / file).exists(), f"{file} already exists"
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(content)
     for row in rows:
@@ -79,7 +79,7 @@ def extended_copy(folder: Path, files: dict[str, str], rows: tuple[Row, ...] = (
 
 
 def _highest_new(folder: Path, file: Path) -> Path:
-    """The file, or the folder furthest up that comes with it."""
+    """The file, or the topmost new folder that contains it."""
     missing = [path for path in (file, *file.parents) if not (folder / path).exists()]
     return missing[-1] if missing else file
 
@@ -87,6 +87,6 @@ def _highest_new(folder: Path, file: Path) -> Path:
 def _insert(path: Path, row: Row) -> None:
     lines = path.read_text().splitlines(keepends=True)
     found = [i for i, line in enumerate(lines) if line.strip() == row.after.strip()]
-    assert len(found) == 1, f"{row.file}: the line {row.after!r} is there {len(found)} times; expected once"
+    assert len(found) == 1, f"{row.file}: the line {row.after!r} occurs {len(found)} times; expected once"
     lines.insert(found[0] + 1, row.text if row.text.endswith("\n") else row.text + "\n")
     path.write_text("".join(lines))

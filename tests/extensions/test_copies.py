@@ -17,8 +17,8 @@ def test_a_folder_a_file_and_a_row_are_one_place_each(tmp_path):
 @pytest.mark.parametrize(
     ("files", "row", "message"),
     [
-        ({"moeport/version.py": ""}, Row("moeport/version.py", LINE, ""), "exists already"),
-        ({}, Row("moeport/version.py", "VERSION", ""), "there 0 times; expected once"),
+        ({"moeport/version.py": ""}, Row("moeport/version.py", LINE, ""), "already exists"),
+        ({}, Row("moeport/version.py", "VERSION", ""), "occurs 0 times; expected once"),
     ],
 )
 def test_an_extension_that_does_not_fit_is_refused(tmp_path, files, row, message):

@@ -1,4 +1,4 @@
-"""A backend is one folder and one row in the table of facts: everything else follows."""
+"""A backend is a folder and a row in the table of facts; everything else follows."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ONE_RANK |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def toy_files():
-    """An adapter like the reference, of a framework of its own."""
+    """An adapter like the reference, for a framework of its own."""
     files = {}
     for path in REFERENCE.glob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def toy_files():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """The copy, in which the toy's framework is installed."""
+    """The copy, with the toy's framework installed."""
     copy = extended_copy(tmp_path_factory.mktemp("toy"), toy_files(), (ROW,))
     (copy.root / "toy_arrays.py").write_text("__version__ = '7.0'\n")
     return copy

@@ -17,7 +17,7 @@ def greet(name: Annotated[str, typer.Argument(help="Whom.")], loud: Annotated[bo
 ENTRY = Row("moeport/cli/main.py", '"plan",', '    "greet",')
 LISTED = Row(
     "README.md",
-    "| `moeport doctor` | Say which backends, devices, compute types and kernels this machine has. |",
+    "| `moeport doctor` | List the backends, devices, compute types and kernels of this machine. |",
     "| `moeport greet NAME` | Greet somebody. |",
 )
 TEST = "tests/cli/test_commands.py"

@@ -6,7 +6,7 @@ import pytest
 
 from tests.extensions.copies import Row, extended_copy
 
-TOY = '''"""A row straight to the rank of its expert, to one rank after the other."""
+TOY = '''"""Each row goes straight to the rank of its expert, one rank after another."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from moeport.core.routing import Routing
 
 
 class PairwiseExchange(ExpertExchange):
-    """In turn s a rank sends to the one s places after it, and receives from the one s places before it."""
+    """In turn s, each rank sends to the rank s positions after it and receives from the one s positions before it."""
 
     name = "pairwise"
-    summary = "each row straight to the rank of its expert, one rank after the other"
+    summary = "each row straight to the rank of its expert, one rank after another"
 
     def exchange(self, ops: Ops, x_TD: Array, routing: Routing, experts: Inner) -> Steps:
         """See ExpertExchange."""
@@ -76,7 +76,7 @@ ROWS = (
     ),
     Row(REGISTRY, after="NodeDedupExchange,", text="        PairwiseExchange,"),
 )
-"""The entry in EXCHANGES and the import that it needs."""
+"""The entry in EXCHANGES, with the import that it needs."""
 PLACES = 2
 """The new module and the registry."""
 

@@ -1,4 +1,4 @@
-"""A metric is its row and the line that computes it: it then reaches the file, TensorBoard, report and docs."""
+"""A metric is a row and the line that computes it; it then appears in the file, TensorBoard, report and docs."""
 
 import json
 
@@ -11,7 +11,7 @@ PLACES = 2
 
 
 def row(name, kind, default, tag, options):
-    """The row of a metric of a step, after one that has a default too."""
+    """The row of a step metric, inserted after another one with a default."""
     text = f"""
     {name}: Annotated[
         {kind},
@@ -38,7 +38,7 @@ LARGEST = "ops.take_last(ops.softmax(chosen.logits_TE), ops.topk_ids(chosen.logi
 
 
 def trained(folder, rows, **sections):
-    """A run of three steps with the extended copy: the copy, the lines of its steps and what it printed."""
+    """Run three steps with the extended copy: the copy, the records of the steps and the output."""
     copy = extended_copy(folder / "copy", {}, rows)
     values = tiny_values(
         folder,
@@ -63,7 +63,7 @@ def events(folder, tag):
 
 
 def documented(copy):
-    """The page of metrics, renewed as `make generate` does."""
+    """The page of metrics, regenerated like `make generate`."""
     renewed = copy.python("docs/generate")
     assert "docs/training.md: written" in renewed.stdout, renewed.stdout + renewed.stderr
     return (copy.root / "docs/training.md").read_text()
@@ -82,7 +82,7 @@ def test_a_metric_of_the_trainer_is_two_places(tmp_path):
 
 
 def test_a_metric_of_the_layers_is_two_places(tmp_path):
-    """The largest probability of a token, mean over tokens, micro-batches and layers."""
+    """The largest probability per token, mean over tokens, micro-batches and layers."""
     options = f'{CHART.format("trust")}, {PRINTED}, reduction="mean"'
     rows = (row("trust", "float", "0.0", "toy/trust", options), measured("trust", f"ops.mean({LARGEST})"))
     copy, steps, text = trained(tmp_path, rows)

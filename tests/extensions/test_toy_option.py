@@ -1,4 +1,4 @@
-"""A new key of `model.moe` is one place: the layer for other models takes it, and the documentation has it."""
+"""A new key of `model.moe` is one place: the layer for other models accepts it, and the documentation lists it."""
 
 from tests.extensions.copies import Row, extended_copy
 

@@ -1,4 +1,4 @@
-"""The router of docs/architecture.md, added to a copy by one file, one entry and one YAML; everything else follows."""
+"""The router of docs/architecture.md, added to a copy as a file, an entry and a YAML; everything else follows."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy with the router in it, where `make generate` was run."""
+    """A copy with the router, after `make generate`."""
     options = "name: topk\n      top_k: 2\n      softmax: before\n      normalize_gates: true\n"
     assert options in TOPK
     files = {
