@@ -204,8 +204,8 @@ def _agreement(title: str, group: Sequence[RoutingResult], flipped: Sequence[Seq
 def _short(found: RoutingResult, group: Sequence[RoutingResult]) -> str:
     """`layer 3`, with the operation if a layer decides more than once."""
     layer = f"layer {found.layer}" if found.layer is not None else found.name
-    alone = sum(other.layer == found.layer for other in group) == 1
-    return layer if alone else f"{layer} {found.op or ''}".strip()
+    only_one = sum(other.layer == found.layer for other in group) == 1
+    return layer if only_one else f"{layer} {found.op or ''}".strip()
 
 
 def bars(low: str, high: str, *counts: Sequence[int]) -> Bars:

@@ -49,14 +49,14 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[str]:
     """
     before, now = _leaves(checkpoint.meta.config), _leaves(config.model_dump(mode="json"))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    words = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed}
-    fixed = [words[key] for key in changed if key.startswith(FIXED_KEYS)]
+    changes = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed}
+    fixed = [changes[key] for key in changed if key.startswith(FIXED_KEYS)]
     if fixed:
         raise UserError(
             f"{checkpoint.path}: cannot be resumed with another model or other data: {'; '.join(fixed)}; "
             "restore these keys, or start another run with --set run.dir=FOLDER"
         )
-    return [words[key] for key in changed if not key.startswith("run.")]
+    return [changes[key] for key in changed if not key.startswith("run.")]
 
 
 def write_config(run_dir: Path, config: Config) -> None:

@@ -82,7 +82,7 @@ def test_a_name_that_is_almost_right_is_answered_with_it(toy):
     assert "did you mean toy?" in said(check(toy, name="toi"))
 
 
-@pytest.mark.parametrize("command", [("train",), ("launch", "--ranks-per-node", "2")], ids=lambda words: words[0])
+@pytest.mark.parametrize("command", [("train",), ("launch", "--ranks-per-node", "2")], ids=lambda command: command[0])
 def test_training_is_refused_since_it_only_evaluates(toy, command):
     done = toy.moeport(command[0], "configs/quickstart.yaml", *command[1:], "--set", "backend.name=toy")
     assert done.returncode == 2

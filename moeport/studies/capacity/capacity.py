@@ -38,7 +38,7 @@ class Loads:
     """Assignments to the experts of one layer, before drops."""
 
     rows_SE: np.ndarray
-    """Assignments per step and expert, mean over the micro-batches of the step."""
+    """Assignments of each expert per micro-batch, mean over the micro-batches of each step."""
     choices: float
     """T K / E of a micro-batch, which a capacity factor multiplies; above the mean if some choices are unrouted."""
 
