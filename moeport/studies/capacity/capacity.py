@@ -11,25 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from moeport.backends import get_backend
-from moeport.backends.base import Backend
-from moeport.comm.single import SingleProcess
-from moeport.config.model import CapacityConfig
 from moeport.config.schema import Config
-from moeport.core.bounds import FORMS, controller_bound, lower_bound
-from moeport.data import Examples
-from moeport.errors import MoeportError, UserError
-from moeport.model.batch import Batch
-from moeport.model.build import build_model
-from moeport.model.capacity import Estimate, estimate_from
-from moeport.model.transformer import Transformer
-from moeport.training.batches import Batches
-from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from moeport.errors import UserError
+from moeport.studies.capacity.measure import Measurement, measure_cosines
 from moeport.training.metrics import StepMetrics, iterate_metrics
-from moeport.training.run_dir import CHECKPOINT_DIR, METRICS_FILE, config_of, read_config
-from moeport.training.task import build_task
+from moeport.training.run_dir import METRICS_FILE, read_config
 
-ESTIMATORS = ("minimum", "quantile", "mean", "maximum")
 CURVE_POINTS = 200
 
 
@@ -68,16 +55,6 @@ class Loads:
         last = max(1, math.ceil(self.rows_SE.max()))
         capacities = sorted({round(x) for x in np.linspace(0, last, min(last, CURVE_POINTS) + 1)})
         return capacities, [self.drop_rate(capacity) for capacity in capacities]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Cosines of tokens and gate rows in one layer, and the bounds derived from them."""
-
-    estimates: dict[str, Estimate]
-    """Estimates by the estimator of delta."""
-    bounds: dict[str, dict[str, float]]
-    """Capacities by estimator and form, neither rounded nor clipped."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +113,7 @@ def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], N
         notes.append("The loads are those of a run with a capacity. Another capacity would have changed the training.")
     if not steps[0].assignments_per_layer:
         notes.append("These metrics were written by an older moeport: every token is assumed to have K assignments.")
-    measured, note = _measured(run_dir, config, report)
+    measured, note = measure_cosines(run_dir, config, report)
     notes += [note] if note else []
     present = steps[-1].capacity_per_layer
     choices = _assignments(steps[-1], config) / config.model.moe.num_experts / micro_batches
@@ -227,76 +204,3 @@ def _assignments(step: StepMetrics, config: Config) -> int:
     """T K of a step, counting every pass."""
     router = config.model.moe.router
     return round(step.tokens / step.step) * router.passes * router.experts_per_token
-
-
-def _bounds(config: CapacityConfig, estimate: Estimate, dim: int, experts: int) -> dict[str, float]:
-    """All forms of the bound at one estimate."""
-    found = {
-        f"{form}, {probability}": lower_bound(estimate.delta, dim, experts, form, probability)
-        for form in FORMS[:2]
-        for probability in ("paper", "exact")
-    }
-    found[FORMS[2]] = lower_bound(estimate.delta, dim, experts, FORMS[2])
-    found[f"success {1 - config.failure:.0%}"] = lower_bound(
-        estimate.delta, dim, experts, probability="exact", failure=config.failure
-    )
-    found["2 s q"] = controller_bound(estimate.competitors)
-    return found
-
-
-def _measured(run_dir: Path, config: Config, report: Callable[[str], None]) -> tuple[dict[str, Measurement], str]:
-    """Measures the last checkpoint on the micro-batch that follows it.
-
-    Returns: (measurements by layer name, the reason if there are none).
-    """
-    router = config.model.moe.router
-    if not router.has_gate_rows:
-        return {}, f"No bounds: router {router.name} has no gate row for each expert."
-    try:
-        checkpoint = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, "latest"))
-        config = config_of(checkpoint)
-        backend = get_backend(config.backend.model_copy(update={"device": "auto", "compile": None}))
-        task = build_task(config, report=report)
-    except MoeportError as error:
-        return {}, f"No bounds: {error}"
-    names, found = config.model.moe_layer_names, dict[str, Measurement]()
-    for estimator in ESTIMATORS:
-        measuring = _measuring(config, estimator)
-        lm = build_model(measuring.model, measuring.data, task.vocab_size)
-        affinity_L3E = _statistics(measuring, backend, lm, task.train, checkpoint)
-        moe_layers = [moe for block in lm.blocks for moe in block.moe.values()]
-        for name, moe, affinity_3E in zip(names, moe_layers, affinity_L3E, strict=True):
-            estimate = estimate_from(affinity_3E)
-            if estimate:
-                known = found.setdefault(name, Measurement({}, {}))
-                known.estimates[estimator] = estimate
-                known.bounds[estimator] = _bounds(
-                    config.model.moe.capacity, estimate, moe.router.gate_dim, moe.config.num_experts
-                )
-    return found, ""
-
-
-def _measuring(config: Config, estimator: str) -> Config:
-    """The same config with a capacity that estimates delta, and drops what the run drops."""
-    moe = config.model.moe
-    update: dict[str, Any] = {"delta": estimator}
-    if not moe.capacity.is_estimated:  # until there is an estimate, the factor applies
-        factor = moe.capacity.factor if moe.capacity.policy == "factor" else float(moe.num_experts)
-        update |= {"policy": "locmoe", "factor": factor}
-    moe = moe.model_copy(update={"capacity": moe.capacity.model_copy(update=update)})
-    return config.model_copy(update={"model": config.model.model_copy(update={"moe": moe})})
-
-
-def _statistics(
-    config: Config, backend: Backend, lm: Transformer, train: Examples, checkpoint: Checkpoint
-) -> np.ndarray:
-    """`affinity_L3E` of the first micro-batch after a checkpoint."""
-    ops = backend.ops
-    batch = next(Batches(config.training, lm, train, SingleProcess(ops)).of_step(checkpoint.meta.step))
-    untrained = [spec for spec in lm.parameter_specs() if not spec.trainable]
-    values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | checkpoint.model
-    params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}
-    noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
-    placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
-    run = lm.forward_pass(ops, batch.token_BS.shape[1], backend.dtype, training=True)
-    return ops.to_numpy(lm.loss(run, params, placed).affinity_L3E)
