@@ -29,7 +29,8 @@ class ExtendedCopy:
 
     root: Path
     places: int
-    """Number of places touched: new files, new folders (with all their files) and inserted rows count one each."""
+    """Places that the extension touches: each new file, or new folder with all its files, and each file that gets rows,
+    so that an entry of a table and the import it needs are one place."""
 
     def moeport(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `moeport` with arguments in the copy."""
@@ -75,7 +76,7 @@ def extended_copy(folder: Path, files: dict[str, str], rows: tuple[Row, ...] = (
         (folder / file).write_text(content)
     for row in rows:
         _insert(folder / row.file, row)
-    return ExtendedCopy(folder, len(added) + len(rows))
+    return ExtendedCopy(folder, len(added) + len({row.file for row in rows}))
 
 
 def _highest_new(folder: Path, file: Path) -> Path:

@@ -6,9 +6,10 @@ from tests.extensions.copies import Row, extended_copy
 LINE = f'VERSION = "{VERSION}"'
 
 
-def test_a_folder_a_file_and_a_row_are_one_place_each(tmp_path):
+def test_a_folder_a_file_and_an_edited_file_are_one_place_each(tmp_path):
     files = {"moeport/toy/__init__.py": "", "moeport/toy/inner/a.py": "A = 3", "moeport/core/toy.py": ""}
-    copy = extended_copy(tmp_path, files, (Row("moeport/version.py", LINE, 'VERSION = "toy"'),))
+    rows = (Row("moeport/version.py", LINE, 'VERSION = "toy"'), Row("moeport/version.py", LINE, "import os"))
+    copy = extended_copy(tmp_path, files, rows)
     assert copy.places == 3
     assert copy.moeport("--version").stdout.split()[-1] == "toy"
     assert copy.python("-c", "from moeport.toy.inner.a import A; print(A)").stdout == "3\n"
