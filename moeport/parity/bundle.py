@@ -113,7 +113,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{file}: format version {version}, but this moeport reads version {FORMAT_VERSION}; "
-            "use a moeport that fits"
+            "use a moeport version that reads it"
         )
     digest = manifest.pop("sha256", None)
     if digest != _hash(json.dumps(manifest, indent=1)):

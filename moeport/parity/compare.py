@@ -21,7 +21,7 @@ from moeport.parity.thresholds import LIMITS, coarser, limit_of
 HISTOGRAMS = 20
 """Number of tensors with a histogram: those nearest to, or furthest beyond, their limit."""
 FOLLOWS = "follows a near tie that was decided differently"
-"""Why a tensor is not judged."""
+"""The reason given for tensors that are not judged."""
 TRAINED = ("training gradient", "update")
 """Kinds of tensors of the optimiser step, which always follows a side's own routing."""
 

@@ -22,12 +22,12 @@ class LocalExchange:
     """The exchange of a process that holds all experts."""
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
-        """See Exchange."""
+        """The experts' outputs, combined per token, (T, D)."""
         x_RD, counts_E, plan = dispatch(ops, x_TD, routing)
         return combine(ops, experts(x_RD, counts_E), routing, plan)
 
     def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
-        """See Exchange."""
+        """The experts' outputs for rows sorted by expert, (R, D)."""
         return experts(x_RD, counts_E)
 
 
@@ -43,12 +43,12 @@ class RecordedExchange:
         self.exchange, self.recorder = exchange, recorder
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
-        """See Exchange."""
+        """The exchange's result for tokens, (T, D), which is recorded."""
         read = [("x_TD", x_TD), ("expert_N", routing.expert_N), ("weight_N", routing.weight_N)]
         return self._recorded(ops, read, lambda inner: self.exchange(inner, x_TD, routing, experts))
 
     def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
-        """See Exchange."""
+        """The exchange's result for rows sorted by expert, (R, D), which is recorded."""
         read = [("x_RD", x_RD), ("counts_E", counts_E)]
         return self._recorded(ops, read, lambda inner: self.exchange.of_rows(inner, x_RD, counts_E, experts))
 

@@ -27,9 +27,9 @@ class Limits:
     trajectory: float
     """Relative difference of the loss at any step. Ours."""
     cosine: float
-    """Least cosine: msprobe's 0.99 (`COS_THRESHOLD`)."""
+    """Minimum cosine: msprobe's 0.99 (`COS_THRESHOLD`)."""
     thousandth: float | None
-    """Largest share of entries with a relative error over 0.001: msprobe's 0.001. None where the type is too coarse."""
+    """Largest share of entries with a relative error over 0.001: msprobe's 0.001. None if the type is too coarse."""
     isolated_ulp: float
     """Mean distance in units in the last place of an operation on the same inputs: msprobe's 1 and 32 for single
     operations (msprobe takes the largest, we take the mean over entries, since a sum can cancel)."""
@@ -44,8 +44,9 @@ LIMITS = {
 """Limits by compute type."""
 
 RATIO_MAX, RATIO_MEAN, RATIO_RMS = 10.0, 2.0, 2.0
-"""Double benchmark: how many times A's error against the golden B's may be, for the largest and the mean relative error
-and the root of the mean square (MindFormers, tests/utils/double_benchmark.py; also msprobe's benchmark standard)."""
+"""Double benchmark: B's error relative to the golden is at most this many times A's, for the largest and the mean
+relative error and the root mean square error (MindFormers, tests/utils/double_benchmark.py; also msprobe's benchmark
+standard)."""
 ROUNDINGS = 8
 """Error that an operation may always have, in unit roundoffs of its largest input: where terms cancel, the result is
 small and its relative error large. Ours: at most 5.2 was measured, in the last iterations of Sinkhorn's algorithm."""

@@ -29,12 +29,12 @@ class Batches:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a whole batch, over all ranks."""
+        """Number of tokens per step, over all ranks."""
         return self.config.batch_size * self.examples.sequence_length
 
     @property
     def num_parts(self) -> int:
-        """Micro-batches of a step, over all ranks."""
+        """Number of micro-batches per step, over all ranks."""
         return self.config.gradient_accumulation * self.world.size
 
     def of_step(self, step: int) -> Iterator[Batch]:

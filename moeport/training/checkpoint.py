@@ -201,7 +201,7 @@ def _read_meta(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]]]:
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{file}: format version {version}, but this moeport reads version {FORMAT_VERSION}; "
-            "use a moeport that fits"
+            "use a moeport version that reads it"
         )
     wanted = [*CheckpointMeta.__dataclass_fields__, "files"]
     missing = [key for key in wanted if key not in data]

@@ -47,7 +47,7 @@ def measured(terms: Any) -> dict[str, Any]:
 
 
 def _over_ranks(world: Communicator, local: Sequence[np.ndarray], added: Sequence[bool]) -> list[np.ndarray]:
-    """All arrays in one collective."""
+    """Reduce all arrays over the ranks in one collective."""
     sums = world.sum_of_numbers(np.concatenate([value.reshape(-1) for value in local]))
     totals = np.split(sums, np.cumsum([value.size for value in local])[:-1])
     return [

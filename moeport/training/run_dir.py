@@ -73,7 +73,7 @@ def read_config(run_dir: Path) -> Config:
 
 
 def config_of(checkpoint: Checkpoint) -> Config:
-    """The config a checkpoint was trained with."""
+    """The config that a checkpoint was trained with."""
     return config_from_dict(checkpoint.meta.config)
 
 

@@ -24,7 +24,7 @@ from moeport.training.summary import SAMPLE_PROMPT, SAMPLE_TOKENS
 
 
 class Task(ABC):
-    """The data of a run.
+    """The data that a run learns from.
 
     Args:
         config: the whole config.

@@ -101,7 +101,7 @@ FAULTS = {
     ),
     "newer": (
         edit_meta(format_version=9),
-        "{path}/meta.json: format version 9, but this moeport reads version 1; use a moeport that fits",
+        "{path}/meta.json: format version 9, but this moeport reads version 1; use a moeport version that reads it",
     ),
     "incomplete meta": (
         edit_meta(step=None, tokenizer=None),
