@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.bench.job import describe_ranks, job_of, machine
+from moeport.bench.job import current_job, describe_ranks, machine
 from moeport.bench.measure import measure
 from moeport.bench.operations import COLLECTIVES, Measured, collective, expert_exchange
 from moeport.bench.options import CommOptions, Tokens, check_experts, check_names, chunk_counts
@@ -20,15 +20,15 @@ from moeport.pages.console import wide_console
 
 
 def bench_comm(options: CommOptions) -> bool:
-    """Time every operation at every size, print a table and write the files. Every rank calls it.
+    """Time every operation at every size, print a table and write the files. Every rank must call it.
 
-    Returns: whether all values were right.
+    Returns: whether all values were correct.
 
-    Raises UserError for options that cannot be run, before anything starts.
+    Raises UserError for invalid options, before anything starts.
     """
-    launch = job_of("comm")
+    launch = current_job("comm")
     sizes, chunks = options.sizes.values(), chunk_counts(options.chunks)
-    names = _known(options.operations, launch.size, options.tokens)
+    names = _checked_names(options.operations, launch.size, options.tokens)
     target = options.target
     keys = {"name": target.backend or launch.backend, "device": target.device, "dtype": options.dtype}
     backend = get_backend(config_from_dict({"backend": keys}).backend)
@@ -40,8 +40,8 @@ def bench_comm(options: CommOptions) -> bool:
     return not any(row.wrong for row in rows)
 
 
-def _known(names: Sequence[str], ranks: int, tokens: Tokens) -> list[str]:
-    """The operations, all if none is named; UserError for what cannot be run."""
+def _checked_names(names: Sequence[str], ranks: int, tokens: Tokens) -> list[str]:
+    """The names of the operations, all if none is given; UserError for invalid options."""
     known = [*COLLECTIVES, *EXCHANGES]
     check_names("operation", names, known)
     check_experts(tokens.experts, ranks)
@@ -53,7 +53,7 @@ def _known(names: Sequence[str], ranks: int, tokens: Tokens) -> list[str]:
 
 
 class _Operations:
-    """The operations of a benchmark, which are made for one size after the other."""
+    """The operations of a benchmark, prepared for one size after another."""
 
     def __init__(
         self,
@@ -72,19 +72,19 @@ class _Operations:
 
     @property
     def communicators(self) -> list[Communicator]:
-        """All that carry data, that of all ranks first."""
+        """All communicators that carry data, that of all ranks first."""
         carrying = [each for same in self.exchanges.values() for exchange in same for each in exchange.communicators]
         return list(dict.fromkeys([self.communicator, *carrying]))
 
     def rows(self, size: int) -> list[Row]:
-        """A line for each operation, with `size` bytes on each rank."""
-        ready = [named for name in self.names for named in self._prepared(name, size)]
+        """One row per operation, with `size` bytes per rank."""
+        ready = [named for name in self.names for named in self._prepare(name, size)]
         runs, ops = self.options.runs, self.backend.ops
-        taken = measure([operation for _, operation in ready], self.communicators, ops, runs)
-        return [Row.of(*named, times) for named, times in zip(ready, taken, strict=True)]
+        timings = measure([operation for _, operation in ready], self.communicators, ops, runs)
+        return [Row.of(*named, timing) for named, timing in zip(ready, timings, strict=True)]
 
-    def _prepared(self, name: str, size: int) -> list[tuple[str, Measured]]:
-        """An operation at one size; an exchange in each number of chunks."""
+    def _prepare(self, name: str, size: int) -> list[tuple[str, Measured]]:
+        """One operation at one size; an exchange once per number of chunks."""
         options, backend = self.options, self.backend
         dtype, item_bytes = options.dtype, ITEM_BYTES[options.dtype]
         if name not in self.exchanges:
@@ -99,7 +99,7 @@ class _Operations:
 
 
 def _show(options: CommOptions, communicator: Communicator, backend: Backend, rows: Sequence[Row]) -> None:
-    """On the terminal, and in the files that were asked for."""
+    """Print the results, and write the requested files."""
     tokens, files, console = options.tokens, options.files, wide_console()
     console.print(
         f"{describe_ranks(communicator, backend)}; expert exchanges: {tokens.experts} experts, top-{tokens.top_k}, "

@@ -1,4 +1,4 @@
-"""What the benchmarks of a cluster have in common: the job they run in, and where their figures go."""
+"""What the cluster benchmarks share: the job they run in, and how they report."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from moeport.errors import UserError
 from moeport.launch.emulation import EMULATED
 from moeport.launch.launcher import Launch, launched
 
-HOW = """bench {name} runs in the processes of a job, and this process was started by itself; start it with one of
+USAGE = """bench {name} runs in the processes of a job, and this process was started by itself; start it with one of
   torchrun --nproc-per-node 2 -m moeport bench {name}
   msrun --worker_num 2 --local_worker_num 2 --join True --log_dir logs python -m moeport bench {name}
   moeport emulate --nodes 2 --ranks-per-node 2 --inter 1gbit -- bench {name}"""
 
 
-def job_of(name: str) -> Launch:
-    """The job that this process belongs to. Raises UserError, which names `bench NAME`, for one started by itself."""
+def current_job(name: str) -> Launch:
+    """The job that this process belongs to. Raises UserError, which names `bench NAME`, if there is none."""
     launch = launched()
     if launch is None:
-        raise UserError(HOW.format(name=name))
+        raise UserError(USAGE.format(name=name))
     return launch
 
 
 def machine(communicator: Communicator, backend: Backend) -> dict[str, Any]:
-    """What figures were measured on, for JSON."""
+    """What the results were measured on, for JSON."""
     return {
         "backend": backend.name,
         "device": backend.device,

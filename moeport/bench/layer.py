@@ -12,7 +12,7 @@ import numpy as np
 
 from moeport.backends.base import Backend
 from moeport.bench.layer_run import LayerRun
-from moeport.bench.stand_ins import GivenChoices, OwnExperts
+from moeport.bench.stand_ins import FixedChoices, LocalExperts
 from moeport.comm.communicator import ITEM_BYTES, Communicator
 from moeport.comm.exchange import EXCHANGES, ExpertExchange
 from moeport.comm.mesh import Mesh
@@ -31,19 +31,19 @@ LOCAL = "local"
 AUTO = "auto"
 """What `comm.algorithm: auto` chooses for the size."""
 ALGORITHMS = (LOCAL, *EXCHANGES)
-"""What is measured unless something else is asked for."""
+"""The algorithms that are measured by default."""
 VOCABULARY = 32768
-"""Token ids, for routers that look at them, where the config does not say."""
+"""Number of token ids, for routers that look at them, if the config does not set it."""
 
 
 @dataclass(frozen=True)
 class LayerTraffic:
-    """Where the tokens go."""
+    """How tokens choose experts."""
 
     kind: str
-    """`router`: where the layer's router sends them. Else as in `expert_choices`; gates remain those of the router."""
+    """`router`: as the layer's router does. Otherwise as in `expert_choices`, with the gates of the router."""
     backward: bool
-    """Forward and backward pass in one."""
+    """Run forward and backward pass together."""
 
     @property
     def is_forced(self) -> bool:
@@ -51,7 +51,7 @@ class LayerTraffic:
         return self.kind != "router"
 
     def check(self, config: MoEConfig) -> None:
-        """Raises UserError for choices that the layer's router cannot be given."""
+        """Raises UserError if the layer's router cannot take these choices."""
         if not self.is_forced:
             return
         if config.router.fixed_load:
@@ -59,7 +59,7 @@ class LayerTraffic:
         try:
             self.choices(config, 1, rank=0, size=1, node=0, nodes=1)
         except UserError as error:
-            raise UserError(f"{error}; or router, for the choices of the layer's own") from error
+            raise UserError(f"{error}; or router, for the choices of the layer's own router") from error
 
     def choices(self, config: MoEConfig, tokens: int, *, rank: int, size: int, node: int, nodes: int) -> np.ndarray:
         """Experts of each token, (T, K); see `expert_choices`."""
@@ -70,15 +70,15 @@ class LayerTraffic:
 
 
 class LayerBench:
-    """One layer on all ranks, for tokens of any size. Every rank makes it and calls its methods.
+    """One layer on all ranks, for any number of tokens. Every rank must create it and call its methods.
 
     Args:
-        config: the layer's shapes.
+        config: shapes of the layer.
         backend: for operations and gradients.
         communicator: all ranks, which divide the experts among themselves.
-        algorithms: of ALGORITHMS, or AUTO.
-        chunks: numbers of parts for each algorithm; AUTO tries its own if they are several.
-        traffic: where tokens go.
+        algorithms: names in ALGORITHMS, or AUTO.
+        chunks: numbers of chunks to try with each algorithm; with several, AUTO tries its own.
+        traffic: how tokens choose experts.
     """
 
     def __init__(
@@ -96,38 +96,38 @@ class LayerBench:
         self.vocabulary = model.vocab_size or VOCABULARY
         self.specs = self._layer(None).parameter_specs()
         local = model.moe.num_experts // communicator.size
-        self.exchanges: list[tuple[str, ExpertExchange | OwnExperts]] = []
+        self.exchanges: list[tuple[str, ExpertExchange | LocalExperts]] = []
         for name in algorithms:
             if name == LOCAL:
-                self.exchanges.append((name, OwnExperts(local)))
+                self.exchanges.append((name, LocalExperts(local)))
             elif name != AUTO:
                 self.exchanges += [(name, self._exchange(name, count)) for count in chunks]
         trial = {"algorithm": "auto", "chunks": chunks[0] if len(chunks) == 1 else "auto"}
         self.trial = config.model_copy(update={"comm": config.comm.model_copy(update=trial)})
-        self.tries = AUTO in algorithms
+        self.includes_auto = AUTO in algorithms
         self.choice: tuple[FastestExchange, ExpertExchange] | None = None
-        """Of the size that was prepared last."""
+        """The choice of AUTO for the size prepared last."""
         self.params = self._parameters(range(communicator.rank * local, (communicator.rank + 1) * local))
 
     @property
     def communicators(self) -> list[Communicator]:
-        """All that carry data, that of all ranks first."""
+        """All communicators that carry data, that of all ranks first."""
         carrying = [each for _, exchange in self._all() for each in exchange.communicators]
         return list(dict.fromkeys([self.mesh.world, *carrying]))
 
     def prepare(self, size: int, check: bool) -> list[LayerRun]:
-        """Every algorithm with tokens of `size` bytes on each rank, rounded down to whole tokens, one at least.
+        """Every algorithm with `size` bytes of tokens per rank, rounded down to whole tokens, at least one.
 
         Args:
             size: bytes.
-            check: compute the reference too, for which each rank holds all experts.
+            check: also compute the reference, for which each rank holds all experts.
         """
         width, dtype = self.model.d_model, self.backend.dtype
         row_bytes = width * ITEM_BYTES[dtype]
         tokens = max(1, size // row_bytes)
         inputs = self._inputs(tokens)
         reference = self._reference(inputs) if check else None
-        if self.tries:
+        if self.includes_auto:
             self.choice = self._choose(tokens)
         return [
             LayerRun(
@@ -143,7 +143,7 @@ class LayerBench:
             for name, exchange in self._all()
         ]
 
-    def _all(self) -> list[tuple[str, ExpertExchange | OwnExperts]]:
+    def _all(self) -> list[tuple[str, ExpertExchange | LocalExperts]]:
         return self.exchanges + ([(AUTO, self.choice[1])] if self.choice else [])
 
     def _exchange(self, name: str, chunks: int) -> ExpertExchange:
@@ -155,7 +155,7 @@ class LayerBench:
         choice = fastest(self.mesh, self.trial, tokens, top_k, backend.dtype, backend.value_and_grad)
         return choice, self._exchange(choice.algorithm, choice.chunks)
 
-    def _layer(self, exchange: ExpertExchange | OwnExperts | None) -> MoELayer:
+    def _layer(self, exchange: ExpertExchange | LocalExperts | None) -> MoELayer:
         model = self.model
         layer = MoELayer(model.moe, model.d_model, model.init_std, model.init_std, self.vocabulary)
         layer.exchange = exchange
@@ -164,7 +164,7 @@ class LayerBench:
         return layer
 
     def _parameters(self, experts: range) -> dict[str, Array]:
-        """Initial values, of the routed experts those of `experts` alone."""
+        """Initial values; of the routed experts, only those of `experts`."""
         kind = self.backend.parameter_dtype
         return {spec.name: self.backend.ops.from_numpy(_initial(spec, experts).astype(kind)) for spec in self.specs}
 
@@ -191,14 +191,14 @@ class LayerBench:
         return _Inputs(ops.from_numpy(x_TD), ops.from_numpy(mixing_TD), context, expert_N)
 
     def _passes(self, layer: MoELayer, params: Mapping[str, Array], inputs: _Inputs) -> Callable[[], dict[str, Array]]:
-        """The forward pass, or that and the gradients of the sum of the output's elements, each by a factor of its
-        own, and of the layer's auxiliary losses.
+        """The forward pass, and with `backward` the gradients of a weighted sum of the output's elements plus the
+        layer's auxiliary losses.
         """
         ops = self.backend.ops
         trained = {spec.name: params[spec.name] for spec in self.specs if spec.trainable} | {"tokens": inputs.x_TD}
         fixed = {spec.name: params[spec.name] for spec in self.specs if not spec.trainable}
         if inputs.expert_N is not None:
-            layer.router = GivenChoices(layer.router, inputs.expert_N)
+            layer.router = FixedChoices(layer.router, inputs.expert_N)
 
         def forward(values: Mapping[str, Array]) -> tuple[Array, Array]:
             x_TD = ops.cast(values["tokens"], self.backend.dtype)
@@ -217,8 +217,8 @@ class LayerBench:
         return both
 
     def _reference(self, inputs: _Inputs) -> dict[str, np.ndarray]:
-        """What this rank should get: the layer with all experts here and no exchange, on its own tokens. The gradients
-        of its experts are summed over the tokens of all ranks.
+        """What this rank should get: the layer with all experts local and no exchange, on this rank's tokens. The
+        gradients of its experts are summed over the tokens of all ranks.
         """
         ops, world = self.backend.ops, self.mesh.world
         found = self._passes(self._layer(None), self._parameters(range(self.model.moe.num_experts)), inputs)()
@@ -235,14 +235,14 @@ class _Inputs:
 
     x_TD: Array
     mixing_TD: Array
-    """What multiplies the output in the sum that is differentiated."""
+    """Weights of the output's elements in the sum that is differentiated."""
     context: RouterContext
     expert_N: Array | None
-    """Choices in place of the router's."""
+    """Choices that replace the router's."""
 
 
 def _initial(spec: ParameterSpec, experts: range) -> np.ndarray:
-    """The initial value, of routed experts those of `experts`, each of which draws from a generator of its own."""
+    """The initial value; of routed experts, only those of `experts`, each drawn from its own generator."""
     if not spec.is_expert:
         return initial_value(spec, 0)
     return np.stack([initial_value(replace(spec, name=f"{spec.name}.{e}", shape=spec.shape[1:]), 0) for e in experts])

@@ -1,4 +1,4 @@
-"""Results of a benchmark of a whole layer as rows, a table and a plot."""
+"""Results of a layer benchmark as rows, a table and a plot."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from moeport.bench.layer import LOCAL
 from moeport.bench.layer_run import LayerRun
-from moeport.bench.measure import Taken
-from moeport.bench.output import plotted
+from moeport.bench.measure import Timing
+from moeport.bench.output import size_plot
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,9 +23,9 @@ class LayerRow:
     algorithm: str
     chunks: int
     size: int
-    """Bytes of one rank's tokens."""
+    """Bytes of the tokens per rank."""
     tokens: int
-    """Of one rank."""
+    """Tokens per rank."""
     type: str
     time_us: float
     """Median over repetitions of the time of the slowest rank."""
@@ -36,39 +36,39 @@ class LayerRow:
     fastest_us: float
     """Median of the fastest rank."""
     exchange_us: float
-    """Median of the mean over ranks of the time spent in all-to-alls, waiting for others included."""
+    """Median of the mean over ranks of the time spent in all-to-alls, including waiting for others."""
     tokens_per_s: float
-    """Of one rank."""
+    """Per rank."""
     intra_node_bytes_per_token: float
-    """Sent to others of the node in one repetition, over the tokens of all ranks."""
+    """Sent within nodes in one repetition, divided by the tokens of all ranks."""
     inter_node_bytes_per_token: float
-    """Sent to other nodes, likewise."""
+    """Sent to other nodes in one repetition, divided by the tokens of all ranks."""
     wrong: int | None
     """Elements of output and gradients with wrong values over all ranks; None: not checked."""
 
     @classmethod
-    def of(cls, run: LayerRun, ranks: int, taken: Taken) -> LayerRow:
-        """The line of one run."""
+    def of(cls, run: LayerRun, ranks: int, timing: Timing) -> LayerRow:
+        """The row of one run."""
         return cls(
             algorithm=run.algorithm,
             chunks=run.chunks,
             size=run.bytes,
             tokens=run.tokens,
             type=run.type,
-            time_us=taken.time_us,
-            low_us=taken.low_us,
-            high_us=taken.high_us,
-            fastest_us=taken.fastest_us,
-            exchange_us=taken.exchange_us,
-            tokens_per_s=run.tokens / taken.time_us * 1e6,
-            intra_node_bytes_per_token=taken.intra_node_bytes / (run.tokens * ranks),
-            inter_node_bytes_per_token=taken.inter_node_bytes / (run.tokens * ranks),
-            wrong=None if run.reference is None else taken.wrong,
+            time_us=timing.time_us,
+            low_us=timing.low_us,
+            high_us=timing.high_us,
+            fastest_us=timing.fastest_us,
+            exchange_us=timing.exchange_us,
+            tokens_per_s=run.tokens / timing.time_us * 1e6,
+            intra_node_bytes_per_token=timing.intra_node_bytes / (run.tokens * ranks),
+            inter_node_bytes_per_token=timing.inter_node_bytes / (run.tokens * ranks),
+            wrong=None if run.reference is None else timing.wrong,
         )
 
 
 def table(rows: Sequence[LayerRow]) -> Table:
-    """A line for each row."""
+    """The results as a table."""
     from rich import box
     from rich.table import Table
 
@@ -78,7 +78,7 @@ def table(rows: Sequence[LayerRow]) -> Table:
         shown.add_column(heading, justify="right")
     for heading in (
         "all-to-\nall\n(us)",
-        "tokens/s\na rank",
+        "tokens/s\nper rank",
         "in node\n(B/token)",
         "between\nnodes\n(B/token)",
         "#wrong",
@@ -103,11 +103,11 @@ def table(rows: Sequence[LayerRow]) -> Table:
 
 
 def write_plot(path: Path, rows: Sequence[LayerRow]) -> None:
-    """Time over size, a line for each algorithm and number of chunks, from the lower to the upper quartile.
+    """Time over size, with one line per algorithm and number of chunks and a band between the quartiles.
 
-    Raises UserError as `plotted` does.
+    Raises UserError as `size_plot` does.
     """
-    with plotted(path, "time of a layer, ms") as axes:
+    with size_plot(path, "time of a layer, ms") as axes:
         for name, chunks in dict.fromkeys((row.algorithm, row.chunks) for row in rows):
             mine = [row for row in rows if (row.algorithm, row.chunks) == (name, chunks)]
             sizes = [row.size for row in mine]

@@ -1,7 +1,7 @@
-"""Times of an operation over ranks and repetitions.
+"""Times operations over ranks and repetitions.
 
-Shape suffixes: R ranks, N operations, P repetitions, V what a communicator counts (bytes inside the node, bytes to
-other nodes, seconds).
+Shape suffixes: R ranks, N operations, P repetitions, V counters of a communicator (bytes within the node, bytes
+to other nodes, seconds).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Runnable(Protocol):
 
     @property
     def wrong(self) -> Callable[[Any], int]:
-        """Elements of its results that are not what they should be."""
+        """Counts the wrong elements of its results."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What an operation took; times in microseconds, over repetitions."""
+class Timing:
+    """Time and traffic of an operation; times in microseconds over repetitions."""
 
     time_us: float
     """Median of the time of the slowest rank."""
@@ -44,9 +44,9 @@ class Taken:
     fastest_us: float
     """Median of the fastest rank."""
     exchange_us: float
-    """Median of the mean over ranks of the time spent in all-to-alls, waiting for others included."""
+    """Median of the mean over ranks of the time spent in all-to-alls, including waiting for others."""
     intra_node_bytes: int
-    """Sent by all ranks in one repetition to others of their node."""
+    """Sent by all ranks in one repetition within their nodes."""
     inter_node_bytes: int
     """Sent by all ranks in one repetition to other nodes."""
     wrong: int | None
@@ -58,22 +58,22 @@ def measure(
     communicators: Sequence[Communicator],
     ops: Ops,
     runs: Runs,
-) -> list[Taken]:
-    """Run operations in turn, so that what disturbs the machine disturbs all alike. Every rank calls it.
+) -> list[Timing]:
+    """Run operations in turn, so that disturbances of the machine affect all of them alike. Every rank must call it.
 
     Args:
         operations: what to run.
-        communicators: all that carry data of them; the first is that of all ranks.
+        communicators: all that carry their data; the first is that of all ranks.
         ops: the backend's operations.
-        runs: how often each runs, and whether values are compared.
+        runs: how often each runs, and whether values are checked.
     """
     seconds, sent, results = _timed(operations, communicators, ops, runs)
     world = communicators[0]
-    everyone_RNP = _gathered(world, ops, seconds) * 1e6
-    volume_RNPV = _gathered(world, ops, sent)
-    wrong_N = _gathered(world, ops, results).sum(0)
+    us_RNP = _gather(world, ops, seconds) * 1e6
+    volume_RNPV = _gather(world, ops, sent)
+    wrong_N = _gather(world, ops, results).sum(0)
     return [
-        _taken(everyone_RNP[:, i], volume_RNPV[:, i], int(wrong_N[i]) if runs.check else None)
+        _timing(us_RNP[:, i], volume_RNPV[:, i], int(wrong_N[i]) if runs.check else None)
         for i in range(len(operations))
     ]
 
@@ -103,12 +103,12 @@ def _timed(
     return seconds_NP, sent_NPV, np.array(wrong)
 
 
-def _taken(us_RP: np.ndarray, volume_RPV: np.ndarray, wrong: int | None) -> Taken:
-    """What one operation took, from the figures of all ranks."""
+def _timing(us_RP: np.ndarray, volume_RPV: np.ndarray, wrong: int | None) -> Timing:
+    """Time and traffic of one operation, from the measurements of all ranks."""
     slowest, fastest = us_RP.max(0), us_RP.min(0)
     low, median, high = (float(value) for value in np.quantile(slowest, (0.25, 0.5, 0.75)))
     intra, inter, _ = volume_RPV[:, -1].sum(0)
-    return Taken(
+    return Timing(
         time_us=median,
         low_us=low,
         high_us=high,
@@ -121,17 +121,17 @@ def _taken(us_RP: np.ndarray, volume_RPV: np.ndarray, wrong: int | None) -> Take
 
 
 def _finish(ops: Ops, result: Array | Mapping[str, Array]) -> None:
-    """Wait for the device: an accelerator returns before it is done."""
+    """Wait for the device: on an accelerator, calls return before the work is done."""
     for array in result.values() if isinstance(result, Mapping) else [result]:
         ops.to_numpy(ops.reshape(array, (-1,))[:1])
 
 
 def _sent(communicators: Sequence[Communicator]) -> np.ndarray:
-    """Bytes inside the node and to others, and seconds in all-to-alls, of this rank so far."""
+    """Bytes sent within the node and to other nodes, and seconds in all-to-alls, on this rank so far."""
     volumes = [volume for each in communicators for volume in each.traffic.snapshot().values()]
     return np.array([(v.intra_node_bytes, v.inter_node_bytes, v.seconds) for v in volumes] or [(0, 0, 0.0)]).sum(0)
 
 
-def _gathered(world: Communicator, ops: Ops, values: np.ndarray) -> np.ndarray:
+def _gather(world: Communicator, ops: Ops, values: np.ndarray) -> np.ndarray:
     """The arrays of all ranks, (size, ...), float64."""
     return ops.to_numpy(world.all_gather(ops.from_numpy(values.astype(np.float64))))

@@ -7,7 +7,7 @@ from typing import Any
 
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.bench.job import describe_ranks, job_of, machine
+from moeport.bench.job import current_job, describe_ranks, machine
 from moeport.bench.layer import ALGORITHMS, AUTO, LayerBench, LayerTraffic
 from moeport.bench.layer_output import LayerRow, table, write_plot
 from moeport.bench.measure import measure
@@ -26,17 +26,17 @@ LAYER = {
     "model.moe.router.name": "topk",
     "model.moe.router.top_k": 8,
 }
-"""The layer where no config is given."""
+"""The layer if no config is given."""
 
 
 def bench_moe(options: LayerOptions) -> bool:
-    """Time the layer with every algorithm at every size, print a table and write the files. Every rank calls it.
+    """Time the layer with every algorithm at every size, print a table and write the files. Every rank must call it.
 
-    Returns: whether all values were right.
+    Returns: whether all values were correct.
 
-    Raises UserError for options that cannot be run, before anything starts.
+    Raises UserError for invalid options, before anything starts.
     """
-    launch = job_of("moe")
+    launch = current_job("moe")
     sizes, chunks = options.sizes.values(), chunk_counts(options.chunks)
     algorithms = list(options.algorithms or ALGORITHMS)
     check_names("algorithm", algorithms, (*ALGORITHMS, AUTO))
@@ -47,25 +47,25 @@ def bench_moe(options: LayerOptions) -> bool:
     traffic.check(config.model.moe)
     with backend.communicator(launch, options.target.timeout) as communicator:
         bench = LayerBench(config, backend, communicator, algorithms, chunks, traffic)
-        rows, choices = _measured(bench, sizes, options)
+        rows, choices = _measure(bench, sizes, options)
         if communicator.rank == 0:
             _show(options, config, communicator, backend, rows, choices)
     return not any(row.wrong for row in rows)
 
 
-def _measured(
+def _measure(
     bench: LayerBench, sizes: Sequence[int], options: LayerOptions
 ) -> tuple[list[LayerRow], dict[int, FastestExchange]]:
-    """A line for each algorithm and size, and what `auto` chose by size in bytes."""
+    """One row per algorithm and size, and the choices of `auto` by size in bytes."""
     rows: list[LayerRow] = []
     choices: dict[int, FastestExchange] = {}
     for size in sizes:
         ready = bench.prepare(size, check=bool(options.runs.check))
         if bench.choice:
             choices[ready[0].bytes] = bench.choice[0]
-        taken = measure(ready, bench.communicators, bench.backend.ops, options.runs)
+        timings = measure(ready, bench.communicators, bench.backend.ops, options.runs)
         ranks = bench.mesh.world.size
-        rows += [LayerRow.of(run, ranks, times) for run, times in zip(ready, taken, strict=True)]
+        rows += [LayerRow.of(run, ranks, timing) for run, timing in zip(ready, timings, strict=True)]
     return rows, choices
 
 
@@ -77,12 +77,12 @@ def _show(
     rows: Sequence[LayerRow],
     choices: Mapping[int, FastestExchange],
 ) -> None:
-    """On the terminal, and in the files that were asked for."""
+    """Print the results, and write the requested files."""
     layer, width, files, console = config.model.moe, config.model.d_model, options.files, wide_console()
     console.print(
         f"{describe_ranks(communicator, backend)}; {layer.num_experts} experts of {layer.expert_hidden}, "
         f"{layer.router.name} top-{layer.router.experts_per_token}, tokens of {width}, "
-        f"{backend.dtype}, to the experts of {options.traffic}, forward{' and backward' if options.backward else ''}"
+        f"{backend.dtype}, traffic {options.traffic}, forward{' and backward' if options.backward else ''}"
     )
     console.print(table(rows))
     for size, choice in choices.items():
@@ -103,7 +103,7 @@ def _show(
 
 
 def _config(options: LayerOptions, launcher_backend: str) -> Config:
-    """The config with what the flags say, or one of a layer that only flags say."""
+    """The config with the flags applied, or the default layer with the flags applied."""
     shape, target = options.shape, options.target
     flags: dict[str, object] = {
         "model.moe.num_experts": shape.experts,
@@ -119,12 +119,12 @@ def _config(options: LayerOptions, launcher_backend: str) -> Config:
     if shape.config_file is not None:
         return load_config(shape.config_file, [*(f"{key}={value}" for key, value in given.items()), *overrides])
     if overrides:
-        raise UserError(f"--set {overrides[0]}: there is no config to change; expected --config CONFIG")
+        raise UserError(f"--set {overrides[0]}: no config to override; expected --config CONFIG")
     return config_from_dict(_nested({"model.attention.num_heads": 1, "model.attention.head_dim": 2, **LAYER, **given}))
 
 
 def _nested(values: Mapping[str, object]) -> dict[str, Any]:
-    """Values by dotted key, as sections in sections."""
+    """Convert values by dotted key to nested sections."""
     whole: dict[str, Any] = {}
     for key, value in values.items():
         section = whole

@@ -29,26 +29,26 @@ class Measured:
     bytes: int
     """The size that algorithm bandwidth refers to, as in nccl-tests."""
     count: int
-    """Elements of it."""
+    """Number of elements."""
     bus_factor: float
     """Bus bandwidth over algorithm bandwidth, as in nccl-tests."""
     run: Callable[[], Array]
     wrong: Callable[[Array], int]
-    """Elements of a result that are not what they should be."""
+    """Counts the wrong elements of a result."""
 
 
 def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item_bytes: int, size: int) -> Measured:
-    """A collective of `size` bytes, as nccl-tests counts them: the whole array of the rank that has it whole.
+    """A collective of `size` bytes, as nccl-tests counts them: the whole array on a rank that has all of it.
 
-    Values are small integers, exact in every type, so that results are compared for equality.
+    Values are small integers, exact in every type, so that results can be compared for equality.
 
     Args:
-        name: of COLLECTIVES. `sendrecv` is a ring: each rank sends to the next.
+        name: a name in COLLECTIVES. `sendrecv` is a ring: each rank sends to the next.
         communicator: the ranks.
         ops: the backend's operations.
-        dtype: of the elements.
-        item_bytes: of one element.
-        size: bytes; rounded down to whole elements of each rank, one at least.
+        dtype: type of the elements.
+        item_bytes: size of one element.
+        size: bytes; rounded down to whole elements per rank, at least one.
     """
     n, rank = communicator.size, communicator.rank
     part = max(1, size // item_bytes // n)
@@ -98,17 +98,17 @@ def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item
 def expert_exchange(
     exchange: ExpertExchange, backend: Backend, dtype: str, item_bytes: int, size: int, tokens: Tokens
 ) -> Measured:
-    """Tokens of `size` bytes on each rank to their experts and back; the experts double what they get.
+    """Send `size` bytes of tokens per rank to their experts and back; the experts double what they get.
 
-    Gates are powers of two, so that a token's result is exact in float32 whatever the order of summation.
+    Gates are powers of two, so that a token's result is exact in float32 in any order of summation.
 
     Args:
         exchange: the algorithm, with its ranks and number of experts.
         backend: for operations and gradients.
-        dtype: of the tokens.
-        item_bytes: of one element.
-        size: bytes of the tokens of one rank; rounded down to whole tokens, one at least.
-        tokens: their width, and where they go.
+        dtype: type of the tokens.
+        item_bytes: size of one element.
+        size: bytes of tokens per rank; rounded down to whole tokens, at least one.
+        tokens: their width, and how they choose experts.
     """
     ops = backend.ops
     count = max(1, size // item_bytes // tokens.width)
@@ -140,7 +140,7 @@ def expert_exchange(
 
 
 def _routing(exchange: ExpertExchange, ops: Ops, gate_TK: np.ndarray, tokens: Tokens) -> Routing:
-    """Where this rank's tokens go, with these gates."""
+    """The routing of this rank's tokens, with these gates."""
     communicator, experts = exchange.communicator, exchange.num_experts
     rank, nodes = communicator.rank, sorted(set(communicator.nodes))
     expert_TK = expert_choices(

@@ -1,4 +1,4 @@
-"""What a benchmark of a cluster is asked for. Imports nothing heavy: the command line shows it as help."""
+"""Options of the cluster benchmarks. Imports nothing heavy, since the command line shows their defaults as help."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sizes:
     factor: int = 4
 
     def values(self) -> list[int]:
-        """Each size, in bytes. Raises UserError for a text that is no size."""
+        """Each size, in bytes. Raises UserError if a text is not a size."""
         first, last = _bytes(self.minimum), _bytes(self.maximum)
         found = [first]
         while found[-1] * self.factor <= last:
@@ -35,9 +35,9 @@ class Runs:
     """How often each operation runs."""
 
     repetitions: int = 10
-    """Timed."""
+    """Timed runs."""
     warmup: int = 2
-    """Untimed, before those."""
+    """Untimed runs before them."""
     check: int = 1
     """1: compare the values of the last run; 0: do not."""
 
@@ -47,7 +47,7 @@ class Target:
     """What the ranks compute with."""
 
     backend: str | None = None
-    """None: that of the launcher."""
+    """None: the default of the launcher."""
     device: str = "auto"
     timeout: float = 120.0
     """Seconds that a collective may take."""
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Files:
-    """Where the figures go; None: nowhere else than to the terminal."""
+    """Where results are written besides the terminal; None: not written."""
 
     json_file: Path | None = None
     csv_file: Path | None = None
@@ -67,19 +67,19 @@ class Tokens:
     """The tokens of an expert exchange."""
 
     traffic: str = "uniform"
-    """Experts of the tokens; see `moeport.plan.routes.expert_choices`."""
+    """How tokens choose experts; see `moeport.plan.routes.expert_choices`."""
     experts: int = 64
     top_k: int = 8
     """Experts per token K."""
     width: int = 256
-    """Numbers per token D."""
+    """Width of a token D."""
     backward: bool = False
-    """Forward and backward pass in one."""
+    """Run forward and backward pass together."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A layer: that of a config, changed by what is not None."""
+    """A layer: that of a config, overridden by the fields that are not None."""
 
     config_file: Path | None = None
     overrides: list[str] | None = None
@@ -91,7 +91,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class CommOptions:
-    """All of `moeport bench comm`."""
+    """All options of `moeport bench comm`."""
 
     operations: Sequence[str]
     """Empty: all."""
@@ -107,10 +107,10 @@ class CommOptions:
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """All of `moeport bench moe`."""
+    """All options of `moeport bench moe`."""
 
     algorithms: Sequence[str]
-    """Empty: all but auto."""
+    """Empty: all except auto."""
     shape: LayerShape
     chunks: str
     """Such as `1,2,4`."""
@@ -119,14 +119,14 @@ class LayerOptions:
     dtype: DType | None
     """None: the config's."""
     traffic: str
-    """Experts of the tokens: `router`, or as in `Tokens`."""
+    """How tokens choose experts: `router`, or as in `Tokens`."""
     backward: bool
     target: Target
     files: Files
 
 
 def chunk_counts(text: str) -> list[int]:
-    """The numbers of a text such as `1,2,4`. Raises UserError for other texts."""
+    """The numbers in a text such as `1,2,4`. Raises UserError for other texts."""
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"--chunks {text!r}: expected numbers of at least 1 such as 1,2,4")
@@ -137,17 +137,17 @@ def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
     """Raises UserError for a name that is not known."""
     for name in names:
         if name not in known:
-            raise UserError(f"{what} {name!r} is not one; expected {', '.join(known)}")
+            raise UserError(f"unknown {what} {name!r}; expected {', '.join(known)}")
 
 
 def check_experts(experts: int, ranks: int) -> None:
-    """Raises UserError if the experts do not divide among the ranks."""
+    """Raises UserError if the experts cannot be divided evenly among the ranks."""
     if experts % ranks:
-        raise UserError(f"--experts {experts}: do not divide among {ranks} ranks; expected a multiple of {ranks}")
+        raise UserError(f"--experts {experts}: not divisible among {ranks} ranks; expected a multiple of {ranks}")
 
 
 def _bytes(text: str) -> int:
     digits, unit = text.rstrip("KMGkmg"), text[len(text.rstrip("KMGkmg")) :].upper()
     if not digits.isdigit() or unit not in UNITS or int(digits) == 0:
-        raise UserError(f"size {text!r} is not one; expected bytes such as 4096, 64K, 4M or 1G")
+        raise UserError(f"invalid size {text!r}; expected bytes such as 4096, 64K, 4M or 1G")
     return int(digits) * UNITS[unit]

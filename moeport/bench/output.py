@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeport.bench.measure import Taken
+from moeport.bench.measure import Timing
 from moeport.bench.operations import Measured
 from moeport.errors import UserError
 
@@ -37,7 +37,7 @@ class Row:
     algbw: float
     """GB/s (1e9): size over time."""
     busbw: float
-    """GB/s (1e9): algbw times the share that must cross a link."""
+    """GB/s (1e9): algbw times the fraction that must cross a link."""
     wrong: int | None
     """Elements with wrong values over all ranks; None: not checked."""
     fastest_us: float
@@ -47,14 +47,14 @@ class Row:
     high_us: float
     """Upper quartile."""
     intra_node_bytes: int
-    """Sent by all ranks in one repetition to others of their node."""
+    """Sent by all ranks in one repetition within their nodes."""
     inter_node_bytes: int
     """Sent by all ranks in one repetition to other nodes."""
 
     @classmethod
-    def of(cls, name: str, operation: Measured, taken: Taken) -> Row:
-        """The line of one operation."""
-        algbw = operation.bytes / taken.time_us / 1e3
+    def of(cls, name: str, operation: Measured, timing: Timing) -> Row:
+        """The row of one operation."""
+        algbw = operation.bytes / timing.time_us / 1e3
         return cls(
             operation=name,
             size=operation.bytes,
@@ -62,20 +62,20 @@ class Row:
             type=operation.type,
             redop=operation.redop,
             root=operation.root,
-            time_us=taken.time_us,
+            time_us=timing.time_us,
             algbw=algbw,
             busbw=algbw * operation.bus_factor,
-            wrong=taken.wrong,
-            fastest_us=taken.fastest_us,
-            low_us=taken.low_us,
-            high_us=taken.high_us,
-            intra_node_bytes=taken.intra_node_bytes,
-            inter_node_bytes=taken.inter_node_bytes,
+            wrong=timing.wrong,
+            fastest_us=timing.fastest_us,
+            low_us=timing.low_us,
+            high_us=timing.high_us,
+            intra_node_bytes=timing.intra_node_bytes,
+            inter_node_bytes=timing.inter_node_bytes,
         )
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The columns of nccl-tests, and what it lacks: spread and bytes between nodes."""
+    """The columns of nccl-tests, plus what it lacks: spread, and bytes between nodes."""
     from rich import box
     from rich.table import Table
 
@@ -111,7 +111,7 @@ def write_json(path: Path, about: Mapping[str, Any], rows: Sequence[DataclassIns
 
 
 def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
-    """A line for each row, with a header."""
+    """One line per row, with a header."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
         writer.writeheader()
@@ -119,11 +119,11 @@ def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
 
 
 def write_plot(path: Path, rows: Sequence[Row]) -> None:
-    """Bus bandwidth over size, a line for each operation, from the lower to the upper quartile of the times.
+    """Bus bandwidth over size, with one line per operation and a band between the quartiles of the times.
 
-    Raises UserError as `plotted` does.
+    Raises UserError as `size_plot` does.
     """
-    with plotted(path, "bus bandwidth, GB/s (1e9)") as axes:
+    with size_plot(path, "bus bandwidth, GB/s (1e9)") as axes:
         for name in dict.fromkeys(row.operation for row in rows):
             mine = [row for row in rows if row.operation == name]
             sizes = [row.size for row in mine]
@@ -134,10 +134,10 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
 
 
 @contextmanager
-def plotted(path: Path, quantity: str) -> Iterator[Axes]:
-    """Axes of a quantity over the size, both logarithmic, which are written to a file at the end of the block.
+def size_plot(path: Path, quantity: str) -> Iterator[Axes]:
+    """Axes of a quantity over size, both logarithmic; written to a file at the end of the block.
 
-    Raises UserError without matplotlib, or for a type of file that it does not write.
+    Raises UserError without matplotlib, or for a file type that matplotlib cannot write.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What stands in for the exchange or the router of a layer in a benchmark.
+"""Stand-ins for the exchange or the router of a layer in a benchmark.
 
 Shape suffixes as in `moeport.core.ops`; e: experts of one rank.
 """
@@ -21,11 +21,11 @@ from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.routers.base import Router
 
 
-class OwnExperts:
-    """Stands where an exchange does: as many rows, all to the experts of this rank.
+class LocalExperts:
+    """Replaces an exchange: sends the same number of rows, all to the local experts.
 
     Args:
-        num_experts: of this rank.
+        num_experts: number of local experts.
     """
 
     communicators: tuple[Communicator, ...] = ()
@@ -35,20 +35,20 @@ class OwnExperts:
         self.num_experts = num_experts
 
     def __call__(self, ops: Ops, x_TD: Array, routing: Routing, experts: Experts) -> Array:
-        """See ExpertExchange; expert j of all stands for expert j mod e."""
+        """As ExpertExchange, with local expert j mod e in place of expert j."""
         expert_N = ops.to_numpy(routing.expert_N)
-        own_N = np.where(expert_N < routing.num_experts, expert_N % self.num_experts, self.num_experts)
-        own = replace(routing, expert_N=ops.from_numpy(own_N), num_experts=self.num_experts)
-        x_RD, counts_e, plan = dispatch(ops, x_TD, own)
-        return combine(ops, experts(x_RD, counts_e), own, plan)
+        local_N = np.where(expert_N < routing.num_experts, expert_N % self.num_experts, self.num_experts)
+        local = replace(routing, expert_N=ops.from_numpy(local_N), num_experts=self.num_experts)
+        x_RD, counts_e, plan = dispatch(ops, x_TD, local)
+        return combine(ops, experts(x_RD, counts_e), local, plan)
 
     def of_rows(self, ops: Ops, x_RD: Array, counts_E: Array, experts: Experts) -> Array:
-        """See ExpertExchange; each expert takes the rows of as many that follow each other."""
+        """As ExpertExchange; each local expert takes the rows of E / e consecutive experts."""
         return experts(x_RD, ops.from_numpy(ops.to_numpy(counts_E).reshape(self.num_experts, -1).sum(1)))
 
 
-class GivenChoices(Router[Any]):
-    """A router that scores and weighs, and whose choices are given."""
+class FixedChoices(Router[Any]):
+    """A router with the scores and gates of another, and with fixed choices."""
 
     def __init__(self, router: Router[Any], expert_N: Array):
         super().__init__(router.config, router.d_model, router.num_experts, router.init_std, router.vocab_size)

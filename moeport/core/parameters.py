@@ -54,7 +54,7 @@ class ParameterSpec:
 
 
 def parameter_dtype(dtype: str) -> str:
-    """Type of parameters and optimiser state for a compute type: float64 for float64, else float32."""
+    """Type of parameters and optimiser state for a compute type: float64 for float64, otherwise float32."""
     return "float64" if dtype == "float64" else "float32"
 
 

@@ -47,16 +47,16 @@ class MoE(ParameterTree):
         router_options: the router's own options, such as `{"top_k": 2}`.
         init_std: standard deviation of initial weights.
         vocab_size: number V of vocabulary ids, for routers that look at them.
-        token_counts: how often each of the first ids occurs in the training set, for routers that look at ids; what is
-            missing counts 0. Default: all alike.
-        seed: of the initial weights; layers of one model need different ones.
-        device: where the parameters are placed.
+        token_counts: how often each id occurs in the training set, from id 0 on, for routers that look at ids; missing
+            ids count 0. Default: all equally often.
+        seed: seed of the initial weights; give each layer of a model its own.
+        device: device of the parameters.
         dtype: type of the parameters.
-        **options: the other keys that `model.moe` has for a layer, such as `router="switch"`,
+        **options: the other keys of `model.moe` for one layer, such as `router="switch"`,
             `capacity={"policy": "factor", "factor": 1.25}`, `activation="gelu"`, `num_shared_experts=1` or
             `load_balance={"coefficient": 0}`. `MoEOptions` lists them with types and meanings; defaults are those of
-            the config. Router and capacity may be given by name, or as the section. Of `cartesian` this is one of the
-            two sub-layers.
+            the config. Router and capacity may be given by name or as a section. For `cartesian`, the module is one of
+            its two sub-layers.
 
     Raises:
         ConfigError: an option is unknown or out of range; the message names it.
@@ -64,7 +64,7 @@ class MoE(ParameterTree):
 
     Attributes:
         auxiliary_loss: the weighted auxiliary losses of the last call, a scalar to add to the training loss.
-        metrics: `MoEMetrics` of the last call: unweighted losses, assignments chosen and served for each expert.
+        metrics: `MoEMetrics` of the last call: unweighted losses, assignments chosen and served per expert.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class MoE(ParameterTree):
         **options: Unpack[MoEOptions],
     ):
         given = {"num_experts": num_experts, "expert_hidden": expert_hidden, **options}
-        config = layer_config(d_model, given, router_options or {}, _OWN)
+        config = layer_config(d_model, given, router_options or {}, _EXPLICIT)
         layer = MoELayer(config, d_model, init_std, init_std, vocab_size)
         specs = layer.parameter_specs()
         counts = None if token_counts is None else partial(_checked_counts, token_counts, vocab_size or 0)
-        place = torch.device(device) if device is not None else torch.get_default_device()
-        super().__init__(specs, initial_parameters(specs, seed, counts), place, dtype)
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        super().__init__(specs, initial_parameters(specs, seed, counts), device, dtype)
         self.layer = layer
         self.auxiliary_loss: Tensor | None = None
         self.metrics: Any = None
@@ -97,13 +97,13 @@ class MoE(ParameterTree):
         """Apply the layer.
 
         Args:
-            x: (..., D); under autocast it is taken in the autocast type, else in its own. The last dimension but one
-                runs along a sequence, which matters to routers whose experts choose from one.
+            x: (..., D); under autocast it is cast to the autocast type. The second-to-last dimension runs along a
+                sequence, which matters for routers whose experts choose among the tokens of a sequence.
             token_ids: vocabulary ids (...), for routers that look at them.
 
         Returns: the shape of `x`.
 
-        Raises UserError if the router looks at ids and has none, or not one for each token.
+        Raises UserError if the router looks at ids and gets none, or not one per token.
         """
         if self.layer.config.router.needs_token_ids:
             self._check(token_ids, x)
@@ -133,10 +133,10 @@ class MoE(ParameterTree):
 
     @torch.no_grad()
     def update_router_state(self) -> None:
-        """After an optimiser step: let the router move what it balances by (the bias of `sigmoid_bias`), and an
-        estimated capacity follow the tokens.
+        """Call after an optimiser step: updates the state that the router balances with (the bias of `sigmoid_bias`),
+        and an estimated capacity.
 
-        Uses what the last call measured on this process; layers without such state do nothing.
+        Uses what the last call measured in this process; does nothing for layers without such state.
         """
         if self.metrics is None:
             return
@@ -148,7 +148,7 @@ class MoE(ParameterTree):
             arrays[name].copy_(torch.from_numpy(value))
 
     def __getstate__(self) -> dict[str, Any]:
-        # What the last call left is part of its graph, which can be neither copied nor pickled.
+        # The results of the last call are part of its graph, which can be neither copied nor pickled.
         return {**self.__dict__, "auxiliary_loss": None, "metrics": None}
 
     def extra_repr(self) -> str:
@@ -160,8 +160,8 @@ class MoE(ParameterTree):
         )
 
 
-_OWN = [name for name, p in signature(MoE).parameters.items() if p.kind is not p.VAR_KEYWORD]
-"""Parameters of MoE that it names itself."""
+_EXPLICIT = [name for name, p in signature(MoE).parameters.items() if p.kind is not p.VAR_KEYWORD]
+"""Parameters of MoE other than `options`."""
 
 
 def _checked_counts(token_counts: Sequence[int] | np.ndarray | Tensor, vocab_size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Hooks that show what passes through any `nn.Module`, for `moeport.torch.record`."""
+"""Hooks that report the tensors passing through any `nn.Module`, for `moeport.torch.record`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Seen = Callable[[str, str, Tensor, list[Tensor]], None]
+Observer = Callable[[str, str, Tensor, list[Tensor]], None]
 """Takes `input`, `output` or `gradient`, a name, a tensor, and the tensors it was computed from."""
 
 
 @contextmanager
-def watch(model: nn.Module, seen: Seen) -> Iterator[None]:
-    """Show the first forward pass of a model and its backward pass.
+def watch(model: nn.Module, observe: Observer) -> Iterator[None]:
+    """Report the tensors of a model's first forward pass and of its backward pass.
 
-    Outputs are named `MODULE:CLASS`, the whole model's `model:CLASS`; those that are no tensor are taken apart. The
-    gradient of an output is named after it, that of a parameter by the parameter's name. A backward pass is shown where
-    it happens, so gradients come in its order.
+    Outputs are named `MODULE:CLASS`, and `model:CLASS` for the whole model; nested outputs are split into their
+    tensors. The gradient of an output is named after the output, that of a parameter after the parameter. Gradients are
+    reported as the backward pass produces them, so they come in its order.
 
     Args:
-        model: any module; it is not changed, and compiled modules are shown from outside.
-        seen: takes what is shown.
+        model: any module; it is not changed, and compiled modules are only observed from outside.
+        observe: is called with each tensor.
     """
     handles: list[Any] = []
     passes = 0
@@ -33,7 +33,7 @@ def watch(model: nn.Module, seen: Seen) -> Iterator[None]:
         passes += 1
         if passes == 1:
             for name, tensor in _tensors("input", (args, kwargs)):
-                seen("input", name, tensor, [])
+                observe("input", name, tensor, [])
 
     def hook(name: str) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -42,16 +42,16 @@ def watch(model: nn.Module, seen: Seen) -> Iterator[None]:
             given = [tensor for _, tensor in _tensors("", (args, kwargs))]
             given += list(module.parameters(recurse=False))
             for label, tensor in _tensors(f"{name or 'model'}:{type(module).__name__}", output):
-                seen("output", label, tensor, given)
+                observe("output", label, tensor, given)
                 if tensor.requires_grad:
-                    tensor.register_hook(lambda grad, label=label: seen("gradient", label, grad, []))
+                    tensor.register_hook(lambda grad, label=label: observe("gradient", label, grad, []))
 
         return after
 
     def parameter_hook(name: str) -> Callable[[Tensor], None]:
         def accumulated(parameter: Tensor) -> None:
             if parameter.grad is not None and passes == 1:
-                seen("gradient", name, parameter.grad, [])
+                observe("gradient", name, parameter.grad, [])
 
         return accumulated
 
@@ -69,7 +69,7 @@ def watch(model: nn.Module, seen: Seen) -> Iterator[None]:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested sequences, mappings and dataclasses, each with its path; those of no entry are left out."""
+    """Tensors in nested sequences, mappings and dataclasses, each with its path; empty ones are skipped."""
     if isinstance(value, Tensor):
         if value.numel():
             yield name, value
@@ -84,6 +84,6 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model is; the CPU if it has no parameters."""
+    """The device of a model; the CPU if it has no parameters."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device

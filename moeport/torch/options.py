@@ -12,13 +12,13 @@ from moeport.config.model import MoEConfig, MoELayerConfig
 from moeport.errors import ConfigError
 
 _BY_NAME = {"router": "name", "capacity": "policy"}
-"""Sections that may be given by a string, and the key that it is the value of."""
+"""Sections that may be given as a string, and the key whose value it is."""
 
 
 class MoEOptions(TypedDict, total=False):
-    """Keywords of `moeport.torch.MoE` beside its own: the keys that `model.moe` has for one layer.
+    """Keywords of `moeport.torch.MoE` besides its explicit parameters: the keys of `model.moe` for one layer.
 
-    A section is a mapping of its keys, or None for its defaults; `router` and `capacity` may be given by name alone.
+    A section is a mapping of its keys, or None for its defaults; `router` and `capacity` may also be given by name.
     """
 
     # generated: options (make generate)
@@ -46,24 +46,24 @@ class MoEOptions(TypedDict, total=False):
 
 
 def layer_config(
-    d_model: int, options: Mapping[str, Any], router_options: Mapping[str, Any], own: Collection[str]
+    d_model: int, options: Mapping[str, Any], router_options: Mapping[str, Any], explicit: Collection[str]
 ) -> MoEConfig:
     """The checked section for a layer of width `d_model`.
 
     Args:
         d_model: width D.
         options: keys of `model.moe`.
-        router_options: keys of the router, beside those in `options`.
-        own: the keywords of the layer that are no keys of `model.moe`, for the messages.
+        router_options: keys of the router, in addition to those in `options`.
+        explicit: the explicit parameters of the layer, for the messages.
 
-    Raises ConfigError where an option is unknown or out of range.
+    Raises ConfigError if an option is unknown or out of range.
     """
     for name in options.keys() - MoELayerConfig.model_fields.keys():
-        raise ConfigError(_unknown(name, own))
+        raise ConfigError(_unknown(name, explicit))
     moe = {"router": {"name": MoELayerConfig().router.name}, **dict(_sections(options)), "allow_future_tokens": True}
     if isinstance(moe["router"], dict):
         moe["router"] |= router_options
-    # Heads as in any valid attention, since there is none here; and a router may look at later tokens, since the model
+    # Heads of any valid attention, since there is none here; and the router may look at later tokens, since the model
     # around the layer need not be causal.
     model = {"d_model": d_model, "attention": {"num_heads": 1, "head_dim": 2}, "moe": moe}
     return config_from_dict({"model": model}).model.moe
@@ -78,11 +78,11 @@ def _sections(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, dict(value) if isinstance(value, Mapping) else value
 
 
-def _unknown(name: str, own: Collection[str]) -> str:
-    """What to say of a keyword that no layer has."""
+def _unknown(name: str, explicit: Collection[str]) -> str:
+    """The message for a keyword that no layer has."""
     if name in MoEConfig.model_fields:
-        return f"{name}: model.moe.{name} is about the layers of a whole model, and moeport.torch.MoE is one layer"
-    known = [*own, *MoELayerConfig.model_fields]
+        return f"{name}: model.moe.{name} applies to the layers of a whole model, but moeport.torch.MoE is one layer"
+    known = [*explicit, *MoELayerConfig.model_fields]
     similar = [next(iter(get_close_matches(name, known, 1, cutoff)), "") for cutoff in (0.85, 0.6)]
     meant = similar[0] or _aliased(name, known) or similar[1]
     hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(known)}"
@@ -90,7 +90,7 @@ def _unknown(name: str, own: Collection[str]) -> str:
 
 
 def _aliased(name: str, known: Collection[str]) -> str:
-    """The option that another name, or the name of a key in a section, stands for; empty for none."""
+    """The option that an alias, or a key of a section, refers to; empty if there is none."""
     path = suggest(f"model.moe.{name}", MoEConfig) or ""
     section, _, key = path.removeprefix("model.moe.").partition(".")
     if section in known and key:

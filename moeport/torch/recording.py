@@ -1,4 +1,4 @@
-"""The recording of any module for parity."""
+"""Recording of any module for parity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModuleRecording:
     """What `record` yields: collects one pass of a module.
 
     Attributes:
-        recording: the whole, once the block has ended.
+        recording: the complete recording, once the block has ended.
     """
 
     def __init__(self, model: nn.Module, name: str, keep: Mapping[str, Keep], sample_size: int):
@@ -40,14 +40,14 @@ class ModuleRecording:
         """Record a tensor that no module returns, such as the loss; a scalar counts as a loss."""
         self._store(f"user:{name}", "loss" if x.dim() == 0 else "activation", x)
 
-    def _seen(self, what: str, name: str, x: Tensor, given: list[Tensor]) -> None:
-        """One tensor of the pass; what is not the first of its name is a further call of the module."""
+    def _observe(self, role: str, name: str, x: Tensor, given: list[Tensor]) -> None:
+        """Store one tensor of the pass; a repeated name is a further call of the module."""
         kinds: dict[str, Kind] = {"input": "input", "output": "activation", "gradient": "gradient"}
-        kind = kinds[what]
-        if what == "output" and not self._is_float(x):
+        kind = kinds[role]
+        if role == "output" and not self._is_float(x):
             kind = "plan"
-        label = f"gradient:{name}" if what == "gradient" else name
-        if what == "output":
+        label = f"gradient:{name}" if role == "gradient" else name
+        if role == "output":
             self._types += [self._ops.dtype(x)] if self._is_float(x) else []
             calls = sum(known == label or known.startswith(f"{label}#") for known in self._recorder.tensors)
             label = f"{label}#{calls + 1}" if calls else label
@@ -63,7 +63,7 @@ class ModuleRecording:
         recorder.store(self._ops, name, kind, x.detach(), op, inputs)
         recorder.trace(x, (name,))
 
-    def _finished(self) -> Recording:
+    def _finish(self) -> Recording:
         kernels = {"model": type(self._model).__name__}
         versions = {"torch": torch.__version__}
         dtype = self._types[0] if self._types else "float32"
@@ -89,21 +89,21 @@ def record(
 ) -> Iterator[ModuleRecording]:
     """Record the next forward pass of any module, and its backward pass, for `moeport parity compare`.
 
-    Recorded are parameters, buffers, inputs, the output of every submodule, the gradients of outputs and of parameters,
-    and what is added by name. Later passes inside the block are not recorded.
+    Records parameters, buffers, inputs, the output of every submodule, the gradients of outputs and of parameters, and
+    what is added by name. Later passes inside the block are not recorded.
 
     Args:
         model: any module.
         bundle: folder to write when the block ends without an error; None: only `recording` is kept.
-        name: of this side in reports; default the name of the folder, or of the class.
-        keep: how much of each kind of tensor is kept, such as `{"activation": "statistics"}`; default samples of
-            parameters, activations and gradients, all of the rest.
-        sample_size: entries of a sampled tensor.
+        name: name of this side in reports; by default that of the folder, or of the class.
+        keep: how much of each kind of tensor is kept, such as `{"activation": "statistics"}`; by default
+            samples of parameters, activations and gradients, and everything else in full.
+        sample_size: number of entries kept of a sampled tensor.
     """
     side = name or (Path(bundle).name if bundle else type(model).__name__)
     collected = ModuleRecording(model, side, SAMPLED if keep is None else keep, sample_size)
-    with watch(model, collected._seen):
+    with watch(model, collected._observe):
         yield collected
-    collected.recording = collected._finished()
+    collected.recording = collected._finish()
     if bundle is not None:
         save_bundle(collected.recording, Path(bundle))

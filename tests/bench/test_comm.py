@@ -91,9 +91,9 @@ def test_wrong_values_are_counted_and_fail(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gather"], "operation 'gather' is not one; expected all_reduce, all_gather"),
-        (["-b", "lots"], "size 'lots' is not one; expected bytes such as 4096, 64K, 4M or 1G"),
-        (["flat", "--experts", "7"], "--experts 7: do not divide among 2 ranks; expected a multiple of 2"),
+        (["gather"], "unknown operation 'gather'; expected all_reduce, all_gather"),
+        (["-b", "lots"], "invalid size 'lots'; expected bytes such as 4096, 64K, 4M or 1G"),
+        (["flat", "--experts", "7"], "--experts 7: not divisible among 2 ranks; expected a multiple of 2"),
         (["flat", "--experts", "4", "--top-k", "5"], "--top-k 5: more experts per token than there are"),
         (["flat", "--chunks", "0"], "--chunks '0': expected numbers of at least 1 such as 1,2,4"),
     ],

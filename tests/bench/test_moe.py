@@ -12,7 +12,7 @@ import pytest
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.bench.layer import ALGORITHMS
 from moeport.bench.layer_run import TOLERANCES, LayerRun
-from moeport.bench.stand_ins import OwnExperts
+from moeport.bench.stand_ins import LocalExperts
 from moeport.comm.exchange import EXCHANGES
 from tests.comm.exchange_cases import routing_of
 from tests.comm.jobs import start
@@ -153,13 +153,13 @@ def test_wrong_values_are_counted_and_fail(tmp_path, forward_only):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ring"], "algorithm 'ring' is not one; expected local, flat, hierarchical, node_dedup, auto"),
-        (["-b", "lots"], "size 'lots' is not one; expected bytes such as 4096, 64K, 4M or 1G"),
-        (["--experts", "9"], "--experts 9: do not divide among 2 ranks; expected a multiple of 2"),
+        (["ring"], "unknown algorithm 'ring'; expected local, flat, hierarchical, node_dedup, auto"),
+        (["-b", "lots"], "invalid size 'lots'; expected bytes such as 4096, 64K, 4M or 1G"),
+        (["--experts", "9"], "--experts 9: not divisible among 2 ranks; expected a multiple of 2"),
         (["--experts", "4", "--top-k", "5"], "model.moe.router.top_k: more experts per token than there are"),
         (["--chunks", "1,0"], "--chunks '1,0': expected numbers of at least 1 such as 1,2,4"),
         (["--traffic", "rush"], "--traffic 'rush' is not one; expected uniform, zipf, local:F"),
-        (["--set", "model.d_model=8"], "--set model.d_model=8: there is no config to change; expected --config CONFIG"),
+        (["--set", "model.d_model=8"], "--set model.d_model=8: no config to override; expected --config CONFIG"),
     ],
 )
 def test_faulty_arguments_are_said_before_anything_starts(arguments, message):
@@ -209,11 +209,11 @@ def test_local_gives_every_row_to_the_experts_that_are_here():
         seen.append(counts_e)
         return x_RD * 2.0
 
-    y_TD = OwnExperts(2)(ops, x_TD, routing, doubled)
+    y_TD = LocalExperts(2)(ops, x_TD, routing, doubled)
     served_TK = expert_TK < experts
     assert y_TD == pytest.approx(x_TD * served_TK.sum(1, keepdims=True))
     assert seen[0].tolist() == [(served_TK & (expert_TK % 2 == parity)).sum() for parity in range(2)]
-    OwnExperts(2).of_rows(ops, x_TD[:16], np.full(8, 2), doubled)
+    LocalExperts(2).of_rows(ops, x_TD[:16], np.full(8, 2), doubled)
     assert seen[1].tolist() == [8, 8]
 
 
