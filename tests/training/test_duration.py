@@ -40,7 +40,7 @@ def test_wall_time_reads_alike_wherever_it_is_shown(tmp_path):
     assert f"{duration(seconds)}, at most" in printed(summary)
     assert f"2 graphs in {duration(seconds)}" in printed(summary)
     dry = DryRun(1, 1, 1, 1, steps=1000, epochs=1.0, seconds_per_step=seconds / 1000, device="cpu", dtype="float32")
-    assert f"about {duration(seconds)} in all" in printed(dry)
+    assert f"about {duration(seconds)} in total" in printed(dry)
     write_run(tmp_path, 3, summary=SUMMARY | {"wall_time": seconds})
     assert f"<strong>{duration(seconds)}</strong>" in write_report(tmp_path).read_text()
     assert duration(seconds) == "3h06m"
