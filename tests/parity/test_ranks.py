@@ -185,7 +185,7 @@ def test_join_and_split():
             {},
             "auto may choose another algorithm",
         ),
-        (["torch", "mindspore@2x2"], {}, "msrun puts all ranks on one machine on one node; expected @4"),
+        (["torch", "mindspore@2x2"], {}, "msrun puts all ranks of a machine on one node; expected @4"),
     ],
 )
 def test_what_cannot_be_compared(tmp_path, variants, options, message):
