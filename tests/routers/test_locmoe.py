@@ -260,7 +260,7 @@ def test_experts_must_divide_the_width(make):
         config_from_dict({"model": {"d_model": 32, "moe": moe}})
     assert (
         f"model.d_model: not divisible by model.moe.num_experts = 6, while {make().name} gives each expert an equal "
-        "part of the features (got 32); expected a multiple of 6"
+        "share of the features (got 32); expected a multiple of 6"
     ) in str(error.value)
 
 
