@@ -24,7 +24,9 @@ def collected(missing, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kept", [(), ("torch",)], ids=["none", "torch alone"])
+@pytest.mark.parametrize(
+    "kept", [pytest.param((), id="none", marks=pytest.mark.slow), pytest.param(("torch",), id="torch alone")]
+)
 def test_all_is_collected_with(kept):
     missing = [package for package in PACKAGES if package not in kept]
     code, output = collected(missing)

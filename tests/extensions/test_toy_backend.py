@@ -116,6 +116,7 @@ def test_its_framework_is_asked_for_where_it_is_missing(toy):
     assert "toy needs toy_arrays, which is not installed; install it with: pip install toy-arrays" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_conformance_suite_runs_on_it(toy):
     done = toy.pytest("tests/conformance/test_forward.py", "-k", "toy-cpu and (softmax or grouped_mlp)")
     assert done.returncode == 0, done.stdout

@@ -96,7 +96,8 @@ def test_a_metric_of_the_layers_is_two_places(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "kind", "value"), [("sum", "list[float]", [256.0, 256.0]), ("mean", "float", 64.0)]
+    ("reduction", "kind", "value"),
+    [("sum", "list[float]", [256.0, 256.0]), pytest.param("mean", "float", 64.0, marks=pytest.mark.slow)],
 )
 def test_a_measurement_is_reduced_as_its_row_says(tmp_path, reduction, kind, value):
     """Tokens of a batch of 128 in two micro-batches and, for this router, two passes through each of two layers."""

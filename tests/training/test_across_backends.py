@@ -44,7 +44,7 @@ def interrupted(config, stop):
 
 @pytest.mark.parametrize(("first", "second"), [("torch", "mindspore"), ("mindspore", "torch")])
 def test_a_run_stopped_on_one_backend_continues_on_the_other(tmp_path, first, second):
-    compiles = {"torch": None, "mindspore": False}  # test_200_steps_stay_together compiles
+    compiles = {"torch": None, "mindspore": False}  # test_steps_stay_together compiles
     whole = run(tmp_path, first, stop=5, compiled=compiles[first])
     moved = run(tmp_path, second, resume=True, compiled=compiles[second])
     assert len(moved) == len(whole) == STEPS
@@ -52,13 +52,14 @@ def test_a_run_stopped_on_one_backend_continues_on_the_other(tmp_path, first, se
     np.testing.assert_array_equal(moved[:5], whole[:5])
 
 
-def test_200_steps_stay_together(tmp_path):
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_steps_stay_together(tmp_path, steps):
     """In float64: in float32 PyTorch with two threads parts from PyTorch with one, by choices that nearly tie.
 
     The graphs that MindSpore compiles for them are few, and the summary counts them.
     """
     torch, mindspore = (
-        run(tmp_path / name, name, steps=200, dtype="float64", checkpoint={"interval": 0})
+        run(tmp_path / name, name, steps=steps, dtype="float64", checkpoint={"interval": 0})
         for name in ("torch", "mindspore")
     )
     np.testing.assert_allclose(mindspore, torch, rtol=0, atol=1e-3)
