@@ -129,11 +129,11 @@ ASSIGNMENTS = {
     "all experts": (3, [2, 0, 1, 1, 0, 2]),
     "an expert without rows": (2, [2, 0, 0, 2, 2, 0]),
     "all to one expert": (1, [1, 1, 1, 1]),
-    "some to nowhere": (2, [2, 3, 3, 3, 0, 3, 1, 0]),
-    "all to nowhere": (2, [3, 3, 3, 3]),
+    "some unrouted": (2, [2, 3, 3, 3, 0, 3, 1, 0]),
+    "all unrouted": (2, [3, 3, 3, 3]),
     "one token": (2, [1, 0]),
 }
-"""Choices a token and expert of each assignment; expert 3 is nowhere."""
+"""Choices per token, and expert of each assignment; expert 3 means unrouted."""
 
 
 def dispatch():
@@ -162,7 +162,7 @@ EXPERTS_CHOOSE = {
     "experts choose, an expert without rows": (3, [0, 0, 2, 2], [2, 0, 2, 1]),
     "experts choose, some dropped": (3, [0, 3, 1, 3, 3, 2], [2, 0, 2, 1, 0, 0]),
 }
-"""Tokens, and expert and token of each assignment; expert 3 is nowhere."""
+"""Tokens, and expert and token of each assignment; expert 3 means unrouted."""
 
 
 def expert_rows(seed, activation):
@@ -185,7 +185,7 @@ def routed(label, num_tokens, expert_N, token_N, plan, activation):
 def routed_mlp():
     for label, (choices, experts) in ASSIGNMENTS.items():
         expert_N, tokens = np.array(experts), len(experts) // choices
-        for activation in ("swiglu", "gelu") if label in ("two choices", "some to nowhere") else ("swiglu",):
+        for activation in ("swiglu", "gelu") if label in ("two choices", "some unrouted") else ("swiglu",):
             yield routed(
                 label,
                 tokens,

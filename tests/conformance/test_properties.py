@@ -135,7 +135,7 @@ def test_a_token_without_a_served_assignment_gets_exactly_zero(target, activatio
 
 
 @every_form_that_trains
-def test_assignments_to_nowhere_give_and_take_nothing(target):
+def test_unrouted_assignments_give_and_take_nothing(target):
     """Gate 0: the row does not reach its token, and no gradient reaches the row."""
     backend = target.build()
     ops = backend.ops
