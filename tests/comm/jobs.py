@@ -3,13 +3,13 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.jobs.ports import free_port
 from tests.jobs.ranks import START, Ranks, settings
 
 ROOT = Path(__file__).parents[2]
@@ -93,11 +93,6 @@ def launch(backend: str, size: int, arguments: list[str], folder: Path, **enviro
             start_new_session=True,
         )
     return Job(launcher, folder, time.monotonic())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def runs(pid: int) -> bool:

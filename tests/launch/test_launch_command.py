@@ -14,7 +14,8 @@ import yaml
 
 from moeport.cli.main import main
 from moeport.launch.commands import LaunchSpec, run
-from tests.comm.jobs import ROOT, free_port
+from tests.comm.jobs import ROOT
+from tests.jobs.ports import free_port
 from tests.training.tiny import tiny_values
 
 MINDSPORE = {"backend": {"name": "mindspore", "device": "cpu"}}
