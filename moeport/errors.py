@@ -33,6 +33,10 @@ class BackendUnavailableError(UserError):
     """A backend, device or dtype that cannot be used on this machine."""
 
 
+class WriteError(UserError):
+    """A file or folder that cannot be written; the message says which, why and what helps."""
+
+
 class RunError(MoeportError):
     """A failure during a run that no check of the config could foresee."""
 

@@ -1,0 +1,341 @@
+"""How files are written: whole or not at all, and with one sentence where that fails.
+
+A file is written under a temporary name in its own folder, flushed to disk and renamed. The temporary name holds the
+host and the process that writes, so that nobody deletes what another is writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from moeport.errors import WriteError
+
+MAX_NAME = 255
+"""Bytes of a file's name that every usual file system takes."""
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age from which a temporary file of another host counts as left behind."""
+
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.tmp")
+_tokens: set[str] = set()
+"""Of the temporary names of this process: in a container, a dead process had its number."""
+_NUMBER = re.compile(r"\(os error (\d+)\)")
+_ELSEWHERE = "choose another place"
+_CAUSES = {
+    errno.ENOSPC: ("the disk is full", "free space on it, or choose a place on another disk"),
+    errno.EDQUOT: ("the disk quota is used up", "free space, or choose a place on another disk"),
+    errno.EFBIG: ("the file would be larger than allowed", "raise the limit (ulimit -f), or choose another disk"),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE),
+    errno.EACCES: ("permission denied", "change the permissions, or choose a place that you may write to"),
+    errno.EPERM: ("permission denied", "change the permissions, or choose a place that you may write to"),
+    errno.EISDIR: ("it is a folder", "name a file"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", _ELSEWHERE),
+    errno.EEXIST: ("it is a file, not a folder", _ELSEWHERE),
+    errno.ENOTEMPTY: ("the folder holds other files", _ELSEWHERE),
+    errno.ENOENT: ("its folder does not exist or was deleted meanwhile", "make the folder, or choose another place"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("its links lead in a circle", _ELSEWHERE),
+    errno.ENXIO: ("nothing reads from it", "start the reader, or name a file"),
+    errno.EPIPE: ("its reader has gone", "start the reader again, or name a file"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
+    errno.EIO: ("the disk reports an error", "check the disk, or choose another one"),
+    errno.ESTALE: ("the network storage no longer knows it", "check the mount, or choose another place"),
+}
+"""What is wrong and what helps, by error number."""
+
+
+def write_error(path: Path, error: BaseException) -> WriteError | None:
+    """The sentence for a failed write; None for an error that is about something else.
+
+    Args:
+        path: what was to be written.
+        error: an OSError, or an error of safetensors or tokenizers, which wrap one.
+    """
+    number = error.errno if isinstance(error, OSError) else _wrapped_number(error)
+    if number is None:
+        return None
+    cause, remedy = _CAUSES.get(number, (os.strerror(number), _ELSEWHERE))
+    if os.path.islink(path) and not os.path.exists(path):
+        cause, remedy = f"it is a link to {os.readlink(path)}, which cannot be made", "remove the link"
+    return WriteError(f"{path}: cannot be written: {cause}; {remedy}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises WriteError, which names `path`, for every write that fails in the block."""
+    try:
+        yield
+    except Exception as error:
+        known = write_error(path, error)
+        if known is None:
+            raise
+        raise known from error
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which replaces `path` when the block ends without an error.
+
+    Missing folders are made. The file gets the permissions of the one that it replaces, or those that the umask gives.
+    What is not a regular file, such as /dev/stdout, is written to directly.
+
+    Raises WriteError if it cannot be written; then `path` is as it was.
+    """
+    with writing(path):
+        if _is_special(path):
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        _refuse_unwritable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent, target.name)
+        temporary = _temporary(target)
+        try:
+            with temporary.open("x"):
+                mode = stat.S_IMODE(temporary.stat().st_mode)
+            with suppress(FileNotFoundError):
+                mode = stat.S_IMODE(target.stat().st_mode)
+            yield temporary
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(target)
+            sync(target.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes the place of `path` when the block ends without an error.
+
+    Its files get the permissions that the umask gives. Missing folders are made.
+
+    Raises WriteError if it cannot be written; then `path` is as it was.
+    """
+    with writing(path):
+        target = Path(os.path.realpath(path))
+        _refuse_long(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent, target.name)
+        temporary = _temporary(target)
+        try:
+            temporary.mkdir()
+            mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
+            yield temporary
+            for file in temporary.iterdir():
+                file.chmod(mode)
+                sync(file)
+            sync(temporary)
+            _put(temporary, target)
+            sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 as `atomic_file` does; what UTF-8 cannot hold becomes `?`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON that ends in a newline, as `atomic_file` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there. Raises WriteError if it cannot be made."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; it is renamed first, so that a half-deleted folder is never seen under its name.
+
+    Raises WriteError if it cannot be deleted.
+    """
+    with writing(path):
+        doomed = _temporary(path)
+        path.rename(doomed)
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete temporary files and folders that processes left behind when they were killed.
+
+    Args:
+        folder: where to look; what lies deeper stays.
+        name: only those of this file or folder; empty: all.
+    """
+    for path in folder.glob(f".{_escaped(_kept(name))}*.tmp" if name else ".*.tmp"):
+        if is_abandoned(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether `path` is a temporary file whose process has ended; on another host, whether it is a day old."""
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    if found["host"] == _host():
+        pid = int(found["pid"])
+        return found["token"] not in _tokens if pid == os.getpid() else not process_runs(pid)
+    try:
+        return time.time() - path.lstat().st_mtime > ABANDONED_SECONDS
+    except OSError:
+        return False
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process of this host runs."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold. Leaves no trace.
+
+    Raises WriteError: it is a folder, its folder cannot be made or written to, the disk is full.
+    """
+    with writing(path):
+        if _is_special(path):
+            return
+        target = Path(os.path.realpath(path))
+        _refuse_unwritable(target)
+        check_folder(target.parent, path)
+
+
+def check_folder(folder: Path, path: Path | None = None) -> None:
+    """Refuse a folder that cannot be made or written to. Leaves no trace.
+
+    Args:
+        folder: the folder, which need not exist.
+        path: what the message names; default: the folder.
+
+    Raises WriteError.
+    """
+    with writing(path or folder):
+        folder = Path(os.path.realpath(folder))
+        _refuse_long(folder)
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        trial = _temporary(folder / "trial")
+        try:
+            trial.write_bytes(b"\n")
+        finally:
+            with suppress(OSError):
+                trial.unlink()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else uses."""
+    token = uuid.uuid4().hex[:8]
+    _tokens.add(token)
+    return path.with_name(f".{_kept(path.name)}.{_host()}-{os.getpid()}-{token}.tmp")
+
+
+def _kept(name: str) -> str:
+    """As much of a name as a temporary name has room for."""
+    return os.fsencode(name)[:128].decode("utf-8", "ignore")
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname())[:64]
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it names a device, a pipe or an open file, which cannot be replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    name = os.path.abspath(path)
+    if stat.S_ISREG(mode):
+        return name.startswith(("/dev/", "/proc/")) and not name.startswith("/dev/shm/")
+    return not stat.S_ISDIR(mode)
+
+
+def _refuse_long(path: Path) -> None:
+    """Raises OSError for names that no file system takes, before folders are made for them."""
+    if any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
+def _refuse_unwritable(target: Path) -> None:
+    """Raises OSError where a file of this name would be refused, although its folder takes new ones."""
+    _refuse_long(target)
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    number = errno.EISDIR if stat.S_ISDIR(mode) else 0 if os.access(target, os.W_OK) else errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Rename a folder to a name that an older folder may have, which is then deleted."""
+    try:
+        temporary.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        old = _temporary(target)
+        target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _wrapped_number(error: BaseException) -> int | None:
+    """The error number in the text of an error that a library in Rust raises for a failed write."""
+    if not type(error).__module__.startswith(("safetensors", "tokenizers", "builtins")):
+        return None
+    found = _NUMBER.search(str(error))
+    return int(found[1]) if found else None
