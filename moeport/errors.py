@@ -4,6 +4,19 @@
 Each message says what is wrong, what was expected, what was received and how to fix it.
 """
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
+LONGEST_NAME = 64
+"""Characters up to which a name is compared with others to find the one that was meant."""
+
+
+def choices(name: str, known: Collection[str]) -> str:
+    """The end of a message on an unknown name: what would be right, and the name that was probably meant."""
+    close = get_close_matches(name.lower(), known, 1) if len(name) <= LONGEST_NAME else []
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"expected one of {', '.join(known)}{hint}"
+
 
 class MoeportError(Exception):
     """Base class of every error that moeport raises deliberately."""

@@ -37,10 +37,10 @@ def capacity(
     if page.suffix != ".html":
         raise UserError(f"--output {page}: expected a name that ends in .html")
     console = wide_console()
-    found = measure.run_capacity(run_dir, steps, lambda text: console.print(text, markup=False))
+    found = measure.run_capacity(run_dir, steps, lambda text: console.print(text))
     layers = found.layers if layer is None else measure.select_layer(found, layer)
     console.print(render(found, layers, target, all_estimators=layer is not None))
     write_page(found, layers, target, page)
-    console.print(f"page: {page}", markup=False, soft_wrap=True)
+    console.print(f"page: {page}", soft_wrap=True)
     if json_file is not None:
         json_file.write_text(json.dumps(measure.as_json(found, layers, target), indent=2) + "\n", encoding="utf-8")

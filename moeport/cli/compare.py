@@ -65,14 +65,13 @@ def compare(
     """
     import json
 
-    from rich.console import Console
-
+    from moeport.pages.console import PlainConsole
     from moeport.studies.compare.compare import compare as run_comparison
     from moeport.studies.compare.page import write_page
     from moeport.studies.compare.plan import plan
     from moeport.studies.compare.table import markdown, terminal, to_json
 
-    console = Console()
+    console = PlainConsole(highlight=True)
     given = [*(overrides or ()), *([] if steps is None else [f"training.steps={steps}"])]
     planned = plan(files, output_dir, given, seeds=_numbers(seeds), baseline=baseline, allowed=allowed or ())
     comparison = run_comparison(planned, ranks=ranks, console=console)
@@ -85,7 +84,7 @@ def compare(
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text(), encoding="utf-8")
-    console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, soft_wrap=True)
     comparison.raise_for_problems()
 
 

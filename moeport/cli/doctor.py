@@ -16,8 +16,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        from rich.console import Console
-
         from moeport.backends.doctor import render
+        from moeport.pages.console import PlainConsole
 
-        Console(highlight=False).print(render(found))
+        PlainConsole().print(render(found))

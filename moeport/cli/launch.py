@@ -51,7 +51,8 @@ def launch(
     """Print the command that each node runs to train CONFIG on several ranks, with the launcher of its backend.
 
     The sizes in the config are first checked against the number of ranks.
-    Example: moeport launch CONFIG --nodes 2 --ranks-per-node 8 --master-addr node-0
+    Example: moeport launch configs/quickstart.yaml --set training.batch_size=16 --nodes 2 --ranks-per-node 8
+    --master-addr node-0
     """
     from moeport.config import load_config
     from moeport.training.ranks import check_ranks, check_trains

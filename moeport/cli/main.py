@@ -3,7 +3,7 @@
 import sys
 import traceback
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ app = typer.Typer(
     name="moeport",
     help="Train mixture-of-experts language models from one YAML config.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -67,6 +67,21 @@ def _options(
     pass
 
 
+def _command() -> Any:
+    """The whole command; help texts show a switch by its name alone, not as one that takes a value."""
+    command = typer.main.get_command(app)
+    _without_values(command, command.context_class(command, **command.context_settings))
+    return command
+
+
+def _without_values(command: Any, context: Any) -> None:
+    for option in (*command.params, command.get_help_option(context)):
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    for each in getattr(command, "commands", {}).values():
+        _without_values(each, each.context_class(each, parent=context))
+
+
 def main() -> None:
     """Run the command of `sys.argv` and exit.
 
@@ -75,7 +90,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments)
+        _command()(arguments, prog_name="moeport")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -91,8 +106,8 @@ def main() -> None:
 
 
 def _print_error(heading: str, message: str) -> None:
-    from rich.console import Console
+    from moeport.pages.console import PlainConsole
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     console.print(heading, style="bold red", end="\n" if "\n" in message else " ")
-    console.print(message, markup=False)
+    console.print(message)

@@ -75,7 +75,8 @@ def plan(
     """Predict all-to-all, step time and memory on a cluster, and show the best placement and algorithm, and why.
 
     Links are fitted to the measurements of `moeport bench comm --json`, or given as options, which take precedence.
-    Example: moeport plan configs/quickstart.yaml --nodes 4 --ranks-per-node 8 --intra 400GB/s,2us --inter 25GB/s,5us
+    Example: moeport plan configs/quickstart.yaml --set training.batch_size=32 --nodes 4 --ranks-per-node 8
+    --intra 400GB/s,2us --inter 25GB/s,5us
     """
     import json
 

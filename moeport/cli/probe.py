@@ -41,10 +41,10 @@ def probe(
     with chosen.communicator(launch, timeout) as communicator:
         results = _probe(chosen, communicator, dtypes)
         if communicator.rank == 0:
-            from rich.console import Console
+            from moeport.pages.console import PlainConsole
 
             nodes = len(set(communicator.nodes))
-            console = Console(highlight=False)
+            console = PlainConsole()
             console.print(f"{name} on {chosen.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}")
             console.print(_table(results))
             console.print("every value is right")

@@ -19,25 +19,26 @@ def routers(
     ] = None,
 ) -> None:
     """List the routers and their options."""
-    from rich.console import Console
-
-    from moeport.errors import UserError
+    from moeport.errors import UserError, choices
+    from moeport.pages.console import wide_console
     from moeport.routers import ROUTERS
 
-    console = Console(highlight=False)
+    console = wide_console()
     if name is None:
         console.print(_overview())
-        console.print(_options(list(ROUTERS)))
+        console.print("\nOptions", style="bold")
+        for each in ROUTERS:
+            if (table := _options(each)).rows:
+                console.print(each, table, sep="\n")
     elif name in ROUTERS:
         router = ROUTERS[name]
         console.print(name, style="bold")
-        console.print(inspect.cleandoc(router.__doc__ or ""), markup=False)
-        experts = experts_per_token(router.config_class)
-        console.print(f"\nExperts per token: {experts}\nPaper: {router.paper}\n", markup=False)
-        table = _options([name])
+        console.print(inspect.cleandoc(router.__doc__ or ""))
+        console.print(f"\nExperts per token: {experts_per_token(router.config_class)}\nPaper: {router.paper}\n")
+        table = _options(name)
         console.print(table if table.rows else "No options.")
     else:
-        raise UserError(f"no router {name}; expected one of {', '.join(ROUTERS)}")
+        raise UserError(f"no router {name}; {choices(name, ROUTERS)}")
 
 
 def _overview() -> Table:
@@ -45,23 +46,27 @@ def _overview() -> Table:
 
     from moeport.routers import ROUTERS
 
-    table = Table("Router", "Experts per token", "What it does", "Paper", title="Routers", title_justify="left")
+    table = Table(title="Routers", title_justify="left")
+    table.add_column("Router", no_wrap=True)
+    table.add_column("Experts per token", overflow="fold")
+    table.add_column("What it does, and its paper", overflow="fold")
     for name, router in ROUTERS.items():
-        table.add_row(name, experts_per_token(router.config_class), summary(router), router.paper)
+        table.add_row(name, experts_per_token(router.config_class), f"{summary(router)}\n{router.paper}")
     return table
 
 
-def _options(names: list[str]) -> Table:
-    from rich.markup import escape
+def _options(name: str) -> Table:
+    """The options of a router, their defaults and what they do."""
     from rich.table import Table
 
     from moeport.routers import ROUTERS
 
-    table = Table("Router", "Option", "Default", "What it does", title="Options", title_justify="left")
-    for name in names:
-        for option, field in ROUTERS[name].config_class.model_fields.items():
-            if option != "name":
-                table.add_row(name, option, _shown(field.default), escape(field.description or ""))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for no_wrap in (True, True, False):
+        table.add_column(no_wrap=no_wrap, overflow="fold")
+    for option, field in ROUTERS[name].config_class.model_fields.items():
+        if option != "name":
+            table.add_row(f"  {option}", f"= {_shown(field.default)}", field.description or "")
     return table
 
 
@@ -79,4 +84,4 @@ def experts_per_token(config: type[RouterConfig]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,12 +14,11 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
     """Train a model, on all ranks of the job if a launcher (torchrun, srun, mpirun, msrun) started it."""
-    from rich.console import Console
-
     from moeport.config import load_config
+    from moeport.pages.console import PlainConsole
     from moeport.training.run import train as run_training
 
-    console = Console()
+    console = PlainConsole(highlight=True)
     outcome = run_training(load_config(file, overrides or ()), resume=resume, dry_run=dry_run, console=console)
     if outcome is not None:
         console.print(outcome)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -36,7 +35,7 @@ def render(report: Report) -> Group:
         for table in tables(comparison):
             drawn = RichTable(*table.header, title=table.title, title_justify="left", title_style="italic")
             for row in table.rows:
-                drawn.add_row(*map(escape, row))
+                drawn.add_row(*map(Text, row))
             parts.append(drawn)
     return Group(*parts)
 

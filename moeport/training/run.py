@@ -13,6 +13,7 @@ from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.errors import InterruptedRunError, NonFiniteError
 from moeport.launch.launcher import launched
+from moeport.pages.console import PlainConsole
 from moeport.training.announce import announcement
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from moeport.training.loop import run_steps
@@ -44,8 +45,8 @@ def train(
     """
     launch = launched()
     if launch and launch.rank != 0:
-        console = Console(quiet=True, force_terminal=False)
-    console = console or Console()
+        console = PlainConsole(quiet=True, force_terminal=False)
+    console = console or PlainConsole()
     check_ranks(config, launch.size if launch else 1)
     if launch and config.comm.ranks_per_node:
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
@@ -54,7 +55,8 @@ def train(
     if resume and not dry_run and list_checkpoints(checkpoints):
         checkpoint = load_checkpoint(find_checkpoint(checkpoints, "latest"))
         if summary := _finished(config, checkpoint):
-            console.print(f"{config.run.dir} is finished: all {summary.steps} steps are done", highlight=False)
+            done = f"{config.run.dir} is finished: all {summary.steps} steps are done"
+            console.print(done, highlight=False, markup=False)
             return summary
         if config.backend.dtype == "auto":
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])

@@ -85,7 +85,7 @@ class RunSummary:
         run = Path(self.run_dir)
         table.add_row("metrics", str(run / "metrics.jsonl"))
         table.add_row("report", str(run / "report.html"))
-        panel = Panel(table, title=f"{self.run_dir}: {self.steps:,} steps done", title_align="left")
+        panel = Panel(table, title=Text(f"{self.run_dir}: {self.steps:,} steps done"), title_align="left")
         if self.sample is None:
             return panel
         text = Text(self.sample["prompt"], style="bold").append(self.sample["text"], style="not bold")

@@ -128,7 +128,8 @@ class TestRouters:
 
     def test_unknown(self, run):
         names = ", ".join(ROUTERS)
-        assert run("routers", "top_k") == (2, "", f"error: no router top_k; expected one of {names}\n")
+        expected = f"expected one of {names}; did you mean topk?"
+        assert run("routers", "top_k") == (2, "", f"error: no router top_k; {expected}\n")
 
 
 class TestCallsOfOtherModules:

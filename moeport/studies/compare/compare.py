@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from moeport.errors import InterruptedRunError, MoeportError, RunError
+from moeport.pages.console import PlainConsole
 from moeport.studies.compare.figures import Figures, RunResult, is_finished, read_result
 from moeport.studies.compare.plan import ABSENT, Plan, PlannedRun, shared_parameters
 from moeport.training.checkpoint import list_checkpoints, read_meta
@@ -94,7 +95,7 @@ def compare(plan: Plan, *, ranks: int = 8, console: Console | None = None) -> Co
     Raises:
         DataError: the data cannot be read.
     """
-    console = console or Console()
+    console = console or PlainConsole()
 
     def say(text: str = "") -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Any
 from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.config.tree import shown
-from moeport.errors import UserError
+from moeport.errors import UserError, choices
 from moeport.model.build import build_model
 from moeport.training.run_dir import CONFIG_FILE, read_config
 
@@ -124,7 +124,7 @@ def plan(
     if baseline is None:
         baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in by_name else next(iter(by_name))
     elif baseline not in by_name:
-        raise UserError(f"--baseline {baseline}: no such config; expected one of {', '.join(by_name)}")
+        raise UserError(f"--baseline {baseline}: no such config; {choices(baseline, by_name)}")
     configs = {name: load_config(file, (*DEFAULTS, *overrides)) for name, file in by_name.items()}
     _refuse_unfair(configs, baseline, allowed)
     runs = []

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -147,7 +146,7 @@ def _table(found: Sequence[Row], shown: Sequence[Column], is_cost: bool) -> Tabl
         width = max(len(part) for part in [*title.split(), *(line[index] for line in lines)])
         table.add_column(title, min_width=width, justify="right" if index else "left")
     for row, line in zip(found, lines, strict=True):
-        table.add_row(*map(escape, line), style="bold" if row.is_baseline else "")
+        table.add_row(*map(Text, line), style="bold" if row.is_baseline else "")
     return table
 
 
