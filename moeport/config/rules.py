@@ -176,6 +176,7 @@ EFFECTS = (
             "model.vocab_size",
             "model.tie_embeddings",
             "model.moe.allow_future_tokens",
+            "metrics.sample_prompt",
         )
     ),
     Effect("optimizer.schedule.decay_fraction", "optimizer.schedule.name", ("wsd",)),

@@ -135,6 +135,8 @@ class MetricsConfig(Section):
     """Also write TensorBoard events to the run folder, if tensorboard is installed."""
     report: bool = True
     """Write report.html at the end."""
+    sample_prompt: str | None = None
+    """Text that the sample at the end of a run continues. Default: the beginning of a held-out document."""
     peak_tflops: PositiveFloat | None = None
     """Peak of the device in TFLOP/s, for MFU. Default: the speed of a matrix product, measured at the start."""
     profile_step: PositiveInt | None = None

@@ -122,6 +122,10 @@ class PackedTokens:
             counts_V += np.bincount(self._tokens[start : start + TOKENS_PER_BLOCK], minlength=len(counts_V))
         return counts_V
 
+    def first(self, count: int) -> np.ndarray:
+        """The first tokens of the first document, at most `count`, int64."""
+        return self._window(1, count - 1)
+
     @property
     def num_sequences(self) -> int:
         """Number of full sequences. Each takes S + 1 tokens and shares one with the next sequence."""

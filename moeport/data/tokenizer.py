@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
+from moeport.data.guarded import guarded
+from moeport.data.tokenizer_json import check_vocabulary, parse_definition, text_definition
 from moeport.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -31,22 +32,25 @@ which is why lengths are bounded."""
 
 
 class Tokenizer:
-    """Encodes texts without adding end-of-text tokens. Special tokens spelled out in a text are ordinary text.
+    """Encodes texts without adding end-of-text tokens. Added tokens spelled out in a text are ordinary text.
 
     Args:
         definition: contents of the tokenizer.json.
         end_of_text: the token that ends a document.
 
     Raises:
-        DataError: the definition is not a tokenizer or lacks the token.
+        DataError: the definition is not a tokenizer, lacks the token, or has ids that cannot be used.
     """
 
     def __init__(self, definition: str, end_of_text: str = END_OF_TEXT):
         self._definition = definition
-        self._tokenizer = _parse(definition)
+        tree, self._tokenizer = parse_definition(definition)
         vocabulary = self._tokenizer.get_vocab()
+        check_vocabulary(vocabulary)
         if end_of_text not in vocabulary:
             raise DataError(_no_end_of_text(end_of_text, vocabulary, self._tokenizer))
+        _, self._encoder = parse_definition(text_definition(definition, tree, end_of_text))
+        self._encoder.encode_special_tokens = True
         self.end_of_text = vocabulary[end_of_text]
         """Id of the token that ends a document."""
         self.vocab_size = max(vocabulary.values()) + 1
@@ -55,13 +59,30 @@ class Tokenizer:
         """Hexadecimal SHA-256 of the definition and the end-of-text token."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, uint32, without end-of-text tokens."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        """The ids of each text, uint32, without end-of-text tokens.
+
+        Raises:
+            DataError: a pattern of the tokenizer fails or does not come to an end.
+        """
+        batch = list(texts)
+        encodings = guarded(
+            lambda: self._encoder.encode_batch_fast(batch, add_special_tokens=False), sum(map(len, batch))
+        )
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, including special tokens. Invalid UTF-8 becomes U+FFFD."""
-        return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
+        numbers = np.asarray(ids, np.int64).tolist()
+        return guarded(lambda: self._tokenizer.decode(numbers, skip_special_tokens=False), 16 * len(numbers))
+
+    def continuation(self, ids: Sequence[int], start: int) -> str:
+        """The text that the ids from `start` on add to those before.
+
+        Decoding the added ids alone would lose the space that many tokenizers drop at the start of a text.
+        """
+        before, whole = self.decode(ids[:start]), self.decode(ids)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
+        return whole[shared:]
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer.json."""
@@ -127,26 +148,6 @@ def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a tokenizer.json") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def _parse(definition: str) -> HFTokenizer:
-    try:
-        json.loads(definition)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"not JSON: {error.msg} at line {error.lineno} column {error.colno}; expected a tokenizer.json"
-        ) from error
-    try:
-        tokenizer = HFTokenizer.from_str(definition)
-    except Exception as error:
-        raise DataError(
-            f"JSON, but not a tokenizer.json of Hugging Face tokenizers ({error}); save one with "
-            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
-        ) from error
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _no_end_of_text(token: str, vocabulary: Iterable[str], tokenizer: HFTokenizer) -> str:

@@ -30,7 +30,7 @@ def generate(
 
     Args:
         run_dir: the folder.
-        prompt: text to continue; may be empty.
+        prompt: text to continue; may be empty. The model sees the end of one that is longer than its context.
         max_tokens: maximum number of tokens to add; generation stops earlier at an end of text.
         temperature: divides the logits; 0 always takes the most likely token.
         top_k: sample among this many most likely tokens.
@@ -46,6 +46,7 @@ def generate(
             f"temperature must be at least 0, top_k and max_tokens at least 1 "
             f"(got {temperature}, {top_k}, {max_tokens})"
         )
+    _check_text(prompt)
     run_dir = Path(run_dir)
     read_config(run_dir)
     loaded = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint))
@@ -83,7 +84,19 @@ def sample(
         if token == tokenizer.end_of_text:
             break
         ids.append(token)
-    return tokenizer.decode(ids[start:])
+    return tokenizer.continuation(ids[1:], start - 1)
+
+
+def _check_text(prompt: str) -> None:
+    """Refuse a prompt that has no UTF-8: Python passes on bytes of the command line that are no text as surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        code = ord(prompt[error.start])
+        found = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half of a pair, U+{code:04X}"
+        raise UserError(
+            f"prompt: is not text: {found} stands after {error.start:,} characters; expected text in UTF-8"
+        ) from error
 
 
 def _draw(logits_V: np.ndarray, temperature: float, top_k: int, random: np.random.Generator) -> int:

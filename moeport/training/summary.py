@@ -12,8 +12,9 @@ from rich.text import Text
 
 from moeport.training.duration import duration
 
-SAMPLE_PROMPT = "def "
 SAMPLE_TOKENS = 120
+SAMPLE_PROMPT_CHARACTERS = 32
+"""Greatest length of a prompt that is taken from a held-out document."""
 
 
 @dataclass(frozen=True)

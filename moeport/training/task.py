@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from moeport.model.transformer import Transformer
 from moeport.training.evaluate import Evaluation, evaluate, evaluate_images
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
-from moeport.training.summary import SAMPLE_PROMPT, SAMPLE_TOKENS
+from moeport.training.summary import SAMPLE_PROMPT_CHARACTERS, SAMPLE_TOKENS
 
 
 class Task(ABC):
@@ -112,11 +113,24 @@ class TextTask(Task):
     def summary(self, model: EvaluationModel) -> dict[str, Any]:
         """Bits per byte of general-purpose compressors, and a sample."""
         context = self.config.data.sequence_length
-        text = sample(model, self.data.tokenizer, SAMPLE_PROMPT, context, SAMPLE_TOKENS, 0.8, 50, 0)
+        prompt = self._sample_prompt()
+        text = sample(model, self.data.tokenizer, prompt, context, SAMPLE_TOKENS, 0.8, 50, 0)
         return {
             "baselines": {f"{name} -9": bits for name, bits in self.data.baselines.items()},
-            "sample": {"prompt": SAMPLE_PROMPT, "text": text},
+            "sample": {"prompt": prompt, "text": text},
         }
+
+    def _sample_prompt(self) -> str:
+        """The one of the config, or the first words of the first held-out document."""
+        given = self.config.metrics.sample_prompt
+        if given is not None:
+            return given
+        tokenizer = self.data.tokenizer
+        ids = self.data.validation.first(SAMPLE_PROMPT_CHARACTERS).tolist()
+        ids = ids[: ids.index(tokenizer.end_of_text)] if tokenizer.end_of_text in ids else ids
+        text = tokenizer.decode(ids).rstrip("\ufffd")[:SAMPLE_PROMPT_CHARACTERS]
+        *words, _ = re.split(r"(?=\s)", text)
+        return "".join(words) if "".join(words).strip() else text
 
 
 class ImageTask(Task):

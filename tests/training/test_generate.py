@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from rich.console import Console
 
@@ -67,3 +69,17 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_impossible_options_are_refused(run_dir):
     with pytest.raises(UserError, match=r"temperature must be at least 0, top_k and max_tokens at least 1"):
         generate(run_dir, "d", temperature=-1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [("ab\udcff", "the byte 0xff stands after 2 characters"), ("\ud800", "half of a pair, U+D800 stands after 0")],
+)
+def test_a_prompt_that_is_no_text(run_dir, prompt, found):
+    with pytest.raises(UserError, match=f"^prompt: is not text: {re.escape(found)}.*; expected text in UTF-8$"):
+        generate(run_dir, prompt)
+
+
+@pytest.mark.parametrize("prompt", ["\0", "   ", "<|endoftext|>", "x" * 300, "\x1b[31m\u202e"])
+def test_odd_prompts_are_text(run_dir, prompt):
+    assert isinstance(generate(run_dir, prompt, max_tokens=2, temperature=1.0), str)

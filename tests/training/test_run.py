@@ -10,7 +10,7 @@ from moeport.routers import ROUTERS
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.run import train
 from moeport.training.summary import DryRun
-from tests.training.tiny import tiny_config
+from tests.training.tiny import LINES, tiny_config
 
 QUIET = Console(quiet=True)
 
@@ -63,6 +63,15 @@ def comparable(line):
     return {
         key: value for key, value in json.loads(line).items() if key not in ("tokens_per_second", "step_time", "mfu")
     }
+
+
+@pytest.mark.parametrize(("given", "prompt"), [(None, LINES[100]), ("x = ", "x = "), ("", "")])
+def test_the_sample_continues_the_configs_prompt_or_a_held_out_document(tmp_path, given, prompt):
+    metrics = {} if given is None else {"sample_prompt": given}
+    summary = train(tiny_config(tmp_path, training={"steps": 1}, metrics=metrics), console=QUIET)
+    shown = summary.sample["prompt"]
+    assert shown == given if given is not None else prompt.startswith(shown)
+    assert len(shown) > 20 or given is not None
 
 
 def test_training_lowers_the_loss_and_summary_agrees_with_the_metrics(tmp_path):

@@ -1,0 +1,102 @@
+"""Calls into the tokenizers library that neither hang nor crash, whatever the tokenizer.json asks of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from moeport.errors import DataError
+
+Result = TypeVar("Result")
+
+BASE_SECONDS, SECONDS_PER_CHARACTER = 1.5, 1e-4
+"""Processor time that a text may take to encode: a hundred times what a slow tokenizer needs. A pattern that backtracks
+exceeds it within a few thousand characters."""
+
+
+def guarded(call: Callable[[], Result], characters: int) -> Result:
+    """The result of a call into the tokenizers library.
+
+    It runs in a thread, so that Ctrl-C and signals are answered meanwhile. A thread that takes too long cannot be
+    stopped; it ends with the process.
+
+    Args:
+        call: calls the library.
+        characters: length of the texts it is given.
+
+    Raises:
+        DataError: the library panicked, or used far more processor time than such texts take.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    allowed = BASE_SECONDS + SECONDS_PER_CHARACTER * characters
+    with _without_panic_messages():
+        thread = threading.Thread(target=work, daemon=True)
+        started = time.process_time()
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if thread.is_alive() and time.process_time() - started > allowed:
+                raise DataError(
+                    f"the tokenizer took more than {allowed:.1f} s of processor time for {characters:,} characters; "
+                    "a pattern in its tokenizer.json backtracks: simplify it, or use another tokenizer"
+                )
+    if errors:
+        raise _explained(errors[0])
+    return results[0]
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked; the class is no subclass of Exception and cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
+def _explained(error: BaseException) -> BaseException:
+    if not is_panic(error):
+        return error
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"the tokenizers library gave up ({reason[:200]}); a pattern in the tokenizer.json cannot be matched: "
+        "simplify it, or use another tokenizer"
+    )
+
+
+_PANIC = re.compile(rb"\n?thread '[^\n]*panicked at .*", re.DOTALL)
+_lock = threading.Lock()
+
+
+@contextmanager
+def _without_panic_messages() -> Iterator[None]:
+    """Keeps the traces that Rust prints about panics out of standard error, and passes on whatever else it gets."""
+    with _lock:
+        try:
+            sys.stderr.flush()
+            saved = os.dup(2)
+        except (OSError, ValueError, AttributeError):  # closed
+            yield
+            return
+        with tempfile.TemporaryFile() as caught:
+            os.dup2(caught.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(saved, 2)
+                os.close(saved)
+                caught.seek(0)
+                rest = _PANIC.sub(b"", caught.read())
+                if rest:
+                    os.write(2, rest)
