@@ -105,7 +105,7 @@ def table(rows: Sequence[LayerRow]) -> Table:
 def write_plot(path: Path, rows: Sequence[LayerRow]) -> None:
     """Time over size, with one line per algorithm and number of chunks and a band between the quartiles.
 
-    Raises UserError as `size_plot` does.
+    Raises WriteError.
     """
     with size_plot(path, "time of a layer, ms") as axes:
         for name, chunks in dict.fromkeys((row.algorithm, row.chunks) for row in rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from moeport.bench.measure import Timing
 from moeport.bench.operations import Measured
 from moeport.errors import UserError
+from moeport.files import atomic_file, check_output
+from moeport.files import write_json as write_as_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -107,12 +108,12 @@ def table(rows: Sequence[Row]) -> Table:
 
 def write_json(path: Path, about: Mapping[str, Any], rows: Sequence[DataclassInstance]) -> None:
     """All rows, and what they were measured on."""
-    path.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    write_as_json(path, {**about, "rows": [asdict(row) for row in rows]})
 
 
 def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
     """One line per row, with a header."""
-    with path.open("w", newline="") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
@@ -121,7 +122,7 @@ def write_csv(path: Path, rows: Sequence[DataclassInstance]) -> None:
 def write_plot(path: Path, rows: Sequence[Row]) -> None:
     """Bus bandwidth over size, with one line per operation and a band between the quartiles of the times.
 
-    Raises UserError as `size_plot` does.
+    Raises WriteError.
     """
     with size_plot(path, "bus bandwidth, GB/s (1e9)") as axes:
         for name in dict.fromkeys(row.operation for row in rows):
@@ -133,16 +134,28 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
             axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-@contextmanager
-def size_plot(path: Path, quantity: str) -> Iterator[Axes]:
-    """Axes of a quantity over size, both logarithmic; written to a file at the end of the block.
+def check_plot(path: Path) -> None:
+    """Refuse a plot that cannot be written.
 
-    Raises UserError without matplotlib, or for a file type that matplotlib cannot write.
+    Raises UserError without matplotlib, for a file type that matplotlib cannot write, or as `check_output`.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError(f"--plot {path}: matplotlib is not installed: pip install 'moeport[plot]'") from error
+    if path.suffix.removeprefix(".").lower() not in Figure().canvas.get_supported_filetypes():
+        raise UserError(f"--plot {path}: not the name of an image; expected one that ends in .png, .svg or .pdf")
+    check_output(path)
+
+
+@contextmanager
+def size_plot(path: Path, quantity: str) -> Iterator[Axes]:
+    """Axes of a quantity over size, both logarithmic; written to a file at the end of the block.
+
+    Raises WriteError.
+    """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     yield axes
@@ -152,7 +165,5 @@ def size_plot(path: Path, quantity: str) -> Iterator[Axes]:
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UserError(f"--plot {path}: {error}") from error
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix("."))

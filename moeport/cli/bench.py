@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moeport.bench.options import CommOptions, DType, Files, LayerOptions, LayerShape, Runs, Sizes, Target, Tokens
-from moeport.cli.options import SET, Flags, grouped
+from moeport.cli.options import SET, Flags, grouped, output_file
 from moeport.facts import DEVICES, training_backends
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
@@ -71,10 +72,18 @@ Chunks = Annotated[str, typer.Option(help="Numbers of chunks to divide the token
 def _file_flags(quantity: str) -> Flags:
     """Options of `Files`, with a plot of `quantity`."""
     return Flags(
-        json_file=typer.Option("--json", help="Write all figures as JSON."),
-        csv_file=typer.Option("--csv", help="Write all figures as CSV."),
-        plot_file=typer.Option("--plot", help=f"Plot {quantity} over size as .png, .svg or .pdf; needs matplotlib."),
+        json_file=output_file("--json", help="Write all figures as JSON."),
+        csv_file=output_file("--csv", help="Write all figures as CSV."),
+        plot_file=output_file(
+            "--plot", help=f"Plot {quantity} over size as .png, .svg or .pdf; needs matplotlib.", check=_check_plot
+        ),
     )
+
+
+def _check_plot(path: Path) -> None:
+    from moeport.bench.output import check_plot
+
+    check_plot(path)
 
 
 @app.callback()

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moeport.cli.options import output_file
+
 
 def capacity(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a training run.", show_default=False)],
@@ -15,27 +17,25 @@ def capacity(
         float, typer.Option(min=0, max=1, help="Drop rate to recommend a capacity for, as a fraction.")
     ] = 0.01,
     steps: Annotated[int, typer.Option(min=1, help="How many of the last steps to analyse.")] = 100,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON.")] = None,
+    json_file: Annotated[Path | None, output_file("--json", help="Write the numbers as JSON.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE.html", help="Where to write the page. Default: RUN_DIR/capacity.html."),
+        output_file("--output", metavar="FILE.html", help="Where to write the page. Default: RUN_DIR/capacity.html."),
     ] = None,
 ) -> None:
     """Show loads, drop rates by capacity, and the capacity bounds derived from cosines of tokens and gate rows."""
-    import json
-
     from moeport.errors import UserError
+    from moeport.files import check_output, write_json
     from moeport.pages.console import wide_console
     from moeport.studies.capacity import capacity as measure
     from moeport.studies.capacity.page import PAGE_FILE, write_page
     from moeport.studies.capacity.text import render
 
     page = output or run_dir / PAGE_FILE
-    for path in (page, json_file):
-        if path is not None and path.parent.exists() is False:
-            raise UserError(f"{path}: its folder does not exist; create it, or choose another file")
     if page.suffix != ".html":
         raise UserError(f"--output {page}: expected a name that ends in .html")
+    if output is None and run_dir.is_dir():
+        check_output(page)
     console = wide_console()
     found = measure.run_capacity(run_dir, steps, lambda text: console.print(text))
     layers = found.layers if layer is None else measure.select_layer(found, layer)
@@ -43,4 +43,4 @@ def capacity(
     write_page(found, layers, target, page)
     console.print(f"page: {page}", soft_wrap=True)
     if json_file is not None:
-        json_file.write_text(json.dumps(measure.as_json(found, layers, target), indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, measure.as_json(found, layers, target))

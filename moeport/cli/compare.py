@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli.options import Overrides
+from moeport.cli.options import Overrides, output_file, output_folder
 
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
-OutputDir = Annotated[
-    Path, typer.Option("--output-dir", metavar="DIR", help="Folder for the run folders and compare.html.")
-]
+OutputDir = Annotated[Path, output_folder("--output-dir", help="Folder for the run folders and compare.html.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Short for --set training.steps=STEPS.")]
 Seeds = Annotated[
     str | None,
@@ -42,8 +40,8 @@ Allowed = Annotated[
         "--allow-different", metavar="KEY", help="Allow a key or section other than model.moe to differ. Repeatable."
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table as Markdown.")]
+JsonFile = Annotated[Path | None, output_file("--json", help="Write the figures as JSON.")]
+MarkdownFile = Annotated[Path | None, output_file("--markdown", help="Write the table as Markdown.")]
 
 
 def compare(
@@ -63,27 +61,23 @@ def compare(
     Each config becomes a run in DIR/NAME. After an interruption, repeat the command: finished runs are read, not
     trained again, and an unfinished one continues from its last checkpoint.
     """
-    import json
-
+    from moeport.files import check_output, write_json, write_text
     from moeport.pages.console import PlainConsole
     from moeport.studies.compare.compare import compare as run_comparison
-    from moeport.studies.compare.page import write_page
+    from moeport.studies.compare.page import PAGE_FILE, write_page
     from moeport.studies.compare.plan import plan
     from moeport.studies.compare.table import markdown, terminal, to_json
 
+    check_output(output_dir / PAGE_FILE)
     console = PlainConsole(highlight=True)
     given = [*(overrides or ()), *([] if steps is None else [f"training.steps={steps}"])]
     planned = plan(files, output_dir, given, seeds=_numbers(seeds), baseline=baseline, allowed=allowed or ())
     comparison = run_comparison(planned, ranks=ranks, console=console)
     console.print(terminal(comparison), crop=False)
-    written = {
-        json_file: lambda: json.dumps(to_json(comparison), indent=2) + "\n",
-        markdown_file: lambda: markdown(comparison),
-    }
-    for path, text in written.items():
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+    if json_file:
+        write_json(json_file, to_json(comparison))
+    if markdown_file:
+        write_text(markdown_file, markdown(comparison))
     console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, soft_wrap=True)
     comparison.raise_for_problems()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Overrides
+from moeport.cli.options import ConfigFile, Overrides, output_file
 
 if TYPE_CHECKING:
     from moeport.config import Config
@@ -37,16 +37,17 @@ def show(file: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def schema(
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it to a file.")] = None,
+    output: Annotated[Path | None, output_file("-o", "--output", help="Write it to a file.")] = None,
 ) -> None:
     """Print the JSON Schema of the config, for editors."""
     from moeport.config import json_schema
+    from moeport.files import write_text
 
     text = json.dumps(json_schema(), indent=2)
     if output is None:
         typer.echo(text)
     else:
-        output.write_text(text + "\n", encoding="utf-8")
+        write_text(output, text + "\n")
 
 
 def summary(config: Config) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Flags, Overrides, Resume, grouped
+from moeport.cli.options import ConfigFile, Flags, Overrides, Resume, grouped, output_file
 from moeport.launch.commands import PORTS
 from moeport.launch.training import Nodes, Script, TrainingJob
 
@@ -28,9 +28,7 @@ NodeFlags = Annotated[
 ScriptFlags = Annotated[
     Script,
     Flags(
-        slurm=typer.Option(
-            metavar="FILE", help="Write a script for sbatch instead of printing commands.", show_default=False
-        ),
+        slurm=output_file("--slurm", help="Write a script for sbatch instead of printing commands."),
         gpus_per_node=typer.Option(min=1, help="For the script: GPUs per node.", show_default=False),
         time=typer.Option(help="For the script: time limit, such as 02:00:00.", show_default=False),
         partition=typer.Option(help="For the script: Slurm's partition.", show_default=False),

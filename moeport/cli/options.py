@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+
+from moeport.files import check_folder, check_output
 
 SET = typer.Option(
     "--set", metavar="KEY=VALUE", help="Override a key, as in --set optimizer.learning_rate=3e-4. Repeatable."
@@ -23,6 +26,59 @@ SET = typer.Option(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, SET]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")]
+
+
+def output_file(*names: str, help: str, metavar: str = "FILE", check: Callable[[Path], None] = check_output) -> Any:  # noqa: A002
+    """An option that names a file to write, which is refused before the command starts if it cannot be written.
+
+    Args:
+        names: as of `typer.Option`.
+        help: as of `typer.Option`.
+        metavar: as of `typer.Option`.
+        check: raises UserError for a path that cannot be written.
+    """
+
+    def checked(context: typer.Context, value: Path | None) -> Path | None:
+        if value is not None and writes_files():
+            check(value)
+            _refuse_twice(context, value)
+        return value
+
+    return typer.Option(*names, metavar=metavar, help=help, callback=checked, show_default=False)
+
+
+def output_folder(*names: str, help: str, metavar: str = "DIR", show_default: bool = True) -> Any:  # noqa: A002
+    """An option that names a folder to write files to, checked as by `output_file`."""
+
+    def checked(value: Path) -> Path:
+        if writes_files():
+            check_folder(value)
+        return value
+
+    return typer.Option(*names, metavar=metavar, help=help, callback=checked, show_default=show_default)
+
+
+def writes_files() -> bool:
+    """Whether this process writes the files of a command, as the first rank of a job does."""
+    from moeport.errors import UserError
+    from moeport.launch.launcher import launched
+
+    try:
+        launch = launched()
+    except UserError:  # the command itself will say so, if it asks
+        return True
+    return launch is None or launch.rank <= 0
+
+
+def _refuse_twice(context: typer.Context, path: Path) -> None:
+    """Raises UserError if another option names the same file, which one of them would overwrite."""
+    from moeport.errors import UserError
+
+    named: dict[str, str] = context.meta.setdefault("moeport.outputs", {})
+    place = os.path.realpath(path)
+    if place in named and os.path.isfile(place) | (not os.path.exists(place)):
+        raise UserError(f"{path}: two options name it, and each would overwrite what the other writes; name two files")
+    named[place] = str(path)
 
 
 class Flags:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Flags, Overrides, grouped
+from moeport.cli.options import ConfigFile, Flags, Overrides, grouped, output_file, output_folder
 from moeport.parity.options import Amount, BundleOptions, ReportFiles
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ BundleFlags = Annotated[
 ReportFlags = Annotated[
     ReportFiles,
     Flags(
-        json_file=typer.Option("--json", metavar="FILE", help="Write the whole result as JSON."),
-        markdown=typer.Option(metavar="FILE", help="Write the tables as Markdown."),
-        html_file=typer.Option("--html", metavar="FILE", help="Write one HTML page with charts."),
+        json_file=output_file("--json", help="Write the whole result as JSON."),
+        markdown=output_file("--markdown", help="Write the tables as Markdown."),
+        html_file=output_file("--html", help="Write one HTML page with charts."),
         strict=typer.Option("--strict", help="Exit with 1 on a warning too."),
     ),
 ]
@@ -117,7 +117,7 @@ def run(
 @grouped
 def record(
     file: ConfigFile,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
+    output: Annotated[Path, output_folder("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
     variant: Annotated[str, typer.Option(metavar="SPEC", help=VARIANT)] = "torch-cpu",
     overrides: Overrides = None,
     *,
@@ -196,19 +196,20 @@ def _progress(text: str) -> None:
 
 def _finish(report: Report, files: ReportFiles) -> None:
     """Print, write, exit."""
+    from moeport.files import write_text
     from moeport.pages.console import wide_console
     from moeport.parity import text
     from moeport.parity.result import EXIT_CODES
 
     wide_console().print(text.render(report), soft_wrap=True)
     if files.json_file:
-        files.json_file.write_text(report.to_json(), encoding="utf-8")
+        write_text(files.json_file, report.to_json())
     if files.markdown:
-        files.markdown.write_text(text.markdown(report), encoding="utf-8")
+        write_text(files.markdown, text.markdown(report))
     if files.html_file:
         from moeport.parity import html
 
-        files.html_file.write_text(html.page(report), encoding="utf-8", errors="replace")
+        write_text(files.html_file, html.page(report))
     raise typer.Exit(1 if files.strict and report.verdict == "warn" else EXIT_CODES[report.verdict])
 
 

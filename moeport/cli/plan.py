@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeport.cli.options import Overrides
+from moeport.cli.options import Overrides, output_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ Steps = Annotated[
         help="Or a run of moeport train on NODESxRANKS_PER_NODE to measure it from. Repeatable.",
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")]
+JsonFile = Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")]
 
 
 def plan(
@@ -78,10 +78,9 @@ def plan(
     Example: moeport plan configs/quickstart.yaml --set training.batch_size=32 --nodes 4 --ranks-per-node 8
     --intra 400GB/s,2us --inter 25GB/s,5us
     """
-    import json
-
     from moeport.cli.plan_options import GivenSpeed, given_links, sharing
     from moeport.config import load_config
+    from moeport.files import write_json
     from moeport.pages.console import wide_console
     from moeport.plan import text
     from moeport.plan.cost import Cluster
@@ -102,7 +101,7 @@ def plan(
         config, links = load_config(config_file, overrides or ()), fitted.links if fitted else cluster.links
         figures |= _placements(console, config, cluster, speed, links, traffic)
     if json_file:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
 
 
 def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], traffic: str) -> dict[str, Any]:

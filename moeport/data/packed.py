@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from moeport.core.section import Section
-from moeport.data.cache import atomic_file
 from moeport.data.documents import Document, documents_fingerprint
 from moeport.data.tokenizer import Tokenizer
 from moeport.errors import DataError
+from moeport.files import atomic_file, write_text
 
 FORMAT_VERSION = 1
 CHARACTERS_PER_BATCH = 1_000_000
@@ -72,8 +72,7 @@ def write_tokens(path: Path, documents: Sequence[Document], tokenizer: Tokenizer
         num_bytes=sum(document.num_bytes for document in documents),
         sha256=digest.hexdigest(),
     )
-    with atomic_file(metadata_path(path)) as temporary:
-        temporary.write_text(metadata.model_dump_json(indent=2) + "\n")
+    write_text(metadata_path(path), metadata.model_dump_json(indent=2) + "\n")
     return metadata
 
 

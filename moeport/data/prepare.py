@@ -12,13 +12,14 @@ from pydantic import PositiveFloat, ValidationError
 
 from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
 from moeport.core.section import Section
-from moeport.data.cache import atomic_file, cache_dir
+from moeport.data.cache import cache_dir
 from moeport.data.compression import compression_baselines
 from moeport.data.documents import Corpus, documents_fingerprint, size_label
 from moeport.data.packed import FORMAT_VERSION, PackedTokens, write_tokens
 from moeport.data.sources import read_documents
 from moeport.data.tokenizer import SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
-from moeport.errors import DataError
+from moeport.errors import DataError, WriteError
+from moeport.files import make_folder, remove_leftovers, write_text
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def prepare_data(config: DataConfig, *, report: Callable[[str], None]) -> Prepar
         report: receives progress messages and warnings.
 
     Raises:
-        DataError: the data or the tokenizer cannot be used, the cache cannot be written, or the training text is
-            shorter than one sequence.
+        DataError: the data or the tokenizer cannot be used, or the training text is shorter than one sequence.
+        WriteError: the cache cannot be written.
     """
     corpus = read_documents(config)
     entry = _Entry(config, corpus)
@@ -88,22 +89,18 @@ class _Entry:
         """Writes all files and opens them."""
         train, validation = self._corpus
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
+            remove_leftovers(self._folder)
             tokenizer = self._given or self._train(report)
-            with atomic_file(self._path("tokenizer.json")) as path:
-                tokenizer.save(path)
+            tokenizer.save(self._path("tokenizer.json"))
             report(f"encoding {size_label(train)} for training and {size_label(validation)} for validation")
             write_tokens(self._path("train.tokens"), train, tokenizer)
             write_tokens(self._path("validation.tokens"), validation, tokenizer)
             report(f"compressing {size_label(validation)} with gzip and xz for comparison")
             baselines = _Baselines.model_validate(compression_baselines(validation))
-            with atomic_file(self._path("compression.json")) as path:
-                path.write_text(baselines.model_dump_json() + "\n")
-        except OSError as error:
-            raise DataError(
-                f"cannot write the cache {self._folder}: {error.strerror}; "
-                "set data.cache_dir or XDG_CACHE_HOME to a folder that can be written"
-            ) from error
+            write_text(self._path("compression.json"), baselines.model_dump_json() + "\n")
+        except WriteError as error:
+            raise WriteError(f"{error} (data.cache_dir or XDG_CACHE_HOME sets the folder)") from error
         return self._open()
 
     def _open(self) -> PreparedData:

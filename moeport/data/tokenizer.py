@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from moeport.data.guarded import guarded
 from moeport.data.tokenizer_json import check_vocabulary, parse_definition, text_definition
 from moeport.errors import DataError
+from moeport.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a document in tokenizers trained here."""
@@ -85,8 +86,8 @@ class Tokenizer:
         return whole[shared:]
 
     def save(self, path: Path) -> None:
-        """Writes the tokenizer.json."""
-        path.write_text(self._definition, encoding="utf-8", newline="")
+        """Writes the tokenizer.json. Raises WriteError."""
+        write_text(path, self._definition)
 
 
 class ByteTokenizer(Tokenizer):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moeport.errors import UserError
 from moeport.facts import BACKENDS
+from moeport.files import write_text
 from moeport.launch import commands
 from moeport.launch.commands import LaunchSpec
 
@@ -74,11 +75,9 @@ class Script:
         assert self.slurm is not None
         asked = {"gpus-per-node": self.gpus_per_node, "time": self.time, "partition": self.partition}
         text = job.slurm_script({key: str(value) for key, value in asked.items() if value is not None})
-        try:
-            with self.slurm.open("x") as file:
-                file.write(text)
-        except OSError as error:
-            raise UserError(f"--slurm {self.slurm}: cannot write it: {error.strerror}; name a new file") from error
+        if self.slurm.is_file():
+            raise UserError(f"--slurm {self.slurm}: is there already; name a new file, or delete it")
+        write_text(self.slurm, text)
         return self.slurm
 
 

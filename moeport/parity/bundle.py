@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from moeport.errors import UserError
+from moeport.files import atomic_folder
 from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
 from moeport.training.checkpoint import file_digest
 
@@ -35,7 +36,11 @@ def save_bundle(recording: Recording, folder: Path) -> None:
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if present - {MANIFEST_FILE, TENSORS_FILE}:
         raise BundleError(f"{folder}: holds other files; expected a new folder or an older bundle")
-    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary:
+        _write(recording, temporary)
+
+
+def _write(recording: Recording, folder: Path) -> None:
     records = recording.tensors.values()
     arrays = {t.name: _packed(t.values, t.dtype) for t in records if t.values is not None}
     save_file(arrays, folder / TENSORS_FILE)

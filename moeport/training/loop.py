@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from moeport.errors import InterruptedRunError
+from moeport.files import check_folder, writing
 from moeport.training.evaluate import Evaluation
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
@@ -73,7 +74,9 @@ class _Loop:
         run = self.run
         if step != run.config.metrics.profile_step or not run.is_first:
             return run.trainer.step()
-        with run.backend.profile(run.dir / PROFILE_DIR):
+        folder = run.dir / PROFILE_DIR
+        check_folder(folder)
+        with writing(folder), run.backend.profile(folder):
             return run.trainer.step()
 
     def _record(self, metrics: StepMetrics) -> None:

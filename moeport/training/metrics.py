@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from moeport.errors import DataError
+from moeport.files import atomic_file, writing
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record, StepMetrics, scalars
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.tensorboard import EventLog
@@ -37,7 +37,9 @@ class MetricsLog:
         path = Path(run_dir) / METRICS_FILE
         if resume_step is not None and path.exists():
             _cut(path, resume_step)
-        self._file = path.open("w" if resume_step is None else "a", encoding="utf-8", buffering=1)
+        self._path = path
+        with writing(path):
+            self._file = path.open("w" if resume_step is None else "a", encoding="utf-8", buffering=1)
         self._events: EventLog | None = None
         if tensorboard:
             try:
@@ -69,13 +71,17 @@ class MetricsLog:
 
     def close(self) -> None:
         """Write out what is pending and close the files."""
-        self._file.close()
-        if self._events:
-            self._events.close()
+        try:
+            with writing(self._path):
+                self._file.close()
+        finally:
+            if self._events:
+                self._events.close()
 
     def _write(self, values: dict[str, Any]) -> None:
         line = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
-        self._file.write(line + "\n")
+        with writing(self._path):
+            self._file.write(line + "\n")
 
 
 def iterate_metrics(path: Path) -> Iterator[Record]:
@@ -131,12 +137,8 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _cut(path: Path, last_step: int) -> None:
     """Drop the records of steps after `last_step`."""
-    kept = path.with_name(path.name + ".tmp")
-    with kept.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as kept, kept.open("w", encoding="utf-8") as file:
         file.writelines(line for line, record in _records(path) if record["step"] <= last_step)
-        file.flush()
-        os.fsync(file.fileno())
-    kept.replace(path)
 
 
 def _finite(value: Any) -> Any:

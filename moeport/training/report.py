@@ -9,6 +9,7 @@ from typing import Any
 
 from moeport.config.schema import Config
 from moeport.errors import MoeportError
+from moeport.files import write_text
 from moeport.pages.template import load_template
 from moeport.training.report_charts import sections
 from moeport.training.report_figures import comparison, compression, key_figures, rounded
@@ -50,7 +51,7 @@ def write_report(run_dir: Path) -> Path:
         environment=_environment(summary),
     )
     path = run_dir / REPORT_FILE
-    path.write_text(page, encoding="utf-8", errors="replace")
+    write_text(path, page)
     return path
 
 

@@ -12,6 +12,7 @@ from moeport.backends import get_backend
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.errors import InterruptedRunError, NonFiniteError
+from moeport.files import check_folder, make_folder
 from moeport.launch.launcher import launched
 from moeport.pages.console import PlainConsole
 from moeport.training.announce import announcement
@@ -62,6 +63,8 @@ def train(
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
     elif not (resume or dry_run):
         refuse_used(config.run.dir)
+    if not dry_run and (launch is None or launch.rank == 0):
+        check_folder(config.run.dir)
     check_trains(config)
     backend = get_backend(config.backend)
     stopped: InterruptedRunError | NonFiniteError
@@ -78,7 +81,7 @@ def train(
 def _train(run: PreparedRun, console: Console) -> RunSummary | None:
     """Run all remaining steps; returns the summary on the first rank."""
     if run.is_first:
-        run.dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run.dir)
         write_config(run.dir, run.config)
         run.task.save(run.dir)
     for line in announcement(run):

@@ -8,7 +8,7 @@ import pytest
 
 from moeport.config.data import BPETokenizer, ByteTokenizer, DataConfig, FilesSource, FileTokenizer
 from moeport.data import Sampler, prepare_data
-from moeport.errors import DataError
+from moeport.errors import DataError, WriteError
 
 BPE = BPETokenizer(vocab_size=300)
 
@@ -180,9 +180,9 @@ def test_default_cache_folder(tmp_path, monkeypatch):
 def test_cache_that_cannot_be_written():
     open("file", "w").close()
     with pytest.raises(
-        DataError,
-        match=r"^cannot write the cache file/cache/[0-9a-f]{32}: Not a directory; "
-        "set data.cache_dir or XDG_CACHE_HOME to a folder that can be written$",
+        WriteError,
+        match=r"^file/cache/[0-9a-f]{32}: cannot be written: a part of the path is a file, not a folder; choose "
+        r"another place \(data.cache_dir or XDG_CACHE_HOME sets the folder\)$",
     ):
         prepare(cache_dir="file/cache")
 

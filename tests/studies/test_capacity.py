@@ -339,7 +339,7 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, capsys):
         ((tmp_path,), "not a run folder: it has no config.yaml"),
         ((config.run.dir, "--layer", 5), "--layer 5: no such layer with experts in"),
         ((config.run.dir, "--output", tmp_path / "a.png"), "expected a name that ends in .html"),
-        ((config.run.dir, "--json", tmp_path / "none" / "a.json"), "its folder does not exist"),
+        ((config.run.dir, "--json", tmp_path), "it is a folder; name a file"),
     ):
         code, _, error = command(monkeypatch, capsys, *arguments)
         assert code == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moeport.files import write_text
 from moeport.pages.charts import Axis, LineChart, Series, line_chart
 from moeport.pages.template import load_template
 from moeport.studies.capacity.capacity import LayerCapacity, RunCapacity
@@ -44,7 +45,7 @@ def write_page(capacity: RunCapacity, layers: list[LayerCapacity], target: float
         capacity: result for the run.
         layers: the layers to show.
         target: drop rate to recommend a capacity for.
-        path: the file; its folder must exist.
+        path: the file.
     """
     page = load_template("capacity.html").render(
         name=capacity.run_dir.resolve().name,
@@ -52,7 +53,7 @@ def write_page(capacity: RunCapacity, layers: list[LayerCapacity], target: float
         notes=capacity.notes,
         sections=[_section(layer, target) for layer in layers],
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _section(layer: LayerCapacity, target: float) -> Section:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moeport.files import write_text
 from moeport.pages.charts import Axis, Bar, LineChart, line_chart
 from moeport.pages.template import load_template
 from moeport.studies.compare.compare import Comparison
@@ -69,9 +70,8 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
         },
         differences={name: plan.differences(name) for name in plan.names},
     )
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PAGE_FILE
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
