@@ -101,6 +101,17 @@ class Backend(ABC):
         """Number of graphs compiled so far in this process, and the seconds it took; (0, 0) if they are not counted."""
         return 0, 0.0
 
+    def threads(self) -> str | None:
+        """How many threads compute on the CPU, and how they wait for each other; None: the framework decides."""
+        return None
+
+    def news(self) -> list[str]:
+        """What the backend has changed by itself since the last call, a line each, such as how its threads wait.
+
+        No such change may change results.
+        """
+        return []
+
     def accelerators(self) -> list[tuple[str, int | None]]:
         """Product name, and memory in bytes if known, of every accelerator of its kind; empty for a CPU."""
         return []

@@ -11,6 +11,8 @@ def announcement(run: PreparedRun) -> Iterator[str]:
     """The lines, in order."""
     counts = run.trainer.shapes.parameter_counts()
     yield f"device      {run.backend.device}, {run.backend.dtype}"
+    if threads := run.backend.threads():
+        yield f"threads     {threads}"
     if run.mesh.world.size > 1:
         yield f"ranks       {_ranks(run)}"
     yield run.task.describe()

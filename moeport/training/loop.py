@@ -83,6 +83,8 @@ class _Loop:
         if self.log:
             self.log.step(metrics)
         self.progress.step(metrics)
+        for line in self.run.backend.news():
+            self.progress.say(f"step: {metrics.step}/{self.last}  {line}")
 
     def _evaluate(self, step: int) -> Evaluation:
         run, training = self.run, self.run.config.training

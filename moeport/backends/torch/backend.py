@@ -23,6 +23,7 @@ from moeport.backends.torch.device import (
     resolve_dtype,
 )
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
+from moeport.backends.torch.openmp import describe_threads, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.mesh import Mesh
@@ -46,6 +47,7 @@ class TorchBackend(Backend):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+        self.watch = watch() if self.torch_device.type == "cpu" else None
 
     @override
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
@@ -84,6 +86,14 @@ class TorchBackend(Backend):
     def profile(self, folder: Path) -> AbstractContextManager[Any]:
         """A Chrome trace by torch.profiler."""
         return torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)))
+
+    @override
+    def threads(self) -> str | None:
+        return describe_threads() if self.torch_device.type == "cpu" else None
+
+    @override
+    def news(self) -> list[str]:
+        return self.watch.news() if self.watch else []
 
     @override
     def accelerators(self) -> list[tuple[str, int | None]]:
