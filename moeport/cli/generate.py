@@ -1,5 +1,6 @@
 """`moeport generate`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ def generate(
     ] = "latest",
 ) -> None:
     """Continue a text with a trained model."""
+    from moeport.pages.console import printable
     from moeport.training.generate import generate as continue_text
 
     text = continue_text(
@@ -31,4 +33,5 @@ def generate(
         seed=seed,
         checkpoint=checkpoint,
     )
-    typer.echo(prompt + text)
+    shown = printable(prompt + text) if sys.stdout.isatty() else prompt + text
+    typer.echo(shown.encode())  # UTF-8 in any locale

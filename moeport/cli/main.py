@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moeport.cli.options import expands_paths
 from moeport.errors import MoeportError
 from moeport.version import VERSION
 
@@ -40,9 +41,11 @@ app = typer.Typer(
 def _register(name: str) -> None:
     module = import_module(f"moeport.cli.{name}")
     if hasattr(module, "app"):
+        for each in module.app.registered_commands:
+            each.callback = expands_paths(each.callback)
         app.add_typer(module.app)
     else:
-        app.command(name)(getattr(module, name))
+        app.command(name)(expands_paths(getattr(module, name)))
 
 
 for _name in COMMANDS:

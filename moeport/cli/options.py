@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from moeport.files import check_folder, check_output
+from moeport.paths import expanded
 
 SET = typer.Option(
     "--set", metavar="KEY=VALUE", help="Override a key, as in --set optimizer.learning_rate=3e-4. Repeatable."
@@ -40,8 +41,8 @@ def output_file(*names: str, help: str, metavar: str = "FILE", check: Callable[[
 
     def checked(context: typer.Context, value: Path | None) -> Path | None:
         if value is not None and writes_files():
-            check(value)
-            _refuse_twice(context, value)
+            check(_expanded(value))
+            _refuse_twice(context, _expanded(value))
         return value
 
     return typer.Option(*names, metavar=metavar, help=help, callback=checked, show_default=False)
@@ -52,7 +53,7 @@ def output_folder(*names: str, help: str, metavar: str = "DIR", show_default: bo
 
     def checked(value: Path) -> Path:
         if writes_files():
-            check_folder(value)
+            check_folder(_expanded(value))
         return value
 
     return typer.Option(*names, metavar=metavar, help=help, callback=checked, show_default=show_default)
@@ -79,6 +80,22 @@ def _refuse_twice(context: typer.Context, path: Path) -> None:
     if place in named and os.path.isfile(place) | (not os.path.exists(place)):
         raise UserError(f"{path}: two options name it, and each would overwrite what the other writes; name two files")
     named[place] = str(path)
+
+
+def expands_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take paths with `~` and environment variables, also where no shell has expanded them."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> None:
+        command(*args, **{name: _expanded(value) for name, value in given.items()})
+
+    return run
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, Path):
+        return Path(expanded(str(value)))
+    return [_expanded(each) for each in value] if isinstance(value, list) else value
 
 
 class Flags:

@@ -13,6 +13,7 @@ import numpy as np
 from moeport.comm.load import Sharing
 from moeport.config import Config
 from moeport.errors import UserError
+from moeport.paths import expanded
 from moeport.plan.compute import Speed, SpeedFit, fit_speed
 from moeport.plan.cost import Cluster, Link, Links
 from moeport.plan.fit import Fit, Sample
@@ -85,7 +86,7 @@ def fitted_speed(steps: Sequence[str], links: Links, shares: Sharing, traffic: s
                 f"--step {text!r} is not a run and its cluster; expected the run.dir, the number of nodes and the "
                 "ranks per node, such as runs/small@2x4"
             )
-        folder = Path(parts[1])
+        folder = Path(expanded(parts[1]))
         config, cluster = read_config(folder), Cluster(int(parts[2]), int(parts[3]), links, shares)
         seconds = [record.step_time for record in read_metrics(folder / METRICS_FILE)[0][FIRST_STEPS:]]
         if not seconds:

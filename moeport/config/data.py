@@ -1,10 +1,10 @@
 """The data section: where text or images come from, and how they become sequences of tokens."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from moeport.config.path_types import UserPath, UserPattern
 from moeport.core.section import Section
 
 DIGITS_SIDE, DIGITS_CLASSES = 8, 10
@@ -19,14 +19,26 @@ class StdlibSource(Section):
 
 
 class FilesSource(Section):
-    """Local files: .txt and .py (one document each), .jsonl and .parquet (one document per row)."""
+    """Local files: text (.txt, .py, .md, .rst, .html; one document each), .jsonl and .parquet (one document per row).
+
+    Text and .jsonl may be compressed: .gz, .zst, .bz2, .xz.
+    """
 
     name: Literal["files"] = "files"
     """`files`"""
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Globs of training files, relative to the working directory; `**` matches any number of folders."""
-    validation_paths: tuple[str, ...] = ()
-    """Globs of validation files. Default: a share of the documents; see data.validation_fraction."""
+    paths: Annotated[tuple[UserPattern, ...], Field(min_length=1)]
+    """Globs of training files, relative to the working directory; `**` matches any number of folders. A folder stands
+    for all files in it and below."""
+    validation_paths: tuple[UserPattern, ...] = ()
+    """Globs of validation files, or folders. Default: a share of the documents; see data.validation_fraction."""
+    exclude: tuple[UserPattern, ...] = ()
+    """Globs of files and folders to leave out; one without a slash is compared with every part of a path."""
+    text_suffixes: tuple[str, ...] = ()
+    """Further suffixes of text files, such as .tex; `*` stands for any other suffix or none."""
+    encoding: str = "utf-8"
+    """Encoding of text and .jsonl files. Byte order marks of UTF-8, UTF-16 and UTF-32 take precedence over utf-8."""
+    bad_files: Literal["refuse", "skip"] = "refuse"
+    """What to do with files and rows that cannot be read: refuse them all with a list, or skip and count them."""
     text_field: str = "text"
     """Column that holds the text in .jsonl and .parquet files."""
 
@@ -36,10 +48,12 @@ class HuggingFaceSource(Section):
 
     name: Literal["huggingface"] = "huggingface"
     """`huggingface`"""
-    dataset: str
+    dataset: UserPattern
     """Dataset name on the hub, or a local folder that `datasets` can load."""
     subset: str | None = None
     """Dataset configuration name."""
+    revision: str | None = None
+    """Branch, tag or commit of the dataset on the hub. Default: its main branch."""
     split: str = "train"
     """Training split."""
     validation_split: str | None = None
@@ -90,7 +104,7 @@ class FileTokenizer(Section):
 
     name: Literal["file"] = "file"
     """`file`"""
-    path: Path
+    path: UserPath
     """The tokenizer.json."""
     end_of_text: str = "<|endoftext|>"
     """The token that ends a document; must be in the vocabulary."""
@@ -109,7 +123,7 @@ class DataConfig(Section):
     """Tokens per sequence, S."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the data held out, chosen by a hash of each document's name or each image's index."""
-    cache_dir: Path | None = None
+    cache_dir: UserPath | None = None
     """Folder of cached tokenizers and token files. Default: $XDG_CACHE_HOME/moeport or ~/.cache/moeport."""
 
     @property

@@ -132,6 +132,8 @@ def _bad_value(root: Node, parts: Parts, section: type[Section], error: ErrorDet
     node, name = root.at(*parts), next(str(part) for part in reversed(parts) if isinstance(part, str))
     item = isinstance(parts[-1], int)
     expected = describe_item(section, name) if item else describe(section, name)
+    if error["type"] == "path":  # a path that cannot be expanded; its message says what to write
+        expected = ""
     got = "" if node.value is None else node.text
     hint = _meant_value(node, dotted(parts), section.model_fields[name], error["type"])
     return Problem(dotted(parts), _wrong(node.value, error), got, expected, hint, node.place)

@@ -134,8 +134,15 @@ def _errors(root: Node) -> list[ErrorDetails]:
     except ValidationError as error:
         found = [(locate(item["loc"])[0], item) for item in error.errors(include_url=False)]
         # A default that is not a JSON value, such as a path, is reported as an error too.
-        return [item for parts, item in found if item["type"] == "missing" or root.find(*parts) is not None]
+        return [item for parts, item in found if item["type"] == "missing" or _is_about(root.find(*parts), item)]
     return []
+
+
+def _is_about(node: Node | None, error: ErrorDetails) -> bool:
+    """Whether an error is about a value that was given. Pydantic also calls a list short that has faulty items."""
+    if node is None or error["type"] != "too_short":
+        return node is not None
+    return len(node.value) < error["ctx"]["min_length"]
 
 
 def _sound_part(root: Node, faulty: set[str]) -> Config:

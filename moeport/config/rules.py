@@ -1,5 +1,6 @@
 """Rules that involve several keys, as a table."""
 
+import re
 from collections.abc import Callable, Set
 from functools import reduce
 from typing import Any
@@ -19,6 +20,14 @@ _HEADS = "model.attention.num_heads"
 def _router(name: str) -> type[RouterConfig]:
     """The class that holds what is true of a router whatever its options."""
     return ROUTERS[name].config_class
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 RULES = (
@@ -143,6 +152,24 @@ RULES = (
         lambda tokenizer, source: source in TEXT_SOURCES or tokenizer == "bpe",
         "has no effect while data.source.name is {1}",
         "this section left out",
+    ),
+    Rule(
+        ("data.source.encoding",),
+        _is_encoding,
+        "is no text encoding that Python knows",
+        "utf-8, utf-16, latin-1, cp1252, gb18030, shift_jis or another of Python's",
+    ),
+    Rule(
+        ("data.source.text_suffixes",),
+        lambda suffixes: all(suffix == "*" or re.fullmatch(r"\.[^./]+", suffix) for suffix in suffixes),
+        "has an item that is no suffix",
+        "suffixes with their dot, such as .tex, or *",
+    ),
+    Rule(
+        ("data.source.revision", "data.source.dataset"),
+        lambda revision, dataset: revision is None or not dataset.startswith((".", "/")),
+        "names a version on the hub, but data.source.dataset is the local folder {1}",
+        "this key left out",
     ),
     Rule(
         ("data.source.patch_size",),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from moeport.comm.exchange import EXCHANGES
+from moeport.config.path_types import UserPath
 from moeport.core.section import Section
 from moeport.facts import BACKENDS, DEVICES
 
@@ -29,7 +30,7 @@ ALGORITHMS = ". ".join(f"{name}: {exchange.summary}" for name, exchange in EXCHA
 class RunConfig(Section):
     """The run folder."""
 
-    dir: Path = Path("runs/default")
+    dir: UserPath = Path("runs/default")
     """Folder of this run: config.yaml, metrics.jsonl, checkpoints/ and report.html."""
 
 

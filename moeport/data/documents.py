@@ -6,7 +6,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from moeport.data.left_out import LeftOut
 from moeport.errors import DataError
+
+
+class MissingPackageError(DataError):
+    """An optional package is not installed; no file of its kind can be read."""
 
 
 class Document(NamedTuple):
@@ -23,7 +28,7 @@ class Document(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """Training documents and validation documents; neither list is empty."""
+    """Training documents and validation documents, without empty ones."""
 
     train: Sequence[Document]
     validation: Sequence[Document]
@@ -35,39 +40,43 @@ def is_validation(name: str, validation_fraction: float) -> bool:
     return int.from_bytes(digest, "big") / 2**64 < validation_fraction
 
 
-def split_by_name(documents: Sequence[Document], validation_fraction: float) -> Corpus:
-    """Splits the non-empty documents with `is_validation`."""
+def split_by_name(documents: Iterable[Document], validation_fraction: float, left_out: LeftOut) -> Corpus:
+    """Splits the documents with `is_validation`. Held-out texts that are also trained on are left out."""
     train: list[Document] = []
     validation: list[Document] = []
     for document in documents:
         (validation if is_validation(document.name, validation_fraction) else train).append(document)
-    return without_empty(train, validation, f"data.validation_fraction is {validation_fraction}")
+    left_out.kept_side = "training"
+    return Corpus(_with_text(train), _unshared(validation, train, left_out))
 
 
-def without_empty(train: Iterable[Document], validation: Iterable[Document], split_rule: str) -> Corpus:
-    """The corpus without its empty documents.
+def split_as_given(train: Iterable[Document], validation: Sequence[Document], left_out: LeftOut) -> Corpus:
+    """The split that a config names. Training texts that are also held out are left out."""
+    left_out.kept_side = "validation"
+    return Corpus(_unshared(train, validation, left_out), _with_text(validation))
+
+
+def check_split(corpus: Corpus, rule: str, left_out: LeftOut) -> None:
+    """Refuse a split that leaves one side without text.
 
     Args:
-        train: training documents.
-        validation: validation documents.
-        split_rule: describes how the split was made, for the error message.
+        corpus: the split.
+        rule: describes how it was made, for the error message.
+        left_out: what was left out of the source.
 
     Raises:
         DataError: one side has no text.
     """
-    corpus = Corpus(
-        [document for document in train if document.text], [document for document in validation if document.text]
-    )
-    num_texts = len(corpus.train) + len(corpus.validation)
+    left = "".join(f"; {line}" for line in left_out.lines())
+    num_texts = len(corpus.train) + len(corpus.validation) + left_out.shared
     if not num_texts:
-        raise DataError("data.source: there are no documents with text in them")
+        raise DataError(f"data.source: there are no documents with text in them{left}")
     for purpose, documents in (("validation", corpus.validation), ("training", corpus.train)):
         if not documents:
             raise DataError(
-                f"data.source: no text is left for {purpose} ({count_label(num_texts)} with text, {split_rule}); "
-                "add documents, change data.validation_fraction or name validation data in data.source"
+                f"data.source: no text is left for {purpose} ({count_label(num_texts)} with text, {rule}); "
+                f"add documents, change data.validation_fraction or name validation data in data.source{left}"
             )
-    return corpus
 
 
 def checked_text(value: Any, text_field: str, where: str) -> str:
@@ -98,6 +107,22 @@ def count_label(number: int) -> str:
 def size_label(documents: Sequence[Document]) -> str:
     """A count and size such as `1,234 documents (9.7 MB)`."""
     return f"{count_label(len(documents))} ({sum(document.num_bytes for document in documents) / 1e6:.1f} MB)"
+
+
+def _with_text(documents: Iterable[Document]) -> list[Document]:
+    return [document for document in documents if document.text]
+
+
+def _unshared(documents: Iterable[Document], others: Iterable[Document], left_out: LeftOut) -> list[Document]:
+    """The documents with text whose text is not among the others; counts those that are left out."""
+    taken = {hashlib.blake2b(document.text.encode(), digest_size=16).digest() for document in others}
+    kept = []
+    for document in _with_text(documents):
+        if hashlib.blake2b(document.text.encode(), digest_size=16).digest() in taken:
+            left_out.shared += 1
+        else:
+            kept.append(document)
+    return kept
 
 
 def _name_bytes(name: str) -> bytes:

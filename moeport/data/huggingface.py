@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from moeport.config.data import HuggingFaceSource
-from moeport.data.documents import Document, checked_text
+from moeport.data.documents import Document, MissingPackageError, checked_text
+from moeport.data.left_out import LeftOut
 from moeport.errors import DataError
 
 
@@ -16,12 +17,12 @@ def import_datasets() -> ModuleType:
     """The `datasets` package with its logging silenced, since failures raise errors.
 
     Raises:
-        DataError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
+        raise MissingPackageError(
             "parquet files and Hugging Face datasets need the package `datasets`: pip install 'moeport[data]'"
         ) from error
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -32,13 +33,21 @@ def read_split(source: HuggingFaceSource, split: str) -> list[Document]:
     """One document per row, named `dataset:split:row`, counted from 1.
 
     Raises:
-        DataError: the dataset, the split or the column does not exist or cannot be read.
+        DataError: the dataset, the split or the column does not exist or cannot be read, or rows hold no text.
     """
-    return list(row_documents(_load(source, split), source.text_field, f"{source.dataset}:{split}"))
+    documents, faults = [], LeftOut()
+    for found in row_documents(_load(source, split), source.text_field, f"{source.dataset}:{split}"):
+        if isinstance(found, Document):
+            documents.append(found)
+        else:
+            faults.add_fault(str(found))
+    if faults.unreadable:
+        raise DataError(faults.listed("\n  "))
+    return documents
 
 
-def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document]:
-    """One document per row, named `name:row`, counted from 1.
+def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document | DataError]:
+    """One document per row, named `name:row`, counted from 1, or a fault for a row whose value is no string.
 
     Args:
         rows: a `datasets` dataset, either map-style or iterable.
@@ -46,7 +55,7 @@ def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document]:
         name: where the rows come from.
 
     Raises:
-        DataError: the column does not exist or holds values that are not strings.
+        DataError: the column does not exist.
     """
     if text_field not in rows.column_names:
         columns = ", ".join(rows.column_names)
@@ -56,16 +65,19 @@ def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document]:
         for value in batch[text_field]:
             number += 1
             where = f"{name}:{number}"
-            yield Document(where, checked_text(value, text_field, where))
+            try:
+                yield Document(where, checked_text(value, text_field, where))
+            except DataError as error:
+                yield error
 
 
 def _load(source: HuggingFaceSource, split: str) -> Any:
     datasets = import_datasets()
-    is_folder = source.dataset.startswith((".", "/", "~"))
-    if is_folder and not os.path.isdir(os.path.expanduser(source.dataset)):
+    is_folder = source.dataset.startswith((".", "/"))
+    if is_folder and not os.path.isdir(source.dataset):
         raise DataError(f"data.source.dataset: there is no folder {source.dataset}")
     try:
-        return datasets.load_dataset(os.path.expanduser(source.dataset), source.subset, split=split)
+        return datasets.load_dataset(source.dataset, source.subset, split=split, revision=source.revision)
     except ConnectionError as error:
         raise DataError(
             f"data.source.dataset: {source.dataset!r} is not in the local cache and the Hugging Face hub cannot be "

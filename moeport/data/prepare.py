@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import PositiveFloat, ValidationError
@@ -14,10 +14,11 @@ from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
 from moeport.core.section import Section
 from moeport.data.cache import cache_dir
 from moeport.data.compression import compression_baselines
-from moeport.data.documents import Corpus, documents_fingerprint, size_label
+from moeport.data.documents import Corpus, check_split, documents_fingerprint, size_label
+from moeport.data.left_out import LeftOut
 from moeport.data.packed import FORMAT_VERSION, PackedTokens, write_tokens
-from moeport.data.sources import read_documents
-from moeport.data.tokenizer import SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+from moeport.data.sources import read_documents, split_rule
+from moeport.data.tokenizer import ENCODING_VERSION, SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 from moeport.errors import DataError, WriteError
 from moeport.files import make_folder, remove_leftovers, write_text
 
@@ -31,6 +32,8 @@ class PreparedData:
     tokenizer: Tokenizer
     baselines: dict[str, float]
     """Bits per byte of the validation documents under `gzip` and `xz`."""
+    unreadable: int = 0
+    """Files and rows that were skipped since they cannot be read."""
 
 
 def prepare_data(config: DataConfig, *, report: Callable[[str], None]) -> PreparedData:
@@ -44,9 +47,13 @@ def prepare_data(config: DataConfig, *, report: Callable[[str], None]) -> Prepar
         DataError: the data or the tokenizer cannot be used, or the training text is shorter than one sequence.
         WriteError: the cache cannot be written.
     """
-    corpus = read_documents(config)
+    left_out = LeftOut()
+    corpus = read_documents(config, left_out)
+    check_split(corpus, split_rule(config), left_out)
+    for line in left_out.lines():
+        report(line)
     entry = _Entry(config, corpus)
-    data = entry.load(report) or entry.build(report)
+    data = replace(entry.load(report) or entry.build(report), unreadable=left_out.unreadable)
     if not data.train.num_sequences:
         raise DataError(
             f"the training text is too short: it has {data.train.num_tokens:,} tokens and one sequence of "
@@ -70,7 +77,8 @@ class _Entry:
         self._given = _given_tokenizer(config)
         self._fingerprints = [documents_fingerprint(documents) for documents in corpus]
         tokenizer = self._given.fingerprint if self._given else [config.tokenizer.model_dump(), SPLIT_PATTERN]
-        key = json.dumps([FORMAT_VERSION, self._fingerprints, tokenizer])
+        rules = [ENCODING_VERSION] if isinstance(config.tokenizer, FileTokenizer) else []
+        key = json.dumps([FORMAT_VERSION, self._fingerprints, tokenizer, *rules])
         self._folder = cache_dir(config.cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def load(self, report: Callable[[str], None]) -> PreparedData | None:
@@ -140,5 +148,5 @@ def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
     if isinstance(config.tokenizer, BPETokenizer):
         return None
     if isinstance(config.tokenizer, FileTokenizer):
-        return load_tokenizer(config.tokenizer.path.expanduser(), config.tokenizer.end_of_text)
+        return load_tokenizer(config.tokenizer.path, config.tokenizer.end_of_text)
     return ByteTokenizer()

@@ -20,6 +20,9 @@ from moeport.files import write_text
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a document in tokenizers trained here."""
 
+ENCODING_VERSION = 2
+"""Grows when the same tokenizer.json gives other ids for a text; since 2, added tokens are ordinary text."""
+
 SPLIT_PATTERN = (
     r" ?[\p{L}_][\p{L}\p{N}_]{0,127}"
     r"| ?\p{N}{1,3}"

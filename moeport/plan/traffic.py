@@ -8,6 +8,7 @@ import numpy as np
 
 from moeport.core.parameters import generator
 from moeport.errors import UserError
+from moeport.paths import expanded
 
 KINDS = "uniform, zipf, local:F with F of 0 to 1, or a .npy file of expert ids (tokens, choices)"
 
@@ -83,6 +84,7 @@ def _recorded(path: Path, tokens: int, num_experts: int, top_k: int, rank: int, 
 
 def read_choices(path: Path, num_experts: int, top_k: int, size: int) -> np.ndarray:
     """Experts of the tokens of `size` ranks, (tokens, K). Raises UserError for a file that does not fit."""
+    path = Path(expanded(str(path)))
     try:
         recorded = np.load(path)
     except (OSError, ValueError) as error:

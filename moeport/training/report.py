@@ -91,6 +91,7 @@ def _environment(summary: Mapping[str, Any]) -> dict[str, str]:
         "device": summary.get("device"),
         "compute type": summary.get("dtype"),
         "training FLOP per token": flops and rounded(flops),
+        "files and rows skipped": summary.get("skipped") or None,
         "checkpoint": summary.get("checkpoint"),
         "git revision": summary.get("git_revision"),
         **summary.get("versions", {}),

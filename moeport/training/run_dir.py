@@ -47,7 +47,8 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[str]:
 
     Raises UserError, which names the changes that are not.
     """
-    before, now = _leaves(checkpoint.meta.config), _leaves(config.model_dump(mode="json"))
+    # Through this version's schema: keys that the checkpoint's did not have get their defaults, and paths are expanded.
+    before, now = (_leaves(each.model_dump(mode="json")) for each in (config_of(checkpoint), config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changes = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed}
     fixed = [changes[key] for key in changed if key.startswith(FIXED_KEYS)]

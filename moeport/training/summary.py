@@ -55,6 +55,8 @@ class RunSummary:
     """Bits per byte of general compressors on the same files, each compressed separately; empty for images."""
     sample: dict[str, str] | None = None
     """`prompt` and the generated `text`; None for images."""
+    skipped: int = 0
+    """Files and rows of the source that were skipped since they cannot be read."""
     compilations: int = 0
     """Number of graphs that the backend compiled in this process; PyTorch's are not counted."""
     compile_seconds: float = 0.0
@@ -82,6 +84,8 @@ class RunSummary:
         if self.capacity_per_layer:
             rows = ", ".join(f"{rows:,}" for rows in self.capacity_per_layer)
             table.add_row("capacity", f"{rows} assignments per expert, by layer; dropped: {self.drop_rate:.1%}")
+        if self.skipped:
+            table.add_row("skipped", f"{self.skipped:,} files or rows that cannot be read (data.source.bad_files)")
         table.add_row("checkpoint", self.checkpoint)
         run = Path(self.run_dir)
         table.add_row("metrics", str(run / "metrics.jsonl"))

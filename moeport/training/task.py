@@ -111,13 +111,14 @@ class TextTask(Task):
         self.data.tokenizer.save(run_dir / TOKENIZER_FILE)
 
     def summary(self, model: EvaluationModel) -> dict[str, Any]:
-        """Bits per byte of general-purpose compressors, and a sample."""
+        """Bits per byte of general-purpose compressors, a sample, and what was skipped."""
         context = self.config.data.sequence_length
         prompt = self._sample_prompt()
         text = sample(model, self.data.tokenizer, prompt, context, SAMPLE_TOKENS, 0.8, 50, 0)
         return {
             "baselines": {f"{name} -9": bits for name, bits in self.data.baselines.items()},
             "sample": {"prompt": prompt, "text": text},
+            "skipped": self.data.unreadable,
         }
 
     def _sample_prompt(self) -> str:

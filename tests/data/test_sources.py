@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from moeport.config.data import DataConfig, FilesSource, HuggingFaceSource
-from moeport.data.documents import is_validation
-from moeport.data.sources import read_documents
+from moeport.data.documents import check_split, is_validation
+from moeport.data.left_out import LeftOut
+from moeport.data.sources import read_documents, split_rule
 from moeport.errors import DataError
 
 
@@ -31,8 +32,15 @@ def write_parquet(path, columns):
     pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path)
 
 
-def read_files(*paths, fraction=0.5, **options):
-    return read_documents(DataConfig(source=FilesSource(paths=paths, **options), validation_fraction=fraction))
+def read_files(*paths, fraction=0.5, left_out=None, **options):
+    return usable(DataConfig(source=FilesSource(paths=paths, **options), validation_fraction=fraction), left_out)
+
+
+def usable(config, left_out=None):
+    left_out = left_out or LeftOut()
+    corpus = read_documents(config, left_out)
+    check_split(corpus, split_rule(config), left_out)
+    return corpus
 
 
 def refused(message, *paths, **options):
@@ -102,18 +110,21 @@ def test_without_validation_files_rows_are_split_by_name():
 def test_no_match(tmp_path):
     os.makedirs("folder")
     write("a.txt", "text")
-    for pattern in ("*.md", "folder", ""):
+    for pattern in ("*.md", "folder/*", ""):
         message = f"data.source.paths: no file matches {pattern!r} (working directory {tmp_path})"
         refused(message, "a.txt", pattern)
+    refused("data.source.paths: the folder 'folder' has no file to read; expected .txt", "a.txt", "folder")
     refused("data.source.validation_paths: no file matches 'v/*'", "a.txt", validation_paths=("v/*",))
 
 
-def test_unknown_suffix():
+def test_unknown_suffixes():
     write("a.txt", "text")
-    write("a.png", b"\x89PNG")
+    for number in range(7):
+        write(f"{number}.png", b"\x89PNG")
     refused(
-        "data.source.paths: cannot read a.png: expected .txt, .py, .jsonl, .parquet; "
-        "narrow the glob, such as data/**/*.txt, or convert the file",
+        "data.source.paths: cannot read 0.png, 1.png, 2.png, 3.png, 4.png and 2 more: expected .txt, .py, .md, .rst, "
+        ".html, .htm, .jsonl, .parquet; narrow the glob, such as data/**/*.txt, name the suffix in "
+        "data.source.text_suffixes, or convert the file",
         "*",
     )
 
@@ -228,7 +239,7 @@ class TestHuggingFace:
         write_json_lines("set/test.jsonl", [{"text": "test", "n": 1}])
 
     def read(self, dataset="./set", **options):
-        return read_documents(DataConfig(source=HuggingFaceSource(dataset=dataset, **options), validation_fraction=0.3))
+        return usable(DataConfig(source=HuggingFaceSource(dataset=dataset, **options), validation_fraction=0.3))
 
     def refused(self, message, **options):
         with pytest.raises(DataError, match=f"^{re.escape(message)}"):

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 
@@ -72,6 +73,18 @@ def test_the_sample_continues_the_configs_prompt_or_a_held_out_document(tmp_path
     shown = summary.sample["prompt"]
     assert shown == given if given is not None else prompt.startswith(shown)
     assert len(shown) > 20 or given is not None
+
+
+def test_skipped_files_are_counted_in_log_summary_and_report(tmp_path):
+    source = {"paths": [str(tmp_path / "text")], "validation_paths": [], "bad_files": "skip"}
+    data = {"source": source, "validation_fraction": 0.5}
+    config = tiny_config(tmp_path, training={"steps": 1}, data=data, metrics={"report": True})
+    (tmp_path / "text" / "bad.txt").write_bytes(b"\xff")
+    console = Console(record=True, width=200, file=io.StringIO())
+    summary = train(config, console=console)
+    assert summary.skipped == json.loads((config.run.dir / "summary.json").read_text())["skipped"] == 1
+    assert "skipped 1 file or row that cannot be read (data.source.bad_files): " in console.export_text()
+    assert "files and rows skipped" in (config.run.dir / "report.html").read_text()
 
 
 def test_training_lowers_the_loss_and_summary_agrees_with_the_metrics(tmp_path):
