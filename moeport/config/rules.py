@@ -5,6 +5,7 @@ from collections.abc import Callable, Set
 from functools import reduce
 from typing import Any
 
+from moeport.config import step_ranges
 from moeport.config.backend_rules import BACKEND_RULES
 from moeport.config.data import DIGITS_SIDE, TEXT_SOURCES
 from moeport.config.problem import Problem
@@ -84,6 +85,18 @@ RULES = (
         lambda micro_batches, batch_size: batch_size % micro_batches == 0,
         "does not divide training.batch_size = {1}",
         "a divisor of {1}",
+    ),
+    Rule(
+        ("training.skip_steps",),
+        lambda ranges: all(map(step_ranges.is_range, ranges)),
+        lambda ranges: f"{next(text for text in ranges if not step_ranges.is_range(text))!r} is no range of steps",
+        'steps counted from 1, and ranges of them with the lower one first, such as [120-125, "130"]',
+    ),
+    Rule(
+        ("training.skip_steps", "training.steps"),
+        lambda ranges, steps: step_ranges.count(step_ranges.up_to(step_ranges.merged(ranges), steps)) < steps,
+        "leaves no step to train on with training.steps = {1}",
+        "fewer steps",
     ),
     Rule(
         ("parallelism.expert", "model.moe.num_experts"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from moeport.comm.exchange import EXCHANGES
+from moeport.config import step_ranges
 from moeport.config.path_types import UserPath
 from moeport.core.section import Section
 from moeport.facts import BACKENDS, DEVICES
@@ -51,6 +52,22 @@ class TrainingConfig(Section):
     """Sequences per validation batch. Default: the size of a micro-batch."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
+    skip_steps: tuple[str, ...] = ()
+    """Steps that are passed over without training on their batch, such as [120-125, "130"]: a way past a batch at which
+    a run diverges."""
+
+    @property
+    def skipped(self) -> tuple[tuple[int, int], ...]:
+        """First and last step of each stretch that is skipped, ascending."""
+        return step_ranges.merged(self.skip_steps)
+
+    def skips(self, step: int) -> bool:
+        """Whether a step, counted from 1, is skipped."""
+        return any(first <= step <= last for first, last in self.skipped)
+
+    def updates(self, steps: int) -> int:
+        """How many of the first `steps` steps update the parameters."""
+        return steps - step_ranges.count(step_ranges.up_to(self.skipped, steps))
 
 
 class ScheduleConfig(Section):

@@ -24,7 +24,8 @@ from moeport.facts import BACKENDS
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
-from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
+from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+from moeport.training.fits import check_parameters
 from moeport.training.ranks import check_ranks
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.task import build_task_in_turn

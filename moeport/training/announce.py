@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moeport.config import step_ranges
 from moeport.training.prepare import PreparedRun
 
 
@@ -19,8 +20,19 @@ def announcement(run: PreparedRun) -> Iterator[str]:
     yield f"model       {counts.total:,} parameters, {counts.active:,} active per token"
     steps, tokens = run.config.training.steps, run.trainer.tokens_per_step
     yield f"training    {steps:,} steps of {tokens:,} tokens in {run.dir}"
+    yield from _skipped(run)
     if run.checkpoint:
         yield f"resuming    after step {run.start_step:,} from {run.checkpoint.path}"
+
+
+def _skipped(run: PreparedRun) -> Iterator[str]:
+    training = run.config.training
+    ahead = [(max(first, run.start_step + 1), last) for first, last in training.skipped if last > run.start_step]
+    if within := step_ranges.up_to(ahead, training.steps):
+        yield f"skipping    steps {step_ranges.shown(within)}, as training.skip_steps says"
+    if beyond := [(max(first, training.steps + 1), last) for first, last in ahead if last > training.steps]:
+        steps = step_ranges.shown(beyond)
+        yield f"training.skip_steps: {steps} has no effect, since the run ends after step {training.steps}"
 
 
 def _ranks(run: PreparedRun) -> str:

@@ -12,7 +12,8 @@ from moeport.core.parameters import generator
 from moeport.data import Tokenizer, load_tokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import check_parameters, find_checkpoint, load_checkpoint
+from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+from moeport.training.fits import check_finite, check_parameters
 from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
 
 
@@ -59,6 +60,7 @@ def generate(
     tokenizer = load_tokenizer(run_dir / TOKENIZER_FILE, end_of_text(config))
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())
+    check_finite(loaded)
     device = config.backend.model_copy(update={"device": "auto"})
     model = get_backend(device).evaluation_model(lm, loaded.model)
     return sample(model, tokenizer, prompt, config.data.sequence_length, max_tokens, temperature, top_k, seed)

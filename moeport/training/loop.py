@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import numpy as np
 from rich.console import Console
 
-from moeport.errors import InterruptedRunError
+from moeport.errors import InterruptedRunError, NonFiniteError
 from moeport.files import check_folder, writing
+from moeport.training.checkpoint_meta import checkpoint_name
 from moeport.training.evaluate import Evaluation
+from moeport.training.fits import non_finite
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
 from moeport.training.prepare import PreparedRun
@@ -29,7 +32,7 @@ def run_steps(run: PreparedRun, console: Console) -> Evaluation:
     Returns: the evaluation after the last step.
 
     Raises:
-        NonFiniteError: the loss or the gradient is not finite.
+        NonFiniteError: a loss, a gradient, a parameter or a moment is not finite; the last good checkpoint remains.
         InterruptedRunError: a signal arrived; the last complete step was saved.
     """
     config, saver = run.config, Saver(run)
@@ -58,17 +61,38 @@ class _Loop:
         """Run the remaining steps, if any; returns the evaluation after the last step."""
         config, evaluation = self.run.config, None
         for step in range(self.run.start_step + 1, self.last + 1):
-            self._record(self._step(step))
-            evaluation = self._evaluate(step) if self._is_due(step, config.training.evaluation_interval) else None
-            if self._is_due(step, config.checkpoint.interval) or self.saver.keeps(evaluation):
-                self.saver.save(evaluation)
-            if step < self.last and self._any_rank_stops():
-                self._interrupt(evaluation)
+            try:
+                self._train(step)
+                evaluation = self._evaluate(step) if self._is_due(step, config.training.evaluation_interval) else None
+                if self._is_due(step, config.checkpoint.interval) or self.saver.keeps(evaluation):
+                    self.saver.save(evaluation)
+                if step < self.last and self._any_rank_stops():
+                    self._interrupt(evaluation)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}. {self._way_on(step)}") from error
         return evaluation or self._evaluate(self.last)
 
     def _is_due(self, step: int, interval: int) -> bool:
         """Whether `step` is the last one or, unless `interval` is 0, a multiple of `interval`."""
         return step == self.last or (interval > 0 and step % interval == 0)
+
+    def _train(self, step: int) -> None:
+        if self.run.config.training.skips(step):
+            self.run.trainer.skip()
+            if self.log:
+                self.log.skipped(step)
+            self.progress.skipped(step)
+        else:
+            self._record(self._step(step))
+
+    def _way_on(self, step: int) -> str:
+        """How to continue after the run diverged at `step`."""
+        saved = self.saver.saved_step
+        start = f"continue from {checkpoint_name(saved)}, the last good checkpoint," if saved else "start from step 1"
+        return (
+            f"Lower optimizer.learning_rate or lengthen optimizer.schedule.warmup_steps and {start} with --resume; "
+            f"if only this batch is at fault, pass over it with --set 'training.skip_steps=[\"{step}\"]'"
+        )
 
     def _step(self, step: int) -> StepMetrics:
         run = self.run
@@ -94,6 +118,12 @@ class _Loop:
         if self.log:
             self.log.evaluation(metrics)
         self.progress.evaluation(metrics)
+        if not math.isfinite(result.loss):
+            named = non_finite(run.trainer.model.parameters())
+            raise NonFiniteError(
+                f"step {step}: the validation loss after it is {result.loss}"
+                f"{f', since parameter {named} is not finite' if named else ''}, and nothing of this step was saved"
+            )
         return result
 
     def _any_rank_stops(self) -> bool:

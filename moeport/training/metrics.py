@@ -63,6 +63,10 @@ class MetricsLog:
         if self._events:
             self._events.scalars(metrics.step, scalars(metrics))
 
+    def skipped(self, step: int) -> None:
+        """Write that a step was passed over."""
+        self._write({"step": step, "skipped": True})
+
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         """Write one evaluation."""
         self._write({name: value for name, value in vars(metrics).items() if value is not None})
@@ -85,12 +89,14 @@ class MetricsLog:
 
 
 def iterate_metrics(path: Path) -> Iterator[Record]:
-    """The records of a metrics.jsonl in the order of the file, without a partial last line.
+    """The records of a metrics.jsonl in the order of the file, without skipped steps and a partial last line.
 
     Raises:
         DataError: any other line is not a metrics record.
     """
     for number, (_, record) in enumerate(_records(path), 1):
+        if "skipped" in record:
+            continue
         try:
             yield _parse(record)
         except KeyError as error:

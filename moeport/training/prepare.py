@@ -17,7 +17,8 @@ from moeport.errors import CheckpointError, UserError
 from moeport.model.auto_exchange import fastest
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
-from moeport.training.checkpoint import Checkpoint, check_parameters
+from moeport.training.checkpoint import Checkpoint
+from moeport.training.fits import check_finite, check_optimizer, check_parameters
 from moeport.training.placed import place_model
 from moeport.training.run_dir import CHECKPOINT_DIR, check_resumable
 from moeport.training.task import Task, build_task_in_turn
@@ -82,9 +83,9 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
     params = _params(config, checkpoint, task, shapes, say)
     placed = place_model(config, backend, shapes, params, mesh, all_to_all)
-    if checkpoint:
-        placed.arrays.load_optimizer_state(checkpoint.optimizer, checkpoint.meta.step)
     start_step = checkpoint.meta.step if checkpoint else 0
+    if checkpoint:
+        placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
     trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
     return PreparedRun(config, backend, mesh, checkpoint, task, trainer)
 
@@ -132,6 +133,8 @@ def _params(
     for change in check_resumable(config, checkpoint):
         say(f"changed since the checkpoint: {change}")
     check_parameters(checkpoint, specs)
+    check_optimizer(checkpoint, specs, config.training.updates(checkpoint.meta.step))
+    check_finite(checkpoint)
     meta = checkpoint.meta
     if (meta.tokenizer, meta.data) != (task.tokenizer_fingerprint, task.train.fingerprint):
         raise CheckpointError(

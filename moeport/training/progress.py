@@ -65,6 +65,12 @@ class Progress:
         elif metrics.step % self.log_interval == 0 or metrics.step in (self.start_step + 1, self.total_steps):
             self._line(self._position(metrics.step) | printed(metrics) | {"left": duration(seconds)})
 
+    def skipped(self, step: int) -> None:
+        """Say that a step is passed over."""
+        if self._live:
+            self._live.update(self._task, completed=step)
+        self._line(self._position(step) | {"skipped": "as training.skip_steps says"})
+
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         """Show an evaluation."""
         self._line(self._position(metrics.step) | printed(metrics))

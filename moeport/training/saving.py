@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from moeport.training.checkpoint import (
-    CheckpointMeta,
-    best_checkpoint,
-    prune_checkpoints,
-    read_meta,
-    save_checkpoint,
-)
+import math
+
+from moeport.errors import NonFiniteError
+from moeport.training.checkpoint import best_checkpoint, prune_checkpoints, read_meta, save_checkpoint
+from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.evaluate import Evaluation
+from moeport.training.fits import non_finite
 from moeport.training.prepare import PreparedRun
 from moeport.version import VERSION
 
@@ -33,9 +32,15 @@ class Saver:
 
         Args:
             evaluation: that of this step, if there was one.
+
+        Raises NonFiniteError, on every rank and before anything is written, if a parameter or a moment is not finite.
         """
         run, trainer = self.run, self.run.trainer
         parameters, state = trainer.model.parameters(), trainer.model.optimizer_state()
+        if name := non_finite(parameters) or non_finite(state):
+            raise NonFiniteError(
+                f"step {trainer.step_number}: {name} is not finite, and nothing of this step was saved"
+            )
         self.saved_step = trainer.step_number
         if evaluation and self._is_best(evaluation):
             self._best_loss = evaluation.loss
@@ -45,13 +50,15 @@ class Saver:
         prune_checkpoints(run.checkpoints, run.config.checkpoint.keep_last, run.config.checkpoint.keep_best)
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:
-        return evaluation is not None and (self._best_loss is None or evaluation.loss < self._best_loss)
+        if evaluation is None or not math.isfinite(evaluation.loss):
+            return False
+        return self._best_loss is None or evaluation.loss < self._best_loss
 
     def _meta(self, evaluation: Evaluation | None) -> CheckpointMeta:
         run, step = self.run, self.run.trainer.step_number
         return CheckpointMeta(
             step=step,
-            tokens=step * run.trainer.tokens_per_step,
+            tokens=run.trainer.updates * run.trainer.tokens_per_step,
             val_loss=evaluation.loss if evaluation else None,
             tokenizer=run.task.tokenizer_fingerprint,
             data=run.task.train.fingerprint,

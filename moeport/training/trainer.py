@@ -28,7 +28,7 @@ class Trainer:
         config: the whole config.
         placed: the model, on the ranks that train it; all ranks pass the same values for the other arguments.
         batches: the batches it trains on.
-        start_step: steps already done.
+        start_step: steps already done, including skipped ones.
         peak_flops: FLOP/s of one rank's device that the MFU refers to.
     """
 
@@ -42,6 +42,15 @@ class Trainer:
         self.router_state = self.shapes.router_state_names()
         self.tokens_per_step = batches.tokens_per_step
         self.flops_per_token = self.shapes.training_flops_per_token(batches.examples.sequence_length)
+
+    @property
+    def updates(self) -> int:
+        """Number of steps done that updated the parameters, which is all but the skipped ones."""
+        return self.config.training.updates(self.step_number)
+
+    def skip(self) -> None:
+        """Pass over one step without training on its batch."""
+        self.step_number += 1
 
     def step(self) -> StepMetrics:
         """Do one optimiser step.
@@ -82,7 +91,7 @@ class Trainer:
             grad_norm=grad_norm,
             tokens_per_second=tokens_per_second,
             step_time=seconds,
-            tokens=self.step_number * self.tokens_per_step,
+            tokens=self.updates * self.tokens_per_step,
             mfu=tokens_per_second * self.flops_per_token / self.peak_flops,
             load_balance=float(terms.load_balance),
             router_z=float(terms.router_z),
@@ -130,8 +139,7 @@ class Trainer:
             named = next(filter(None, map(self.model.first_non_finite, self.batches.of_step(step))), "gradient norm")
         raise NonFiniteError(
             f"step {step + 1}: {named} is not finite (loss {loss}, gradient norm {grad_norm}); the parameters were not "
-            "updated. Lower optimizer.learning_rate, lengthen optimizer.schedule.warmup_steps, or set "
-            "model.moe.router_z_loss, then start again or --resume from the last checkpoint"
+            "updated"
         )
 
 

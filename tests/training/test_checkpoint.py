@@ -1,25 +1,31 @@
 import json
 import os
 import shutil
+import socket
+import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import CheckpointError
-from moeport.training import checkpoint as module
+from moeport.training import checkpoint_meta
 from moeport.training.checkpoint import (
     CheckpointMeta,
-    check_parameters,
+    best_checkpoint,
+    file_digest,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
+from moeport.training.fits import check_finite, check_optimizer, check_parameters
 
 MODEL = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, np.float32)}
-MOMENTS = {f"exp_avg.{name}": value * 2 for name, value in MODEL.items()}
+MOMENTS = {f"{moment}.{name}": value * 2 for name, value in MODEL.items() for moment in ("exp_avg", "exp_avg_sq")}
 
 
 def meta(step, val_loss=None):
@@ -53,7 +59,9 @@ def truncate(path):
     (path / "model.safetensors").write_bytes(data[:100])
 
 
-def edit_meta(**changes):
+def edit_meta(resign=False, **changes):
+    """Changes values of meta.json; with `resign`, its digest fits again."""
+
     def edit(path):
         data = json.loads((path / "meta.json").read_text())
         for key, value in changes.items():
@@ -61,17 +69,44 @@ def edit_meta(**changes):
                 del data[key]
             else:
                 data[key] = value
-        (path / "meta.json").write_text(json.dumps(data))
+        write_meta(path, data, resign)
 
     return edit
 
 
-def foreign_arrays(path):
-    """A file that is no safetensors, with a checksum that fits."""
-    (path / "model.safetensors").write_bytes(b"PK\x03\x04 not tensors at all")
-    data = json.loads((path / "meta.json").read_text())
-    data["files"]["model.safetensors"] = module.file_digest(path / "model.safetensors")
+def write_meta(path, data, resign=True):
+    if resign and "digest" in data:
+        del data["digest"]
+        data["digest"] = checkpoint_meta._digest(data)
     (path / "meta.json").write_text(json.dumps(data))
+
+
+def replace_arrays(path, name, data):
+    """Puts other contents into a file, with checksums that fit."""
+    if isinstance(data, bytes):
+        (path / name).write_bytes(data)
+    else:
+        save_file(data, path / name)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["files"][name] = file_digest(path / name)
+    write_meta(path, meta)
+
+
+def of_version_1(path):
+    """A checkpoint as moeport wrote it before meta.json had a digest."""
+    data = json.loads((path / "meta.json").read_text())
+    del data["digest"]
+    (path / "meta.json").write_text(json.dumps(data | {"format_version": 1}))
+
+
+def pipe(path):
+    (path / "meta.json").unlink()
+    os.mkfifo(path / "meta.json")
+
+
+def bfloat16(path):
+    header = b'{"a.weight":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    replace_arrays(path, "model.safetensors", len(header).to_bytes(8, "little") + header + b"1234")
 
 
 FAULTS = {
@@ -101,17 +136,83 @@ FAULTS = {
     ),
     "newer": (
         edit_meta(format_version=9),
-        "{path}/meta.json: format version 9, but this moeport reads version 1; use a moeport version that reads it",
+        "{path}/meta.json: format version 9, but this moeport reads versions 1 and 2; "
+        "use a moeport version that reads it",
     ),
     "incomplete meta": (
         edit_meta(step=None, tokenizer=None),
         "{path}/meta.json: incomplete: missing step, tokenizer; use another checkpoint",
     ),
     "foreign arrays": (
-        foreign_arrays,
-        "{path}: not a safetensors file: Error while deserializing header: header too large; use another checkpoint",
+        lambda path: replace_arrays(path, "model.safetensors", b"PK\x03\x04 not tensors at all"),
+        "{path}/model.safetensors: cannot be read as safetensors: Error while deserializing header: header too large; "
+        "use another checkpoint",
+    ),
+    "arrays of a type that numpy lacks": (
+        bfloat16,
+        "{path}/model.safetensors: cannot be read as safetensors: data type 'bfloat16' not understood; "
+        "use another checkpoint",
+    ),
+    "a value of meta changed": (
+        edit_meta(tokens=71),
+        "{path}/meta.json: contents do not match their checksum; use another checkpoint",
+    ),
+    "a value deep in meta changed": (
+        edit_meta(config={"model": {"d_model": 3}}),
+        "{path}/meta.json: contents do not match their checksum; use another checkpoint",
+    ),
+    "no digest": (edit_meta(digest=None), "{path}/meta.json: incomplete: missing digest; use another checkpoint"),
+    "a file too many in meta": (
+        lambda path: edit_meta(resign=True, files=listed(path) | {"../x": {"bytes": 1, "sha256": "0" * 64}})(path),
+        "{path}/meta.json: files is {listed}, expected size and SHA-256 of model.safetensors and "
+        "optimizer.safetensors, and of nothing else; use another checkpoint",
+    ),
+    "a file too few in meta": (
+        edit_meta(resign=True, files={}),
+        "{path}/meta.json: files is {{}}, expected size and SHA-256 of model.safetensors and optimizer.safetensors, "
+        "and of nothing else; use another checkpoint",
+    ),
+    "a file too many": (
+        lambda path: (path / "more.bin").write_text("x"),
+        "{path}/more.bin: does not belong to the checkpoint, which has meta.json, model.safetensors, "
+        "optimizer.safetensors; move it to another folder",
+    ),
+    "of another step": (
+        edit_meta(resign=True, step=8),
+        "{path}: holds the checkpoint of step 8, which belongs in a folder step-000008; rename it, or use another "
+        "checkpoint",
+    ),
+    "wrong type": (
+        edit_meta(resign=True, config="x"),
+        '{path}/meta.json: config is "x", expected an object; use another checkpoint',
+    ),
+    "a boolean step": (
+        edit_meta(resign=True, step=True),
+        "{path}/meta.json: step is true, expected an integer of at least 0; use another checkpoint",
+    ),
+    "deep meta": (
+        lambda path: (path / "meta.json").write_text("[" * 100_000),
+        "{path}/meta.json: not valid JSON (maximum recursion depth exceeded while decoding a JSON array from a unicode "
+        "string); use another checkpoint",
+    ),
+    "meta of bytes": (
+        lambda path: (path / "meta.json").write_bytes(b"\xff\xfe"),
+        "{path}/meta.json: not valid JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); "
+        "use another checkpoint",
+    ),
+    "meta is a folder": (
+        lambda path: [(path / "meta.json").unlink(), (path / "meta.json").mkdir()],
+        "{path}: not a moeport checkpoint: it has no meta.json",
+    ),
+    "meta is a pipe": (
+        pipe,
+        "{path}: not a moeport checkpoint: it has no meta.json",
     ),
 }
+
+
+def listed(path):
+    return json.loads((path / "meta.json").read_text())["files"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -121,16 +222,116 @@ def test_a_damaged_checkpoint_is_refused(saved, fault):
     damage(saved)
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(saved)
-    assert str(error.value) == message.format(path=saved, size=size)
+    shown = ""
+    if "{listed}" in message:
+        shown = json.dumps(listed(saved))[:60]
+    assert str(error.value) == message.format(path=saved, size=size, listed=shown)
 
 
-def test_parameters_of_another_model_are_refused(saved):
-    specs = [ParameterSpec("a.weight", (3, 5)), ParameterSpec("c", (2,))]
+def refusal(path):
+    try:
+        load_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_refused_by_the_name_of_its_file(saved):
+    """Except in meta.json's white space, where it may change nothing."""
+    for name in ("meta.json", "model.safetensors", "optimizer.safetensors"):
+        data = (saved / name).read_bytes()
+        for place in range(0, len(data), 7):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << place % 8
+            (saved / name).write_bytes(bytes(flipped))
+            found = refusal(saved)
+            if found is None:
+                assert json.loads(flipped) == json.loads(data)
+            else:
+                assert found.startswith(f"{saved / name}:")
+        (saved / name).write_bytes(data)
+
+
+def test_checkpoints_of_version_1_are_read(saved):
+    whole = load_checkpoint(saved)
+    of_version_1(saved)
+    assert load_checkpoint(saved).meta == whole.meta
+    edit_meta(step=8)(saved)
+    with pytest.raises(CheckpointError, match="holds the checkpoint of step 8"):
+        load_checkpoint(saved)
+
+
+def test_hidden_files_in_a_checkpoint_are_no_part_of_it(saved):
+    (saved / ".DS_Store").write_text("x")
+    assert load_checkpoint(saved).meta.step == 7
+
+
+SPECS = [ParameterSpec("a.weight", (3, 4)), ParameterSpec("b", (5,))]
+BIASED = [*SPECS, ParameterSpec("bias", (2,), trainable=False)]
+
+
+@pytest.mark.parametrize(
+    ("specs", "model", "message"),
+    [
+        (
+            [ParameterSpec("a.weight", (3, 5)), ParameterSpec("c", (2,))],
+            MODEL,
+            "a.weight: shape (3, 4), expected (3, 5); b: not in this model; c: missing",
+        ),
+        (SPECS, MODEL | {"b": np.ones(5, np.int64)}, "b: int64, expected float32 or float64"),
+        (SPECS, MODEL | {"b": np.ones(5, np.complex64)}, "b: complex64, expected float32 or float64"),
+        (SPECS, MODEL | {"b": np.ones(5, np.float16)}, "b: float16, expected float32 or float64"),
+        (SPECS, MODEL | {"b": np.ones((), np.float32)}, "b: shape (), expected (5,)"),
+        (BIASED, MODEL, "bias: missing"),
+        (BIASED, MODEL | {"bias": np.ones(3, np.float32)}, "bias: shape (3,), expected (2,)"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(saved, specs, model, message):
     with pytest.raises(CheckpointError) as error:
-        check_parameters(load_checkpoint(saved), specs)
+        check_parameters(replace(load_checkpoint(saved), model=model), specs)
+    assert str(error.value) == f"{saved}: does not fit the model of the config: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "updates", "message"),
+    [
+        ({"exp_avg.b": np.ones(1, np.float32)}, 7, "exp_avg.b: shape (1,), expected (5,)"),
+        ({"exp_avg_sq.b": None}, 7, "exp_avg_sq.b: missing"),
+        ({"exp_avg.c": np.ones(5, np.float32)}, 7, "exp_avg.c: not in this model"),
+        ({"exp_avg.bias": np.ones(2, np.float32)}, 7, "exp_avg.bias: not in this model"),
+        ({"exp_avg.b": np.ones(5, np.int32)}, 7, "exp_avg.b: int32, expected float32 or float64"),
+        ({"max_exp_avg_sq.b": np.ones(5, np.float32)}, 7, "max_exp_avg_sq.b: not in this model"),
+        ({name: None for name in MOMENTS if name != "exp_avg.b"}, 0, "exp_avg.b: not in this model"),
+    ],
+)
+def test_an_optimiser_state_of_another_model_is_refused(saved, changes, updates, message):
+    state = {name: value for name, value in (MOMENTS | changes).items() if value is not None}
+    with pytest.raises(CheckpointError) as error:
+        check_optimizer(replace(load_checkpoint(saved), optimizer=state), BIASED, updates)
     assert str(error.value) == (
-        f"{saved}: does not fit the model of the config: a.weight: shape (3, 4), expected (3, 5); "
-        "b: not in this model; c: missing"
+        f"{saved}/optimizer.safetensors: does not fit the model of the config: {message}; use another checkpoint"
+    )
+
+
+def test_an_optimiser_state_that_fits_passes(saved):
+    loaded = load_checkpoint(saved)
+    check_optimizer(loaded, BIASED, 7)
+    check_optimizer(replace(loaded, optimizer={}), BIASED, 0)
+    with pytest.raises(CheckpointError, match=r"exp_avg\.a\.weight: missing; exp_avg\.b: missing; "):
+        check_optimizer(replace(loaded, optimizer={}), BIASED, 7)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_checkpoint_of_a_diverged_run_is_refused(saved, part, value):
+    loaded = load_checkpoint(saved)
+    check_finite(loaded)
+    name, array = next(iter(getattr(loaded, part).items()))
+    array.flat[1] = value
+    with pytest.raises(CheckpointError) as error:
+        check_finite(loaded)
+    assert str(error.value) == (
+        f"{saved}: {name} holds a NaN or an infinity: the run had diverged; use an earlier checkpoint"
     )
 
 
@@ -146,12 +347,39 @@ def test_names_that_can_be_asked_for(tmp_path):
         find_checkpoint(tmp_path, "step-9")
 
 
+def test_a_loss_that_is_not_finite_is_not_the_best(tmp_path):
+    """Nor is one that an older moeport wrote into meta.json."""
+    for step, loss in ((1, float("nan")), (2, 2.0), (3, 1.5), (4, -float("inf"))):
+        path = save_checkpoint(tmp_path, meta(step, loss), MODEL, {})
+    assert load_checkpoint(path).meta.val_loss is None
+    assert best_checkpoint(tmp_path).name == "step-000003"
+    of_version_1(path)
+    edit_meta(val_loss=float("nan"))(path)
+    assert best_checkpoint(tmp_path).name == "step-000003"
+
+
+def test_a_damaged_checkpoint_does_not_stop_the_others_from_being_kept(tmp_path):
+    for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)):
+        save_checkpoint(tmp_path, meta(step, loss), MODEL, {})
+    (tmp_path / "step-000002/meta.json").write_text("{")
+    (tmp_path / "step-000005").write_text("a file is no checkpoint")
+    assert best_checkpoint(tmp_path).name == "step-000001"
+    prune_checkpoints(tmp_path, keep_last=1, keep_best=True)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000001", "step-000004"]
+
+
 def test_pruning_keeps_the_last_and_the_best(tmp_path):
     for step, loss in ((1, None), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
         save_checkpoint(tmp_path, meta(step, loss), MODEL, {})
-    (tmp_path / ".step-000006.1.tmp").mkdir()
+    host, dead = socket.gethostname(), subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".step-000006.{host}-{dead.pid}-0123abcd.tmp").mkdir()
+    others = [f".step-000006.{host}-{os.getppid()}-0123abcd.tmp", f".step-000006.elsewhere-{dead.pid}-0123abcd.tmp"]
+    for name in others:
+        (tmp_path / name).mkdir()
     prune_checkpoints(tmp_path, keep_last=2, keep_best=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000004", "step-000005"]
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"step-000002", "step-000004", "step-000005", *others}, "what others are writing stays"
 
 
 class Killed(BaseException):

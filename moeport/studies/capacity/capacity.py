@@ -203,4 +203,4 @@ def _rows(step: StepMetrics, layer: int, config: Config) -> np.ndarray:
 def _assignments(step: StepMetrics, config: Config) -> int:
     """T K of a step, counting every pass."""
     router = config.model.moe.router
-    return round(step.tokens / step.step) * router.passes * router.experts_per_token
+    return round(step.tokens / config.training.updates(step.step)) * router.passes * router.experts_per_token

@@ -23,6 +23,7 @@ from moeport.model.capacity import Estimate, estimate_from
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from moeport.training.fits import check_finite, check_parameters
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 from moeport.training.task import build_task
 
@@ -52,6 +53,8 @@ def measure_cosines(run_dir: Path, config: Config, report: Callable[[str], None]
         config = config_of(checkpoint)
         backend = get_backend(config.backend.model_copy(update={"device": "auto", "compile": None}))
         task = build_task(config, report=report)
+        check_parameters(checkpoint, task.model().parameter_specs())
+        check_finite(checkpoint)
     except MoeportError as error:
         return {}, f"No bounds: {error}"
     names, found = config.model.moe_layer_names, dict[str, Measurement]()

@@ -107,7 +107,7 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         times.append(record.step_time)
         if 2 * record.step > config.training.steps:
             settled.append(values)
-            rows_per_token.append(served / (record.tokens / record.step))
+            rows_per_token.append(served / (record.tokens / config.training.updates(record.step)))
     drop_rate, imbalance, rows_mean, rows_max = np.mean(settled, axis=0).tolist()
     dtype = summary["dtype"]
     bytes_per_token = all_to_all_bytes(float(np.mean(rows_per_token)), config.model.d_model, dtype, ranks)

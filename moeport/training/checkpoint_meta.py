@@ -1,0 +1,151 @@
+"""meta.json of a checkpoint: what it says, and whether it can be trusted.
+
+Since format version 2 it holds a digest of itself. Version 1 did not, and is still read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moeport.errors import CheckpointError
+
+FORMAT = "moeport-checkpoint"
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+MODEL_FILE, OPTIMIZER_FILE, META_FILE = "model.safetensors", "optimizer.safetensors", "meta.json"
+ARRAY_FILES = (MODEL_FILE, OPTIMIZER_FILE)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """Metadata of a checkpoint."""
+
+    step: int
+    """Number of steps done, including those that were skipped."""
+    tokens: int
+    """Number of tokens trained on."""
+    val_loss: float | None
+    """Validation loss at this step in nats per token or per image; None if it was not evaluated here or not finite."""
+    tokenizer: str | None
+    """Fingerprint of the tokenizer; None for images."""
+    data: str
+    """Fingerprint of the training tokens or images."""
+    config: dict[str, Any]
+    """The resolved config."""
+    version: str
+    """The moeport version that wrote it."""
+
+
+def checkpoint_name(step: int) -> str:
+    """`step-000100` for step 100."""
+    return f"step-{step:06d}"
+
+
+def meta_text(meta: CheckpointMeta, files: dict[str, dict[str, Any]]) -> str:
+    """The contents of meta.json, given size and SHA-256 of the other files."""
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(meta), "files": files}
+    values["val_loss"] = _finite(meta.val_loss)
+    return json.dumps({**values, "digest": _digest(values)}, indent=2) + "\n"
+
+
+def read_meta_file(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]]]:
+    """The metadata of the checkpoint `path`, and size and SHA-256 of its other files.
+
+    Raises CheckpointError for a meta.json that is missing, damaged, of another version or of another checkpoint.
+    """
+    file = path / META_FILE
+    data = _json(path, file)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise CheckpointError(f'{file}: not written by moeport: expected "format": "{FORMAT}"')
+    version = data.get("format_version")
+    if version not in READABLE_VERSIONS:
+        raise CheckpointError(
+            f"{file}: format version {version}, but this moeport reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; use a moeport version that reads it"
+        )
+    missing = [key for key in (*_WANTED, *(["digest"] if version > 1 else [])) if key not in data]
+    if missing:
+        raise CheckpointError(f"{file}: incomplete: missing {', '.join(missing)}; use another checkpoint")
+    if version > 1 and data.pop("digest") != _digest(data):
+        raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
+    for key, (is_valid, expected) in _WANTED.items():
+        if not is_valid(data[key]):
+            raise CheckpointError(
+                f"{file}: {key} is {json.dumps(data[key])[:60]}, expected {expected}; use another checkpoint"
+            )
+    _check_step(path, data["step"])
+    values = {key: data[key] for key in CheckpointMeta.__dataclass_fields__}
+    return CheckpointMeta(**{**values, "val_loss": _finite(data["val_loss"])}), data["files"]
+
+
+def _json(path: Path, file: Path) -> Any:
+    try:
+        if not file.is_file():  # a pipe, for instance, would never end
+            raise CheckpointError(f"{path}: not a moeport checkpoint: it has no {META_FILE}")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}; use another checkpoint") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error}); use another checkpoint") from error
+
+
+def _check_step(path: Path, step: int) -> None:
+    """Refuse a folder that is named after another step than that of its contents."""
+    if re.fullmatch(r"step-\d+", path.name) and path.name != checkpoint_name(step):
+        raise CheckpointError(
+            f"{path}: holds the checkpoint of step {step}, which belongs in a folder {checkpoint_name(step)}; "
+            "rename it, or use another checkpoint"
+        )
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """SHA-256 of JSON values, however they are laid out in the file."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _is_list_of_files(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and sorted(value) == sorted(ARRAY_FILES)
+        and all(
+            isinstance(entry, dict)
+            and sorted(entry) == ["bytes", "sha256"]
+            and _is_count(entry["bytes"])
+            and isinstance(entry["sha256"], str)
+            and bool(_SHA256.fullmatch(entry["sha256"]))
+            for entry in value.values()
+        )
+    )
+
+
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_is_count, "an integer of at least 0"),
+    "tokens": (_is_count, "an integer of at least 0"),
+    "val_loss": (_is_number_or_none, "a number or null"),
+    "tokenizer": (lambda value: value is None or isinstance(value, str), "a string or null"),
+    "data": (lambda value: isinstance(value, str), "a string"),
+    "config": (lambda value: isinstance(value, dict), "an object"),
+    "version": (lambda value: isinstance(value, str), "a string"),
+    "files": (_is_list_of_files, f"size and SHA-256 of {' and '.join(ARRAY_FILES)}, and of nothing else"),
+}
+"""For each key of meta.json, whether a value is valid, and what is."""
