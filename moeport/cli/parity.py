@@ -147,9 +147,11 @@ def record(
         job.write(output, job.size.steps, bundle)
     elif not record_bundle(job, output, bundle, report):
         return
-    tensors = len(load_bundle(output).tensors)
+    written = load_bundle(output)
     total = sum(path.stat().st_size for path in output.iterdir())
-    typer.echo(f"{output}: {tensors} tensors, {total / 1e6:.1f} MB")
+    typer.echo(f"{output}: {len(written.tensors)} tensors, {total / 1e6:.1f} MB")
+    if written.non_finite:
+        typer.echo(f"not finite: the first {written.non_finite}")
 
 
 @app.command()

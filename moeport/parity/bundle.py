@@ -52,6 +52,7 @@ def _write(recording: Recording, folder: Path) -> None:
         "replayed": recording.replayed,
         "sample_size": recording.sample_size,
         "notes": recording.notes,
+        "non_finite": recording.non_finite,
         "environment": recording.environment,
         "config": recording.config,
         "trajectory": [asdict(step) for step in recording.trajectory],
@@ -101,6 +102,7 @@ def load_bundle(folder: Path) -> Recording:
         replayed=manifest["replayed"],
         sample_size=manifest["sample_size"],
         notes=manifest["notes"],
+        non_finite=manifest.get("non_finite"),
     )
 
 

@@ -230,6 +230,7 @@ class _Comparison:
 
     def _notes(self, only_a: list[str], only_b: list[str]) -> list[str]:
         notes = [f"{side.name}: {note}" for side in (self.a, self.b) for note in side.notes]
+        notes += [f"{side.name}: the first {side.non_finite}" for side in (self.a, self.b) if side.non_finite]
         kinds = ("gradient", "training gradient", "update")
         opaque = any("inside of blocks" in note for note in notes)
         for mine, other, names in ((self.a, self.b, only_a), (self.b, self.a, only_b)):

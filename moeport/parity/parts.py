@@ -58,7 +58,7 @@ def gather(world: Communicator, own: Sequence[Part]) -> list[Part]:
         return list(own)
     entries = {f"{i}/{name}": np.array(t.values, order="C") for i, part in enumerate(own) for name, t in part.items()}
     found = []
-    for arrays in map(load, _gather_bytes(world, save(entries))):
+    for arrays in map(load, gather_bytes(world, save(entries))):
         found += [_with(part, arrays, f"{i}/") for i, part in enumerate(own)]
     return found
 
@@ -69,7 +69,8 @@ def _with(part: Part, arrays: Mapping[str, np.ndarray], prefix: str) -> Part:
     return {name: replace(part[name], shape=values.shape, values=values) for name, values in here.items()}
 
 
-def _gather_bytes(world: Communicator, own: bytes) -> list[bytes]:
+def gather_bytes(world: Communicator, own: bytes) -> list[bytes]:
+    """What every rank passes, in the order of the ranks. Every rank calls it."""
     ops, padded = world.ops, np.frombuffer(own + bytes(-len(own) % 4), np.int32)
     sizes = ops.to_numpy(world.all_gather(ops.from_numpy(np.array([len(own)]))))[:, 0]
     room = np.zeros(-(-int(sizes.max()) // 4), np.int32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -10,8 +11,9 @@ from moeport.core.array import Array
 from moeport.errors import BackendUnavailableError
 from moeport.model.batch import Batch
 from moeport.model.build import build_model
+from moeport.model.spread import spread
 from moeport.model.transformer import Transformer
-from moeport.parity.model import Recorded, recorded_model
+from moeport.parity.model import Recorded, RecordedBlock, recorded_model
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import Recording
 from moeport.parity.subject import Subject
@@ -25,6 +27,27 @@ def model_of(subject: Subject) -> Transformer:
 def recorded_model_of(subject: Subject, recorder: Recorder, inside_blocks: bool = True) -> Recorded:
     """The model under a recorder."""
     return recorded_model(subject.config.model, subject.config.data, subject.vocab_size, recorder, inside_blocks)
+
+
+def divide(subject: Subject, lm: Recorded) -> None:
+    """Prepare a model for a batch in micro-batches: this rank's experts, which are recorded from outside."""
+    mesh = subject.mesh
+    spread(lm, mesh, *subject.all_to_all)
+    first_expert = mesh.experts.rank * subject.config.model.moe.num_experts // mesh.experts.size
+    for block in lm.blocks:
+        cast(RecordedBlock, block).record_experts_from_outside(first_expert)
+
+
+def backward_order(lm: Transformer, gradients: Collection[str], used: Sequence[str]) -> list[str]:
+    """Names of gradients, from the parameter used last in the forward pass to the first.
+
+    Args:
+        lm: the model.
+        gradients: names of parameters that have a gradient.
+        used: names of parameters in the order of their first use.
+    """
+    trained = [spec.name for spec in lm.parameter_specs() if spec.trainable and spec.name in gradients]
+    return sorted(trained, key=lambda name: used.index(name) if name in used else trained.index(name), reverse=True)
 
 
 def forward(subject: Subject, recorder: Recorder) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 from moeport.core.ops import Ops
 from moeport.errors import UserError
 from moeport.model.loss_terms import LossTerms
-from moeport.model.spread import spread
 from moeport.parity.exchange import NOTE
-from moeport.parity.model import COUNTS, LOSSES, RecordedBlock
+from moeport.parity.model import COUNTS, LOSSES
+from moeport.parity.nonfinite import find_first
 from moeport.parity.parts import Part, gather, join, split
-from moeport.parity.passes import differentiate, model_of, over_ranks, recorded_model_of
+from moeport.parity.passes import backward_order, differentiate, divide, model_of, over_ranks, recorded_model_of
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import MICRO_BATCHES, SAMPLE_SIZE, Keep, Kind, Recording, environment
 from moeport.parity.steps import Trained, train
@@ -40,7 +40,17 @@ def record(
         keep: how much of each kind is kept; default: everything.
         replay: take every routing decision of the pass from this recording, which must hold decisions in full.
         sample_size: entries of a sampled tensor.
+
+    A NaN or infinity ends the steps, but not the recording, which names the first tensor that has one.
     """
+    with np.errstate(invalid="ignore", over="ignore"):  # a NaN is recorded and named, not warned of
+        return _record(subject, steps, keep, replay, sample_size)
+
+
+def _record(
+    subject: Subject, steps: int, keep: Mapping[str, Keep] | None, replay: Recording | None, sample_size: int
+) -> Recording:
+    """As `record`."""
     backend = subject.backend
     if replay and (parts := replay.environment.get(MICRO_BATCHES, 1)) != subject.num_parts:
         raise UserError(
@@ -61,12 +71,13 @@ def record(
     for name, value in subject.params.items():
         recorder.put(f"parameter:{name}", "parameter", value)
     if subject.num_parts > 1:
-        _record_parts(subject, recorder, recording, steps, replayed)
+        trained = _record_parts(subject, recorder, recording, steps, replayed)
     else:
-        _record_whole(subject, recorder, recording, steps)
+        trained = _record_whole(subject, recorder, recording, steps)
     if steps and not recording.trajectory:
         recording.notes.append(f"not trained: {backend.name} does not train")
     recording.tensors = recorder.finish()
+    recording.non_finite = find_first(subject, recording, trained, replayed)
     return recording
 
 
@@ -99,8 +110,8 @@ def _ranks(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, steps: int) -> None:
-    """Record a batch in one piece."""
+def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, steps: int) -> Trained | None:
+    """Record a batch in one piece; returns its optimiser steps."""
     if subject.opaque_blocks:
         trained = train(subject, recorder, recorded_model_of(subject, recorder, inside_blocks=False), steps)
         if trained and "model:loss" not in recorder.tensors:
@@ -115,12 +126,13 @@ def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, st
         gradients = differentiate(subject, lm, subject.micro_batches(lm)[0], recording)
         trained = train(subject, recorder, model_of(subject), steps) if steps else None
     _put_results(subject, recorder, recording, _Results(gradients, trained, recorder.parameters))
+    return trained
 
 
 def _record_parts(
     subject: Subject, recorder: Recorder, recording: Recording, steps: int, replayed: Mapping[str, np.ndarray]
-) -> None:
-    """Record a batch in micro-batches, on one rank or on several."""
+) -> Trained | None:
+    """Record a batch in micro-batches, on one rank or on several; returns its optimiser steps."""
     mesh, inside = subject.mesh, Recorder()
     own: list[Part] = []
     if subject.opaque_blocks:
@@ -132,10 +144,7 @@ def _record_parts(
         gradients = trained.gradients if trained else {}
     else:
         lm = recorded_model_of(subject, inside)
-        spread(lm, mesh, *subject.all_to_all)
-        first_expert = mesh.experts.rank * subject.config.model.moe.num_experts // mesh.experts.size
-        for block in lm.blocks:
-            cast(RecordedBlock, block).record_experts_from_outside(first_expert)
+        divide(subject, lm)
         pieces = {name: split(values, subject.num_parts) for name, values in replayed.items()}
         batches, sums = subject.micro_batches(lm), dict[str, np.ndarray]()
         for part, batch in enumerate(batches, start=mesh.world.rank * len(batches)):
@@ -149,6 +158,7 @@ def _record_parts(
     for tensor in join(gather(mesh.world, own)).values():
         recorder.put_record(tensor)
     _put_results(subject, recorder, recording, _Results(gradients, trained, inside.parameters))
+    return trained
 
 
 @dataclass(frozen=True)
@@ -177,10 +187,7 @@ def _put_gradients(
     recorder: Recorder, kind: Kind, gradients: Mapping[str, np.ndarray], subject: Subject, used: Sequence[str]
 ) -> None:
     """Record gradients of the trained parameters, from the one used last in the forward pass to the first."""
-    specs = model_of(subject).parameter_specs()
-    trained = [spec.name for spec in specs if spec.trainable and spec.name in gradients]
-    order = sorted(trained, key=lambda name: used.index(name) if name in used else trained.index(name), reverse=True)
-    for name in order:
+    for name in backward_order(model_of(subject), gradients, used):
         recorder.put(f"{kind}:{name}", kind, gradients[name])
 
 

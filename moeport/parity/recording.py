@@ -169,6 +169,9 @@ class Recording:
     """Entries of a sampled tensor."""
     notes: list[str] = field(default_factory=list)
     """What was not recorded, and why."""
+    non_finite: str | None = None
+    """The first tensor with a NaN or an infinity that is no mask, with its pass and operation; None if there is none.
+    """
 
 
 def sample_indices(size: int, count: int) -> np.ndarray:
