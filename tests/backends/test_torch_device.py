@@ -1,11 +1,12 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from moeport.backends import get_backend
 from moeport.backends.torch import device
-from moeport.backends.torch.device import describe_device, matmul_flops_per_second, resolve_device, resolve_dtype
+from moeport.backends.torch.device import describe_device, matmul_flops_per_second, resolve_device
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
 
@@ -53,21 +54,27 @@ def test_an_absent_accelerator_is_refused(monkeypatch, name, present, found):
     )
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
-def test_a_named_type_is_used_as_it_is(name):
-    assert resolve_dtype(name, CPU) == name
-
-
-@pytest.mark.parametrize(("speedup", "chosen"), [(0.5, "float32"), (1.2, "float32"), (1.4, "bfloat16")])
-def test_auto_takes_bfloat16_where_it_is_measurably_faster(monkeypatch, speedup, chosen):
-    speeds = {torch.float32: 100.0, torch.bfloat16: 100.0 * speedup}
-    monkeypatch.setattr(device, "matmul_flops_per_second", lambda _, dtype: speeds[dtype])
-    assert resolve_dtype("auto", CPU) == chosen
-
-
 def test_measured_speed_is_that_of_a_product():
     """Between a megaflop and an exaflop a second: the unit is FLOP/s."""
-    assert 1e6 < matmul_flops_per_second(CPU, torch.float32, size=32) < 1e18
+    assert 1e6 < matmul_flops_per_second(CPU, torch.float32, seconds=0.01) < 1e18
+
+
+@pytest.mark.parametrize("took", [1e-5, 1e-3, 0.05, 3.0])
+def test_a_measurement_ends_when_its_time_is_up(monkeypatch, took):
+    """`took`: the time of the smallest product, which others need in proportion to their work."""
+    clock, sizes = SimpleNamespace(now=0.0), []
+
+    def product(x):
+        sizes.append(len(x))
+        clock.now += took * (len(x) / 256) ** 3
+        return took * (len(x) / 256) ** 3
+
+    monkeypatch.setattr(device, "_product_seconds", product)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: clock.now)
+    assert matmul_flops_per_second(CPU, torch.float32, 0.1) == pytest.approx(2 * 256**3 / took)
+    assert clock.now <= max(0.13, 2 * took)
+    assert len(sizes) >= 2
+    assert max(sizes) == {1e-5: 1024, 1e-3: 512}.get(took, 256)
 
 
 def test_words():

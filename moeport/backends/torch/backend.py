@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,24 @@ from torch import Tensor
 from typing_extensions import override
 
 from moeport.backends.base import Backend, TrainingOptions
+from moeport.backends.torch.auto_dtype import choose_dtype
 from moeport.backends.torch.communicator import start
 from moeport.backends.torch.device import (
     accelerators,
     describe_device,
     matmul_flops_per_second,
     resolve_device,
-    resolve_dtype,
 )
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
-from moeport.backends.torch.openmp import describe_threads, watch
+from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
+from moeport.core.ops import FLOAT_DTYPES
 from moeport.launch.launcher import Launch
+from moeport.launch.machine import cores_per_rank
 from moeport.model.transformer import Transformer
 
 
@@ -41,13 +44,20 @@ class TorchBackend(Backend):
     def __init__(self, config: BackendConfig):
         self.torch_device = resolve_device(config.device)
         self.device = describe_device(self.torch_device)
-        self.dtype = resolve_dtype(config.dtype, self.torch_device)
+        self.chooses_dtype = config.dtype == "auto"
+        if not self.chooses_dtype:
+            self.dtype = config.dtype
         self.ops: TorchOps = TorchOps(self.torch_device)
         if config.deterministic and self.torch_device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         self.watch = watch() if self.torch_device.type == "cpu" else None
+
+    @cached_property
+    def dtype(self) -> str:  # type: ignore[override]
+        """The compute type; that of `auto` is chosen when it is first asked for, or by rank 0 for all ranks."""
+        return choose_dtype(self.torch_device)
 
     @override
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
@@ -77,7 +87,21 @@ class TorchBackend(Backend):
 
     @override
     def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
-        return start(self.ops, launch, timeout_s) if launch else SingleProcess(self.ops)
+        if launch is None:
+            return SingleProcess(self.ops)
+        self._share_cores(launch)
+        world = start(self.ops, launch, timeout_s)
+        if self.chooses_dtype and world.size > 1:
+            own = FLOAT_DTYPES.index(self.dtype) if world.rank == 0 else 0
+            chosen = self.ops.to_numpy(world.broadcast(self.ops.from_numpy(np.array([own])), 0))
+            self.dtype = FLOAT_DTYPES[int(chosen[0])]
+        return world
+
+    def _share_cores(self, launch: Launch) -> None:
+        """Give each rank of a node its part of the cores, unless the user has said how many threads there are."""
+        if self.torch_device.type == "cpu" and not threads_given():
+            torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank(launch)))
+            self.device = describe_device(self.torch_device)
 
     @override
     def matmul_flops_per_second(self) -> float:

@@ -8,8 +8,12 @@ import torch
 
 from moeport.errors import BackendUnavailableError
 
-MIN_SPEEDUP = 1.3
-"""`auto` chooses bfloat16 if a matrix product is at least this many times as fast as in float32."""
+SIZES = {"cpu": (256, 1024), "accelerator": (1024, 8192)}
+"""Smallest and largest width of the matrices by which speed is measured."""
+PRODUCTS = 32
+"""At most so many products are timed."""
+TRIAL_SECONDS = 0.5
+"""About the longest time that a measurement takes."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -54,24 +58,35 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s of the best of several square matrix products."""
-    size = size or (1024 if device.type == "cpu" else 8192)
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = TRIAL_SECONDS) -> float:
+    """FLOP/s of the best of several square matrix products: the larger ones only as far as the time allows.
+
+    Args:
+        device: where to compute.
+        dtype: type of the matrices.
+        seconds: rough limit of the time it takes, beyond one product of the smallest size.
+    """
+    size, largest = SIZES["cpu" if device.type == "cpu" else "accelerator"]
+    end, best = time.perf_counter() + seconds, 0.0
     x = torch.ones(size, size, dtype=dtype, device=device)
+    _product_seconds(x)  # the first one prepares the library
+    for _ in range(PRODUCTS):
+        took = _product_seconds(x)
+        best = max(best, 2 * size**3 / took)
+        left = end - time.perf_counter()
+        if size < largest and 3 * 8 * took < left:
+            size *= 2
+            x = torch.ones(size, size, dtype=dtype, device=device)
+            _product_seconds(x)
+        elif took > left:
+            break
+    return best
+
+
+def _product_seconds(x: torch.Tensor) -> float:
+    """Time of one product."""
+    synchronize(x.device)
+    start = time.perf_counter()
     x @ x
-    best = float("inf")
-    for _ in range(24):
-        synchronize(device)
-        start = time.perf_counter()
-        x @ x
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def resolve_dtype(name: str, device: torch.device) -> str:
-    """The compute type for `backend.dtype`; auto measures."""
-    if name != "auto":
-        return name
-    speed = {dtype: matmul_flops_per_second(device, dtype) for dtype in (torch.bfloat16, torch.float32)}
-    return "bfloat16" if speed[torch.bfloat16] >= MIN_SPEEDUP * speed[torch.float32] else "float32"
+    synchronize(x.device)
+    return time.perf_counter() - start

@@ -100,6 +100,11 @@ def decided(environment: Mapping[str, str] = os.environ) -> list[str]:
     return [f"{name}={environment[name]}" for name in SETTINGS if environment.get(name)]
 
 
+def threads_given(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user, or a launcher such as torchrun, has set the number of threads."""
+    return any(environment.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+
+
 def describe_threads() -> str:
     """How many threads compute, and how they wait for each other."""
     count = torch.get_num_threads()

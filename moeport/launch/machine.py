@@ -1,0 +1,66 @@
+"""The cores of this machine, and what they compute in."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeport.launch.launcher import Launch
+
+CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+"""Flags of processors that multiply in bfloat16: those of x86, then those of Arm."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The kind of processor."""
+
+    model: str
+    bfloat16: bool | None
+    """Whether it multiplies in bfloat16; None: not known."""
+
+
+def processor(cpuinfo: Path = CPUINFO) -> Processor:
+    """This machine's processor, from what Linux says of it; elsewhere, its name only."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    arm = " ".join(fields[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in fields)
+    flags = fields.get("flags") or fields.get("Features")
+    return Processor(
+        fields.get("model name") or arm or platform.processor() or platform.machine(),
+        bool(BFLOAT16_FLAGS & {*flags.split()}) if flags else None,
+    )
+
+
+def usable_cores(pid: int = 0) -> int:
+    """Number of cores that a process may use; 0 is this one."""
+    return len(_cores(pid))
+
+
+def cores_per_rank(launch: Launch | None) -> int:
+    """Number of cores that this rank has for itself if the ranks of its node share those of the node evenly.
+
+    A launcher that gives each rank its own cores leaves its parent, the launcher, more than it gives to a rank.
+    """
+    own = _cores(0)
+    if launch is None or not launch.local_size:
+        return len(own)
+    return max(1, min(len(own), len(own | _cores(os.getppid())) // launch.local_size))
+
+
+def _cores(pid: int) -> set[int]:
+    if not hasattr(os, "sched_getaffinity"):
+        return {*range(os.cpu_count() or 1)}
+    try:
+        return os.sched_getaffinity(pid)
+    except OSError:  # the process has ended, or is hidden
+        return set()
