@@ -24,9 +24,13 @@ from moeport.config.schema import Config
 from moeport.config.tree import Node
 from moeport.config.yaml_text import plain_scalar
 from moeport.core.section import Section
+from moeport.errors import LONGEST_NAME
 
 Parts = tuple[str | int, ...]
 """A path of keys and list indices."""
+
+MOST_GUESSED = 50
+"""Unknown keys for which the one that was meant is looked for; each takes milliseconds."""
 
 _KINDS = {
     type(None): "null",
@@ -85,10 +89,12 @@ def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Prob
         root: the whole config as given.
         errors: the errors that pydantic found in it.
     """
+    unknown = 0
     for error in errors:
         parts, section = locate(error["loc"])
         if error["type"] == "extra_forbidden":
-            yield _unknown_key(root, parts, section)
+            unknown += 1
+            yield _unknown_key(root, parts, section, guess=unknown <= MOST_GUESSED)
         elif error["type"] == "missing":
             place = root.at(*parts[:-1]).key_place
             yield Problem(dotted(parts), "is missing", expected=describe(section, str(parts[-1])), place=place)
@@ -98,7 +104,7 @@ def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Prob
             yield _bad_value(root, parts, section, error)
 
 
-def _unknown_key(root: Node, parts: Parts, section: type[Section]) -> Problem:
+def _unknown_key(root: Node, parts: Parts, section: type[Section], *, guess: bool) -> Problem:
     key, name, place = dotted(parts), str(parts[-1]), root.at(*parts).key_place
     siblings = choices().get(dotted(parts[:-1]), {})
     owners = [tag for tag, sibling in siblings.items() if name in sibling.model_fields]
@@ -109,7 +115,7 @@ def _unknown_key(root: Node, parts: Parts, section: type[Section]) -> Problem:
         return Problem(key, f"is an option of {listed}, not of {chosen}", place=place)
     if "." in name:
         return Problem(key, "unknown key", expected="nested sections instead of dots", place=place)
-    meant = suggest(key, section)
+    meant = suggest(key, section) if guess and len(name) <= LONGEST_NAME else None
     if meant is None:
         return Problem(key, "unknown key", expected=f"one of {', '.join(section.model_fields)}", place=place)
     return Problem(key, "unknown key", hint=meant, place=place, related=(meant,))
@@ -171,4 +177,6 @@ def _meant_value(node: Node, key: str, field: FieldInfo, kind: str) -> str:
 
 def _closest(value: Any, choices: list[str]) -> str:
     alias = VALUE_ALIASES.get(str(value).lower())
-    return alias if alias in choices else next(iter(get_close_matches(str(value), choices, 1)), "")
+    if alias in choices:
+        return str(alias)
+    return next(iter(get_close_matches(str(value), choices, 1)), "") if len(str(value)) <= LONGEST_NAME else ""

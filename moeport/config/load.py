@@ -14,9 +14,12 @@ from moeport.config.keys import choices
 from moeport.config.problem import NOWHERE, Place, Problem
 from moeport.config.rules import EFFECTS, check_rules, value_at
 from moeport.config.schema import Config
-from moeport.config.tree import Node, merge, python_node
+from moeport.config.tree import Node, merge, python_node, without
 from moeport.config.yaml_text import parse_overrides, read
 from moeport.errors import ConfigError
+
+MOST_SHOWN = 50
+"""Faults that one message lists."""
 
 
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
@@ -67,12 +70,12 @@ def _override(base: Node, over: Node) -> Node:
         elif old is not None and old_name is not None and name is not None:
             section = sections.get(str(name.value))
             if section is not None and name.value != old_name.value:
-                for option in old.value.keys() - section.model_fields.keys():
-                    base = _without(base, (*parts, option))
+                stale = old.value.keys() - section.model_fields.keys()
+                base = without(base, [(*parts, option) for option in stale])
     for effect in EFFECTS:
         selector = over.find(*effect.selector.split("."))
         if selector is not None and selector.value not in effect.values:
-            base = _without(base, tuple(effect.option.split(".")))
+            base = without(base, [tuple(effect.option.split("."))])
     return merge(base, over)
 
 
@@ -83,26 +86,10 @@ def _nested(parts: Parts, node: Node) -> Node:
     return node
 
 
-def _without(node: Node, parts: Parts) -> Node:
-    """The tree without the node at a path, if present; a path into a list removes the whole list."""
-    first, *rest = parts
-    child = node.find(first)
-    if child is None:
-        return node
-    children = dict(node.value)
-    if rest and isinstance(rest[0], str):
-        children[first] = _without(child, tuple(rest))
-    else:
-        del children[first]
-    return replace(node, value=children)
-
-
 def _build(root: Node, problems: list[Problem]) -> Config:
     problems += non_finite(root)
     faulty = {problem.key for problem in problems if problem.key}
-    usable = root
-    for key in faulty:
-        usable = _without(usable, tuple(key.partition("[")[0].split(".")))
+    usable = without(root, [tuple(key.partition("[")[0].split(".")) for key in faulty])
     for problem in schema_problems(usable, _errors(usable)):
         if problem.key not in faulty:
             problems.append(problem)
@@ -115,7 +102,9 @@ def _build(root: Node, problems: list[Problem]) -> Config:
 
 
 def _error(problems: list[Problem]) -> ConfigError:
-    return ConfigError("\n".join(str(problem) for problem in sorted(problems, key=lambda p: p.place)))
+    lines = [str(problem) for problem in sorted(problems, key=lambda p: p.place)[:MOST_SHOWN]]
+    more = len(problems) - len(lines)
+    return ConfigError("\n".join([*lines, *([f"... and {more:,} more faults"] if more else [])]))
 
 
 def _plain(node: Node) -> Any:
@@ -148,12 +137,14 @@ def _is_about(node: Node | None, error: ErrorDetails) -> bool:
 def _sound_part(root: Node, faulty: set[str]) -> Config:
     """The config without its faulty parts, whose keys are added to `faulty`, except unknown ones."""
     while errors := _errors(root):
+        doomed = []
         for error in errors:
             parts, _ = locate(error["loc"])
             parts = parts[:-1] if error["type"] == "missing" else parts
             if error["type"] != "extra_forbidden":
                 faulty.add(dotted(parts))
-            root = _without(root, parts)
+            doomed.append(parts)
+        root = without(root, doomed)
     return Config.model_validate(_plain(root))
 
 

@@ -9,6 +9,9 @@ from moeport.core.section import Section
 from moeport.routers import RouterChoice
 from moeport.routers.topk import TopKConfig
 
+MOST_LAYERS = 10_000
+"""Ours: ten times the deepest models, and few enough to count one by one."""
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -147,7 +150,7 @@ class MoEConfig(MoELayerConfig):
 class ModelConfig(Section):
     """A transformer with mixture-of-experts blocks: a text decoder or an image classifier."""
 
-    num_layers: PositiveInt = 4
+    num_layers: Annotated[PositiveInt, Field(le=MOST_LAYERS)] = 4
     """Blocks L."""
     d_model: PositiveInt = 256
     """Model width D."""

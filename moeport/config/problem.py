@@ -19,6 +19,8 @@ class Place:
 
 
 NOWHERE = Place((0, 0, 0))
+LONGEST_KEY = 200
+"""Characters up to which a message shows a key whole."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Problem:
     """Other keys that the fault depends on or casts doubt on."""
 
     def __str__(self) -> str:
-        where = " ".join(part for part in (self.place.text, self.key) if part)
+        key = self.key if len(self.key) <= LONGEST_KEY else f"{self.key[: LONGEST_KEY // 2]}...{self.key[-20:]}"
+        where = " ".join(part for part in (self.place.text, key) if part)
         got = f" (got {self.got})" if self.got else ""
         expected = f"; expected {self.expected}" if self.expected else ""
         hint = f"; did you mean {self.hint}?" if self.hint else ""

@@ -1,8 +1,8 @@
 """A tree of config values, each with the place where it was given."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ class Node:
         """The node at a path of keys and list indices, or None."""
         node = self
         for part in parts:
-            children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
-            if not isinstance(children, dict) or part not in children:
+            children = node.value
+            if isinstance(children, dict):
+                known = part in children
+            else:
+                known = isinstance(children, list) and isinstance(part, int) and 0 <= part < len(children)
+            if not known:
                 return None
             node = children[part]
         return node
@@ -66,6 +70,33 @@ def merge(base: Node, over: Node) -> Node:
     for key, child in over.value.items():
         merged[key] = merge(merged[key], child) if key in merged else child
     return Node(merged, base.place, base.key_place, base.text)
+
+
+def without(node: Node, paths: Iterable[Sequence[str | int]]) -> Node:
+    """The tree without the nodes at some paths, as far as they exist; a path into a list removes the whole list."""
+    doomed: dict[str | int, Any] = {}
+    for path in paths:
+        level = doomed
+        for part, following in zip(path, (*path[1:], None), strict=True):
+            if not isinstance(following, str):
+                level[part] = None
+                break
+            level = level.setdefault(part, {})
+            if level is None:
+                break
+    return _cut(node, doomed)
+
+
+def _cut(node: Node, doomed: Mapping[str | int, Any]) -> Node:
+    """The tree without the children in `doomed`: whole where their value is None, else without those below."""
+    if not isinstance(node.value, dict) or not doomed:
+        return node
+    children = {}
+    for key, child in node.value.items():
+        below = doomed.get(key, {})
+        if below is not None:
+            children[key] = _cut(child, below)
+    return replace(node, value=children)
 
 
 def in_64_bits(value: Any) -> Any:

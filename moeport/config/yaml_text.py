@@ -29,10 +29,28 @@ _RESOLVERS = {
 }
 
 
+class _TooLongError(yaml.MarkedYAMLError):
+    """The document has more than MOST_VALUES keys and values."""
+
+
+MOST_VALUES = 20_000
+"""Keys and values in a document; those that an alias repeats count each time."""
+MOST_BYTES = 1 << 20
+"""Size of a file."""
+
+
 class Loader(yaml.SafeLoader):
-    """A safe loader with this module's scalar syntax."""
+    """A safe loader with this module's scalar syntax, for documents of a config's size."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+    composed = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node, as the base class composes it; raises an error after too many."""
+        self.composed += 1
+        if self.composed > MOST_VALUES:
+            raise _TooLongError(None, None, None, self.get_mark())
+        return super().compose_node(parent, index)
 
 
 class Dumper(yaml.SafeDumper):
@@ -73,12 +91,17 @@ def parse(
         line, column = _line_and_column(text[: error.position])
         wrong = f"not valid YAML: the character U+{error.character:04X} is not allowed"
         return None, [Problem(key, wrong, place=place(line, column))]
+    except _TooLongError as error:
+        mark = error.problem_mark
+        return None, [_too_long(key, place(mark.line, mark.column))]
     except yaml.MarkedYAMLError as error:
         return None, [_syntax_problem(error, place, key)]
     except RecursionError:
         return None, [Problem(key, "not valid YAML: nested too deeply", place=whole)]
     if root is None:
         return Node(None, whole, whole, ""), []
+    if _expanded(root, {}) > MOST_VALUES:
+        return None, [_too_long(key, whole)]
     reader = _Reader(text, loader, place)
     return reader.node(root, key, whole), reader.problems
 
@@ -91,6 +114,8 @@ def read(path: Path) -> tuple[Node | None, list[Problem]]:
         return Place((0, line, column), f"{path}:{line + 1}:{column + 1}")
 
     try:
+        if path.stat().st_size > MOST_BYTES:
+            return None, [Problem("", f"is larger than {MOST_BYTES:,} bytes", expected="a YAML file", place=whole)]
         data = path.read_bytes()
     except FileNotFoundError:
         return None, [Problem("", "no such file", expected="a YAML file", place=whole)]
@@ -133,6 +158,17 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
                 node = Node({part: node}, whole, whole, "")
             root = merge(root, node)
     return root, problems
+
+
+def _expanded(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Number of keys and values at and below a node; a node that contains itself counts there as one."""
+    if node not in known:
+        known[node] = 1
+        if isinstance(node, yaml.MappingNode):
+            known[node] += sum(_expanded(child, known) for pair in node.value for child in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            known[node] += sum(_expanded(child, known) for child in node.value)
+    return known[node]
 
 
 class _Reader:
@@ -223,6 +259,11 @@ def _syntax_problem(error: yaml.MarkedYAMLError, place: Callable[[int, int], Pla
     if error.context and error.context_mark:
         context = f"{error.context} at {error.context_mark.line + 1}:{error.context_mark.column + 1}, "
     return Problem(key, f"not valid YAML: {context}{error.problem}", place=here)
+
+
+def _too_long(key: str, place: Place) -> Problem:
+    wrong = f"more than {MOST_VALUES:,} keys and values, counting those that aliases repeat"
+    return Problem(key, wrong, expected="fewer; a pattern such as text/*.txt names many files", place=place)
 
 
 def _line_and_column(before: str) -> tuple[int, int]:

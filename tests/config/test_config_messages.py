@@ -125,17 +125,17 @@ CASES = [
     case(
         "boolean for integer",
         "model:\n  num_layers: yes\n",
-        "c.yaml:2:15 model.num_layers: is a boolean (got yes); expected an integer of at least 1",
+        "c.yaml:2:15 model.num_layers: is a boolean (got yes); expected an integer of at least 1 and at most 10000",
     ),
     case(
         "list for integer",
         "model:\n  num_layers: [4]\n",
-        "c.yaml:2:15 model.num_layers: is a list (got [4]); expected an integer of at least 1",
+        "c.yaml:2:15 model.num_layers: is a list (got [4]); expected an integer of at least 1 and at most 10000",
     ),
     case(
         "mapping for integer",
         "model:\n  num_layers:\n    count: 4\n",
-        "c.yaml:3:5 model.num_layers: is a mapping; expected an integer of at least 1",
+        "c.yaml:3:5 model.num_layers: is a mapping; expected an integer of at least 1 and at most 10000",
     ),
     case(
         "null for integer",
@@ -576,7 +576,7 @@ CASES = [
         "override with a fault inside",
         "",
         "--set model={d_model: x, num_layers: 0} model.d_model: is a string (got x); expected an integer of at least 1\n"
-        "--set model={d_model: x, num_layers: 0} model.num_layers: is out of range (got 0); expected an integer of at least 1",
+        "--set model={d_model: x, num_layers: 0} model.num_layers: is out of range (got 0); expected an integer of at least 1 and at most 10000",
         "model={d_model: x, num_layers: 0}",
     ),
     case(
