@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moeport.cli.options import expands_paths
-from moeport.errors import MoeportError
+from moeport.errors import MoeportError, UserError
 from moeport.version import VERSION
 
 COMMANDS = (
@@ -101,11 +101,26 @@ def main() -> None:
             traceback.print_exc()
         elif isinstance(error, MoeportError):
             _print_error("error:", str(error))
+        elif _out_of_memory(error):
+            text = " ".join(str(error).split()) or "no details"
+            _print_error("error:", f"out of memory: {text}. Choose smaller sizes or batches, or a larger machine")
         else:
             _print_error(
                 "internal error:", f"{type(error).__name__}: {error}\nRun again with --debug for the traceback."
             )
-        sys.exit(error.exit_code if isinstance(error, MoeportError) else 1)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, MoeportError):
+        return error.exit_code
+    return UserError.exit_code if _out_of_memory(error) else 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy or a framework got no memory; PyTorch says so in errors of several types."""
+    name, text = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or "OutOfMemory" in name or "can't allocate memory" in text
 
 
 def _print_error(heading: str, message: str) -> None:

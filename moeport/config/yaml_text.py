@@ -92,8 +92,8 @@ def parse(
         wrong = f"not valid YAML: the character U+{error.character:04X} is not allowed"
         return None, [Problem(key, wrong, place=place(line, column))]
     except _TooLongError as error:
-        mark = error.problem_mark
-        return None, [_too_long(key, place(mark.line, mark.column))]
+        assert error.problem_mark is not None
+        return None, [_too_long(key, place(error.problem_mark.line, error.problem_mark.column))]
     except yaml.MarkedYAMLError as error:
         return None, [_syntax_problem(error, place, key)]
     except RecursionError:

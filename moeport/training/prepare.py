@@ -19,6 +19,7 @@ from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.fits import check_finite, check_optimizer, check_parameters
+from moeport.training.host_memory import check_memory
 from moeport.training.placed import place_model
 from moeport.training.run_dir import CHECKPOINT_DIR, check_resumable
 from moeport.training.task import Task, build_task_in_turn
@@ -80,6 +81,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
     batches = Batches(config.training, shapes, task.train, mesh.world)
+    check_memory(config, shapes.parameter_specs(), config.training.batch_size // batches.num_parts)
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
     params = _params(config, checkpoint, task, shapes, say)
     placed = place_model(config, backend, shapes, params, mesh, all_to_all)

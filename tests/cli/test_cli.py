@@ -173,6 +173,12 @@ class TestErrors:
         assert (code, out) == (1, "")
         assert err == "internal error:\nZeroDivisionError: a b\nRun again with --debug for the traceback.\n"
 
+    @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+    def test_out_of_memory(self, doctor, error):
+        code, out, err = doctor(error)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert err.startswith("error: out of memory: ")
+
     def test_interrupt(self, doctor):
         assert doctor(KeyboardInterrupt())[0] == 130
 

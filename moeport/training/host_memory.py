@@ -1,0 +1,54 @@
+"""Refuses a run that this machine's memory cannot hold, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import prod
+
+from moeport.config.schema import Config
+from moeport.core.parameters import ParameterSpec
+from moeport.errors import UserError
+
+BYTES = 4
+"""Of a parameter on the host, whatever the compute type."""
+
+
+def check_memory(config: Config, specs: Sequence[ParameterSpec], micro_batch: int) -> None:
+    """Refuse what cannot fit even if nothing else needs memory.
+
+    Args:
+        config: the whole config.
+        specs: the whole model's parameters.
+        micro_batch: sequences or images of one micro-batch on one rank.
+
+    Raises UserError: the parameters, or the outputs of the blocks for one micro-batch, exceed the machine's memory.
+    """
+    memory = physical_memory()
+    parameters = BYTES * sum(prod(spec.shape) for spec in specs)
+    if parameters > memory:
+        largest = max(specs, key=lambda spec: prod(spec.shape))
+        raise UserError(
+            f"model: its parameters need {_gib(parameters)} and this machine has {_gib(memory)}; the largest, "
+            f"{largest.name}, is {' x '.join(map(str, largest.shape))}. Choose smaller sizes"
+        )
+    model, length = config.model, config.data.tokens_per_sequence
+    outputs = BYTES * model.num_layers * micro_batch * length * model.d_model
+    if outputs > memory:
+        raise UserError(
+            f"training.batch_size: the outputs of {model.num_layers} blocks for a micro-batch of {micro_batch:,} x "
+            f"{length:,} tokens need {_gib(outputs)} and this machine has {_gib(memory)}; raise "
+            "training.gradient_accumulation, or choose smaller sizes"
+        )
+
+
+def physical_memory() -> float:
+    """Bytes of main memory of this machine; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return float("inf")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB"
