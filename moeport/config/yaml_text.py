@@ -29,8 +29,12 @@ _RESOLVERS = {
 }
 
 
-class _TooLongError(yaml.MarkedYAMLError):
-    """The document has more than MOST_VALUES keys and values."""
+class _TooLongError(Exception):
+    """The document has more than MOST_VALUES keys and values; line and column are those of the first too many."""
+
+    def __init__(self, mark: Any):
+        super().__init__()
+        self.line, self.column = mark.line, mark.column
 
 
 MOST_VALUES = 20_000
@@ -49,7 +53,7 @@ class Loader(yaml.SafeLoader):
         """The next node, as the base class composes it; raises an error after too many."""
         self.composed += 1
         if self.composed > MOST_VALUES:
-            raise _TooLongError(None, None, None, self.get_mark())
+            raise _TooLongError(self.get_mark())
         return super().compose_node(parent, index)
 
 
@@ -92,8 +96,7 @@ def parse(
         wrong = f"not valid YAML: the character U+{error.character:04X} is not allowed"
         return None, [Problem(key, wrong, place=place(line, column))]
     except _TooLongError as error:
-        assert error.problem_mark is not None
-        return None, [_too_long(key, place(error.problem_mark.line, error.problem_mark.column))]
+        return None, [_too_long(key, place(error.line, error.column))]
     except yaml.MarkedYAMLError as error:
         return None, [_syntax_problem(error, place, key)]
     except RecursionError:
