@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moeport.cli.options import ConfigFile, Flags, Overrides, grouped, output_file, output_folder
-from moeport.parity.options import Amount, BundleOptions, ReportFiles
+from moeport.parity.options import PARTS, Amount, BundleOptions, ReportFiles
 
 if TYPE_CHECKING:
     from moeport.parity.result import Report
@@ -41,7 +41,7 @@ AmountFlags = Annotated[
 BundleFlags = Annotated[
     BundleOptions,
     Flags(
-        replay=typer.Option(metavar="BUNDLE", help="Take the routing from this bundle; no trajectory is recorded."),
+        replay=typer.Option(metavar="BUNDLE", help="Take the routing of the pass and of one step from this bundle."),
         keep=typer.Option(
             metavar="KIND=HOW",
             help="How much is kept of a kind of tensor: full, sample or statistics; ALL=HOW for every kind. "
@@ -66,6 +66,14 @@ Checkpoint = Annotated[
     ),
 ]
 
+Parts = Annotated[
+    str,
+    typer.Option(
+        metavar="PART,...",
+        help=f"Compare only these parts: {', '.join(PARTS)}. Default: all; a part that cannot be judged is a warning.",
+    ),
+]
+
 
 @app.command()
 @grouped
@@ -87,6 +95,7 @@ def run(
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Feed A's inputs to B's operation at the first divergence.")
     ] = False,
+    parts: Parts = "",
     files: ReportFlags,
 ) -> None:
     """Compare variants of a config on this machine with the same weights, batches and noise."""
@@ -108,6 +117,7 @@ def run(
         checkpoint=checkpoint,
         golden=None if golden == "none" else golden,
         isolate=isolate,
+        parts=[*filter(None, parts.split(","))],
         report=_progress,
     )
     _finish(report, files)
@@ -138,7 +148,7 @@ def record(
 
     launch, parsed = launched(), Variant.parse(variant)
     if bundle.replay:
-        amount = replace(amount, steps=0)
+        amount = replace(amount, steps=min(amount.steps, 1))
     if amount.micro_batches is None:
         amount = replace(amount, micro_batches=parsed.ranks if launch is None else launch.size)
     job = Job(variant, file, overrides or (), size_for([parsed], **vars(amount)), checkpoint)
@@ -175,6 +185,7 @@ def compare(
         ),
     ] = None,
     *,
+    parts: Parts = "",
     files: ReportFlags,
 ) -> None:
     """Compare two bundles."""
@@ -188,6 +199,7 @@ def compare(
         golden=load_bundle(golden) if golden else None,
         replayed=load_bundle(replayed) if replayed else None,
         names=_names(names) if names else None,
+        parts=[*filter(None, parts.split(","))],
     )
     _finish(Report(found.verdict, [found]), files)
 

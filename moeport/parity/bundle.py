@@ -23,7 +23,9 @@ from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
 from moeport.training.checkpoint import file_digest
 
 FORMAT = "moeport-parity-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 has the kinds `moment`, `state` and `second step`."""
+READABLE = (1, FORMAT_VERSION)
 MANIFEST_FILE, TENSORS_FILE = "manifest.json", "tensors.safetensors"
 
 
@@ -117,9 +119,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f'{file}: not written by moeport: expected "format": "{FORMAT}"')
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         raise BundleError(
-            f"{file}: format version {version}, but this moeport reads version {FORMAT_VERSION}; "
+            f"{file}: format version {version}, but this moeport reads versions {' and '.join(map(str, READABLE))}; "
             "use a moeport version that reads it"
         )
     digest = manifest.pop("sha256", None)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from moeport.errors import UserError
 from moeport.parity import thresholds
+from moeport.parity.adamw import OptimizerJudge
+from moeport.parity.coverage import UNJUDGED, asked_parts, check_computed, coverage, one_sided, only
 from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.differences import differences
-from moeport.parity.floats import FloatJudge, paired
-from moeport.parity.metrics import distribution, histogram
+from moeport.parity.floats import NON_FINITE, FloatJudge, paired
+from moeport.parity.hints import hint
+from moeport.parity.metrics import distribution, histogram, relative_rms
+from moeport.parity.reasons import notes, reasons
 from moeport.parity.recording import MICRO_BATCHES, Keep, Recording, TensorRecord
-from moeport.parity.result import Comparison, Isolation, RoutingResult, Side, StepResult, TensorResult, worst
+from moeport.parity.result import (
+    Comparison,
+    Isolation,
+    RoutingResult,
+    Side,
+    TensorResult,
+    worst,
+)
 from moeport.parity.routing import compare_decision
 from moeport.parity.thresholds import LIMITS, coarser, limit_of
+from moeport.parity.trajectory import compare_steps
 
 HISTOGRAMS = 20
 """Number of tensors with a histogram: those nearest to, or furthest beyond, their limit."""
-FOLLOWS = "follows a near tie that was decided differently"
-"""The reason given for tensors that are not judged."""
-TRAINED = ("training gradient", "update")
-"""Kinds of tensors of the optimiser step, which always follows a side's own routing."""
+STEPPED = ("training gradient", "moment", "update", "state", "second step")
+"""Kinds of tensors of optimiser steps."""
+OWN_GRADIENTS = "follows other gradients; it is what A's optimiser makes of them"
+"""The reason given for what an optimiser made of gradients that follow other routing."""
+TOGETHER = "follows other routing; judged with all gradients of the step"
+"""The reason given for gradients of the second step where the sides chose differently."""
 
 
 def compare(
@@ -34,6 +49,7 @@ def compare(
     replayed: Recording | None = None,
     names: Mapping[str, str] | None = None,
     isolation: Isolation | None = None,
+    parts: Collection[str] = (),
 ) -> Comparison:
     """Compare two recordings.
 
@@ -41,28 +57,37 @@ def compare(
         a: the reference.
         b: the other, following its own routing, or A's if that is how it was recorded.
         golden: for the double benchmark; a recording in float64, best with A's routing.
-        replayed: B recorded once more with A's routing; the forward pass and its gradients are then judged on it.
+        replayed: B recorded once more with A's routing; the forward pass, its gradients and the first optimiser step
+            are then judged on it.
         names: maps B's names of tensors to A's where they differ.
         isolation: the result of feeding A's inputs to B's operation, for the culprit.
+        parts: those of `moeport.parity.coverage.PARTS` to compare; default: all.
+
+    Raises UserError if a side holds nothing that was computed, or if the sides were recorded in different ways.
     """
+    asked = asked_parts(parts)
+    for side in (a, b):
+        check_computed(side)
     if a.sample_size != b.sample_size:
         raise UserError(
             f"{a.name} and {b.name} were sampled at {a.sample_size} and {b.sample_size} entries per tensor; "
             "record both with the same --sample-size"
         )
-    parts = [side.environment.get(MICRO_BATCHES) for side in (a, b)]
-    if None not in parts and parts[0] != parts[1]:
+    micro = [side.environment.get(MICRO_BATCHES) for side in (a, b)]
+    if None not in micro and micro[0] != micro[1]:
         raise UserError(
-            f"{a.name} and {b.name} were recorded in {parts[0]} and {parts[1]} micro-batches; "
+            f"{a.name} and {b.name} were recorded in {micro[0]} and {micro[1]} micro-batches; "
             "record both with the same --micro-batches"
         )
+    if a.name == b.name:
+        a, b = replace(a, name=f"{a.name} (A)"), replace(b, name=f"{b.name} (B)")
     if names:
         tensors = {names.get(name, name): t for name, t in b.tensors.items()}
         b = replace(b, tensors={name: replace(t, name=name) for name, t in tensors.items()})
     if golden and golden.replayed is None and routing_differs(a, golden):
         note = f"no double benchmark: {golden.name} chose other experts than {a.name}; record it with --replay A"
         a, golden = replace(a, notes=[*a.notes, note]), None
-    return _Comparison(a, b, golden, replayed).run(isolation)
+    return _Comparison(only(a, asked), only(b, asked), golden, replayed, asked).run(isolation)
 
 
 def routing_differs(a: Recording, b: Recording) -> bool:
@@ -75,11 +100,22 @@ def routing_differs(a: Recording, b: Recording) -> bool:
 
 
 class _Comparison:
-    def __init__(self, a: Recording, b: Recording, golden: Recording | None, replayed: Recording | None):
-        self.a, self.b, self.golden, self.replayed = a, b, golden, replayed
+    def __init__(
+        self,
+        a: Recording,
+        b: Recording,
+        golden: Recording | None,
+        replayed: Recording | None,
+        asked: Collection[str],
+    ):
+        self.a, self.b, self.golden, self.replayed, self.asked = a, b, golden, replayed, asked
         self.dtype = coarser(a.dtype, b.dtype)
         self.limits = LIMITS[self.dtype]
-        self.floats = FloatJudge(a, b, golden)
+        following = replayed.tensors.items() if replayed else ()
+        self.judged = {**b.tensors, **{name: t for name, t in following if t.kind != "second step"}}
+        """B's tensors, with A's routing where there are such."""
+        self.floats = FloatJudge(a, b, golden, self.judged)
+        self.optimizer = OptimizerJudge(a, b)
         self.own_routing = replayed is None and b.replayed is None
         self.routing: dict[str, RoutingResult] = {}
         self.flipped: str | None = None
@@ -87,46 +123,47 @@ class _Comparison:
 
     def run(self, isolation: Isolation | None) -> Comparison:
         """Compare all tensors in the order of A, then the trajectory."""
-        both = [name for name in self.a.tensors if name in self.b.tensors]
-        results = [self._judge(order, name) for order, name in enumerate(both)]
-        results = self._with_histograms(results)
-        trajectory = [self._step(i) for i in range(min(len(self.a.trajectory), len(self.b.trajectory)))]
-        only_a = [name for name in self.a.tensors if name not in self.b.tensors]
-        only_b = [name for name in self.b.tensors if name not in self.a.tensors]
-        routing = list(self.routing.values())
-        verdict = worst([r.verdict for r in results] + [s.verdict for s in trajectory])
-        notes = self._notes(only_a, only_b)
-        if not both:
+        a, b = self.a, self.b
+        both = [name for name in a.tensors if name in b.tensors]
+        results = self._with_histograms([self._judge(order, name) for order, name in enumerate(both)])
+        trajectory = compare_steps(a.trajectory, b.trajectory, self.limits) if "trajectory" in self.asked else []
+        alone = one_sided(a, b)
+        rows = coverage(a, b, self.asked, results, trajectory, alone)
+        routing, unequal = list(self.routing.values()), differences(a, b)
+        why = reasons(results, trajectory, rows, unequal)
+        verdict = worst([r.verdict for r in results] + [s.verdict for s in trajectory] + ["warn"] * bool(why))
+        if not results:
             verdict = "fail"
-            notes.insert(0, "the two recordings have no tensor in common")
-        culprit = find_culprit(results, trajectory, routing, isolation) if verdict == "fail" else None
+        culprit = find_culprit(results, trajectory, routing, isolation, alone, unequal) if verdict == "fail" else None
         equal = all(r.metrics.equal if r.metrics else r.error == 0 and r.keep != "statistics" for r in results) and all(
             s.loss_a == s.loss_b for s in trajectory
         )
-        return Comparison(
-            headline=headline(verdict, self.a, self.b, results, routing, trajectory, culprit, equal, notes),
+        found = Comparison(
+            headline="",
             verdict=verdict,
-            a=_side(self.a),
-            b=_side(self.b),
+            a=_side(a),
+            b=_side(b),
             golden=self.golden.name if self.golden else None,
             replayed=not self.own_routing,
-            equal=equal and not only_a and not only_b,
+            equal=equal and not alone,
             tensors=results,
             routing=routing,
             trajectory=trajectory,
             culprit=culprit,
-            only_a=only_a,
-            only_b=only_b,
-            differences=differences(self.a, self.b),
-            notes=notes,
+            coverage=rows,
+            reasons=why,
+            only_a=[tensor.name for tensor in alone if tensor.side == "A"],
+            only_b=[tensor.name for tensor in alone if tensor.side == "B"],
+            one_sided=alone,
+            differences=unequal,
+            notes=notes(a, b, alone, self.flipped),
         )
+        return replace(found, headline=headline(found))
 
     def _judge(self, order: int, name: str) -> TensorResult:
         """Compare one tensor."""
         a, free = self.a.tensors[name], self.b.tensors[name]
-        b = free
-        if self.replayed and a.kind not in TRAINED and name in self.replayed.tensors:
-            b = self.replayed.tensors[name]
+        b = self.judged[name]
         result = TensorResult(
             name=name,
             kind=a.kind,
@@ -155,7 +192,50 @@ class _Comparison:
             unequal = float((values[0] != values[1]).mean()) if values and values[0].size else 0.0
             if unequal:
                 result = replace(result, verdict="fail", error=unequal, reason=f"{unequal:.2%} of the entries differ")
+        if a.kind in STEPPED:
+            return self._stepped(result, b is not free)
         return self._after_a_flip(result)
+
+    def _stepped(self, result: TensorResult, replayed: bool) -> TensorResult:
+        """Judge what belongs to an optimiser step also by A's rule, and not by A's gradients where B's follow other
+        routing.
+        """
+        found = self.optimizer.deviation(result.name)
+        if found and found.error > found.limit:
+            error, limit = found.error, found.limit
+            reason = f"relative error {error:.1e} from what A's optimiser makes of B's gradients, limit {limit:.0e}"
+            looks = hint(found.expected, found.found, limit)
+            return replace(result, verdict="fail", reason=reason, error=error, limit=limit, hint=looks)
+        second = result.kind == "second step"
+        other_routing = self._parted if second else not replayed and self._any_flip()
+        if result.verdict != "fail" or not other_routing or result.reason.startswith(NON_FINITE):
+            return result
+        if found:
+            return replace(result, verdict="pass", reason=OWN_GRADIENTS, hint=None)
+        if second and "gradient:" in result.name and self._second_error <= thresholds.OTHER_ROUTING:
+            return replace(result, verdict="pass", reason=TOGETHER, hint=None)
+        if second and "gradient:" in result.name:
+            error, limit = self._second_error, thresholds.OTHER_ROUTING
+            reason = f"relative error {error:.1e} of all gradients of the second step together, limit {limit:.0e}"
+            return replace(result, reason=reason, error=error, limit=limit)
+        return replace(result, verdict="warn", reason=UNJUDGED)
+
+    @cached_property
+    def _parted(self) -> bool:
+        """Whether the sides may have chosen differently up to the second step, of which no decision is recorded."""
+        loads = [[step.expert_load for step in side.trajectory[:2]] for side in (self.a, self.b)]
+        same = loads[0] == loads[1]
+        return self._any_flip() or not same or self.dtype in ("bfloat16", "float16")
+
+    @cached_property
+    def _second_error(self) -> float:
+        """Relative RMS error of all gradients of the second step together."""
+        wanted = [name for name in self.a.tensors if name.startswith("step 2 gradient:") and name in self.b.tensors]
+        pairs = [paired(self.a.tensors[name], self.b.tensors[name], self.a.sample_size) for name in wanted]
+        if not pairs or any(pair is None for pair in pairs):
+            return float("inf")
+        x, y = (np.concatenate([np.ravel(pair[i]) for pair in pairs if pair]) for i in (0, 1))
+        return relative_rms(x, y)
 
     def _decision(self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord) -> TensorResult:
         scores = [recording.tensors.get(f"{a.name}.x") for recording in (self.a, self.replayed or self.b)]
@@ -184,17 +264,13 @@ class _Comparison:
 
     def _after_a_flip(self, result: TensorResult) -> TensorResult:
         """After a near tie that was decided differently, B computes something else: neither a pass nor a fail."""
-        trained = result.kind in TRAINED and self._any_flip()
-        if trained and self.replayed and result.kind == "training gradient":
-            return replace(result, verdict="pass", reason=FOLLOWS)
-        follows = self.flipped or trained
-        if result.verdict != "fail" or not follows or self.flipped == result.name:
+        if result.verdict != "fail" or not self.flipped or self.flipped == result.name or self.replayed:
+            return result
+        if result.reason.startswith(NON_FINITE):
             return result
         if result.kind == "decision" and self.routing[result.name].unexplained:
             return result
-        if self.replayed:
-            return result
-        return replace(result, verdict="warn", reason=FOLLOWS)
+        return replace(result, verdict="warn", reason=UNJUDGED)
 
     def _any_flip(self) -> bool:
         return any(found.agreement < 1 for found in self.routing.values())
@@ -204,45 +280,11 @@ class _Comparison:
         chosen = {r.name for r in sorted(compared, key=lambda r: r.severity, reverse=True)[:HISTOGRAMS]}
         out = []
         for result in results:
-            if result.name in chosen:
-                source = self.b if result.kind in TRAINED or not self.replayed else self.replayed
-                if values := paired(self.a.tensors[result.name], source.tensors[result.name], self.a.sample_size):
-                    result = replace(result, histogram=histogram(*values), distribution=distribution(*values))
+            a, b = self.a.tensors[result.name], self.judged[result.name]
+            if result.name in chosen and (values := paired(a, b, self.a.sample_size)):
+                result = replace(result, histogram=histogram(*values), distribution=distribution(*values))
             out.append(result)
         return out
-
-    def _step(self, i: int) -> StepResult:
-        s, t = self.a.trajectory[i], self.b.trajectory[i]
-        difference = abs(t.loss - s.loss) / abs(s.loss) if s.loss else abs(t.loss)
-        limit = self.limits.trajectory
-        loads = np.abs(np.subtract(s.expert_load, t.expert_load)) if s.expert_load else np.zeros(1)
-        return StepResult(
-            step=s.step,
-            loss_a=s.loss,
-            loss_b=t.loss,
-            difference=difference,
-            limit=limit,
-            verdict="pass" if difference <= limit else "fail",
-            grad_norm_a=s.grad_norm,
-            grad_norm_b=t.grad_norm,
-            load_difference=float(loads.max(initial=0.0)),
-        )
-
-    def _notes(self, only_a: list[str], only_b: list[str]) -> list[str]:
-        notes = [f"{side.name}: {note}" for side in (self.a, self.b) for note in side.notes]
-        notes += [f"{side.name}: the first {side.non_finite}" for side in (self.a, self.b) if side.non_finite]
-        kinds = ("gradient", "training gradient", "update")
-        opaque = any("inside of blocks" in note for note in notes)
-        for mine, other, names in ((self.a, self.b, only_a), (self.b, self.a, only_b)):
-            forward = [name for name in names if mine.tensors[name].kind not in kinds]
-            if forward and not opaque:
-                notes.append(f"the computations diverge: {mine.name} has {forward[0]}, {other.name} does not")
-        if self.flipped:
-            notes.append(
-                f"{self.flipped}: near ties were decided differently, so what follows is another computation; "
-                "to compare only the arithmetic, record B once more with --replay A, and compare with --replayed"
-            )
-        return notes
 
 
 def _least(a: Keep, b: Keep) -> Keep:

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeport.parity.recording import Recording
-from moeport.parity.result import Culprit, Isolation, RoutingResult, StepResult, TensorResult, Verdict
+from moeport.parity.coverage import GIVEN, UNJUDGED, qualifiers
+from moeport.parity.differences import training_keys
+from moeport.parity.floats import BOTH, MASKS, NON_FINITE
+from moeport.parity.result import (
+    Comparison,
+    Culprit,
+    Difference,
+    Isolation,
+    OneSided,
+    RoutingResult,
+    StepResult,
+    TensorResult,
+    Verdict,
+)
 
+AFTER_RATES = ("moment", "update", "second step")
+"""Kinds of tensors that depend on the keys of the optimiser, the learning rate among them."""
+REASONS = 3
+"""Maximum number of reasons in the first line."""
 INHERITED = 0.1
 """If the inputs' error is at least this share of a tensor's error, it may be the cause."""
 
@@ -16,6 +32,8 @@ def find_culprit(
     trajectory: Sequence[StepResult],
     routing: Sequence[RoutingResult],
     isolation: Isolation | None,
+    alone: Sequence[OneSided] = (),
+    unequal: Sequence[Difference] = (),
 ) -> Culprit:
     """Where two sides that fail first diverge.
 
@@ -24,56 +42,71 @@ def find_culprit(
         trajectory: all steps.
         routing: all decisions.
         isolation: the result of B's operation on A's inputs, if that was tried for the culprit.
+        alone: tensors that only one side has.
+        unequal: what differs between the sides besides their tensors.
     """
     first = next((tensor for tensor in tensors if tensor.verdict == "fail"), None)
+    step = next((step for step in trajectory if step.verdict == "fail"), None)
+    keys = training_keys(unequal, "optimizer.")
+    if step and (first is None or (first.kind in AFTER_RATES and step.lr_a != step.lr_b)):
+        agrees = "" if step.step == 1 else "the first step agrees, "
+        return Culprit("trajectory", "trajectory", "; ".join(filter(None, (f"{agrees}{step.reason}", keys))))
     if first is None:
-        step = next((step for step in trajectory if step.verdict == "fail"), None)
-        if step is None:
-            return Culprit("nothing in common", "structure", "no tensor of A is in B")
-        sentence = (
-            f"the first step agrees, the loss exceeds its tolerance at step {step.step} "
-            f"({step.loss_a:.6g} and {step.loss_b:.6g})"
-        )
-        return Culprit("trajectory", "trajectory", sentence)
+        return Culprit("nothing in common", "structure", "no tensor of A is in B")
     by_name = {tensor.name: tensor for tensor in tensors}
     inputs = [(name, by_name[name].error, by_name[name].verdict) for name in first.inputs if name in by_name]
     own = isolation if isolation and isolation.name == first.name else None
     name, sentence = _sentence(first, inputs, tensors, routing, own)
-    if first.hint:
-        sentence += f"; {first.hint}"
-    return Culprit(name, first.kind, sentence, first.op, inputs, own)
+    further = [first.hint, _alone_before(first, tensors, alone), _not_finite(first, tensors)]
+    if first.kind in AFTER_RATES:
+        further.append(keys)
+    return Culprit(name, first.kind, "; ".join(filter(None, (sentence, *further))), first.op, inputs, own)
 
 
-def headline(
-    verdict: Verdict,
-    a: Recording,
-    b: Recording,
-    tensors: Sequence[TensorResult],
-    routing: Sequence[RoutingResult],
-    trajectory: Sequence[StepResult],
-    culprit: Culprit | None,
-    equal: bool,
-    notes: Sequence[str],
-) -> str:
-    """The first line of a report."""
-    if culprit:
-        return f"FAIL {culprit.name}: {culprit.sentence}"
-    sides = f"{b.name} against {a.name}"
-    if equal:
-        return f"PASS {sides}: {len(tensors)} tensors and {len(trajectory)} steps are bit-identical"
-    flips = sum(found.near_ties for found in routing)
+def _alone_before(first: TensorResult, tensors: Sequence[TensorResult], alone: Sequence[OneSided]) -> str:
+    """A clause on what only one side computes between the tensor before the first that fails, and that one."""
+    before = next((t.name for t in reversed(tensors) if t.order < first.order and t.kind not in GIVEN), None)
+    between = [tensor for tensor in alone if tensor.after == before and not tensor.excused]
+    if not between or before is None:
+        return ""
+    return f"only {between[0].side} has {between[0].name}, between {before} and {first.name}"
+
+
+def _not_finite(first: TensorResult, tensors: Sequence[TensorResult]) -> str:
+    """A clause on the first tensor that is not finite on one side, if that is not the first that fails."""
+    odd = next((tensor for tensor in tensors if tensor.reason.startswith(NON_FINITE)), None)
+    return f"{odd.name} is the first with {odd.reason}" if odd and odd is not first else ""
+
+
+def headline(found: Comparison) -> str:
+    """The first line of a report; the line of `found` itself is not read."""
+    tensors, routing = found.tensors, found.routing
+    if found.culprit:
+        both = [reason for reason in found.reasons[:1] if BOTH in reason]
+        return "; ".join([f"FAIL {found.culprit.name}: {found.culprit.sentence}", *both])
+    sides = f"{found.b.name} against {found.a.name}"
+    flips = sum(one.near_ties for one in routing)
     ties = f"; {flips} of {sum(r.choices for r in routing)} choices differ, all near ties" if flips else ""
-    if verdict == "warn":
-        odd = [tensor for tensor in tensors if tensor.verdict == "warn"]
-        if flips and len({tensor.reason for tensor in odd}) == 1 and odd[0].op != "topk_ids":
-            return f"WARN {sides}: {len(odd)} of {len(tensors)} tensors cannot be judged{ties}; replay the routing"
-        return f"WARN {sides}: {odd[0].name}: {odd[0].reason} ({len(odd)} of {len(tensors)} tensors warn){ties}"
+    if found.verdict == "warn":
+        more = f"; {len(found.reasons) - REASONS} more reasons" if len(found.reasons) > REASONS else ""
+        unjudged = any(tensor.reason == UNJUDGED for tensor in tensors)
+        replay = "; replay the routing" if unjudged else ""
+        return f"WARN {sides}: {'; '.join(found.reasons[:REASONS])}{more}{ties}{replay}"
+    notes = "".join(f"; {words}" for words in [*qualifiers(found.coverage), *_masks(tensors)])
+    if found.equal:
+        steps = f" and {len(found.trajectory)} steps" if found.trajectory else ""
+        return f"PASS {sides}: {len(tensors)} tensors{steps} are bit-identical{notes}"
     judged = [t for t in tensors if t.metrics and t.limit and not t.reason]
     if not judged:
-        return f"PASS {sides}: {len(tensors)} tensors within tolerance{ties}"
+        return f"PASS {sides}: {len(tensors)} tensors within tolerance{notes}{ties}"
     tight = max(judged, key=lambda t: t.error / t.limit)
     nearest = f"closest to its limit {tight.name} ({tight.error:.1e} of {tight.limit:.0e})"
-    return f"PASS {sides}: {len(tensors)} tensors within tolerance, {nearest}{ties}"
+    return f"PASS {sides}: {len(tensors)} tensors within tolerance, {nearest}{notes}{ties}"
+
+
+def _masks(tensors: Sequence[TensorResult]) -> list[str]:
+    masked = [tensor for tensor in tensors if tensor.reason.startswith(MASKS)]
+    return [f"{MASKS} in {len(masked)} tensors, first in {masked[0].name}"] if masked else []
 
 
 def _sentence(
@@ -102,8 +135,21 @@ def _sentence(
                 f"gradient of {owner} in the optimiser step",
                 f"the gradients of the pass agree, those of the training step do not{more} ({first.reason})",
             )
+        case "moment":
+            label = first.name.partition(":")[0]
+            return (
+                f"optimiser moment {label} of {owner}",
+                f"gradients agree, what the optimiser keeps of them does not{more} ({first.reason})",
+            )
         case "update":
             return f"optimiser update of {owner}", f"gradients agree, updates do not{more} ({first.reason})"
+        case "state":
+            return f"state {owner}", f"it differs after the step or the pass{more} ({first.reason})"
+        case "second step":
+            return (
+                first.name.replace(":", " of ", 1),
+                f"the first optimiser step agrees, the second does not{more} ({first.reason})",
+            )
         case "decision":
             found = next(r for r in routing if r.name == first.name)
             return first.name, _decision(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moeport.parity.recording import Recording
@@ -10,6 +10,14 @@ from moeport.parity.result import Difference
 
 VARIANT_KEYS = ("backend.name", "backend.device", "backend.dtype", "run.", "data.cache_dir")
 """Config keys whose differences are not reported."""
+ELSEWHERE = (
+    *("run.", "backend.", "comm.", "parallelism.", "checkpoint.", "metrics.", "data.source.", "data.cache_dir"),
+    *("data.tokenizer.path", "training.evaluation", "training.gradient_accumulation"),
+    "training.activation_checkpointing",
+)
+"""Config keys that say where and how something is computed or kept, not what: all others change what is trained."""
+SHOWN = 3
+"""Maximum number of keys in a sentence."""
 
 
 def differences(a: Recording, b: Recording) -> list[Difference]:
@@ -27,6 +35,19 @@ def differences(a: Recording, b: Recording) -> list[Difference]:
     for section, word in sections.items():
         found += _unequal(word, *(side.environment.get(section, {}) for side in (a, b)))
     return found
+
+
+def training_keys(found: Sequence[Difference], within: str = "") -> str:
+    """A clause on keys of the config that change what is trained and differ; empty if there are none.
+
+    Args:
+        found: all differences.
+        within: only keys that begin so.
+    """
+    keys = [(d.key.removeprefix("config "), d) for d in found if d.key.startswith("config ")]
+    shown = [f"{key} ({d.a}, {d.b})" for key, d in keys if not key.startswith(ELSEWHERE) and key.startswith(within)]
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return f"the configs differ in {', '.join(shown[:SHOWN])}{more}" if shown else ""
 
 
 def _unequal(word: str, a: Mapping[str, Any], b: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[Difference]:

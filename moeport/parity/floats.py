@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,19 @@ from moeport.parity.result import DoubleBenchmark, TensorResult, Verdict
 from moeport.parity.store import statistics_of
 from moeport.parity.thresholds import LIMITS, coarser
 
+NON_FINITE = "NaN or infinity"
+"""Beginning of the reason for a tensor that is not finite on one side, or, if only statistics were kept, on both."""
+BOTH = "on both sides"
+"""Part of the reason for a tensor that is not finite on both."""
+MASKS = "minus infinity on both sides"
+"""Beginning of the reason for a mask."""
+MASKED = ("score", "input", "parameter")
+"""Kinds of tensors in which minus infinity may mask entries."""
+SUMS = ("gradient", "training gradient", "moment", "second step")
+"""Kinds of tensors whose few entries are judged by the size of all."""
+UPDATES = ("update:", "step 2 update:")
+"""Beginnings of the names of updates."""
+
 
 class FloatJudge:
     """Judges float tensors of two sides.
@@ -22,10 +36,18 @@ class FloatJudge:
         a: the reference.
         b: the other.
         golden: for the double benchmark; None to do without it.
+        judged: tensors of B that are judged, of which some follow A's routing; by default B's own.
     """
 
-    def __init__(self, a: Recording, b: Recording, golden: Recording | None):
+    def __init__(
+        self,
+        a: Recording,
+        b: Recording,
+        golden: Recording | None,
+        judged: Mapping[str, TensorRecord] | None = None,
+    ):
         self.a, self.b, self.golden = a, b, golden
+        self.judged = b.tensors if judged is None else judged
         self.limits = LIMITS[coarser(a.dtype, b.dtype)]
 
     def judge(self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord) -> TensorResult:
@@ -43,12 +65,20 @@ class FloatJudge:
         x, y = values
         if not same_non_finite(x, y):
             sides = [side for side, v in (("A", x), ("B", y)) if not np.isfinite(v).all()]
-            reason = f"NaN or infinity in {' and '.join(sides)}, not at the same positions"
+            reason = f"{NON_FINITE} in {' and '.join(sides)}, not at the same positions"
             return replace(result, verdict="fail", reason=reason, error=float("inf"))
         metrics = measure(x, y, coarser(a.dtype, b.dtype))
         result = replace(result, metrics=metrics, error=metrics.relative_rms)
-        if a.kind == "update":
-            return self._update(result, x, y)
+        is_update = a.name.startswith(UPDATES)
+        result = self._update(result, x, y) if is_update else self._against_limits(result, a, b, free)
+        return result if result.verdict == "fail" else _non_finite(result, x)
+
+    def _against_limits(
+        self, result: TensorResult, a: TensorRecord, b: TensorRecord, free: TensorRecord
+    ) -> TensorResult:
+        values = self._paired(a, b)
+        assert values
+        x, y = values
         if b is not free and (own := self._paired(a, free)) is not None:
             result = replace(result, free_error=relative_rms(*own))
         exact = self.golden.tensors.get(a.name) if self.golden else None
@@ -66,7 +96,11 @@ class FloatJudge:
             verdict, reason = "fail", f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
         elif metrics.cosine < limits.cosine:
             verdict, reason = "fail", f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
-        elif limits.thousandth is not None and metrics.over_thousandth > limits.thousandth:
+        elif (
+            limits.thousandth is not None
+            and result.kind != "second step"
+            and metrics.over_thousandth > limits.thousandth
+        ):
             share = f"{metrics.over_thousandth:.2%}"
             verdict, reason = "warn", f"{share} of the entries have a relative error above 0.001"
         elif double and self._suspicious(result, double):
@@ -88,8 +122,9 @@ class FloatJudge:
 
     def _cancels(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> bool:
         """Whether an error is large only because cancellation, or summing to a few entries, made the result small."""
-        if result.kind == "gradient" and x.size < thresholds.FEW:
-            every = [t for t in self.a.tensors.values() if t.kind == "gradient"]
+        if result.kind in SUMS and x.size < thresholds.FEW:
+            label = result.name.partition(":")[0]
+            every = [t for t in self.a.tensors.values() if t.kind == result.kind and t.name.startswith(f"{label}:")]
             squares = sum(t.size * rms**2 for t in every if (rms := _rms(t)))
             allowed = result.limit * (squares / sum(t.size for t in every)) ** 0.5
         else:
@@ -100,10 +135,10 @@ class FloatJudge:
 
     def _update(self, result: TensorResult, x: np.ndarray, y: np.ndarray) -> TensorResult:
         """Judge an update: it is known up to one ulp of its parameter, and compared where the gradients agree."""
-        owner = result.name.partition(":")[2]
+        label, _, owner = result.name.partition(":")
         parameter = self.a.tensors.get(f"parameter:{owner}")
         stored = coarser(result.dtype_a, result.dtype_b)
-        limit = result.limit
+        limit = self.limits.update
         norm = np.sqrt(np.mean(np.square(x))) if x.size else 0.0
         if parameter and norm:
             magnitude = (
@@ -115,7 +150,8 @@ class FloatJudge:
             )
             limit += float(np.sqrt(np.mean(np.square(ulp(np.asarray(magnitude), stored)))) / norm)
         agree = np.ones(x.shape, bool)
-        g_a, g_b = (side.tensors.get(f"training gradient:{owner}") for side in (self.a, self.b))
+        gradient = label.replace("update", "gradient") if label != "update" else "training gradient"
+        g_a, g_b = (tensors.get(f"{gradient}:{owner}") for tensors in (self.a.tensors, self.judged))
         if g_a and g_b and (pair := self._paired(g_a, g_b)) and pair[0].shape == x.shape:
             agree = np.abs(pair[1] - pair[0]) <= thresholds.GRADIENT_AGREES * np.abs(pair[0])
         error = relative_rms(x[agree], y[agree])
@@ -130,13 +166,16 @@ class FloatJudge:
         s, t = _statistics(a), _statistics(b)
         if s is None or t is None:
             return result
+        finite = [np.isfinite(x.mean) and np.isfinite(x.rms) for x in (s, t)]
+        if finite[0] != finite[1]:
+            reason = f"{NON_FINITE} only in {'B' if finite[0] else 'A'}"
+            return replace(result, verdict="fail", reason=reason, error=float("inf"))
+        if not finite[0]:
+            return replace(result, verdict="warn", reason=f"{NON_FINITE} on both sides")
         difference = max(abs(s.rms - t.rms), abs(s.mean - t.mean))
         error = difference / s.rms if s.rms else (0.0 if difference == 0 else float("inf"))
         slack = 1e-5 if coarser(a.dtype, b.dtype) != "float64" else 1e-12  # sums are rounded, too
         result = replace(result, error=error, limit=result.limit + slack)
-        if np.isfinite(s.mean) != np.isfinite(t.mean):
-            reason = f"NaN or infinity only in {'B' if np.isfinite(s.mean) else 'A'}"
-            return replace(result, verdict="fail", reason=reason, error=float("inf"))
         if error > result.limit:
             reason = f"mean or RMS differ by {error:.1e} of the RMS, limit {result.limit:.0e}"
             return replace(result, verdict="fail", reason=reason)
@@ -144,6 +183,18 @@ class FloatJudge:
 
     def _paired(self, a: TensorRecord, b: TensorRecord) -> tuple[np.ndarray, np.ndarray] | None:
         return paired(a, b, self.a.sample_size)
+
+
+def _non_finite(result: TensorResult, x: np.ndarray) -> TensorResult:
+    """A warning if both sides are not finite at the same places, except for minus infinity in a mask."""
+    finite = np.isfinite(x)
+    if finite.all():
+        return result
+    count = f"at the same {int((~finite).sum())} of {x.size} places"
+    if result.kind in MASKED and (x[~finite] == -np.inf).all() and finite.any():
+        return replace(result, reason=result.reason or f"{MASKS} {count}")
+    what = "NaN" if np.isnan(x).any() else "infinity"
+    return replace(result, verdict="warn", reason=f"{what} on both sides, {count}")
 
 
 def paired(a: TensorRecord, b: TensorRecord, sample_size: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -49,6 +49,8 @@ class View:
     cards: Sequence[Card]
     unseen: int
     """Number of tensors of which only statistics were kept."""
+    coverage: text.Table
+    alone: text.Table
     kinds: text.Table
     inputs: text.Table
     routing: text.Table
@@ -85,6 +87,8 @@ def _view(found: Comparison) -> View:
         agreements=agreements(found.routing),
         cards=cards,
         unseen=sum(tensor.keep == "statistics" for tensor in found.tensors),
+        coverage=text.coverage_table(found),
+        alone=text.alone_table(found),
         kinds=text.kinds_table(found.tensors),
         inputs=text.inputs_table(found),
         routing=text.routing_table(found.routing),

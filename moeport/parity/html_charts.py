@@ -23,7 +23,10 @@ CLASSES = {
     "loss": "Losses",
     "gradient": "Gradients",
     "training gradient": "Gradients of the optimiser step",
+    "moment": "Optimiser moments",
     "update": "Optimiser updates",
+    "state": "Router state and buffers",
+    "second step": "Second optimiser step",
 }
 """Headings of the kinds of float tensors, in the order of execution."""
 COLOURS = {

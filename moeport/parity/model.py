@@ -166,22 +166,30 @@ class RecordedBlock(Block):
         """Run the block; experts use `params`, so that they are recorded."""
         if self.recorder.active:
             self.recorder.name_arrays("parameter", {f"layers.{self.layer}.{name}": x for name, x in params.items()})
-        own = None if self.first_expert is None else partial(self._run_experts, run.ops.unrecorded(), params)
+        own = run_experts
+        if self.first_expert is not None:
+            own = partial(self._run_experts, run.ops.unrecorded(), params, run_experts)
         recording = replace(run, ops=recorded(run.ops, self.recorder))
         return super().forward(recording, params, x_BSD, context, own)
 
-    def _run_experts(self, ops: Ops, params: Mapping[str, Array], suffix: str) -> RunExperts:
-        """Run this rank's experts and record the rows of each."""
-        w_in, w_out = (params[f"moe{suffix}.experts.{name}"] for name in ("w_in", "w_out"))
+    def _run_experts(
+        self, ops: Ops, params: Mapping[str, Array], given: Callable[[str], RunExperts] | None, suffix: str
+    ) -> RunExperts:
+        """Run this rank's experts, with weights from `given` or else from `params`, and record the rows of each."""
         first = self.first_expert or 0
 
-        def run(compute: Callable[..., Array], *arrays: Array) -> Array:
-            x_RD, counts_E = arrays
+        def compute_unrecorded(w_in: Array, w_out: Array, x_RD: Array, counts_E: Array) -> Array:
             name = self.recorder.operation_name(ROWS, [("w_in", w_in), ("w_out", w_out)])
             rows_E = np.zeros(self.config.moe.num_experts, np.int64)
             rows_E[first : first + w_in.shape[0]] = ops.to_numpy(counts_E)
             self.recorder.store(ops, name, "plan", ops.from_numpy(rows_E), ROWS, ())
             return ops.grouped_mlp(x_RD, w_in, w_out, counts_E, self.config.moe.activation)
+
+        def run(compute: Callable[..., Array], *arrays: Array) -> Array:
+            if given:
+                return given(suffix)(compute_unrecorded, *arrays)
+            w_in, w_out = (params[f"moe{suffix}.experts.{name}"] for name in ("w_in", "w_out"))
+            return compute_unrecorded(w_in, w_out, *arrays)
 
         return run
 

@@ -22,12 +22,16 @@ MASKED = ("parameter", "input", "score")
 MASKING = ("where", "arithmetic", None)
 """Operations of which the same is true."""
 
-GRADED = ("loss", "gradient", "training gradient", "update")
+STEPPED = ("training gradient", "moment", "update", "state", "second step")
+"""Kinds of tensors of the optimiser steps."""
+GRADED = ("loss", "gradient", *STEPPED)
 """Kinds of tensors in which no infinity is a mask, whatever computed them."""
-STEPPED = ("training gradient", "update")
-"""Kinds of tensors of the first optimiser step."""
 FORWARD = "forward pass of step 1"
-PLACES = {"gradient": "backward pass of step 1", **dict.fromkeys(STEPPED, "optimiser step 1")}
+PLACES = {
+    "gradient": "backward pass of step 1",
+    **dict.fromkeys(STEPPED, "optimiser step 1"),
+    "second step": "optimiser step 2",
+}
 """Where a kind of tensor was computed; other kinds in the forward pass."""
 
 
@@ -108,9 +112,10 @@ def _first_kept(
     if kept.kind not in STEPPED:
         return _search(subject, subject.params, 0, replayed) or named
     owner = kept.name.partition(":")[2]
-    arrays = trained.gradients if trained else {}
-    if trained and kept.kind == "update":
-        arrays = {name: update for name, (update, _) in trained.updates.items()}
+    step = trained.steps[0] if trained and trained.steps else None
+    arrays = step.gradients if step and kept.kind == "training gradient" else {}
+    if step and kept.kind == "update":
+        arrays = {name: update for name, (update, _) in step.updates.items()}
     whole = arrays.get(owner)
     if whole is None:
         return named

@@ -7,6 +7,8 @@ from pathlib import Path
 
 SAMPLE_SIZE = 4096
 """Entries of a sampled tensor."""
+PARTS = ("forward", "routing", "gradients", "optimizer", "trajectory")
+"""Parts of a comparison, in the order of execution."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from moeport.model.spread import spread
 from moeport.model.transformer import Transformer
 from moeport.parity.model import Recorded, RecordedBlock, recorded_model
 from moeport.parity.recorder import Recorder
-from moeport.parity.recording import Recording
+from moeport.parity.recording import NO_GRADIENTS, Recording
 from moeport.parity.subject import Subject
 
 
@@ -31,8 +31,13 @@ def recorded_model_of(subject: Subject, recorder: Recorder, inside_blocks: bool 
 
 def divide(subject: Subject, lm: Recorded) -> None:
     """Prepare a model for a batch in micro-batches: this rank's experts, which are recorded from outside."""
+    spread(lm, subject.mesh, *subject.all_to_all)
+    outside_experts(subject, lm)
+
+
+def outside_experts(subject: Subject, lm: Recorded) -> None:
+    """Record this rank's experts from outside."""
     mesh = subject.mesh
-    spread(lm, mesh, *subject.all_to_all)
     first_expert = mesh.experts.rank * subject.config.model.moe.num_experts // mesh.experts.size
     for block in lm.blocks:
         cast(RecordedBlock, block).record_experts_from_outside(first_expert)
@@ -83,7 +88,7 @@ def differentiate(subject: Subject, lm: Transformer, batch: Batch, recording: Re
     try:
         run = subject.backend.value_and_grad(loss)
     except BackendUnavailableError:
-        note = f"not differentiated: {subject.backend.name} has no gradients"
+        note = f"{NO_GRADIENTS}{subject.backend.name} has no gradients"
         recording.notes += [note] if note not in recording.notes else []
         loss(params)
         return {}

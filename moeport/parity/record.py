@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +15,27 @@ from moeport.parity.exchange import NOTE
 from moeport.parity.model import COUNTS, LOSSES
 from moeport.parity.nonfinite import find_first
 from moeport.parity.parts import Part, gather, join, split
-from moeport.parity.passes import backward_order, differentiate, divide, model_of, over_ranks, recorded_model_of
-from moeport.parity.recorder import Recorder
-from moeport.parity.recording import MICRO_BATCHES, SAMPLE_SIZE, Keep, Kind, Recording, environment
-from moeport.parity.steps import Trained, train
+from moeport.parity.passes import (
+    backward_order,
+    differentiate,
+    divide,
+    model_of,
+    outside_experts,
+    over_ranks,
+    recorded_model_of,
+)
+from moeport.parity.recorder import Recorder, Replayer
+from moeport.parity.recording import (
+    INSIDE_UNSEEN,
+    MICRO_BATCHES,
+    NO_TRAINING,
+    SAMPLE_SIZE,
+    Keep,
+    Kind,
+    Recording,
+    environment,
+)
+from moeport.parity.steps import OptimizerStep, Replay, Trained, train
 from moeport.parity.subject import Subject
 
 
@@ -36,9 +53,11 @@ def record(
 
     Args:
         subject: the subject to record.
-        steps: number of optimiser steps in the trajectory; the first is recorded with gradients and updates.
+        steps: number of optimiser steps in the trajectory; of the first two, gradients, moments and updates are
+            recorded.
         keep: how much of each kind is kept; default: everything.
-        replay: take every routing decision of the pass from this recording, which must hold decisions in full.
+        replay: take every routing decision of the pass and of the first step from this recording, which must hold
+            decisions in full.
         sample_size: entries of a sampled tensor.
 
     A NaN or infinity ends the steps, but not the recording, which names the first tensor that has one.
@@ -73,9 +92,9 @@ def _record(
     if subject.num_parts > 1:
         trained = _record_parts(subject, recorder, recording, steps, replayed)
     else:
-        trained = _record_whole(subject, recorder, recording, steps)
+        trained = _record_whole(subject, recorder, recording, steps, replayed)
     if steps and not recording.trajectory:
-        recording.notes.append(f"not trained: {backend.name} does not train")
+        recording.notes.append(f"{NO_TRAINING}{backend.name} does not train")
     recording.tensors = recorder.finish()
     recording.non_finite = find_first(subject, recording, trained, replayed)
     return recording
@@ -110,23 +129,43 @@ def _ranks(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _record_whole(subject: Subject, recorder: Recorder, recording: Recording, steps: int) -> Trained | None:
+def _record_whole(
+    subject: Subject, recorder: Recorder, recording: Recording, steps: int, replayed: Mapping[str, np.ndarray]
+) -> Trained | None:
     """Record a batch in one piece; returns its optimiser steps."""
     if subject.opaque_blocks:
         trained = train(subject, recorder, recorded_model_of(subject, recorder, inside_blocks=False), steps)
         if trained and "model:loss" not in recorder.tensors:
             _put_terms(recorder, subject.backend.ops, trained.terms[0])
         if any(tensor.kind == "activation" for tensor in recorder.tensors.values()):
-            recording.notes.append("inside of blocks not recorded: they are compiled or recomputed")
+            recording.notes.append(f"{INSIDE_UNSEEN} not recorded: they are compiled or recomputed")
         else:
-            recording.notes.append("inside of blocks and their outputs not recorded: the pass is one compiled graph")
-        gradients = trained.gradients if trained else {}
+            recording.notes.append(f"{INSIDE_UNSEEN} and their outputs not recorded: the pass is one compiled graph")
+        gradients = trained.steps[0].gradients if trained else {}
     else:
         lm = recorded_model_of(subject, recorder)
         gradients = differentiate(subject, lm, subject.micro_batches(lm)[0], recording)
-        trained = train(subject, recorder, model_of(subject), steps) if steps else None
+        trained = _train(subject, recorder, steps, [replayed] if replayed else [])
     _put_results(subject, recorder, recording, _Results(gradients, trained, recorder.parameters))
     return trained
+
+
+def _train(
+    subject: Subject, recorder: Recorder, steps: int, replayed: Sequence[Mapping[str, np.ndarray]]
+) -> Trained | None:
+    """Train, the first step with the routing of `replayed`, for each micro-batch of this rank, if there is any."""
+    if not steps:
+        return None
+    if not replayed:
+        return train(subject, recorder, model_of(subject), steps)
+    replayer = Replayer()
+    lm = recorded_model_of(subject, replayer)
+    if subject.num_parts > 1:
+        outside_experts(subject, lm)
+    eager = subject.config.model_copy(
+        update={"backend": subject.config.backend.model_copy(update={"compile": False})}
+    )  # a graph cannot be told what to choose
+    return train(replace(subject, config=eager), recorder, lm, steps, Replay(replayer, replayed))
 
 
 def _record_parts(
@@ -140,20 +179,22 @@ def _record_parts(
         for terms in trained.terms if trained else ():
             _put_terms(inside, subject.backend.ops, terms)
             own.append(inside.take())
-        recording.notes.append("inside of blocks and their outputs not recorded: they are compiled or recomputed")
-        gradients = trained.gradients if trained else {}
+        recording.notes.append(f"{INSIDE_UNSEEN} and their outputs not recorded: they are compiled or recomputed")
+        gradients = trained.steps[0].gradients if trained else {}
     else:
         lm = recorded_model_of(subject, inside)
         divide(subject, lm)
         pieces = {name: split(values, subject.num_parts) for name, values in replayed.items()}
         batches, sums = subject.micro_batches(lm), dict[str, np.ndarray]()
-        for part, batch in enumerate(batches, start=mesh.world.rank * len(batches)):
-            inside.follow({name: piece[part] for name, piece in pieces.items()})
+        first = mesh.world.rank * len(batches)
+        follow = [{name: piece[first + i] for name, piece in pieces.items()} for i in range(len(batches))]
+        for decided, batch in zip(follow, batches, strict=True):
+            inside.follow(decided)
             for name, gradient in differentiate(subject, lm, batch, recording).items():
                 sums[name] = sums.get(name, 0.0) + gradient.astype(np.float64)
             own.append(inside.take())
         gradients = over_ranks(subject, lm, sums)
-        trained = train(subject, recorder, model_of(subject), steps) if steps else None
+        trained = _train(subject, recorder, steps, follow if replayed else [])
         recording.notes.append(NOTE)
     for tensor in join(gather(mesh.world, own)).values():
         recorder.put_record(tensor)
@@ -175,20 +216,33 @@ class _Results:
 def _put_results(subject: Subject, recorder: Recorder, recording: Recording, results: _Results) -> None:
     """Record gradients and the results of training."""
     trained = results.trained
-    _put_gradients(recorder, "gradient", results.gradients, subject, results.parameters)
+    for name in backward_order(model_of(subject), results.gradients, results.parameters):
+        recorder.put(f"gradient:{name}", "gradient", results.gradients[name])
+    for number, step in enumerate(trained.steps if trained else (), start=1):
+        _put_step(recorder, number, step, subject, results.parameters)
     if trained:
-        _put_gradients(recorder, "training gradient", trained.gradients, subject, results.parameters)
-        for name, (update, dtype) in trained.updates.items():
-            recorder.put(f"update:{name}", "update", update, dtype)
         recording.trajectory = trained.trajectory
 
 
-def _put_gradients(
-    recorder: Recorder, kind: Kind, gradients: Mapping[str, np.ndarray], subject: Subject, used: Sequence[str]
-) -> None:
-    """Record gradients of the trained parameters, from the one used last in the forward pass to the first."""
-    for name in backward_order(model_of(subject), gradients, used):
-        recorder.put(f"{kind}:{name}", kind, gradients[name])
+def _put_step(recorder: Recorder, number: int, step: OptimizerStep, subject: Subject, used: Sequence[str]) -> None:
+    """Record what the optimiser did in one step. Names and kinds of the first step differ from those of later ones."""
+    first = number == 1
+
+    def put(kind: Kind, name: str, values: np.ndarray, dtype: str | None = None) -> None:
+        label = name if first else f"step {number} {name}"
+        recorder.put(label, kind if first else "second step", values, dtype)
+
+    order = backward_order(model_of(subject), step.gradients, used)
+    for name in order:
+        put("training gradient", f"{'training gradient' if first else 'gradient'}:{name}", step.gradients[name])
+    for moment in ("exp_avg", "exp_avg_sq"):
+        for name in order:
+            if f"{moment}.{name}" in step.moments:
+                put("moment", f"{moment}:{name}", step.moments[f"{moment}.{name}"])
+    for name, (update, dtype) in step.updates.items():
+        put("update", f"update:{name}", update, dtype)
+    for name, value in step.state.items():
+        put("state", f"state:{name}", value)
 
 
 def _put_terms(recorder: Recorder, ops: Ops, terms: LossTerms) -> None:

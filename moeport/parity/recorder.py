@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -210,6 +211,14 @@ class Recorder:
         if ops.dtype(array) not in FLOATS:
             return "plan"
         return "score" if self._router else "activation"
+
+
+class Replayer(Recorder):
+    """Passes decisions on, and keeps nothing."""
+
+    @override
+    def store(self, ops: Ops, name: str, kind: Kind, array: Array, op: str | None, inputs: tuple[str, ...]) -> None:
+        pass
 
 
 def is_array(value: Any) -> bool:

@@ -18,11 +18,25 @@ from moeport.parity.options import SAMPLE_SIZE
 from moeport.version import VERSION
 
 Kind = Literal[
-    "parameter", "input", "activation", "score", "decision", "plan", "loss", "gradient", "training gradient", "update"
+    "parameter",
+    "input",
+    "activation",
+    "score",
+    "decision",
+    "plan",
+    "loss",
+    "gradient",
+    "training gradient",
+    "moment",
+    "update",
+    "state",
+    "second step",
 ]
 """Kind of a tensor. Decisions turn floats into integers or booleans; plans are other integers; scores are floats of a
-router; gradients are those of the first loss, training gradients those that the optimiser received, and updates the
-changes that it made."""
+router; gradients are those of the first loss, training gradients those that the optimiser received, moments what it
+keeps of them after a step, and updates the changes that it made. A state is what is not trained but changes in
+training, such as the bias of a router, after a step or a pass. The second step is what the optimiser receives, keeps
+and changes there."""
 Keep = Literal["full", "sample", "statistics"]
 """How much of a tensor is kept: all entries, some entries and statistics, or only statistics."""
 
@@ -33,7 +47,7 @@ RUN = 2**10
 EVERYTHING: dict[str, Keep] = {}
 """Keeps every tensor whole."""
 SAMPLED: dict[str, Keep] = dict.fromkeys(
-    ("parameter", "activation", "gradient", "training gradient", "update"), "sample"
+    ("parameter", "activation", "gradient", "training gradient", "moment", "update", "second step"), "sample"
 )
 """What bundles keep by default: samples of large tensors, and everything that decides routing."""
 STATISTICS: dict[str, Keep] = dict.fromkeys([*SAMPLED, "score"], "statistics")
@@ -54,6 +68,8 @@ def kept_kinds(pairs: Iterable[str]) -> dict[str, Keep]:
     return kept
 
 
+NO_GRADIENTS, NO_TRAINING, INSIDE_UNSEEN = "not differentiated: ", "not trained: ", "inside of blocks"
+"""Beginnings of notes on what a backend could not do, and of those on blocks that were left alone."""
 MICRO_BATCHES = "micro-batches"
 """Key of the environment: number of micro-batches over all ranks."""
 

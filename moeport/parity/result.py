@@ -13,6 +13,8 @@ from moeport.parity.recording import Keep, Kind
 
 Verdict = Literal["pass", "warn", "fail"]
 
+REPORT_FORMAT, REPORT_VERSION = "moeport-parity-report", 2
+"""In the JSON file. Version 1 had neither key, and no coverage."""
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "warn": 0, "fail": 1}
 """Exit codes of the command; with `--strict`, a warning gives 1."""
 
@@ -151,6 +153,11 @@ class StepResult:
     grad_norm_b: float
     load_difference: float
     """Largest difference of an expert's share of the assignments, over layers."""
+    lr_a: float = 0.0
+    lr_b: float = 0.0
+    """Learning rates."""
+    reason: str = ""
+    """Why it is not a pass."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,38 @@ class Difference:
     b: str
 
 
+Judged = Literal["judged", "partly", "not judged", "not asked"]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of one part of the two sides was compared."""
+
+    part: str
+    """One of `moeport.parity.coverage.PARTS`, or the weights and inputs."""
+    compared: int
+    """Tensors, or steps of the trajectory, that both sides have and that were judged."""
+    of_a: int
+    """Those of A."""
+    of_b: int
+    judged: Judged
+    """`partly` and `not judged` make a pass a warning. `not asked`: neither side has any, or the user left it out."""
+    reason: str
+    """What was not compared, and why; empty if everything was."""
+
+
+@dataclass(frozen=True)
+class OneSided:
+    """A tensor that only one side has."""
+
+    name: str
+    side: Literal["A", "B"]
+    after: str | None
+    """The last tensor before it, in the order of its side, that both have; None if it comes first."""
+    excused: bool
+    """Whether the other side could not have it: what is compiled shows nothing of its inside."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One side, as described in the report."""
@@ -219,9 +258,15 @@ class Comparison:
     routing: list[RoutingResult]
     trajectory: list[StepResult]
     culprit: Culprit | None
+    coverage: list[Coverage]
+    """What was compared of each part, what was not, and why."""
+    reasons: list[str]
+    """Why it is no plain pass, the most important first: what was not judged, keys that differ, tensors that warn."""
     only_a: list[str]
     only_b: list[str]
     """Tensors that only one side has."""
+    one_sided: list[OneSided]
+    """The same with their places, in the order of execution."""
     differences: list[Difference]
     """Differences in config, versions and environment, except the keys that define a variant."""
     notes: list[str]
@@ -236,7 +281,8 @@ class Report:
 
     def to_json(self) -> str:
         """The whole report; NaNs and infinities become strings, since JSON has none."""
-        return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+        header = {"format": REPORT_FORMAT, "format_version": REPORT_VERSION}
+        return json.dumps(header | _plain(asdict(self)), indent=1, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from moeport.errors import UserError
 from moeport.parity.compare import compare, routing_differs
+from moeport.parity.coverage import asked_parts
 from moeport.parity.isolate import isolate_operation
 from moeport.parity.job import Job
 from moeport.parity.record import record
@@ -18,7 +20,7 @@ from moeport.parity.thresholds import coarser
 
 GOLDEN = "numpy:fp64"
 """The default golden of the double benchmark."""
-BACKWARD = ("gradient", "training gradient", "update")
+BACKWARD = ("gradient", "training gradient", "moment", "update", "state", "second step")
 """Kinds of tensors that a forward-only backend lacks."""
 COMPUTED = ("activation", "score")
 """Kinds of tensors whose operation can be isolated."""
@@ -37,6 +39,7 @@ def run(
     checkpoint: Path | None = None,
     golden: str | None = GOLDEN,
     isolate: bool = False,
+    parts: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Compare variants of a config: the first is the reference for all others.
@@ -49,9 +52,13 @@ def run(
         checkpoint: run folder with the weights; default: the initial weights.
         golden: variant that serves as the golden of the double benchmark; None: no double benchmark.
         isolate: feed A's inputs to B's operation at the first divergence.
+        parts: those of `moeport.parity.options.PARTS` to compare; default: all.
         report: is given a sentence on what is being done.
     """
     size = size or Size()
+    asked = asked_parts(parts)
+    if not {"optimizer", "trajectory"} & {*asked}:
+        size = replace(size, steps=0)
     if isolate and size.micro_batches > 1:
         raise UserError(
             "--isolate: runs single operations in this process, on a batch in one piece; expected no variant with "
@@ -68,7 +75,7 @@ def run(
     if golden:
         report(f"preparing {golden}")
         exact = build_subject(file, golden, overrides, size=size, checkpoint=checkpoint)
-    return compare_subjects(subjects, size.steps, golden=exact, isolate=isolate, report=report)
+    return compare_subjects(subjects, size.steps, golden=exact, isolate=isolate, parts=asked, report=report)
 
 
 def compare_subjects(
@@ -77,6 +84,7 @@ def compare_subjects(
     *,
     golden: Subject | None = None,
     isolate: bool = False,
+    parts: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Compare every other subject with the first. Takes the arguments of `run`."""
@@ -89,9 +97,18 @@ def compare_subjects(
         exact = record(golden, steps=0, replay=a)
     comparisons = []
     for other in rest:
-        found, b = _compare_one(first, a, other, steps, exact, isolate, report)
+        report(f"recording {other.name}")
+        b = _record(other, steps)
+        replayed = None
+        if routing_differs(a, b):
+            report(f"recording {other.name} once more, with the routing of {first.name}")
+            replayed = _record(other, min(steps, 1), replay=a)
+        judge = partial(compare, a, b, golden=exact, replayed=replayed, parts=parts)
+        found = judge()
+        if isolate:
+            found = _isolated(found, judge, (first, other), a, report)
         comparisons.append(found)
-        a = _completed(a, b)
+        a = _completed(a, replace(b, tensors=b.tensors | replayed.tensors) if replayed else b)
     return Report(worst([c.verdict for c in comparisons]), comparisons)
 
 
@@ -113,28 +130,19 @@ def _completed(a: Recording, b: Recording) -> Recording:
     return replace(a, tensors=a.tensors | adopted, trajectory=trajectory, notes=[*a.notes, note])
 
 
-def _compare_one(
-    first: Side,
+def _isolated(
+    found: Comparison,
+    judge: Callable[..., Comparison],
+    sides: tuple[Side, Side],
     a: Recording,
-    other: Side,
-    steps: int,
-    golden: Recording | None,
-    isolate: bool,
     report: Callable[[str], None],
-) -> tuple[Comparison, Recording]:
-    """The comparison, and the recording of B that it judged."""
-    report(f"recording {other.name}")
-    b = _record(other, steps)
-    replayed = None
-    if routing_differs(a, b):
-        report(f"recording {other.name} once more, with the routing of {first.name}")
-        replayed = _record(other, 0, replay=a)
-    found = compare(a, b, golden=golden, replayed=replayed)
-    if isolate and found.culprit and found.culprit.kind in COMPUTED and found.culprit.op:
-        assert isinstance(first, Subject)
-        assert isinstance(other, Subject)
-        report(f"feeding the inputs of {first.name} to {found.culprit.name} of {other.name}")
-        if isolation := isolate_operation(first, other, a, found.culprit.name):
-            found = compare(a, b, golden=golden, replayed=replayed, isolation=isolation)
-    judged = replace(b, tensors=b.tensors | replayed.tensors) if replayed else b
-    return found, judged
+) -> Comparison:
+    """The comparison with the culprit's operation of B on the inputs of A, if that can be isolated."""
+    first, other = sides
+    if not (found.culprit and found.culprit.kind in COMPUTED and found.culprit.op):
+        return found
+    assert isinstance(first, Subject)
+    assert isinstance(other, Subject)
+    report(f"feeding the inputs of {first.name} to {found.culprit.name} of {other.name}")
+    isolation = isolate_operation(first, other, a, found.culprit.name)
+    return judge(isolation=isolation) if isolation else found

@@ -61,8 +61,10 @@ def markdown(report: Report) -> str:
 def tables(comparison: Comparison) -> list[Table]:
     """The tables of a comparison that are not empty."""
     found = [
+        coverage_table(comparison),
         kinds_table(comparison.tensors),
         failing_table(comparison),
+        alone_table(comparison),
         inputs_table(comparison),
         routing_table(comparison.routing),
         flips_table(comparison.routing),
@@ -84,6 +86,24 @@ def lines(comparison: Comparison) -> list[str]:
     if comparison.replayed:
         found.append("the forward pass and its gradients are those of B with A's routing")
     return found + comparison.notes
+
+
+def coverage_table(comparison: Comparison) -> Table:
+    """A row for each part: what was compared, what was not, and why."""
+    rows = [
+        (row.part, row.judged, f"{row.compared:,}", f"{row.of_a:,}", f"{row.of_b:,}", row.reason)
+        for row in comparison.coverage
+    ]
+    return Table("What was compared", ("Part", "Judged", "Compared", "Of A", "Of B", "Why"), rows)
+
+
+def alone_table(comparison: Comparison) -> Table:
+    """The first tensors that only one side has, in the order of execution."""
+    alone = comparison.one_sided
+    names = {"A": comparison.a.name, "B": comparison.b.name}
+    rows = [(f"{t.side}: {names[t.side]}", t.name, t.after or "") for t in alone[:SHOWN]]
+    more = f" (the first {SHOWN} of {len(alone)})" if len(alone) > SHOWN else ""
+    return Table(f"Tensors that only one side has{more}", ("Side", "Tensor", "After"), rows)
 
 
 def kinds_table(tensors: Sequence[TensorResult]) -> Table:
@@ -165,10 +185,11 @@ def trajectory_table(comparison: Comparison) -> Table:
             number(step.difference),
             f"{step.limit:.0e}",
             NAMES[step.verdict],
+            step.reason,
         )
         for step in comparison.trajectory
     ]
-    return Table("Trajectory", ("Step", "Loss of A", "Loss of B", "Difference", "Limit", "Verdict"), rows)
+    return Table("Trajectory", ("Step", "Loss of A", "Loss of B", "Difference", "Limit", "Verdict", "Why"), rows)
 
 
 def differences_table(comparison: Comparison) -> Table:

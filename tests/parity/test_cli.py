@@ -32,7 +32,7 @@ def run(monkeypatch, capsys, tmp_path):
 def test_run(run, tmp_path):
     code, out, err = run(
         "run", "config.yaml", "--backends", "numpy,torch-cpu", *SMALL, "--json", "r.json", "--markdown", "r.md",
-        "--html", "r.html",
+        "--html", "r.html", "--parts", "forward,routing",
     )  # fmt: skip
     assert code == 0
     assert out.startswith("PASS torch-cpu against numpy: ")

@@ -100,6 +100,8 @@ def test_routing_is_replayed_on_all_ranks(four):
     found = compare(alone, free, replayed=replayed)
     assert found.verdict == "pass", found.headline
     assert found.routing[0].agreement_replayed == pytest.approx(1, abs=0.1)
+    errors = [max(t.error for t in found.tensors if t.kind == k) for k in ("gradient", "training gradient")]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from moeport.model.batch import Batch
 from moeport.model.build import build_model
 from moeport.model.decoder import DecoderLM
 from moeport.parity.compare import compare, routing_differs
+from moeport.parity.coverage import KINDS
 from moeport.parity.model import RecordedLM
 from moeport.parity.record import decisions, record
 from moeport.parity.recorder import Recorder
@@ -85,7 +86,7 @@ def test_gradients_come_in_the_order_of_the_backward_pass(recorded):
 @pytest.mark.parametrize("spec", ["numpy", "mindspore-cpu"])
 def test_every_backend_gives_the_same_sequence(folder, recorded, spec):
     pytest.importorskip(spec.partition("-")[0])
-    kinds = ("gradient", "training gradient", "update")
+    kinds = (*KINDS["gradients"], *KINDS["optimizer"])
     other = record(subject(folder, spec), steps=0)
     mine, its = ([t.name for t in r.tensors.values() if t.kind not in kinds] for r in (recorded, other))
     assert mine == its

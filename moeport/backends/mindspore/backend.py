@@ -84,7 +84,8 @@ class MindSporeBackend(Backend):
     def training_model(
         self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> MindSporeTrainingModel:
-        return MindSporeTrainingModel(self.ops, self.dtype, self._graphs(), model, params, options, mesh)
+        graphs = None if options.compile is False else self._graphs()
+        return MindSporeTrainingModel(self.ops, self.dtype, graphs, model, params, options, mesh)
 
     def _graphs(self) -> Graphs | None:
         return self.graphs if self.compiles else None
