@@ -27,6 +27,8 @@ MAX_NAME = 255
 ABANDONED_SECONDS = 24 * 3600.0
 """Age from which a temporary file of another host counts as left behind."""
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+"""Errors of file systems that have no hard links."""
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.tmp")
 _tokens: set[str] = set()
 """Of the temporary names of this process: in a container, a dead process had its number."""
@@ -156,6 +158,44 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def create_text(path: Path, text: str) -> None:
+    """Write a file that must not be there yet, so that of several processes only one succeeds, on any host.
+
+    A link that fails where there is a file is atomic on network storage too.
+
+    Raises FileExistsError if it is there, WriteError if it cannot be written.
+    """
+    with writing(path):
+        temporary = _temporary(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                exists = temporary.stat().st_nlink < 2  # a request that network storage repeated has succeeded
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                exists = not _created(path, text)
+            else:
+                exists = False
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    if exists:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def take_away(path: Path) -> Path:
+    """Give a file another name beside it, of which only one process succeeds; it is deleted as a leftover is.
+
+    Raises FileNotFoundError if it is not there.
+    """
+    aside = _temporary(path)
+    path.rename(aside)
+    return aside
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, unless it is there. Raises WriteError if it cannot be made."""
     with writing(path):
@@ -264,6 +304,16 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _created(path: Path, text: str) -> bool:
+    """Create a file where the file system has no links; False if it is there."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _temporary(path: Path) -> Path:

@@ -13,6 +13,7 @@ from moeport.files import check_folder, writing
 from moeport.training.checkpoint_meta import checkpoint_name
 from moeport.training.evaluate import Evaluation
 from moeport.training.fits import non_finite
+from moeport.training.lock import RunLock
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
 from moeport.training.prepare import PreparedRun
@@ -22,11 +23,12 @@ from moeport.training.saving import Saver
 from moeport.training.signals import StopRequest
 
 
-def run_steps(run: PreparedRun, console: Console) -> Evaluation:
+def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evaluation:
     """Run all remaining steps.
 
     Args:
         run: ready for its next step.
+        lock: that of the run folder, on the first rank.
         console: where progress goes.
 
     Returns: the evaluation after the last step.
@@ -35,7 +37,7 @@ def run_steps(run: PreparedRun, console: Console) -> Evaluation:
         NonFiniteError: a loss, a gradient, a parameter or a moment is not finite; the last good checkpoint remains.
         InterruptedRunError: a signal arrived; the last complete step was saved.
     """
-    config, saver = run.config, Saver(run)
+    config, saver = run.config, Saver(run, lock)
     with (
         _log(run) as log,
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from rich.console import Console
 
 from moeport.backends import get_backend
+from moeport.comm.communicator import Communicator
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
-from moeport.errors import InterruptedRunError, NonFiniteError
+from moeport.errors import InterruptedRunError, NonFiniteError, UserError
 from moeport.files import check_folder, make_folder
 from moeport.launch.launcher import launched
 from moeport.pages.console import PlainConsole
 from moeport.training.announce import announcement
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
+from moeport.training.lock import RunLock, refuse_locked
 from moeport.training.loop import run_steps
 from moeport.training.prepare import PreparedRun, prepare, with_dtype
 from moeport.training.ranks import check_ranks, check_trains
@@ -51,6 +55,8 @@ def train(
     check_ranks(config, launch.size if launch else 1)
     if launch and config.comm.ranks_per_node:
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
+    if not dry_run:
+        refuse_locked(config.run.dir)
     checkpoints = config.run.dir / CHECKPOINT_DIR
     checkpoint = None
     if resume and not dry_run and list_checkpoints(checkpoints):
@@ -69,16 +75,39 @@ def train(
     backend = get_backend(config.backend)
     stopped: InterruptedRunError | NonFiniteError
     with backend.communicator(launch, config.comm.timeout) as world:
+        say = partial(_say, console)
         mesh = Mesh(world, config.parallelism.expert)
-        run = prepare(config, checkpoint, backend, mesh, partial(_say, console))
         try:
-            return measure(run) if dry_run else _train(run, console)
+            if dry_run:
+                return measure(prepare(config, None, backend, mesh, say))
+            with _locked(config, world, checkpoint, say) as lock:
+                return _train(prepare(config, checkpoint, backend, mesh, say), lock, console)
         except (InterruptedRunError, NonFiniteError) as error:  # raised on all ranks alike, so they shut down in order
             stopped = error
     raise stopped
 
 
-def _train(run: PreparedRun, console: Console) -> RunSummary | None:
+@contextmanager
+def _locked(
+    config: Config, world: Communicator, checkpoint: Checkpoint | None, say: Callable[[str], None]
+) -> Iterator[RunLock | None]:
+    """Hold the lock of the run folder, on the first rank for all of them.
+
+    Raises UserError if another process holds it, or has trained in the folder since this one looked.
+    """
+    if world.rank != 0:
+        yield None
+        return
+    with RunLock(config.run.dir, say) as lock:
+        latest = list_checkpoints(config.run.dir / CHECKPOINT_DIR)[-1:]
+        if latest != ([checkpoint.path] if checkpoint else []):
+            raise UserError(
+                f"run.dir: another process has trained in {config.run.dir} while this one started; repeat the command"
+            )
+        yield lock
+
+
+def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSummary | None:
     """Run all remaining steps; returns the summary on the first rank."""
     if run.is_first:
         make_folder(run.dir)
@@ -87,7 +116,7 @@ def _train(run: PreparedRun, console: Console) -> RunSummary | None:
     for line in announcement(run):
         _say(console, line)
     started = time.perf_counter()
-    evaluation = run_steps(run, console)
+    evaluation = run_steps(run, lock, console)
     return summarise(run, evaluation, time.perf_counter() - started)
 
 

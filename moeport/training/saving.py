@@ -9,6 +9,7 @@ from moeport.training.checkpoint import best_checkpoint, prune_checkpoints, read
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.evaluate import Evaluation
 from moeport.training.fits import non_finite
+from moeport.training.lock import RunLock
 from moeport.training.prepare import PreparedRun
 from moeport.version import VERSION
 
@@ -16,8 +17,8 @@ from moeport.version import VERSION
 class Saver:
     """Writes the checkpoints of a run on the first rank, and remembers the best and the last one on every rank."""
 
-    def __init__(self, run: PreparedRun):
-        self.run = run
+    def __init__(self, run: PreparedRun, lock: RunLock | None):
+        self.run, self.lock = run, lock
         self.saved_step = run.start_step
         """Step of the last checkpoint; 0 for the initial weights, which are not saved."""
         best = best_checkpoint(run.checkpoints) if run.checkpoint else None
@@ -46,6 +47,8 @@ class Saver:
             self._best_loss = evaluation.loss
         if not run.is_first:
             return
+        if self.lock:
+            self.lock.check()
         save_checkpoint(run.checkpoints, self._meta(evaluation), parameters, state)
         prune_checkpoints(run.checkpoints, run.config.checkpoint.keep_last, run.config.checkpoint.keep_best)
 

@@ -1,0 +1,272 @@
+"""One run at a time trains in a folder, and a dead one blocks nobody."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+import yaml
+from rich.console import Console
+
+from moeport.errors import UserError
+from moeport.training import lock as module
+from moeport.training.lock import RunLock, refuse_locked
+from moeport.training.run import train
+from tests.training.test_interruption import start, wait_for_step, write_config
+from tests.training.tiny import tiny_config
+
+QUIET = Console(quiet=True)
+
+
+def quiet(text):
+    pass
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+
+
+def write_lock(run_dir, **changes):
+    run_dir.mkdir(exist_ok=True)
+    holder = {**vars(module._this_process()), **changes}
+    (run_dir / ".lock").write_text(json.dumps(holder) + "\n")
+
+
+def age(path, seconds):
+    past = time.time() - seconds
+    os.utime(path, (past, past))
+
+
+def dead_pid():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_second_run_in_a_folder_is_refused_with_the_first_named(tmp_path):
+    config, run_dir = write_config(tmp_path, "run")
+    first = start(config, "--set", "training.steps=100000")
+    try:
+        wait_for_step(first, run_dir, 1)
+        before = json.loads((run_dir / ".lock").read_text())
+        for options in ((), ("--resume",)):
+            second = start(config, *options)
+            out, errors = second.communicate(timeout=120)
+            assert second.returncode == 2
+            assert (out, errors.count("error:"), "Traceback" in errors) == ("", 1, False)
+            assert re.fullmatch(
+                rf"error: run\.dir: {run_dir} is in use by process {first.pid} on host {socket.gethostname()} since "
+                rf"\S+ \S+ \S+; wait until it has ended or stop it, or choose another folder with --set "
+                rf"run\.dir=FOLDER \(if there is no such process, delete {run_dir}/\.lock\)",
+                " ".join(errors.split()),
+            )
+        assert json.loads((run_dir / ".lock").read_text()) == before
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    assert (run_dir / ".lock").exists(), "a killed process leaves its lock"
+    third = start(config, "--resume", "--set", "training.steps=40")
+    out, errors = third.communicate(timeout=120)
+    assert (third.returncode, "waiting" in out) == (0, False), errors
+    assert not (run_dir / ".lock").exists()
+
+
+def test_a_run_that_ends_unlocks_its_folder_however_it_ends(tmp_path):
+    train(tiny_config(tmp_path, training={"steps": 1}), console=QUIET)
+    assert not (tmp_path / "run/.lock").exists()
+    (tmp_path / "text/0.txt").write_text("other text\n" * 99)
+    with pytest.raises(UserError, match="was trained on other text"):
+        train(tiny_config(tmp_path, training={"steps": 2}), resume=True, console=QUIET)
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_dry_run_takes_no_lock(tmp_path):
+    write_lock(tmp_path / "run")
+    train(tiny_config(tmp_path), dry_run=True, console=QUIET)
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path, monkeypatch):
+    def refused(lock):
+        raise UserError("x")
+
+    monkeypatch.setattr(RunLock, "_acquire", refused)
+    with pytest.raises(UserError), RunLock(tmp_path / "new", quiet):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda: {"pid": dead_pid()},
+        lambda: {"pid": os.getppid()},
+        lambda: {"started": "1"},
+        lambda: {"pid": 2**40},
+    ],
+    ids=["ended", "another process has its number", "the number was used again", "impossible"],
+)
+def test_the_lock_of_a_dead_process_of_this_host_is_taken_at_once(tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
+    write_lock(tmp_path, **changes())
+    refuse_locked(tmp_path)
+    with RunLock(tmp_path, quiet) as lock:
+        assert json.loads(lock.path.read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_zombie_is_dead(tmp_path):
+    process = subprocess.Popen(["sleep", "1000"])
+    write_lock(tmp_path, pid=process.pid, started=module._started(process.pid))
+    with pytest.raises(UserError, match=f"in use by process {process.pid} on host "):
+        refuse_locked(tmp_path)
+    process.kill()
+    while module._started(process.pid):
+        time.sleep(0.01)
+    with RunLock(tmp_path, quiet):
+        pass
+    process.wait()
+
+
+ELSEWHERE = [
+    {"host": "node7", "machine": "other 1"},
+    {"machine": "the same host after a restart"},
+    {"machine": ""},
+]
+
+
+@pytest.mark.parametrize("changes", ELSEWHERE)
+def test_the_lock_of_a_silent_process_elsewhere_is_taken_once_it_was_silent_long_enough(tmp_path, fast, changes):
+    said = []
+    write_lock(tmp_path, **changes)
+    refuse_locked(tmp_path)
+    with RunLock(tmp_path, said.append):
+        pass
+    assert len(said) == 1
+    assert said[0].startswith("waiting for a sign of life, at most 0 s: ")
+    write_lock(tmp_path, **changes)
+    age(tmp_path / ".lock", 1000)
+    with RunLock(tmp_path, said.append):
+        pass
+    assert len(said) == 1, "silent for long already"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "1"}', "[" * 100_000, "\0"])
+def test_a_lock_that_says_nothing_is_that_of_a_process_elsewhere(tmp_path, fast, text):
+    (tmp_path / ".lock").write_text(text)
+    with RunLock(tmp_path, quiet) as lock:
+        assert lock.is_held
+
+
+def test_a_process_elsewhere_that_gives_a_sign_of_life_keeps_its_lock(tmp_path, fast, monkeypatch):
+    monkeypatch.setattr(module, "SILENT_SECONDS", 60.0)
+    with RunLock(tmp_path, quiet) as held:
+        text = held.path.read_text()
+        monkeypatch.setattr(module.Holder, "runs", None)
+        with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on host "), RunLock(tmp_path, quiet):
+            pass
+        assert held.path.read_text() == text
+        held.check()
+
+
+def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path):
+    write_lock(tmp_path, pid=dead_pid())
+    barrier, holders, refused = threading.Barrier(8), [], []
+
+    def contend():
+        barrier.wait()
+        try:
+            with RunLock(tmp_path, quiet) as lock:
+                lock.check()
+                holders.append(lock)
+                while len(refused) < 7:
+                    time.sleep(0.01)
+        except UserError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(holders), len(refused)) == (1, 7)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_taken_meanwhile_is_put_back(tmp_path):
+    write_lock(tmp_path, host="node7")
+    text = (tmp_path / ".lock").read_text()
+    RunLock(tmp_path, quiet)._take_over("the text of a lock that was here before")
+    assert (tmp_path / ".lock").read_text() == text
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_locks_work_where_there_are_no_hard_links(tmp_path, monkeypatch, links):
+    def unsupported(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    with RunLock(tmp_path, quiet) as lock:
+        lock.check()
+        with pytest.raises(UserError, match="is in use by"), RunLock(tmp_path, quiet):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_run_whose_lock_was_taken_stops_before_it_saves(tmp_path, monkeypatch, taken):
+    config = tiny_config(tmp_path, training={"evaluation_interval": 0}, checkpoint={"interval": 3})
+    original = RunLock.check
+
+    def check(lock):
+        (lock.path.unlink, lambda: write_lock(config.run.dir, host="node7"))[taken]()
+        original(lock)
+
+    monkeypatch.setattr(RunLock, "check", check)
+    with pytest.raises(UserError) as error:
+        train(config, console=QUIET)
+    how = f"was taken over by process {os.getpid()} on host node7 since " if taken else "is gone, so"
+    assert f"run.dir: the lock {config.run.dir}/.lock {how}" in str(error.value)
+    assert not (config.run.dir / "checkpoints").exists()
+    assert (config.run.dir / ".lock").exists() == taken
+
+
+def test_a_run_that_another_finished_while_it_started_is_not_overwritten(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    original = RunLock.__enter__
+
+    def late(lock):
+        monkeypatch.undo()
+        train(config, console=QUIET)
+        return original(lock)
+
+    monkeypatch.setattr(RunLock, "__enter__", late)
+    with pytest.raises(UserError, match=r"another process has trained in .*; repeat the command"):
+        train(config, console=QUIET)
+    assert (config.run.dir / "summary.json").exists()
+
+
+def test_two_processes_that_prepare_one_cache_at_once_both_succeed(tmp_path):
+    values = tiny_config(tmp_path).model_dump(mode="json")
+    values["data"]["tokenizer"] = {"name": "bpe", "vocab_size": 300}
+    values["training"]["steps"] = 1
+    processes = []
+    for name in ("a", "b"):
+        values["run"]["dir"] = str(tmp_path / name)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        processes.append(start(tmp_path / f"{name}.yaml"))
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert not list(entry.glob(".*"))
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
