@@ -59,6 +59,6 @@ class NonFiniteError(RunError):
 
 
 class InterruptedRunError(RunError):
-    """Ctrl-C or SIGTERM. Progress is saved, and the message says how to continue."""
+    """A signal that asks for an end. Progress is saved, and the message says how to continue."""
 
     exit_code = 130

@@ -30,8 +30,8 @@ ABANDONED_SECONDS = 24 * 3600.0
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 """Errors of file systems that have no hard links."""
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})\.tmp")
-_tokens: set[str] = set()
-"""Of the temporary names of this process: in a container, a dead process had its number."""
+_own: dict[str, Path] = {}
+"""Temporary files and folders of this process, by their token: in a container, a dead process had its number."""
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 _ELSEWHERE = "choose another place"
 _CAUSES = {
@@ -71,6 +71,13 @@ def write_error(path: Path, error: BaseException) -> WriteError | None:
     if os.path.islink(path) and not os.path.exists(path):
         cause, remedy = f"it is a link to {os.readlink(path)}, which cannot be made", "remove the link"
     return WriteError(f"{path}: cannot be written: {cause}; {remedy}")
+
+
+def disk_error(error: BaseException) -> WriteError | None:
+    """The sentence for a write of a library that failed, if the error is surely one: the disk is full or read-only."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    return write_error(Path(str(error.filename or "a temporary file")), error)
 
 
 @contextmanager
@@ -225,11 +232,13 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
     """
     for path in folder.glob(f".{_escaped(_kept(name))}*.tmp" if name else ".*.tmp"):
         if is_abandoned(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    path.unlink()
+            _delete(path)
+
+
+def discard_temporaries() -> None:
+    """Delete what this process is writing, since it ends now."""
+    for path in list(_own.values()):
+        _delete(path)
 
 
 def is_abandoned(path: Path) -> bool:
@@ -239,7 +248,7 @@ def is_abandoned(path: Path) -> bool:
         return False
     if found["host"] == _host():
         pid = int(found["pid"])
-        return found["token"] not in _tokens if pid == os.getpid() else not process_runs(pid)
+        return found["token"] not in _own if pid == os.getpid() else not process_runs(pid)
     try:
         return time.time() - path.lstat().st_mtime > ABANDONED_SECONDS
     except OSError:
@@ -319,8 +328,17 @@ def _created(path: Path, text: str) -> bool:
 def _temporary(path: Path) -> Path:
     """A name beside `path` that nobody else uses."""
     token = uuid.uuid4().hex[:8]
-    _tokens.add(token)
-    return path.with_name(f".{_kept(path.name)}.{_host()}-{os.getpid()}-{token}.tmp")
+    _own[token] = path.with_name(f".{_kept(path.name)}.{_host()}-{os.getpid()}-{token}.tmp")
+    return _own[token]
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder if it is there and can be deleted."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def _kept(name: str) -> str:

@@ -34,11 +34,12 @@ def emulate(
 
     from moeport.launch.emulation import DEVICE, EMULATED, EmulatedCluster
     from moeport.launch.launcher import node_processes
+    from moeport.stopping import handled
 
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "MS_ROLE")}
     quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
     environment = quiet | environment | {"GLOO_SOCKET_IFNAME": DEVICE, EMULATED: "1"}
-    with EmulatedCluster(nodes, inter, latency) as cluster:
+    with handled(), EmulatedCluster(nodes, inter, latency) as cluster:
         processes = node_processes(launcher, nodes, ranks_per_node, cluster.address(0), command)
         code = cluster.run(processes, environment)
     raise typer.Exit(code)

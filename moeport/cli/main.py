@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from moeport.cli.options import expands_paths
+from moeport.cli.streams import lasting_streams
 from moeport.errors import MoeportError, UserError
+from moeport.files import disk_error
+from moeport.stopping import INTERRUPTED, Interruptible
 from moeport.version import VERSION
 
 COMMANDS = (
@@ -28,6 +31,9 @@ COMMANDS = (
 )
 """Each command is a module of `moeport.cli` with a function of the same name, or with an `app` if it has subcommands.
 README.md lists them."""
+
+LASTING = {"train", "compare", "launch", "emulate"}
+"""Commands that go on when nobody reads their output."""
 
 app = typer.Typer(
     name="moeport",
@@ -88,27 +94,45 @@ def _without_values(command: Any, context: Any) -> None:
 def main() -> None:
     """Run the command of `sys.argv` and exit.
 
-    Exit codes: 0 success; 2 an error that the user can fix, such as wrong usage; 1 any other failure; 130 interrupted.
+    Exit codes: 0 success; 2 an error that the user can fix, such as wrong usage; 1 any other failure; 130 interrupted
+    by a signal; 141 the reader of its output has gone.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    with lasting_streams(name in LASTING), Interruptible() as interrupts:
+        try:
+            _run(arguments)
+        except (KeyboardInterrupt, SystemExit) as ending:
+            if interrupts.received is None and isinstance(ending, SystemExit):
+                raise
+            _print_error("error:", f"interrupted by {interrupts.received or 'SIGINT'}")
+            sys.exit(INTERRUPTED)
+        except Exception as raised:
+            error = disk_error(raised) or raised
+            if debug:
+                traceback.print_exc()
+            else:
+                _explain(error)
+            sys.exit(_exit_code(error))
+
+
+def _run(arguments: list[str]) -> None:
+    """Run a command, and write out what it has printed."""
     try:
         _command()(arguments, prog_name="moeport")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        elif isinstance(error, MoeportError):
-            _print_error("error:", str(error))
-        elif _out_of_memory(error):
-            text = " ".join(str(error).split()) or "no details"
-            _print_error("error:", f"out of memory: {text}. Choose smaller sizes or batches, or a larger machine")
-        else:
-            _print_error(
-                "internal error:", f"{type(error).__name__}: {error}\nRun again with --debug for the traceback."
-            )
-        sys.exit(_exit_code(error))
+    finally:
+        sys.stdout.flush()
+
+
+def _explain(error: Exception) -> None:
+    if isinstance(error, MoeportError):
+        _print_error("error:", str(error))
+    elif _out_of_memory(error):
+        text = " ".join(str(error).split()) or "no details"
+        _print_error("error:", f"out of memory: {text}. Choose smaller sizes or batches, or a larger machine")
+    else:
+        _print_error("internal error:", f"{type(error).__name__}: {error}\nRun again with --debug for the traceback.")
 
 
 def _exit_code(error: Exception) -> int:

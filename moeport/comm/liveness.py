@@ -31,6 +31,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from moeport.errors import MoeportError, RunError
+from moeport.stopping import asks_to_end
 
 EXIT_CODE = 1
 CONNECT_SECONDS = 120
@@ -230,13 +231,13 @@ class Liveness:
 
     def _wait_at_sigterm(self) -> None:
         """Launchers send SIGTERM as soon as a process dies; this gives the thread time to report the cause first."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if threading.current_thread() is threading.main_thread() and asks_to_end(signal.getsignal(signal.SIGTERM)):
             self._previous_handler = signal.signal(signal.SIGTERM, self._terminate)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self._thread.join(2 * GRACE_SECONDS)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._previous_handler)
+        signal.raise_signal(signal.SIGTERM)
 
     # ------------------------------------------------------------------ the thread
 

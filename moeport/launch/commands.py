@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from moeport.stopping import INTERRUPTED, handled, install, restore
+
 MODULES = {"torchrun": "torch.distributed.run", "msrun": "mindspore.parallel.cluster.run"}
 PORTS = {"torchrun": 29500, "msrun": 8118}
 """Default rendezvous port of each launcher."""
-INTERRUPTED = 130
+SAVING_SECONDS = 600
+"""How long torchrun waits for ranks that are asked to end and save a checkpoint first."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ srun --kill-on-bad-exit=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" \\
 
 
 def run(command: Sequence[str]) -> int:
-    """Runs the command of a node until it exits. SIGINT and SIGTERM go to its launcher, which stops the ranks.
+    """Runs the command of a node until it exits. A signal that asks for an end reaches the ranks, which save the run.
 
     Returns: the exit code; 130 after a signal.
     """
@@ -103,19 +107,34 @@ def run(command: Sequence[str]) -> int:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
     process = subprocess.Popen(
         [sys.executable, "-m", MODULES[launcher], *command[1:]],
-        env=os.environ | {"PATH": path},
+        env=os.environ | {"PATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS)},
         start_new_session=True,  # or Ctrl-C would arrive twice: from the terminal and from here
     )
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        process.send_signal(signal.SIGINT if launcher == "msrun" else number)  # msrun keeps its ranks on SIGTERM
+        if launcher == "torchrun":
+            process.send_signal(signal.SIGTERM)  # torchrun passes it on, and waits until the ranks have saved
+        elif len(signals) > 1 or not _signal_ranks(process.pid):
+            process.send_signal(signal.SIGINT)  # msrun kills its ranks
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = install(stop)
     try:
-        code = process.wait()
+        with handled():
+            code = process.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
     return INTERRUPTED if signals else code
+
+
+def _signal_ranks(msrun: int) -> bool:
+    """Ask the ranks that msrun has started to save and end. Returns whether there are any."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == msrun and b"MS_ROLE=MS_WORKER" in (status.parent / "environ").read_bytes().split(b"\0"):
+                os.kill(int(status.parent.name), signal.SIGTERM)
+                found.append(status)
+    return bool(found)

@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 
 from moeport.errors import RunError, UserError
 from moeport.launch.launcher import NodeProcess
+from moeport.stopping import install, restore
 
 PREFIX = "moeport"
 DEVICE = "eth0"
@@ -79,9 +80,9 @@ class EmulatedCluster:
     def run(self, processes: Sequence[NodeProcess], environment: Mapping[str, str]) -> int:
         """Runs processes on their nodes until all have exited; the first failure stops the others.
 
-        Returns: exit code of the first process that failed, or 0. SIGINT and SIGTERM stop all processes.
+        Returns: exit code of the first process that failed, or 0. A signal that asks for an end stops all processes.
         """
-        before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = install(_interrupt)
         try:
             for process in processes:
                 inside = ["ip", "netns", "exec", self.namespace(process.node), *process.command]
@@ -95,8 +96,7 @@ class EmulatedCluster:
                 time.sleep(0.05)
         finally:
             self._end()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore(before)
 
     def _build(self) -> None:
         _ip("netns", "add", self._switch)

@@ -149,6 +149,10 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
                 with output.open("wb") as file:
                     started.append(subprocess.Popen(arguments, env=own, stdout=file, stderr=subprocess.STDOUT))
             failed = _first_failure(started)
+        except BaseException:
+            for each in started:
+                each.terminate()
+            raise
         finally:
             _end(started)
         if failed is not None:

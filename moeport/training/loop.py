@@ -22,6 +22,9 @@ from moeport.training.run_dir import PROFILE_DIR
 from moeport.training.saving import Saver
 from moeport.training.signals import StopRequest
 
+REPEATS_SECONDS = 2.0
+"""A launcher that is asked to end passes that on to its ranks, which may have been asked as well."""
+
 
 def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evaluation:
     """Run all remaining steps.
@@ -41,7 +44,7 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evalu
     with (
         _log(run) as log,
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
-        StopRequest() as stop,
+        StopRequest(REPEATS_SECONDS if run.mesh.world.size > 1 else 0.0) as stop,
     ):
         return _Loop(run, log, progress, stop, saver).run_all()
 
@@ -136,6 +139,7 @@ class _Loop:
         step = self.run.trainer.step_number
         if self.saver.saved_step != step:
             self.saver.save(evaluation)
+        self.run.mesh.world.barrier()  # a launcher kills the other ranks once one has ended
         raise InterruptedRunError(
             f"stopped after step {step} of {self.last}; everything is saved in {self.run.dir}. "
             "Continue with the same command and --resume"
