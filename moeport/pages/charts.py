@@ -16,7 +16,11 @@ import numpy as np
 
 SIZE = 1000
 MARKED_POINTS = 40
-"""Lines with at most this many points have a mark on each."""
+"""Lines with at most this many points have a mark on each, and are not smoothed."""
+LABEL_PERCENT = 7.0
+"""Distance of labels beside a plot, in percent of its height."""
+MARK_PERCENT = 18.0
+"""Distance of labels in a row above a plot, in percent of its width."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class Axis:
     """Whether the axis becomes logarithmic when values span a factor of 10."""
     references: Mapping[str, float] = field(default_factory=dict)
     """Horizontal lines by label."""
+    smooth: bool = False
+    """Whether lines with many points are drawn smoothed over the faint original."""
+    marks: Mapping[str, float] = field(default_factory=dict)
+    """Vertical lines by label."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,29 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Reference(Tick):
+    """A horizontal line, and its label beside the plot."""
+
+    label_percent: float
+    """Position of the label from the top, at a distance from the others."""
+
+
+@dataclass(frozen=True)
+class Mark(Tick):
+    """A vertical line, and its label above the plot."""
+
+    row: int
+    """Row of the label, counted upwards from the plot, so that no label covers another."""
+
+
+@dataclass(frozen=True)
 class Line:
     """A drawn line: its SVG paths and the text shown under the pointer."""
 
     label: str
     path: str
+    smooth: str
+    """Moving average of the line; empty if it is not smoothed."""
     band: str
     marks: str
     hover: Mapping[str, Sequence[float | str]]
@@ -94,7 +120,8 @@ class LineChart:
     lines: Sequence[Line]
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
-    references: Sequence[Tick]
+    references: Sequence[Reference]
+    marks: Sequence[Mark]
     last: str
     """Describes the last point of each line."""
 
@@ -146,13 +173,15 @@ def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChar
         }
         band = _band(x, to_y(one.low), to_y(one.high)) if one.low is not None and one.high is not None else ""
         marks = _marks(x, y) if seen.sum() <= MARKED_POINTS else ""
-        lines.append(Line(one.label, _path(x, y), band, marks, hover))
+        smooth = _path(x, to_y(_smoothed(one.y))) if axis.smooth and len(x) > MARKED_POINTS else ""
+        lines.append(Line(one.label, _path(x, y), smooth, band, marks, hover))
     return LineChart(
         axis,
         lines,
         _step_ticks(last_step),
         [Tick(height(value), label) for value, label in ticks.items()],
-        [Tick(height(value), label) for label, value in axis.references.items()],
+        _references({label: height(value) for label, value in axis.references.items()}),
+        _marked({label: value * 100 / last_step for label, value in axis.marks.items()}),
         ", ".join(_last(line, named=len(lines) > 1) for line in lines),
     )
 
@@ -218,6 +247,36 @@ def _logarithmic_ticks(low: float, high: float) -> dict[float, str]:
 def _step_ticks(last_step: int) -> list[Tick]:
     steps = [step for step in _linear_ticks(0, last_step) if step == round(step)]
     return [Tick(round(step * 100 / last_step, 2), number(step, 1)) for step in steps]
+
+
+def _references(heights: Mapping[str, float]) -> list[Reference]:
+    """Lines at these heights, whose labels keep their distance; the highest line comes first."""
+    found: list[Reference] = []
+    for label, percent in sorted(heights.items(), key=lambda item: item[1]):
+        above = found[-1].label_percent + LABEL_PERCENT if found else 0.0
+        found.append(Reference(percent, label, round(max(percent, above), 2)))
+    return found
+
+
+def _marked(places: Mapping[str, float]) -> list[Mark]:
+    """Vertical lines at these places, as far as they are on the plot; close labels are put above each other."""
+    found: list[Mark] = []
+    for label, percent in sorted(places.items(), key=lambda item: item[1]):
+        if 0 <= percent <= 100:
+            near = {mark.row for mark in found if percent - mark.percent < MARK_PERCENT}
+            row = next(row for row in range(len(found) + 1) if row not in near)
+            found.append(Mark(round(percent, 2), label, row))
+    return found
+
+
+def _smoothed(y: np.ndarray) -> np.ndarray:
+    """Moving average over a twentieth of the points, as far as they are finite."""
+    width = max(5, len(y) // 20) | 1
+    seen = np.isfinite(y)
+    window = np.ones(width)
+    with np.errstate(invalid="ignore"):
+        mean = np.convolve(np.where(seen, y, 0), window, "same") / np.convolve(seen, window, "same")
+    return np.where(seen, mean, np.nan)
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

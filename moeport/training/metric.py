@@ -36,6 +36,8 @@ class Chart:
     """Charts of a section are sorted by this number, then by their order in the table."""
     unless_zero: bool = False
     """Leave it out if every value is 0, as for a loss that is turned off."""
+    weight: str = ""
+    """Key of the weight of a loss term; a report leaves it out where the config has 0 there."""
 
 
 @dataclass(frozen=True)

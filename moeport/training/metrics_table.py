@@ -30,7 +30,7 @@ class StepMetrics:
             "Mean cross entropy, in nats per token, or for images in nats per image.",
             tag="train/loss",
             printed=Printed("loss", "{:.4f}"),
-            chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}"), line="training"),
+            chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}", smooth=True), line="training"),
         ),
     ]
     total_loss: Annotated[
@@ -90,6 +90,7 @@ class StepMetrics:
                 "Routing",
                 Axis("Load-balancing loss", "", "{:.4f}", references={"balanced": 1.0}),
                 unless_zero=True,
+                weight="model.moe.load_balance.coefficient",
             ),
         ),
     ]
@@ -98,7 +99,9 @@ class StepMetrics:
         Metric(
             "Unweighted router z-loss, mean over the layers; 0 if it is turned off.",
             tag="moe/router_z",
-            chart=Chart("Routing", Axis("Router z-loss", "", "{:.4g}"), unless_zero=True),
+            chart=Chart(
+                "Routing", Axis("Router z-loss", "", "{:.4g}"), unless_zero=True, weight="model.moe.router_z_loss"
+            ),
         ),
     ]
     output_z: Annotated[
@@ -106,7 +109,9 @@ class StepMetrics:
         Metric(
             "Unweighted output z-loss; 0 if it is turned off.",
             tag="train/output_z",
-            chart=Chart("Loss", Axis("Output z-loss", "", "{:.4g}"), order=2, unless_zero=True),
+            chart=Chart(
+                "Loss", Axis("Output z-loss", "", "{:.4g}"), order=2, unless_zero=True, weight="model.output_z_loss"
+            ),
         ),
     ]
     imbalance: Annotated[
@@ -247,7 +252,7 @@ class EvaluationMetrics:
             "Mean cross entropy of the validation set, in nats per token, or for images in nats per image.",
             tag="validation/loss",
             printed=Printed("val_loss", "{:.4f}"),
-            chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}"), line="validation"),
+            chart=Chart("Loss", Axis("Loss", NATS, "{:.4f}", smooth=True), line="validation"),
         ),
     ]
     val_bits_per_byte: Annotated[

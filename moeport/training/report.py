@@ -39,7 +39,7 @@ def write_report(run_dir: Path) -> Path:
         figures=key_figures(metrics, summary, unit),
         compression=compression(metrics, summary),
         comparison=comparison(metrics, summary),
-        sections=sections(metrics, summary.get("baselines", {}), unit),
+        sections=sections(metrics, config, summary.get("baselines", {}), unit),
         experts=expert_loads(metrics, layers),
         load_points=metrics.load_points(),
         num_experts=metrics.num_experts,

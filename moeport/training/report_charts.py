@@ -7,22 +7,29 @@ from dataclasses import replace
 
 import numpy as np
 
+from moeport.config.rules import value_at
+from moeport.config.schema import Config
 from moeport.pages.charts import Axis, LineChart, Series, line_chart
 from moeport.training.metric import BITS_PER_BYTE, NATS, Chart
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, StepMetrics
 from moeport.training.run_metrics import RunMetrics
 
 
-def sections(metrics: RunMetrics, baselines: Mapping[str, float], unit: str) -> dict[str, list[LineChart]]:
-    """The line charts by heading; those without a finite value are left out.
+def sections(
+    metrics: RunMetrics, config: Config | None, baselines: Mapping[str, float], unit: str
+) -> dict[str, list[LineChart]]:
+    """The line charts by heading; those without a finite value, and loss terms of weight 0, are left out.
 
     Args:
         metrics: those of the run.
+        config: that of the run, if known.
         baselines: bits per byte of compressors, by name.
         unit: unit of the losses.
     """
     planned: dict[str, dict[str, tuple[Chart, list[Series]]]] = {}
     for chart, series in _lines(metrics):
+        if config and chart.weight and value_at(config, chart.weight) == 0:
+            continue
         section = planned.setdefault(chart.section, {})
         section.setdefault(chart.axis.title, (chart, []))[1].append(series)
     return {

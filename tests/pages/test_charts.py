@@ -71,6 +71,39 @@ def test_percent_and_reference_lines():
     assert labels(chart.references)["limit"] == pytest.approx(labels(chart.y_ticks)["40%"])
 
 
+def test_labels_of_references_keep_their_distance():
+    axis = Axis("Bits", references={"gzip": 2.0, "xz": 1.99, "bz2": 1.0})
+    references = line_chart(axis, [series([1.0, 3.0])], 2).references
+    assert [reference.label for reference in references] == ["gzip", "xz", "bz2"]
+    heights = [reference.label_percent for reference in references]
+    assert np.diff(heights).min() >= 7.0
+    assert [references[0].percent, references[2].percent] == [heights[0], heights[2]]
+    assert references[1].percent < heights[1]
+
+
+def test_marks_are_on_the_plot_and_their_labels_apart():
+    axis = Axis("Drops", marks={"now": 50.0, "mean": 55.0, "wanted": 90.0, "beyond": 101.0})
+    marks = line_chart(axis, [series([1.0] * 100)], 100).marks
+    assert [(mark.label, mark.percent, mark.row) for mark in marks] == [
+        ("now", 50.0, 0),
+        ("mean", 55.0, 1),
+        ("wanted", 90.0, 0),
+    ]
+
+
+def test_a_smoothed_line_follows_the_mean_of_a_noisy_one():
+    noise = np.random.default_rng(0).normal(0, 1, 400)
+    (line,) = line_chart(Axis("Loss", smooth=True), [series(5 + noise)], 400).lines
+    raw, smooth = (
+        np.array([float(point.split()[1]) for point in path.replace("M", "L").split("L")[1:]])
+        for path in (line.path, line.smooth)
+    )
+    assert raw.shape == smooth.shape
+    assert smooth[20:-20].std() < 0.4 * raw.std()
+    assert smooth.mean() == pytest.approx(raw.mean(), abs=0.1 * raw.std())
+    assert line_chart(Axis("Loss"), [series(5 + noise)], 400).lines[0].smooth == ""
+
+
 @pytest.mark.parametrize(
     ("value", "resolution", "text"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -320,6 +321,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert set(layer["bounds"]) == {"minimum", "quantile", "mean", "maximum"}
     assert layer["present"] == {"capacity": None, "drop_rate": 0.0}
     html = page.read_text()
+    # The recommendation can be pasted into the config, keeps the target there, and a smaller factor would not.
+    (factor,) = re.findall(r"set model\.moe\.capacity: \{policy: factor, factor: ([\d.]+)\}", out)
+    assert f"factor: {factor}" in html
+    (loads,) = (found.loads for found in run_capacity(config.run.dir).layers if found.name == "Layer 1")
+    served = math.ceil(float(factor) * loads.choices)
+    assert loads.drop_rate(served) <= 0.05 < loads.drop_rate(layer["recommended"]["capacity"] - 1)
+    assert served - layer["recommended"]["capacity"] <= 1
     assert "<h2>Layer 1</h2>" in html
     assert "Layer 0" not in html
     assert 'aria-label="Drop rate over capacities"' in html

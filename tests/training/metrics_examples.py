@@ -57,6 +57,7 @@ def write_run(
     config="model:\n  num_layers: 4\n",
     summary=SUMMARY,
     exchanged=(),
+    output_z=0.0,
 ):
     """The folder of a made-up run: loss falls, experts drift from collapsed to balanced."""
     random = np.random.default_rng(0)
@@ -86,7 +87,7 @@ def write_run(
                     mfu=0.31 * (1 + 0.04 * noise[2]),
                     load_balance=1 + 0.25 * (imbalance - 1),
                     router_z=0.4 + done,
-                    output_z=0.0,
+                    output_z=output_z,
                     imbalance=imbalance,
                     drop_rate=float(drop_L.mean()),
                     expert_load=load_LE.round(4).tolist(),

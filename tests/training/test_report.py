@@ -31,7 +31,6 @@ CHARTS = [
     "Model FLOP utilisation",
     "Expert imbalance",
     "Load-balancing loss",
-    "Router z-loss",
     "Drop rate",
 ]
 
@@ -94,6 +93,30 @@ def test_every_section_is_there(tmp_path):
         assert value in page.texts["dd"]
     assert "num_experts: 8" in page.texts["details"][0]
     assert "4 layers of width 256, 8 experts of width 512, router topk, 2 of 8 experts per token" in body
+
+
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [
+        ("model.moe.router_z_loss", "Router z-loss"),
+        ("model.output_z_loss", "Output z-loss"),
+        ("model.moe.load_balance.coefficient", "Load-balancing loss"),
+    ],
+)
+def test_a_loss_term_has_a_chart_if_it_has_a_weight(tmp_path, key, title):
+    for weight in (0, 0.001):
+        config = resolved_yaml(load_config(None, [f"{key}={weight}"]))
+        page, _ = report(tmp_path / str(weight), config=config, output_z=0.5)
+        assert (title in charts(page)) == (weight > 0)
+
+
+def test_a_long_loss_is_smoothed_over_the_faint_original(tmp_path):
+    def strokes(steps):
+        page, _ = report(tmp_path / str(steps), steps=steps)
+        return [value for tag, name, value in page.attributes if (tag, name) == ("path", "class")]
+
+    assert strokes(30).count("curve faint") == 0
+    assert strokes(200).count("curve faint") == 1
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):

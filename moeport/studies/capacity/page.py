@@ -11,17 +11,9 @@ from moeport.files import write_text
 from moeport.pages.charts import Axis, LineChart, Series, line_chart
 from moeport.pages.template import load_template
 from moeport.studies.capacity.capacity import LayerCapacity, RunCapacity
-from moeport.studies.capacity.text import rows
+from moeport.studies.capacity.text import recommendation, rows
 
 PAGE_FILE = "capacity.html"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A capacity marked on the chart of drop rates."""
-
-    percent: float
-    label: str
 
 
 @dataclass(frozen=True)
@@ -31,7 +23,6 @@ class Section:
     name: str
     summary: str
     drops: LineChart | None
-    marks: list[Mark]
     loads: LineChart | None
     bounds: list[list[str]]
     """Rows of the table: estimator, delta, then one column per form."""
@@ -50,6 +41,7 @@ def write_page(capacity: RunCapacity, layers: list[LayerCapacity], target: float
     page = load_template("capacity.html").render(
         name=capacity.run_dir.resolve().name,
         steps=f"Steps {capacity.first_step:,} to {capacity.last_step:,}",
+        recommendation=recommendation(layers, target),
         notes=capacity.notes,
         sections=[_section(layer, target) for layer in layers],
     )
@@ -67,21 +59,20 @@ def _section(layer: LayerCapacity, target: float) -> Section:
     capacities, drop_rates = loads.curve()
     x = np.array(capacities, float)
     curve = Series("", x, np.array(drop_rates), [f"capacity {capacity:,}" for capacity in capacities])
-    drops = line_chart(
-        Axis("Drop rate", "by capacity, in assignments", "{:.2%}", percent=True, from_zero=True),
-        [curve],
-        capacities[-1],
+    marks = {"now": layer.present, f"for {target:.2%}": wanted, "mean load": loads.mean}
+    axis = Axis(
+        "Drop rate",
+        "by capacity, in assignments",
+        "{:.2%}",
+        percent=True,
+        from_zero=True,
+        marks={label: value for label, value in marks.items() if value is not None},
     )
-    marks = {"now": layer.present, f"{target:.2%}": wanted, "mean": loads.mean}
+    drops = line_chart(axis, [curve], capacities[-1])
     return Section(
         layer.name,
         summary,
         drops,
-        [
-            Mark(round(100 * value / capacities[-1], 2), label)
-            for label, value in marks.items()
-            if value is not None and value <= capacities[-1]
-        ],
         _load_chart(layer),
         [
             [estimator, f"{layer.measured.estimates[estimator].delta:.4f}", *map(rows, bounds.values())]

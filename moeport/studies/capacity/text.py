@@ -29,7 +29,25 @@ def render(capacity: RunCapacity, layers: list[LayerCapacity], target: float, al
         chosen = None if all_estimators else capacity.config.model.moe.capacity.estimator
         parts += [_bounds(capacity, layers, chosen)]
     parts += [Text(note, style="dim") for note in capacity.notes]
+    parts.append(Text(recommendation(layers, target), style="bold"))
     return Group(*parts)
+
+
+def recommendation(layers: list[LayerCapacity], target: float) -> str:
+    """What to write into the config so that each of these layers stays within a drop rate.
+
+    Args:
+        layers: the layers that have a say.
+        target: the drop rate, as a fraction.
+    """
+    needed = {layer.name: layer.loads.capacity_for(target) / layer.loads.choices for layer in layers}
+    name = max(needed, key=needed.__getitem__)
+    factor = math.ceil(needed[name] * 100 - 1e-9) / 100
+    worst = max(layer.loads.drop_rate(math.ceil(factor * layer.loads.choices)) for layer in layers)
+    return (
+        f"Recommended: set model.moe.capacity: {{policy: factor, factor: {factor:.2f}}}. On these steps it would have "
+        f"dropped at most {worst:.2%} in a layer; {name} needs the most"
+    )
 
 
 def rows(value: float) -> str:
