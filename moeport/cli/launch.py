@@ -32,6 +32,9 @@ ScriptFlags = Annotated[
         gpus_per_node=typer.Option(min=1, help="For the script: GPUs per node.", show_default=False),
         time=typer.Option(help="For the script: time limit, such as 02:00:00.", show_default=False),
         partition=typer.Option(help="For the script: Slurm's partition.", show_default=False),
+        cpus_per_rank=typer.Option(
+            min=1, help="For the script: cores for each rank; default: all cores of the nodes.", show_default=False
+        ),
     ),
 ]
 
