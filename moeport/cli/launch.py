@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Flags, Overrides, Resume, grouped, output_file
+from moeport.cli.options import Flags, Overrides, Resume, SharedConfigFile, grouped, output_file
 from moeport.launch.commands import PORTS
 from moeport.launch.training import Nodes, Script, TrainingJob
 
@@ -41,7 +41,7 @@ ScriptFlags = Annotated[
 
 @grouped
 def launch(
-    file: ConfigFile,
+    file: SharedConfigFile,
     nodes: NodeFlags,
     overrides: Overrides = None,
     resume: Resume = False,
