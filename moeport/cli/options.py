@@ -21,9 +21,7 @@ from moeport.errors import UserError
 from moeport.files import check_folder, check_output
 from moeport.paths import expanded
 
-SET = typer.Option(
-    "--set", metavar="KEY=VALUE", help="Override a key, as in --set training.steps=100. Repeatable."
-)
+SET = typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set training.steps=100. Repeatable.")
 
 
 def _refuse_standard_input(value: Path) -> Path:
