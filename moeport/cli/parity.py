@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.cli.options import Flags, Overrides, SharedConfigFile, grouped, output_file, output_folder
+from moeport.cli.options import ConfigFile, Flags, Overrides, grouped, output_file, output_folder
 from moeport.parity.options import PARTS, Amount, BundleOptions, ReportFiles
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ BundleFlags = Annotated[
             "Repeatable. Default: samples of parameters, activations, gradients and updates; everything else in full.",
         ),
         sample_size=typer.Option(min=1, help="Entries kept of a sampled tensor."),
+        overwrite=typer.Option("--overwrite", help="Replace an older bundle; otherwise it is refused."),
     ),
 ]
 ReportFlags = Annotated[
@@ -56,6 +57,7 @@ ReportFlags = Annotated[
         json_file=output_file("--json", help="Write the whole result as JSON."),
         markdown=output_file("--markdown", help="Write the tables as Markdown."),
         html_file=output_file("--html", help="Write one HTML page with charts."),
+        overwrite=typer.Option("--overwrite", help="Replace older files of these names; otherwise they are refused."),
         strict=typer.Option("--strict", help="Exit with 1 on a warning too."),
     ),
 ]
@@ -78,7 +80,7 @@ Parts = Annotated[
 @app.command()
 @grouped
 def run(
-    file: SharedConfigFile,
+    file: ConfigFile,
     backends: Annotated[
         str, typer.Option(metavar="A,B,...", help="Variants without overrides; the first is the reference.")
     ] = "",
@@ -103,6 +105,7 @@ def run(
     from moeport.parity.run import run as run_variants
     from moeport.parity.subject import Variant, size_for
 
+    _refuse_existing(files)
     variants = [*filter(None, backends.split(",")), *(variant or ())]
     if len(variants) < 2:
         raise UserError(
@@ -126,7 +129,7 @@ def run(
 @app.command()
 @grouped
 def record(
-    file: SharedConfigFile,
+    file: ConfigFile,
     output: Annotated[Path, output_folder("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
     variant: Annotated[str, typer.Option(metavar="SPEC", help=VARIANT)] = "torch-cpu",
     overrides: Overrides = None,
@@ -193,6 +196,7 @@ def compare(
     from moeport.parity.compare import compare as compare_recordings
     from moeport.parity.result import Report
 
+    _refuse_existing(files)
     found = compare_recordings(
         load_bundle(a),
         load_bundle(b),
@@ -202,6 +206,16 @@ def compare(
         parts=[*filter(None, parts.split(","))],
     )
     _finish(Report(found.verdict, [found]), files)
+
+
+def _refuse_existing(files: ReportFiles) -> None:
+    """Raises UserError, before the work, for a file that would be replaced without a word."""
+    from moeport.errors import UserError
+
+    for path in (files.json_file, files.markdown, files.html_file):
+        is_file = path and path.is_file() and not path.is_relative_to("/dev")  # such as a redirected /dev/stdout
+        if is_file and not files.overwrite:
+            raise UserError(f"{path}: exists already; name another file, or replace it with --overwrite")
 
 
 def _progress(text: str) -> None:

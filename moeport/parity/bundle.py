@@ -33,11 +33,24 @@ class BundleError(UserError):
     """A bundle that is missing, damaged or not written by moeport."""
 
 
-def save_bundle(recording: Recording, folder: Path) -> None:
-    """Write a recording; refuses a folder that holds anything other than a bundle."""
+def refuse_existing(folder: Path, overwrite: bool, option: str = "--overwrite") -> None:
+    """Raises BundleError for a folder that holds anything; with `overwrite`, anything other than a bundle.
+
+    Args:
+        folder: folder of a new bundle.
+        overwrite: whether an older bundle may be replaced.
+        option: how the user says so.
+    """
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if present - {MANIFEST_FILE, TENSORS_FILE}:
         raise BundleError(f"{folder}: holds other files; expected a new folder or an older bundle")
+    if present and not overwrite:
+        raise BundleError(f"{folder}: holds a bundle already; name another folder, or replace it with {option}")
+
+
+def save_bundle(recording: Recording, folder: Path, *, overwrite: bool = False, option: str = "overwrite=True") -> None:
+    """Write a recording; refuses a folder that holds anything. Arguments as in `refuse_existing`."""
+    refuse_existing(folder, overwrite, option)
     with atomic_folder(folder) as temporary:
         _write(recording, temporary)
 

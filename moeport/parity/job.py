@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
 from moeport.facts import BACKENDS
 from moeport.launch.launcher import launched, node_processes
-from moeport.parity.bundle import load_bundle, save_bundle
+from moeport.parity.bundle import load_bundle, refuse_existing, save_bundle
 from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
 from moeport.parity.recording import Recording, kept_kinds
@@ -27,6 +30,8 @@ LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STE
 """Environment variables from which a process knows that a launcher started it."""
 GRACE_SECONDS = 15.0
 """Time in which the other ranks may end by themselves after one has failed."""
+MARK = "MOEPORT_PARITY_JOB"
+"""Environment variable by which the processes of a job are found."""
 EXCERPT = 3000
 """Number of characters shown of a failed rank's output."""
 
@@ -68,6 +73,7 @@ class Job:
         """
         variant, size = Variant.parse(self.name), self.size
         kept_kinds(options.keep or ())
+        refuse_existing(output, options.overwrite)
         variant_config(self.file, variant, self.overrides, size, variant.ranks)
         flags: dict[str, Sequence[str]] = {
             "--variant": [self.name],
@@ -84,6 +90,7 @@ class Job:
         }
         command = ["parity", "record", *([str(self.file)] if self.file else [])]
         command += [word for flag, values in flags.items() for value in values for word in (flag, value)]
+        command += ["--overwrite"] if options.overwrite else []
         _run(self.name, variant, command)
 
 
@@ -100,6 +107,8 @@ def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callab
     """
     spec, size, keep = job.name, job.size, kept_kinds(options.keep or ())
     launch, variant = launched(), Variant.parse(spec)
+    if launch is None or launch.rank <= 0:
+        refuse_existing(output, options.overwrite)
     ranks = launch.size if launch else 1
     if launch and variant.ranks not in (1, ranks):
         raise UserError(f"variant {spec!r} has {variant.ranks} ranks, but this job has {ranks}; leave out the ranks")
@@ -114,7 +123,7 @@ def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callab
         recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=options.sample_size)
         is_first = world.rank == 0
         if is_first:
-            save_bundle(recording, output)
+            save_bundle(recording, output, overwrite=options.overwrite)
     return is_first
 
 
@@ -135,7 +144,8 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
         raise UserError(f"variant {name!r}: {variant.backend} runs in one process; leave out @{variant.ranks}")
     if launcher == "msrun" and variant.nodes > 1:
         raise UserError(f"variant {name!r}: msrun puts all ranks of a machine on one node; expected @{variant.ranks}")
-    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
+    mark = uuid.uuid4().hex
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS} | {MARK: mark}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     processes = node_processes(launcher, variant.nodes, variant.ranks_per_node, "127.0.0.1", command, port)
@@ -147,7 +157,11 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
                 arguments = [f"--log_dir={folder}" if a.startswith("--log_dir=") else a for a in process.command]
                 own = {"OMP_NUM_THREADS": "1", **environment, **process.environment}
                 with output.open("wb") as file:
-                    started.append(subprocess.Popen(arguments, env=own, stdout=file, stderr=subprocess.STDOUT))
+                    started.append(
+                        subprocess.Popen(
+                            arguments, env=own, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                        )  # or Ctrl-C would reach the ranks twice
+                    )
             failed = _first_failure(started)
         except BaseException:
             for each in started:
@@ -155,6 +169,7 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
             raise
         finally:
             _end(started)
+            _kill_marked(mark)
         if failed is not None:
             said = outputs[failed].read_text(errors="replace").strip()[-EXCERPT:]
             raise RunError(f"{name}: a rank ended with exit code {started[failed].returncode}:\n{said}")
@@ -178,4 +193,16 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(max(deadline - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            process.kill()
             process.wait()
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill the ranks that outlived their launcher; torchrun starts them in sessions of their own."""
+    marked = f"{MARK}={mark}".encode()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if marked in file.read_bytes().split(b"\0"):
+                os.kill(int(file.parent.name), signal.SIGKILL)

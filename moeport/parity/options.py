@@ -35,6 +35,8 @@ class BundleOptions:
     """Entries of the form `KIND=HOW`; see `moeport.parity.recording.kept_kinds`."""
     sample_size: int = SAMPLE_SIZE
     """Entries of a sampled tensor."""
+    overwrite: bool = False
+    """Replace an older bundle."""
 
 
 @dataclass(frozen=True)
@@ -44,5 +46,7 @@ class ReportFiles:
     json_file: Path | None = None
     markdown: Path | None = None
     html_file: Path | None = None
+    overwrite: bool = False
+    """Replace older files."""
     strict: bool = False
     """Exit with 1 on a warning too."""

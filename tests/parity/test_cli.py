@@ -3,30 +3,19 @@
 import json
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
-from moeport.cli.main import main
 from tests.parity.tiny import config_file
 
 SMALL = ["--sequences", "2", "--tokens", "12", "--steps", "2"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder with a config in it; returns exit code, stdout and stderr."""
+def run(parity, tmp_path):
+    """Run a command in an empty folder with a config in it."""
     config_file(tmp_path)
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moeport", "parity", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run_command
+    return parity
 
 
 def test_run(run, tmp_path):
