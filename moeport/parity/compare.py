@@ -11,7 +11,6 @@ import numpy as np
 from moeport.errors import UserError
 from moeport.parity import thresholds
 from moeport.parity.adamw import OptimizerJudge
-from moeport.parity.align import aligned
 from moeport.parity.coverage import UNJUDGED, asked_parts, check_computed, coverage, one_sided, only
 from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.differences import differences
@@ -25,12 +24,14 @@ from moeport.parity.result import (
     Isolation,
     RoutingResult,
     Side,
+    StepResult,
     TensorResult,
     worst,
 )
 from moeport.parity.routing import compare_decision
 from moeport.parity.thresholds import LIMITS, coarser, limit_of
 from moeport.parity.trajectory import compare_steps
+from moeport.parity.twins import first_inequality
 
 HISTOGRAMS = 20
 """Number of tensors with a histogram: those nearest to, or furthest beyond, their limit."""
@@ -85,8 +86,6 @@ def compare(
     if names:
         tensors = {names.get(name, name): t for name, t in b.tensors.items()}
         b = replace(b, tensors={name: replace(t, name=name) for name, t in tensors.items()})
-    a, b = aligned(a, b)
-    golden = aligned(a, golden)[1] if golden else None
     if golden and golden.replayed is None and routing_differs(a, golden):
         note = f"no double benchmark: {golden.name} chose other experts than {a.name}; record it with --replay A"
         a, golden = replace(a, notes=[*a.notes, note]), None
@@ -129,18 +128,16 @@ class _Comparison:
         a, b = self.a, self.b
         both = [name for name in a.tensors if name in b.tensors]
         results = self._with_histograms([self._judge(order, name) for order, name in enumerate(both)])
-        trajectory = compare_steps(a.trajectory, b.trajectory, self.limits) if "trajectory" in self.asked else []
+        trajectory = self._steps() if "trajectory" in self.asked else []
         alone = one_sided(a, b)
         rows = coverage(a, b, self.asked, results, trajectory, alone)
         routing, unequal = list(self.routing.values()), differences(a, b)
-        why = reasons(a, b, results, trajectory, rows, unequal)
+        twins = first_inequality(a, b, unequal, results, trajectory)
+        why = reasons(results, trajectory, rows, unequal, twins)
         verdict = worst([r.verdict for r in results] + [s.verdict for s in trajectory] + ["warn"] * bool(why))
-        if not results or bool(a.non_finite) != bool(b.non_finite):
+        if not results:
             verdict = "fail"
-        culprit = None
-        if verdict == "fail":
-            odd = a.non_finite or b.non_finite
-            culprit = find_culprit(results, trajectory, routing, isolation, alone, unequal, odd)
+        culprit = find_culprit(results, trajectory, routing, isolation, alone, unequal) if verdict == "fail" else None
         equal = all(r.metrics.equal if r.metrics else r.error == 0 and r.keep != "statistics" for r in results) and all(
             s.loss_a == s.loss_b for s in trajectory
         )
@@ -165,6 +162,9 @@ class _Comparison:
             notes=notes(a, b, alone, self.flipped),
         )
         return replace(found, headline=headline(found))
+
+    def _steps(self) -> list[StepResult]:
+        return compare_steps(self.a.trajectory, self.b.trajectory, self.limits, self._any_flip())
 
     def _judge(self, order: int, name: str) -> TensorResult:
         """Compare one tensor."""
@@ -304,11 +304,4 @@ def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _side(recording: Recording) -> Side:
-    return Side(
-        name=recording.name,
-        dtype=recording.dtype,
-        environment=recording.environment,
-        config=recording.config,
-        notes=recording.notes,
-        non_finite=recording.non_finite,
-    )
+    return Side(recording.name, recording.dtype, recording.environment, recording.config, recording.notes)

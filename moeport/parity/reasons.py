@@ -15,19 +15,25 @@ BACKWARD = (*KINDS["gradients"], *KINDS["optimizer"])
 
 
 def reasons(
-    a: Recording,
-    b: Recording,
     tensors: Sequence[TensorResult],
     trajectory: Sequence[StepResult],
     rows: Sequence[Coverage],
     unequal: Sequence[Difference],
+    twins: Sequence[str] = (),
 ) -> list[str]:
-    """Why the comparison is no plain pass, apart from what fails; the most important reason first."""
+    """Why the comparison is no plain pass, apart from what fails; the most important reason first.
+
+    Args:
+        tensors: all tensors.
+        trajectory: all steps.
+        rows: what was compared.
+        unequal: what differs between the sides besides tensors.
+        twins: the clause of `moeport.parity.twins`.
+    """
     both = [t for t in tensors if t.verdict == "warn" and BOTH in t.reason]
     found = [f"{both[0].name}: {both[0].reason} (the first of {len(both)} tensors)"] if both else []
-    if a.non_finite and b.non_finite and not both:
-        found.append(f"not finite {BOTH}: {a.non_finite}")
     found += [step.reason for step in trajectory if step.verdict == "warn"][:1]
+    found += twins
     found += unjudged(rows)
     if keys := training_keys(unequal):
         found.append(keys)

@@ -16,9 +16,16 @@ SAME_RATE = 1e-9
 """Largest relative difference of learning rates, which are computed on the host."""
 
 
-def compare_steps(a: Sequence[Step], b: Sequence[Step], limits: Limits) -> list[StepResult]:
-    """Compare the steps that both have."""
-    found, parted = [], False
+def compare_steps(a: Sequence[Step], b: Sequence[Step], limits: Limits, parted: bool = False) -> list[StepResult]:
+    """Compare the steps that both have.
+
+    Args:
+        a: those of the reference.
+        b: those of the other.
+        limits: for losses and gradient norms.
+        parted: whether the sides chose differently in the recorded pass. Otherwise the loads say so.
+    """
+    found = []
     for s, t in zip(a, b, strict=False):
         parted = parted or s.expert_load != t.expert_load
         found.append(_step(s, t, limits, parted))
@@ -26,7 +33,7 @@ def compare_steps(a: Sequence[Step], b: Sequence[Step], limits: Limits) -> list[
 
 
 def _step(s: Step, t: Step, limits: Limits, parted: bool) -> StepResult:
-    """Compare a step; where routing has parted, gradient norms may differ by more."""
+    """Compare a step; where routing has parted, losses and gradient norms may differ by more."""
     verdict, reason = _judged(s, t, limits, parted)
     loads = np.abs(np.subtract(s.expert_load, t.expert_load)) if s.expert_load else np.zeros(1)
     return StepResult(
@@ -34,7 +41,7 @@ def _step(s: Step, t: Step, limits: Limits, parted: bool) -> StepResult:
         loss_a=s.loss,
         loss_b=t.loss,
         difference=_relative(s.loss, t.loss),
-        limit=limits.trajectory,
+        limit=_loss_limit(limits, parted),
         verdict=verdict,
         grad_norm_a=s.grad_norm,
         grad_norm_b=t.grad_norm,
@@ -49,8 +56,8 @@ def _judged(s: Step, t: Step, limits: Limits, parted: bool) -> tuple[Verdict, st
     norm = max(limits.norm, thresholds.OTHER_ROUTING) if parted else limits.norm
     quantities = (
         ("learning rate", s.lr, t.lr, SAME_RATE),
-        ("loss", s.loss, t.loss, limits.trajectory),
-        ("total loss", s.total_loss, t.total_loss, limits.trajectory),
+        ("loss", s.loss, t.loss, _loss_limit(limits, parted)),
+        ("total loss", s.total_loss, t.total_loss, _loss_limit(limits, parted)),
         ("gradient norm", s.grad_norm, t.grad_norm, norm),
     )
     for name, x, y, limit in quantities:
@@ -59,6 +66,10 @@ def _judged(s: Step, t: Step, limits: Limits, parted: bool) -> tuple[Verdict, st
         if not _relative(x, y) <= limit:
             return "fail", f"the {name} exceeds its tolerance at step {s.step} ({x:.6g} and {y:.6g})"
     return "pass", ""
+
+
+def _loss_limit(limits: Limits, parted: bool) -> float:
+    return max(limits.trajectory, thresholds.OTHER_LOSS) if parted else limits.trajectory
 
 
 def _relative(x: float, y: float) -> float:

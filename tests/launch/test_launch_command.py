@@ -181,6 +181,90 @@ def test_printing_imports_no_framework(tmp_path):
     assert done.stdout.startswith("torchrun ")
 
 
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name=moeport
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --time=02:00:00
+#SBATCH --partition=gpu
+# Adapt this: options that your site requires, such as #SBATCH --account=NAME, memory, or --gres=npu:8 for NPUs.
+# Each Slurm task is the launcher of a node, so its cores serve all 2 ranks of the node:
+##SBATCH --cpus-per-task=CORES
+
+# Adapt this: activate the Python environment that has moeport, for example with
+# source .venv/bin/activate
+
+set -eu
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \\
+    bash -c 'exec torchrun --node-rank=$SLURM_NODEID --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT "$@"' bash \\
+    --nnodes=2 --nproc-per-node=2 --max-restarts=1 -m moeport train tiny.yaml --resume
+"""
+
+
+def test_the_script_for_slurm(moeport, tmp_path):
+    config(tmp_path)
+    code, out, _ = moeport(
+        *("launch", "tiny.yaml", "--nodes", 2, "--ranks-per-node", 2, "--max-restarts", 1, "--slurm", "job.sh"),
+        *("--gpus-per-node", 4, "--time", "02:00:00", "--partition", "gpu"),
+    )
+    assert (code, out) == (0, "wrote job.sh; adapt it, then: sbatch job.sh\n")
+    assert (tmp_path / "job.sh").read_text() == SCRIPT
+
+
+SCONTROL = """#!/bin/bash
+[ "$*" = "show hostnames localhost,other" ] && printf 'localhost\\nother\\n'
+"""
+SRUN = """#!/bin/bash
+shift 2
+SLURM_NODEID=0 "$@" & first=$!
+SLURM_NODEID=1 "$@" & second=$!
+wait $first && wait $second
+"""
+
+
+def slurm_job(job, folder, *options):
+    """Run a job's script with an `srun` that starts both nodes on this machine: Slurm itself does not run here."""
+    script = folder / "job.sh"
+    script.write_text(job.slurm_script(dict(options)))
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "SLURM_JOB_NODELIST": "localhost,other", "COLUMNS": "200"}
+    environment["SLURM_JOB_ID"] = str(os.getpid())
+    return subprocess.run(
+        ["bash", str(script)], cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_script_starts_all_ranks(tmp_path):
+    pytest.importorskip("torch")
+    done = slurm_job(LaunchSpec("torchrun", 2, 2, ("probe", "--device", "cpu")), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ": 4 ranks on 2 nodes\n" in done.stdout
+    assert done.stdout.count("every value is right") == 1
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "msrun"])
+def test_the_script_gives_each_node_its_number_and_all_arguments(tmp_path, launcher):
+    (tmp_path / launcher).write_text(
+        f"#!{sys.executable}\nimport json, sys\nsys.stdout.write(json.dumps(sys.argv[1:]) + '\\n')\n"
+    )
+    (tmp_path / launcher).chmod(0o755)
+    arguments = ("train", "it's here/tiny.yaml", "--set", 'run.dir="$HOME `id` \\ *"')
+    job = LaunchSpec(launcher, 2, 2, arguments)
+    done = slurm_job(job, tmp_path)
+    assert done.returncode == 0, done.stderr
+    started = sorted(json.loads(line) for line in done.stdout.splitlines())
+    assert started == [job.command(node, "localhost", 15000 + os.getpid() % 10000)[1:] for node in (0, 1)]
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "msrun"])
 def test_the_exit_code_of_a_job(tmp_path, monkeypatch, launcher):
     pytest.importorskip({"torchrun": "torch", "msrun": "mindspore"}[launcher])

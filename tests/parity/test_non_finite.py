@@ -15,7 +15,7 @@ from moeport.parity.record import record
 from moeport.parity.recording import STATISTICS, TensorRecord
 from moeport.parity.run import compare_subjects
 from tests.parity.faults import faulty_ops, under_patch
-from tests.parity.tiny import subject
+from tests.parity.tiny import SIZE, subject
 
 torch = pytest.importorskip("torch")
 
@@ -109,10 +109,6 @@ def test_it_is_kept_and_named(tiny, whole, case, tmp_path):
     found = compare(recording, whole)
     assert found.verdict == "fail", found.headline
     assert f"broken: the first {recording.non_finite}" in found.notes
-    assert f"first {recording.non_finite}" in found.headline
-    both = compare(recording, recording)
-    assert both.verdict != "pass"
-    assert "on both sides" in both.headline
 
 
 @pytest.mark.parametrize("case", ["gradient", "update", "loss"])
@@ -136,7 +132,7 @@ def test_a_later_step(tiny):
 def test_without_gradients_and_in_micro_batches(tmp_path):
     broken = weight("layers.1.attention.q", math.nan)
     assert "parameter layers.1.attention.q" in record(broken(subject(tmp_path, "numpy")), steps=1).non_finite
-    divided = subject(tmp_path, overrides=["training.gradient_accumulation=2"])
+    divided = subject(tmp_path, size=replace(SIZE, micro_batches=2))
     assert "layers.0/attention.v:linear" in record(linear_from(2)(divided), steps=1).non_finite
 
 

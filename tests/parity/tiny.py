@@ -34,6 +34,8 @@ def config_file(folder: Path, router: dict | None = None, **sections: dict) -> P
     return path
 
 
-def subject(folder: Path, spec: str = "torch-cpu", router: dict | None = None, overrides=(), **sections: dict):
+def subject(
+    folder: Path, spec: str = "torch-cpu", router: dict | None = None, overrides=(), size: Size = SIZE, **sections: dict
+):
     """A subject of the tiny config."""
-    return build_subject(config_file(folder, router, **sections), spec, overrides, size=SIZE)
+    return build_subject(config_file(folder, router, **sections), spec, overrides, size=size)
