@@ -9,7 +9,7 @@ import typer
 
 def generate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a training run.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 200,
     temperature: Annotated[
         float, typer.Option(min=0, help="Divides the logits; 0 always takes the most likely token.")
@@ -24,6 +24,8 @@ def generate(
     from moeport.pages.console import printable
     from moeport.training.generate import generate as continue_text
 
+    if prompt == "-":
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     text = continue_text(
         run_dir,
         prompt,

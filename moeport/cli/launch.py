@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Flags, Overrides, Resume, grouped, output_file
+from moeport.cli.options import Flags, Overrides, Resume, SharedConfigFile, grouped, output_file
 from moeport.launch.commands import PORTS
 from moeport.launch.training import Nodes, Script, TrainingJob
 
@@ -32,13 +32,16 @@ ScriptFlags = Annotated[
         gpus_per_node=typer.Option(min=1, help="For the script: GPUs per node.", show_default=False),
         time=typer.Option(help="For the script: time limit, such as 02:00:00.", show_default=False),
         partition=typer.Option(help="For the script: Slurm's partition.", show_default=False),
+        cpus_per_rank=typer.Option(
+            min=1, help="For the script: cores for each rank; default: all cores of the nodes.", show_default=False
+        ),
     ),
 ]
 
 
 @grouped
 def launch(
-    file: ConfigFile,
+    file: SharedConfigFile,
     nodes: NodeFlags,
     overrides: Overrides = None,
     resume: Resume = False,

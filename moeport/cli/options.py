@@ -17,14 +17,31 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from moeport.errors import UserError
 from moeport.files import check_folder, check_output
 from moeport.paths import expanded
 
-SET = typer.Option(
-    "--set", metavar="KEY=VALUE", help="Override a key, as in --set optimizer.learning_rate=3e-4. Repeatable."
-)
+SET = typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set training.steps=100. Repeatable.")
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
+
+def _refuse_standard_input(value: Path) -> Path:
+    if str(value) == "-":
+        raise UserError("CONFIG -: other processes read the config too; expected a file")
+    return value
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The YAML config; - is standard input.", show_default=False)
+]
+SharedConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="The YAML config, which other processes read too.",
+        show_default=False,
+        callback=_refuse_standard_input,
+    ),
+]
 Overrides = Annotated[list[str] | None, SET]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")]
 

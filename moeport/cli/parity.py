@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.cli.options import ConfigFile, Flags, Overrides, grouped, output_file, output_folder
+from moeport.cli.options import Flags, Overrides, SharedConfigFile, grouped, output_file, output_folder
 from moeport.parity.options import PARTS, Amount, BundleOptions, ReportFiles
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ Parts = Annotated[
 @app.command()
 @grouped
 def run(
-    file: ConfigFile,
+    file: SharedConfigFile,
     backends: Annotated[
         str, typer.Option(metavar="A,B,...", help="Variants without overrides; the first is the reference.")
     ] = "",
@@ -129,7 +129,7 @@ def run(
 @app.command()
 @grouped
 def record(
-    file: ConfigFile,
+    file: SharedConfigFile,
     output: Annotated[Path, output_folder("-o", "--output", metavar="BUNDLE", help="Folder to write.")],
     variant: Annotated[str, typer.Option(metavar="SPEC", help=VARIANT)] = "torch-cpu",
     overrides: Overrides = None,

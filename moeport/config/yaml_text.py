@@ -6,6 +6,7 @@ dates and times stay strings.
 
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ MOST_VALUES = 20_000
 """Keys and values in a document; those that an alias repeats count each time."""
 MOST_BYTES = 1 << 20
 """Size of a file."""
+STANDARD_INPUT = Path("-")
 
 
 class Loader(yaml.SafeLoader):
@@ -110,22 +112,19 @@ def parse(
 
 
 def read(path: Path) -> tuple[Node | None, list[Problem]]:
-    """Parses a YAML file in UTF-8. The root is None on failure, and an empty mapping for an empty file."""
-    whole = Place((0, 0, 0), str(path))
+    """Parses a YAML file in UTF-8; `-` is standard input.
+
+    The root is None on failure, and an empty mapping for an empty file.
+    """
+    name = "standard input" if path == STANDARD_INPUT else str(path)
+    whole = Place((0, 0, 0), name)
 
     def place(line: int, column: int) -> Place:
-        return Place((0, line, column), f"{path}:{line + 1}:{column + 1}")
+        return Place((0, line, column), f"{name}:{line + 1}:{column + 1}")
 
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            return None, [Problem("", f"is larger than {MOST_BYTES:,} bytes", expected="a YAML file", place=whole)]
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None, [Problem("", "no such file", expected="a YAML file", place=whole)]
-    except IsADirectoryError:
-        return None, [Problem("", "is a folder", expected="a YAML file", place=whole)]
-    except OSError as error:
-        return None, [Problem("", f"cannot be read: {error.strerror}", expected="a YAML file", place=whole)]
+    data, wrong = _bytes(path)
+    if wrong:
+        return None, [Problem("", wrong, expected="a YAML file", place=whole)]
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -136,6 +135,25 @@ def read(path: Path) -> tuple[Node | None, list[Problem]]:
     if root is not None and root.text == "" and root.value is None:
         root = Node({}, whole, whole, "")
     return root, problems
+
+
+def _bytes(path: Path) -> tuple[bytes, str]:
+    """What the file holds, and what is wrong with it, if anything."""
+    try:
+        if path == STANDARD_INPUT:
+            data = sys.stdin.buffer.read(MOST_BYTES + 1)
+        elif path.exists() and not (path.is_file() or path.is_dir()):
+            return b"", "is no regular file"
+        else:
+            with path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return b"", "no such file"
+    except IsADirectoryError:
+        return b"", "is a folder"
+    except (OSError, ValueError) as error:
+        return b"", f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return data, f"is larger than {MOST_BYTES:,} bytes" if len(data) > MOST_BYTES else ""
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[Node, list[Problem]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from moeport.launch.script import slurm_script
 from moeport.stopping import INTERRUPTED, handled, install, restore
 
 MODULES = {"torchrun": "torch.distributed.run", "msrun": "mindspore.parallel.cluster.run"}
@@ -52,15 +52,13 @@ class LaunchSpec:
 
         Args:
             options: additional options of sbatch, such as `{"time": "02:00:00"}`.
+
+        Raises UserError for an option that sbatch would misread.
         """
         asked = {"job-name": "moeport", "nodes": str(self.nodes), "ntasks-per-node": "1", **options}
-        place = " ".join(self._place("$SLURM_NODEID", "$MASTER_ADDR", "$MASTER_PORT"))
-        return SLURM_SCRIPT.format(
-            options="\n".join(f"#SBATCH --{name}={value}" for name, value in asked.items()),
-            ranks=self.ranks_per_node,
-            start=shlex.quote(f'exec {self.launcher} {place} "$@"'),
-            arguments=shlex.join(self._ranks()),
-        )
+        launcher = [self.launcher, *self._place("$SLURM_NODEID", "$MASTER_ADDR", "$MASTER_PORT")]
+        resumes = self.arguments[0] == "train" and "--resume" not in self.arguments
+        return slurm_script(asked, self.ranks_per_node, launcher, self._ranks(), resumes)
 
     def _place(self, node: str, host: str, port: str) -> list[str]:
         if self.launcher == "torchrun":
@@ -77,55 +75,51 @@ class LaunchSpec:
         return [*workers, "--join=True", "python", "-m", "moeport", *self.arguments]
 
 
-SLURM_SCRIPT = """\
-#!/bin/bash
-{options}
-# Adapt this: options that your site requires, such as #SBATCH --account=NAME, memory, or --gres=npu:8 for NPUs.
-# Each Slurm task is the launcher of a node, so its cores serve all {ranks} ranks of the node:
-##SBATCH --cpus-per-task=CORES
-
-# Adapt this: activate the Python environment that has moeport, for example with
-# source .venv/bin/activate
-
-set -eu
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT
-
-srun --kill-on-bad-exit=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" \\
-    bash -c {start} bash \\
-    {arguments}
-"""
-
-
 def run(command: Sequence[str]) -> int:
     """Runs the command of a node until it exits. A signal that asks for an end reaches the ranks, which save the run.
 
     Returns: the exit code; 130 after a signal.
     """
-    launcher = command[0]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
-    process = subprocess.Popen(
-        [sys.executable, "-m", MODULES[launcher], *command[1:]],
-        env=os.environ | {"PATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS)},
-        start_new_session=True,  # or Ctrl-C would arrive twice: from the terminal and from here
-    )
-    signals: list[int] = []
+    launcher, signals = command[0], list[int]()
+    started: list[subprocess.Popen[bytes]] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        if launcher == "torchrun":
-            process.send_signal(signal.SIGTERM)  # torchrun passes it on, and waits until the ranks have saved
-        elif len(signals) > 1 or not _signal_ranks(process.pid):
-            process.send_signal(signal.SIGINT)  # msrun kills its ranks
+        for process in started:
+            _stop(process, launcher, again=len(signals) > 1)
 
     before = install(stop)
     try:
         with handled():
-            code = process.wait()
+            started.append(_start(command))
+            if signals:
+                _stop(started[0], launcher, again=False)
+            code = started[0].wait()
     finally:
         restore(before)
     return INTERRUPTED if signals else code
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    launcher = command[0]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:  # Slurm may send a signal to every process of a step, and launchers would die of these two
+        return subprocess.Popen(
+            [sys.executable, "-m", MODULES[launcher], *command[1:]],
+            env=os.environ | {"PATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS)},
+            start_new_session=True,  # or Ctrl-C would arrive twice: from the terminal and from here
+        )
+    finally:
+        restore(before)
+
+
+def _stop(process: subprocess.Popen[bytes], launcher: str, again: bool) -> None:
+    """Ask a launcher's ranks to save and end; the second time, end them."""
+    if launcher == "torchrun":
+        process.send_signal(signal.SIGTERM)  # torchrun passes it on, and waits until the ranks have saved
+    elif again or not _signal_ranks(process.pid):
+        process.send_signal(signal.SIGINT)  # msrun kills its ranks
 
 
 def _signal_ranks(msrun: int) -> bool:

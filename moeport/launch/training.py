@@ -62,18 +62,20 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Script:
-    """An sbatch script that is wanted instead of commands; each field but the first is an option of sbatch."""
+    """An sbatch script that is wanted instead of commands."""
 
     slurm: Path | None = None
     """File to write; None: no script."""
     gpus_per_node: int | None = None
     time: str | None = None
     partition: str | None = None
+    cpus_per_rank: int | None = None
 
     def write(self, job: LaunchSpec) -> Path:
         """Write the script of a job. Raises UserError where the file cannot be made or is there already."""
         assert self.slurm is not None
         asked = {"gpus-per-node": self.gpus_per_node, "time": self.time, "partition": self.partition}
+        asked["cpus-per-task"] = self.cpus_per_rank and self.cpus_per_rank * job.ranks_per_node
         text = job.slurm_script({key: str(value) for key, value in asked.items() if value is not None})
         if self.slurm.is_file():
             raise UserError(f"--slurm {self.slurm}: is there already; name a new file, or delete it")
@@ -116,6 +118,9 @@ class TrainingJob:
 
     def _check(self, backend: str, checkpoint_interval: int) -> None:
         self.nodes.check(backend, checkpoint_interval)
+        for word in (str(self.file), *self.overrides, self.nodes.master_addr or ""):
+            if not word.isprintable():
+                raise UserError(f"{word!r} contains control characters, which no command line can show; leave them out")
         if self.script.slurm and self.run:
             raise UserError("--slurm writes a script and --run starts the job here; use one of them")
         self.nodes.check_addresses(self.run, self.script.slurm is not None)

@@ -11,6 +11,7 @@ import numpy as np
 from moeport.errors import UserError
 from moeport.parity import thresholds
 from moeport.parity.adamw import OptimizerJudge
+from moeport.parity.align import aligned
 from moeport.parity.coverage import UNJUDGED, asked_parts, check_computed, coverage, one_sided, only
 from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.differences import differences
@@ -86,6 +87,8 @@ def compare(
     if names:
         tensors = {names.get(name, name): t for name, t in b.tensors.items()}
         b = replace(b, tensors={name: replace(t, name=name) for name, t in tensors.items()})
+    a, b = aligned(a, b)
+    golden = aligned(a, golden)[1] if golden else None
     if golden and golden.replayed is None and routing_differs(a, golden):
         note = f"no double benchmark: {golden.name} chose other experts than {a.name}; record it with --replay A"
         a, golden = replace(a, notes=[*a.notes, note]), None
@@ -133,11 +136,14 @@ class _Comparison:
         rows = coverage(a, b, self.asked, results, trajectory, alone)
         routing, unequal = list(self.routing.values()), differences(a, b)
         twins = first_inequality(a, b, unequal, results, trajectory)
-        why = reasons(results, trajectory, rows, unequal, twins)
+        why = reasons(a, b, results, trajectory, rows, unequal, twins)
         verdict = worst([r.verdict for r in results] + [s.verdict for s in trajectory] + ["warn"] * bool(why))
-        if not results:
+        if not results or bool(a.non_finite) != bool(b.non_finite):
             verdict = "fail"
-        culprit = find_culprit(results, trajectory, routing, isolation, alone, unequal) if verdict == "fail" else None
+        culprit = None
+        if verdict == "fail":
+            odd = a.non_finite or b.non_finite
+            culprit = find_culprit(results, trajectory, routing, isolation, alone, unequal, odd)
         equal = all(r.metrics.equal if r.metrics else r.error == 0 and r.keep != "statistics" for r in results) and all(
             s.loss_a == s.loss_b for s in trajectory
         )
@@ -304,4 +310,11 @@ def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _side(recording: Recording) -> Side:
-    return Side(recording.name, recording.dtype, recording.environment, recording.config, recording.notes)
+    return Side(
+        name=recording.name,
+        dtype=recording.dtype,
+        environment=recording.environment,
+        config=recording.config,
+        notes=recording.notes,
+        non_finite=recording.non_finite,
+    )

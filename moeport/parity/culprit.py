@@ -34,6 +34,7 @@ def find_culprit(
     isolation: Isolation | None,
     alone: Sequence[OneSided] = (),
     unequal: Sequence[Difference] = (),
+    non_finite: str | None = None,
 ) -> Culprit:
     """Where two sides that fail first diverge.
 
@@ -44,6 +45,7 @@ def find_culprit(
         isolation: the result of B's operation on A's inputs, if that was tried for the culprit.
         alone: tensors that only one side has.
         unequal: what differs between the sides besides their tensors.
+        non_finite: the first tensor of a side that is not finite.
     """
     first = next((tensor for tensor in tensors if tensor.verdict == "fail"), None)
     step = next((step for step in trajectory if step.verdict == "fail"), None)
@@ -51,6 +53,8 @@ def find_culprit(
     if step and (first is None or (first.kind in AFTER_RATES and step.lr_a != step.lr_b)):
         agrees = "" if step.step == 1 else "the first step agrees, "
         return Culprit("trajectory", "trajectory", "; ".join(filter(None, (f"{agrees}{step.reason}", keys))))
+    if first is None and tensors and non_finite:
+        return Culprit("not finite", "structure", "only one side has a NaN or an infinity")
     if first is None:
         return Culprit("nothing in common", "structure", "no tensor of A is in B")
     by_name = {tensor.name: tensor for tensor in tensors}
@@ -75,15 +79,16 @@ def _alone_before(first: TensorResult, tensors: Sequence[TensorResult], alone: S
 def _not_finite(first: TensorResult, tensors: Sequence[TensorResult]) -> str:
     """A clause on the first tensor that is not finite on one side, if that is not the first that fails."""
     odd = next((tensor for tensor in tensors if tensor.reason.startswith(NON_FINITE)), None)
-    return f"{odd.name} is the first with {odd.reason}" if odd and odd is not first else ""
+    return f"{odd.name}: {odd.reason}" if odd and odd is not first else ""
 
 
 def headline(found: Comparison) -> str:
     """The first line of a report; the line of `found` itself is not read."""
     tensors, routing = found.tensors, found.routing
     if found.culprit:
-        both = [reason for reason in found.reasons[:1] if BOTH in reason]
-        return "; ".join([f"FAIL {found.culprit.name}: {found.culprit.sentence}", *both])
+        words = [reason for reason in found.reasons[:1] if BOTH in reason]
+        words = words or [f"{s.name}: first {s.non_finite}" for s in (found.a, found.b) if s.non_finite]
+        return "; ".join([f"FAIL {found.culprit.name}: {found.culprit.sentence}", *words])
     sides = f"{found.b.name} against {found.a.name}"
     flips = sum(one.near_ties for one in routing)
     ties = f"; {flips} of {sum(r.choices for r in routing)} choices differ, all near ties" if flips else ""

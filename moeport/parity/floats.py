@@ -21,8 +21,10 @@ BOTH = "on both sides"
 """Part of the reason for a tensor that is not finite on both."""
 MASKS = "minus infinity on both sides"
 """Beginning of the reason for a mask."""
-MASKED = ("score", "input", "parameter")
+MASKED = ("score", "input", "parameter", "state")
 """Kinds of tensors in which minus infinity may mask entries."""
+MASKING = ("where", "arithmetic")
+"""Operations of which the same is true."""
 SUMS = ("gradient", "training gradient", "moment", "second step")
 """Kinds of tensors whose few entries are judged by the size of all."""
 UPDATES = ("update:", "step 2 update:")
@@ -191,7 +193,8 @@ def _non_finite(result: TensorResult, x: np.ndarray) -> TensorResult:
     if finite.all():
         return result
     count = f"at the same {int((~finite).sum())} of {x.size} places"
-    if result.kind in MASKED and (x[~finite] == -np.inf).all() and finite.any():
+    masks = result.kind in MASKED or (result.op in MASKING and result.kind == "activation")
+    if masks and (x[~finite] == -np.inf).all() and finite.any():
         return replace(result, reason=result.reason or f"{MASKS} {count}")
     what = "NaN" if np.isnan(x).any() else "infinity"
     return replace(result, verdict="warn", reason=f"{what} on both sides, {count}")

@@ -15,6 +15,8 @@ BACKWARD = (*KINDS["gradients"], *KINDS["optimizer"])
 
 
 def reasons(
+    a: Recording,
+    b: Recording,
     tensors: Sequence[TensorResult],
     trajectory: Sequence[StepResult],
     rows: Sequence[Coverage],
@@ -24,6 +26,8 @@ def reasons(
     """Why the comparison is no plain pass, apart from what fails; the most important reason first.
 
     Args:
+        a: the reference.
+        b: the other.
         tensors: all tensors.
         trajectory: all steps.
         rows: what was compared.
@@ -32,6 +36,8 @@ def reasons(
     """
     both = [t for t in tensors if t.verdict == "warn" and BOTH in t.reason]
     found = [f"{both[0].name}: {both[0].reason} (the first of {len(both)} tensors)"] if both else []
+    if a.non_finite and b.non_finite and not both:
+        found.append(f"not finite {BOTH}: {a.non_finite}")
     found += [step.reason for step in trajectory if step.verdict == "warn"][:1]
     found += twins
     found += unjudged(rows)

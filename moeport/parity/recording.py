@@ -47,7 +47,7 @@ RUN = 2**10
 EVERYTHING: dict[str, Keep] = {}
 """Keeps every tensor whole."""
 SAMPLED: dict[str, Keep] = dict.fromkeys(
-    ("parameter", "activation", "gradient", "training gradient", "moment", "update", "second step"), "sample"
+    ("parameter", "activation", "gradient", "training gradient", "moment", "update", "state", "second step"), "sample"
 )
 """What bundles keep by default: samples of large tensors, and everything that decides routing."""
 STATISTICS: dict[str, Keep] = dict.fromkeys([*SAMPLED, "score"], "statistics")

@@ -238,6 +238,8 @@ class Side:
     environment: dict[str, Any]
     config: dict[str, Any]
     notes: list[str]
+    non_finite: str | None = None
+    """The first tensor with a NaN or an infinity that is no mask."""
 
 
 @dataclass(frozen=True)

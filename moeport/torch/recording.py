@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from moeport.backends.torch.device import describe_device
 from moeport.backends.torch.ops import TorchOps
+from moeport.errors import UserError
 from moeport.parity.bundle import refuse_existing, save_bundle
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import FLOATS, SAMPLE_SIZE, SAMPLED, Keep, Kind, Recording, environment
 from moeport.parity.thresholds import coarser
 from moeport.torch.hooks import device_of, watch
+from moeport.torch.training_state import hyperparameters, optimizer_work, untrained
 
 OVERWRITE = "overwrite=True"
 """How a user replaces a bundle."""
@@ -28,8 +30,17 @@ class ModuleRecording:
         recording: the complete recording, once the block has ended.
     """
 
-    def __init__(self, model: nn.Module, name: str, keep: Mapping[str, Keep], sample_size: int):
-        self._model, self._name = model, name
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        keep: Mapping[str, Keep],
+        sample_size: int,
+        optimizer: torch.optim.Optimizer | None = None,
+    ):
+        self._model, self._name, self._optimizer = model, name, optimizer
+        self._before = {label: p.detach().clone() for label, p in model.named_parameters()} if optimizer else {}
+        self._outputs = 0
         self._device = device_of(model)
         self._ops = TorchOps(self._device)
         self._recorder = Recorder(keep, sample_size=sample_size)
@@ -51,6 +62,7 @@ class ModuleRecording:
             kind = "plan"
         label = f"gradient:{name}" if role == "gradient" else name
         if role == "output":
+            self._outputs += 1
             self._types += [self._ops.dtype(x)] if self._is_float(x) else []
             calls = sum(known == label or known.startswith(f"{label}#") for known in self._recorder.tensors)
             label = f"{label}#{calls + 1}" if calls else label
@@ -67,6 +79,16 @@ class ModuleRecording:
         recorder.trace(x, (name,))
 
     def _finish(self) -> Recording:
+        if not self._outputs:
+            raise UserError(
+                f"moeport.torch.record: no forward pass of {type(self._model).__name__} happened inside the block, so "
+                "there is nothing to record; call the model that is recorded, or a part of it, inside the block"
+            )
+        for label, kind, tensor in untrained(self._model):
+            self._store(label, kind, tensor)
+        if self._optimizer:
+            for label, kind, tensor in optimizer_work(self._model, self._optimizer, self._before):
+                self._store(label, kind, tensor)
         kernels = {"model": type(self._model).__name__}
         versions = {"torch": torch.__version__}
         dtype = self._types[0] if self._types else "float32"
@@ -76,6 +98,7 @@ class ModuleRecording:
             name=self._name,
             dtype=dtype,
             tensors=self._recorder.finish(),
+            config=hyperparameters(self._optimizer) if self._optimizer else {},
             environment=environment("torch", describe_device(self._device), versions, kernels),
             sample_size=self._recorder.sample_size,
         )
@@ -89,12 +112,14 @@ def record(
     name: str | None = None,
     keep: Mapping[str, Keep] | None = None,
     sample_size: int = SAMPLE_SIZE,
+    optimizer: torch.optim.Optimizer | None = None,
     overwrite: bool = False,
 ) -> Iterator[ModuleRecording]:
     """Record the next forward pass of any module, and its backward pass, for `moeport parity compare`.
 
     Records parameters, buffers, inputs, the output of every submodule, the gradients of outputs and of parameters, and
-    what is added by name. Later passes inside the block are not recorded.
+    what is added by name. Later passes inside the block are not recorded. At its end, buffers and untrained parameters
+    are recorded once more, as the state that the pass, or what follows it in the block, left.
 
     Args:
         model: any module.
@@ -103,12 +128,15 @@ def record(
         keep: how much of each kind of tensor is kept, such as `{"activation": "statistics"}`; by default
             samples of parameters, activations and gradients, and everything else in full.
         sample_size: number of entries kept of a sampled tensor.
+        optimizer: is stepped inside the block; its state, its options and the changes that it made are recorded too.
         overwrite: replace an older bundle in that folder; otherwise it is refused before anything is recorded.
+
+    Raises UserError if no forward pass happened inside the block, or for an older bundle.
     """
     if bundle is not None:
         refuse_existing(Path(bundle), overwrite, OVERWRITE)
     side = name or (Path(bundle).name if bundle else type(model).__name__)
-    collected = ModuleRecording(model, side, SAMPLED if keep is None else keep, sample_size)
+    collected = ModuleRecording(model, side, SAMPLED if keep is None else keep, sample_size, optimizer)
     with watch(model, collected._observe):
         yield collected
     collected.recording = collected._finish()

@@ -1,6 +1,8 @@
 """Commands, exit codes and error messages."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,46 @@ class TestConfig:
         assert (code, json.loads(out)) == (0, json_schema())
         assert run("config", "schema", "-o", "schema.json") == (0, "", "")
         assert json.loads(Path("schema.json").read_text()) == json_schema()
+
+
+class TestStandardInput:
+    @pytest.fixture
+    def typed(self, monkeypatch):
+        def type_in(data: bytes) -> None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+        return type_in
+
+    def test_a_config(self, run, typed):
+        typed(b"model: {num_layers: 3}\n")
+        assert run("config", "show", "-") == (0, resolved_yaml(Config(model=ModelConfig(num_layers=3))), "")
+        typed(b"model: {num_layer: 3}\n")
+        expected = "error: standard input:1:9 model.num_layer: unknown key; did you mean model.num_layers?\n"
+        assert run("config", "check", "-") == (2, "", expected)
+
+    @pytest.mark.parametrize("command", [("launch",), ("parity", "run"), ("parity", "record", "-o", "out")])
+    def test_other_processes_cannot_read_it(self, run, command):
+        code, out, err = run(*command, "-", *(["--variant", "torch-cpu"] if "record" in command else []))
+        assert (code, out) == (2, "")
+        assert "other processes read the config too; expected a file" in err
+
+    def test_a_prompt(self, run, stub, typed):
+        calls = stub("moeport.training.generate", "generate", lambda: " time")
+        typed("Once upon à".encode())
+        assert run("generate", "runs/a", "--prompt", "-")[:2] == (0, "Once upon à time\n")
+        assert calls[0][0] == (Path("runs/a"), "Once upon à")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_a_config_that_is_no_file(run, kind):
+    path = "/dev/zero" if kind == "device" else "c.yaml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    if kind == "folder":
+        Path(path).mkdir()
+    code, out, err = run("config", "check", path)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.endswith("expected a YAML file\n")
 
 
 class TestRouters:

@@ -1,10 +1,12 @@
 """Verdicts on recordings made by hand, one rule each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from moeport.parity.compare import compare
-from moeport.parity.recording import Recording, Step, TensorRecord
+from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
 from moeport.parity.result import Report
 from moeport.parity.text import markdown
 from tests.support import rng
@@ -84,6 +86,44 @@ def test_what_is_not_finite_on_one_side():
     assert found.tensors[0].reason == "NaN or infinity in B, not at the same positions"
     assert found.headline.startswith("FAIL t: ")
     assert found.verdict == "fail"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_on_both_sides_is_no_pass(value):
+    b = X.copy()
+    b[3, 4] = value
+    for keep in ("full", "statistics"):
+        x = tensor("t", b)
+        if keep == "statistics":
+            x = replace(x, keep=keep, values=None, statistics=Statistics(float(b.mean()), abs(value)))
+        found = compare(recording(x, tensor("u", X)), recording(x, tensor("u", X)))
+        assert found.verdict == "warn"
+        assert found.headline.startswith("WARN x (B) against x (A): t: ")
+        assert "on both sides" in found.headline
+
+
+def test_minus_infinity_may_be_a_mask():
+    masked = X.copy()
+    masked[3, 4] = -np.inf
+    found = compare(*[recording(tensor("t", masked, kind="score"), tensor("u", X))] * 2)
+    assert found.verdict == "pass"
+    assert "minus infinity on both sides in 1 tensors, first in t" in found.headline
+    everywhere = tensor("t", np.full((4, 5), -np.inf), kind="score")
+    assert compare(*[recording(everywhere, tensor("u", X))] * 2).verdict == "warn"
+
+
+def test_a_nan_on_one_side_is_a_fault_even_after_a_flip():
+    near = np.array([[1.0, 1.0 + 1e-6], [0.0, 1.0]])
+    a = decided([[0], [1]], np.array([[1.0 + 1e-6, 1.0], [0.0, 1.0]]), X)
+    found = compare(a, decided([[1], [1]], near, np.full_like(X, np.nan)))
+    assert found.headline.startswith("FAIL t: "), found.headline
+
+
+def test_only_one_side_has_what_is_not_finite():
+    a, b = recording(tensor("t", X), name="A"), recording(tensor("t", X), name="B", non_finite="NaN in u")
+    assert compare(a, b).headline == "FAIL not finite: only one side has a NaN or an infinity; B: first NaN in u"
+    found = compare(replace(a, non_finite="NaN in u"), b)
+    assert found.headline == "WARN B against A: not finite on both sides: NaN in u"
 
 
 def test_shapes():

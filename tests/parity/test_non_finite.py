@@ -109,6 +109,10 @@ def test_it_is_kept_and_named(tiny, whole, case, tmp_path):
     found = compare(recording, whole)
     assert found.verdict == "fail", found.headline
     assert f"broken: the first {recording.non_finite}" in found.notes
+    assert f"first {recording.non_finite}" in found.headline
+    both = compare(recording, recording)
+    assert both.verdict != "pass"
+    assert "on both sides" in both.headline
 
 
 @pytest.mark.parametrize("case", ["gradient", "update", "loss"])
