@@ -10,6 +10,7 @@ from moeport.backends.torch import auto_dtype, backend
 from moeport.backends.torch.auto_dtype import choose_dtype
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
+from moeport.core.ops import FLOAT_DTYPES
 from moeport.launch.launcher import Launch
 from moeport.launch.machine import Processor
 
@@ -101,7 +102,7 @@ class World(SingleProcess):
         self.size, self.rank, self.chosen = 2, rank, chosen
 
     def broadcast(self, x, source):
-        return x if self.rank == 0 else torch.tensor([("float32", "bfloat16", "float64").index(self.chosen)])
+        return x if self.rank == 0 else torch.tensor([FLOAT_DTYPES.index(self.chosen)])
 
 
 @pytest.mark.parametrize(
