@@ -11,7 +11,7 @@ from moeport.bench.job import current_job, describe_ranks, machine
 from moeport.bench.layer import ALGORITHMS, AUTO, LayerBench, LayerTraffic
 from moeport.bench.layer_output import LayerRow, table, write_plot
 from moeport.bench.measure import measure
-from moeport.bench.options import LayerOptions, check_experts, check_names, chunk_counts
+from moeport.bench.options import LayerOptions, check_experts, check_names, chunk_counts, one_dtype
 from moeport.bench.output import write_csv, write_json
 from moeport.comm.communicator import Communicator
 from moeport.config import Config, config_from_dict, load_config
@@ -40,11 +40,12 @@ def bench_moe(options: LayerOptions) -> bool:
     sizes, chunks = options.sizes.values(), chunk_counts(options.chunks)
     algorithms = list(options.algorithms or ALGORITHMS)
     check_names("algorithm", algorithms, (*ALGORITHMS, AUTO))
+    options.target.check()
     config = _config(options, launch.backend)
     check_experts(config.model.moe.num_experts, launch.size)
-    backend = get_backend(config.backend)
     traffic = LayerTraffic(options.traffic, options.backward)
     traffic.check(config.model.moe)
+    backend = get_backend(config.backend)
     with backend.communicator(launch, options.target.timeout) as communicator:
         bench = LayerBench(config, backend, communicator, algorithms, chunks, traffic)
         rows, choices = _measure(bench, sizes, options)
@@ -61,6 +62,8 @@ def _measure(
     choices: dict[int, FastestExchange] = {}
     for size in sizes:
         ready = bench.prepare(size, check=bool(options.runs.check))
+        if rows and ready[0].bytes == rows[-1].size:
+            continue  # small sizes may mean the same number of tokens
         if bench.choice:
             choices[ready[0].bytes] = bench.choice[0]
         timings = measure(ready, bench.communicators, bench.backend.ops, options.runs)
@@ -105,13 +108,14 @@ def _show(
 def _config(options: LayerOptions, launcher_backend: str) -> Config:
     """The config with the flags applied, or the default layer with the flags applied."""
     shape, target = options.shape, options.target
+    name = target.backend or launcher_backend
     flags: dict[str, object] = {
         "model.moe.num_experts": shape.experts,
         "model.moe.router.top_k": shape.top_k,
         "model.d_model": shape.width,
         "model.moe.expert_hidden": shape.hidden,
-        "backend.dtype": options.dtype,
-        "backend.name": target.backend or launcher_backend,
+        "backend.dtype": options.dtype and one_dtype(options.dtype, name, target.device),
+        "backend.name": name,
         "backend.device": target.device,
     }
     given = {key: value for key, value in flags.items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 from moeport.plan.traffic import expert_choices
 
+EXACT = {"bfloat16": 2**8, "float32": 2**24, "float64": 2**53}
+"""Up to this number, every integer is exact in the type."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "sendrecv", "all_to_all")
 
 
@@ -29,7 +32,7 @@ class Measured:
     bytes: int
     """The size that algorithm bandwidth refers to, as in nccl-tests."""
     count: int
-    """Number of elements."""
+    """Number of elements, as nccl-tests counts them."""
     bus_factor: float
     """Bus bandwidth over algorithm bandwidth, as in nccl-tests."""
     run: Callable[[], Array]
@@ -37,67 +40,89 @@ class Measured:
     """Counts the wrong elements of a result."""
 
 
-def collective(name: str, communicator: Communicator, ops: Ops, dtype: str, item_bytes: int, size: int) -> Measured:
-    """A collective of `size` bytes, as nccl-tests counts them: the whole array on a rank that has all of it.
+@dataclass(frozen=True)
+class Elements:
+    """The elements of a collective."""
 
-    Values are small integers, exact in every type, so that results can be compared for equality.
+    dtype: str
+    item_bytes: int
+    """Size of one."""
+    size: int
+    """Bytes asked for; rounded down to whole elements per rank, at least one."""
+
+
+def collective(
+    name: str, communicator: Communicator, ops: Ops, elements: Elements, redop: str = "sum", root: int = 0
+) -> Measured:
+    """A collective of `size` bytes, as nccl-tests counts them: the whole array on a rank that has all of it. Elements
+    are counted as there too: those that one rank contributes to each part of all_gather, reduce_scatter and all_to_all.
+
+    Values are small integers, exact in every type, and sums are exact up to 256 ranks, so that results can be compared
+    for equality; beyond that, a sum may be off by what its type can hold.
 
     Args:
         name: a name in COLLECTIVES. `sendrecv` is a ring: each rank sends to the next.
         communicator: the ranks.
         ops: the backend's operations.
-        dtype: type of the elements.
-        item_bytes: size of one element.
-        size: bytes; rounded down to whole elements per rank, at least one.
+        elements: type and number.
+        redop: reduction of all_reduce, sum or max.
+        root: rank that broadcasts.
     """
     n, rank = communicator.size, communicator.rank
-    part = max(1, size // item_bytes // n)
-    count = part * n if name in ("all_gather", "reduce_scatter", "all_to_all") else max(1, size // item_bytes)
-
-    def values(source: int, length: int) -> np.ndarray:
-        return (np.arange(length) * 7 + source * 3) % 13
-
-    def array(host: np.ndarray) -> Array:
-        return ops.cast(ops.from_numpy(host.astype(np.float32)), dtype)
-
-    total = [values(source, count) for source in range(n)] if name in ("all_reduce", "reduce_scatter") else []
+    divided, reduces = name in ("all_gather", "reduce_scatter", "all_to_all"), name in ("all_reduce", "reduce_scatter")
+    part = max(1, elements.size // elements.item_bytes // n)
+    length = part * n if divided else max(1, elements.size // elements.item_bytes)
+    of_rank = partial(_values, n)
     mine = slice(rank * part, (rank + 1) * part)
+    own, factor = of_rank(rank, part if name == "all_gather" else length), (n - 1) / n
+    x = ops.cast(ops.from_numpy(own.astype(np.float32)), elements.dtype)
     run: Callable[[], Array]
     if name == "all_reduce":
-        x, want = array(values(rank, count)), np.sum(total, axis=0)
-        run, factor = lambda: communicator.all_reduce(x), 2 * (n - 1) / n
+        total = (np.sum if redop == "sum" else np.max)([of_rank(source, length) for source in range(n)], axis=0)
+        run, want, factor = lambda: communicator.all_reduce(x, redop), total, 2 * (n - 1) / n
     elif name == "all_gather":
-        x, want = array(values(rank, part)), np.stack([values(source, part) for source in range(n)])
-        run, factor = lambda: communicator.all_gather(x), (n - 1) / n
+        run, want = lambda: communicator.all_gather(x), np.stack([of_rank(source, part) for source in range(n)])
     elif name == "reduce_scatter":
-        x, want = array(values(rank, count)), np.sum(total, axis=0)[mine]
-        run, factor = lambda: communicator.reduce_scatter(x), (n - 1) / n
+        total = np.sum([of_rank(source, length) for source in range(n)], axis=0)
+        run, want = lambda: communicator.reduce_scatter(x), total[mine]
     elif name == "broadcast":
-        x, want = array(values(rank, count)), values(0, count)
-        run, factor = lambda: communicator.broadcast(x, 0), 1.0
+        run, want, factor = lambda: communicator.broadcast(x, root), of_rank(root, length), 1.0
     elif name == "sendrecv":
-        x, want = array(values(rank, count)), values((rank - 1) % n, count)
-        send = [count if peer == (rank + 1) % n else 0 for peer in range(n)]
-        receive = [count if peer == (rank - 1) % n else 0 for peer in range(n)]
-        run, factor = lambda: communicator.all_to_all(x, send, receive), 1.0
+        send = [length if peer == (rank + 1) % n else 0 for peer in range(n)]
+        receive = [length if peer == (rank - 1) % n else 0 for peer in range(n)]
+        run, want = lambda: communicator.all_to_all(x, send, receive), of_rank((rank - 1) % n, length)
+        factor = 1.0
     else:
-        x, want = array(values(rank, count)), np.concatenate([values(source, count)[mine] for source in range(n)])
-        run, factor = lambda: communicator.all_to_all(x, [part] * n, [part] * n), (n - 1) / n
+        want = np.concatenate([of_rank(source, length)[mine] for source in range(n)])
+        run = lambda: communicator.all_to_all(x, [part] * n, [part] * n)  # noqa: E731
+    allowed = sum_error(want, n, elements.dtype) if reduces and redop == "sum" else 0.0
     return Measured(
-        type=dtype,
-        redop="sum" if name in ("all_reduce", "reduce_scatter") else "none",
-        root=0 if name == "broadcast" else -1,
-        bytes=count * item_bytes,
-        count=count,
+        type=elements.dtype,
+        redop=redop if reduces else "none",
+        root=root if name == "broadcast" else -1,
+        bytes=length * elements.item_bytes,
+        count=part if divided else length,
         bus_factor=factor,
         run=run,
-        wrong=lambda got: int((ops.to_numpy(got) != want).sum()),
+        wrong=lambda got: int((~(np.abs(ops.to_numpy(got) - want) <= allowed)).sum()),
     )
 
 
-def expert_exchange(
-    exchange: ExpertExchange, backend: Backend, dtype: str, item_bytes: int, size: int, tokens: Tokens
-) -> Measured:
+def _values(ranks: int, source: int, length: int) -> np.ndarray:
+    """The elements of a rank: integers so small that every partial sum over up to 256 ranks is exact in bfloat16."""
+    largest = max(1, min(12, EXACT["bfloat16"] // ranks))
+    return (np.arange(length) * 7 + source * 3) % (largest + 1)
+
+
+def sum_error(total: np.ndarray, ranks: int, dtype: str) -> np.ndarray:
+    """How far a sum of non-negative integers over ranks may be off: 0 where every partial sum is exact in the type,
+    otherwise half a unit in the last place for each of the additions.
+    """
+    exact = EXACT[dtype]
+    return np.where(total <= exact, 0.0, (ranks - 1) * total / (2.0 * exact))
+
+
+def expert_exchange(exchange: ExpertExchange, backend: Backend, elements: Elements, tokens: Tokens) -> Measured:
     """Send `size` bytes of tokens per rank to their experts and back; the experts double what they get.
 
     Gates are powers of two, so that a token's result is exact in float32 in any order of summation.
@@ -105,13 +130,11 @@ def expert_exchange(
     Args:
         exchange: the algorithm, with its ranks and number of experts.
         backend: for operations and gradients.
-        dtype: type of the tokens.
-        item_bytes: size of one element.
-        size: bytes of tokens per rank; rounded down to whole tokens, at least one.
+        elements: those of the tokens of a rank; rounded down to whole tokens, at least one.
         tokens: their width, and how they choose experts.
     """
-    ops = backend.ops
-    count = max(1, size // item_bytes // tokens.width)
+    ops, dtype, item_bytes = backend.ops, elements.dtype, elements.item_bytes
+    count = max(1, elements.size // item_bytes // tokens.width)
     host_TD = (np.arange(count * tokens.width).reshape(count, -1) * 5 + exchange.communicator.rank) % 11
     gate_TK = 2.0 ** -(1 + np.arange(count * tokens.top_k).reshape(count, -1) % 3)
     x_TD = ops.cast(ops.from_numpy(host_TD.astype(np.float32)), dtype)

@@ -106,6 +106,22 @@ def table(rows: Sequence[Row]) -> Table:
     return shown
 
 
+def average_busbw(rows: Sequence[Row]) -> float:
+    """Mean bus bandwidth over all rows, in GB/s."""
+    return sum(row.busbw for row in rows) / len(rows)
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """The last lines of nccl-tests, and the mean bus bandwidth of each operation if there are several."""
+    wrong = sum(row.wrong or 0 for row in rows)
+    checked = any(row.wrong is not None for row in rows)
+    yield f"# Out of bounds values : {wrong} {'FAILED' if wrong else 'OK'}" if checked else "# values were not checked"
+    yield f"# Avg bus bandwidth    : {average_busbw(rows):g}"
+    names = list(dict.fromkeys(row.operation for row in rows))
+    for name in names if len(names) > 1 else []:
+        yield f"#   {name:18s} : {average_busbw([row for row in rows if row.operation == name]):g}"
+
+
 def write_json(path: Path, about: Mapping[str, Any], rows: Sequence[DataclassInstance]) -> None:
     """All rows, and what they were measured on."""
     write_as_json(path, {**about, "rows": [asdict(row) for row in rows]})
@@ -125,13 +141,19 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
     Raises WriteError.
     """
     with size_plot(path, "bus bandwidth, GB/s (1e9)") as axes:
-        for name in dict.fromkeys(row.operation for row in rows):
-            mine = [row for row in rows if row.operation == name]
+        for name in dict.fromkeys(map(_variant, rows)):
+            mine = [row for row in rows if _variant(row) == name]
             sizes = [row.size for row in mine]
             line = axes.plot(sizes, [row.busbw for row in mine], marker="o", markersize=3, label=name)[0]
             low = [row.busbw * row.time_us / row.high_us for row in mine]
             high = [row.busbw * row.time_us / row.low_us for row in mine]
             axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def _variant(row: Row) -> str:
+    """The operation with what it is varied by, where that is not the default."""
+    words = (row.type, "max" if row.redop == "max" else "", f"from {row.root}" if row.root > 0 else "")
+    return " ".join([row.operation, *filter(None, words)])
 
 
 def check_plot(path: Path) -> None:

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from moeport.bench.options import CommOptions, DType, Files, LayerOptions, LayerShape, Runs, Sizes, Target, Tokens
+from moeport.bench.options import (
+    ALL,
+    FACTOR,
+    REDUCTIONS,
+    TYPES,
+    CommOptions,
+    Files,
+    LayerOptions,
+    LayerShape,
+    Runs,
+    Sizes,
+    Target,
+    Tokens,
+    Variants,
+)
 from moeport.cli.options import SET, Flags, grouped, output_file
 from moeport.facts import DEVICES, training_backends
 
@@ -22,14 +36,19 @@ SizeFlags = Annotated[
     Flags(
         minimum=typer.Option("--minbytes", "-b", help="Smallest size, such as 64K."),
         maximum=typer.Option("--maxbytes", "-e", help="Largest size, such as 16M."),
-        factor=typer.Option("--stepfactor", "-f", min=2, help="Ratio of one size to the next."),
+        factor=typer.Option(
+            "--stepfactor", "-f", min=2, help="Ratio of one size to the next.", show_default=str(FACTOR)
+        ),
+        step=typer.Option(
+            "--stepbytes", "-i", help="Difference of one size and the next, such as 1M, instead.", show_default=False
+        ),
     ),
 ]
 RunFlags = Annotated[
     Runs,
     Flags(
         repetitions=typer.Option("--iters", "-n", min=1, help="Timed runs of each case."),
-        warmup=typer.Option("--warmup-iters", "-w", min=0, help="Untimed runs before them."),
+        warmup=typer.Option("--warmup-iters", "--warmup_iters", "-w", min=0, help="Untimed runs before them."),
         check=typer.Option("--check", "-c", min=0, max=1, help="1: check all values; 0: do not."),
     ),
 ]
@@ -55,6 +74,13 @@ TokenFlags = Annotated[
         backward=typer.Option("--backward", help="Time exchanges forward and backward."),
     ),
 ]
+VariantFlags = Annotated[
+    Variants,
+    Flags(
+        op=typer.Option("--op", "-o", help=f"Reduction of all_reduce: {', '.join(REDUCTIONS)} or {ALL}."),
+        root=typer.Option("--root", "-r", help=f"Rank that broadcasts, or {ALL}."),
+    ),
+]
 LayerFlags = Annotated[
     LayerShape,
     Flags(
@@ -73,7 +99,7 @@ def _file_flags(quantity: str) -> Flags:
     """Options of `Files`, with a plot of `quantity`."""
     return Flags(
         json_file=output_file("--json", help="Write all figures as JSON."),
-        csv_file=output_file("--csv", help="Write all figures as CSV."),
+        csv_file=output_file("--csv", "--output_file", "-F", help="Write all figures as CSV."),
         plot_file=output_file(
             "--plot", help=f"Plot {quantity} over size as .png, .svg or .pdf; needs matplotlib.", check=_check_plot
         ),
@@ -107,7 +133,7 @@ def moe(
     sizes: SizeFlags = SMALLER,
     runs: RunFlags,
     dtype: Annotated[
-        DType | None,
+        str | None,
         typer.Option("--datatype", "-d", help="Compute type; default: the config's, else float32.", show_default=False),
     ] = None,
     traffic: Annotated[
@@ -144,7 +170,10 @@ def comm(
     *,
     sizes: SizeFlags,
     runs: RunFlags,
-    dtype: Annotated[DType, typer.Option("--datatype", "-d", help="Type of the elements.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--datatype", "-d", help=f"{', '.join(TYPES)}, a name of nccl-tests, or {ALL}.")
+    ] = "float32",
+    variants: VariantFlags,
     tokens: TokenFlags,
     chunks: Chunks = "1",
     target: TargetFlags,
@@ -158,5 +187,5 @@ def comm(
     """
     from moeport.bench.comm import bench_comm
 
-    if not bench_comm(CommOptions(operations or [], sizes, runs, dtype, tokens, chunks, target, files)):
+    if not bench_comm(CommOptions(operations or [], sizes, runs, dtype, variants, tokens, chunks, target, files)):
         raise typer.Exit(1)

@@ -64,3 +64,15 @@ def _cores(pid: int) -> set[int]:
         return os.sched_getaffinity(pid)
     except OSError:  # the process has ended, or is hidden
         return set()
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, or the limit of the container if that is lower; None: not known."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return memory

@@ -45,7 +45,8 @@ def test_every_operation_is_right_and_written_down(tmp_path, backend, options):
     item = 2 if "bfloat16" in options else 4
     for row in rows:
         assert row["wrong"] == 0
-        assert row["count"] * item == row["size"]
+        parts = 2 if row["operation"] in ("all_gather", "reduce_scatter", "all_to_all") else 1
+        assert row["count"] * item * parts == row["size"]
         assert row["fastest_us"] <= row["time_us"]
         assert row["low_us"] <= row["time_us"] <= row["high_us"]
         assert row["algbw"] == pytest.approx(row["size"] / row["time_us"] / 1e3)
@@ -56,6 +57,9 @@ def test_every_operation_is_right_and_written_down(tmp_path, backend, options):
     with (tmp_path / "out.csv").open() as file:
         assert [row["operation"] for row in csv.DictReader(file)] == names * 2
     assert "size" in job.output()
+    assert "# Out of bounds values : 0 OK" in job.output()
+    assert f"# Avg bus bandwidth    : {np.mean([row['busbw'] for row in rows]):g}" in job.output()
+    assert about["average_busbw"] == pytest.approx(np.mean([row["busbw"] for row in rows]))
     assert "…" not in job.output()
     if installed("matplotlib"):
         assert all(name in (tmp_path / "out.svg").read_text() for name in ("bus bandwidth", "size of one rank"))
@@ -96,6 +100,7 @@ def test_wrong_values_are_counted_and_fail(tmp_path):
         (["flat", "--experts", "7"], "--experts 7: not divisible among 2 ranks; expected a multiple of 2"),
         (["flat", "--experts", "4", "--top-k", "5"], "--top-k 5: more experts per token than there are"),
         (["flat", "--chunks", "0"], "--chunks '0': expected numbers of at least 1 such as 1,2,4"),
+        (["all_reduce", "-b", "4M", "-e", "64K"], "--minbytes 4M is above --maxbytes 64K; expected at most 64K"),
     ],
 )
 def test_faulty_arguments_are_said_before_anything_starts(arguments, message):
