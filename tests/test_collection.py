@@ -32,7 +32,7 @@ def test_all_is_collected_with(kept):
     code, output = collected(missing)
     assert code == 0, output[-3000:]
     assert "the whole file needs sklearn, which is not installed" in output
-    assert ("tests/test_torch_moe.py::" in output) == ("torch" in kept)
+    assert ("tests/torch_moe/test_layer.py::" in output) == ("torch" in kept)
     assert ("the whole file needs torch, which is not installed" in output) == ("torch" not in kept)
 
 

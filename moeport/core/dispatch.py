@@ -7,9 +7,7 @@ all-to-all when experts are spread over ranks. Shape suffixes as in `moeport.cor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from moeport.core.array import Array
 from moeport.core.dispatch_plan import DispatchPlan
@@ -25,6 +23,19 @@ class RunExperts(Protocol):
 
     def __call__(self, compute: Callable[..., Array], *arrays: Array) -> Array:
         """Returns `compute(w_in, w_out, *arrays)`; every array that needs a gradient must be among `arrays`."""
+
+
+class RunPart(Protocol):
+    """How a backend supplies a computation with the parameters of one part of a layer, such as `router`."""
+
+    def __call__(self, part: str, compute: Callable[..., Any], *arrays: Array) -> Any:
+        """Returns `compute(params, *arrays)`; every array that needs a gradient must be among `arrays`.
+
+        Args:
+            part: the first component of the parameters' names.
+            compute: takes the part's parameters by the rest of their names, then the arrays.
+            *arrays: what the part is applied to.
+        """
 
 
 class Exchange(Protocol):
@@ -79,7 +90,7 @@ def soft_dispatch(ops: Ops, x_TD: Array, routing: SoftRouting) -> tuple[Array, A
     dispatch_BRS = ops.transpose(ops.cast(routing.dispatch_BSR, ops.dtype(x_TD)), (0, 2, 1))
     x_BEPD = ops.reshape(ops.matmul(dispatch_BRS, x_BSD), (batch, experts, -1, width))
     x_RD = ops.reshape(ops.transpose(x_BEPD, (1, 0, 2, 3)), (-1, width))
-    return x_RD, ops.from_numpy(np.full(experts, batch * slots // experts))
+    return x_RD, ops.arange(experts) * ops.index(0) + ops.index(batch * slots // experts)
 
 
 def soft_combine(ops: Ops, y_RD: Array, routing: SoftRouting) -> Array:

@@ -43,6 +43,8 @@ class Routing:
     """A loss that only this router has, already weighted; a scalar."""
     affinity_N: Array | None = None
     """How near each assignment's token is to its expert, for drop policy `affinity`; None: the router has none."""
+    cosine_TE: Array | None = None
+    """Cosines of tokens and gate rows, for estimated capacities; None for other policies."""
 
     @property
     def choices_per_token(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from moeport.config.model import MoELayerConfig
 from moeport.core.array import Array
-from moeport.core.dispatch import Exchange, Experts, RunExperts, plan_dispatch, soft_combine, soft_dispatch
+from moeport.core.dispatch import Exchange, Experts, RunExperts, RunPart, plan_dispatch, soft_combine, soft_dispatch
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
@@ -98,8 +99,9 @@ class MoELayer:
         x_TD: Array,
         context: RouterContext,
         run_experts: RunExperts | None = None,
+        run_part: RunPart | None = None,
     ) -> tuple[Array, MoEMetrics]:
-        """Apply the layer.
+        """Apply the layer. Without tokens it has no rows, and every gradient is 0.
 
         Args:
             ops: the backend's operations.
@@ -107,6 +109,7 @@ class MoELayer:
             x_TD: (T, D), sequence after sequence.
             context: for the router; the sequence-wise load-balancing loss also uses its number of sequences.
             run_experts: supplies the weights of the local experts; by default they are taken from `params`.
+            run_part: supplies the parameters of every other part; by default they are taken from `params`.
 
         Returns: (y_TD, metrics).
         """
@@ -115,8 +118,13 @@ class MoELayer:
         def run_local(compute: Callable[..., Array], *arrays: Array) -> Array:
             return compute(params["experts.w_in"], params["experts.w_out"], *arrays)
 
-        run_experts = run_experts or run_local
-        chosen = self.router.route(ops, subtree("router", params), x_TD, context)
+        def from_params(part: str, compute: Callable[..., Any], *arrays: Array) -> Any:
+            return compute(subtree(part, params), *arrays)
+
+        run_experts, run_part = run_experts or run_local, run_part or from_params
+        if x_TD.shape[0] == 0 and self.exchange is None:
+            return self._empty(ops, x_TD, run_experts, run_part)
+        chosen = run_part("router", partial(self._choose, ops, context), x_TD)
         if isinstance(chosen, SoftRouting):
             y_TD, metrics = self._soft(ops, x_TD, chosen, context, run_experts)
         else:
@@ -124,14 +132,60 @@ class MoELayer:
         if config.routed_scaling_factor != 1.0:
             y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
         if config.num_shared_experts:
-            shared_TD = ops.mlp(x_TD, params["shared.w_in"], params["shared.w_out"], config.activation)
+            shared_TD = run_part("shared", partial(self._mlp, ops), x_TD)
             if config.mixes_shared_experts:
-                y_TD = _mixed(ops, ops.linear(ops.accurate(x_TD), params["mixing.weight"]), y_TD, shared_TD)
+                logits_T2 = run_part("mixing", lambda own, x_TD: ops.linear(ops.accurate(x_TD), own["weight"]), x_TD)
+                y_TD = _mixed(ops, logits_T2, y_TD, shared_TD)
             else:
                 y_TD = y_TD + shared_TD
         if config.residual_hidden:
-            y_TD = y_TD + ops.mlp(x_TD, params["dense.w_in"], params["dense.w_out"], config.activation)
+            y_TD = y_TD + run_part("dense", partial(self._mlp, ops), x_TD)
         return y_TD, metrics
+
+    def _choose(
+        self, ops: Ops, context: RouterContext, params: Mapping[str, Array], x_TD: Array
+    ) -> Routing | SoftRouting:
+        """The router's choice, with the cosines that an estimated capacity needs."""
+        chosen = self.router.route(ops, params, x_TD, context)
+        if isinstance(chosen, SoftRouting) or not self.config.capacity.is_estimated:
+            return chosen
+        return replace(chosen, cosine_TE=self.router.gate_cosines(ops.unrecorded(), params, x_TD))
+
+    def _mlp(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        return ops.mlp(x_TD, params["w_in"], params["w_out"], self.config.activation)
+
+    def _empty(self, ops: Ops, x_TD: Array, run_experts: RunExperts, run_part: RunPart) -> tuple[Array, MoEMetrics]:
+        """No rows, no losses, and gradients of 0, since data parallelism waits for the gradient of every parameter."""
+
+        def nothing(params: Mapping[str, Array], x_TD: Array) -> Array:
+            return _plus_zeros(ops, x_TD, *params.values())
+
+        def nothing_of_experts(w_in: Array, w_out: Array, x_TD: Array) -> Array:
+            return _plus_zeros(ops, x_TD, w_in, w_out)
+
+        config = self.config
+        y_TD = run_experts(nothing_of_experts, run_part("router", nothing, x_TD))
+        parts = {
+            "shared": config.num_shared_experts,
+            "mixing": config.num_shared_experts and config.mixes_shared_experts,
+            "dense": config.residual_hidden,
+        }
+        for part in (name for name, present in parts.items() if present):
+            y_TD = run_part(part, nothing, y_TD)
+        loss = ops.sum(ops.accurate(y_TD))
+        zero, kind = ops.stop_gradient(loss), ops.dtype(loss)
+        none_E = ops.from_numpy(np.zeros(config.num_experts, np.int64))
+        return y_TD, MoEMetrics(
+            load_balance=zero,
+            router_z=zero,
+            own_loss=loss,
+            chosen_E=none_E,
+            served_E=none_E,
+            capacity=zero,
+            positions_2P=ops.zeros((2, 1), kind),
+            affinity_3E=ops.zeros((3, config.num_experts), kind),
+            measured={},
+        )
 
     def _sparse(
         self,
@@ -164,7 +218,7 @@ class MoELayer:
             own_loss=zero if chosen.own_loss is None else chosen.own_loss,
             chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
             served_E=counts_E,
-            **self._capacity_metrics(ops.unrecorded(), params, x_TD, chosen, routing, capacity, context),
+            **self._capacity_metrics(ops.unrecorded(), chosen, routing, capacity, context),
             measured=measurements(ops.unrecorded(), chosen),
         )
 
@@ -187,17 +241,14 @@ class MoELayer:
     def _capacity_metrics(
         self,
         ops: Ops,
-        params: Mapping[str, Array],
-        x_TD: Array,
         chosen: Routing,
         served: Routing,
         capacity: int | Array | None,
         context: RouterContext,
     ) -> dict[str, Array]:
         found = capacity_metrics(ops, chosen, served, capacity, context.num_sequences)
-        if self.config.capacity.is_estimated:
-            cosine_TE = self.router.gate_cosines(ops, subtree("router", params), x_TD)
-            found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, cosine_TE, chosen)
+        if chosen.cosine_TE is not None:
+            found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, chosen.cosine_TE, chosen)
         return found
 
     def _load_balance(self, ops: Ops, chosen: Routing, context: RouterContext) -> Array:
@@ -247,6 +298,13 @@ class MoELayer:
         balance = metrics.load_balance * ops.constant_like(self.load_balance_coefficient, metrics.load_balance)
         z = metrics.router_z * ops.constant_like(self.config.router_z_loss, metrics.router_z)
         return balance + z + metrics.own_loss
+
+
+def _plus_zeros(ops: Ops, x_TD: Array, *params: Array) -> Array:
+    """x of no rows, computed from no entry of each parameter, which gives each a gradient of 0."""
+    for parameter in params:
+        x_TD = x_TD + ops.cast(ops.sum(parameter[:0]), ops.dtype(x_TD))
+    return x_TD
 
 
 def _mixed(ops: Ops, logits_T2: Array, routed_TD: Array, shared_TD: Array) -> Array:

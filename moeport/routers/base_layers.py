@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
@@ -79,14 +77,15 @@ def balanced_assignment(ops: Ops, scores_TE: Array) -> Array:
     unrouted, zero = ops.index(experts), ops.index(0)
     plan_TE = ops.exp(log_plan_TE)
     never = ops.constant_like(-1.0, plan_TE)
-    room_E = ops.from_numpy(np.array([tokens // experts + (expert < tokens % experts) for expert in range(experts)]))
-    chosen_T = ops.from_numpy(np.full(tokens, experts))
+    share, rest = tokens // experts, tokens % experts
+    room_E = ops.where(ops.arange(experts) < ops.index(rest), ops.index(share + 1), ops.index(share))
+    chosen_T = ops.arange(tokens) * zero + unrouted
     for _ in range(_ROUNDS):
         open_TE = ops.where(ops.reshape(room_E > zero, (1, experts)), plan_TE, never)
         best_T1 = ops.topk_ids(open_TE, 1)
         share_T = ops.reshape(ops.take_last(open_TE, best_T1), (-1,))
         proposed_T = ops.where(chosen_T == unrouted, ops.reshape(best_T1, (-1,)), unrouted)
-        room_of_T = ops.take_rows(ops.concat([room_E, ops.from_numpy(np.zeros(1, int))], axis=0), proposed_T)
+        room_of_T = ops.take_rows(ops.concat([room_E, ops.arange(1)], axis=0), proposed_T)
         taken_T = _rank(ops, proposed_T, share_T, experts + 1) < room_of_T
         room_E = room_E - ops.bincount(ops.where(taken_T, proposed_T, unrouted), experts + 1)[:experts]
         chosen_T = ops.where(taken_T, proposed_T, chosen_T)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -59,7 +58,8 @@ def sinkhorn_log_plan(ops: Ops, logits_SE: Array, iterations: int) -> Array:
     log_plan = ops.stop_gradient(logits_SE)
     *groups, tokens, experts = log_plan.shape
     swapped = (*range(len(groups)), len(groups) + 1, len(groups))
-    log_share = ops.constant_like(math.log(tokens / experts), log_plan)
+    # The logarithm of an array: a number would be part of a compiled graph, which would then hold for one S only.
+    log_share = ops.log(ops.zeros((), ops.dtype(log_plan)) + ops.constant_like(tokens / experts, log_plan))
     for _ in range(iterations):
         log_plan = log_plan - ops.reshape(ops.logsumexp(log_plan), (*groups, tokens, 1))
         columns_E = ops.logsumexp(ops.transpose(log_plan, swapped))

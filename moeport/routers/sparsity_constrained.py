@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import PositiveInt
 
 from moeport.core.array import Array
@@ -88,8 +87,9 @@ def sparse_columns(ops: Ops, x_GES: Array, nonzeros: int, mass: float) -> tuple[
     v_GEC = (best_GEC - best_GEC[..., :1]) * ops.constant(1 / mass, kind)
     one, zero = ops.constant_like(1.0, v_GEC), ops.constant_like(0.0, v_GEC)
     # A prefix of the sorted entries is positive: those above (sum of the entries up to them - 1) / number of them.
-    up_to_CC = ops.cast(ops.from_numpy(np.triu(np.ones((nonzeros, nonzeros)))), kind)
-    number_C = ops.cast(ops.from_numpy(np.arange(1.0, nonzeros + 1)), kind)
+    place_C = ops.arange(nonzeros)
+    up_to_CC = ops.cast(ops.reshape(place_C, (-1, 1)) <= ops.reshape(place_C, (1, -1)), kind)
+    number_C = ops.cast(place_C, kind) + one
     positive_GEC = v_GEC * number_C > ops.matmul(v_GEC, up_to_CC) - one
     total_GE1 = ops.sum(ops.where(positive_GEC, v_GEC, zero), axis=-1, keepdims=True) - one
     count_GE1 = ops.sum(ops.cast(positive_GEC, kind), axis=-1, keepdims=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moeport.backends.torch.device import describe_device
 from moeport.backends.torch.ops import TorchOps
+from moeport.backends.torch.sharding import whole
 from moeport.errors import UserError
 from moeport.parity.bundle import refuse_existing, save_bundle
 from moeport.parity.recorder import Recorder
@@ -75,7 +76,7 @@ class ModuleRecording:
         recorder = self._recorder
         inputs = tuple(dict.fromkeys(source for tensor in given or () for source in recorder.sources(tensor)))
         op = name.rpartition(":")[2].partition("#")[0] if given is not None and kind in ("activation", "plan") else None
-        recorder.store(self._ops, name, kind, x.detach(), op, inputs)
+        recorder.store(self._ops, name, kind, whole(x.detach()), op, inputs)
         recorder.trace(x, (name,))
 
     def _finish(self) -> Recording:
@@ -119,7 +120,8 @@ def record(
 
     Records parameters, buffers, inputs, the output of every submodule, the gradients of outputs and of parameters, and
     what is added by name. Later passes inside the block are not recorded. At its end, buffers and untrained parameters
-    are recorded once more, as the state that the pass, or what follows it in the block, left.
+    are recorded once more, as the state that the pass, or what follows it in the block, left. Sharded tensors (DTensor)
+    are gathered, so every rank that holds a part must record the same pass.
 
     Args:
         model: any module.

@@ -67,13 +67,7 @@ class GroupedMLP(torch.autograd.Function):
     def forward(ctx: Context, x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts: list[int], activation: str) -> Tensor:
         """Outputs for the rows of expert 0, then of expert 1, ...; the remaining rows are 0."""
         hidden = x_RD.new_empty(sum(counts), w_in.shape[1])
-        out = torch.empty_like(x_RD)
-        for expert, start, end in _slices(counts):
-            torch.mm(x_RD[start:end], w_in[expert].t(), out=hidden[start:end])
-        activated = _activate(hidden, activation)
-        for expert, start, end in _slices(counts):
-            torch.mm(activated[start:end], w_out[expert].t(), out=out[start:end])
-        out[sum(counts) :] = 0
+        out = _grouped_forward(x_RD, w_in, w_out, counts, activation, hidden)
         ctx.save_for_backward(x_RD, hidden, w_in, w_out)
         ctx.counts, ctx.activation = counts, activation
         return out
@@ -82,24 +76,107 @@ class GroupedMLP(torch.autograd.Function):
     def backward(ctx: Context, grad_RD: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of rows and both weights; experts without rows get zeros."""
         x_RD, hidden, w_in, w_out = ctx.saved_tensors
-        counts = ctx.counts
-        grad_RD = grad_RD.contiguous()
-        activated = _activate(hidden, ctx.activation)
-        grad_activated = torch.empty_like(activated)
-        grad_w_out, grad_w_in = torch.empty_like(w_out), torch.empty_like(w_in)
-        for expert, start, end in _slices(counts):
-            torch.mm(grad_RD[start:end], w_out[expert], out=grad_activated[start:end])
-            torch.mm(grad_RD[start:end].t(), activated[start:end], out=grad_w_out[expert])
-        grad_hidden = _activate_backward(grad_activated, hidden, ctx.activation)
-        grad_x = torch.empty_like(x_RD)
-        for expert, start, end in _slices(counts):
-            torch.mm(grad_hidden[start:end], w_in[expert], out=grad_x[start:end])
-            torch.mm(grad_hidden[start:end].t(), x_RD[start:end], out=grad_w_in[expert])
-        for expert, count in enumerate(counts):
-            if not count:
-                grad_w_out[expert], grad_w_in[expert] = 0, 0
-        grad_x[sum(counts) :] = 0
-        return grad_x, grad_w_in, grad_w_out, None, None
+        if torch.is_grad_enabled():  # the gradients are differentiated in turn
+            wanted = [x for x in (x_RD, w_in, w_out) if x.requires_grad]
+            y_RD = grouped_mlp_of_operations(x_RD, w_in, w_out, ctx.counts, ctx.activation)
+            found = iter(torch.autograd.grad(y_RD, wanted, grad_RD, create_graph=True, materialize_grads=True))
+            return (*(next(found) if x.requires_grad else None for x in (x_RD, w_in, w_out)), None, None)
+        return (*_grouped_backward(grad_RD, x_RD, hidden, w_in, w_out, ctx.counts, ctx.activation), None, None)
+
+
+def grouped_mlp_of_operations(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts: list[int], activation: str) -> Tensor:
+    """The same from differentiable operations, for second derivatives and torch.func."""
+    outputs = [x_RD.new_zeros(0, x_RD.shape[1])]
+    for expert, start, end in _slices(counts):
+        hidden = F.linear(x_RD[start:end], w_in[expert])
+        if activation == "gelu":
+            activated = F.gelu(hidden)
+        else:
+            gate, up = hidden.chunk(2, -1)
+            activated = F.silu(gate) * up
+        outputs.append(F.linear(activated, w_out[expert]))
+    return torch.cat([*outputs, torch.zeros_like(x_RD[sum(counts) :])])
+
+
+def _grouped_forward(
+    x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts: list[int], activation: str, hidden: Tensor
+) -> Tensor:
+    """The outputs; writes the hidden states, before the activation, to `hidden`."""
+    out = torch.empty_like(x_RD)
+    for expert, start, end in _slices(counts):
+        torch.mm(x_RD[start:end], w_in[expert].t(), out=hidden[start:end])
+    activated = _activate(hidden, activation)
+    for expert, start, end in _slices(counts):
+        torch.mm(activated[start:end], w_out[expert].t(), out=out[start:end])
+    out[sum(counts) :] = 0
+    return out
+
+
+def _grouped_backward(
+    grad_RD: Tensor, x_RD: Tensor, hidden: Tensor, w_in: Tensor, w_out: Tensor, counts: list[int], activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows, w_in and w_out."""
+    grad_RD = grad_RD.contiguous()
+    activated = _activate(hidden, activation)
+    grad_activated = torch.empty_like(activated)
+    grad_w_out, grad_w_in = torch.empty_like(w_out), torch.empty_like(w_in)
+    for expert, start, end in _slices(counts):
+        torch.mm(grad_RD[start:end], w_out[expert], out=grad_activated[start:end])
+        torch.mm(grad_RD[start:end].t(), activated[start:end], out=grad_w_out[expert])
+    grad_hidden = _activate_backward(grad_activated, hidden, activation)
+    grad_x = torch.empty_like(x_RD)
+    for expert, start, end in _slices(counts):
+        torch.mm(grad_hidden[start:end], w_in[expert], out=grad_x[start:end])
+        torch.mm(grad_hidden[start:end].t(), x_RD[start:end], out=grad_w_in[expert])
+    for expert, count in enumerate(counts):
+        if not count:
+            grad_w_out[expert], grad_w_in[expert] = 0, 0
+    grad_x[sum(counts) :] = 0
+    return grad_x, grad_w_in, grad_w_out
+
+
+@torch.library.custom_op("moeport::grouped_mlp", mutates_args=())
+def grouped_mlp_operation(
+    x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
+    """`GroupedMLP` as one operation of a compiled graph, which reads the rows per expert in each call.
+
+    Returns: (outputs, hidden states before the activation, of as many rows).
+    """
+    counts = counts_E.tolist()
+    hidden = x_RD.new_zeros(x_RD.shape[0], w_in.shape[1])
+    return _grouped_forward(x_RD.contiguous(), w_in, w_out, counts, activation, hidden), hidden
+
+
+@torch.library.custom_op("moeport::grouped_mlp_backward", mutates_args=())
+def _grouped_backward_operation(
+    grad_RD: Tensor, x_RD: Tensor, hidden: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _grouped_backward(grad_RD, x_RD.contiguous(), hidden, w_in, w_out, counts_E.tolist(), activation)
+
+
+@grouped_mlp_operation.register_fake
+def _(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    return x_RD.new_empty(x_RD.shape), x_RD.new_empty(x_RD.shape[0], w_in.shape[1])
+
+
+@_grouped_backward_operation.register_fake
+def _(
+    grad_RD: Tensor, x_RD: Tensor, hidden: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x_RD.new_empty(x_RD.shape), torch.empty_like(w_in), torch.empty_like(w_out)
+
+
+def _save_for_grouped_backward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x_RD, w_in, w_out, counts_E, ctx.activation = inputs
+    ctx.save_for_backward(x_RD, output[1], w_in, w_out, counts_E)
+
+
+def _run_grouped_backward(ctx: Context, grad_RD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_grouped_backward_operation(grad_RD, *ctx.saved_tensors, ctx.activation), None, None)
+
+
+grouped_mlp_operation.register_autograd(_run_grouped_backward, setup_context=_save_for_grouped_backward)
 
 
 def _slices(counts: list[int]) -> list[tuple[int, int, int]]:

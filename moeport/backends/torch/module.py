@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +47,6 @@ class ParameterTree(nn.Module):
     ):
         super().__init__()
         self._owners: list[tuple[str, nn.Module, str]] = []
-        self._tables: list[tuple[nn.Module, str]] = []
         for spec in specs:
             *path, leaf = spec.name.split(".")
             owner: nn.Module = self
@@ -62,19 +60,7 @@ class ParameterTree(nn.Module):
                 owner.register_parameter(leaf, nn.Parameter(value))
             else:
                 owner.register_buffer(leaf, value)
-            if spec.is_table:
-                self._tables.append((owner, leaf))
             self._owners.append((spec.name, owner, leaf))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ParameterTree:
-        """Tables indexed by token id keep their type: bfloat16 cannot represent every expert number."""
-        kept = [(owner, leaf, getattr(owner, leaf)) for owner, leaf in self._tables]
-        super()._apply(fn, recurse)
-        for owner, leaf, table in kept:
-            moved = getattr(owner, leaf)
-            if moved.dtype != table.dtype:
-                setattr(owner, leaf, table.to(moved.device))
-        return self
 
     def arrays(self) -> dict[str, Tensor]:
         """Parameters and buffers by dotted name, as they are now (sharded ones gathered by their hooks)."""

@@ -15,7 +15,12 @@ from moeport.backends.torch import kernels
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import Ops
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -220,7 +225,12 @@ class TorchOps(Ops):
         aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm needs rows aligned to 16 bytes
         if aligned and self.uses_grouped_mm(x_RD):
             return self._grouped_mm_mlp(x_RD, w_in, w_out, counts_E, activation)
-        return _grouped_mlp(x_RD, w_in, w_out, counts_E, activation)
+        if torch.compiler.is_compiling():
+            return kernels.grouped_mlp_operation(x_RD, w_in, w_out, counts_E, activation)[0]
+        counts = counts_E.tolist()
+        if _inside_torch_func():
+            return kernels.grouped_mlp_of_operations(x_RD, w_in, w_out, counts, activation)
+        return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts, activation)
 
     def uses_grouped_mm(self, x: Tensor) -> bool:
         """Whether torch's grouped GEMM supports this array: bfloat16 on CUDA of compute capability 9.0 or later."""
@@ -242,13 +252,13 @@ class TorchOps(Ops):
 
     @override
     def permute(self, x_TD: Tensor, plan: DispatchPlan) -> Tensor:
-        if plan.choices_per_token is None:
+        if plan.choices_per_token is None or _inside_torch_func():
             return super().permute(x_TD, plan)
         return kernels.Permute.apply(x_TD, plan.token_R, plan.position_N, plan.choices_per_token)
 
     @override
     def unpermute(self, y_RD: Tensor, weight_N: Tensor, plan: DispatchPlan) -> Tensor:
-        if plan.choices_per_token is None:
+        if plan.choices_per_token is None or _inside_torch_func():
             return super().unpermute(y_RD, weight_N, plan)
         return kernels.Unpermute.apply(y_RD, weight_N, plan.order_R, plan.position_N, plan.choices_per_token)
 
@@ -267,7 +277,6 @@ class TorchOps(Ops):
         return 2**20 if self.device.type == "cpu" else 2**28
 
 
-@torch.compiler.disable
-def _grouped_mlp(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-    """Kept out of compiled graphs: the rows per expert change at each step, and each change would recompile."""
-    return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts_E.tolist(), activation)
+def _inside_torch_func() -> bool:
+    """Whether a transform such as torch.func.grad is active, which takes no autograd function of our kind."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -75,10 +75,14 @@ def from_local(x: Tensor, parameter: Tensor) -> Tensor:
     return DTensor.from_local(x, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
 
+def whole(x: Tensor) -> Tensor:
+    """The whole tensor; every rank that holds a shard must call it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def to_whole(x: Tensor) -> np.ndarray:
     """The whole parameter, on the host; every rank that holds a shard must call it."""
-    full = x.full_tensor() if isinstance(x, DTensor) else x
-    return full.detach().cpu().numpy().copy()
+    return whole(x).detach().cpu().numpy().copy()
 
 
 def sharded_like(x: Tensor, value: np.ndarray) -> Tensor:
