@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moeport.training.report_figures import comparison, compression, key_figures
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
 from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
 from moeport.training.run_metrics import RunMetrics
+from moeport.training.starts import Start, read_starts
 
 
 def write_report(run_dir: Path) -> Path:
@@ -31,6 +32,8 @@ def write_report(run_dir: Path) -> Path:
     summary = _summary(run_dir / SUMMARY_FILE)
     config = _config(run_dir)
     layers = layer_names(config, len(metrics.dropped_L))
+    starts = read_starts(run_dir)
+    resumed = [start.step for start in starts if 0 < start.step <= metrics.last.step]
     unit = "nats/image" if config and config.data.is_images else "nats/token"
     page = load_template("report.html").render(
         name=run_dir.resolve().name,
@@ -39,7 +42,7 @@ def write_report(run_dir: Path) -> Path:
         figures=key_figures(metrics, summary, unit),
         compression=compression(metrics, summary),
         comparison=comparison(metrics, summary),
-        sections=sections(metrics, config, summary.get("baselines", {}), unit),
+        sections=sections(metrics, config, summary.get("baselines", {}), unit, resumed),
         experts=expert_loads(metrics, layers),
         load_points=metrics.load_points(),
         num_experts=metrics.num_experts,
@@ -48,7 +51,7 @@ def write_report(run_dir: Path) -> Path:
         exchanged=exchanged(metrics, layers),
         sample=summary.get("sample"),
         config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
-        environment=_environment(summary),
+        environment=_environment(summary, starts),
     )
     path = run_dir / REPORT_FILE
     write_text(path, page)
@@ -85,9 +88,15 @@ def _unfinished(metrics: RunMetrics, config: Config | None, summary: Mapping[str
     return f"This run is not finished: {metrics.last.step:,}{total} steps are done."
 
 
-def _environment(summary: Mapping[str, Any]) -> dict[str, str]:
+def _environment(summary: Mapping[str, Any], starts: Sequence[Start]) -> dict[str, str]:
     flops = summary.get("training_flops_per_token")
     values = {
+        "started": starts[0].time + " UTC" if starts else None,
+        "resumed": ", ".join(f"{start.time} UTC after step {start.step:,}" for start in starts[1:]) or None,
+        "command": starts[-1].command if starts else None,
+        "host": starts[-1].host if starts else None,
+        "ranks": starts[-1].ranks if starts else None,
+        "data": starts[-1].data if starts else None,
         "device": summary.get("device"),
         "compute type": summary.get("dtype"),
         "training FLOP per token": flops and rounded(flops),

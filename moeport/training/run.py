@@ -25,6 +25,7 @@ from moeport.training.loop import run_steps
 from moeport.training.prepare import PreparedRun, prepare, with_dtype
 from moeport.training.ranks import check_ranks, check_trains
 from moeport.training.run_dir import CHECKPOINT_DIR, SUMMARY_FILE, check_resumable, refuse_used, write_config
+from moeport.training.starts import record_start
 from moeport.training.summarise import measure, summarise
 from moeport.training.summary import DryRun, RunSummary
 
@@ -113,6 +114,7 @@ def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSumma
         make_folder(run.dir)
         write_config(run.dir, run.config)
         run.task.save(run.dir)
+        record_start(run.dir, run.start_step, run.mesh.world.size, run.task.describe())
     for line in announcement(run):
         _say(console, line)
     started = time.perf_counter()
