@@ -112,6 +112,10 @@ class Backend(ABC):
         """
         return []
 
+    def communication(self) -> dict[str, str | None]:
+        """Libraries by which its ranks can communicate, each with its version, or with None where it is missing."""
+        return {}
+
     def accelerators(self) -> list[tuple[str, int | None]]:
         """Product name, and memory in bytes if known, of every accelerator of its kind; empty for a CPU."""
         return []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -20,7 +22,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moeport.data.cache import cache_dir
+from moeport.errors import WriteError
 from moeport.facts import BACKENDS
+from moeport.files import check_folder
+from moeport.launch.machine import accelerators_seen, load, memory_bytes, processor, usable_cores
+from moeport.launch.network import network
 from moeport.version import VERSION
 
 TIME_LIMIT = 300
@@ -47,6 +54,9 @@ FRAMEWORKS = {
 }
 OPTIONAL = {
     "datasets": Package("data.source.name: huggingface", "datasets", "pip install 'moeport[data]'"),
+    "zstandard": Package("data in .zst files", "zstandard", "pip install 'moeport[data]'"),
+    "scikit-learn": Package("data.source.name: digits", "sklearn", "pip install 'moeport[vision]'"),
+    "matplotlib": Package("--plot", "matplotlib", "pip install 'moeport[plot]'"),
     "tensorboard": Package(
         "metrics.tensorboard", "tensorboard.summary.writer.event_file_writer", "pip install 'moeport[tensorboard]'"
     ),
@@ -57,23 +67,37 @@ def report() -> dict[str, Any]:
     """Examine everything; takes seconds and never raises.
 
     Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None if
-    there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`
-    and, per device, the units with their memory in bytes, and per compute type whether a tiny model ran in it, the
-    speed of a matrix product and the kernels.
+    there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`,
+    `threads`, the libraries of `communication` and, per device, the units with their memory in bytes, and per compute
+    type whether a tiny model ran in it, the speed of a matrix product and the kernels. `cpu`, `accelerators_seen`,
+    `network` and `storage` describe the machine.
     """
     return {
         "moeport": VERSION,
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "cpu": {
+            "model": processor().model,
+            "bfloat16_units": processor().bfloat16,
             "cores": os.cpu_count(),
-            "usable_cores": _usable_cores(),
-            "memory_bytes": _memory_bytes(),
+            "usable_cores": usable_cores(),
+            "load": load(),
+            "memory_bytes": memory_bytes(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+            "settings": _settings(),
         },
+        "accelerators_seen": accelerators_seen(),
         "backends": {name: describe(package) for name, package in FRAMEWORKS.items()},
-        "packages": {name: describe(package) for name, package in OPTIONAL.items()},
+        "packages": _packages(),
+        "network": network(),
+        "storage": _storage(),
     }
+
+
+def _packages() -> dict[str, dict[str, Any]]:
+    """The entries of the optional packages, which are tried at the same time."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(OPTIONAL, pool.map(describe, OPTIONAL.values()), strict=True))
 
 
 def describe(package: Package) -> dict[str, Any]:
@@ -122,43 +146,88 @@ def _ending(code: int) -> str:
         return f"signal {-code}"
 
 
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _storage() -> dict[str, Any]:
+    """Where prepared data is kept unless a config says otherwise, and how much room is left."""
+    folder = cache_dir(None)
+    place = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return {
+        "cache": str(folder),
+        "cache_problem": _problem_of(folder),
+        "cache_free_bytes": shutil.disk_usage(place).free,
+        "here_free_bytes": shutil.disk_usage(Path.cwd()).free,
+    }
 
 
-def _memory_bytes() -> int | None:
-    """Physical memory, or the limit of the container if that is lower."""
+def _problem_of(folder: Path) -> str | None:
+    """Why files cannot be written to a folder; None if they can."""
     try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-    try:
-        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return memory
+        check_folder(folder)
+    except WriteError as error:
+        return str(error)
+    return None
+
+
+def _settings() -> dict[str, str]:
+    """Environment variables that decide how many threads there are and how they wait."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "KMP_", "GOMP_"))}
 
 
 def render(found: Mapping[str, Any]) -> RenderableType:
     """Format a report for a terminal."""
-    cpu = found["cpu"]
-    threads = cpu["OMP_NUM_THREADS"]
     parts: list[RenderableType] = [
         Text(f"moeport {found['moeport']}", style="bold"),
         Text(f"Python {found['python']['version']} ({found['python']['executable']}), {found['platform']}"),
-        Text(
-            f"{cpu['usable_cores']} of {cpu['cores']} cores, {_gibibytes(cpu['memory_bytes'])} memory"
-            + (f", OMP_NUM_THREADS={threads}" if threads else "")
-        ),
+        *map(Text, _machine(found)),
     ]
     for name, backend in found["backends"].items():
         parts += [Text(), _heading(name, backend)]
         if "trains" in backend:
             parts.append(_indented(Text("trains" if backend["trains"] else "forward only: evaluates, does not train")))
+            parts += [_indented(Text(line)) for line in _threads_and_communication(backend)]
         for device in backend.get("devices", {}).values():
             parts.append(_indented(_device(device)))
     parts += [Text(), Text("Optional packages", style="bold")]
     parts += [_indented(_heading(name, package)) for name, package in found["packages"].items()]
+    parts += [Text(), Text("Network", style="bold"), *(_indented(Text(line)) for line in _network(found["network"]))]
     return Group(*parts)
+
+
+def _machine(found: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on processor, memory, accelerators and disk."""
+    cpu, storage = found["cpu"], found["storage"]
+    units = {True: "with bfloat16 units", False: "without bfloat16 units", None: "not known to have bfloat16 units"}
+    busy = "" if cpu["load"] is None else f", load {cpu['load']:g}"
+    yield f"{cpu['model']}, {units[cpu['bfloat16_units']]}"
+    yield f"{cpu['usable_cores']} of {cpu['cores']} cores{busy}, {_gibibytes(cpu['memory_bytes'])} memory"
+    if cpu["settings"]:
+        yield "set: " + ", ".join(f"{name}={value}" for name, value in sorted(cpu["settings"].items()))
+    yield "accelerators that the system lists: " + (", ".join(found["accelerators_seen"]) or "none")
+    yield f"cache {storage['cache']}, {_gibibytes(storage['cache_free_bytes'])} free" + (
+        f": {storage['cache_problem']}" if storage["cache_problem"] else ""
+    )
+    yield f"current folder: {_gibibytes(storage['here_free_bytes'])} free"
+
+
+def _threads_and_communication(backend: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on a usable backend."""
+    if backend.get("threads"):
+        yield f"threads: {backend['threads']}"
+    if libraries := backend.get("communication"):
+        words = (f"{name} {version or 'missing'}" for name, version in libraries.items())
+        yield f"communication: {', '.join(words)}"
+
+
+def _network(found: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on interfaces, launchers and emulation."""
+    for each in found["interfaces"]:
+        speed = f", {each['mbit_per_second']:,} Mbit/s" if each["mbit_per_second"] else ""
+        yield f"{each['name']}: {each['address'] or 'no IPv4 address'}{speed}{'' if each['up'] else ', down'}"
+    for name, value in found["chosen"].items():
+        yield f"{name}={value}"
+    there = [name for name, path in found["launchers"].items() if path]
+    yield f"launchers: {', '.join(there) or 'none on the path'}"
+    problem = found["emulation"]["problem"]
+    yield f"moeport emulate: {'works here' if problem is None else ' '.join(problem.split())}"
 
 
 def _heading(name: str, entry: Mapping[str, Any]) -> Text:

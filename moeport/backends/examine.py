@@ -38,7 +38,8 @@ TINY = ModelConfig(
 def examine(module: str, backend: str | None = None) -> dict[str, Any]:
     """Import a package; if a backend uses it, compute on each of the backend's devices.
 
-    Returns: `version` and `problem`, which is None if there is none; for a backend also `trains` and `devices`.
+    Returns: `version` and `problem`, which is None if there is none; for a backend also `trains`, `threads`,
+    `communication` and `devices`.
     """
     try:
         package = importlib.import_module(module)
@@ -50,6 +51,7 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
             found |= {"trains": get_backend(BackendConfig(name=backend, device="cpu")).trains, "devices": {}}
             found["devices"]["cpu"] = _device(backend, "cpu")
             chosen = get_backend(BackendConfig(name=backend))
+            found |= {"threads": chosen.threads(), "communication": chosen.communication()}
             kind = chosen.device.partition(" ")[0]
             if kind != "cpu":
                 units = [{"name": name, "memory_bytes": memory} for name, memory in chosen.accelerators()]

@@ -76,3 +76,20 @@ def memory_bytes() -> int | None:
         return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):
         return memory
+
+
+def accelerators_seen(driver: Path = Path("/proc/driver/nvidia/gpus"), devices: Path = Path("/dev")) -> list[str]:
+    """NVIDIA GPUs and Ascend NPUs that the system lists, whether or not a framework can use them."""
+    found = []
+    for file in sorted(driver.glob("*/information")):
+        lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        found.append(lines.get("Model", "NVIDIA GPU").strip())
+    return found + [f"Ascend NPU {name.name}" for name in sorted(devices.glob("davinci[0-9]*"))]
+
+
+def load() -> float | None:
+    """Processes that wanted to run, mean of the last minute; None: not known."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None

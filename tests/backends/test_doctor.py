@@ -41,11 +41,17 @@ def printed(entry):
 
 def test_the_report_is_json_and_names_everything(found):
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["moeport", "python", "platform", "cpu", "backends", "packages"]
+    assert list(found) == [
+        *("moeport", "python", "platform", "cpu", "accelerators_seen"),
+        *("backends", "packages", "network", "storage"),
+    ]
     assert list(found["backends"]) == ["torch", "mindspore", "numpy", "torch_npu"]
-    assert list(found["packages"]) == ["datasets", "tensorboard"]
+    assert list(found["packages"]) == list(OPTIONAL)
     assert found["cpu"]["usable_cores"] >= 1
     assert found["cpu"]["memory_bytes"] > 2**28
+    assert found["cpu"]["model"]
+    assert found["cpu"]["settings"]["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
+    assert found["storage"]["cache_free_bytes"] > 0
 
 
 def test_the_numpy_backend(found):
@@ -66,6 +72,9 @@ def test_the_torch_backend(found):
     assert entry["version"] == torch.__version__
     assert entry["install"] is None
     assert entry["trains"] is True
+    assert entry["threads"] == str(torch.get_num_threads())
+    assert entry["communication"]["gloo"]
+    assert set(entry["communication"]) == {"gloo", "nccl", "mpi", "hccl"}
     cpu = entry["devices"]["cpu"]
     assert cpu["description"].startswith("cpu (")
     assert all(cpu["dtypes"][dtype]["usable"] for dtype in FLOAT_DTYPES)
@@ -109,6 +118,36 @@ def test_the_printed_report(found):
     assert "TFLOP/s in a matrix product" in text
 
 
+def test_the_machine_is_printed(found):
+    network = {
+        "interfaces": [
+            {"name": "eth0", "address": "10.0.0.2", "up": True, "mbit_per_second": 25000},
+            {"name": "ib0", "address": None, "up": False, "mbit_per_second": None},
+        ],
+        "chosen": {"GLOO_SOCKET_IFNAME": "eth0"},
+        "launchers": {"torchrun": "/bin/torchrun", "msrun": None, "srun": "/bin/srun"},
+        "emulation": {"problem": "this machine cannot emulate a cluster; missing are\n  root"},
+    }
+    cpu = found["cpu"] | {"model": "Some CPU", "bfloat16_units": False, "load": 3.5, "settings": {"OMP_X": "1"}}
+    storage = {"cache": "/c", "cache_free_bytes": 2**31, "here_free_bytes": 2**30, "cache_problem": "/c: cannot"}
+    changed = {"network": network, "cpu": cpu, "storage": storage, "accelerators_seen": ["NVIDIA H100", "NVIDIA H100"]}
+    lines = [line.strip() for line in printed(found | changed).splitlines()]
+    for line in (
+        "Some CPU, without bfloat16 units",
+        "set: OMP_X=1",
+        "accelerators that the system lists: NVIDIA H100, NVIDIA H100",
+        "cache /c, 2.0 GiB free: /c: cannot",
+        "current folder: 1.0 GiB free",
+        "eth0: 10.0.0.2, 25,000 Mbit/s",
+        "ib0: no IPv4 address, down",
+        "GLOO_SOCKET_IFNAME=eth0",
+        "launchers: torchrun, srun",
+        "moeport emulate: this machine cannot emulate a cluster; missing are root",
+    ):
+        assert line in lines
+    assert any(", load 3.5, " in line for line in lines)
+
+
 def test_a_missing_package_comes_with_the_command_that_installs_it(found):
     entry = describe(Package("testing", "no_such_package", "pip install 'moeport[torch]'"))
     assert entry == {
@@ -128,6 +167,9 @@ def test_commands():
     assert FRAMEWORKS["torch"].install == "pip install 'moeport[torch]'"
     assert {name: package.install for name, package in OPTIONAL.items()} == {
         "datasets": "pip install 'moeport[data]'",
+        "zstandard": "pip install 'moeport[data]'",
+        "scikit-learn": "pip install 'moeport[vision]'",
+        "matplotlib": "pip install 'moeport[plot]'",
         "tensorboard": "pip install 'moeport[tensorboard]'",
     }
 

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from moeport.launch import machine
+from moeport.errors import UserError
+from moeport.launch import machine, network
 from moeport.launch.launcher import Launch
-from moeport.launch.machine import Processor, cores_per_rank, processor, usable_cores
+from moeport.launch.machine import Processor, accelerators_seen, cores_per_rank, processor, usable_cores
 
 X86 = "processor\t: {n}\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx512f {flag}\n\n"
 ARM = (
@@ -61,3 +62,33 @@ def test_ranks_share_the_cores_of_their_node(monkeypatch, own, launcher, local_s
 def test_usable_cores():
     assert 1 <= usable_cores() <= os.cpu_count()
     assert usable_cores(2**22 + 1) in (0, os.cpu_count())  # no such process
+
+
+def test_accelerators_are_seen_without_a_framework(tmp_path):
+    for bus, text in (("0000:17:00.0", "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ: 31\n"), ("0000:65:00.0", "IRQ: 32\n")):
+        (tmp_path / "gpus" / bus).mkdir(parents=True)
+        (tmp_path / "gpus" / bus / "information").write_text(text)
+    for name in ("davinci0", "davinci1", "davinci_manager"):
+        (tmp_path / name).touch()
+    found = ["NVIDIA H100 80GB HBM3", "NVIDIA GPU", "Ascend NPU davinci0", "Ascend NPU davinci1"]
+    assert accelerators_seen(tmp_path / "gpus", tmp_path) == found
+    assert accelerators_seen(tmp_path / "absent", tmp_path / "gpus") == []
+
+
+def test_the_network_is_described(monkeypatch):
+    def refuse():
+        raise UserError("no root")
+
+    monkeypatch.setattr(network, "require", refuse)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    found = network.network()
+    loopback = next(each for each in found["interfaces"] if each["address"] == "127.0.0.1")
+    assert loopback["up"]
+    assert found["chosen"]["GLOO_SOCKET_IFNAME"] == "lo"
+    assert found["emulation"]["problem"] == "no root"
+    assert set(found["launchers"]) == {"torchrun", "msrun", "mpirun", "srun"}
+
+
+def test_an_interface_of_which_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(network.socket, "if_nameindex", lambda: [(9, "absent9")])
+    assert network.interfaces() == [{"name": "absent9", "address": None, "up": True, "mbit_per_second": None}]

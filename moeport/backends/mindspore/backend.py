@@ -112,6 +112,10 @@ class MindSporeBackend(Backend):
         return self.graphs.compilations.count, self.graphs.compilations.seconds
 
     @override
+    def communication(self) -> dict[str, str | None]:
+        return {"mccl": "built in", "hccl": "built in" if self.device_name == "npu" else None}
+
+    @override
     def accelerators(self) -> list[tuple[str, int | None]]:
         return accelerators()
 

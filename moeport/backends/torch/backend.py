@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.torch.auto_dtype import choose_dtype
-from moeport.backends.torch.communicator import start
+from moeport.backends.torch.communicator import communication_libraries, start
 from moeport.backends.torch.device import (
     accelerators,
     describe_device,
@@ -118,6 +118,10 @@ class TorchBackend(Backend):
     @override
     def news(self) -> list[str]:
         return self.watch.news() if self.watch else []
+
+    @override
+    def communication(self) -> dict[str, str | None]:
+        return communication_libraries()
 
     @override
     def accelerators(self) -> list[tuple[str, int | None]]:

@@ -54,6 +54,18 @@ def _store(launch: Launch) -> dist.Store:
     return dist.PrefixStore(f"moeport/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
+def communication_libraries() -> dict[str, str | None]:
+    """Libraries of this PyTorch build, each with its version where it tells one, or None where it lacks it."""
+    there = dist.is_available()
+    nccl = there and dist.is_nccl_available()
+    return {
+        "gloo": "built in" if there and dist.is_gloo_available() else None,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if nccl else None,
+        "mpi": "built in" if there and dist.is_mpi_available() else None,
+        "hccl": "by torch_npu" if there and hasattr(torch, "npu") else None,
+    }
+
+
 class TorchCommunicator(Communicator):
     """A process group."""
 
