@@ -94,6 +94,7 @@ def _unwrapped(side: Recording) -> Recording:
             deepest[parsed.place] = name
     wrapped = [name for name, p in inner.items() if deepest[p.place] != name and p.kind]
     seen = sorted({s for name in names for s in names[name].path if s in WRAPPERS})
+    wrapped += [name for name, p in inner.items() if _is_root_input(p, ()) and name not in wrapped]
     kept = {name: t for name, t in side.tensors.items() if name not in wrapped}
     renamed = {name: str(inner[name]) for name in kept if name in inner and deepest[inner[name].place] == name}
     through = {name: str(inner[name]) for name in wrapped}
@@ -132,6 +133,8 @@ def _without_prefixes(a: Recording, b: Recording) -> tuple[Recording, Recording]
 def _passed_on(side: Recording, names: Mapping[str, _Name], name: str, prefix: Path) -> bool:
     """Whether a module around the prefix returns, as this tensor, what the module at the prefix returned."""
     outer = names.get(name)
+    if outer and _is_root_input(outer, prefix):
+        return True
     if outer is None or not outer.kind or outer.path == prefix or not _starts(prefix, outer.path):
         return False
     rest = outer.rest.partition("#")[0]
@@ -140,6 +143,11 @@ def _passed_on(side: Recording, names: Mapping[str, _Name], name: str, prefix: P
     same = [n for n, p in within if p.head == outer.head and n != name and (p.path == prefix or p.kind == first)]
     is_inner = outer.kind == first and outer.rest == rest and not any(p.path == prefix for _, p in within)
     return not is_inner and any(_equal(side.tensors[name], side.tensors[n]) for n in same)
+
+
+def _is_root_input(name: _Name, root: Path) -> bool:
+    """Whether it is what wrappers give to the model inside them, which is recorded as the input already."""
+    return not name.head and name.path == root and name.rest.startswith(".x")
 
 
 def _equal(x: TensorRecord, y: TensorRecord) -> bool:

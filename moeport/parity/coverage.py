@@ -8,6 +8,7 @@ from dataclasses import replace
 from moeport.errors import UserError
 from moeport.parity import thresholds
 from moeport.parity.options import PARTS
+from moeport.parity.recorder import LAYOUT
 from moeport.parity.recording import INSIDE_UNSEEN, NO_GRADIENTS, NO_TRAINING, Kind, Recording
 from moeport.parity.result import Coverage, Judged, OneSided, StepResult, TensorResult
 
@@ -23,8 +24,10 @@ KINDS: dict[str, tuple[Kind, ...]] = {
 """Kinds of tensors of each part but the trajectory."""
 UNABLE = {"gradients": NO_GRADIENTS, "optimizer": NO_TRAINING, "trajectory": NO_TRAINING}
 """The note of a side that was asked for a part and could not compute it."""
-FUSED = ("routed_mlp",)
-"""Operations that are recorded in addition to their parts, and only where a backend fuses them."""
+EXTRA = ("routed_mlp", LAYOUT)
+"""Operations that are recorded in addition to others: the first only where a backend fuses its parts, the second only
+where entries are kept, and not in bundles of format version 1.
+"""
 UNJUDGED = "follows a near tie that was decided differently"
 """The reason given for tensors that are not judged."""
 
@@ -65,7 +68,7 @@ def one_sided(a: Recording, b: Recording) -> list[OneSided]:
                 after = name
                 continue
             inside = unseen and tensor.kind in ("input", *KINDS["forward"], *KINDS["routing"])
-            found.append(OneSided(name, "A" if letter == "A" else "B", after, inside or tensor.op in FUSED))
+            found.append(OneSided(name, "A" if letter == "A" else "B", after, inside or tensor.op in EXTRA))
     order = {name: i for i, name in enumerate(a.tensors)}
     return sorted(found, key=lambda tensor: order.get(tensor.name, order.get(tensor.after or "", -1)))
 
@@ -118,7 +121,7 @@ def _tensors(
     if open_:
         share = min(len(group) / of for of in (of_a, of_b))
         return row("partly" if share >= thresholds.COVERAGE else "not judged", _named(open_, len(group), of_a, of_b))
-    if any((a if t.side == "A" else b).tensors[t.name].op not in FUSED for t in missing):
+    if any((a if t.side == "A" else b).tensors[t.name].op not in EXTRA for t in missing):
         return row("judged", "from outside: blocks are compiled or recomputed")
     return row("judged")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from moeport.parity.coverage import GIVEN, UNJUDGED, qualifiers
 from moeport.parity.differences import training_keys
 from moeport.parity.floats import BOTH, MASKS, NON_FINITE
+from moeport.parity.recorder import LAYOUT
 from moeport.parity.result import (
     Comparison,
     Culprit,
@@ -21,6 +22,21 @@ from moeport.parity.result import (
 
 AFTER_RATES = ("moment", "update", "second step")
 """Kinds of tensors that depend on the keys of the optimiser, the learning rate among them."""
+AFTER_THE_PASS = {
+    "gradient": ("gradient of {owner}", "the forward pass and the losses agree, this gradient does not"),
+    "training gradient": (
+        "gradient of {owner} in the optimiser step",
+        "the gradients of the pass agree, those of the training step do not",
+    ),
+    "moment": (
+        "optimiser moment {label} of {owner}",
+        "gradients agree, what the optimiser keeps of them does not",
+    ),
+    "update": ("optimiser update of {owner}", "gradients agree, updates do not"),
+    "state": ("state {owner}", "it differs after the step or the pass"),
+    "second step": ("{label} of {owner}", "the first optimiser step agrees, the second does not"),
+}
+"""How a culprit is named and described, by its kind."""
 REASONS = 3
 """Maximum number of reasons in the first line."""
 INHERITED = 0.1
@@ -122,47 +138,30 @@ def _sentence(
     isolation: Isolation | None,
 ) -> tuple[str, str]:
     """Name of the culprit, and a sentence on it."""
-    owner = first.name.partition(":")[2]
+    label, _, owner = first.name.partition(":")
     others = sum(tensor.verdict == "fail" and tensor.kind == first.kind for tensor in tensors) - 1
     more = f", and of {others} more" if others else ""
-    match first.kind:
-        case "parameter":
-            return f"parameter {owner}", f"the weights differ before anything is computed ({first.reason})"
-        case "input":
-            return f"input {first.name}", f"the inputs differ before anything is computed ({first.reason})"
-        case "gradient":
-            return (
-                f"gradient of {owner}",
-                f"the forward pass and the losses agree, this gradient does not{more} ({first.reason})",
-            )
-        case "training gradient":
-            return (
-                f"gradient of {owner} in the optimiser step",
-                f"the gradients of the pass agree, those of the training step do not{more} ({first.reason})",
-            )
-        case "moment":
-            label = first.name.partition(":")[0]
-            return (
-                f"optimiser moment {label} of {owner}",
-                f"gradients agree, what the optimiser keeps of them does not{more} ({first.reason})",
-            )
-        case "update":
-            return f"optimiser update of {owner}", f"gradients agree, updates do not{more} ({first.reason})"
-        case "state":
-            return f"state {owner}", f"it differs after the step or the pass{more} ({first.reason})"
-        case "second step":
-            return (
-                first.name.replace(":", " of ", 1),
-                f"the first optimiser step agrees, the second does not{more} ({first.reason})",
-            )
-        case "decision":
-            found = next(r for r in routing if r.name == first.name)
-            return first.name, _decision(found)
+    if first.kind in AFTER_THE_PASS:
+        name, sentence = AFTER_THE_PASS[first.kind]
+        return name.format(label=label, owner=owner), f"{sentence}{more} ({first.reason})"
+    if first.kind == "parameter":
+        return f"parameter {owner}", f"the weights differ before anything is computed ({first.reason})"
+    if first.kind == "input":
+        return f"input {first.name}", f"the inputs differ before anything is computed ({first.reason})"
+    if first.kind == "decision":
+        return first.name, _decision(next(r for r in routing if r.name == first.name))
     where = f"first tensor beyond tolerance ({first.reason}); "
     if isolation:
         origin = "own" if isolation.own else "inherited"
         return first.name, f"{where}on A's inputs it is off by {isolation.error:.1e} ({origin} error)"
     inherited = max((error for _, error, _ in inputs), default=0.0) > INHERITED * first.error
+    if first.op == LAYOUT:
+        source = ", ".join(name for name, _, _ in inputs) or "its sources"
+        reads = first.name.rpartition(".")[0]
+        return (
+            first.name,
+            f"{where}between {source}, which agrees, and {reads}: another layout",
+        )
     if first.op == "arithmetic" or (first.op is None and not inputs):
         return first.name, f"{where}plain arithmetic computed it from tensors that agree (own error)"
     if inherited:

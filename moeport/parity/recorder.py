@@ -17,6 +17,8 @@ from moeport.core.ops import Ops
 from moeport.parity.recording import FLOATS, SAMPLE_SIZE, Keep, Kind, TensorRecord
 from moeport.parity.store import Store, TensorInfo
 
+LAYOUT = "layout"
+"""The operation that is named for an argument with the entries of other tensors in another layout."""
 Arrays = Sequence[tuple[str, Array]]
 """Arrays among the arguments of an operation, each with its name."""
 
@@ -58,6 +60,7 @@ class Recorder:
         self._router = False
         self._counts: Counter[str] = Counter()
         self._sources: dict[int, tuple[weakref.ref[Any], tuple[str, ...]]] = {}
+        self._moved: dict[int, weakref.ref[Any]] = {}
         self._paths: dict[tuple[int | None, tuple[str, ...]], str] = {}
 
     @property
@@ -100,6 +103,7 @@ class Recorder:
 
     def _forget(self) -> None:
         self._sources.clear()
+        self._moved.clear()
         self._counts.clear()
 
     @contextmanager
@@ -149,6 +153,16 @@ class Recorder:
         if is_array(array) and not self.sources(array):
             self._sources[id(array)] = (weakref.ref(array), sources)
 
+    def move(self, array: Array) -> None:
+        """Remember that an array has the entries of its sources in another layout."""
+        if is_array(array):
+            self._moved[id(array)] = weakref.ref(array)
+
+    def is_moved(self, array: Array) -> bool:
+        """Whether the layout of an array differs from that of its sources."""
+        reference = self._moved.get(id(array))
+        return reference is not None and reference() is array
+
     def sources(self, array: Array) -> tuple[str, ...]:
         """Recorded tensors, parameters and inputs that an array comes from; empty if plain arithmetic computed it."""
         reference, sources = self._sources.get(id(array), (None, ()))
@@ -176,13 +190,24 @@ class Recorder:
         return self._paths[key]
 
     def inputs(self, ops: Ops, name: str, arrays: Arrays) -> tuple[str, ...]:
-        """Names of what an operation reads; also records those that plain arithmetic has computed."""
+        """Names of what an operation reads; also records what plain arithmetic has computed, and what other layouts
+        hold, unless statistics are kept, which do not show a layout.
+        """
         found: list[str] = []
         for label, array in arrays:
-            if not self.sources(array):
-                self.store(ops, f"{name}.{label}", self._kind(ops, array), array, "arithmetic", ())
+            sources, kind = self.sources(array), self._kind(ops, array)
+            if not sources:
+                self.store(ops, f"{name}.{label}", kind, array, "arithmetic", ())
                 self.trace(array, (f"{name}.{label}",))
-            found += [source for source in self.sources(array) if source not in found]
+                sources = (f"{name}.{label}",)
+            elif self.is_moved(array) and self._store.keep.get(kind) != "statistics":
+                self.store(ops, f"{name}.{label}", kind, array, LAYOUT, sources)
+                own = (f"{name}.{label}",)
+                if not any(source.startswith("parameter:") for source in sources):  # these name operations
+                    self._sources[id(array)] = (weakref.ref(array), own)
+                    del self._moved[id(array)]
+                sources = own
+            found += [source for source in sources if source not in found]
         return tuple(found)
 
     def output(self, ops: Ops, name: str, op: str, out: Array | tuple[Array, ...], inputs: tuple[str, ...]) -> None:

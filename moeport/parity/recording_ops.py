@@ -24,6 +24,8 @@ PASSIVE = (
 """Operations that are forwarded but not recorded."""
 TRANSPARENT = ("cast", "accurate", "stop_gradient", "reshape", "transpose", "concat", "split", "one_hot")
 """Operations that compute nothing new: their results are traced to their arguments."""
+MOVING = ("reshape", "transpose", "concat", "split")
+"""Those of them that change the layout."""
 
 ARGUMENTS = {
     name: tuple(inspect.signature(method).parameters)[1:]
@@ -98,8 +100,11 @@ class RecordingOps(_Forwarding):
         out = getattr(inner, op)(*args, **kwargs)
         sources = dict.fromkeys(s for _, array in _arrays(op, args, kwargs) for s in recorder.sources(array))
         if sources:
-            for array in out if isinstance(out, list) else (out,):
+            moved = op in MOVING or any(recorder.is_moved(array) for _, array in _arrays(op, args, kwargs))
+            for array in out if isinstance(out, (list, tuple)) else (out,):
                 recorder.trace(array, tuple(sources))
+                if moved:
+                    recorder.move(array)
         return out
 
 

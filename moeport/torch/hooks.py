@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Observer = Callable[[str, str, Tensor, list[Tensor]], None]
-"""Takes `input`, `output` or `gradient`, a name, a tensor, and the tensors it was computed from."""
+"""Takes `input`, `given`, `output` or `gradient`, a name, a tensor, and the tensors it was computed from."""
 
 
 @contextmanager
@@ -18,26 +18,60 @@ def watch(model: nn.Module, observe: Observer) -> Iterator[None]:
     """Report the tensors of a model's first forward pass and of its backward pass.
 
     Outputs are named `MODULE:CLASS`, and `model:CLASS` for the whole model; nested outputs are split into their
-    tensors. The gradient of an output is named after the output, that of a parameter after the parameter. Gradients are
-    reported as the backward pass produces them, so they come in its order.
+    tensors. What is given to a part of the model is named `MODULE:CLASS.x`. The gradient of an output is named after
+    the output, that of a parameter after the parameter. Gradients are reported as the backward pass produces them, so
+    they come in its order.
 
     Args:
         model: any module; it is not changed, and compiled modules are only observed from outside.
         observe: is called with each tensor.
     """
-    handles: list[Any] = []
-    passes = 0
+    watcher, handles = _Watcher(observe), list[Any]()
+    try:
+        handles.append(model.register_forward_pre_hook(watcher.before, with_kwargs=True))
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(watcher.before_part(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(watcher.after(name), with_kwargs=True))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                handles.append(parameter.register_post_accumulate_grad_hook(watcher.accumulated(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal passes
-        passes += 1
-        if passes == 1:
+
+class _Watcher:
+    """The hooks, which are silent after the first pass."""
+
+    def __init__(self, observe: Observer):
+        self.observe = observe
+        self.passes = 0
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the whole model."""
+        self.passes += 1
+        if self.passes == 1:
             for name, tensor in _tensors("input", (args, kwargs)):
-                observe("input", name, tensor, [])
+                self.observe("input", name, tensor, [])
 
-    def hook(name: str) -> Callable[..., None]:
+    def before_part(self, name: str) -> Callable[..., None]:
+        """Before a module inside it."""
+
+        def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.passes <= 1:
+                for label, tensor in _tensors(f"{name}:{type(module).__name__}.x", (*args, *kwargs.values())):
+                    self.observe("given", label, tensor, [])
+
+        return given
+
+    def after(self, name: str) -> Callable[..., None]:
+        """After a module."""
+        observe = self.observe
+
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if passes > 1:
+            if self.passes > 1:
                 return
             given = [tensor for _, tensor in _tensors("", (args, kwargs))]
             given += list(module.parameters(recurse=False))
@@ -48,24 +82,14 @@ def watch(model: nn.Module, observe: Observer) -> Iterator[None]:
 
         return after
 
-    def parameter_hook(name: str) -> Callable[[Tensor], None]:
+    def accumulated(self, name: str) -> Callable[[Tensor], None]:
+        """After the gradient of a parameter."""
+
         def accumulated(parameter: Tensor) -> None:
-            if parameter.grad is not None and passes == 1:
-                observe("gradient", name, parameter.grad, [])
+            if parameter.grad is not None and self.passes == 1:
+                self.observe("gradient", name, parameter.grad, [])
 
         return accumulated
-
-    try:
-        handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                handles.append(parameter.register_post_accumulate_grad_hook(parameter_hook(name)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

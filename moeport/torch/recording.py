@@ -57,6 +57,9 @@ class ModuleRecording:
 
     def _observe(self, role: str, name: str, x: Tensor, given: list[Tensor]) -> None:
         """Store one tensor of the pass; a repeated name is a further call of the module."""
+        if role == "given":
+            self._store_given(name, x)
+            return
         kinds: dict[str, Kind] = {"input": "input", "output": "activation", "gradient": "gradient"}
         kind = kinds[role]
         if role == "output" and not self._is_float(x):
@@ -65,9 +68,20 @@ class ModuleRecording:
         if role == "output":
             self._outputs += 1
             self._types += [self._ops.dtype(x)] if self._is_float(x) else []
-            calls = sum(known == label or known.startswith(f"{label}#") for known in self._recorder.tensors)
-            label = f"{label}#{calls + 1}" if calls else label
+            label = self._numbered(label)
         self._store(label, kind, x, given)
+
+    def _store_given(self, name: str, x: Tensor) -> None:
+        """Store what is given to a module, if plain code between modules has computed it."""
+        if x.dim() and not self._recorder.sources(x):
+            kind: Kind = "activation" if self._is_float(x) else "plan"
+            label = self._numbered(name)
+            self._recorder.store(self._ops, label, kind, x.detach(), "arithmetic", ())
+            self._recorder.trace(x, (label,))
+
+    def _numbered(self, label: str) -> str:
+        calls = sum(known == label or known.startswith(f"{label}#") for known in self._recorder.tensors)
+        return f"{label}#{calls + 1}" if calls else label
 
     def _is_float(self, x: Tensor) -> bool:
         return self._ops.dtype(x) in FLOATS

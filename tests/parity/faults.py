@@ -145,6 +145,13 @@ def last_row_dropped(self, x_TD, plan):
     return torch.cat((rows[:-1], torch.zeros_like(rows[-1:])))
 
 
+def heads_laid_out_otherwise(self, x, shape):
+    """The queries of the second block: heads and their entries change places."""
+    if len(shape) == 4 and x.shape[-1] == 32 and self.calls("heads") % 2:
+        return TorchOps.reshape(self, x, shape).transpose(-1, -2).reshape(*shape)
+    return TorchOps.reshape(self, x, shape)
+
+
 @contextmanager
 def no_gradient_of_the_auxiliary_loss() -> Iterator[None]:
     loss = moeport.model.moe.load_balance_loss
@@ -255,6 +262,12 @@ FAULTS = [
         "FAIL optimiser update of ",
         patch=no_bias_correction,
         others=("gradients agree, updates do not",),
+    ),
+    Fault(
+        "heads laid out otherwise, between two operations",
+        "FAIL layers.1/attention.q_norm:rms_norm.x: first tensor beyond tolerance",
+        faulty_ops(reshape=heads_laid_out_otherwise),
+        others=("between layers.1/attention.q:linear, which agrees, and layers.1/attention.q_norm:rms_norm",),
     ),
     Fault(
         "wrong RoPE base, in the config",

@@ -70,7 +70,7 @@ def test_wrappers_and_prefixes_are_seen_through(plain, case):
         assert (found.only_a, found.only_b) == ([], [])
         assert {row.part: row.compared for row in found.coverage} == {
             "weights and inputs": 7,
-            "forward": 6,
+            "forward": 7,
             "routing": 0,
             "gradients": 11,
             "optimizer": 0,

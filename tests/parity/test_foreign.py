@@ -43,6 +43,7 @@ def test_what_is_recorded():
     assert forward == [
         "input[0]",
         "first:Linear",
+        "norm:LayerNorm.x",
         "norm:LayerNorm",
         "second:Linear",
         "model:Foreign.out",
@@ -95,6 +96,26 @@ def test_a_fault_in_a_foreign_model_is_named():
     found = compare(recorded(Foreign()), recorded(model))
     assert found.headline.startswith("FAIL norm:LayerNorm: first tensor beyond tolerance")
     assert "its inputs agree (own error)" in found.headline
+
+
+@pytest.mark.parametrize(
+    ("between", "says"),
+    [
+        (lambda x: x.reshape(16, 5).t().contiguous(), "FAIL norm:LayerNorm.x: "),
+        (lambda x: x.flip(0), "FAIL norm:LayerNorm.x: "),
+        (lambda x: torch.cat((x[:-1], 0 * x[-1:])), "FAIL norm:LayerNorm.x: "),
+    ],
+    ids=["transposed", "reversed", "a row lost"],
+)
+def test_a_fault_between_two_modules_is_named(between, says):
+    class Faulty(Foreign):
+        def forward(self, x):
+            hidden = self.norm(between(torch.relu(self.first(x))))
+            return {"out": self.second(hidden), "hidden": hidden}
+
+    found = compare(recorded(Foreign()), recorded(Faulty()))
+    assert found.headline.startswith(says), found.headline
+    assert "plain arithmetic computed it" in found.headline
 
 
 def test_an_error_writes_no_bundle(tmp_path):

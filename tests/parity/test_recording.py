@@ -16,7 +16,7 @@ from moeport.parity.compare import compare, routing_differs
 from moeport.parity.coverage import KINDS
 from moeport.parity.model import RecordedLM
 from moeport.parity.record import decisions, record
-from moeport.parity.recorder import Recorder
+from moeport.parity.recorder import LAYOUT, Recorder
 from moeport.parity.recording import SAMPLED, STATISTICS, sample_indices
 from moeport.parity.recording_ops import PASSIVE, TRANSPARENT, RecordingOps
 from moeport.parity.subject import Variant
@@ -38,12 +38,14 @@ def recorded(folder):
 def test_names_say_block_parameter_and_operation(recorded):
     names = list(recorded.tensors)
     forward = [name for name in names if recorded.tensors[name].op and "layers.1" in name]
-    assert forward[:8] == [
+    assert forward[:10] == [
         "layers.1/attention_norm:rms_norm",
         "layers.1/attention.q:linear",
         "layers.1/attention.k:linear",
         "layers.1/attention.v:linear",
+        "layers.1/attention.q_norm:rms_norm.x",
         "layers.1/attention.q_norm:rms_norm",
+        "layers.1/attention.k_norm:rms_norm.x",
         "layers.1/attention.k_norm:rms_norm",
         "layers.1:rope",
         "layers.1:rope#2",
@@ -69,7 +71,9 @@ def test_inputs_are_traced_through_what_computes_nothing(recorded):
         "layers.0/attention_norm:rms_norm",
         "parameter:layers.0.attention.q",
     )
-    assert tensors["layers.0/attention.q_norm:rms_norm"].inputs[0] == "layers.0/attention.q:linear"  # reshaped
+    reshaped = tensors[tensors["layers.0/attention.q_norm:rms_norm"].inputs[0]]
+    assert (reshaped.name, reshaped.op) == ("layers.0/attention.q_norm:rms_norm.x", LAYOUT)
+    assert reshaped.inputs == ("layers.0/attention.q:linear",)
     residual = tensors["layers.0/mlp_norm:rms_norm"].inputs[0]
     assert residual == "layers.0/mlp_norm:rms_norm.x"
     assert tensors[residual].op == "arithmetic"
@@ -272,4 +276,4 @@ def test_a_fused_routed_mlp_is_recorded_beside_its_parts(folder):
     (a, b), name = (plain.tensors, faulty.tensors), "layers.1/moe.experts:routed_mlp"
     np.testing.assert_array_equal(b["layers.1:unpermute"].values, a["layers.1:unpermute"].values)
     np.testing.assert_array_equal(b[name].values, b["layers.1:unpermute"].values * np.float32(1.25))
-    assert {"parameter:layers.1.moe.experts.w_in", "layers.1/mlp_norm:rms_norm"} <= set(b[name].inputs)
+    assert {"parameter:layers.1.moe.experts.w_in", "layers.1/moe.router:linear.x"} <= set(b[name].inputs)
