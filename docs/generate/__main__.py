@@ -11,6 +11,7 @@ import configuration
 import exchanges
 import metrics
 import moe_options
+import resume
 import routers
 from regions import filled
 
@@ -25,6 +26,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "evaluations": metrics.evaluations,
         "steps": metrics.steps,
         "derived": metrics.derived,
+        "resume": resume.rules,
     },
 }
 """Of each file the names of its generated regions, and what each holds."""

@@ -57,17 +57,21 @@ def locate(loc: Sequence[str | int]) -> tuple[Parts, type[Section]]:
     """
     parts: list[str | int] = []
     section: type[Section] = Config
-    below = section
+    below: type[Section] | None = section
     rest = iter(loc)
     for part in rest:
-        parts.append(part)
         if isinstance(part, str):
+            if below is None:  # the alternative of a value, such as `constrained-int`, and no key
+                continue
             section = below
             field = section.model_fields.get(part)
-            if field is not None and variants(field):
+            if field is None:
+                below = None
+            elif variants(field):
                 below = variants(field).get(str(next(rest, "")), below)
-            elif field is not None:
-                below = subsection(field) or below
+            else:
+                below = subsection(field)
+        parts.append(part)
     return tuple(parts), section
 
 
@@ -90,6 +94,10 @@ def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Prob
         errors: the errors that pydantic found in it.
     """
     unknown = 0
+    bad: set[str] = set()
+    alternatives: dict[Parts, list[ErrorDetails]] = {}
+    for error in errors:
+        alternatives.setdefault(locate(error["loc"])[0], []).append(error)
     for error in errors:
         parts, section = locate(error["loc"])
         if error["type"] == "extra_forbidden":
@@ -100,8 +108,10 @@ def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Prob
             yield Problem(dotted(parts), "is missing", expected=describe(section, str(parts[-1])), place=place)
         elif error["type"].startswith("union_tag"):
             yield _bad_name(root, parts, section)
-        else:
-            yield _bad_value(root, parts, section, error)
+        elif dotted(parts) not in bad:
+            found = [_bad_value(root, parts, section, each) for each in alternatives[parts]]
+            bad.add(dotted(parts))
+            yield next((problem for problem in found if problem.hint), found[0])
 
 
 def _unknown_key(root: Node, parts: Parts, section: type[Section], *, guess: bool) -> Problem:
@@ -165,7 +175,8 @@ def _meant_value(node: Node, key: str, field: FieldInfo, kind: str) -> str:
         if value in names(field):
             return f"{key}.name: {value}"
         if kind == "literal_error":
-            return _closest(value, list(get_args(field.annotation)))
+            choices = [get_args(kind) or (kind,) for kind in get_args(field.annotation)]
+            return _closest(value, [name for kind in choices for name in kind if isinstance(name, str)])
         if kind in _MEANT and isinstance(plain_scalar(value), _MEANT[kind]):
             return value
     if kind == "int_type" and isinstance(value, float) and value.is_integer():

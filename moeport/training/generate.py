@@ -9,12 +9,13 @@ import numpy as np
 from moeport.backends import get_backend
 from moeport.backends.base import EvaluationModel
 from moeport.core.parameters import generator
-from moeport.data import Tokenizer, load_tokenizer
+from moeport.data import Tokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import find_checkpoint, load_checkpoint
 from moeport.training.fits import check_finite, check_parameters
-from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
+from moeport.training.run_dir import CHECKPOINT_DIR, config_of, read_config
+from moeport.training.side_files import read_tokenizer
 
 
 def generate(
@@ -49,7 +50,8 @@ def generate(
         )
     _check_text(prompt)
     run_dir = Path(run_dir)
-    read_config(run_dir)
+    if not (run_dir / CHECKPOINT_DIR).is_dir():
+        read_config(run_dir)
     loaded = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint))
     config = config_of(loaded)
     if config.data.is_images:
@@ -57,7 +59,7 @@ def generate(
             f"{run_dir}: was trained to classify images (data.source.name: {config.data.source.name}) and cannot "
             "continue text; expected the folder of a language model"
         )
-    tokenizer = load_tokenizer(run_dir / TOKENIZER_FILE, end_of_text(config))
+    tokenizer = read_tokenizer(run_dir, loaded)
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())
     check_finite(loaded)

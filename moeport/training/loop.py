@@ -46,6 +46,8 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evalu
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
         StopRequest(REPEATS_SECONDS if run.mesh.world.size > 1 else 0.0) as stop,
     ):
+        for note in log.notes if log else ():
+            progress.say(note)
         return _Loop(run, log, progress, stop, saver).run_all()
 
 
@@ -70,7 +72,7 @@ class _Loop:
                 self._train(step)
                 evaluation = self._evaluate(step) if self._is_due(step, config.training.evaluation_interval) else None
                 if self._is_due(step, config.checkpoint.interval) or self.saver.keeps(evaluation):
-                    self.saver.save(evaluation)
+                    self._save(evaluation)
                 if step < self.last and self._any_rank_stops():
                     self._interrupt(evaluation)
             except NonFiniteError as error:
@@ -115,6 +117,11 @@ class _Loop:
         for line in self.run.backend.news():
             self.progress.say(f"step: {metrics.step}/{self.last}  {line}")
 
+    def _save(self, evaluation: Evaluation | None) -> None:
+        if self.log:
+            self.log.sync()
+        self.saver.save(evaluation)
+
     def _evaluate(self, step: int) -> Evaluation:
         run, training = self.run, self.run.config.training
         size = training.evaluation_batch_size or training.batch_size // run.trainer.batches.num_parts
@@ -138,7 +145,7 @@ class _Loop:
     def _interrupt(self, evaluation: Evaluation | None) -> None:
         step = self.run.trainer.step_number
         if self.saver.saved_step != step:
-            self.saver.save(evaluation)
+            self._save(evaluation)
         self.run.mesh.world.barrier()  # a launcher kills the other ranks once one has ended
         raise InterruptedRunError(
             f"stopped after step {step} of {self.last}; everything is saved in {self.run.dir}. "

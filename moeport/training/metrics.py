@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from moeport.errors import DataError
-from moeport.files import atomic_file, writing
-from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record, StepMetrics, scalars
+from moeport.files import writing
+from moeport.training.metrics_record import parsed
+from moeport.training.metrics_repair import Cut
+from moeport.training.metrics_table import EvaluationMetrics, Record, StepMetrics, scalars
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.tensorboard import EventLog
 
@@ -35,9 +37,12 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None):
         path = Path(run_dir) / METRICS_FILE
-        if resume_step is not None and path.exists():
-            _cut(path, resume_step)
-        self._path = path
+        self._path, self._evaluated = path, 0
+        self.notes: list[str] = []
+        """What was wrong with the file that it continues, a line each."""
+        if resume_step is not None:
+            cut = Cut(path, resume_step)
+            self.notes, self._evaluated = cut.notes, resume_step if cut.evaluated else 0
         with writing(path):
             self._file = path.open("w" if resume_step is None else "a", encoding="utf-8", buffering=1)
         self._events: EventLog | None = None
@@ -68,10 +73,17 @@ class MetricsLog:
         self._write({"step": step, "skipped": True})
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
-        """Write one evaluation."""
+        """Write one evaluation, unless the file that this one continues has it."""
+        if metrics.step == self._evaluated:
+            return
         self._write({name: value for name, value in vars(metrics).items() if value is not None})
         if self._events:
             self._events.scalars(metrics.step, scalars(metrics))
+
+    def sync(self) -> None:
+        """Flush the records to disk, so that no checkpoint outlives those of its steps."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Write out what is pending and close the files."""
@@ -94,13 +106,13 @@ def iterate_metrics(path: Path) -> Iterator[Record]:
     Raises:
         DataError: any other line is not a metrics record.
     """
-    for number, (_, record) in enumerate(_records(path), 1):
-        if "skipped" in record:
-            continue
+    for number, values in enumerate(_values(path), 1):
         try:
-            yield _parse(record)
-        except KeyError as error:
-            raise DataError(f"{path}:{number}: has no {error.args[0]}, which every record of its kind needs") from None
+            record = parsed(values)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        if record:
+            yield record
 
 
 def read_metrics(path: Path) -> tuple[list[StepMetrics], list[EvaluationMetrics]]:
@@ -114,37 +126,19 @@ def read_metrics(path: Path) -> tuple[list[StepMetrics], list[EvaluationMetrics]
     return steps, evaluations
 
 
-def _parse(record: dict[str, Any]) -> Record:
-    kind: Kind = EvaluationMetrics if "val_loss" in record else StepMetrics
-    rows, values = ROWS[kind], dict[str, Any]()
-    for known in fields(kind):
-        optional = known.default is not MISSING or known.default_factory is not MISSING
-        if optional and known.name not in record:
-            continue
-        value = record[known.name]
-        values[known.name] = math.nan if value is None and not rows[known.name].null_is_none else value
-    return kind(**values)
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line with its parsed record."""
+def _values(path: Path) -> Iterator[Any]:
+    """The value of each line, without a partial last one."""
     faulty = 0
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if faulty:
                 raise DataError(f"{path}:{faulty}: is not a metrics record; only the last line may be incomplete")
             try:
-                record = json.loads(line)
-            except ValueError:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
                 faulty = number
                 continue
-            yield line.rstrip("\n") + "\n", record
-
-
-def _cut(path: Path, last_step: int) -> None:
-    """Drop the records of steps after `last_step`."""
-    with atomic_file(path) as kept, kept.open("w", encoding="utf-8") as file:
-        file.writelines(line for line, record in _records(path) if record["step"] <= last_step)
+            yield values
 
 
 def _finite(value: Any) -> Any:

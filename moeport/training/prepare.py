@@ -18,10 +18,11 @@ from moeport.model.auto_exchange import fastest
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint
-from moeport.training.fits import check_finite, check_optimizer, check_parameters
+from moeport.training.fits import check_optimizer, check_parameters
 from moeport.training.host_memory import check_memory
 from moeport.training.placed import place_model
-from moeport.training.run_dir import CHECKPOINT_DIR, check_resumable
+from moeport.training.resumable import announced, check_resumable
+from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.task import Task, build_task_in_turn
 from moeport.training.trainer import Trainer
 
@@ -61,6 +62,11 @@ class PreparedRun:
     def start_step(self) -> int:
         """Number of steps already done."""
         return self.checkpoint.meta.step if self.checkpoint else 0
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are steps to do."""
+        return self.start_step < self.config.training.steps
 
 
 def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mesh: Mesh, say: Say) -> PreparedRun:
@@ -132,11 +138,10 @@ def _params(
     specs = shapes.parameter_specs()
     if checkpoint is None:
         return initial_parameters(specs, config.training.seed, task.token_counts)
-    for change in check_resumable(config, checkpoint):
-        say(f"changed since the checkpoint: {change}")
+    for line in announced(check_resumable(config, checkpoint), checkpoint.meta.step, config.training.steps):
+        say(line)
     check_parameters(checkpoint, specs)
     check_optimizer(checkpoint, specs, config.training.updates(checkpoint.meta.step))
-    check_finite(checkpoint)
     meta = checkpoint.meta
     if (meta.tokenizer, meta.data) != (task.tokenizer_fingerprint, task.train.fingerprint):
         raise CheckpointError(

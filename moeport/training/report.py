@@ -16,6 +16,7 @@ from moeport.training.report_figures import comparison, compression, key_figures
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
 from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
 from moeport.training.run_metrics import RunMetrics
+from moeport.training.side_files import is_of_its_type
 from moeport.training.starts import Start, read_starts
 
 
@@ -50,7 +51,7 @@ def write_report(run_dir: Path) -> Path:
         positions=position_drops(metrics, config),
         exchanged=exchanged(metrics, layers),
         sample=summary.get("sample"),
-        config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
+        config=config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else "",
         environment=_environment(summary, starts),
     )
     path = run_dir / REPORT_FILE
@@ -66,9 +67,14 @@ def _config(run_dir: Path) -> Config | None:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """The known values of summary.json; empty if there is none."""
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: value for key, value in values.items() if value is not None}
+    """The known values of summary.json that are of their type; empty if there is none, or none that can be read."""
+    try:
+        values = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {name: value for name, value in values.items() if value is not None and is_of_its_type(name, value)}
 
 
 def _describe_model(config: Config) -> str:

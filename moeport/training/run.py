@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +18,13 @@ from moeport.files import check_folder, make_folder
 from moeport.launch.launcher import launched
 from moeport.pages.console import PlainConsole
 from moeport.training.announce import announcement
-from moeport.training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
+from moeport.training.checkpoint import Checkpoint, list_checkpoints
 from moeport.training.lock import RunLock, refuse_locked
 from moeport.training.loop import run_steps
 from moeport.training.prepare import PreparedRun, prepare, with_dtype
 from moeport.training.ranks import check_ranks, check_trains
-from moeport.training.run_dir import CHECKPOINT_DIR, SUMMARY_FILE, check_resumable, refuse_used, write_config
+from moeport.training.resume import finished, newest
+from moeport.training.run_dir import CHECKPOINT_DIR, config_of, refuse_used, remove_results, write_config
 from moeport.training.starts import record_start
 from moeport.training.summarise import measure, summarise
 from moeport.training.summary import DryRun, RunSummary
@@ -58,16 +58,13 @@ def train(
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
     if not dry_run:
         refuse_locked(config.run.dir)
-    checkpoints = config.run.dir / CHECKPOINT_DIR
+    say = partial(_say, console)
     checkpoint = None
-    if resume and not dry_run and list_checkpoints(checkpoints):
-        checkpoint = load_checkpoint(find_checkpoint(checkpoints, "latest"))
-        if summary := _finished(config, checkpoint):
-            done = f"{config.run.dir} is finished: all {summary.steps} steps are done"
-            console.print(done, highlight=False, markup=False)
-            return summary
+    if resume and not dry_run and (checkpoint := newest(config)):
         if config.backend.dtype == "auto":
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
+        if summary := finished(config, checkpoint, say):
+            return summary
     elif not (resume or dry_run):
         refuse_used(config.run.dir)
     if not dry_run and (launch is None or launch.rank == 0):
@@ -76,7 +73,6 @@ def train(
     backend = get_backend(config.backend)
     stopped: InterruptedRunError | NonFiniteError
     with backend.communicator(launch, config.comm.timeout) as world:
-        say = partial(_say, console)
         mesh = Mesh(world, config.parallelism.expert)
         try:
             if dry_run:
@@ -112,9 +108,11 @@ def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSumma
     """Run all remaining steps; returns the summary on the first rank."""
     if run.is_first:
         make_folder(run.dir)
-        write_config(run.dir, run.config)
+        write_config(run.dir, run.config if run.is_unfinished else _trained_with(run))
         run.task.save(run.dir)
         record_start(run.dir, run.start_step, run.mesh.world.size, run.task.describe())
+        if run.is_unfinished:
+            remove_results(run.dir)
     for line in announcement(run):
         _say(console, line)
     started = time.perf_counter()
@@ -122,15 +120,11 @@ def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSumma
     return summarise(run, evaluation, time.perf_counter() - started)
 
 
+def _trained_with(run: PreparedRun) -> Config:
+    """The config of a run without steps to do: that of its checkpoint, since changes had no effect."""
+    return config_of(run.checkpoint).model_copy(update={"run": run.config.run}) if run.checkpoint else run.config
+
+
 def _say(console: Console, text: str) -> None:
     """Print one plain line."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _finished(config: Config, checkpoint: Checkpoint) -> RunSummary | None:
-    """The summary of a run that has done all its steps."""
-    path = config.run.dir / SUMMARY_FILE
-    if checkpoint.meta.step < config.training.steps or not path.is_file():
-        return None
-    check_resumable(config, checkpoint)
-    return RunSummary(**json.loads(path.read_text()))

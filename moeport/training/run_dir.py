@@ -1,4 +1,4 @@
-"""The run folder: what may be in it, and whether a run may be resumed from it."""
+"""The run folder: what may be in it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ from moeport.config.data import FileTokenizer
 from moeport.config.schema import Config
 from moeport.data.tokenizer import END_OF_TEXT
 from moeport.errors import UserError
+from moeport.files import remove, write_text
 from moeport.training.checkpoint import Checkpoint, list_checkpoints
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 TOKENIZER_FILE, REPORT_FILE = "tokenizer.json", "report.html"
 CHECKPOINT_DIR, PROFILE_DIR = "checkpoints", "profile"
-
-FIXED_KEYS = (
-    "model",
-    "data.source",
-    "data.tokenizer",
-    "data.sequence_length",
-    "data.validation_fraction",
-    "training.batch_size",
-    "training.seed",
-)
-"""Keys that a resumed run may not change, since it would become another model or see other batches."""
 
 
 def refuse_used(run_dir: Path) -> None:
@@ -40,29 +30,16 @@ def refuse_used(run_dir: Path) -> None:
         )
 
 
-def check_resumable(config: Config, checkpoint: Checkpoint) -> list[str]:
-    """Compare the config with the checkpoint's.
-
-    Returns: the changes that are allowed, as `key: old -> new`.
-
-    Raises UserError, which names the changes that are not.
-    """
-    # Through this version's schema: keys that the checkpoint's did not have get their defaults, and paths are expanded.
-    before, now = (_leaves(each.model_dump(mode="json")) for each in (config_of(checkpoint), config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changes = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed}
-    fixed = [changes[key] for key in changed if key.startswith(FIXED_KEYS)]
-    if fixed:
-        raise UserError(
-            f"{checkpoint.path}: cannot be resumed with another model or other data: {'; '.join(fixed)}; "
-            "restore these keys, or start another run with --set run.dir=FOLDER"
-        )
-    return [changes[key] for key in changed if not key.startswith("run.")]
-
-
 def write_config(run_dir: Path, config: Config) -> None:
     """Write the resolved config to the run folder."""
-    (run_dir / CONFIG_FILE).write_text(resolved_yaml(config), encoding="utf-8")
+    write_text(run_dir / CONFIG_FILE, resolved_yaml(config))
+
+
+def remove_results(run_dir: Path) -> None:
+    """Delete the summary and the report of a shorter run, which is being continued."""
+    for path in (run_dir / SUMMARY_FILE, run_dir / REPORT_FILE):
+        if path.exists():
+            remove(path)
 
 
 def read_config(run_dir: Path) -> Config:
@@ -84,11 +61,12 @@ def end_of_text(config: Config) -> str:
     return tokenizer.end_of_text if isinstance(tokenizer, FileTokenizer) else END_OF_TEXT
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _leaves(value, f"{prefix}{key}.")
+            flat |= leaves(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

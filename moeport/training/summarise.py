@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import resource
 import statistics
 import sys
 from dataclasses import asdict
 
+from moeport.files import write_json
 from moeport.training.checkpoint import find_checkpoint
 from moeport.training.evaluate import Evaluation
 from moeport.training.metrics import read_metrics
@@ -32,7 +32,8 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
     of_the_task = run.task.summary(run.trainer.model)
     if not run.is_first:
         return None
-    steps, _ = read_metrics(run.dir / METRICS_FILE)
+    steps, _ = read_metrics(run.dir / METRICS_FILE)  # may be lost, but for the last evaluation
+    speeds = [record.tokens_per_second for record in steps]
     counts = run.trainer.shapes.parameter_counts()
     compilations, compile_seconds = run.backend.compilations()
     summary = RunSummary(
@@ -41,7 +42,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         val_loss=evaluation.loss,
         val_bits_per_byte=evaluation.bits_per_byte,
         val_accuracy=evaluation.accuracy,
-        tokens_per_second=statistics.median(record.tokens_per_second for record in steps),
+        tokens_per_second=statistics.median(speeds) if speeds else None,
         wall_time=seconds + sum(record.step_time for record in steps if record.step <= run.start_step),
         peak_memory=_peak_memory(),
         parameters_total=counts.total,
@@ -54,11 +55,11 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         **of_the_task,
         compilations=compilations,
         compile_seconds=compile_seconds,
-        capacity_per_layer=steps[-1].capacity_per_layer,
-        drop_rate=steps[-1].drop_rate,
+        capacity_per_layer=steps[-1].capacity_per_layer if steps else [],
+        drop_rate=steps[-1].drop_rate if steps else 0.0,
     )
-    (run.dir / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=2))
-    if run.config.metrics.report:
+    write_json(run.dir / SUMMARY_FILE, asdict(summary))
+    if run.config.metrics.report and steps:
         write_report(run.dir)
     return summary
 

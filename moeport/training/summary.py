@@ -29,8 +29,8 @@ class RunSummary:
     """Validation loss in nats per token, or per image."""
     val_bits_per_byte: float | None
     """The same loss in bits per byte of text; None for images."""
-    tokens_per_second: float
-    """Median over the steps."""
+    tokens_per_second: float | None
+    """Median over the steps; None if their metrics are lost."""
     wall_time: float
     """Seconds of all steps, evaluations and checkpoints, without the preparation of data."""
     peak_memory: float
@@ -76,7 +76,8 @@ class RunSummary:
             table.add_row("bits per byte", f"{self.val_bits_per_byte:.3f}  ({others}, each held-out file separately)")
         if self.val_accuracy is not None:
             table.add_row("accuracy", f"{self.val_accuracy:.2%} of the held-out images")
-        table.add_row("speed", f"{self.tokens_per_second:,.0f} tokens/s on {self.device}, {self.dtype}")
+        speed = "unknown" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s"
+        table.add_row("speed", f"{speed} on {self.device}, {self.dtype}")
         table.add_row("time, memory", f"{duration(self.wall_time)}, at most {self.peak_memory:.2f} GiB")
         if self.compilations:
             table.add_row("compiled", f"{self.compilations} graphs in {duration(self.compile_seconds)}")

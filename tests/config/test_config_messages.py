@@ -322,6 +322,23 @@ CASES = [
     ),
     case("key at the wrong level", "d_model: 512\n", "c.yaml:1:1 d_model: unknown key; did you mean model.d_model?"),
     case(
+        "misspelled choice where null is one too",
+        "model:\n  moe: {shared_mixing: sofmax}\n",
+        "c.yaml:2:24 model.moe.shared_mixing: is not a choice (got sofmax); expected one of add, softmax or null; "
+        "did you mean softmax?",
+    ),
+    case(
+        "no alternative of a value",
+        "comm: {chunks: 0}\n",
+        "c.yaml:1:16 comm.chunks: is out of range (got 0); expected an integer of at least 1 or auto",
+    ),
+    case(
+        "misspelled alternative of a value",
+        "comm: {chunks: aut}\n",
+        "c.yaml:1:16 comm.chunks: is not a choice (got aut); expected an integer of at least 1 or auto; "
+        "did you mean auto?",
+    ),
+    case(
         "unlike any key",
         "training:\n  frobnicate: 1\n",
         "c.yaml:2:3 training.frobnicate: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, evaluation_interval, evaluation_batch_size, activation_checkpointing, skip_steps",

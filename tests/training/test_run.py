@@ -153,7 +153,7 @@ def test_resume_refuses_another_model_and_tells_of_other_changes(tmp_path, capsy
     with pytest.raises(UserError, match=r"model\.norm_eps: 1e-05 -> 0\.001; training\.seed: 0 -> 3; restore these"):
         train(tiny_config(tmp_path, model={"norm_eps": 1e-3}, training={"seed": 3, "steps": 8}), resume=True)
     train(tiny_config(tmp_path, training={"steps": 7}), resume=True)
-    assert "changed since the checkpoint: training.steps: 6 -> 7" in capsys.readouterr().out
+    assert "changed from step 7 on: training.steps: 6 -> 7" in capsys.readouterr().out
 
 
 def test_resume_refuses_other_text(tmp_path):

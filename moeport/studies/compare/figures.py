@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from moeport.errors import DataError
 from moeport.pages.charts import Series
 from moeport.pages.series import BinnedSeries
 from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
-from moeport.training.run_dir import METRICS_FILE, SUMMARY_FILE
+from moeport.training.run_dir import METRICS_FILE
+from moeport.training.side_files import read_summary
 
 CHART_POINTS = 100
 CURVES = ("val_loss", "drop_rate", "imbalance", "rows_mean", "rows_max")
@@ -75,8 +75,12 @@ class RunResult:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run folder holds a run that has done all its steps."""
-    return (run_dir / SUMMARY_FILE).is_file()
+    """Whether a run folder holds a run that has done all its steps, and its summary is whole."""
+    try:
+        read_summary(run_dir)
+    except DataError:
+        return False
+    return True
 
 
 def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
@@ -89,7 +93,7 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
 
     Raises DataError if its metrics cannot be read.
     """
-    summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary = read_summary(run_dir)
     steps, evaluations = BinnedSeries(5, CHART_POINTS), BinnedSeries(2, CHART_POINTS)
     settled, times, rows_per_token = [], [], []
     for record in iterate_metrics(run_dir / METRICS_FILE):
@@ -108,26 +112,28 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         if 2 * record.step > config.training.steps:
             settled.append(values)
             rows_per_token.append(served / (record.tokens / config.training.updates(record.step)))
+    if not settled:
+        raise DataError(f"{run_dir}: the metrics of its second half are lost; delete it and repeat the command")
     drop_rate, imbalance, rows_mean, rows_max = np.mean(settled, axis=0).tolist()
-    dtype = summary["dtype"]
+    dtype = summary.dtype
     bytes_per_token = all_to_all_bytes(float(np.mean(rows_per_token)), config.model.d_model, dtype, ranks)
     curves = {"val_loss": _series(evaluations, 1)}
     curves |= {name: _series(steps, column) for column, name in enumerate(CURVES[1:], 1)}
     figures = Figures(
-        parameters_total=summary["parameters_total"],
-        parameters_active=summary["parameters_active"],
-        val_loss=summary["val_loss"],
-        val_bits_per_byte=summary["val_bits_per_byte"],
-        val_accuracy=summary["val_accuracy"],
+        parameters_total=summary.parameters_total,
+        parameters_active=summary.parameters_active,
+        val_loss=summary.val_loss,
+        val_bits_per_byte=summary.val_bits_per_byte,
+        val_accuracy=summary.val_accuracy,
         drop_rate=drop_rate,
         imbalance=imbalance,
         rows_mean=rows_mean,
         rows_max=rows_max,
         step_time=float(np.median(times)),
         all_to_all_bytes=bytes_per_token,
-        wall_time=summary["wall_time"],
+        wall_time=summary.wall_time,
     )
-    return RunResult(figures, curves, summary["device"], dtype, summary["versions"])
+    return RunResult(figures, curves, summary.device, dtype, summary.versions)
 
 
 def all_to_all_bytes(rows_per_token: float, d_model: int, dtype: str, ranks: int) -> float:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeport.config import load_config
+from moeport.config import config_from_dict, load_config
 from moeport.config.schema import Config
 from moeport.config.tree import shown
 from moeport.errors import UserError, choices
 from moeport.model.build import build_model
-from moeport.training.run_dir import CONFIG_FILE, read_config
+from moeport.training.checkpoint import list_checkpoints, read_meta
+from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, read_config
 
 COMPARED = ("model.moe",)
 """Keys that a comparison is about."""
@@ -183,9 +184,10 @@ def _refuse_unfair(configs: dict[str, Config], baseline: str, allowed: Sequence[
 
 def _refuse_another(run: PlannedRun) -> None:
     """Refuse a folder with a run of another config: it can neither be resumed nor count as a result."""
-    if not (run.dir / CONFIG_FILE).exists():
+    before = _config_in(run.dir)
+    if before is None:
         return
-    config, before = run.config, read_config(run.dir)
+    config = run.config
     if config.backend.dtype == "auto":
         config = config.model_copy(
             update={"backend": config.backend.model_copy(update={"dtype": before.backend.dtype})}
@@ -196,6 +198,19 @@ def _refuse_another(run: PlannedRun) -> None:
             f"{run.dir} holds a run of another config: {'; '.join(map(str, found))}; "
             "choose another --output-dir, delete this folder, or restore these keys"
         )
+
+
+def _config_in(run_dir: Path) -> Config | None:
+    """The config of the run in a folder, from its newest checkpoint if the file is damaged; None if there is no run."""
+    if not (run_dir / CONFIG_FILE).exists():
+        return None
+    try:
+        return read_config(run_dir)
+    except UserError:
+        paths = list_checkpoints(run_dir / CHECKPOINT_DIR)
+        if not paths:
+            raise
+        return config_from_dict(read_meta(paths[-1]).config)
 
 
 def _differences(before: Config, now: Config, without: Sequence[str]) -> list[Difference]:

@@ -1,0 +1,160 @@
+"""Which keys of the config a resumed run may change, and what a change does: a table of all keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from moeport.config import config_from_dict
+from moeport.config.schema import Config
+from moeport.config.step_ranges import shown, up_to
+from moeport.config.training import TrainingConfig
+from moeport.errors import ConfigError, UserError
+from moeport.training.checkpoint import Checkpoint
+from moeport.training.run_dir import leaves
+
+
+class Effect(Enum):
+    """What a changed key does to a resumed run."""
+
+    NONE = "free"
+    """The training steps stay the same."""
+    ONWARD = "from here on"
+    """The steps that are not done yet follow the new value."""
+    REFUSED = "refused"
+    """The run would have another model or see other batches, so it is not the same run."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for a key and, unless they have a rule of their own, for the keys below it."""
+
+    effect: Effect
+    why: str
+
+
+RULES: Mapping[str, Rule] = {
+    "run": Rule(Effect.NONE, "the folder may have been moved"),
+    "model": Rule(Effect.REFUSED, "it would be another model"),
+    "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
+    "data.cache_dir": Rule(Effect.NONE, "the text and the tokenizer are compared"),
+    "training.steps": Rule(Effect.ONWARD, "the schedule follows the new length; fewer than the steps done is refused"),
+    "training.batch_size": Rule(Effect.REFUSED, "other batches"),
+    "training.gradient_accumulation": Rule(Effect.ONWARD, "the same batches in other parts"),
+    "training.seed": Rule(Effect.REFUSED, "other batches"),
+    "training.evaluation_interval": Rule(Effect.NONE, "evaluations leave no trace in the model"),
+    "training.evaluation_batch_size": Rule(Effect.NONE, "evaluations leave no trace in the model"),
+    "training.activation_checkpointing": Rule(Effect.ONWARD, "equal up to rounding"),
+    "training.skip_steps": Rule(Effect.ONWARD, "a step that is done can be neither skipped nor made up for: refused"),
+    "optimizer": Rule(Effect.ONWARD, "the moments stay"),
+    "parallelism": Rule(Effect.ONWARD, "equal up to rounding"),
+    "comm": Rule(Effect.ONWARD, "equal up to rounding"),
+    "checkpoint": Rule(Effect.NONE, "checkpoints leave no trace in the model"),
+    "metrics": Rule(Effect.NONE, "metrics leave no trace in the model"),
+    "backend": Rule(Effect.ONWARD, "the checkpoint is the same for every framework, device and type"),
+}
+"""By key or section; the longest entry that fits a key holds."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value is not that of the checkpoint."""
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def effect(self) -> Effect:
+        """What it does."""
+        return rule_of(self.key).effect
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} -> {self.now}"
+
+
+def rule_of(key: str) -> Rule:
+    """The rule that holds for a key."""
+    parts = key.split(".")
+    return next(RULES[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in RULES)
+
+
+def changes(config: Config, checkpoint: Checkpoint) -> list[Change]:
+    """The keys that have other values than in a checkpoint; a key that is younger than it had its default."""
+    now = leaves(config.model_dump(mode="json"))
+    try:
+        before = leaves(config_from_dict(checkpoint.meta.config).model_dump(mode="json"))
+    except ConfigError:  # of an older moeport, whose keys or rules were others
+        before = now | leaves(checkpoint.meta.config)
+    return [
+        Change(key, before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def check_resumable(config: Config, checkpoint: Checkpoint) -> list[Change]:
+    """Compare the config with the checkpoint's.
+
+    Returns: the changes that are allowed.
+
+    Raises UserError, which names the changes that are not, with both values.
+    """
+    found = changes(config, checkpoint)
+    refused = [str(change) for change in found if change.effect is Effect.REFUSED]
+    if refused:
+        raise UserError(
+            f"{checkpoint.path}: cannot be resumed with another model or other data: {'; '.join(refused)}; "
+            "restore these keys, or start another run with --set run.dir=FOLDER"
+        )
+    _check_steps(config, checkpoint)
+    return found
+
+
+def announced(found: list[Change], step: int, steps: int) -> list[str]:
+    """A line for each change, except of the folder, that says what it does.
+
+    Args:
+        found: the changes, none of which is refused.
+        step: the number of steps done.
+        steps: the number of steps of the run.
+    """
+    lines = []
+    for change in found:
+        if change.key.startswith("run."):
+            continue
+        if step >= steps and change.effect is Effect.ONWARD:
+            lines.append(f"no effect, since all {steps} steps are done: {change}")
+        elif change.key == "metrics.profile_step" and change.now is not None and change.now <= step:
+            lines.append(f"no effect, since step {change.now} is done: {change}")
+        elif change.effect is Effect.ONWARD:
+            lines.append(f"changed from step {step + 1} on: {change}")
+        else:
+            lines.append(f"changed since the checkpoint: {change}")
+    return lines
+
+
+def _check_steps(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuse to end before the steps that are done, and to skip them or not to have skipped them."""
+    done, training = checkpoint.meta.step, config.training
+    if training.steps < done:
+        raise UserError(
+            f"training.steps: {training.steps} is less than the {done} steps that are done ({checkpoint.path}); "
+            f"expected at least {done}, or delete the later checkpoints, or start another run with "
+            "--set run.dir=FOLDER"
+        )
+    was, now = (up_to(section.skipped, done) for section in (_training(checkpoint), training))
+    if was != now:
+        raise UserError(
+            f"training.skip_steps: of the {done} steps that are done, {shown(was) or 'none'} were skipped and "
+            f"{shown(now) or 'none'} should have been ({checkpoint.path}); change steps after {done} only, or delete "
+            "the later checkpoints"
+        )
+
+
+def _training(checkpoint: Checkpoint) -> TrainingConfig:
+    """What was skipped before a checkpoint; nothing if it is older than the key."""
+    values = checkpoint.meta.config.get("training", {})
+    return TrainingConfig(skip_steps=tuple(values.get("skip_steps", ())))
