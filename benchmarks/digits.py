@@ -31,7 +31,7 @@ from moeport.training.schedule import learning_rate
 from moeport.training.summary import RunSummary
 
 CONFIG = Path("configs/vision/digits.yaml")
-ROUTERS = (
+BY_NAME = (
     "{name: topk, top_k: 2}",
     "{name: soft, slots_per_expert: 2}",
     "{name: expert_choice}",
@@ -91,7 +91,7 @@ def main() -> None:
     width = config.model.moe.router.experts_per_token * config.model.moe.expert_hidden
     one_expert = ["model.moe.num_experts=1", f"model.moe.expert_hidden={width}", "model.moe.router={name: switch}"]
     models = {"ours with one expert: dense": one_expert}
-    models |= {f"`{router}`": [f"model.moe.router={router}"] for router in ROUTERS}
+    models |= {f"`{router}`": [f"model.moe.router={router}"] for router in BY_NAME}
     for name, values in models.items():
         with tempfile.TemporaryDirectory() as folder:
             summaries = [_moe([*args.set, *values], seed, Path(folder)) for seed in range(args.seeds)]

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 import moeport
+from moeport.routers import ROUTERS
 from tests.training.tiny import tiny_config
 
 
@@ -19,6 +20,12 @@ def test_every_public_name_is_there():
 def test_importing_the_package_imports_no_framework():
     code = "import sys, moeport; assert not {'torch', 'numpy', 'pydantic', 'mindspore'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_routers_are_named_with_their_config_and_router():
+    for name, (config, router) in ROUTERS.items():
+        assert config.model_fields["name"].default == name
+        assert router.config_class is config
 
 
 def test_train_and_generate_can_be_called_again_and_again(tmp_path):

@@ -21,36 +21,36 @@ def routers(
     """List the routers and their options."""
     from moeport.errors import UserError, choices
     from moeport.pages.console import wide_console
-    from moeport.routers import ROUTERS
+    from moeport.routers import BY_NAME
 
     console = wide_console()
     if name is None:
         console.print(_overview())
         console.print("\nOptions", style="bold")
-        for each in ROUTERS:
+        for each in BY_NAME:
             if (table := _options(each)).rows:
                 console.print(each, table, sep="\n")
-    elif name in ROUTERS:
-        router = ROUTERS[name]
+    elif name in BY_NAME:
+        router = BY_NAME[name]
         console.print(name, style="bold")
         console.print(inspect.cleandoc(router.__doc__ or ""))
         console.print(f"\nExperts per token: {experts_per_token(router.config_class)}\nPaper: {router.paper}\n")
         table = _options(name)
         console.print(table if table.rows else "No options.")
     else:
-        raise UserError(f"no router {name}; {choices(name, ROUTERS)}")
+        raise UserError(f"no router {name}; {choices(name, BY_NAME)}")
 
 
 def _overview() -> Table:
     from rich.table import Table
 
-    from moeport.routers import ROUTERS
+    from moeport.routers import BY_NAME
 
     table = Table(title="Routers", title_justify="left")
     table.add_column("Router", no_wrap=True)
     table.add_column("Experts per token", overflow="fold")
     table.add_column("What it does, and its paper", overflow="fold")
-    for name, router in ROUTERS.items():
+    for name, router in BY_NAME.items():
         table.add_row(name, experts_per_token(router.config_class), f"{summary(router)}\n{router.paper}")
     return table
 
@@ -59,12 +59,12 @@ def _options(name: str) -> Table:
     """The options of a router, their defaults and what they do."""
     from rich.table import Table
 
-    from moeport.routers import ROUTERS
+    from moeport.routers import BY_NAME
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for no_wrap in (True, True, False):
         table.add_column(no_wrap=no_wrap, overflow="fold")
-    for option, field in ROUTERS[name].config_class.model_fields.items():
+    for option, field in BY_NAME[name].config_class.model_fields.items():
         if option != "name":
             table.add_row(f"  {option}", f"= {_shown(field.default)}", field.description or "")
     return table

@@ -12,7 +12,7 @@ from moeport.config.problem import Problem
 from moeport.config.rule import Effect, Rule
 from moeport.config.schema import Config
 from moeport.config.tree import shown
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.routers.base import RouterConfig
 
 _HEADS = "model.attention.num_heads"
@@ -20,7 +20,7 @@ _HEADS = "model.attention.num_heads"
 
 def _router(name: str) -> type[RouterConfig]:
     """The class that holds what is true of a router whatever its options."""
-    return ROUTERS[name].config_class
+    return BY_NAME[name].config_class
 
 
 def _is_encoding(name: str) -> bool:
@@ -145,14 +145,14 @@ RULES = (
         lambda drop, name: drop != "affinity" or _router(name).has_affinity,
         "{1} returns no affinities to choose by",
         "probability, which chooses by the gate, or a router with affinities: "
-        + " or ".join(name for name, router in ROUTERS.items() if router.config_class.has_affinity),
+        + " or ".join(name for name, router in BY_NAME.items() if router.config_class.has_affinity),
     ),
     Rule(
         ("model.moe.capacity.policy", "model.moe.router.name"),
         lambda policy, name: policy not in ("locmoe", "locmoe_plus") or _router(name).has_gate_rows,
         "needs the cosines between tokens and gate rows, but {1} does not have one gate row per expert",
         "another policy, or a router with gate rows: "
-        + ", ".join(name for name, router in ROUTERS.items() if router.config_class.has_gate_rows),
+        + ", ".join(name for name, router in BY_NAME.items() if router.config_class.has_gate_rows),
     ),
     Rule(
         ("model.moe.router.name", "data.source.name"),

@@ -56,8 +56,11 @@ REGISTRY: tuple[type[Router[Any]], ...] = (
 )
 """Every router, in the order of lists and messages. Each names its config: `Router[SwitchConfig]`."""
 
-ROUTERS = {router.config_class.model_fields["name"].default: router for router in REGISTRY}
-"""Name to router."""
+BY_NAME = {router.config_class.model_fields["name"].default: router for router in REGISTRY}
+"""Name to router class."""
+
+ROUTERS = {name: (router.config_class, router) for name, router in BY_NAME.items()}
+"""Name to the classes of its config and router, for users of the library."""
 
 if TYPE_CHECKING:
     RouterChoice = RouterConfig
@@ -70,4 +73,4 @@ def build_router(
     config: RouterConfig, d_model: int, num_experts: int, init_std: float = 0.02, vocab_size: int | None = None
 ) -> Router[Any]:
     """The router that `config` names; `vocab_size` V is for those that look at token ids."""
-    return ROUTERS[config.name](config, d_model, num_experts, init_std, vocab_size)
+    return BY_NAME[config.name](config, d_model, num_experts, init_std, vocab_size)

@@ -15,7 +15,7 @@ from moeport.cli.main import main
 from moeport.config import Config, json_schema, resolved_yaml
 from moeport.config.model import ModelConfig
 from moeport.errors import RunError
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.version import VERSION
 
 
@@ -156,20 +156,20 @@ class TestRouters:
     def test_all(self, run):
         code, out, err = run("routers")
         assert (code, err) == (0, "")
-        for name, router in ROUTERS.items():
+        for name, router in BY_NAME.items():
             assert name in out
             assert router.paper.partition(",")[0] in out
             assert all(option in out for option in router.config_class.model_fields if option != "name")
 
-    @pytest.mark.parametrize("name", ROUTERS)
+    @pytest.mark.parametrize("name", BY_NAME)
     def test_one(self, run, name):
         code, out, err = run("routers", name)
         assert (code, err) == (0, "")
         assert out.startswith(f"{name}\n")
-        assert ROUTERS[name].paper in out
+        assert BY_NAME[name].paper in out
 
     def test_unknown(self, run):
-        names = ", ".join(ROUTERS)
+        names = ", ".join(BY_NAME)
         expected = f"expected one of {names}; did you mean topk?"
         assert run("routers", "top_k") == (2, "", f"error: no router top_k; {expected}\n")
 

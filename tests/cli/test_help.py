@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moeport.cli.main import COMMANDS, _command, main
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,8 +74,8 @@ def test_names_of_routers_are_whole_on_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     _, out = moeport(monkeypatch, capsys, "routers")
     words = set(re.split(r"[^\w]+", re.sub(r"\x1b\[[0-9;]*m", "", out)))
-    assert set(ROUTERS) <= words
-    assert {option for router in ROUTERS.values() for option in router.config_class.model_fields} - {"name"} <= words
+    assert set(BY_NAME) <= words
+    assert {option for router in BY_NAME.values() for option in router.config_class.model_fields} - {"name"} <= words
 
 
 def test_the_shell_completes_commands():

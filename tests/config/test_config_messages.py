@@ -8,13 +8,13 @@ import pytest
 
 from moeport.config import load_config
 from moeport.errors import ConfigError
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 
-WITH_TOP_K = [name for name, router in ROUTERS.items() if "top_k" in router.config_class.model_fields]
+WITH_TOP_K = [name for name, router in BY_NAME.items() if "top_k" in router.config_class.model_fields]
 
 
 def case(name: str, text: str, message: str, *overrides: str):
-    message = message.replace("<routers>", ", ".join(ROUTERS))
+    message = message.replace("<routers>", ", ".join(BY_NAME))
     message = message.replace("<routers with top_k>", f"{', '.join(WITH_TOP_K[:-1])} and {WITH_TOP_K[-1]}")
     return pytest.param(text, message, overrides, id=name)
 

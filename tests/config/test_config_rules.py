@@ -7,7 +7,7 @@ from moeport.config.keys import ALIASES, keys, suggest
 from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
 from moeport.config.rules import EFFECTS, RULES
 from moeport.config.training import BackendConfig, TrainingConfig
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.routers.topk import TopKConfig
 
 PATHS = {key.path for key in keys()}
@@ -17,9 +17,9 @@ def test_default_breaks_no_rule():
     assert check_rules(Config()) == []
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_every_router_has_sound_defaults(name):
-    config = ROUTERS[name].config_class
+    config = BY_NAME[name].config_class
     moe = MoEConfig(router=config.model_validate({}), allow_future_tokens=config.looks_ahead)
     assert check_rules(Config(model=ModelConfig(moe=moe))) == []
 

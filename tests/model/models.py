@@ -6,7 +6,7 @@ from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig
 from moeport.core.parameters import initial_parameters
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from tests.support import rng
 
 VOCABULARY = 11
@@ -24,7 +24,7 @@ SMALL = {
 WHOLE_BATCH = ("sinkhorn_token_choice", "base", "random")
 ROUTER_CONFIGS = {
     name: router.config_class.model_validate(SMALL.get(name, {}))
-    for name, router in ROUTERS.items()
+    for name, router in BY_NAME.items()
     if not router.config_class.fixed_load and name not in WHOLE_BATCH
 }
 """All but those whose choices or losses depend on the whole micro-batch, as Sinkhorn token choice, random and the

@@ -9,7 +9,7 @@ from moeport.core.losses import load_balance_loss
 from moeport.core.parameters import initial_value, subtree
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.switch import SwitchConfig
 from moeport.routers.top_p import TopPConfig
@@ -24,7 +24,7 @@ EXPERTS, WIDTH, TOKENS, SEQUENCES = 4, 8, 24, 4
 WITHOUT_SCORES = ("hash", "rre", "random")
 BALANCED = [
     name
-    for name, router in ROUTERS.items()
+    for name, router in BY_NAME.items()
     if not (router.config_class.fixed_load or router.config_class.even_load or name in WITHOUT_SCORES)
 ]
 """Routers that choose by scores, so that a load-balancing loss has something to move."""
@@ -38,7 +38,7 @@ def layer_of(router, coefficient=0.5, scope="batch", capacity=None, router_z_los
     config = MoEConfig(
         num_experts=EXPERTS,
         expert_hidden=3,
-        router=ROUTERS[router].config_class(**options),
+        router=BY_NAME[router].config_class(**options),
         load_balance=LoadBalanceConfig(coefficient=coefficient, scope=scope),
         capacity=capacity or CapacityConfig(),
         router_z_loss=router_z_loss,

@@ -7,7 +7,7 @@ import pytest
 
 from moeport.parity.run import GOLDEN, compare_subjects, run
 from moeport.parity.subject import Size, build_subject
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from tests.conformance.targets import with_default_kernels
 from tests.parity.tiny import MODEL, config_file
 
@@ -47,13 +47,13 @@ def options(config):
     ("name", "capacity"),
     [
         (name, capacity)
-        for name, router in ROUTERS.items()
+        for name, router in BY_NAME.items()
         for capacity in ("dropless", "factor")
         if capacity == "dropless" or not router.config_class.fixed_load
     ],
 )
 def test_numpy_and_torch(tmp_path, name, capacity):
-    router = options(ROUTERS[name].config_class).model_dump(mode="json")
+    router = options(BY_NAME[name].config_class).model_dump(mode="json")
     moe = {**MODEL["moe"], "router": router}
     if capacity == "factor":
         moe["capacity"] = {"policy": "factor", "factor": 1.0, "drop": "probability"}
@@ -67,11 +67,11 @@ def test_numpy_and_torch(tmp_path, name, capacity):
     assert report.comparisons[-1].trajectory
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_mindspore(tmp_path, name):
     """In float64 one router: tests/backends/test_mindspore.py compares all of them to 1e-12."""
     pytest.importorskip("mindspore")
-    file = config_file(tmp_path, options(ROUTERS[name].config_class).model_dump(mode="json"))
+    file = config_file(tmp_path, options(BY_NAME[name].config_class).model_dump(mode="json"))
     size = Size(sequences=2, tokens=8, steps=0)
     variants = ["torch-cpu:fp64", *["mindspore-cpu:fp64"] * (name == "topk"), "mindspore-cpu"]
     report = run(file, variants, size=size)

@@ -11,7 +11,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config import load_config
 from moeport.core.parameters import initial_value
 from moeport.core.routing import RouterContext
-from moeport.routers import ROUTERS, build_router
+from moeport.routers import BY_NAME, build_router
 from tests.support import grid, rng
 
 EXPERTS, WIDTH, TOKENS = 8, 16, 12
@@ -26,7 +26,7 @@ FILES = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
 @functools.cache
 def shipped() -> dict[str, list[Any]]:
     """Router name to the different configs that the files in configs/ have for it."""
-    found: dict[str, list[Any]] = {name: [] for name in ROUTERS}
+    found: dict[str, list[Any]] = {name: [] for name in BY_NAME}
     for path in FILES:
         config = load_config(path).model.moe.router
         if config not in found[config.name]:

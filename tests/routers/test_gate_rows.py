@@ -6,13 +6,13 @@ import pytest
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config import Config, check_rules
 from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from tests.conformance.targets import TOLERANCE, every_target
 from tests.routers.catalogue import EXAMPLES
 from tests.routers.examples import EXPERTS, WIDTH, build, context, hidden_states, router_params
 from tests.support import assert_close
 
-WITH_ROWS = [name for name, router in ROUTERS.items() if router.config_class.has_gate_rows]
+WITH_ROWS = [name for name, router in BY_NAME.items() if router.config_class.has_gate_rows]
 LINEAR = {
     "switch",
     "topk",
@@ -69,9 +69,9 @@ def test_dimensions_are_those_of_the_comparison():
 
 
 @pytest.mark.parametrize("policy", ["locmoe", "locmoe_plus"])
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_estimated_capacities_are_refused_without_gate_rows(name, policy):
-    moe = MoEConfig(router=ROUTERS[name].config_class.model_validate({}), capacity=CapacityConfig(policy=policy))
+    moe = MoEConfig(router=BY_NAME[name].config_class.model_validate({}), capacity=CapacityConfig(policy=policy))
     found = [problem for problem in check_rules(Config(model=ModelConfig(moe=moe))) if "capacity" in problem.key]
     if name in WITH_ROWS:
         assert found == []

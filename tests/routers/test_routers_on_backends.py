@@ -6,7 +6,7 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import ParameterSpec
-from moeport.routers import ROUTERS, build_router
+from moeport.routers import BY_NAME, build_router
 from moeport.routers.base import RouterConfig
 from moeport.routers.grap import GrAPConfig
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
@@ -32,11 +32,11 @@ every_choosing_config = pytest.mark.parametrize("config", CONFIGS + EXPERTS_CHOO
 ARRAYS = ("weight_N", "logits_TE", "probs_TE")
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_every_router_has_examples(name):
     """The first is that of its file in configs/, which the tests run with EXPERTS experts."""
     assert EXAMPLES[name], f"no file in configs/ has router {name}; expected configs/routers/{name}.yaml"
-    assert {type(config) for config in EXAMPLES[name]} == {ROUTERS[name].config_class}
+    assert {type(config) for config in EXAMPLES[name]} == {BY_NAME[name].config_class}
     assert [config.problems(EXPERTS) for config in EXAMPLES[name]] == [[]] * len(EXAMPLES[name])
 
 

@@ -5,7 +5,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import generator, initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.errors import UserError
-from moeport.routers import ROUTERS, build_router
+from moeport.routers import BY_NAME, build_router
 from moeport.routers.tables import balanced_table, experts_at, first_ids, fixed_routing, position, random_table
 from tests.conformance.targets import every_target
 from tests.support import rng
@@ -96,7 +96,7 @@ def test_a_fixed_routing_has_equal_gates_and_no_z_loss_gradient():
     assert np.asarray(routing.logits_TE).tolist() == [[0.0] * 4] * 2
 
 
-TABLED = [name for name, router in ROUTERS.items() if router.config_class.needs_token_ids]
+TABLED = [name for name, router in BY_NAME.items() if router.config_class.needs_token_ids]
 
 
 def test_these_routers_look_at_ids():
@@ -105,14 +105,14 @@ def test_these_routers_look_at_ids():
 
 @pytest.mark.parametrize("name", TABLED)
 def test_a_table_needs_the_number_of_ids(name):
-    router = build_router(ROUTERS[name].config_class.model_validate({}), d_model=16, num_experts=4)
+    router = build_router(BY_NAME[name].config_class.model_validate({}), d_model=16, num_experts=4)
     with pytest.raises(UserError, match=rf"router {name} needs the number of vocabulary ids.*expected vocab_size"):
         router.parameter_specs()
 
 
 @pytest.mark.parametrize("name", TABLED)
 def test_tables_depend_on_seed_name_and_counts_alone(name):
-    router = build_router(ROUTERS[name].config_class.model_validate({}), d_model=16, num_experts=4, vocab_size=200)
+    router = build_router(BY_NAME[name].config_class.model_validate({}), d_model=16, num_experts=4, vocab_size=200)
     spec = next(spec for spec in router.parameter_specs() if spec.is_table)
     counts = rng(4).permutation(np.arange(200) ** 2)
 

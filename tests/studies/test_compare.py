@@ -16,7 +16,7 @@ from moeport.config import load_config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import InterruptedRunError, RunError, UserError
 from moeport.model.build import build_model
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.studies.compare.compare import compare
 from moeport.studies.compare.figures import all_to_all_bytes
 from moeport.studies.compare.page import write_page
@@ -358,5 +358,5 @@ class TestRouterFiles:
         assert "data" not in IDLE
 
     def test_every_router_that_is_fit_for_language_models_has_one(self):
-        wanted = {name for name, router in ROUTERS.items() if not router.config_class.looks_ahead}
+        wanted = {name for name, router in BY_NAME.items() if not router.config_class.looks_ahead}
         assert wanted <= {path.stem for path in ROUTER_FILES}

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.torch import MoE
 
 D, E, F, V = 16, 8, 8, 50
@@ -25,7 +25,7 @@ EXTRAS = {
 
 def make(router="topk", **options):
     """A layer; routers that look at ids get a table of 50."""
-    if ROUTERS[router].config_class.needs_token_ids:
+    if BY_NAME[router].config_class.needs_token_ids:
         options["vocab_size"] = V
     return MoE(D, E, F, router=router, **({"init_std": 0.3} | options))
 
@@ -44,7 +44,7 @@ def variants():
 
     What an estimated capacity measures does not depend on the router, so one router has all of it.
     """
-    for router, row in ROUTERS.items():
+    for router, row in BY_NAME.items():
         config = row.config_class
         yield router, router, {}
         yield f"{router}-extras", router, EXTRAS

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from moeport.errors import CheckpointError, NonFiniteError, UserError
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.run import train
 from moeport.training.summary import DryRun
@@ -44,10 +44,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
     assert first != other
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", BY_NAME)
 def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, router):
     moe = {"router": {"name": router}, "allow_future_tokens": True}
-    if not ROUTERS[router].config_class.fixed_load:
+    if not BY_NAME[router].config_class.fixed_load:
         moe["capacity"] = {"policy": "factor", "factor": 1.0}
     config = tiny_config(tmp_path, model={"moe": moe}, training={"gradient_accumulation": 2})
     train(config, console=QUIET)

@@ -10,7 +10,7 @@ from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError
 from moeport.model.decoder import DecoderLM
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 from moeport.training.checkpoint import list_checkpoints, load_checkpoint
 from moeport.training.run import train
 from tests.backends.models import training_model
@@ -41,7 +41,7 @@ def token_counts(folder):
 
 
 def test_these_routers_have_tables():
-    assert set(TABLES) == {name for name, router in ROUTERS.items() if router.config_class.needs_token_ids}
+    assert set(TABLES) == {name for name, router in BY_NAME.items() if router.config_class.needs_token_ids}
 
 
 @pytest.mark.parametrize(("router", "backend"), [*((name, "torch") for name in TABLES), ("hash", "mindspore")])

@@ -6,7 +6,7 @@ import pytest
 
 from moeport.config import load_config
 from moeport.errors import UserError
-from moeport.routers import ROUTERS
+from moeport.routers import BY_NAME
 
 FILE = Path(__file__).parents[2] / "configs" / "vision" / "digits.yaml"
 
@@ -23,7 +23,7 @@ def test_the_file_is_sound():
     assert config.data.tokens_per_sequence == 16
 
 
-LOOK_AHEAD = [name for name, router in ROUTERS.items() if router.config_class.looks_ahead]
+LOOK_AHEAD = [name for name, router in BY_NAME.items() if router.config_class.looks_ahead]
 
 
 @pytest.mark.parametrize("router", LOOK_AHEAD)
