@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     with open_file(path) as file:
         data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
     if data is None or len(data) > limit:
-        raise OSError(errno.EFBIG, f"it is larger than {limit / 2**20:.0f} MiB, so it is something else", str(path))
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
     return data
 
 
@@ -72,6 +73,23 @@ def read_text(path: Path | str, limit: int = MAX_BYTES) -> str:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
+
+
+def read_lines(path: Path | str, limit: int = MAX_BYTES) -> Iterator[str]:
+    """The lines of a regular file with their ends; what is not UTF-8 becomes U+FFFD.
+
+    Args:
+        path: the file.
+        limit: greatest number of bytes of a line.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file or has a longer line. `strerror` says so.
+    """
+    with open_file(path) as file:
+        while line := file.readline(limit + 1):
+            if len(line) > limit:
+                raise OSError(errno.EFBIG, f"it has a line longer than {limit:,} bytes", str(path))
+            yield line.decode(errors="replace")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -100,3 +118,53 @@ def read_json(path: Path | str, limit: int = MAX_BYTES) -> Any:
         ValueError: see `parse_json`.
     """
     return parse_json(read_bytes(path, limit))
+
+
+def check_types(value: Any, expected: Any, where: str = "") -> None:
+    """Check that a value from a JSON file has the form that its reader relies on.
+
+    Args:
+        value: the value.
+        expected: a type or several; `[form]` for a list; `{key: form}` for an object with at least these keys, in
+            which a `?` at the end of a key lets it be missing; `{...: form}` for an object with any keys.
+        where: path of the value.
+
+    Raises:
+        ValueError: one line such as `tensors[3].shape is a string, expected a list`.
+    """
+    if isinstance(expected, list):
+        _check_type(value, (list,), where)
+        for number, item in enumerate(value):
+            check_types(item, expected[0], f"{where}[{number}]")
+    elif isinstance(expected, dict):
+        _check_type(value, (dict,), where)
+        for key, form in expected.items():
+            if key is ...:
+                for name, child in value.items():
+                    check_types(child, form, f"{where}.{name}".lstrip("."))
+            elif key.removesuffix("?") in value:
+                name = key.removesuffix("?")
+                check_types(value[name], form, f"{where}.{name}".lstrip("."))
+            elif not key.endswith("?"):
+                raise ValueError(f"{where or 'the object'} has no {key}")
+    else:
+        _check_type(value, expected if isinstance(expected, tuple) else (expected,), where)
+
+
+NUMBER = (int, float)
+"""The form of a number, for `check_types`."""
+_NAMES = {
+    type(None): "null",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _check_type(value: Any, types: tuple[type, ...], where: str) -> None:
+    if type(value) not in types:
+        wanted = " or ".join(_NAMES[each] for each in types if not (each is int and float in types))
+        raise ValueError(f"{where or 'it'} is {_NAMES[type(value)]}, expected {wanted}")

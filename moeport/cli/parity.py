@@ -245,11 +245,15 @@ def _names(file: Path) -> dict[str, str]:
     import yaml
 
     from moeport.errors import UserError
+    from moeport.reading import read_text
 
     try:
-        names = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot read the names: {error}") from error
+        names = yaml.safe_load(read_text(file, 2**18))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the names: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: cannot read the names: {reason}") from error
     if not isinstance(names, dict) or not all(isinstance(x, str) for pair in names.items() for x in pair):
         raise UserError(f"{file}: expected a mapping of B's names to A's, as in `model.norm: final_norm:rms_norm`")
     return names

@@ -15,6 +15,7 @@ import yaml
 
 from moeport.config.problem import NOWHERE, Place, Problem
 from moeport.config.tree import Node, in_64_bits, merge
+from moeport.reading import read_bytes
 
 _TAG = "tag:yaml.org,2002:"
 _RESOLVERS = {
@@ -140,13 +141,7 @@ def read(path: Path) -> tuple[Node | None, list[Problem]]:
 def _bytes(path: Path) -> tuple[bytes, str]:
     """What the file holds, and what is wrong with it, if anything."""
     try:
-        if path == STANDARD_INPUT:
-            data = sys.stdin.buffer.read(MOST_BYTES + 1)
-        elif path.exists() and not (path.is_file() or path.is_dir()):
-            return b"", "is no regular file"
-        else:
-            with path.open("rb") as file:
-                data = file.read(MOST_BYTES + 1)
+        data = sys.stdin.buffer.read(MOST_BYTES + 1) if path == STANDARD_INPUT else read_bytes(path, MOST_BYTES)
     except FileNotFoundError:
         return b"", "no such file"
     except IsADirectoryError:

@@ -90,6 +90,12 @@ def checked_text(value: Any, text_field: str, where: str) -> str:
     return value
 
 
+def no_column(columns: Sequence[str], text_field: str, where: str) -> DataError:
+    """The fault of a row or file without the text column; lists the first columns that it has."""
+    listed = ", ".join(column[:40] for column in columns[:20]) + (", ..." if len(columns) > 20 else "")
+    return DataError(f"{where}: no column {text_field!r}; columns: {listed}; set data.source.text_field")
+
+
 def documents_fingerprint(documents: Iterable[Document]) -> str:
     """Hexadecimal SHA-256 of all names and texts in order."""
     digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from io import BufferedReader
 from itertools import count
 
 from moeport.config.data import FilesSource
-from moeport.data.documents import Document, MissingPackageError, checked_text
+from moeport.data.documents import Document, MissingPackageError, checked_text, no_column
 from moeport.data.huggingface import import_datasets, row_documents
 from moeport.data.left_out import LeftOut
 from moeport.data.streams import STREAM_ERRORS, UNPACKERS, open_stream
@@ -200,7 +200,7 @@ def _json_text(line: str, text_field: str, where: str) -> str:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object with the key {text_field!r}; got {type(row).__name__}")
     if text_field not in row:
-        raise DataError(f"{where}: no column {text_field!r}; columns: {', '.join(row)}; set data.source.text_field")
+        raise no_column(list(row), text_field, where)
     text = checked_text(row[text_field], text_field, where)
     try:
         text.encode()

@@ -21,7 +21,11 @@ BASE_SECONDS, SECONDS_PER_CHARACTER = 1.5, 1e-4
 exceeds it within a few thousand characters."""
 
 
-def guarded(call: Callable[[], Result], characters: int) -> Result:
+GAVE_UP = "the tokenizers library gave up ({}); mend the tokenizer.json, or use another tokenizer"
+"""What is said of a call that failed; with the reason."""
+
+
+def guarded(call: Callable[[], Result], characters: int, failure: str = GAVE_UP) -> Result:
     """The result of a call into the tokenizers library.
 
     It runs in a thread, so that Ctrl-C and signals are answered meanwhile. A thread that takes too long cannot be
@@ -30,9 +34,10 @@ def guarded(call: Callable[[], Result], characters: int) -> Result:
     Args:
         call: calls the library.
         characters: length of the texts it is given.
+        failure: the message of a failure, with a place for the reason.
 
     Raises:
-        DataError: the library panicked, or used far more processor time than such texts take.
+        DataError: the call failed, or used far more processor time than such texts take.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -40,7 +45,7 @@ def guarded(call: Callable[[], Result], characters: int) -> Result:
     def work() -> None:
         try:
             results.append(call())
-        except BaseException as error:
+        except BaseException as error:  # a panic of Rust code is no Exception
             errors.append(error)
 
     allowed = BASE_SECONDS + SECONDS_PER_CHARACTER * characters
@@ -56,23 +61,9 @@ def guarded(call: Callable[[], Result], characters: int) -> Result:
                     "a pattern in its tokenizer.json backtracks: simplify it, or use another tokenizer"
                 )
     if errors:
-        raise _explained(errors[0])
+        reason = " ".join(str(errors[0]).split())[:200]
+        raise DataError(failure.format(reason)) from errors[0]
     return results[0]
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether Rust code panicked; the class is no subclass of Exception and cannot be imported."""
-    return type(error).__name__ == "PanicException"
-
-
-def _explained(error: BaseException) -> BaseException:
-    if not is_panic(error):
-        return error
-    reason = " ".join(str(error).split())
-    return DataError(
-        f"the tokenizers library gave up ({reason[:200]}); a pattern in the tokenizer.json cannot be matched: "
-        "simplify it, or use another tokenizer"
-    )
 
 
 _PANIC = re.compile(rb"\n?thread '[^\n]*panicked at .*", re.DOTALL)

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from moeport.config.data import HuggingFaceSource
-from moeport.data.documents import Document, MissingPackageError, checked_text
+from moeport.data.documents import Document, MissingPackageError, checked_text, no_column
 from moeport.data.left_out import LeftOut
 from moeport.errors import DataError
 
@@ -58,8 +58,7 @@ def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document | 
         DataError: the column does not exist.
     """
     if text_field not in rows.column_names:
-        columns = ", ".join(rows.column_names)
-        raise DataError(f"{name}: no column {text_field!r}; columns: {columns}; set data.source.text_field")
+        raise no_column(rows.column_names, text_field, name)
     number = 0
     for batch in rows.select_columns([text_field]).iter(batch_size=1000):
         for value in batch[text_field]:

@@ -14,6 +14,7 @@ from moeport.data.documents import Document, documents_fingerprint
 from moeport.data.tokenizer import Tokenizer
 from moeport.errors import DataError
 from moeport.files import atomic_file, write_text
+from moeport.reading import open_file, read_bytes
 
 FORMAT_VERSION = 1
 CHARACTERS_PER_BATCH = 1_000_000
@@ -189,7 +190,7 @@ def _text_batches(documents: Sequence[Document]) -> Iterator[list[str]]:
 
 def _read_metadata(path: Path) -> TokenMetadata:
     try:
-        metadata = TokenMetadata.model_validate_json(path.read_bytes())
+        metadata = TokenMetadata.model_validate_json(read_bytes(path))
     except OSError as error:
         raise DataError(f"{path}: cannot read the metadata of the tokens: {error.strerror}") from error
     except ValidationError as error:
@@ -204,7 +205,7 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
         found = path.stat().st_size
         if found != size:
             raise DataError(f"{path}: {found:,} bytes, expected {size:,}: the tokens are truncated or foreign")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokens: {error.strerror}") from error

@@ -21,6 +21,7 @@ from moeport.data.sources import read_documents, split_rule
 from moeport.data.tokenizer import ENCODING_VERSION, SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 from moeport.errors import DataError, WriteError
 from moeport.files import make_folder, remove_leftovers, write_text
+from moeport.reading import read_bytes
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class _Entry:
     def _baselines(self) -> dict[str, float]:
         path = self._path("compression.json")
         try:
-            return _Baselines.model_validate_json(path.read_bytes()).model_dump()
+            return _Baselines.model_validate_json(read_bytes(path)).model_dump()
         except (OSError, ValidationError) as error:
             raise DataError(f"{path}: cannot read the compression baselines") from error
 

@@ -16,6 +16,7 @@ from moeport.data.guarded import guarded
 from moeport.data.tokenizer_json import check_vocabulary, parse_definition, text_definition
 from moeport.errors import DataError
 from moeport.files import write_text
+from moeport.reading import read_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a document in tokenizers trained here."""
@@ -145,7 +146,7 @@ def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
         DataError: the file cannot be read, is not a tokenizer.json or lacks the token.
     """
     try:
-        return Tokenizer(path.read_bytes().decode(), end_of_text)
+        return Tokenizer(read_bytes(path).decode(), end_of_text)
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
     except UnicodeDecodeError as error:

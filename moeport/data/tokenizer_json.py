@@ -12,7 +12,12 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from moeport.data.guarded import guarded
 from moeport.errors import DataError
+from moeport.reading import parse_json
 
+NO_TOKENIZER = (
+    "JSON, but not a tokenizer.json of Hugging Face tokenizers ({}); save one with "
+    "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
+)
 MAX_IDS = 2**24
 """No vocabulary in use is a tenth of it, and every id costs a row of the embedding."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -25,23 +30,10 @@ def parse_definition(definition: str) -> tuple[dict[str, Any], HFTokenizer]:
         DataError: it is not a tokenizer.json.
     """
     try:
-        tree = json.loads(definition)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"not JSON: {error.msg} at line {error.lineno} column {error.colno}; expected a tokenizer.json"
-        ) from error
-    except RecursionError as error:
-        raise DataError("not a tokenizer.json: nested too deeply") from error
+        tree = parse_json(definition)
     except ValueError as error:
-        raise DataError("not a tokenizer.json: it has a number of thousands of digits") from error
-    try:
-        tokenizer = guarded(lambda: HFTokenizer.from_str(definition), len(definition))
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"JSON, but not a tokenizer.json of Hugging Face tokenizers ({reason[:300]}); save one with "
-            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
-        ) from error
+        raise DataError(f"{error}; expected a tokenizer.json") from error
+    tokenizer = guarded(lambda: HFTokenizer.from_str(definition), len(definition), NO_TOKENIZER)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tree, tokenizer

@@ -20,12 +20,39 @@ from safetensors.numpy import load_file, save_file
 from moeport.errors import UserError
 from moeport.files import atomic_folder
 from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
+from moeport.reading import NUMBER, check_types, read_json
 from moeport.training.checkpoint import file_digest
 
 FORMAT = "moeport-parity-bundle"
 FORMAT_VERSION = 2
 """Version 2 has the kinds `moment`, `state` and `second step`."""
 READABLE = (1, FORMAT_VERSION)
+_NUMBERS = dict.fromkeys(("loss", "total_loss", "grad_norm", "load_balance", "router_z", "lr"), NUMBER)
+_FORM = {
+    "name": str,
+    "dtype": str,
+    "replayed": (str, type(None)),
+    "sample_size": int,
+    "notes": [str],
+    "environment": dict,
+    "config": dict,
+    "trajectory": [{"step": int, **_NUMBERS, "expert_load": [[NUMBER]]}],
+    "tensors": [
+        {
+            "name": str,
+            "kind": str,
+            "dtype": str,
+            "shape": [int],
+            "layer": (int, type(None)),
+            "op": (str, type(None)),
+            "inputs": [str],
+            "keep": str,
+            "statistics": (dict, type(None)),
+        }
+    ],
+    "files": {"tensors.safetensors": {"bytes": int, "sha256": str}},
+}
+"""What the values of a manifest are; see `check_types`."""
 MANIFEST_FILE, TENSORS_FILE = "manifest.json", "tensors.safetensors"
 
 
@@ -98,6 +125,14 @@ def load_bundle(folder: Path) -> Recording:
         arrays = load_file(file)
     except SafetensorError as error:
         raise BundleError(f"{file}: not a safetensors file: {error}; record the bundle again") from error
+    try:
+        return _recording(manifest, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder}: not as moeport writes it ({error}); copy or record the bundle again") from error
+
+
+def _recording(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Recording:
+    """The recording that a manifest and its arrays describe."""
     tensors = {}
     for entry in manifest["tensors"]:
         statistics = Statistics(**entry.pop("statistics")) if entry["statistics"] else None
@@ -124,9 +159,11 @@ def load_bundle(folder: Path) -> Recording:
 def _manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder}: not a parity bundle: it has no {MANIFEST_FILE}") from error
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read: {error.strerror}; copy or record the bundle again") from error
     except ValueError as error:
         raise BundleError(f"{file}: not valid JSON ({error}); copy or record the bundle again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -140,6 +177,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     digest = manifest.pop("sha256", None)
     if digest != _hash(json.dumps(manifest, indent=1)):
         raise BundleError(f"{file}: contents do not match their checksum; copy or record the bundle again")
+    try:
+        check_types(manifest, _FORM)
+    except ValueError as error:
+        raise BundleError(f"{file}: {error}; copy or record the bundle again") from error
     return manifest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from moeport.comm.communicator import ITEM_BYTES
 from moeport.comm.exchange import EXCHANGES, loads
 from moeport.comm.load import Demand, Layout, Load, Routes, Sharing, all_reduce_load, ranks_sharing
 from moeport.errors import UserError
+from moeport.plan.bench_file import ALL_REDUCE, read_bench
 from moeport.plan.cost import Link, Links
 
 RoutesOf = Callable[[str, Layout, Demand], Routes]
 """Rows of an exchange, from the text of `--traffic`."""
-ALL_REDUCE = "all_reduce"
 ROUNDS = 50
 TIE = 1e-12
 """Squared residuals of relative times that count as equal."""
@@ -53,13 +52,9 @@ def read_samples(path: Path, routes_of: RoutesOf) -> list[Sample]:
 
     Raises UserError for another file, or one without exchanges.
     """
-    try:
-        about = json.loads(path.read_text())
-        nodes, ranks = len(set(about["nodes"])), about["ranks"]
-        rows = [row for row in about["rows"] if row["operation"] in (*EXCHANGES, ALL_REDUCE)]
-        samples = [_sample(about, row, Layout(nodes, ranks // nodes), routes_of) for row in rows]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"--from {path}: not a file of moeport bench comm --json ({error!r})") from error
+    about, rows = read_bench(path)
+    nodes, ranks = len(set(about["nodes"])), about["ranks"]
+    samples = [_sample(about, row, Layout(nodes, ranks // nodes), routes_of) for row in rows]
     if not any(sample.demand for sample in samples):
         raise UserError(
             f"--from {path}: has no exchange of experts; expected one of {', '.join(EXCHANGES)}: run "

@@ -9,6 +9,7 @@ import numpy as np
 from moeport.core.parameters import generator
 from moeport.errors import UserError
 from moeport.paths import expanded
+from moeport.reading import open_file
 
 KINDS = "uniform, zipf, local:F with F of 0 to 1, or a .npy file of expert ids (tokens, choices)"
 
@@ -86,14 +87,23 @@ def read_choices(path: Path, num_experts: int, top_k: int, size: int) -> np.ndar
     """Experts of the tokens of `size` ranks, (tokens, K). Raises UserError for a file that does not fit."""
     path = Path(expanded(str(path)))
     try:
-        recorded = np.load(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--traffic {path}: not a file of numpy arrays: {error}") from error
+        open_file(path).close()
+        with np.errstate(over="ignore"):
+            recorded = np.load(path, mmap_mode="r")  # which refuses shapes that the file is too small for
+    except OSError as error:
+        raise UserError(f"--traffic {path}: cannot be read: {error.strerror}") from error
+    except (ValueError, EOFError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--traffic {path}: not a .npy file of numpy: {reason}") from error
+    if not isinstance(recorded, np.ndarray):
+        raise UserError(f"--traffic {path}: not a .npy file of numpy, but an archive of several")
     if recorded.ndim != 2 or recorded.shape[1] != top_k or recorded.dtype.kind not in "iu":
         raise UserError(
             f"--traffic {path}: is {recorded.dtype} {recorded.shape}; expected integers (tokens, {top_k}), top_k of "
             "them a token"
         )
+    if not len(recorded):
+        raise UserError(f"--traffic {path}: has no tokens; expected at least {size}, one a rank")
     if len(recorded) < size or recorded.min() < 0 or recorded.max() >= num_experts:
         raise UserError(
             f"--traffic {path}: has {len(recorded)} tokens with experts {recorded.min()} .. {recorded.max()}; expected "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moeport.errors import CheckpointError
+from moeport.reading import read_json
 
 FORMAT = "moeport-checkpoint"
 FORMAT_VERSION = 2
@@ -90,7 +91,7 @@ def _json(path: Path, file: Path) -> Any:
     try:
         if not file.is_file():  # a pipe, for instance, would never end
             raise CheckpointError(f"{path}: not a moeport checkpoint: it has no {META_FILE}")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}; use another checkpoint") from error
     except (ValueError, RecursionError) as error:

@@ -424,7 +424,7 @@ def test_the_command_fits_compute_to_a_run(run, tmp_path):  # noqa: F811
         (["c.yaml", *GIVEN, "--traffic", "local:2"], "--traffic 'local:2' is not one; expected uniform, zipf, local:F"),
         (["c.yaml", *GIVEN, "--step", "small"], "--step 'small' is not a run and its cluster; expected the run.dir"),
         (["c.yaml", *GIVEN, "--step", "small@1x2"], "small: not a run folder"),
-        (["--from", "none.json"], "--from none.json: not a file of moeport bench comm --json"),
+        (["--from", "none.json"], "--from none.json: cannot be read: No such file or directory"),
         (
             ["--from", "one.json", "--nodes", "2", "--ranks-per-node", "2"],
             "--inter: the files of --from have no traffic between nodes; expected --inter",
