@@ -10,7 +10,7 @@ import numpy as np
 from moeport.parity import thresholds
 from moeport.parity.hints import hint
 from moeport.parity.metrics import measure, relative_rms, same_non_finite, ulp
-from moeport.parity.recording import Recording, Statistics, TensorRecord, sample_indices
+from moeport.parity.recording import STORED, Recording, Statistics, TensorRecord, sample_indices
 from moeport.parity.result import DoubleBenchmark, TensorResult, Verdict
 from moeport.parity.store import statistics_of
 from moeport.parity.thresholds import LIMITS, coarser
@@ -101,6 +101,7 @@ class FloatJudge:
         elif (
             limits.thousandth is not None
             and result.kind != "second step"
+            and coarser(result.dtype_a, result.dtype_b) not in STORED
             and metrics.over_thousandth > limits.thousandth
         ):
             share = f"{metrics.over_thousandth:.2%}"

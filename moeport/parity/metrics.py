@@ -10,10 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
+from moeport.parity.recording import STORED
+
+MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, **STORED}
 """Stored bits of the significand p - 1; the unit roundoff is 2^-p (IEEE 754-2019, table 3.5; bfloat16 as in float32
 cut to 16 bits)."""
-SMALLEST_EXPONENT = {"float64": -1022, "float32": -126, "float16": -14, "bfloat16": -126}
+SMALLEST_EXPONENT = {
+    **dict.fromkeys(STORED, -126),
+    "float64": -1022,
+    "float32": -126,
+    "float16": -14,
+    "bfloat16": -126,
+    "float8_e4m3fn": -6,
+    "float8_e4m3fnuz": -7,
+    "float8_e5m2": -14,
+    "float8_e5m2fnuz": -15,
+}
 """Exponent of the smallest normal number (IEEE 754-2019, emin)."""
 SMALL = 1e-2
 """Entries below this share of the root mean square count as small: their relative error means nothing."""

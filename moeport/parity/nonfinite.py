@@ -4,77 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
+from moeport.parity.finite import FORWARD, PLACES, STEPPED, NonFinite, non_finite_in
 from moeport.parity.parts import gather_bytes, split
 from moeport.parity.passes import backward_order, differentiate, divide, recorded_model_of
 from moeport.parity.recorder import Recorder
 from moeport.parity.recording import Kind, Recording, TensorRecord
 from moeport.parity.steps import Trained
 from moeport.parity.subject import Subject
-
-MASKED = ("parameter", "input", "score")
-"""Kinds of tensors in which minus infinity is a mask, not a fault."""
-MASKING = ("where", "arithmetic", None)
-"""Operations of which the same is true."""
-
-STEPPED = ("training gradient", "moment", "update", "state", "second step")
-"""Kinds of tensors of the optimiser steps."""
-GRADED = ("loss", "gradient", *STEPPED)
-"""Kinds of tensors in which no infinity is a mask, whatever computed them."""
-FORWARD = "forward pass of step 1"
-PLACES = {
-    "gradient": "backward pass of step 1",
-    **dict.fromkeys(STEPPED, "optimiser step 1"),
-    "second step": "optimiser step 2",
-}
-"""Where a kind of tensor was computed; other kinds in the forward pass."""
-
-
-@dataclass(frozen=True)
-class NonFinite:
-    """A tensor with a NaN or an infinity."""
-
-    name: str
-    kind: Kind
-    op: str | None
-    value: str
-    """`NaN`, or `infinity` if it has no NaN."""
-    count: int
-    """Number of entries that are not finite; 0 if only statistics are known."""
-    size: int
-    order: int = 0
-    """Number of tensors that were looked at before it in its pass."""
-    place: str = ""
-    """The pass, such as `forward pass of step 1`."""
-
-    def __str__(self) -> str:
-        owner = self.name.partition(":")[2]
-        labels = {"parameter": f"parameter {owner}", "update": f"optimiser update of {owner}"}
-        labels |= dict.fromkeys(("gradient", "training gradient"), f"gradient of {owner}")
-        entries = f"{self.count} of {self.size} entries" if self.count else ""
-        details = filter(None, (self.op and f"operation {self.op}", self.place, entries))
-        return f"{self.value} in {labels.get(self.kind, self.name)} ({', '.join(details)})"
-
-
-def non_finite_in(record: TensorRecord) -> NonFinite | None:
-    """What is not finite in the kept entries or the statistics of a record; None if that is nothing but a mask."""
-    if not record.is_float:
-        return None
-    values, known = record.values, record.statistics
-    whole = values is not None and (record.keep == "full" or not np.isfinite(values).all())
-    if values is None or not whole:
-        values = np.asarray([known.mean] if known and not np.isfinite(known.rms) else [])
-    odd = values[~np.isfinite(values)]
-    masks = record.kind in MASKED or record.op in MASKING
-    if not odd.size or (masks and record.kind not in GRADED and bool((odd == -np.inf).all())):
-        return None
-    value = "NaN" if np.isnan(odd).any() else "infinity"
-    return NonFinite(record.name, record.kind, record.op, value, int(odd.size) if whole else 0, record.size)
 
 
 def find_first(
@@ -132,7 +74,16 @@ class _Finder(Recorder):
         self.place = ""
         self._looked = 0
 
-    def store(self, ops: Ops, name: str, kind: Kind, array: Array, op: str | None, inputs: tuple[str, ...]) -> None:
+    def store(
+        self,
+        ops: Ops,
+        name: str,
+        kind: Kind,
+        array: Array,
+        op: str | None,
+        inputs: tuple[str, ...],
+        dtype: str | None = None,
+    ) -> None:
         """Look at a tensor of the pass."""
         inner = ops.unrecorded()
         values = np.asarray(inner.to_numpy(array))

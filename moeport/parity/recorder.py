@@ -144,9 +144,20 @@ class Recorder:
         """Add a whole record, and keep as much of it as its kind calls for."""
         self._store.put(record)
 
-    def store(self, ops: Ops, name: str, kind: Kind, array: Array, op: str | None, inputs: tuple[str, ...]) -> None:
-        """Record an array under a full name, with the operation that computed it and the inputs of that operation."""
-        self._store.put_array(ops.unrecorded(), TensorInfo(name, kind, self._layer, op, inputs), array)
+    def store(
+        self,
+        ops: Ops,
+        name: str,
+        kind: Kind,
+        array: Array,
+        op: str | None,
+        inputs: tuple[str, ...],
+        dtype: str | None = None,
+    ) -> None:
+        """Record an array under a full name, with the operation that computed it and the inputs of that operation; as
+        one of type `dtype`, if it has been converted.
+        """
+        self._store.put_array(ops.unrecorded(), TensorInfo(name, kind, self._layer, op, inputs, dtype), array)
 
     def trace(self, array: Array, sources: tuple[str, ...]) -> None:
         """Remember where an array comes from, for as long as it lives."""
@@ -242,7 +253,16 @@ class Replayer(Recorder):
     """Passes decisions on, and keeps nothing."""
 
     @override
-    def store(self, ops: Ops, name: str, kind: Kind, array: Array, op: str | None, inputs: tuple[str, ...]) -> None:
+    def store(
+        self,
+        ops: Ops,
+        name: str,
+        kind: Kind,
+        array: Array,
+        op: str | None,
+        inputs: tuple[str, ...],
+        dtype: str | None = None,
+    ) -> None:
         pass
 
 

@@ -73,8 +73,19 @@ NO_GRADIENTS, NO_TRAINING, INSIDE_UNSEEN = "not differentiated: ", "not trained:
 MICRO_BATCHES = "micro-batches"
 """Key of the environment: number of micro-batches over all ranks."""
 
-FLOATS = (*FLOAT_DTYPES, "float16")
-"""Types whose entries are floating-point numbers; the last is for models from elsewhere."""
+STORED: dict[str, int] = {
+    "float8_e8m0fnu": 0,
+    "float8_e5m2": 2,
+    "float8_e5m2fnuz": 2,
+    "float8_e4m3fn": 3,
+    "float8_e4m3fnuz": 3,
+    "qint8": 6,
+    "quint8": 6,
+}
+"""Types in which models from elsewhere store numbers but do not compute, the coarsest first, with the stored bits of
+their significands (OCP 8-bit floating point; for integers with a scale, those of an entry of usual size)."""
+FLOATS = (*FLOAT_DTYPES, "float16", *STORED)
+"""Types whose entries are numbers with rounding; those after FLOAT_DTYPES are for models from elsewhere."""
 ENVIRONMENT_VARIABLES = (
     "ASCEND_LAUNCH_BLOCKING",
     "ATEN_CPU_CAPABILITY",

@@ -27,6 +27,8 @@ class TensorInfo:
     """Operation that computed it; None if it precedes all operations."""
     inputs: tuple[str, ...] = ()
     """Names of what the operation read."""
+    dtype: str | None = None
+    """Type that it is judged by, if it arrives in a wider one; None: its own."""
 
 
 class Store:
@@ -72,7 +74,7 @@ class Store:
 
     def put_array(self, ops: Ops, info: TensorInfo, array: Array) -> None:
         """Add an array on the device; `ops` must not record."""
-        dtype, shape = ops.dtype(array), tuple(array.shape)
+        dtype, shape = info.dtype or ops.dtype(array), tuple(array.shape)
         is_float = dtype in FLOATS
         size = math.prod(shape)
         kept = self._kept(info.kind, is_float, size)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeport.parity.recording import Kind
+from moeport.parity.recording import STORED, Kind
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
-"""Compute types, the coarsest first."""
+DTYPES = (*STORED, "bfloat16", "float16", "float32", "float64")
+"""Types, the coarsest first; those of STORED are no compute types."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,15 @@ def limit_of(kind: Kind, dtype: str, stored: str) -> float:
         dtype: compute type of the run.
         stored: type of the tensor itself, which limits the precision of tensors that are given, not computed.
     """
+    least = 2.0 ** -STORED[stored] if stored in STORED else 0.0  # one rounding, as of weights in other types
+    return max(_limit(kind, dtype, stored), least)
+
+
+def _limit(kind: Kind, dtype: str, stored: str) -> float:
     limits = LIMITS[dtype]
     match kind:
+        case "parameter" | "input" if stored in STORED:
+            return 0.0
         case "parameter" | "input":
             return 2 * LIMITS[stored].unit
         case "loss":

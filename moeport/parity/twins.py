@@ -27,7 +27,7 @@ def first_inequality(
         tensors: all tensors in the order of execution.
         trajectory: all steps.
     """
-    if unequal or not (a.config and b.config) or a.dtype != b.dtype:
+    if unequal or not ("model" in a.config and "model" in b.config) or a.dtype != b.dtype:
         return []
     odd = [tensor for tensor in tensors if _differs(tensor)]
     steps = [step for step in trajectory if (step.loss_a, step.grad_norm_a) != (step.loss_b, step.grad_norm_b)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Observer = Callable[[str, str, Tensor, list[Tensor]], None]
 """Takes `input`, `given`, `output` or `gradient`, a name, a tensor, and the tensors it was computed from."""
@@ -34,7 +35,7 @@ def watch(model: nn.Module, observe: Observer) -> Iterator[None]:
                 handles.append(module.register_forward_pre_hook(watcher.before_part(name), with_kwargs=True))
             handles.append(module.register_forward_hook(watcher.after(name), with_kwargs=True))
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and not is_lazy(parameter):
                 handles.append(parameter.register_post_accumulate_grad_hook(watcher.accumulated(name)))
         yield
     finally:
@@ -93,10 +94,9 @@ class _Watcher:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested sequences, mappings and dataclasses, each with its path; empty ones are skipped."""
+    """Tensors in nested sequences, mappings and dataclasses, each with its path."""
     if isinstance(value, Tensor):
-        if value.numel():
-            yield name, value
+        yield name, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _tensors(f"{name}.{key}", item)
