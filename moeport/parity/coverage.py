@@ -116,6 +116,9 @@ def _tensors(
         return row("not judged", _unable(part, a, b) or _missing(a, b, of_a, of_b))
     if compared < len(group):
         return row("partly", f"{len(group) - compared} of {len(group)} follow other routing: replay the routing")
+    blurred = sum(result.keep == "statistics" for result in group)
+    if blurred:
+        return row("partly", f"{blurred} of {len(group)} by mean and RMS only, which cannot show that they agree")
     missing = [t for t in alone if (a if t.side == "A" else b).tensors[t.name].kind in kinds]
     open_ = [tensor for tensor in missing if not tensor.excused]
     if open_:

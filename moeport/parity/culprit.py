@@ -87,6 +87,9 @@ def _alone_before(first: TensorResult, tensors: Sequence[TensorResult], alone: S
     """A clause on what only one side computes between the tensor before the first that fails, and that one."""
     before = next((t.name for t in reversed(tensors) if t.order < first.order and t.kind not in GIVEN), None)
     between = [tensor for tensor in alone if tensor.after == before and not tensor.excused]
+    again = [tensor for tensor in alone if tensor.name.rpartition("#")[0] == first.name.partition("#")[0]]
+    if again and not between:
+        return f"only {again[0].side} has {again[0].name}, so it computes this more often than the other side"
     if not between or before is None:
         return ""
     return f"only {between[0].side} has {between[0].name}, between {before} and {first.name}"

@@ -1,10 +1,12 @@
 """Bundles: complete, bit-identical, and refused when damaged."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from moeport.parity import bundle
 from moeport.parity.bundle import MANIFEST_FILE, TENSORS_FILE, BundleError, load_bundle, save_bundle
 from moeport.parity.compare import compare
 from moeport.parity.record import record
@@ -39,6 +41,27 @@ def test_what_is_read_is_what_was_written(recordings, name, tmp_path):
         assert getattr(loaded, field) == getattr(recording, field)
     if name != "statistics":
         assert compare(recording, loaded).equal
+
+
+def test_an_older_bundle_is_read_and_what_it_lacks_is_not_judged(recordings, tmp_path, monkeypatch):
+    new = recordings["sampled"]
+    known = {n: t for n, t in new.tensors.items() if t.kind not in ("moment", "state", "second step")}
+    monkeypatch.setattr(bundle, "FORMAT_VERSION", 1)
+    save_bundle(replace(new, name="old", tensors=known), tmp_path / "old")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "old" / MANIFEST_FILE).read_text())["format_version"] == 1
+    old = load_bundle(tmp_path / "old")
+    assert compare(old, old).verdict == "pass"
+    found = compare(old, new)
+    assert found.verdict == "warn"
+    assert "optimizer not compared (" in found.headline
+    assert "only B has exp_avg:" in found.headline
+
+
+def test_statistics_alone_are_no_pass(recordings):
+    found = compare(recordings["full"], recordings["statistics"])
+    assert found.verdict == "warn"
+    assert "by mean and RMS only, which cannot show that they agree" in found.headline
 
 
 def test_two_bundles_of_a_run_are_the_same_bytes(recordings, tmp_path):

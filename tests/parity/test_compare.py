@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moeport.errors import UserError
 from moeport.parity.compare import compare
 from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
 from moeport.parity.result import Report
@@ -198,6 +199,66 @@ def test_nothing_in_common_fails():
 def test_where_the_computations_part():
     a, b = recording(tensor("t", X), tensor("u", X), name="A"), recording(tensor("t", X), name="B")
     assert "the computations diverge after t: A has u, B does not" in compare(a, b).notes
+
+
+def test_what_only_one_side_computes_is_named_in_its_place():
+    a = recording(tensor("t", X), tensor("u", X, inputs=("t",)), name="A")
+    b = recording(tensor("t", X), tensor("extra", X), tensor("u", 2 * X, inputs=("t",)), name="B")
+    assert compare(a, b).headline.endswith("only B has extra, between t and u")
+    assert compare(b, a).headline.endswith("only A has extra, between t and u")
+    found = compare(a, replace(b, tensors=b.tensors | {"u": tensor("u", X)}))
+    assert found.headline.startswith("WARN B against A: forward compared in part (2 of 2 tensors of A and of 3 of B; ")
+    assert "only B has extra, after t" in found.headline
+    assert [(t.name, t.side, t.after) for t in found.one_sided] == [("extra", "B", "t")]
+    text = markdown(Report("warn", [found]))
+    assert "| forward | partly | 2 | 2 | 3 | 2 of 2 tensors of A" in text
+    assert "| B: B | extra | t |" in text
+    twice = replace(b, tensors={n.replace("extra", "u#2"): t for n, t in b.tensors.items()})
+    assert "only B has u#2, " in compare(a, twice).headline
+
+
+def test_equal_names_become_distinct():
+    found = compare(*[recording(tensor("t", X), name="same")] * 2)
+    assert (found.a.name, found.b.name) == ("same (A)", "same (B)")
+    assert found.headline == "PASS same (B) against same (A): 1 tensors are bit-identical"
+
+
+def test_parts_that_are_left_out_are_not_judged():
+    a = recording(tensor("t", X), tensor("gradient:w", X, kind="gradient"))
+    b = recording(tensor("t", X), tensor("gradient:w", -X, kind="gradient"))
+    assert compare(a, b).verdict == "fail"
+    found = compare(a, b, parts=["forward", "routing"])
+    assert found.verdict == "pass"
+    assert {row.part: row.judged for row in found.coverage} == {
+        "weights and inputs": "not asked",
+        "forward": "judged",
+        "routing": "not asked",
+        "gradients": "not asked",
+        "optimizer": "not asked",
+        "trajectory": "not asked",
+    }
+    with pytest.raises(UserError, match="--parts: unknown part 'loss'; expected some of forward, routing, gradients"):
+        compare(a, b, parts=["loss"])
+
+
+def test_steps_that_one_side_lacks_are_not_judged():
+    a = recording(tensor("t", X), trajectory=[step(1, 5.0), step(2, 4.0)], name="A")
+    found = compare(a, replace(a, name="B", trajectory=a.trajectory[:1]))
+    assert found.headline == "WARN B against A: trajectory compared in part (A has 2 steps, B has 1)"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lr": 0.2}, "the learning rate exceeds its tolerance at step 1 (0.1 and 0.2)"),
+        ({"total_loss": 6.0}, "the total loss exceeds its tolerance at step 1 (5 and 6)"),
+        ({"grad_norm": 1.5}, "the gradient norm exceeds its tolerance at step 1 (1 and 1.5)"),
+        ({"loss": float("nan")}, "the loss exceeds its tolerance at step 1 (5 and nan)"),
+    ],
+)
+def test_everything_in_a_step_is_judged(change, says):
+    sides = [recording(tensor("t", X), trajectory=[s]) for s in (step(1, 5.0), replace(step(1, 5.0), **change))]
+    assert compare(*sides).headline == f"FAIL trajectory: {says}"
 
 
 def test_only_what_differs_between_the_sides_is_named():
