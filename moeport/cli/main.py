@@ -76,7 +76,7 @@ def _options(
     pass
 
 
-def _command() -> Any:
+def whole_command() -> Any:
     """The whole command; help texts show a switch by its name alone, not as one that takes a value."""
     command = typer.main.get_command(app)
     _without_values(command, command.context_class(command, **command.context_settings))
@@ -120,7 +120,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> None:
     """Run a command, and write out what it has printed."""
     try:
-        _command()(arguments, prog_name="moeport")
+        whole_command()(arguments, prog_name="moeport")
     finally:
         sys.stdout.flush()
 

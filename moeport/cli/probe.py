@@ -29,6 +29,7 @@ def probe(
     timeout: Annotated[float, typer.Option(help="Timeout of a collective in seconds.")] = 60.0,
 ) -> None:
     """Check the values of every collective among the ranks of a job."""
+    from moeport.bench.options import Target
     from moeport.errors import UserError
     from moeport.launch.launcher import launched
 
@@ -36,6 +37,7 @@ def probe(
     if launch is None:
         raise UserError(HOW)
 
+    Target(backend, device, timeout).check()
     name = backend or launch.backend
     chosen, dtypes = _backend(name, device)
     with chosen.communicator(launch, timeout) as communicator:

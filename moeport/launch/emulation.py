@@ -30,7 +30,10 @@ QUEUE = "50ms"
 """Longest time that a packet waits at a full link before it is dropped."""
 GRACE_SECONDS = 10.0
 """Time between SIGTERM and SIGKILL."""
-RATE = re.compile(r"[1-9]\d*(\.\d+)?[kmg]?bit")
+RATE = re.compile(r"[1-9][0-9]*(\.[0-9]+)?[kmg]?bit")
+LATENCY = re.compile(r"[0-9]+(\.[0-9]+)?(us|ms|s)")
+MAX_NODES = 250
+"""Far below the number of ports of a Linux bridge, and as many as have distinct addresses."""
 
 
 class EmulatedCluster:
@@ -47,6 +50,10 @@ class EmulatedCluster:
     def __init__(self, nodes: int, rate: str | None, latency: str | None = None):
         if rate is not None and not RATE.fullmatch(rate):
             raise UserError(f"rate {rate!r} is not one; expected a number of bits a second such as 200mbit or 1gbit")
+        if latency is not None and not LATENCY.fullmatch(latency):
+            raise UserError(f"latency {latency!r} is not one; expected a time such as 200us or 1.5ms")
+        if nodes > MAX_NODES:
+            raise UserError(f"--nodes {nodes}: expected at most {MAX_NODES}")
         self.nodes, self.rate, self.latency = nodes, rate, latency
         self._switch = f"{PREFIX}-{os.getpid()}-switch"
         self._processes: list[subprocess.Popen[bytes]] = []

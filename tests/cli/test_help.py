@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moeport.cli.main import COMMANDS, _command, main
+from moeport.cli.main import COMMANDS, main, whole_command
 from moeport.routers import BY_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def every_command(command=None, path=()):
     """Each command that does something, by its path."""
-    command = command or _command()
+    command = command or whole_command()
     below = getattr(command, "commands", {})
     if not below:
         yield path, command
@@ -55,7 +55,7 @@ def test_help_of_every_command(monkeypatch, capsys, path, flag):
 @pytest.mark.parametrize("path", EXAMPLES, ids=" ".join)
 def test_every_example_is_a_line_that_the_command_takes(monkeypatch, path):
     monkeypatch.chdir(ROOT)
-    command = _command()
+    command = whole_command()
     assert EXAMPLES[path][: len(path)] == list(path)
     context = command.context_class(command, **command.context_settings)
     for name in path:
