@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from moeport.errors import DataError
 
@@ -80,7 +80,7 @@ def _without_panic_messages() -> Iterator[None]:
         except (OSError, ValueError, AttributeError):  # closed
             yield
             return
-        with tempfile.TemporaryFile() as caught:
+        with _memory_file() as caught:
             os.dup2(caught.fileno(), 2)
             try:
                 yield
@@ -91,3 +91,10 @@ def _without_panic_messages() -> Iterator[None]:
                 rest = _PANIC.sub(b"", caught.read())
                 if rest:
                     os.write(2, rest)
+
+
+def _memory_file() -> IO[bytes]:
+    """A file that needs no disk, which may be full, where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "r+b")
+    return tempfile.TemporaryFile()

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
+from moeport.config import config_from_dict
 from moeport.config.data import DataConfig, FilesSource, HuggingFaceSource
 from moeport.data.documents import check_split, is_validation
 from moeport.data.left_out import LeftOut
 from moeport.data.sources import read_documents, split_rule
-from moeport.errors import DataError
+from moeport.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +275,23 @@ class TestHuggingFace:
     def test_columns(self):
         self.refused("./set:train: no column 'body'; columns: text, n; set data.source.text_field", text_field="body")
         self.refused("./set:test:1: column 'n' holds int, expected a string", split="test", text_field="n")
+
+    def test_revision(self, monkeypatch):
+        import datasets
+
+        asked = []
+
+        def load(dataset, subset, **options):
+            asked.append(options)
+            raise ValueError("enough")
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        for revision in (None, "v1.2"):
+            self.refused("data.source: cannot load 'a/b'", dataset="a/b", revision=revision)
+        assert asked == [{"split": "train", "revision": None}, {"split": "train", "revision": "v1.2"}]
+        for folder in ("./set", "/data/set", "~/set"):
+            with pytest.raises(ConfigError, match=r"^data\.source\.revision: names a version on the hub, but"):
+                config_from_dict({"data": {"source": {"name": "huggingface", "dataset": folder, "revision": "v1.2"}}})
 
     def test_missing_folder(self):
         self.refused("data.source.dataset: there is no folder ./nowhere", dataset="./nowhere")
