@@ -13,6 +13,7 @@ from typing import Any
 
 from moeport.errors import DataError
 from moeport.files import writing
+from moeport.reading import parse_json, read_lines
 from moeport.training.metrics_record import parsed
 from moeport.training.metrics_repair import Cut
 from moeport.training.metrics_table import EvaluationMetrics, Record, StepMetrics, scalars
@@ -129,16 +130,18 @@ def read_metrics(path: Path) -> tuple[list[StepMetrics], list[EvaluationMetrics]
 def _values(path: Path) -> Iterator[Any]:
     """The value of each line, without a partial last one."""
     faulty = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+    try:
+        for number, line in enumerate(read_lines(path), 1):
             if faulty:
                 raise DataError(f"{path}:{faulty}: is not a metrics record; only the last line may be incomplete")
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
+                values = parse_json(line)
+            except ValueError:
                 faulty = number
                 continue
             yield values
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moeport.config.step_ranges import shown
+from moeport.errors import DataError
 from moeport.files import atomic_file, writing
 from moeport.training.metrics_record import is_evaluation, parsed
 
@@ -34,6 +35,8 @@ class Cut:
         self._is_sorted = True
         self.notes: list[str] = []
         """What there is to say about it, a line each."""
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file; remove it, and the records are begun anew")
         with writing(path):
             if path.exists():
                 self._find()

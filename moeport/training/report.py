@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from moeport.config.schema import Config
 from moeport.errors import MoeportError
 from moeport.files import write_text
 from moeport.pages.template import load_template
+from moeport.reading import read_json
 from moeport.training.report_charts import sections
 from moeport.training.report_figures import comparison, compression, key_figures, rounded
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
@@ -69,8 +69,8 @@ def _config(run_dir: Path) -> Config | None:
 def _summary(path: Path) -> dict[str, Any]:
     """The known values of summary.json that are of their type; empty if there is none, or none that can be read."""
     try:
-        values = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        values = read_json(path)
+    except (OSError, ValueError):
         return {}
     if not isinstance(values, dict):
         return {}

@@ -17,6 +17,7 @@ from moeport.config.schema import Config
 from moeport.data import Tokenizer, load_tokenizer
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import DataError, UserError
+from moeport.reading import read_bytes
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.resumable import changes
 from moeport.training.run_dir import (
@@ -42,7 +43,7 @@ def read_summary(run_dir: Path) -> RunSummary:
     """
     path = run_dir / SUMMARY_FILE
     try:
-        return _SUMMARY.validate_json(path.read_bytes())
+        return _SUMMARY.validate_json(read_bytes(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from moeport.files import write_text
+from moeport.reading import read_lines
 
 STARTS_FILE = "starts.jsonl"
 
@@ -52,7 +53,7 @@ def record_start(run_dir: Path, step: int, ranks: int, data: str) -> None:
 def read_starts(run_dir: Path) -> list[Start]:
     """All starts of a run in order; lines that are damaged are left out."""
     try:
-        lines = (run_dir / STARTS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = list(read_lines(run_dir / STARTS_FILE))
     except OSError:
         return []
     return [start for line in lines if (start := _start(line))]

@@ -34,6 +34,8 @@ from moeport.plan.fit import fit, read_samples
 from moeport.plan.routes import routes
 from moeport.plan.traffic import read_choices
 from moeport.training.checkpoint import read_meta
+from moeport.training.metrics import read_metrics
+from moeport.training.side_files import read_summary
 
 
 def read_text(path):
@@ -53,10 +55,12 @@ READERS = {
     "benchmark": ("a.json", lambda path: read_samples(path, routes)),
     "traffic": ("a.npy", lambda path: read_choices(path, 8, 2, 2)),
     "names": ("names.yaml", _names),
+    "metrics": ("metrics.jsonl", read_metrics),
+    "summary": ("summary.json", lambda path: read_summary(path.parent)),
 }
 """By name, the file that a reader is given and the reader."""
-TEXT_READERS = ("text", "rows", "packed text")
-"""Any text is right for them."""
+TOLERANT = ("text", "rows", "packed text", "metrics")
+"""Any text is right for them; the last line of the metrics may be half of a record."""
 
 
 def socket_at(path):
