@@ -184,7 +184,7 @@ def test_a_run_with_skipped_steps_resumes_bit_for_bit_at_each_of_its_steps(tmp_p
     config = tiny_config(tmp_path, backend={"name": backend}, training=SKIPPING | {"skip_steps": ["1-2", "4"]})
     train(config, console=QUIET)
     weights, whole = contents(last(config)), [comparable(json.dumps(r)) for r in records(config)]
-    for step in (5, 3, 2) if backend == "torch" else (2,):
+    for step in (5, 2) if backend == "torch" else (2,):
         stop_after(config, step)
         train(config, resume=True, console=QUIET)
         assert contents(last(config)) == weights

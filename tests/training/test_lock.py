@@ -3,20 +3,22 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
 import time
 
 import pytest
-import yaml
 from rich.console import Console
 
 from moeport.errors import UserError
 from moeport.training import lock as module
+from moeport.training.checkpoint import list_checkpoints
 from moeport.training.lock import RunLock, refuse_locked
 from moeport.training.run import train
-from tests.training.test_interruption import start, wait_for_step, write_config
+from tests.faults.runs import NOTHING, Try
+from tests.faults.runs import config as config_file
 from tests.training.tiny import tiny_config
 
 QUIET = Console(quiet=True)
@@ -51,31 +53,28 @@ def dead_pid():
 
 
 def test_a_second_run_in_a_folder_is_refused_with_the_first_named(tmp_path):
-    config, run_dir = write_config(tmp_path, "run")
-    first = start(config, "--set", "training.steps=100000")
-    try:
-        wait_for_step(first, run_dir, 1)
-        before = json.loads((run_dir / ".lock").read_text())
-        for options in ((), ("--resume",)):
-            second = start(config, *options)
-            out, errors = second.communicate(timeout=120)
-            assert second.returncode == 2
-            assert (out, errors.count("error:"), "Traceback" in errors) == ("", 1, False)
-            assert re.fullmatch(
-                rf"error: run\.dir: {run_dir} is in use by process {first.pid} on host {socket.gethostname()} since "
-                rf"\S+ \S+ \S+; wait until it has ended or stop it, or choose another folder with --set "
-                rf"run\.dir=FOLDER \(if there is no such process, delete {run_dir}/\.lock\)",
-                " ".join(errors.split()),
-            )
-        assert json.loads((run_dir / ".lock").read_text()) == before
-        assert first.poll() is None
-    finally:
-        first.kill()
-        first.communicate()
+    file, run_dir = config_file(tmp_path, training={"evaluation_interval": 0}), tmp_path / "run"
+    command = ["train", file, "--set", "checkpoint.interval=50"]
+    first = Try(NOTHING, [*command, "--set", "training.steps=1000000"], tmp_path / "first")
+    first.wait_for(lambda: list_checkpoints(run_dir / "checkpoints"))
+    before = (run_dir / ".lock").read_text()
+    for options in ((), ("--resume",)):
+        second = Try(NOTHING, [*command, *options], tmp_path / f"second{len(options)}")
+        assert second.wait() == 2
+        assert re.fullmatch(
+            rf"error: run\.dir: {run_dir} is in use by process {first.process.pid} on host {socket.gethostname()} "
+            rf"since \S+ \S+ \S+; wait until it has ended or stop it, or choose another folder with --set "
+            rf"run\.dir=FOLDER \(if there is no such process, delete {run_dir}/\.lock\)",
+            " ".join(second.said().split()),
+        )
+    assert (run_dir / ".lock").read_text() == before
+    assert first.process.poll() is None
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.wait()
     assert (run_dir / ".lock").exists(), "a killed process leaves its lock"
-    third = start(config, "--resume", "--set", "training.steps=40")
-    out, errors = third.communicate(timeout=120)
-    assert (third.returncode, "waiting" in out) == (0, False), errors
+    steps = int(list_checkpoints(run_dir / "checkpoints")[-1].name.removeprefix("step-")) + 1
+    third = Try(NOTHING, [*command, "--resume", "--set", f"training.steps={steps}"], tmp_path / "third")
+    assert (third.wait(), "waiting" in third.said()) == (0, False), third.said()
     assert not (run_dir / ".lock").exists()
 
 
@@ -107,11 +106,10 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path, monkeypatch):
     "changes",
     [
         lambda: {"pid": dead_pid()},
-        lambda: {"pid": os.getppid()},
         lambda: {"started": "1"},
         lambda: {"pid": 2**40},
     ],
-    ids=["ended", "another process has its number", "the number was used again", "impossible"],
+    ids=["ended", "another process has its number", "impossible"],
 )
 def test_the_lock_of_a_dead_process_of_this_host_is_taken_at_once(tmp_path, monkeypatch, changes):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
@@ -256,17 +254,13 @@ def test_a_run_that_another_finished_while_it_started_is_not_overwritten(tmp_pat
 
 
 def test_two_processes_that_prepare_one_cache_at_once_both_succeed(tmp_path):
-    values = tiny_config(tmp_path).model_dump(mode="json")
-    values["data"]["tokenizer"] = {"name": "bpe", "vocab_size": 300}
-    values["training"]["steps"] = 1
-    processes = []
-    for name in ("a", "b"):
-        values["run"]["dir"] = str(tmp_path / name)
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        processes.append(start(tmp_path / f"{name}.yaml"))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    file = config_file(tmp_path, data={"tokenizer": {"name": "bpe", "vocab_size": 300}}, training={"steps": 1})
+    names = ("a", "b")
+    runs = [
+        Try(NOTHING, ["train", file, "--set", f"run.dir={tmp_path / name}"], tmp_path / f"{name}.log") for name in names
+    ]
+    for run in runs:
+        assert run.wait() == 0, run.said()
     (entry,) = (tmp_path / "cache").iterdir()
     assert not list(entry.glob(".*"))
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()

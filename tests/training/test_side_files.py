@@ -67,13 +67,16 @@ DAMAGES = {
     "a list": lambda path: path.write_text("[1, 2]\n"),
     "deep": lambda path: path.write_text("[" * 100_000),
 }
+USUAL = ("missing", "cut")
+EVERY = [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES]
 
 
+@pytest.mark.parametrize("names", [USUAL, pytest.param(tuple(DAMAGES), marks=pytest.mark.slow)], ids=["usual", "all"])
 @pytest.mark.parametrize("name", [name for name in SIDE_FILES if name != "metrics.jsonl"])
-def test_a_damaged_side_file_neither_blocks_nor_misleads_a_finished_run(run, capsys, name):
+def test_a_damaged_side_file_neither_blocks_nor_misleads_a_finished_run(run, capsys, name, names):
     before = state(run.run.dir)
-    for damage in DAMAGES.values():
-        damage(run.run.dir / name)
+    for damage in names:
+        DAMAGES[damage](run.run.dir / name)
         train(run, resume=True, console=Console(width=400))
         out = capsys.readouterr().out
         assert re.search(rf"^{run.run.dir}/{re.escape(name)}:.*; it is written again$", out, re.MULTILINE), out
@@ -99,7 +102,7 @@ def test_files_of_another_run_do_not_mislead_a_finished_run(run, tmp_path, capsy
     assert state(run.run.dir) == before
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", EVERY)
 def test_text_is_generated_without_any_side_file_but_the_tokenizer(run, damage):
     want = generate(run.run.dir, "x", max_tokens=4, temperature=0)
     for name in ("config.yaml", "metrics.jsonl", "summary.json"):
@@ -119,7 +122,7 @@ def test_bytes_need_no_tokenizer_file(tmp_path):
     assert isinstance(generate(config.run.dir, "x", max_tokens=2), str)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", EVERY)
 def test_lost_metrics_do_not_stop_a_run(run, capsys, damage):
     path = run.run.dir / "metrics.jsonl"
     lines = path.read_text().splitlines()
