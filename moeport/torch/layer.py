@@ -131,7 +131,7 @@ class MoE(Holder):
         with torch.autocast(kind, enabled=False):
             y_TD, metrics = self.layer.forward(ops, self.own_arrays(), x_TD, context, self._run_experts, self._run_part)
         self._keep(metrics, self.layer.auxiliary_loss(ops, metrics))
-        return ops.reshape(y_TD, x.shape)
+        return _not_a_view(ops.reshape(y_TD, x.shape))
 
     def _run_part(self, part: str, compute: Callable[..., Any], *arrays: Tensor) -> Any:
         """Implements `moeport.core.dispatch.RunPart`: calls the module, which returns only tensors, so that hooks on
@@ -142,9 +142,9 @@ class MoE(Holder):
         def tensors(params: Mapping[str, Tensor], *arrays: Tensor) -> Any:
             result = compute(params, *arrays)
             if isinstance(result, Tensor):
-                return result
+                return _not_a_view(result)
             routings.append(result)
-            return tuple(getattr(result, name) for name in _tensor_fields(result))
+            return tuple(_not_a_view(getattr(result, name)) for name in _tensor_fields(result))
 
         result = getattr(self, part)(*arrays, compute=tensors)
         if not routings:
@@ -155,7 +155,7 @@ class MoE(Holder):
         """Implements `moeport.core.dispatch.RunExperts`."""
 
         def weighted(params: Mapping[str, Tensor], *arrays: Tensor) -> Tensor:
-            return compute(params["w_in"], params["w_out"], *arrays)
+            return _not_a_view(compute(params["w_in"], params["w_out"], *arrays))
 
         return self.experts(*arrays, compute=weighted)
 
@@ -279,6 +279,15 @@ def _compute_type(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
         return torch.get_autocast_dtype(kind)
     return x.dtype
+
+
+def _not_a_view(x: Tensor) -> Tensor:
+    """The same memory as a result of its own, as linear layers return it, so that FSDP's hooks on it survive in-place
+    operations.
+    """
+    if torch.compiler.is_compiling() or x._base is None:
+        return x
+    return torch.ops.aten._unsafe_view(x, x.shape)
 
 
 def _tensor_fields(routing: Routing | SoftRouting) -> list[str]:
