@@ -50,6 +50,14 @@ class WriteError(UserError):
     """A file or folder that cannot be written; the message says which, why and what helps."""
 
 
+class MeetingError(UserError):
+    """The ranks of a job do not find each other: somebody is missing, or an address or a port is wrong."""
+
+
+class DisagreementError(UserError):
+    """The ranks of a job were started differently; raised on all of them, with the values of each."""
+
+
 class RunError(MoeportError):
     """A failure during a run that no check of the config could foresee."""
 

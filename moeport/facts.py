@@ -36,6 +36,8 @@ class BackendFacts:
     """Starts its ranks; None: it only runs in one process."""
     other_launchers: tuple[str, ...] = ()
     """Other launchers whose ranks it can join."""
+    rendezvous: str = "moeport.comm.rendezvous"
+    """Module whose `meeting_of` says where its ranks meet."""
     trains: bool = False
     """Whether it differentiates and has an optimiser."""
     compiles: bool = False
@@ -73,6 +75,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         dtypes=dict.fromkeys(("cpu", "cuda", "npu"), _ALL),
         launcher="torchrun",
         other_launchers=("openmpi", "slurm"),
+        rendezvous="moeport.backends.torch.rendezvous",
         trains=True,
         compiles=True,
         recomputes=True,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.array import Array
@@ -83,10 +84,19 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+    def communicator(
+        self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS, job: Job | None = None
+    ) -> Communicator:
         """The communicator of all ranks of a job, or of only this process if `launch` is None; call it once.
 
-        Raises BackendUnavailableError if the backend does not work with the launcher.
+        Args:
+            launch: this process.
+            timeout_s: longest time that the ranks may take to come, and that a collective may take.
+            job: the ranks, if they have met already (`moeport.backends.join_job`); it then outlives the communicator.
+
+        Raises:
+            BackendUnavailableError: the backend does not work with the launcher.
+            MeetingError: ranks are missing, or an address or a port is wrong.
         """
 
     @abstractmethod

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.bench.job import current_job, describe_ranks, machine
+from moeport.bench.job import current_job, describe_ranks, joined, machine
 from moeport.bench.measure import measure
 from moeport.bench.operations import COLLECTIVES, Elements, Measured, collective, expert_exchange
 from moeport.bench.options import CommOptions, Tokens, check_experts, check_names, chunk_counts, dtypes
@@ -32,8 +31,7 @@ def bench_comm(options: CommOptions) -> bool:
     launch = current_job("comm")
     plan = _plan(options, launch)
     keys = {"name": plan.backend, "device": options.target.device, "dtype": plan.dtypes[0]}
-    backend = get_backend(config_from_dict({"backend": keys}).backend)
-    with backend.communicator(launch, options.target.timeout) as communicator:
+    with joined(launch, "bench comm", config_from_dict({"backend": keys}), options) as (backend, communicator):
         operations = _Operations(options, plan, communicator, backend)
         rows = [row for dtype in plan.dtypes for size in plan.sizes for row in operations.rows(dtype, size)]
         if communicator.rank == 0:

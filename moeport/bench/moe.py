@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moeport.backends import get_backend
 from moeport.backends.base import Backend
-from moeport.bench.job import current_job, describe_ranks, machine
+from moeport.bench.job import current_job, describe_ranks, joined, machine
 from moeport.bench.layer import ALGORITHMS, AUTO, LayerBench, LayerTraffic
 from moeport.bench.layer_output import LayerRow, table, write_plot
 from moeport.bench.measure import measure
@@ -45,8 +44,7 @@ def bench_moe(options: LayerOptions) -> bool:
     check_experts(config.model.moe.num_experts, launch.size)
     traffic = LayerTraffic(options.traffic, options.backward)
     traffic.check(config.model.moe)
-    backend = get_backend(config.backend)
-    with backend.communicator(launch, options.target.timeout) as communicator:
+    with joined(launch, "bench moe", config, options) as (backend, communicator):
         bench = LayerBench(config, backend, communicator, algorithms, chunks, traffic)
         rows, choices = _measure(bench, sizes, options)
         if communicator.rank == 0:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from moeport.backends.base import Backend
     from moeport.comm.check import CheckedCollective
     from moeport.comm.communicator import Communicator
+    from moeport.comm.job import Job
+    from moeport.launch.launcher import Launch
 
 HOW = """probe runs in the processes of a job, and this process was started by itself; start it with one of
   torchrun --nproc-per-node 2 -m moeport probe
@@ -37,17 +39,32 @@ def probe(
     if launch is None:
         raise UserError(HOW)
 
+    from moeport.backends import join_job
+    from moeport.config import config_from_dict
+    from moeport.training.agreed import of_backend, of_command
+
     Target(backend, device, timeout).check()
     name = backend or launch.backend
-    chosen, dtypes = _backend(name, device)
-    with chosen.communicator(launch, timeout) as communicator:
+    target = config_from_dict({"backend": {"name": launch.backend, "device": device}}).backend
+    with join_job(launch, timeout, target) as job:
+        job.agree(*of_command("probe", name, {"--backend": name, "--device": device, "--timeout": timeout}))
+        chosen, dtypes = _backend(name, device)
+        job.agree(of_backend(chosen))
+        _check(chosen, launch, timeout, job, dtypes)
+
+
+def _check(chosen: Backend, launch: Launch, timeout: float, job: Job, dtypes: list[str]) -> None:
+    """Run every collective, and print the results on the first rank."""
+    with chosen.communicator(launch, timeout, job) as communicator:
         results = _probe(chosen, communicator, dtypes)
         if communicator.rank == 0:
             from moeport.pages.console import PlainConsole
 
             nodes = len(set(communicator.nodes))
             console = PlainConsole()
-            console.print(f"{name} on {chosen.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}")
+            console.print(
+                f"{chosen.name} on {chosen.device}: {communicator.size} ranks on {nodes} node{'s'[: nodes > 1]}"
+            )
             console.print(_table(results))
             console.print("every value is right")
 

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from moeport.comm.liveness import Call, Listener, Liveness
+from moeport.comm.agreement import Topic
+from moeport.comm.job import Job
+from moeport.comm.liveness import Call, Liveness
 from moeport.comm.traffic import Traffic
 from moeport.core.array import Array
 from moeport.core.ops import Ops
-from moeport.launch.launcher import Launch
 
 TIMEOUT_SECONDS = 600.0
 """Longest time that a collective may take before the job is stopped."""
@@ -70,18 +71,20 @@ class Communicator(ABC):
         self.traffic = Traffic(self.rank, self.nodes)
         """Bytes sent by each collective."""
         self._liveness: Liveness | None = None
+        self._owned: Job | None = None
         self._calls = 0
 
-    def watch(self, launch: Launch, timeout_s: float) -> None:
-        """Connects all ranks of the job, so that the death of one stops all, and learns which ranks share a node.
+    def join(self, job: Job, owned: bool) -> None:
+        """Lets a job watch the collectives, and learns from it which ranks share a node.
 
         A backend calls this on the communicator of all ranks before returning it.
+
+        Args:
+            job: of the same ranks.
+            owned: whether the job ends with this communicator.
         """
-        listener = Listener() if self.rank == 0 else None
-        known = np.array([listener.port, listener.token] if listener else [0, 0])
-        port, token = (int(value) for value in self.ops.to_numpy(self._broadcast(self.ops.from_numpy(known), 0)))
-        self._liveness = Liveness(self.rank, self.size, listener, (launch.host, port), token, timeout_s)
-        self._locate(launch.nodes or self._liveness.nodes)
+        self._liveness, self._owned = job.liveness, job if owned else None
+        self._locate(job.nodes)
 
     def _locate(self, nodes: Sequence[int]) -> None:
         self.nodes = tuple(nodes)
@@ -206,8 +209,19 @@ class Communicator(ABC):
         finally:
             self.traffic = before
 
+    def agree(self, *topics: Topic) -> None:
+        """Compares what every rank of the job must have alike; for the communicator of all ranks, which all call it.
+
+        Raises DisagreementError, the same on every rank, with the values of each, if something differs.
+        """
+        if self._liveness is not None:
+            self._liveness.agree(topics)
+
     def fail(self, error: Exception) -> NoReturn:
-        """Stops every rank with the message of `error`; does not return. A single process raises the error."""
+        """Stops every rank with the message of `error`; does not return.
+
+        The error is raised in a single process, and where all ranks fail with the same error of moeport's.
+        """
         if self._liveness is None:
             raise error
         self._liveness.fail(error)
@@ -215,8 +229,8 @@ class Communicator(ABC):
     def close(self) -> None:
         """Waits for every rank, then leaves without alarming the others. For the communicator of all ranks."""
         self.barrier()
-        if self._liveness is not None:
-            self._liveness.close()
+        if self._owned is not None:
+            self._owned.close()
 
     def __enter__(self) -> Communicator:
         return self

@@ -13,7 +13,6 @@ closed by peer", when another process has died. A rank that closes its connectio
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import secrets
@@ -24,18 +23,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from moeport.errors import MoeportError, RunError
+from moeport.comm.agreement import Topic, disagreement, ranks_in_words
+from moeport.comm.places import listening, plain
+from moeport.comm.wire import Message, Peer, Reception, encoded
+from moeport.errors import DisagreementError, MoeportError, RunError
+from moeport.launch import last_words
 from moeport.stopping import asks_to_end
 
 EXIT_CODE = 1
-CONNECT_SECONDS = 120
-"""Time allowed for all ranks to connect to rank 0."""
 HEARTBEAT_SECONDS = 1.0
 GRACE_SECONDS = 1.0
 """Time that rank 0 waits after an exception to learn whether a process has died."""
@@ -43,11 +44,8 @@ ANSWER_SECONDS = 10.0
 """Time after which a rank that has reported a failure exits without an answer from rank 0."""
 PARTING_SECONDS = 5.0
 """Time allowed for a last message to arrive."""
-SILENCE_SECONDS = 30
-"""Time after which TCP gives up on a machine that does not answer."""
 MESSAGE_LENGTH = 1000
-
-Message = dict[str, Any]
+PURPOSE = b"moeport/watch/1 "
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,19 @@ class Call:
     """Index of the call on this communicator, counted from 1."""
     name: str
     detail: str = ""
+    series: str = ""
+    """Calls are numbered within a series."""
+
+    @property
+    def key(self) -> str:
+        """Names the series among these ranks."""
+        return self.series + ",".join(map(str, self.ranks))
 
     def __str__(self) -> str:
         first, last = self.ranks[0], self.ranks[-1]
         consecutive = len(self.ranks) > 1 and self.ranks == tuple(range(first, last + 1))
-        return f"{self.name}, call {self.number} of ranks {f'{first}-{last}' if consecutive else _key(self.ranks)}"
+        ranks = f"{first}-{last}" if consecutive else ",".join(map(str, self.ranks))
+        return f"{self.name}, call {self.number} of ranks {ranks}"
 
 
 @dataclass(frozen=True)
@@ -81,76 +87,42 @@ class Member:
 
 
 class Listener:
-    """The socket on which rank 0 waits for the other ranks."""
+    """The sockets on which rank 0 waits for the other ranks.
 
-    def __init__(self) -> None:
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        self.socket = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
-        self.port: int = self.socket.getsockname()[1]
-        self.token = secrets.randbits(31)
+    Args:
+        addresses: those at which ranks reach this machine, as they have said; an empty one stands for all.
+    """
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.sockets = listening([(address, 0) for address in dict.fromkeys(addresses)])
+        if len(self.sockets) < len(set(addresses)):  # a translated address, which is not one of this machine
+            self.sockets += listening([("", 0)])
+        self.ports = {plain(name[0]): name[1] for name in (found.getsockname() for found in self.sockets)}
+        self.token = secrets.token_hex(16)
         """A secret that the other ranks must present."""
 
+    def described(self) -> Message:
+        """What the other ranks need to know."""
+        return {"ports": self.ports, "token": self.token}
 
-class Peer:
-    """A connection to another process, which carries one JSON message per line."""
 
-    def __init__(self, connection: socket.socket):
-        self.connection = connection
-        self.state: Message = {}
-        self._buffer = b""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": SILENCE_SECONDS * 1000}
-        for name, value in options.items():
-            if hasattr(socket, name):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-    def send(self, message: Message) -> None:
-        """Sends a message. A broken connection is noticed when reading."""
-        with suppress(OSError):
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> list[Message] | None:
-        """Waits for data and returns the complete messages; None once the connection is closed."""
-        try:
-            data = self.connection.recv(1 << 16)
-        except OSError:
-            return None
-        if not data:
-            return None
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-    def first(self, timeout_s: float) -> Message:
-        """The first message, read bytewise so as not to consume the next; OSError or ValueError if none arrives."""
-        self.connection.settimeout(timeout_s)
-        line = b""
-        while not line.endswith(b"\n"):
-            byte = self.connection.recv(1)
-            if not byte:
-                raise OSError("the connection was closed")
-            line += byte
-        self.connection.settimeout(None)
-        message: Message = json.loads(line)
-        return message
-
-    def finish(self, deadline: float) -> None:
-        """Stops sending and reads until the other side closes; closing with unread data would discard what was sent."""
-        try:
-            self.connection.shutdown(socket.SHUT_WR)
-            while time.monotonic() < deadline:
-                self.connection.settimeout(max(deadline - time.monotonic(), 0.01))
-                if not self.connection.recv(1 << 16):
-                    return
-        except OSError:
-            return
+def port_at(described: Message, address: str) -> int:
+    """The port of a listener for those who reach it at an address."""
+    ports: dict[str, int] = described["ports"]
+    return ports.get(address) or ports.get("::") or ports["0.0.0.0"]
 
 
 class Liveness:
     """The watchdog thread of one process and its connections: from rank 0 to all ranks, from all others to rank 0."""
 
     def __init__(
-        self, rank: int, size: int, listener: Listener | None, address: tuple[str, int], token: int, timeout_s: float
+        self,
+        rank: int,
+        size: int,
+        listener: Listener | None,
+        address: tuple[str, int],
+        token: str,
+        timeout_s: float,
     ):
         """Connects, and returns once every rank has connected.
 
@@ -160,13 +132,12 @@ class Liveness:
             listener: the listener, on rank 0 only.
             address: host and port of rank 0's listener.
             token: token of rank 0's listener.
-            timeout_s: longest time that a call may take.
+            timeout_s: longest time that a call may take, and that the ranks may take to connect.
 
         Raises RunError if a rank does not connect.
         """
         self._rank, self._size, self._timeout_s = rank, size, timeout_s
-        self._call: Call | None = None
-        self._call_start = 0.0
+        self._current: tuple[Call | None, float] = (None, 0.0)  # with its start; one value, for the thread reads it
         self._last_call = "none"
         self._entered: dict[str, int] = {}
         self._events: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -174,12 +145,16 @@ class Liveness:
         self._failure: Message | None = None
         self._deadline = float("inf")
         self._previous_handler: Any = None
-        deadline = time.monotonic() + CONNECT_SECONDS
+        self._verdicts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._topics: dict[int, dict[int, Any]] = {}
+        self._agreements = 0
+        self._reasons: dict[int, str] = {}
+        self._released = False
         me = Member(rank, size, socket.gethostname(), os.getpid())
         if listener:
-            self._peers, self.members = _accept(listener, me, deadline)
+            self._peers, self.members = _accept(listener, me, timeout_s)
         else:
-            self._peers, self.members = _connect(address, token, me, deadline)
+            self._peers, self.members = _connect(address, token, me, timeout_s)
         self._connections = [peer.connection for peer in self._peers.values()]
         hosts = list(dict.fromkeys(member.host for member in self.members))
         self.nodes = tuple(hosts.index(member.host) for member in self.members)
@@ -195,32 +170,65 @@ class Liveness:
     @contextmanager
     def call(self, call: Call) -> Iterator[None]:
         """Watches a collective while the block runs; an exception in it stops the job."""
-        outer = self._call, self._call_start
-        key = _key(call.ranks)
-        self._entered[key] = max(call.number, self._entered.get(key, 0))
+        outer = self._current
+        self._entered[call.key] = max(call.number, self._entered.get(call.key, 0))
         self._last_call = str(call)
-        self._call_start, self._call = time.monotonic(), call
+        self._current = (call, time.monotonic())
         try:
             yield
         except Exception as error:
             self.fail(error)
         finally:
-            self._call, self._call_start = outer
+            self._current = outer
+
+    def agree(self, topics: Sequence[Topic]) -> None:
+        """Compares what every rank must have alike; every rank calls it.
+
+        Raises DisagreementError, the same on every rank, if they do not.
+        """
+        self._agreements += 1
+        call = Call(tuple(range(self._size)), self._agreements, "comparison", series="comparison ")
+        with self.call(call):
+            sent = [topic.sent() for topic in topics]
+            self._post({"kind": "agree", "rank": self._rank, "number": self._agreements, "topics": sent})
+            text = self._verdicts.get()
+        if text:
+            raise DisagreementError(text)
 
     def fail(self, error: Exception) -> NoReturn:
-        """Stops every process with the message of `error`."""
+        """Stops every process with the message of `error`.
+
+        If all ranks fail with the same error of moeport's, it is raised instead: each then says it in its own words.
+        """
         self._error = error
-        where = f"in {self._call} ({self._call.detail})" if self._call else "outside collectives"
+        call, _ = self._current
+        where = f"in {call} ({call.detail})" if call else "outside collectives"
         reason = " ".join(str(error).split())[:MESSAGE_LENGTH]
         text = f"{self.members[self._rank]} failed {where}: {type(error).__name__}: {reason}"
-        self._post({"kind": "failure", "rank": self._rank, "text": text})
+        known = isinstance(error, MoeportError)
+        code = error.exit_code if isinstance(error, MoeportError) else EXIT_CODE
+        same = f"{type(error).__name__}: {error}" if known and not call else ""
+        self._post({"kind": "failure", "rank": self._rank, "text": text, "code": code, "same": same})
         self._thread.join()
-        os._exit(EXIT_CODE)
+        if self._released:
+            self._leave()
+            raise error
+        os._exit(code)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this process has left the job."""
+        return self._released
 
     def close(self) -> None:
         """Says goodbye, after which the death of other processes is ignored."""
-        self._post({"kind": "goodbye"})
-        self._thread.join()
+        if not self._released:
+            self._released = True
+            self._post({"kind": "goodbye"})
+            self._thread.join()
+            self._leave()
+
+    def _leave(self) -> None:
         self._close_sockets()
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)
@@ -269,10 +277,13 @@ class Liveness:
                         self._part(event)
                         return
                     self._report(event)
-                now, call = time.monotonic(), self._call
-                if call and call is not late and now - self._call_start > self._timeout_s:
+                if self._error and self._released:
+                    return
+                now, (call, started) = time.monotonic(), self._current
+                if call and call is not late and now - started > self._timeout_s:
                     late = call
-                    self._report({"kind": "late", "rank": self._rank, "ranks": call.ranks, "number": call.number})
+                    event = {"rank": self._rank, "ranks": call.ranks, "key": call.key, "number": call.number}
+                    self._report({"kind": "late", "in": str(call), **event})
                 if now >= next_beat:
                     next_beat = now + HEARTBEAT_SECONDS
                     if self._rank and self._peers:
@@ -281,7 +292,7 @@ class Liveness:
                     self._end(self._failure)
 
     def _state(self) -> Message:
-        call = self._call
+        call, _ = self._current
         detail = call.detail if call else ""
         return {"kind": "state", "last": self._last_call, "entered": dict(self._entered), "detail": detail}
 
@@ -290,13 +301,13 @@ class Liveness:
         if self._rank == 0:
             self._consider(event)
             return
-        text = event.get("text", f"{self.members[self._rank]} has waited {self._timeout_s:g} s in {self._last_call}")
+        text = event.get("text") or f"{self.members[self._rank]} has waited {self._timeout_s:g} s in {event.get('in')}"
         if not self._peers:
-            self._end({"rank": self._rank, "text": text})
+            self._end(event | {"text": text})
         self._peers[0].send(self._state())
         self._peers[0].send(event)
-        if self._failure is None:
-            self._failure = {"rank": self._rank, "text": f"{text}; {self.members[0]} does not answer"}
+        if event["kind"] != "agree" and self._failure is None:
+            self._failure = event | {"text": f"{text}; {self.members[0]} does not answer"}
             self._deadline = time.monotonic() + ANSWER_SECONDS
 
     def _read(self, rank: int) -> None:
@@ -313,12 +324,16 @@ class Liveness:
                 del self._peers[rank]
             elif message["kind"] == "end":
                 self._stop(message)
+            elif message["kind"] == "verdict":
+                self._verdicts.put(message["text"])
+            elif message["kind"] == "raise":
+                self._released = True
             else:
                 self._consider(message)
 
     def _lose(self, rank: int) -> None:
         """Handles a connection that closed without a goodbye."""
-        call = self._call
+        call, _ = self._current
         where = f"in {call}" if call else f"outside collectives (last: {self._last_call})"
         self._end({"rank": rank, "text": f"{self.members[rank]} died; rank {self._rank} was {where}"})
 
@@ -326,19 +341,36 @@ class Liveness:
         """On rank 0, decides what to do about a failure or a late call."""
         if event["kind"] == "late":
             self._end({"rank": event["rank"], "text": self._lateness(event)})
-        elif self._failure is None:
-            self._failure = event
-            self._deadline = time.monotonic() + GRACE_SECONDS
+        elif event["kind"] == "agree":
+            self._compare(event)
+        else:
+            self._reasons[event["rank"]] = event["same"]
+            if len(self._reasons) == self._size and event["same"] and len(set(self._reasons.values())) == 1:
+                self._released = True
+                self._part({"kind": "raise"})
+            elif self._failure is None:
+                self._failure = event
+                self._deadline = time.monotonic() + GRACE_SECONDS
+
+    def _compare(self, event: Message) -> None:
+        topics = self._topics.setdefault(event["number"], {})
+        topics[event["rank"]] = event["topics"]
+        if len(topics) == self._size:
+            text = disagreement([topics[rank] for rank in range(self._size)])
+            for peer in self._peers.values():
+                peer.send({"kind": "verdict", "text": text})
+            self._verdicts.put(text)
+            del self._topics[event["number"]]
 
     def _lateness(self, event: Message) -> str:
-        key, number = _key(event["ranks"]), event["number"]
+        key, number = event["key"], event["number"]
         states = {rank: peer.state for rank, peer in self._peers.items()} | {0: self._state()}
         absent = [
             f"{self.members[rank]}, last collective: {states.get(rank, {}).get('last', 'none')}"
             for rank in event["ranks"]
             if states.get(rank, {}).get("entered", {}).get(key, 0) < number
         ]
-        waits = f"{self.members[event['rank']]} has waited {self._timeout_s:g} s in {states[event['rank']]['last']}"
+        waits = f"{self.members[event['rank']]} has waited {self._timeout_s:g} s in {event['in']}"
         if absent:
             return f"{waits}; not there: {'; '.join(absent)}"
         details = "; ".join(
@@ -348,19 +380,22 @@ class Liveness:
 
     def _end(self, failure: Message) -> NoReturn:
         """Informs the others, then exits."""
-        message = {"kind": "end", "rank": failure["rank"], "text": failure["text"]}
+        code = failure.get("code", EXIT_CODE)
+        message = {"kind": "end", "rank": failure["rank"], "text": failure["text"], "code": code}
         self._stop(message, tell=self._rank == 0)
 
     def _stop(self, message: Message, tell: bool = False) -> NoReturn:
         if message["rank"] == self._rank and self._error and not isinstance(self._error, MoeportError):
             traceback.print_exception(self._error)
-        os.write(2, f"moeport: {message['text']}; every rank stops\n".encode())
+        sentence = f"moeport: {message['text']}; every rank stops"
+        os.write(2, f"{sentence}\n".encode())
+        last_words.leave(sentence, message["code"])
         flush = threading.Thread(target=_flush, daemon=True)  # the main thread may hold a stream's lock forever
         flush.start()
         if tell:
             self._part(message)
         flush.join(1)
-        os._exit(EXIT_CODE)
+        os._exit(message["code"])
 
     def _part(self, message: Message) -> None:
         """Sends a last message to every peer and waits briefly for its arrival."""
@@ -375,44 +410,42 @@ class Liveness:
             connection.close()
 
 
-def _accept(listener: Listener, me: Member, deadline: float) -> tuple[dict[int, Peer], list[Member]]:
+def _accept(listener: Listener, me: Member, timeout_s: float) -> tuple[dict[int, Peer], list[Member]]:
     peers: dict[int, Peer] = {}
     members = {0: me}
-    with listener.socket:
-        while len(members) < me.size:
-            listener.socket.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                peer = Peer(listener.socket.accept()[0])
-            except OSError as error:
-                absent = ", ".join(str(rank) for rank in range(me.size) if rank not in members)
-                raise RunError(f"ranks {absent} did not connect to rank 0 within {CONNECT_SECONDS} s") from error
-            try:
-                hello = peer.first(ANSWER_SECONDS)
-                if hello["token"] != listener.token:
-                    raise ValueError("wrong token")
-            except (OSError, ValueError, KeyError, TypeError):
-                peer.connection.close()  # not a process of this job
-                continue
-            peers[hello["rank"]] = peer
-            members[hello["rank"]] = Member(hello["rank"], me.size, hello["host"], hello["pid"])
+
+    def admit(peer: Peer, hello: Message) -> None:
+        member = Member(int(hello["rank"]), me.size, str(hello["host"]), int(hello["pid"]))
+        if not 0 < member.rank < me.size or member.rank in peers:
+            raise ValueError("not a rank that is expected")
+        peers[member.rank], members[member.rank] = peer, member
+
+    reception = Reception(listener.sockets, PURPOSE, listener.token.encode())
+    try:
+        reception.receive(admit, lambda: len(members) < me.size, time.monotonic() + timeout_s)
+    finally:
+        for found in listener.sockets:
+            found.close()
+    if absent := [rank for rank in range(me.size) if rank not in members]:
+        raise RunError(f"{ranks_in_words(absent)} did not connect to rank 0 within {timeout_s:g} s")
     everyone = [members[rank] for rank in range(me.size)]
     for peer in peers.values():
         peer.send({"kind": "welcome", "members": [(member.host, member.pid) for member in everyone]})
     return peers, everyone
 
 
-def _connect(address: tuple[str, int], token: int, me: Member, deadline: float) -> tuple[dict[int, Peer], list[Member]]:
+def _connect(
+    address: tuple[str, int], token: str, me: Member, timeout_s: float
+) -> tuple[dict[int, Peer], list[Member]]:
+    deadline = time.monotonic() + timeout_s
     try:
-        peer = Peer(socket.create_connection(address, timeout=CONNECT_SECONDS))
-        peer.send({"kind": "hello", "token": token, "rank": me.rank, "host": me.host, "pid": me.pid})
-        welcome = peer.first(max(deadline - time.monotonic(), 0.01))
+        peer = Peer(socket.create_connection(address, timeout=timeout_s))
+        hello = {"rank": me.rank, "host": me.host, "pid": me.pid}
+        peer.connection.sendall(PURPOSE + token.encode() + encoded(hello))
+        welcome = peer.next(deadline)
     except (OSError, ValueError) as error:
         raise RunError(f"rank {me.rank} cannot reach rank 0 at {address[0]}, port {address[1]}: {error}") from error
     return {0: peer}, [Member(rank, me.size, *member) for rank, member in enumerate(welcome["members"])]
-
-
-def _key(ranks: Any) -> str:
-    return ",".join(str(rank) for rank in ranks)
 
 
 def _flush() -> None:

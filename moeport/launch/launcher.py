@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,24 @@ from typing import Literal
 from moeport.errors import UserError
 from moeport.facts import default_backend
 from moeport.launch.slurm import expand_hosts, tasks_per_node
+
+
+@dataclass(frozen=True)
+class Variables:
+    """The environment variables in which a launcher says what a user may want to correct."""
+
+    rank: str
+    size: str
+    host: str = "MASTER_ADDR"
+    port: str = "MASTER_PORT"
+
+
+VARIABLES = {
+    "torchrun": Variables("RANK", "WORLD_SIZE"),
+    "msrun": Variables("MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT"),
+    "openmpi": Variables("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "slurm": Variables("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,21 @@ class Launch:
         return self.rank < 0
 
     @property
+    def variables(self) -> Variables:
+        """Where it comes from."""
+        return VARIABLES[self.launcher]
+
+    @property
+    def place(self) -> str:
+        """Host and port where the ranks meet."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def host_role(self) -> str:
+        """Who listens there."""
+        return "msrun's scheduler" if self.launcher == "msrun" else "rank 0"
+
+    @property
     def backend(self) -> str:
         """The backend whose communication works under this launcher."""
         return default_backend(self.launcher)
@@ -71,8 +105,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
 def _torchrun(environment: Mapping[str, str]) -> Launch:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     _require(environment, names, "torchrun")
-    rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
-    local_rank, local_size = _number(environment, "LOCAL_RANK"), _number(environment, "LOCAL_WORLD_SIZE")
+    rank, size = _place(environment, "RANK", "WORLD_SIZE")
+    local_rank, local_size = _place(environment, "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     node = _number(environment, "GROUP_RANK") if "GROUP_RANK" in environment else -1
     alike = size % local_size == 0 and rank == node * local_size + local_rank
     return Launch(
@@ -82,35 +116,40 @@ def _torchrun(environment: Mapping[str, str]) -> Launch:
         local_rank=local_rank,
         local_size=local_size,
         nodes=tuple(other // local_size for other in range(size)) if alike else None,
-        host=environment["MASTER_ADDR"],
-        port=_number(environment, "MASTER_PORT"),
+        host=_host(environment, "MASTER_ADDR"),
+        port=_port_number(environment, "MASTER_PORT"),
     )
 
 
 def _msrun(environment: Mapping[str, str]) -> Launch:
     _require(environment, ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT"), "msrun")
-    worker = environment["MS_ROLE"] == "MS_WORKER"
+    role = environment["MS_ROLE"]
+    if role not in ("MS_WORKER", "MS_SCHED"):
+        raise UserError(f"environment variable MS_ROLE: expected MS_WORKER or MS_SCHED (got {role!r}); use msrun")
+    worker = role == "MS_WORKER"
     if worker:
         # Workers without a rank inherit the scheduler's RANK_ID from msrun; MS_NODE_ID is set only along with a rank.
         if "MS_NODE_ID" not in environment:
             raise UserError("msrun gave this process no rank: MS_NODE_ID is not set; use --node_rank")
         _require(environment, ("DEVICE_ID",), "msrun")
+    size = _number(environment, "MS_WORKER_NUM", 1)
     return Launch(
         launcher="msrun",
-        rank=_number(environment, "MS_NODE_ID") if worker else -1,
-        size=_number(environment, "MS_WORKER_NUM"),
-        local_rank=_number(environment, "DEVICE_ID") if worker else -1,
-        host=environment["MS_SCHED_HOST"],
-        port=_number(environment, "MS_SCHED_PORT"),
+        rank=_place(environment, "MS_NODE_ID", "MS_WORKER_NUM")[0] if worker else -1,
+        size=size,
+        local_rank=_number(environment, "DEVICE_ID", 0) if worker else -1,
+        host=_host(environment, "MS_SCHED_HOST"),
+        port=_port_number(environment, "MS_SCHED_PORT"),
     )
 
 
 def _openmpi(environment: Mapping[str, str]) -> Launch | None:
     names = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
     _require(environment, names, "mpirun")
-    rank, size, local_rank, local_size = (_number(environment, name) for name in names)
-    if size == 1:
+    if _number(environment, names[1], 1) == 1:
         return None
+    rank, size = _place(environment, names[0], names[1])
+    local_rank, local_size = _place(environment, names[2], names[3])
     if size % local_size:
         raise UserError(
             f"mpirun started {local_size} of {size} processes on this node; expected the same number on each node: "
@@ -144,7 +183,14 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
     if environment.get(size, "1") == "1":  # salloc's shell is a step too
         return None
     _require(environment, ("SLURM_PROCID", "SLURM_LOCALID", size, counts, hosts), "srun")
+    rank, ranks = _place(environment, "SLURM_PROCID", size)
     per_node = tasks_per_node(environment[counts])
+    named = expand_hosts(environment[hosts])
+    if not per_node or not named:
+        raise UserError(
+            f"environment variables {counts} and {hosts}: expected tasks per node such as 4(x2) and host names such as "
+            f"gpu[01-02] (got {environment[counts]!r} and {environment[hosts]!r})"
+        )
     if len(set(per_node)) > 1:
         raise UserError(
             f"srun started {environment[counts]} tasks on the nodes; expected the same number on each: "
@@ -152,11 +198,11 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
         )
     return Launch(
         launcher="slurm",
-        rank=_number(environment, "SLURM_PROCID"),
-        size=_number(environment, size),
-        local_rank=_number(environment, "SLURM_LOCALID"),
+        rank=rank,
+        size=ranks,
+        local_rank=_number(environment, "SLURM_LOCALID", 0),
         local_size=per_node[0],
-        host=environment.get("MASTER_ADDR") or expand_hosts(environment[hosts])[0],
+        host=environment.get("MASTER_ADDR") or named[0],
         port=_port(environment, "SLURM_JOB_ID", "SLURM_STEP_ID"),
     )
 
@@ -164,7 +210,7 @@ def _slurm(environment: Mapping[str, str]) -> Launch | None:
 def _port(environment: Mapping[str, str], *job: str) -> int:
     """MASTER_PORT, or a port between 15000 and 24999 derived from the variables that identify the job."""
     if "MASTER_PORT" in environment:
-        return _number(environment, "MASTER_PORT")
+        return _port_number(environment, "MASTER_PORT")
     return 15000 + zlib.crc32(".".join(environment.get(name, "") for name in job).encode()) % 10000
 
 
@@ -239,8 +285,33 @@ def _require(environment: Mapping[str, str], names: tuple[str, ...], launcher: s
         )
 
 
-def _number(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise UserError(f"environment variable {name}: expected an integer (got {environment[name]!r})") from None
+def _number(environment: Mapping[str, str], name: str, least: int | None = None, most: int | None = None) -> int:
+    text = environment[name]
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text.strip()):
+        raise UserError(f"environment variable {name}: expected an integer (got {text!r})")
+    number = int(text)
+    if (least is not None and number < least) or (most is not None and number > most):
+        wanted = f"at least {least}" if most is None else f"{least} to {most}"
+        raise UserError(f"environment variable {name}: expected {wanted} (got {number})")
+    return number
+
+
+def _place(environment: Mapping[str, str], rank: str, size: str) -> tuple[int, int]:
+    """A rank and how many there are, by the names of their variables."""
+    ranks = _number(environment, size, 1)
+    found = _number(environment, rank)
+    if not 0 <= found < ranks:
+        raise UserError(
+            f"environment variable {rank}: expected 0 to {ranks - 1}, since {size} is {ranks} (got {found})"
+        )
+    return found, ranks
+
+
+def _port_number(environment: Mapping[str, str], name: str) -> int:
+    return _number(environment, name, 1, 65535)
+
+
+def _host(environment: Mapping[str, str], name: str) -> str:
+    if not environment[name].strip():
+        raise UserError(f"environment variable {name}: expected a host name or address (got {environment[name]!r})")
+    return environment[name].strip()

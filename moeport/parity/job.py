@@ -14,17 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moeport.backends import get_backend
+from moeport.backends import get_backend, join_job
+from moeport.comm.agreement import Topic
 from moeport.comm.communicator import Communicator
 from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
 from moeport.facts import BACKENDS
 from moeport.launch.launcher import launched, node_processes
-from moeport.parity.bundle import load_bundle, refuse_existing, save_bundle
+from moeport.parity.bundle import MANIFEST_FILE, load_bundle, refuse_existing, save_bundle
 from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
 from moeport.parity.recording import Recording, kept_kinds
-from moeport.parity.subject import Size, Variant, subject_on, variant_config
+from moeport.parity.subject import Size, Variant, checkpoint_path, subject_on, variant_config
+from moeport.training.agreed import SAME_FILES, of_backend, of_dtype, of_file, of_options, of_start
+from moeport.training.checkpoint import META_FILE
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
 """Environment variables from which a process knows that a launcher started it."""
@@ -116,15 +119,27 @@ def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callab
     if launch and config.comm.ranks_per_node:
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
     routing = load_bundle(options.replay) if options.replay else None
-    backend = get_backend(config.backend)
-    with backend.communicator(launch, config.comm.timeout) as world:
-        mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
-        subject = subject_on(_named(spec, world), config, backend, mesh, job.checkpoint, report)
-        recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=options.sample_size)
-        is_first = world.rank == 0
-        if is_first:
-            save_bundle(recording, output, overwrite=options.overwrite)
+    asked = of_options(size) | {"--variant": spec, "--keep": options.keep, "--sample-size": options.sample_size}
+    with join_job(launch, config.comm.timeout, config.backend) as ranks_of_job:
+        ranks_of_job.agree(*of_start("parity record", config, asked), _of_inputs(job.checkpoint, options.replay))
+        backend = get_backend(config.backend)
+        ranks_of_job.agree(of_backend(backend))
+        with backend.communicator(launch, config.comm.timeout, ranks_of_job) as world:
+            world.agree(of_dtype(backend))
+            mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
+            subject = subject_on(_named(spec, world), config, backend, mesh, job.checkpoint, report)
+            recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=options.sample_size)
+            is_first = world.rank == 0
+            if is_first:
+                save_bundle(recording, output, overwrite=options.overwrite)
     return is_first
+
+
+def _of_inputs(checkpoint: Path | None, replay: Path | None) -> Topic:
+    """What is read besides the data. Checkpoints and bundles list their files' digests in a file of their own."""
+    listed = {"the checkpoint": checkpoint and checkpoint_path(checkpoint) / META_FILE}
+    listed["the bundle to replay"] = replay and replay / MANIFEST_FILE
+    return Topic(SAME_FILES, {name: of_file(file) for name, file in listed.items()})
 
 
 def _named(spec: str, world: Communicator) -> str:

@@ -223,6 +223,12 @@ def variant_config(file: Path | None, variant: Variant, overrides: Sequence[str]
     return config
 
 
+def checkpoint_path(named: Path) -> Path:
+    """The checkpoint that the user names: itself, or the latest of a run folder."""
+    is_run = (named / CHECKPOINT_DIR).is_dir()
+    return find_checkpoint(named / CHECKPOINT_DIR, "latest") if is_run else named
+
+
 def subject_on(
     name: str,
     config: Config,
@@ -237,9 +243,7 @@ def subject_on(
     if checkpoint is None:
         params = initial_parameters(specs, config.training.seed, task.token_counts)
     else:
-        is_run = (checkpoint / CHECKPOINT_DIR).is_dir()
-        path = find_checkpoint(checkpoint / CHECKPOINT_DIR, "latest") if is_run else checkpoint
-        loaded = load_checkpoint(path)
+        loaded = load_checkpoint(checkpoint_path(checkpoint))
         check_parameters(loaded, specs)
         params = loaded.model
     return Subject(name, config, backend, params, task.train, task.vocab_size, mesh)

@@ -13,7 +13,7 @@ from moeport.comm.check import check_collectives
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
-from moeport.errors import CheckpointError, UserError
+from moeport.errors import CheckpointError
 from moeport.model.auto_exchange import fastest
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
@@ -82,7 +82,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     Raises UserError, CheckpointError or DataError for errors that the user can fix.
     """
     if mesh.world.size > 1:
-        _check_job(backend, mesh, checkpoint)
+        _check_collectives(backend, mesh)
     config = with_dtype(config, backend.dtype)
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
@@ -103,16 +103,9 @@ def with_dtype(config: Config, dtype: str) -> Config:
     return config.model_copy(update={"backend": config.backend.model_copy(update={"dtype": dtype})})
 
 
-def _check_job(backend: Backend, mesh: Mesh, checkpoint: Checkpoint | None) -> None:
-    """Refuse ranks that start from different steps, and communication libraries that deliver wrong values."""
+def _check_collectives(backend: Backend, mesh: Mesh) -> None:
+    """Refuse communication libraries that deliver wrong values."""
     world = mesh.world
-    own = np.array([checkpoint.meta.step if checkpoint else 0])
-    steps = world.ops.to_numpy(world.all_gather(world.ops.from_numpy(own)))[:, 0]
-    if (steps != steps[0]).any():
-        raise UserError(
-            f"--resume: the last checkpoints that the ranks found are of steps {', '.join(map(str, steps))}; expected "
-            "one: put run.dir on storage that all nodes share"
-        )
     dtypes = dict.fromkeys([backend.dtype, backend.parameter_dtype, "float32", "index"])
     check_collectives(world, list(dtypes), backend.value_and_grad)
     if 1 < mesh.experts.size < world.size:

@@ -9,14 +9,16 @@ from functools import partial
 
 from rich.console import Console
 
-from moeport.backends import get_backend
+from moeport.backends import get_backend, join_job
 from moeport.comm.communicator import Communicator
+from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.errors import InterruptedRunError, NonFiniteError, UserError
 from moeport.files import check_folder, make_folder
-from moeport.launch.launcher import launched
+from moeport.launch.launcher import Launch, launched
 from moeport.pages.console import PlainConsole
+from moeport.training.agreed import of_backend, of_checkpoint, of_dtype, of_start
 from moeport.training.announce import announcement
 from moeport.training.checkpoint import Checkpoint, list_checkpoints
 from moeport.training.lock import RunLock, refuse_locked
@@ -53,35 +55,48 @@ def train(
     if launch and launch.rank != 0:
         console = PlainConsole(quiet=True, force_terminal=False)
     console = console or PlainConsole()
-    check_ranks(config, launch.size if launch else 1)
     if launch and config.comm.ranks_per_node:
         launch = launch.on_nodes_of(config.comm.ranks_per_node)
-    if not dry_run:
-        refuse_locked(config.run.dir)
     say = partial(_say, console)
-    checkpoint = None
-    if resume and not dry_run and (checkpoint := newest(config)):
-        if config.backend.dtype == "auto":
+    with join_job(launch, config.comm.timeout, config.backend) as job:
+        job.agree(*of_start("train", config, {"--resume": resume, "--dry-run": dry_run}))
+        check_ranks(config, job.size)
+        if not dry_run:
+            refuse_locked(config.run.dir)
+        checkpoint = newest(config) if resume and not dry_run else None
+        if checkpoint and config.backend.dtype == "auto":
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
-        if summary := finished(config, checkpoint, say):
+        summary = finished(config, checkpoint, say) if checkpoint else None
+        job.agree(of_checkpoint(checkpoint, summary is not None))
+        if summary:
             return summary
-    elif not (resume or dry_run):
-        refuse_used(config.run.dir)
-    if not dry_run and (launch is None or launch.rank == 0):
-        check_folder(config.run.dir)
-    check_trains(config)
-    backend = get_backend(config.backend)
-    stopped: InterruptedRunError | NonFiniteError
-    with backend.communicator(launch, config.comm.timeout) as world:
+        if not (resume or dry_run):
+            refuse_used(config.run.dir)
+        if not dry_run and (launch is None or launch.rank == 0):
+            check_folder(config.run.dir)
+        check_trains(config)
+        outcome = _on_all(config, checkpoint, launch, job, dry_run, console)
+    if isinstance(outcome, InterruptedRunError | NonFiniteError):
+        raise outcome
+    return outcome
+
+
+def _on_all(
+    config: Config, checkpoint: Checkpoint | None, launch: Launch | None, job: Job, dry_run: bool, console: Console
+) -> RunSummary | DryRun | InterruptedRunError | NonFiniteError | None:
+    """Train, or measure; errors that are raised on all ranks alike are returned, so that ranks shut down in order."""
+    backend, say = get_backend(config.backend), partial(_say, console)
+    job.agree(of_backend(backend))
+    with backend.communicator(launch, config.comm.timeout, job) as world:
+        world.agree(of_dtype(backend))
         mesh = Mesh(world, config.parallelism.expert)
         try:
             if dry_run:
                 return measure(prepare(config, None, backend, mesh, say))
             with _locked(config, world, checkpoint, say) as lock:
                 return _train(prepare(config, checkpoint, backend, mesh, say), lock, console)
-        except (InterruptedRunError, NonFiniteError) as error:  # raised on all ranks alike, so they shut down in order
-            stopped = error
-    raise stopped
+        except (InterruptedRunError, NonFiniteError) as error:
+            return error
 
 
 @contextmanager

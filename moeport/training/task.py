@@ -18,6 +18,7 @@ from moeport.data import Examples, ImageSplit, PreparedData, prepare_data, read_
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
+from moeport.training.agreed import of_data
 from moeport.training.evaluate import Evaluation, evaluate, evaluate_images
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
@@ -158,11 +159,16 @@ class ImageTask(Task):
 
 
 def build_task_in_turn(config: Config, world: Communicator, *, report: Callable[[str], None]) -> Task:
-    """`build_task` on the first rank of each node, then on the others, which find its result in the cache."""
+    """`build_task` on the first rank of each node, then on the others, which find its result in the cache.
+
+    Raises DisagreementError, on all ranks, if they do not have the same data.
+    """
     is_first = world.nodes.index(world.nodes[world.rank]) == world.rank
     task = build_task(config, report=report) if is_first else None
     world.barrier()
-    return task or build_task(config, report=report)
+    task = task or build_task(config, report=report)
+    world.agree(of_data(task.train, task.validation, task.vocab_size, task.tokenizer_fingerprint))
+    return task
 
 
 def build_task(config: Config, *, report: Callable[[str], None]) -> Task:

@@ -185,7 +185,7 @@ def test_strangers_are_turned_away(start):
 
 def test_ranks_that_do_not_connect_are_named(start):
     found = start("unconnected", ranks=[0, 2]).wait()
-    assert "RunError: ranks 1 did not connect to rank 0 within 2 s" in found[0][2]
+    assert "RunError: rank 1 did not connect to rank 0 within 2 s" in found[0][2]
     assert "RunError: rank 2 cannot reach rank 0 at 127.0.0.1" in found[2][2]
 
 

@@ -9,34 +9,48 @@ import time
 from pathlib import Path
 
 from moeport.comm import liveness
-from moeport.comm.liveness import HEARTBEAT_SECONDS, Call, Listener, Liveness
+from moeport.comm.liveness import HEARTBEAT_SECONDS, PURPOSE, Call, Listener, Liveness, port_at
 
 
 def main(rank: int, size: int, folder: Path, mode: str) -> None:
-    liveness.CONNECT_SECONDS = 2 if mode == "unconnected" else 30
     liveness.ANSWER_SECONDS = 2.0
     listener, address = None, folder / "address"
     if rank == 0:
-        listener = Listener()
+        listener = Listener(["127.0.0.1"])
         if mode == "strangers":
             threading.Thread(target=strangers, args=(listener,), daemon=True).start()
-        (folder / "new").write_text(f"{listener.port} {listener.token}")
+        (folder / "new").write_text(f"{port_at(listener.described(), '127.0.0.1')} {listener.token}")
         (folder / "new").rename(address)
     while not address.exists():
         time.sleep(0.01)
-    port, token = map(int, address.read_text().split())
-    timeout = 1.5 if mode.startswith("late") else 60.0
-    watch = Liveness(rank, size, listener, ("127.0.0.1", port), token, timeout)
+    port, token = address.read_text().split()
+    timeout = 1.5 if mode.startswith("late") else 2.0 if mode == "unconnected" else 60.0
+    watch = Liveness(rank, size, listener, ("127.0.0.1", int(port)), token, timeout)
     (folder / f"nodes.{rank}").write_text(str(watch.nodes))
     run = ending if mode == "strangers" else globals()[mode]
     run(watch, rank, tuple(range(size)), folder)
 
 
 def strangers(listener: Listener) -> None:
-    """Connections that are not of the job: no word, no JSON, no token, a wrong one."""
-    for text in (b"", b"GET / HTTP/1.0\r\n\r\n", b"{}\n", b'{"token": 1, "rank": 1}\n'):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", listener.port)) as connection:
+    """Connections that are not of the job: silent, trickling, garbage, a wrong token, the right one without a rank."""
+    port, token = port_at(listener.described(), "127.0.0.1"), listener.token.encode()
+    lines = [
+        b"",
+        b"GET / HTTP/1.0\r\n\r\n",
+        bytes(range(256)) * 1000,
+        b"\xff\xff\xff\x7f",
+        PURPOSE + b"0" * 32 + b'{"rank": 1, "host": "a", "pid": 1}\n',
+        PURPOSE + token + b"{}\n",
+        PURPOSE + token + b"[" * 100_000 + b"\n",
+        PURPOSE + token + b'{"rank": 7, "host": "a", "pid": 1}\n',
+    ]
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    for text in lines:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(text)
+    for connection in held:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"m")
 
 
 def blocked(watch, rank, ranks, folder):

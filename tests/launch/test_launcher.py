@@ -9,7 +9,7 @@ import pytest
 from moeport.errors import UserError
 from moeport.launch.launcher import Launch, launched
 from moeport.launch.slurm import expand_hosts, tasks_per_node
-from tests.comm.jobs import ROOT
+from tests.comm.jobs import ROOT, free_port
 from tests.jobs.ranks import start_all
 
 TORCHRUN = {
@@ -262,7 +262,9 @@ def test_torch_communicates_in_their_environment(tmp_path, environment, size):
 def test_mindspore_communicates_under_msrun_alone():
     pytest.importorskip("mindspore")
     command = [sys.executable, "-m", "moeport", "probe", "--backend", "mindspore", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | slurm(0, 2)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | alone | place
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "backend.name: mindspore communicates under msrun (started by slurm)" in done.stderr
+    assert "backend.name: mindspore communicates under msrun (started by torchrun)" in done.stderr

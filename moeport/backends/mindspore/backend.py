@@ -26,6 +26,7 @@ from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
@@ -91,8 +92,10 @@ class MindSporeBackend(Backend):
         return self.graphs if self.compiles else None
 
     @override
-    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
-        return start(self.ops, launch, timeout_s) if launch else SingleProcess(self.ops)
+    def communicator(
+        self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS, job: Job | None = None
+    ) -> Communicator:
+        return start(self.ops, launch, timeout_s, job) if launch else SingleProcess(self.ops)
 
     @override
     def matmul_flops_per_second(self) -> float:

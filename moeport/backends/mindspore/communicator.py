@@ -23,23 +23,29 @@ from typing_extensions import override
 
 from moeport.backends.mindspore.device import is_on_cpu
 from moeport.comm.communicator import Communicator, Pending, Transfer
+from moeport.comm.job import Job
+from moeport.comm.rendezvous import meeting_of, serve
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
 
 
-def start(ops: Ops, launch: Launch, timeout_s: float) -> MindSporeCommunicator:
+def start(ops: Ops, launch: Launch, timeout_s: float, job: Job | None) -> MindSporeCommunicator:
     """The communicator of all ranks of the job. In msrun's scheduler process, serves the job and exits."""
     if launch.launcher != "msrun":
         raise BackendUnavailableError(
             f"backend.name: mindspore communicates under msrun (started by {launch.launcher})"
         )
-    communication.init()
     if launch.is_scheduler:
+        if serve(launch, timeout_s):
+            communication.init()
         sys.exit()
+    joined = job or Job(meeting_of(launch, timeout_s))
+    with joined.starting("mindspore.communication.init"):
+        communication.init()
     kind = MCCLCommunicator if is_on_cpu() else HCCLCommunicator
     communicator = kind(ops, tuple(range(launch.size)), launch.rank, communication.GlobalComm.WORLD_COMM_GROUP)
-    communicator.watch(launch, timeout_s)
+    communicator.join(joined, owned=job is None)
     return communicator
 
 

@@ -13,6 +13,7 @@ from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.backends.numpy_ref.model import NumpyEvaluationModel
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
@@ -58,7 +59,9 @@ class NumpyBackend(Backend):
         _refuse()
 
     @override
-    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+    def communicator(
+        self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS, job: Job | None = None
+    ) -> Communicator:
         """numpy runs in one process only."""
         if launch and launch.size > 1:
             raise BackendUnavailableError(f"backend.name: numpy runs in one process (got {launch.size})")

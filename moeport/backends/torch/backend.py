@@ -27,6 +27,7 @@ from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingMode
 from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
+from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
@@ -86,11 +87,13 @@ class TorchBackend(Backend):
         return TorchTrainingModel(self.ops, self.dtype, model, params, options, mesh)
 
     @override
-    def communicator(self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS) -> Communicator:
+    def communicator(
+        self, launch: Launch | None, timeout_s: float = TIMEOUT_SECONDS, job: Job | None = None
+    ) -> Communicator:
         if launch is None:
             return SingleProcess(self.ops)
         self._share_cores(launch)
-        world = start(self.ops, launch, timeout_s)
+        world = start(self.ops, launch, timeout_s, job)
         if self.chooses_dtype and world.size > 1:
             own = FLOAT_DTYPES.index(self.dtype) if world.rank == 0 else 0
             chosen = self.ops.to_numpy(world.broadcast(self.ops.from_numpy(np.array([own])), 0))

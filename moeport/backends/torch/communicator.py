@@ -6,7 +6,6 @@ completed them, so a process that waits forever is detected at the next call tha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -18,40 +17,33 @@ from torch import Tensor
 from typing_extensions import override
 
 from moeport.backends.torch.ops import TorchOps
+from moeport.backends.torch.rendezvous import meeting_of, store
 from moeport.comm.communicator import Communicator, Pending, Transfer
+from moeport.comm.job import Job
 from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
 
 
-def start(ops: TorchOps, launch: Launch, timeout_s: float) -> TorchCommunicator:
+def start(ops: TorchOps, launch: Launch, timeout_s: float, job: Job | None) -> TorchCommunicator:
     """The communicator of all ranks of the job, on the device of `ops`."""
     if launch.launcher == "msrun":
         raise BackendUnavailableError("backend.name: torch communicates under torchrun, srun or mpirun (got msrun)")
     if ops.device.type != "cpu":
         # srun --gpus-per-task shows each process only its own device
         torch.accelerator.set_device_index(launch.local_rank % torch.accelerator.device_count())
-    dist.init_process_group(
-        dist.get_default_backend_for_device(ops.device),
-        store=_store(launch),
-        rank=launch.rank,
-        world_size=launch.size,
-        timeout=timedelta(seconds=2 * timeout_s),  # moeport's own timeout comes first and says more
-    )
+    joined = job or Job(meeting_of(launch, timeout_s))
+    with joined.starting("init_process_group"):
+        dist.init_process_group(
+            dist.get_default_backend_for_device(ops.device),
+            store=store(launch, timeout_s),
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timedelta(seconds=2 * timeout_s),  # moeport's own timeout comes first and says more
+        )
     communicator = TorchCommunicator(ops, tuple(range(launch.size)), launch.rank, dist.group.WORLD)
-    communicator.watch(launch, timeout_s)
+    communicator.join(joined, owned=job is None)
     return communicator
-
-
-def _store(launch: Launch) -> dist.Store:
-    """The store through which processes find each other: torchrun's own, otherwise one in the first process.
-
-    When torchrun restarts the processes it keeps its store, with the addresses of those that died, so each start uses
-    its own keys.
-    """
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(launch.host, launch.port, launch.size, is_master=launch.rank == 0 and not agent)
-    return dist.PrefixStore(f"moeport/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def communication_libraries() -> dict[str, str | None]:
