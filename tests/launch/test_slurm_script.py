@@ -80,7 +80,7 @@ for task in $first $second; do
 done
 """
 SHOW = f"#!{sys.executable}\nimport json, os, sys\n"
-SHOW += "print(json.dumps([*sys.argv[1:], os.environ['OMP_NUM_THREADS']]), flush=True)\n"
+SHOW += "line = json.dumps([*sys.argv[1:], os.environ['OMP_NUM_THREADS']])\nos.write(1, line.encode() + b'\\n')\n"
 SAVE = SHOW + "import signal, time\nsignal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(130))\n"
 SAVE += "open(f'ready.{os.environ[\"SLURM_NODEID\"]}', 'w').close()\nwhile True: time.sleep(0.05)\n"
 
