@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from moeport.errors import UserError
-from moeport.files import create_text, make_folder, process_runs, take_away, writing
+from moeport.files import create_text, make_folder, process_runs, remove_leftovers, take_away, writing
 
 LOCK_FILE = ".lock"
 BEAT_SECONDS = 10.0
@@ -80,6 +80,7 @@ class RunLock:
                 with suppress(OSError):
                     self.run_dir.rmdir()
             raise
+        remove_leftovers(self.run_dir)
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
         return self
 

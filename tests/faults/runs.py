@@ -1,6 +1,9 @@
 """Runs of a tiny model that something happens to, in processes forked from one that has imported the framework."""
 
+import contextlib
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -18,15 +21,19 @@ HANG_SECONDS = 120
 class Try:
     """One command, with what became of it."""
 
-    def __init__(self, fault, arguments, log):
+    def __init__(self, fault, arguments, log, directory=None):
+        """`directory` is where the command runs; default: here."""
         self.log = Path(log)
-        self.process = forker_of("torch").start(
-            [DRIVER, json.dumps(fault), *map(str, arguments)], settings(), str(self.log)
-        )
+        command = [DRIVER, json.dumps(fault), *map(str, arguments)]
+        self.process = forker_of("torch").start(command, settings(), str(self.log), directory)
 
     def wait(self, seconds=HANG_SECONDS):
         """The exit code, or minus the signal."""
         return self.process.wait(seconds)
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
 
     def said(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""

@@ -44,9 +44,10 @@ class Forker:
         self.ranks, self.started, self.lock = {}, [], threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def start(self, arguments, environment, output):
+    def start(self, arguments, environment, output, directory=None):
         """A rank that runs `python ARGUMENTS`, as soon as the framework is there."""
-        request = {"arguments": arguments, "environment": environment, "directory": os.getcwd(), "output": str(output)}
+        request = {"arguments": arguments, "environment": environment, "output": str(output)}
+        request["directory"] = str(directory or os.getcwd())
         with self.lock:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
