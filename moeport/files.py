@@ -75,7 +75,13 @@ def write_error(path: Path, error: BaseException) -> WriteError | None:
 
 def disk_error(error: BaseException) -> WriteError | None:
     """The sentence for a write of a library that failed, if the error is surely one: the disk is full or read-only."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if not isinstance(error, OSError):
+        return None
+    if str(error.strerror).startswith("No usable temporary directory"):
+        return WriteError(
+            "no folder for temporary files can be written; free space in it, or set TMPDIR to another one"
+        )
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None
     return write_error(Path(str(error.filename or "a temporary file")), error)
 

@@ -226,3 +226,21 @@ def test_a_write_removes_what_a_killed_write_of_the_same_file_left(tmp_path):
     assert len(names(tmp_path)) == 1
     write_text(tmp_path / "a", "whole")
     assert names(tmp_path) == ["a"]
+
+
+def test_a_library_that_finds_no_space_is_explained_too(monkeypatch):
+    for error, text in (
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: cannot be written: the disk is full; "),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            "a temporary file: cannot be written: the file system is read-",
+        ),
+    ):
+        assert str(files.disk_error(error)).startswith(text)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    assert "set TMPDIR to another one" in str(files.disk_error(caught.value))
+    assert files.disk_error(OSError(errno.ENOENT, "No such file", "config.yaml")) is None
+    assert files.disk_error(ValueError()) is None
