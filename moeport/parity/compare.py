@@ -12,7 +12,15 @@ from moeport.errors import UserError
 from moeport.parity import thresholds
 from moeport.parity.adamw import OptimizerJudge
 from moeport.parity.align import aligned
-from moeport.parity.coverage import UNJUDGED, asked_parts, check_computed, coverage, one_sided, only
+from moeport.parity.coverage import (
+    UNJUDGED,
+    asked_parts,
+    check_computed,
+    check_replay,
+    coverage,
+    one_sided,
+    only,
+)
 from moeport.parity.culprit import find_culprit, headline
 from moeport.parity.differences import differences
 from moeport.parity.floats import NON_FINITE, FloatJudge, paired
@@ -82,6 +90,8 @@ def compare(
             f"{a.name} and {b.name} were recorded in {micro[0]} and {micro[1]} micro-batches; "
             "record both with the same --micro-batches"
         )
+    if replayed:
+        check_replay(a, b, replayed)
     if a.name == b.name:
         a, b = replace(a, name=f"{a.name} (A)"), replace(b, name=f"{b.name} (B)")
     if names:

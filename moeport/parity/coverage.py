@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from moeport.errors import UserError
 from moeport.parity import thresholds
+from moeport.parity.differences import differences, training_keys
 from moeport.parity.options import PARTS
 from moeport.parity.recorder import LAYOUT
 from moeport.parity.recording import INSIDE_UNSEEN, NO_GRADIENTS, NO_TRAINING, Kind, Recording
@@ -54,6 +55,22 @@ def check_computed(recording: Recording) -> None:
         raise UserError(
             f"{recording.name}: holds {held} and nothing that was computed, so there is nothing to compare; "
             "run a forward pass of the recorded model while it is recorded"
+        )
+
+
+def check_replay(a: Recording, b: Recording, replayed: Recording) -> None:
+    """Raises UserError if a recording is not B with A's routing, since B would then be judged by something else."""
+    if replayed.replayed != a.name:
+        followed = f"the routing of {replayed.replayed}" if replayed.replayed else "its own routing"
+        raise UserError(
+            f"the recording to be judged in place of {b.name} followed {followed}; record B once more with the routing "
+            f"of {a.name} (--replay)"
+        )
+    keys = training_keys(differences(b, replayed))
+    if keys or replayed.dtype != b.dtype or replayed.environment.get("backend") != b.environment.get("backend"):
+        raise UserError(
+            f"{replayed.name} is another variant than {b.name}: {keys or 'backend or type differ'}; record {b.name} "
+            f"once more with the routing of {a.name} (--replay)"
         )
 
 

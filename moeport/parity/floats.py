@@ -113,7 +113,8 @@ class FloatJudge:
             return result
         if self._cancels(result, x, y):
             return replace(result, reason="small compared with its inputs: within their rounding")
-        if double and double.passed and metrics.cosine >= limits.cosine:
+        near = double is not None and double.error_a <= thresholds.GOLDEN_NEAR
+        if double and near and double.passed and metrics.cosine >= limits.cosine:
             return replace(result, reason="beyond the limit, but no further from the golden than A (double benchmark)")
         found = hint(x, y, result.limit) if verdict == "fail" else None
         return replace(result, verdict=verdict, reason=reason, hint=found)

@@ -52,6 +52,8 @@ RATIO_MAX, RATIO_MEAN, RATIO_RMS = 10.0, 2.0, 2.0
 """Double benchmark: B's error relative to the golden is at most this many times A's, for the largest and the mean
 relative error and the root mean square error (MindFormers, tests/utils/double_benchmark.py; also msprobe's benchmark
 standard)."""
+GOLDEN_NEAR = 0.2
+"""Relative RMS error of A from a golden above which that is no golden, and excuses nothing. Ours."""
 ROUNDINGS = 8
 """Error that an operation may always have, in unit roundoffs of its largest input: where terms cancel, the result is
 small and its relative error large. Ours: at most 5.2 was measured, in the last iterations of Sinkhorn's algorithm."""

@@ -241,6 +241,29 @@ def test_parts_that_are_left_out_are_not_judged():
         compare(a, b, parts=["loss"])
 
 
+def test_a_golden_far_from_both_sides_excuses_nothing():
+    assert one(X, X + 0.1 * NOISE, golden=-X).verdict == "fail"
+
+
+def test_only_b_with_the_routing_of_a_is_judged_in_its_place():
+    """A's own recording in its place would pass whatever B does."""
+    a, b = recording(tensor("t", X), name="A"), recording(tensor("t", -X), name="B")
+    again = replace(b, replayed="A")
+    assert compare(a, b, replayed=again).verdict == "fail"
+    environment = {"backend": "other"}
+    config = {"optimizer": {"eps": 1}}
+    for wrong, says in (
+        (a, "followed its own routing"),
+        (replace(b, replayed="C"), "followed the routing of C"),
+        (replace(again, environment=environment), "another variant than B: backend or type differ"),
+        (replace(again, dtype="bfloat16"), "another variant than B"),
+    ):
+        with pytest.raises(UserError, match=says):
+            compare(a, b, replayed=wrong)
+    with pytest.raises(UserError, match=r"the configs differ in optimizer.eps \(2, 1\)"):
+        compare(a, replace(b, config={"optimizer": {"eps": 2}}), replayed=replace(again, config=config))
+
+
 def test_steps_that_one_side_lacks_are_not_judged():
     a = recording(tensor("t", X), trajectory=[step(1, 5.0), step(2, 4.0)], name="A")
     found = compare(a, replace(a, name="B", trajectory=a.trajectory[:1]))
@@ -305,7 +328,7 @@ def test_what_follows_a_flip_is_not_judged_without_a_replay():
     assert found.verdict == "warn"
     assert found.tensors[2].reason == "follows a near tie that was decided differently"
     assert any("--replay A" in note for note in found.notes)
-    replayed = decided([[1], [1]], near, X)
+    replayed = replace(decided([[1], [1]], near, X), replayed="x")
     found = compare(first, flipped, replayed=replayed)
     assert found.tensors[2].verdict == "pass"
     assert found.tensors[2].free_error == pytest.approx(2)
