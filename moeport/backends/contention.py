@@ -101,8 +101,8 @@ class Watch:
     def __init__(self, remedy: Remedy, clock: Callable[[], float] | None = None):
         self.remedy, self.state = remedy, BusyState()
         self._clock = clock or WaitClock().read
-        self._said_busy = False
-        self._news: list[str] = []
+        self._told = self._settled = False
+        self._line = ""
         self._waited, self._then = self._clock(), time.monotonic()
 
     def start(self) -> None:
@@ -110,9 +110,11 @@ class Watch:
         threading.Thread(target=self._run, name="moeport-watch", daemon=True).start()
 
     def news(self) -> list[str]:
-        """What has changed since the last call, a line each."""
-        taken, self._news = self._news, []
-        return taken
+        """What is different from the last call, at most one line: what came and went meanwhile is not told."""
+        if self._told == self._settled:
+            return []
+        self._told = self._settled
+        return [self._line]
 
     def look(self, now: float) -> None:
         """Read the clock at `now`, in seconds, and start or stop the remedy."""
@@ -122,13 +124,10 @@ class Watch:
         self.state.update(share, now)
         if self.state.busy != before:
             (self.remedy.start if self.state.busy else self.remedy.stop)()
-        if self.state.settled and self.state.busy != self._said_busy:
-            self._said_busy = self.state.busy
-            self._news.append(
-                f"{self.remedy.busy} (threads had no core for {share:.0%} of the time)"
-                if self.state.busy
-                else self.remedy.calm
-            )
+        if self.state.settled and self.state.busy != self._settled:
+            self._settled = self.state.busy
+            waited = f"{self.remedy.busy} (threads had no core for {share:.0%} of the time)"
+            self._line = waited if self.state.busy else self.remedy.calm
 
     def _run(self) -> None:
         while True:

@@ -93,8 +93,15 @@ def test_a_machine_where_the_remedy_waits_much_is_tried_now_and_then():
 
 def test_a_machine_that_is_busy_again_long_after_says_so_again():
     machine = Machine(lambda now, busy: 0.5 if now <= 1 or 100 <= now <= 101 else 0.0)
-    lines = [line.partition(" (")[0] for line in machine.run(140)]
+    lines = [line.partition(" (")[0] for seconds in (10, 80, 15, 35) for line in machine.run(seconds)]
     assert lines == ["busy now", "calm now"] * 2
+
+
+def test_what_came_and_went_between_two_looks_is_not_told():
+    """Such as the threads that prepare the data, before the first step."""
+    machine = Machine(lambda now, busy: 0.5 if now <= 1 else 0.0)
+    assert machine.run(60) == []
+    assert machine.remedy.calls == ["start", "stop"]
 
 
 def test_waiting_is_the_sum_over_threads(tmp_path):
