@@ -37,7 +37,7 @@ def open_file(path: Path | str) -> BufferedReader:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and not os.path.exists(os.path.realpath(path))):
             kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "it is no regular file")
-            raise OSError(errno.EINVAL, f"{kind}; expected a regular file", str(path))
+            raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
         os.set_blocking(descriptor, True)
         return os.fdopen(descriptor, "rb")
     except BaseException:

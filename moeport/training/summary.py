@@ -86,7 +86,8 @@ class RunSummary:
             rows = ", ".join(f"{rows:,}" for rows in self.capacity_per_layer)
             table.add_row("capacity", f"{rows} assignments per expert, by layer; dropped: {self.drop_rate:.1%}")
         if self.skipped:
-            table.add_row("skipped", f"{self.skipped:,} files or rows that cannot be read (data.source.bad_files)")
+            what = f"{self.skipped:,} file{'' if self.skipped == 1 else 's'} or row{'' if self.skipped == 1 else 's'}"
+            table.add_row("skipped", f"{what} that cannot be read (data.source.bad_files)")
         table.add_row("checkpoint", self.checkpoint)
         run = Path(self.run_dir)
         table.add_row("metrics", str(run / "metrics.jsonl"))

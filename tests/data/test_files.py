@@ -156,7 +156,7 @@ FAULTS = [
     "b.jsonl:4: malformed JSON: nested too deeply",
     "b.jsonl:5: malformed JSON: a number of thousands of digits",
     "d.txt: cannot read the file: No such file or directory",
-    "e.txt: cannot read the file: it is a named pipe; expected a regular file",
+    "e.txt: cannot read the file: it is a named pipe, not a regular file",
 ]
 
 
