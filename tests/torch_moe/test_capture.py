@@ -43,7 +43,7 @@ def test_one_graph_for_all_numbers_of_tokens(options):
     layer = make(**options, seed=0)
     counter = CompileCounterWithBackend("aot_eager" if layer.layer.config.router.name in SOON else "eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
-    for length in (5, 6, 9, 12):
+    for length in (5, 6, 9):
         arguments = inputs(layer, 2, length)
         found, expected = (results(function, layer, *arguments) for function in (compiled, layer))
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)

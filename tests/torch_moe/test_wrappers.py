@@ -150,7 +150,7 @@ def test_transforms_of_functions_are_training_calls():
     assert torch.equal(layer.capacity, same.capacity)
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("activation", ["swiglu", pytest.param("gelu", marks=pytest.mark.slow)])
 def test_second_derivatives(activation):
     layer = make("topk", activation=activation, dtype=torch.float64, seed=0)
     (x,) = inputs(layer, 3, dtype=torch.float64)
