@@ -98,6 +98,8 @@ class FloatJudge:
             verdict, reason = "fail", f"relative error {metrics.relative_rms:.1e}, limit {result.limit:.0e}"
         elif metrics.cosine < limits.cosine:
             verdict, reason = "fail", f"cosine {metrics.cosine:.4f}, at least {limits.cosine}"
+        elif result.kind == "activation" and result.keep == "full" and (wrong := wrong_rows(x, y)):
+            verdict, reason = "fail", wrong
         elif (
             limits.thousandth is not None
             and result.kind != "second step"
@@ -195,11 +197,31 @@ def _non_finite(result: TensorResult, x: np.ndarray) -> TensorResult:
     if finite.all():
         return result
     count = f"at the same {int((~finite).sum())} of {x.size} places"
-    masks = result.kind in MASKED or (result.op in MASKING and result.kind == "activation")
+    is_module = bool(result.op and result.op[0].isupper())  # any module of a model from elsewhere may return a mask
+    masks = result.kind in MASKED or (result.kind == "activation" and (is_module or result.op in MASKING))
     if masks and (x[~finite] == -np.inf).all() and finite.any():
         return replace(result, reason=result.reason or f"{MASKS} {count}")
     what = "NaN" if np.isnan(x).any() else "infinity"
     return replace(result, verdict="warn", reason=f"{what} on both sides, {count}")
+
+
+def wrong_rows(x: np.ndarray, y: np.ndarray) -> str:
+    """A clause on rows that are quite different, although among many others they hardly count; empty without any.
+
+    A row that is dropped, or taken from another token, is off by about 100%. Small rows count as large ones.
+    """
+    if x.ndim < 2 or not x.size:
+        return ""
+    a, b = (values.reshape(-1, x.shape[-1]).astype(np.float64) for values in (x, y))
+    sizes, errors = np.linalg.norm(a, axis=1), np.linalg.norm(b - a, axis=1)
+    usual = float(np.sqrt(np.mean(sizes * sizes)))
+    wrong = np.flatnonzero(errors > thresholds.WRONG_ROW * np.maximum(sizes, thresholds.SMALL_ROW * usual))
+    if not wrong.size:
+        return ""
+    first = int(wrong[0])
+    share = errors[first] / sizes[first] if sizes[first] else np.inf
+    what = f"row {first} of {len(a)} is off by {share:.0%}" if np.isfinite(share) else f"row {first} is 0 only in A"
+    return f"{what}, and {wrong.size - 1} more" if wrong.size > 1 else what
 
 
 def paired(a: TensorRecord, b: TensorRecord, sample_size: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -72,6 +72,9 @@ differently. Ours: at most 0.12 was measured, and the gradient of another batch,
 OTHER_LOSS = 2e-2
 """Relative difference of losses of steps in which the sides chose differently: the 2% rule, and the limit of bfloat16.
 Ours: 7e-4 was measured where one of 128 choices was near."""
+WRONG_ROW, SMALL_ROW = 0.6, 0.3
+"""A row of an activation fails if it is off by this share of its norm, or of this share of the usual norm if that is
+larger: 10 times the limit of bfloat16. Ours."""
 RULE = {"float64": 1e-9, "float32": 1e-4}
 """Relative RMS error of moments from what A's optimiser makes of a side's own gradients, by the type of the parameter;
 updates may be off by 10 times that and by one ulp of the parameter. Ours: 2e-7 was measured in float32."""
