@@ -117,14 +117,14 @@ class RunLock:
                 create_text(self.path, self._text)
             except FileExistsError:
                 found = _read(self.path)
-                if found and not self._is_over(*found):
+                if found and not self._is_over(found[0]):
                     raise _refusal(self.path, found[0]) from None
                 if found:
                     self._take_over(found[1])
             else:
                 return
 
-    def _is_over(self, holder: Holder | None, text: str) -> bool:
+    def _is_over(self, holder: Holder | None) -> bool:
         """Whether the process of a lock has ended; waits for a sign of life if it cannot be looked up."""
         if holder and holder.runs is not None:
             return not holder.runs
@@ -140,16 +140,17 @@ class RunLock:
             time.sleep(POLL_SECONDS)
         return True
 
-    def _take_over(self, text: str) -> None:
+    def _take_over(self, text: str | None) -> None:
         """Remove the lock of a process that has ended, unless another process was faster."""
         try:
             aside = take_away(self.path)
         except FileNotFoundError:
             return
-        if aside.read_text(encoding="utf-8", errors="replace") != text:
-            with suppress(FileExistsError):
+        if _text(aside) != text:
+            with suppress(OSError):
                 os.link(aside, self.path)
-        aside.unlink()
+        with suppress(OSError):
+            aside.unlink()
 
     def _server_time(self) -> float:
         """The time on the storage, where the lock's was taken too."""
@@ -186,14 +187,13 @@ def _refusal(path: Path, holder: Holder | None) -> UserError:
     )
 
 
-def _read(path: Path) -> tuple[Holder | None, str] | None:
+def _read(path: Path) -> tuple[Holder | None, str | None] | None:
     """Who holds a lock, or None if that is not to be made out, and its text; None if there is none."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    if not os.path.lexists(path):
         return None
+    text = _text(path)
     try:
-        values = json.loads(text)
+        values = json.loads(text or "")
         kinds = {name: int if name == "pid" else str for name in Holder.__dataclass_fields__}
         if isinstance(values, dict) and all(type(values.get(name)) is kind for name, kind in kinds.items()):
             return Holder(**{name: values[name] for name in kinds}), text
@@ -202,11 +202,19 @@ def _read(path: Path) -> tuple[Holder | None, str] | None:
     return None, text
 
 
+def _text(path: Path) -> str | None:
+    """What a lock says; None if it cannot be read, as that of another user may be."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    except OSError:
+        return None
+
+
 def _touched(path: Path) -> float | None:
     """When the holder gave a sign of life; None if the lock is gone. Opening makes network storage look again."""
+    _text(path)
     try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime
+        return path.lstat().st_mtime
     except OSError:
         return None
 

@@ -163,6 +163,13 @@ def test_a_lock_that_says_nothing_is_that_of_a_process_elsewhere(tmp_path, fast,
         assert lock.is_held
 
 
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere"), os.mkfifo])
+def test_what_cannot_be_read_as_a_lock_is_put_aside_after_a_while(tmp_path, fast, make):
+    make(tmp_path / ".lock")
+    with RunLock(tmp_path, quiet) as lock:
+        lock.check()
+
+
 def test_a_process_elsewhere_that_gives_a_sign_of_life_keeps_its_lock(tmp_path, fast, monkeypatch):
     monkeypatch.setattr(module, "SILENT_SECONDS", 60.0)
     with RunLock(tmp_path, quiet) as held:
