@@ -148,6 +148,7 @@ def main() -> None:
     if arguments.work:
         print(json.dumps(work(arguments.work, arguments.config, arguments.dtype, arguments.seconds)))
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or the busy process would stay
     policies, results = arguments.policies.split(","), []
     for number in range(arguments.rounds):
         for is_busy in (False, True):
