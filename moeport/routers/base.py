@@ -117,10 +117,6 @@ class Router(ABC, Generic[ConfigT]):
                 if isinstance(argument, type) and issubclass(argument, RouterConfig):
                     cls.config_class = argument
 
-    def __class_getitem__(cls, item: Any) -> Any:
-        """`Router[Config]`; and `ROUTERS[name][0]`, the config class, for code from when a row was (config, router)."""
-        return (cls.config_class, cls)[item] if isinstance(item, int) else super().__class_getitem__(item)  # type: ignore[misc]
-
     def __init__(
         self, config: ConfigT, d_model: int, num_experts: int, init_std: float = 0.02, vocab_size: int | None = None
     ):
