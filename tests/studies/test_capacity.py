@@ -354,6 +354,13 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, capsys):
         assert message in error
 
 
+def test_a_config_of_another_model_is_refused(tmp_path):
+    config, _ = run(tmp_path)
+    (config.run.dir / "config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"config\.yaml: does not describe the run of metrics\.jsonl: it has 4 layers"):
+        run_capacity(config.run.dir)
+
+
 def test_a_run_that_has_not_begun_is_refused(tmp_path):
     config, _ = run(tmp_path)
     (config.run.dir / "metrics.jsonl").write_text("")

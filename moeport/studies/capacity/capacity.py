@@ -15,7 +15,7 @@ from moeport.config.schema import Config
 from moeport.errors import UserError
 from moeport.studies.capacity.measure import Measurement, measure_cosines
 from moeport.training.metrics import StepMetrics, iterate_metrics
-from moeport.training.run_dir import METRICS_FILE, read_config
+from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, read_config
 
 CURVE_POINTS = 200
 
@@ -101,6 +101,7 @@ def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], N
     run_dir = Path(run_dir)
     config = read_config(run_dir)
     steps = _last_steps(run_dir / METRICS_FILE, last_steps)
+    _check_fits(run_dir, config, steps)
     router = config.model.moe.router
     micro_batches = config.training.gradient_accumulation * router.passes
     notes = []
@@ -192,6 +193,17 @@ def _last_steps(path: Path, count: int) -> list[StepMetrics]:
     if not steps:
         raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
     return list(steps)
+
+
+def _check_fits(run_dir: Path, config: Config, steps: list[StepMetrics]) -> None:
+    """Raises UserError if the metrics are of another model than that of the config."""
+    wanted = len(config.model.moe_layer_names)
+    for step in steps:
+        if len(step.expert_load) != wanted:
+            raise UserError(
+                f"{run_dir / CONFIG_FILE}: does not describe the run of {METRICS_FILE}: it has {wanted} layers with "
+                f"experts, step {step.step} has {len(step.expert_load)}; restore it, or repeat the run with --resume"
+            )
 
 
 def _rows(step: StepMetrics, layer: int, config: Config) -> np.ndarray:
