@@ -15,7 +15,7 @@ from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.config.schema import Config
 from moeport.errors import InterruptedRunError, NonFiniteError, UserError
-from moeport.files import check_folder, make_folder
+from moeport.files import check_folder, make_folder, remove_leftovers
 from moeport.launch.launcher import Launch, launched
 from moeport.pages.console import PlainConsole
 from moeport.training.agreed import of_backend, of_checkpoint, of_dtype, of_start
@@ -123,6 +123,7 @@ def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSumma
     """Run all remaining steps; returns the summary on the first rank."""
     if run.is_first:
         make_folder(run.dir)
+        remove_leftovers(run.checkpoints)
         write_config(run.dir, run.config if run.is_unfinished else _trained_with(run))
         run.task.save(run.dir)
         record_start(run.dir, run.start_step, run.mesh.world.size, run.task.describe())

@@ -15,7 +15,7 @@ from tests.faults import damages, disks, strikes, together
 from tests.faults.outcome import Reference
 from tests.faults.tally import Tally
 
-KILLS, RANDOM_KILLS, DAMAGED, PAIRS = 90, 40, 300, 5
+KILLS, RANDOM_KILLS, DAMAGED, PAIRS = 90, 40, 322, 5
 SIZES = [4096 * pages for pages in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 24, 28, 33, 40, 48, 60, 75, 100)]
 IN_CACHE = 1000
 """Added to the number of an operation that is one of the cache."""
