@@ -11,6 +11,7 @@ from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS
 from moeport.launch.launcher import Launch
+from moeport.launch.orphans import end_with_launcher
 
 
 def get_backend(config: BackendConfig) -> Backend:
@@ -48,6 +49,7 @@ def join_job(launch: Launch | None, timeout_s: float, config: BackendConfig) -> 
     """
     if launch is None:
         return Job(None)
+    end_with_launcher()
     if launch.is_scheduler:
         own = config if config.name == launch.backend else BackendConfig(name=launch.backend)
         get_backend(own).communicator(launch, timeout_s)

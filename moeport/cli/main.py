@@ -11,6 +11,7 @@ from moeport.cli.options import expands_paths
 from moeport.cli.streams import lasting_streams
 from moeport.errors import MoeportError, UserError
 from moeport.files import disk_error
+from moeport.launch import last_words
 from moeport.stopping import INTERRUPTED, Interruptible
 from moeport.version import VERSION
 
@@ -114,6 +115,8 @@ def main() -> None:
                 traceback.print_exc()
             else:
                 _explain(error)
+            heading = "error" if isinstance(error, MoeportError) else f"internal error: {type(error).__name__}"
+            last_words.leave(f"{heading}: {error}", _exit_code(error))
             sys.exit(_exit_code(error))
 
 

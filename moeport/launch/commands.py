@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from moeport.launch import last_words
 from moeport.launch.script import slurm_script
 from moeport.stopping import INTERRUPTED, handled, install, restore
 
 MODULES = {"torchrun": "torch.distributed.run", "msrun": "mindspore.parallel.cluster.run"}
 PORTS = {"torchrun": 29500, "msrun": 8118}
 """Default rendezvous port of each launcher."""
+SAID_AGAIN = 3
+"""Number of different last sentences of ranks that are repeated."""
 SAVING_SECONDS = 600
 """How long torchrun waits for ranks that are asked to end and save a checkpoint first."""
 
@@ -78,8 +82,20 @@ class LaunchSpec:
 def run(command: Sequence[str]) -> int:
     """Runs the command of a node until it exits. A signal that asks for an end reaches the ranks, which save the run.
 
-    Returns: the exit code; 130 after a signal.
+    What ranks have said last is said again, below the launcher's own report.
+
+    Returns: the exit code, of the ranks if they have said why they ended; 130 after a signal.
     """
+    with tempfile.TemporaryDirectory(prefix="moeport-") as folder:
+        code = _run(command, Path(folder))
+        words = last_words.read(Path(folder)) if code not in (0, INTERRUPTED) else []
+    for said in words[-SAID_AGAIN:]:
+        sys.stderr.write(f"{said.text}\n")
+    return words[-1].code if words else code
+
+
+def _run(command: Sequence[str], folder: Path) -> int:
+    """Runs it; ranks leave their last words in the folder."""
     launcher, signals = command[0], list[int]()
     started: list[subprocess.Popen[bytes]] = []
 
@@ -91,7 +107,7 @@ def run(command: Sequence[str]) -> int:
     before = install(stop)
     try:
         with handled():
-            started.append(_start(command))
+            started.append(_start(command, folder))
             if signals:
                 _stop(started[0], launcher, again=False)
             code = started[0].wait()
@@ -100,18 +116,25 @@ def run(command: Sequence[str]) -> int:
     return INTERRUPTED if signals else code
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     launcher = command[0]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:  # Slurm may send a signal to every process of a step, and launchers would die of these two
         return subprocess.Popen(
-            [sys.executable, "-m", MODULES[launcher], *command[1:]],
-            env=os.environ | {"PATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS)},
+            [*_ends_with_this(launcher), MODULES[launcher], *command[1:]],
+            env=os.environ
+            | {"PATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS), last_words.FOLDER: str(folder)},
             start_new_session=True,  # or Ctrl-C would arrive twice: from the terminal and from here
         )
     finally:
         restore(before)
+
+
+def _ends_with_this(launcher: str) -> list[str]:
+    """Runs a module that ends its ranks when this process is killed; msrun does so at SIGINT alone."""
+    number = signal.SIGINT if launcher == "msrun" else signal.SIGTERM
+    return [sys.executable, "-m", "moeport.launch.orphans", str(os.getpid()), str(int(number))]
 
 
 def _stop(process: subprocess.Popen[bytes], launcher: str, again: bool) -> None:

@@ -1,0 +1,137 @@
+"""Ranks that were started differently are refused, all of them, with the key and both values."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from moeport.comm.agreement import Topic, disagreement
+from moeport.config import config_from_dict
+from moeport.launch.last_words import FOLDER, TORCHRUN_FILE, leave, read
+from moeport.training import agreed
+from moeport.training.run_dir import leaves
+from tests.comm.jobs import ROOT, start
+
+BASE = {"training": {"steps": 2}, "data": {"source": {"name": "files", "paths": ["a/*.txt"]}}}
+CASES = {
+    "training.seed": {"training": {"seed": 1}},
+    "model.d_model": {"model": {"d_model": 32}},
+    "model.moe.num_experts": {"model": {"moe": {"num_experts": 16}}},
+    "model.moe.router.top_k": {"model": {"moe": {"router": {"name": "topk", "top_k": 3}}}},
+    "training.batch_size": {"training": {"batch_size": 5}},
+    "optimizer.learning_rate": {"optimizer": {"learning_rate": 0.5}},
+    "optimizer.schedule.name": {"optimizer": {"schedule": {"name": "constant"}}},
+    "data.sequence_length": {"data": {"sequence_length": 7}},
+    "data.tokenizer.name": {"data": {"tokenizer": {"name": "byte"}}},
+    "comm.timeout": {"comm": {"timeout": 7.0}},
+    "backend.name": {"backend": {"name": "numpy"}},
+    "backend.dtype": {"backend": {"dtype": "float64"}},
+    "checkpoint.interval": {"checkpoint": {"interval": 7}},
+}
+"""By the key that is named: what the second rank's config has."""
+
+
+def merged(base, other):
+    both = {key: merged(base[key], other[key]) for key in base.keys() & other.keys() if isinstance(base[key], dict)}
+    return {**base, **other, **both}
+
+
+def topics(values, **environment):
+    """Of a rank, as they travel."""
+    config = config_from_dict(merged(BASE, values))
+    found = agreed.of_start("train", config, {"--resume": False}, environment)
+    return json.loads(json.dumps([topic.sent() for topic in found]))
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_each_key_is_named_with_both_values(key):
+    text = disagreement([topics({}), topics(CASES[key]), topics({})])
+    configs = [config_from_dict(merged(BASE, values)) for values in ({}, CASES[key])]
+    before, after = (leaves(config.model_dump(mode="json")) for config in configs)
+    assert key in text
+    assert f"{json.dumps(before[key])} on ranks 0, 2, {json.dumps(after[key])} on rank 1" in text
+    assert "start every rank with the same" in text
+
+
+@pytest.mark.parametrize("name", agreed.ENVIRONMENT)
+def test_each_variable_is_named(name):
+    text = disagreement([topics({}), topics({}, **{name: "1"})])
+    assert f'the environment variable {name}: null on rank 0, "1" on rank 1; set it alike' in text
+
+
+def test_every_key_is_compared_but_those_that_may_differ():
+    config = config_from_dict(BASE)
+    keys = leaves(config.model_dump(mode="json")).keys()
+    assert set(agreed.of_config(config).values) == keys - agreed.MAY_DIFFER.keys()
+
+
+def test_what_may_differ_is_no_disagreement():
+    other = {"run": {"dir": "elsewhere"}, "data": {"source": {"name": "files", "paths": ["b/*.txt"]}, "cache_dir": "c"}}
+    assert disagreement([topics({}), topics(other)]) is None
+
+
+def test_several_differences_are_one_sentence():
+    other = {"training": {"seed": 1, "batch_size": 5, "steps": 9, "gradient_accumulation": 5}}
+    text = disagreement([topics({}), topics(other)])
+    assert text.startswith("the ranks disagree on 4 things: training.steps (2 on rank 0, 9 on rank 1), ")
+    assert " and 1 more; start every rank" in text
+
+
+def test_long_values_are_cut_where_they_differ():
+    lists = [list(range(1000)), [*range(999), 7]]
+    ranks = [[dataclasses.asdict(Topic("do so", {"key": values}))] for values in lists]
+    text = disagreement(ranks)
+    assert len(text) < 400
+    assert "999]" in text
+    assert ", 7]" in text
+
+
+def test_last_words_are_left_once_for_each_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(TORCHRUN_FILE, str(tmp_path / "error"))
+    leave("error: a", 2)
+    leave("error: a", 2)
+    leave("error: b", 1)
+    assert [(words.text, words.code) for words in read(tmp_path)] == [("error: a", 2), ("error: b", 1)]
+    assert json.loads((tmp_path / "error").read_text())["message"] == "error: a"
+
+
+@pytest.mark.parametrize("backend", ["torch", "mindspore"])
+def test_all_ranks_are_refused_in_one_job(tmp_path, backend):
+    """Every case in one job: each comparison raises the same error on both ranks, which then go on to the next."""
+    pytest.importorskip(backend)
+    job = start(backend, 2, [__file__, backend, str(tmp_path)], tmp_path / "job")
+    try:
+        assert job.wait(200) == 0, job.output()
+    finally:
+        job.end()
+    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert said[0] == said[1]
+    assert said[0].keys() == CASES.keys()
+    assert all(key in text for key, text in said[0].items())
+
+
+def main(backend, folder):
+    from moeport.backends import join_job
+    from moeport.config.training import BackendConfig
+    from moeport.errors import DisagreementError
+    from moeport.launch.launcher import launched
+
+    launch = launched()
+    said = {}
+    with join_job(launch, 100.0, BackendConfig(name=backend, device="cpu")) as job:
+        for key, other in CASES.items():
+            config = config_from_dict(merged(BASE, other if launch.rank else {}))
+            try:
+                job.agree(*agreed.of_start("train", config, {}))
+            except DisagreementError as error:
+                said[key] = str(error)
+        job.agree(*agreed.of_start("train", config_from_dict(BASE), {}))
+    (folder / f"{launch.rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(sys.argv[1], Path(sys.argv[2]))
