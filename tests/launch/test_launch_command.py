@@ -228,12 +228,14 @@ def test_it_trains(tmp_path, backend):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_run(tmp_path):
-    pytest.importorskip("torch")
-    file = config(tmp_path, training={"steps": 100000, "evaluation_interval": 0}, checkpoint={"interval": 0})
-    process = launch(file)
+@pytest.mark.parametrize(("backend", "number"), [("torch", signal.SIGTERM), ("mindspore", signal.SIGUSR1)])
+def test_a_signal_saves_the_run(tmp_path, backend, number):
+    pytest.importorskip(backend)
+    endless = {"training": {"steps": 100000, "evaluation_interval": 0}, "checkpoint": {"interval": 0}}
+    file = config(tmp_path, backend={"name": backend}, **endless)
+    process = launch(file, "--master-port", str(free_port()))
     wait_for_step(process, tmp_path, 3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 130, out
     last = steps_done(tmp_path)[-1]
