@@ -19,7 +19,9 @@ NodeFlags = Annotated[
         nodes=typer.Option(min=1, help="Number of nodes."),
         node_rank=typer.Option(min=0, help="Only this node, counted from 0; default: all.", show_default=False),
         master_addr=typer.Option(help="Host name or address of node 0; needed for several nodes.", show_default=False),
-        master_port=typer.Option(help=f"A free port on node 0; default: {_PORTS}.", show_default=False),
+        master_port=typer.Option(
+            min=1, max=65535, help=f"A free port on node 0; default: {_PORTS}.", show_default=False
+        ),
         max_restarts=typer.Option(
             min=0, help="How often torchrun restarts the job from the last checkpoint after a failure."
         ),

@@ -30,10 +30,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from moeport.comm.agreement import Topic, disagreement, ranks_in_words
-from moeport.comm.places import listening, plain
+from moeport.comm.places import plain
 from moeport.comm.wire import Message, Peer, Reception, encoded
 from moeport.errors import DisagreementError, MoeportError, RunError
 from moeport.launch import last_words
+from moeport.launch.addresses import listening
 from moeport.stopping import asks_to_end
 
 EXIT_CODE = 1

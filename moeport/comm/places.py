@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import itertools
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from contextlib import suppress
 
 from moeport.errors import MeetingError
+from moeport.launch.addresses import Address, addresses_of, in_words, listening_at
 from moeport.launch.launcher import Launch
 
 NAME_SECONDS = 10.0
 """Time in which a name must begin to resolve: that of a host that was just started may come late."""
 CONNECT_SECONDS = 10.0
 """Time in which a host must answer one attempt."""
-
-Address = tuple[socket.AddressFamily, Any]
-"""Family and socket address."""
-
-
-def pauses() -> Iterator[float]:
-    """Seconds between attempts, without end."""
-    return itertools.chain((0.05, 0.1, 0.2, 0.5), itertools.repeat(1.0))
+GREETING = b"moeport/meeting/1\n"
+"""What a process at whose address ranks meet sends to each that comes."""
+GREETING_SECONDS = 5.0
+"""Time in which it does; other programs are silent."""
 
 
 def resolved(launch: Launch, deadline: float) -> list[Address]:
     """The addresses of the launcher's host. Raises MeetingError if the name does not resolve by `deadline`."""
-    for pause in pauses():
-        try:
-            found = socket.getaddrinfo(launch.host, launch.port, type=socket.SOCK_STREAM)
-            return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
-        except (OSError, UnicodeError) as error:
-            if time.monotonic() + pause > deadline:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise MeetingError(
-                    f"{launch.variables.host}: the host name {launch.host!r} does not resolve on "
-                    f"{socket.gethostname()} ({reason}); expected the name or address of the host of "
-                    f"{launch.host_role}"
-                ) from error
-            time.sleep(pause)
-    raise AssertionError
+    return addresses_of(launch.host, launch.port, deadline, launch.variables.host, launch.host_role)
 
 
 def reached(addresses: Sequence[Address], deadline: float) -> socket.socket:
@@ -71,36 +54,35 @@ def bound(launch: Launch) -> list[socket.socket]:
     addresses = resolved(launch, time.monotonic() + min(NAME_SECONDS, 1.0))
     everywhere = _is_local_name(launch, addresses)
     try:
-        found = [] if everywhere else listening([address for _, address in addresses])
-        return found or listening([("", launch.port)])
+        return listening_at([] if everywhere else addresses, launch.port)
     except OSError as error:
-        reason = error.strerror or str(error)
+        rank, port = launch.variables.rank, launch.variables.port
+        user = "end what uses it"
+        if error.errno == errno.EADDRINUSE and _ranks_meet_at(addresses):
+            user = f"other ranks meet there, so if it is this job that has two of rank 0, correct {rank}"
         raise MeetingError(
-            f"{launch.variables.port}: {launch.host_role} cannot listen on port {launch.port} of "
-            f"{socket.gethostname()} ({reason}); end what uses it, or set {launch.variables.port} to a free port on "
-            "every rank"
+            f"{port}: {launch.host_role} cannot listen on port {launch.port} of {socket.gethostname()} "
+            f"({in_words(error)}); {user}, or set {port} to a free port on every rank"
         ) from error
 
 
-def listening(addresses: Sequence[Any]) -> list[socket.socket]:
-    """Sockets on those of the addresses that this machine has; an empty one stands for all. Raises OSError."""
-    sockets: list[socket.socket] = []
-    for address in addresses:
-        try:
-            if not address[0]:
-                both = socket.has_dualstack_ipv6()
-                family = socket.AF_INET6 if both else socket.AF_INET
-                sockets.append(socket.create_server(address, family=family, dualstack_ipv6=both, backlog=1024))
-            else:
-                family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-                sockets.append(socket.create_server(address, family=family, backlog=1024))
-        except OSError as error:
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                continue
-            for found in sockets:
-                found.close()
-            raise
-    return sockets
+def greets(connection: socket.socket, deadline: float) -> bool:
+    """Whether ranks meet at the other end."""
+    received = b""
+    with suppress(OSError):
+        while len(received) < len(GREETING):
+            connection.settimeout(max(min(GREETING_SECONDS, deadline - time.monotonic()), 0.05))
+            data = connection.recv(len(GREETING) - len(received))
+            if not data:
+                break
+            received += data
+    return received == GREETING
+
+
+def _ranks_meet_at(addresses: Sequence[Address]) -> bool:
+    with suppress(OSError), reached(addresses, time.monotonic() + 1.0) as connection:
+        return greets(connection, time.monotonic() + 1.0)
+    return False
 
 
 def plain(address: str) -> str:

@@ -13,17 +13,16 @@ from dataclasses import asdict
 from typing_extensions import override
 
 from moeport.comm.meeting import Meeting, Record, sizes_differ, somebody_absent
-from moeport.comm.places import NAME_SECONDS, bound, pauses, plain, reached, resolved
+from moeport.comm.places import GREETING, NAME_SECONDS, bound, greets, plain, reached, resolved
 from moeport.comm.wire import Message, Peer, Reception, encoded
 from moeport.errors import MeetingError
+from moeport.launch.addresses import pauses
 from moeport.launch.launcher import Launch
 
 PURPOSE = b"moeport/meet/1 "
-GREETING = b"moeport/meeting/1\n"
-GREETING_SECONDS = 5.0
-"""Time in which moeport's listener greets; others are silent."""
 STRANGE_SECONDS = 30.0
 """Time after which a process no longer hopes that the right program will answer instead of a wrong one."""
+STRANGER = "what answers there is no moeport process that waits for ranks"
 PARTING_SECONDS = 5.0
 LATE_SECONDS = 20.0
 """Time for which those who come later are still told what is wrong."""
@@ -215,19 +214,19 @@ class Guest(Meeting):
 
     def _connected(self) -> socket.socket:
         """A connection to a listener that greets as moeport's does."""
-        started, problem = time.monotonic(), "nothing listens there"
+        started, problem, remedy = time.monotonic(), "nothing listens there", "start it there"
         strange_since: float | None = None
         for pause in pauses():
             addresses = resolved(self.launch, min(self.deadline, started + NAME_SECONDS))
             try:
                 connection = reached(addresses, self.deadline)
-                if _greets(connection):
+                if greets(connection, self.deadline):
                     return connection
                 connection.close()
                 strange_since = strange_since or time.monotonic()
-                problem = "something else than moeport answers there"
+                problem, remedy = STRANGER, "let every rank use a free port"
             except OSError as error:
-                problem, strange_since = error.strerror or str(error), None
+                problem, remedy, strange_since = error.strerror or str(error), "start it there", None
             now = time.monotonic()
             if now > self.deadline or (strange_since and now - strange_since > STRANGE_SECONDS):
                 break
@@ -235,7 +234,7 @@ class Guest(Meeting):
         variables = self.launch.variables
         raise MeetingError(
             f"rank {self.launch.rank} of {self.launch.size} has not found {self.launch.host_role} at "
-            f"{self.launch.place} within {time.monotonic() - started:.3g} s ({problem}); start it there, or "
+            f"{self.launch.place} within {time.monotonic() - started:.3g} s ({problem}); {remedy}, or "
             f"correct {variables.host} and {variables.port}"
         )
 
@@ -244,18 +243,6 @@ def meeting_of(launch: Launch, timeout_s: float) -> Meeting:
     """The meeting of a rank. Raises MeetingError."""
     hosts = launch.rank == 0 and launch.launcher != "msrun"
     return Host(launch, timeout_s) if hosts else Guest(launch, timeout_s)
-
-
-def _greets(connection: socket.socket) -> bool:
-    connection.settimeout(GREETING_SECONDS)
-    received = b""
-    with suppress(OSError):
-        while len(received) < len(GREETING):
-            data = connection.recv(len(GREETING) - len(received))
-            if not data:
-                break
-            received += data
-    return received == GREETING
 
 
 def _is_closed(peer: Peer) -> bool:

@@ -39,17 +39,29 @@ class LaunchSpec:
     max_restarts: int = 0
     """How often torchrun restarts the ranks after a failure; msrun does not restart them."""
 
-    def command(self, node: int, host: str, port: int | None = None) -> list[str]:
+    def meeting(self, host: str | None, port: int | None) -> tuple[str, int] | None:
+        """Host and port where the launchers of all nodes meet; None where torchrun finds a free port by itself.
+
+        Args:
+            host: what the user wants, if anything.
+            port: the same.
+        """
+        if self.launcher == "torchrun" and self.nodes == 1 and host is None and port is None:
+            return None
+        return host or "127.0.0.1", port or PORTS[self.launcher]
+
+    def command(self, node: int, host: str | None = None, port: int | None = None) -> list[str]:
         """The command that starts the ranks of one node.
 
         Args:
             node: number of the node, counted from 0.
-            host: address of node 0.
+            host: address of node 0. Default: this machine's own.
             port: a free port of node 0. Default: the launcher's default port.
         """
-        if self.launcher == "torchrun" and self.nodes == 1:
+        place = self.meeting(host, port)
+        if place is None:
             return ["torchrun", "--standalone", *self._ranks()]
-        return [self.launcher, *self._place(str(node), host, str(port or PORTS[self.launcher])), *self._ranks()]
+        return [self.launcher, *self._place(str(node), place[0], str(place[1])), *self._ranks()]
 
     def slurm_script(self, options: Mapping[str, str]) -> str:
         """An sbatch script that starts the launcher on each node.

@@ -12,6 +12,7 @@ from moeport.facts import BACKENDS
 from moeport.files import write_text
 from moeport.launch import commands
 from moeport.launch.commands import LaunchSpec
+from moeport.launch.place import check_place
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ class TrainingJob:
     def _commands(self, job: LaunchSpec, say: Callable[[str], None]) -> int:
         nodes = self.nodes
         for node in range(nodes.nodes) if nodes.node_rank is None else [nodes.node_rank]:
-            command = job.command(node, nodes.master_addr or "127.0.0.1", nodes.master_port)
+            command = job.command(node, nodes.master_addr, nodes.master_port)
             if self.run:
+                if place := job.meeting(nodes.master_addr, nodes.master_port):
+                    check_place(job.launcher, *place, is_first=node == 0)
                 return commands.run(command)
             if nodes.nodes > 1:
                 say(f"# node {node}")

@@ -1,9 +1,12 @@
 """`moeport launch`: the commands it prints, the script it writes, and jobs that they start."""
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +17,8 @@ import yaml
 
 from moeport.cli.main import main
 from moeport.launch.commands import LaunchSpec, run
-from tests.comm.jobs import ROOT
+from moeport.launch.place import check_place
+from tests.comm.jobs import ROOT, runs
 from tests.jobs.ports import free_port
 from tests.training.tiny import tiny_values
 
@@ -49,6 +53,15 @@ def test_torchrun_on_one_node(moeport, tmp_path):
         0,
         f"torchrun --standalone --nnodes=1 --nproc-per-node=2 -m moeport train {file}\n",
         "",
+    )
+
+
+def test_torchrun_on_one_node_at_a_port(moeport, tmp_path):
+    file = config(tmp_path)
+    _, out, _ = moeport("launch", file, "--ranks-per-node", 2, "--master-port", 9000)
+    assert out == (
+        "torchrun --node-rank=0 --master-addr=127.0.0.1 --master-port=9000 --nnodes=1 --nproc-per-node=2 "
+        f"-m moeport train {file}\n"
     )
 
 
@@ -170,6 +183,37 @@ def test_what_is_refused(moeport, tmp_path, sections, options, message):
     assert message in err
 
 
+@pytest.mark.parametrize(("launcher", "sections"), [("torchrun", {}), ("msrun", MINDSPORE)])
+def test_a_port_in_use_is_refused_before_the_launcher_starts(moeport, tmp_path, launcher, sections):
+    file = config(tmp_path, **sections)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, out, err = moeport("launch", file, "--ranks-per-node", 2, "--master-port", port, "--run")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: --master-port {port}: {launcher} cannot listen on port {port} of {socket.gethostname()} (Address "
+        "already in use); end what uses it, or set --master-port to a free port on every node\n"
+    )
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_host_that_does_not_resolve_is_refused_before_the_launcher_starts(moeport, monkeypatch, tmp_path, node):
+    monkeypatch.setattr("moeport.launch.place.NAME_SECONDS", 0.1)
+    options = ("--nodes", 2, "--ranks-per-node", 2, "--node-rank", node, "--master-addr", "nowhere.invalid", "--run")
+    code, out, err = moeport("launch", config(tmp_path), *options)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        r"error: --master-addr nowhere\.invalid: the host name 'nowhere\.invalid' does not resolve on \S+ \(.+\); "
+        r"expected the name or address of the host of node 0\n",
+        err,
+    )
+
+
+def test_on_another_node_the_port_may_be_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_place("torchrun", "127.0.0.1", server.getsockname()[1], is_first=False)
+
+
 def test_printing_imports_no_framework(tmp_path):
     program = (
         "import sys\nfrom moeport.cli.main import main\n"
@@ -227,6 +271,31 @@ def test_it_trains(tmp_path, backend):
     assert "run: 2 steps done" in out
 
 
+def test_the_last_line_is_why_the_ranks_ended(tmp_path):
+    pytest.importorskip("torch")
+    file = config(tmp_path, data={"source": {"paths": [str(tmp_path / "none" / "*.txt")]}})
+    process = launch(file)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 2, out
+    assert re.fullmatch(r"moeport: rank \d of 2 .*: data\.source\.paths: no file matches .*", out.splitlines()[-1]), out
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_a_killed_launch(tmp_path):
+    pytest.importorskip("torch")
+    file = config(tmp_path, training={"steps": 100000, "evaluation_interval": 0}, checkpoint={"interval": 0})
+    process = launch(file)
+    wait_for_step(process, tmp_path, 3)
+    job = processes_of(file)
+    assert len(job) >= 4, job  # launch, torchrun and two ranks
+    process.kill()
+    deadline = time.monotonic() + 100
+    while any(runs(pid) for pid in job):
+        assert time.monotonic() < deadline, processes_of(file)
+        time.sleep(0.1)
+    process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "number"), [("torch", signal.SIGTERM), ("mindspore", signal.SIGUSR1)])
 def test_a_signal_saves_the_run(tmp_path, backend, number):
@@ -253,6 +322,16 @@ def test_a_restart_goes_on_from_the_last_checkpoint(tmp_path):
     assert process.returncode == 0, out
     assert "resuming    after step" in out
     assert steps_done(tmp_path) == list(range(1, 61))
+
+
+def processes_of(file):
+    """Processes whose command line names the config."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(file).encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def worker(file):

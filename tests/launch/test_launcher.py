@@ -117,10 +117,32 @@ def test_msrun_without_ranks():
     assert str(error.value) == "msrun gave this process no rank: MS_NODE_ID is not set; use --node_rank"
 
 
-def test_what_is_no_number():
+@pytest.mark.parametrize(
+    ("environment", "name", "text", "wanted"),
+    [
+        (environment, name, text, wanted)
+        for environment, rank, size, host, port in (
+            (TORCHRUN, "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+            (MSRUN, "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT"),
+        )
+        for name, text, wanted in (
+            (rank, "one", "an integer (got 'one')"),
+            (rank, "", "an integer (got '')"),
+            (rank, "-1", f"0 to {int(environment[size]) - 1}, since {size} is {environment[size]} (got -1)"),
+            (rank, environment[size], f"0 to {int(environment[size]) - 1}, since {size} is {environment[size]} (got "),
+            (size, "2.0", "an integer (got '2.0')"),
+            (size, "0", "at least 1 (got 0)"),
+            (port, "http", "an integer (got 'http')"),
+            (port, "70000", "1 to 65535 (got 70000)"),
+            (port, "9" * 20, "an integer (got '9999"),
+            (host, " ", "a host name or address (got ' ')"),
+        )
+    ],
+)
+def test_garbled_variables(environment, name, text, wanted):
     with pytest.raises(UserError) as error:
-        launched(TORCHRUN | {"WORLD_SIZE": "two"})
-    assert str(error.value) == "environment variable WORLD_SIZE: expected an integer (got 'two')"
+        launched(environment | {name: text})
+    assert str(error.value).startswith(f"environment variable {name}: expected {wanted}")
 
 
 def test_slurm():
