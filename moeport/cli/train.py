@@ -14,11 +14,14 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
     """Train a model, on all ranks of the job if a launcher (torchrun, srun, mpirun, msrun) started it."""
+    from moeport.comm.excuse import excused
     from moeport.config import load_config
     from moeport.pages.console import PlainConsole
     from moeport.training.run import train as run_training
 
     console = PlainConsole(highlight=True)
-    outcome = run_training(load_config(file, overrides or ()), resume=resume, dry_run=dry_run, console=console)
+    with excused():
+        config = load_config(file, overrides or ())
+    outcome = run_training(config, resume=resume, dry_run=dry_run, console=console)
     if outcome is not None:
         console.print(outcome)

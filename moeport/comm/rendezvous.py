@@ -83,12 +83,22 @@ class Host(Meeting):
         for listener in self._listeners:
             listener.close()
 
+    def refuse(self, fault: str) -> None:
+        """Tell those who come that this rank does not start."""
+        own = self.own()
+        self._records[own.rank] = own
+        self._refuse_all(_does_not_start(own, fault) or fault)
+
     def _wants(self) -> bool:
         return not self._wrong and len(self._records) < self.launch.size
 
     def _admit(self, peer: Peer, message: Message) -> None:
         record = Record.of(message | {"address": plain(peer.connection.getsockname()[0])})
-        self._wrong = sizes_differ(self.launch, [*self._records.values(), record]) or self._not_counted(record)
+        self._wrong = (
+            sizes_differ(self.launch, [*self._records.values(), record])
+            or self._not_counted(record)
+            or _does_not_start(record, message.get("fault"))
+        )
         if self._wrong:
             self._part(peer, self._wrong)
             self._records.setdefault(record.rank, record)
@@ -178,6 +188,12 @@ class Guest(Meeting):
                 return [Record.of(record) for record in message["records"]]
             self._there, self._hosts = message["ranks"], message["hosts"]
 
+    def excuse(self, fault: str) -> None:
+        """Tell the others that this rank does not start."""
+        self._peer.connection.sendall(PURPOSE + encoded(asdict(self.own()) | {"fault": fault}))
+        self._peer.next(self.deadline)
+        self.leave()
+
     @override
     def share(self, message: Message | None) -> Message:
         if message is not None:
@@ -241,8 +257,24 @@ class Guest(Meeting):
 
 def meeting_of(launch: Launch, timeout_s: float) -> Meeting:
     """The meeting of a rank. Raises MeetingError."""
-    hosts = launch.rank == 0 and launch.launcher != "msrun"
-    return Host(launch, timeout_s) if hosts else Guest(launch, timeout_s)
+    return Host(launch, timeout_s) if _hosts(launch) else Guest(launch, timeout_s)
+
+
+def excuse(launch: Launch, fault: str) -> None:
+    """Tell the other ranks, if they come within some seconds, why this one does not start."""
+    with suppress(MeetingError, OSError, ValueError):
+        if _hosts(launch):
+            Host(launch, LATE_SECONDS).refuse(fault)
+        else:
+            Guest(launch, LATE_SECONDS).excuse(fault)
+
+
+def _hosts(launch: Launch) -> bool:
+    return launch.rank == 0 and launch.launcher != "msrun"
+
+
+def _does_not_start(record: Record, fault: str | None) -> str | None:
+    return fault and f"rank {record.rank} of {record.size} ({record}) does not start: {fault}"
 
 
 def _is_closed(peer: Peer) -> bool:

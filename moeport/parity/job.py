@@ -17,6 +17,7 @@ from pathlib import Path
 from moeport.backends import get_backend, join_job
 from moeport.comm.agreement import Topic
 from moeport.comm.communicator import Communicator
+from moeport.comm.excuse import excused
 from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
 from moeport.facts import BACKENDS
@@ -110,15 +111,18 @@ def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callab
     """
     spec, size, keep = job.name, job.size, kept_kinds(options.keep or ())
     launch, variant = launched(), Variant.parse(spec)
-    if launch is None or launch.rank <= 0:
-        refuse_existing(output, options.overwrite)
     ranks = launch.size if launch else 1
-    if launch and variant.ranks not in (1, ranks):
-        raise UserError(f"variant {spec!r} has {variant.ranks} ranks, but this job has {ranks}; leave out the ranks")
-    config = variant_config(job.file, variant, job.overrides, size, ranks)
-    if launch and config.comm.ranks_per_node:
-        launch = launch.on_nodes_of(config.comm.ranks_per_node)
-    routing = load_bundle(options.replay) if options.replay else None
+    with excused():
+        if launch is None or launch.rank <= 0:
+            refuse_existing(output, options.overwrite)
+        if launch and variant.ranks not in (1, ranks):
+            raise UserError(
+                f"variant {spec!r} has {variant.ranks} ranks, but this job has {ranks}; leave out the ranks"
+            )
+        config = variant_config(job.file, variant, job.overrides, size, ranks)
+        if launch and config.comm.ranks_per_node:
+            launch = launch.on_nodes_of(config.comm.ranks_per_node)
+        routing = load_bundle(options.replay) if options.replay else None
     asked = of_options(size) | {"--variant": spec, "--keep": options.keep, "--sample-size": options.sample_size}
     with join_job(launch, config.comm.timeout, config.backend) as ranks_of_job:
         ranks_of_job.agree(*of_start("parity record", config, asked), _of_inputs(job.checkpoint, options.replay))

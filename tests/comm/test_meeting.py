@@ -24,7 +24,8 @@ SIZES = (
     r"\d+\); start every rank of the job with the same number"
 )
 TWICE = r"host \S+, pid \d+ too says that it is rank {0}, as host \S+, pid \d+ does"
-
+FAULT = r"--set training\.step=2 training\.step: unknown key"
+DOES_NOT_START = r"rank {} of 2 \(host \S+, pid \d+\) does not start: " + FAULT
 
 CASES = {
     "foreign program": ([(0, 2), (1, 2)], {}, [IN_USE.format("end what uses it"), STRANGER]),
@@ -38,6 +39,8 @@ CASES = {
         [ABSENT.format(2, 3, "ranks 0, 1") + "; " + TWICE.format(1)] * 2 + [TWICE.format(1) + "; give every process"],
     ),
     "other sizes": ([(0, 2), (1, 3)], {}, [SIZES] * 2),
+    "rank 0 refused": ([(0, 2), (1, 2)], {}, [FAULT, DOES_NOT_START.format(0)]),
+    "rank 1 refused": ([(0, 2), (1, 2)], {}, [DOES_NOT_START.format(1), FAULT]),
 }
 """By what is wrong: rank and size of each process, variables of all, and the start of each's sentence."""
 
@@ -54,7 +57,9 @@ def start(name, config, port, folder):
     ranks, variables, _ = CASES[name]
     folder.mkdir()
     own = [environment(rank, size, port, variables) for rank, size in ranks]
-    return start_all("torch", ["-m", "moeport", "train", str(config)], own, folder)
+    command = ["-m", "moeport", "train", str(config)]
+    commands = [command + ["--set", "training.step=2"] * (name == f"rank {rank} refused") for rank, _ in ranks]
+    return start_all("torch", commands, own, folder)
 
 
 def test_each_process_says_in_one_sentence_why_they_do_not_meet(tmp_path):

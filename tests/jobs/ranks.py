@@ -106,13 +106,13 @@ class Ranks:
                 rank.wait(30)
 
 
-def start_all(backend, arguments, environments, folder):
-    """A job of ranks with an environment each, as a launcher other than torchrun and msrun would give them."""
+def start_all(backend, commands, environments, folder):
+    """A job of ranks with a command and an environment each, as a launcher other than torchrun and msrun starts it."""
     forker = forker_of(backend)
     return Ranks(
         [
-            forker.start(arguments, settings() | own, folder / f"worker_{rank}.log")
-            for rank, own in enumerate(environments)
+            forker.start(command, settings() | own, folder / f"worker_{rank}.log")
+            for rank, (command, own) in enumerate(zip(commands, environments, strict=True))
         ]
     )
 
@@ -120,7 +120,8 @@ def start_all(backend, arguments, environments, folder):
 def start_torch(size, nodes, arguments, folder, port, environment):
     """As torchrun starts them."""
     processes = node_processes("torchrun", nodes, size // nodes, "127.0.0.1", [], port)
-    return start_all("torch", arguments, [process.environment | environment for process in processes], folder)
+    environments = [process.environment | environment for process in processes]
+    return start_all("torch", [arguments] * size, environments, folder)
 
 
 def start_mindspore(size, nodes, arguments, folder, port, environment):

@@ -270,7 +270,7 @@ def test_torch_communicates_in_their_environment(tmp_path, environment, size):
     """Neither Slurm nor Open MPI runs here: processes get the variables that they set."""
     pytest.importorskip("torch")
     arguments = ["-m", "moeport", "probe", "--device", "cpu"]
-    job = start_all("torch", arguments, [environment(rank, size) for rank in range(size)], tmp_path)
+    job = start_all("torch", [arguments] * size, [environment(rank, size) for rank in range(size)], tmp_path)
     try:
         code = job.wait(240)
     finally:
