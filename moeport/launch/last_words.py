@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from moeport.errors import UserError
+
 FOLDER = "MOEPORT_LAST_WORDS"
 """Environment variable: the folder that `moeport launch --run` reads."""
 TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -28,16 +30,22 @@ class LastWords:
 
 
 def leave(text: str, code: int) -> None:
-    """Leave a sentence for the launcher, if there is one; the first of a process counts."""
+    """Leave a sentence for the launcher, if there is one; the first of a process counts.
+
+    msrun's scheduler fails because ranks have ended, so what it says comes before what they say, and only if the user
+    can mend it.
+    """
     now = time.time()
-    if folder := os.environ.get(FOLDER):
-        _write(Path(folder, f"{now:.6f}-{os.getpid()}.json"), {"text": text, "code": code})
+    scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
+    if (folder := os.environ.get(FOLDER)) and not (scheduler and code != UserError.exit_code):
+        order = 0.0 if scheduler else now
+        _write(Path(folder, f"{order:017.6f}-{os.getpid()}.json"), {"text": text, "code": code})
     if file := os.environ.get(TORCHRUN_FILE):
         _write(Path(file), {"message": text, "timestamp": int(now)})
 
 
 def read(folder: Path) -> list[LastWords]:
-    """What ranks have left, the first first, each sentence once."""
+    """What ranks have left, the first first, each sentence once; before it, what msrun's scheduler has left."""
     found: dict[str, LastWords] = {}
     for file in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):

@@ -98,6 +98,17 @@ def test_last_words_are_left_once_for_each_launcher(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "error").read_text())["message"] == "error: a"
 
 
+def test_the_last_words_are_those_of_a_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    leave("error: of a rank", 2)
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    leave("internal error: a worker has timed out", 1)
+    monkeypatch.setattr("os.getpid", lambda: 2)
+    leave("error: of the scheduler", 2)
+    assert [words.text for words in read(tmp_path)] == ["error: of the scheduler", "error: of a rank"]
+
+
 @pytest.mark.parametrize("backend", ["torch", "mindspore"])
 def test_all_ranks_are_refused_in_one_job(tmp_path, backend):
     """Every case in one job: each comparison raises the same error on both ranks, which then go on to the next."""

@@ -271,10 +271,13 @@ def test_it_trains(tmp_path, backend):
     assert "run: 2 steps done" in out
 
 
-def test_the_last_line_is_why_the_ranks_ended(tmp_path):
-    pytest.importorskip("torch")
-    file = config(tmp_path, data={"source": {"paths": [str(tmp_path / "none" / "*.txt")]}})
-    process = launch(file)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("mindspore", marks=pytest.mark.slow)])
+def test_the_last_line_is_why_the_ranks_ended(tmp_path, backend):
+    pytest.importorskip(backend)
+    source = {"paths": [str(tmp_path / "none" / "*.txt")]}
+    process = launch(
+        config(tmp_path, backend={"name": backend}, data={"source": source}), "--master-port", str(free_port())
+    )
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 2, out
     assert re.fullmatch(r"moeport: rank \d of 2 .*: data\.source\.paths: no file matches .*", out.splitlines()[-1]), out
