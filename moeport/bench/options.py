@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +78,10 @@ class Target:
     timeout: float = 120.0
     """Seconds that a collective may take."""
 
-    def check(self) -> None:
-        """Raises UserError for a backend, a device or a timeout that cannot be."""
-        if self.backend is not None and self.backend not in training_backends():
-            raise UserError(f"--backend {self.backend}: expected {' or '.join(training_backends())}")
+    def check(self, backends: Collection[str] = tuple(training_backends())) -> None:
+        """Raises UserError for a backend that is none of `backends`, and for a device or a timeout that cannot be."""
+        if self.backend is not None and self.backend not in backends:
+            raise UserError(f"--backend {self.backend}: expected {' or '.join(backends)}")
         if self.device not in ("auto", *DEVICES):
             raise UserError(f"--device {self.device}: expected {', '.join(('auto', *DEVICES))}")
         check_timeout(self.timeout)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeport.facts import DEVICES, training_backends
+from moeport.facts import BACKENDS, DEVICES, training_backends
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +43,7 @@ def probe(
     from moeport.config import config_from_dict
     from moeport.training.agreed import of_backend, of_command
 
-    Target(backend, device, timeout).check()
+    Target(backend, device, timeout).check(BACKENDS)
     name = backend or launch.backend
     target = config_from_dict({"backend": {"name": launch.backend, "device": device}}).backend
     with join_job(launch, timeout, target) as job:

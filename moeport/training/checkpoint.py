@@ -162,9 +162,13 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
     try:
-        return load_file(file)
+        arrays = load_file(file)
+        for array in arrays.values():
+            if array.dtype.kind == "V":  # a type that numpy has from an extension, if one happens to be imported
+                raise TypeError(f"data type {array.dtype.name!r} not understood")
     except (SafetensorError, TypeError, AttributeError, ValueError) as error:  # the latter: types that numpy lacks
         raise CheckpointError(f"{file}: cannot be read as safetensors: {error}; use another checkpoint") from error
+    return arrays
 
 
 def read_meta(path: Path) -> CheckpointMeta:

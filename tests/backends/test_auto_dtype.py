@@ -110,7 +110,7 @@ class World(SingleProcess):
 )
 def test_rank_0_chooses_for_all(machine, monkeypatch, asked, rank, found):
     measured = machine(2.0)
-    monkeypatch.setattr(backend, "start", lambda ops, launch, timeout: World(ops, launch.rank, "float32"))
+    monkeypatch.setattr(backend, "start", lambda ops, launch, timeout, job: World(ops, launch.rank, "float32"))
     torch_backend = get_backend(BackendConfig(name="torch", device="cpu", dtype=asked))
     torch_backend.communicator(Launch("torchrun", rank, 2, rank, "127.0.0.1", 1))
     assert torch_backend.dtype == found

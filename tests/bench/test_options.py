@@ -119,7 +119,11 @@ def test_what_is_not_used_is_not_checked():
         ([], {}, "--experts 64: not divisible among 3 ranks"),
         (["flat"], {"tokens": Tokens(experts=6)}, "--top-k 8: more experts per token than there are"),
         (["flat"], {"tokens": Tokens("zipff", 6, 2)}, "--traffic 'zipff' is not one; expected uniform, zipf, local:F"),
-        (["flat"], {"tokens": Tokens("none.npy", 6, 2)}, "--traffic none.npy: not a file of numpy arrays"),
+        (
+            ["flat"],
+            {"tokens": Tokens("none.npy", 6, 2)},
+            "--traffic none.npy: cannot be read: No such file",
+        ),
         (["flat"], {"tokens": Tokens(experts=6, top_k=2), "chunks": "1,\N{SUPERSCRIPT TWO}"}, "--chunks"),
         (["all_reduce"], {"variants": Variants("prod")}, "--op prod: moeport reduces by sum and max; expected one"),
         (["all_reduce", "reduce_scatter"], {"variants": Variants("max")}, "--op max: reduce_scatter only sums"),

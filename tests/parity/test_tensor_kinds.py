@@ -100,7 +100,8 @@ def test_equal_tensors_pass_and_others_do_not(kind, tmp_path):
         recorded(make, keep=keep, path=tmp_path / f"{kind}{i}")
         a = load_bundle(tmp_path / f"{kind}{i}")
         found = compare(a, recorded(make, keep=keep))
-        assert found.verdict == "pass", found.headline
+        # Means and RMS cannot show that two sides agree.
+        assert found.verdict == ("warn" if keep is STATISTICS else "pass"), found.headline
         assert {"parameter:held", "input[0][1]", "model:Holder[1]"} <= a.tensors.keys()
     if kind not in ("empty", "scalar"):
         found = compare(recorded(make, keep={}), recorded(make, other, keep={}))
