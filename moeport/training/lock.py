@@ -7,13 +7,14 @@ which a running process touches every few seconds. Ages are differences of times
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -142,15 +143,18 @@ class RunLock:
 
     def _take_over(self, text: str | None) -> None:
         """Remove the lock of a process that has ended, unless another process was faster."""
-        try:
-            aside = take_away(self.path)
-        except FileNotFoundError:
-            return
-        if _text(aside) != text:
+        with _alone(self.run_dir):
+            if _text(self.path) != text:
+                return
+            try:
+                aside = take_away(self.path)
+            except FileNotFoundError:
+                return
+            if _text(aside) != text:  # storage on which processes cannot be kept apart
+                with suppress(OSError):
+                    os.link(aside, self.path)
             with suppress(OSError):
-                os.link(aside, self.path)
-        with suppress(OSError):
-            aside.unlink()
+                aside.unlink()
 
     def _server_time(self) -> float:
         """The time on the storage, where the lock's was taken too."""
@@ -167,6 +171,22 @@ class RunLock:
             with suppress(OSError):  # a hiccup of the storage; the next beat may come through
                 if self.is_held:
                     os.utime(self.path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the same block, where the storage can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_locked(run_dir: Path) -> None:

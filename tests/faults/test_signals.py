@@ -70,6 +70,7 @@ with Interruptible(grace=0.2):
 def test_a_command_that_does_not_end_by_itself_is_ended():
     with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
+        time.sleep(1)  # it says that it is stuck just before it is
         process.send_signal(signal.SIGHUP)
         assert process.wait(60) == 130
 
