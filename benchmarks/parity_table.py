@@ -75,7 +75,7 @@ def cell(found: Comparison) -> str:
 
 
 def verdict(report: Report) -> str:
-    """The gravest, with the first lines of comparisons that do not pass, other than for want of numpy's gradients."""
+    """The worst verdict, with the first lines of comparisons that fail to pass even apart from numpy's gradients."""
     odd = [found for found in report.comparisons if found.verdict != "pass" and found.reasons != [NO_GRADIENTS]]
     words = [worst([found.verdict for found in odd]), *(found.headline for found in odd)]
     return "; ".join(words).replace("|", "\\|")

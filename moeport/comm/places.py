@@ -47,7 +47,7 @@ def reached(addresses: Sequence[Address], deadline: float) -> socket.socket:
 
 
 def bound(launch: Launch) -> list[socket.socket]:
-    """Sockets that listen at the launcher's address and port, and nowhere else where that can be.
+    """Sockets that listen at the launcher's address and port, and only there where possible.
 
     Raises MeetingError if the port is in use.
     """

@@ -11,7 +11,7 @@ from moeport.errors import BackendUnavailableError
 SIZES = {"cpu": (256, 1024), "accelerator": (1024, 8192)}
 """Smallest and largest width of the matrices by which speed is measured."""
 PRODUCTS = 32
-"""At most so many products are timed."""
+"""Maximum number of products that are timed."""
 TRIAL_SECONDS = 0.5
 """About the longest time that a measurement takes."""
 
