@@ -1,8 +1,9 @@
 """A process that imports a framework once and forks the ranks of jobs, which then need not import it.
 
 Run as a script with the modules to import. A line of stdin asks for a rank, as JSON: `arguments` of python, its whole
-`environment`, its `directory` and the file of its `output`. Lines of stdout say what happened: {"started": pid} for
-each request in turn, {"ended": pid, "code": exit code or minus the signal}. When stdin ends, so do all ranks.
+`environment`, its `directory`, the file of its `output` and the `number` of the request. Lines of stdout say what
+happened: {"started": pid, "number": of the request}, {"ended": pid, "code": exit code or minus the signal}. When stdin
+ends, so do all ranks.
 """
 
 import contextlib
@@ -31,14 +32,14 @@ def main(modules):
             if not received:
                 break
             *lines, pending = (pending + received).split(b"\n")
-            for line in lines:
+            for request in map(json.loads, lines):
                 pid = os.fork()
                 if pid == 0:
                     os.close(requests)
                     os.close(events)
-                    return json.loads(line)
+                    return request
                 alive.add(pid)
-                tell(events, started=pid)
+                tell(events, started=pid, number=request["number"])
         while alive and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             alive.discard(ended[0])
             tell(events, ended=ended[0], code=os.waitstatus_to_exitcode(ended[1]))

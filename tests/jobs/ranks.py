@@ -41,7 +41,7 @@ class Forker:
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
-        self.ranks, self.started, self.lock = {}, [], threading.Condition()
+        self.ranks, self.requested, self.lock = {}, {}, threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def start(self, arguments, environment, output, directory=None):
@@ -49,21 +49,23 @@ class Forker:
         request = {"arguments": arguments, "environment": environment, "output": str(output)}
         request["directory"] = str(directory or os.getcwd())
         with self.lock:
+            number = request["number"] = len(self.requested)
+            self.requested[number] = None
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-            while not self.started:
+            while not self.requested[number]:
                 assert self.process.poll() is None, "the process that forks ranks has ended"
                 self.lock.wait(1.0)
-            return self.ranks[self.started.pop()]
+            return self.requested[number]
 
     def _listen(self):
         for line in self.process.stdout:
             event = json.loads(line)
             with self.lock:
                 if "started" in event:
-                    self.ranks[event["started"]] = Rank(event["started"])
-                    self.started.append(event["started"])
-                    self.lock.notify()
+                    rank = self.ranks[event["started"]] = Rank(event["started"])
+                    self.requested[event["number"]] = rank
+                    self.lock.notify_all()
                 else:
                     rank = self.ranks.pop(event["ended"])
                     rank.returncode = event["code"]
