@@ -42,7 +42,7 @@ def plain_twin(config: Config, vocab_size: int, params: dict[str, np.ndarray], d
             n_heads=model.num_heads,
             n_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
-            qk_norm=model.attention.qk_norm,
+            qk_norm=bool(model.attention.qk_norm),
             d_ff=model.dense_width,
             n_experts=moe.num_experts,
             top_k=moe.router.experts_per_token,

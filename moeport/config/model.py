@@ -32,8 +32,12 @@ class AttentionConfig(Section):
     """Key and value heads; must divide num_heads. Default: num_heads (multi-head attention)."""
     head_dim: PositiveInt | None = None
     """Width of one head; even. Default: d_model / num_heads."""
-    qk_norm: bool = False
-    """RMS-normalise queries and keys of each head before the rotation (as in Qwen3)."""
+    qk_norm: bool | Literal["whole"] = False
+    """RMS-normalise queries and keys before the rotation: each head by itself (true, as in Qwen3), or all heads
+    together (whole, as in OLMoE)."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Which projections add a bias: none of them; those of queries, keys and values (as in Qwen2); or the output
+    projection too."""
     rope_base: PositiveFloat = 10000.0
     """Base of the rotary angles."""
 
@@ -112,9 +116,12 @@ class MoELayerConfig(Section):
     """Expert activation; SwiGLU is gated, GELU is not."""
     num_shared_experts: NonNegativeInt = 0
     """Experts of the same width that process every token, added with weight 1 (DeepSeekMoE)."""
-    shared_mixing: Literal["add", "softmax"] | None = None
-    """How shared experts are combined with the routed ones: added with weight 1, or both weighted by a learned two-way
-    softmax (CartesianMoE). Default: softmax for cartesian, otherwise add."""
+    shared_hidden: PositiveInt | None = None
+    """Hidden width of all shared experts together. Default: num_shared_experts * expert_hidden."""
+    shared_mixing: Literal["add", "softmax", "sigmoid"] | None = None
+    """How shared experts are combined with the routed ones: added with weight 1; both weighted by a learned two-way
+    softmax (CartesianMoE); or added with a learned weight between 0 and 1 for each token (Qwen2-MoE). Default: softmax
+    for cartesian, otherwise add."""
     residual_hidden: NonNegativeInt = 0
     """Hidden width of a dense block that processes every token alongside the experts (as in OpenMoE); 0: none."""
     routed_scaling_factor: PositiveFloat = 1.0
@@ -131,9 +138,20 @@ class MoELayerConfig(Section):
     @property
     def mixes_shared_experts(self) -> bool:
         """Whether shared experts are mixed in by learned shares."""
-        if self.shared_mixing is None:
-            return self.router.mixes_shared_experts
-        return self.shared_mixing == "softmax"
+        return self.mixing_rows > 0
+
+    @property
+    def mixing_rows(self) -> int:
+        """Learned vectors that weigh the shared experts: 2 for a softmax, 1 for a sigmoid, none if they are added."""
+        default = "softmax" if self.router.mixes_shared_experts else "add"
+        return {"add": 0, "softmax": 2, "sigmoid": 1}[self.shared_mixing or default]
+
+    @property
+    def shared_width(self) -> int:
+        """Hidden width of all shared experts together; 0 if there are none."""
+        if not self.num_shared_experts:
+            return 0
+        return self.shared_hidden or self.num_shared_experts * self.expert_hidden
 
 
 class MoEConfig(MoELayerConfig):
@@ -143,6 +161,8 @@ class MoEConfig(MoELayerConfig):
     """One block in `every` has experts, the last of each group; the others are dense."""
     first_dense: NonNegativeInt = 0
     """Number of blocks at the start that are always dense."""
+    dense_layers: tuple[NonNegativeInt, ...] = ()
+    """Further blocks, counted from 0, that are dense (mlp_only_layers of Qwen)."""
     allow_future_tokens: bool = False
     """Let a language model use a router that looks at later tokens, which do not exist yet during generation."""
 
@@ -189,7 +209,9 @@ class ModelConfig(Section):
     def is_moe_layer(self, layer: int) -> bool:
         """Whether block `layer` (from 0) has experts."""
         moe = self.moe
-        return layer >= moe.first_dense and (layer - moe.first_dense) % moe.every == moe.every - 1
+        if layer < moe.first_dense or layer in moe.dense_layers:
+            return False
+        return (layer - moe.first_dense) % moe.every == moe.every - 1
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -208,8 +230,8 @@ class ModelConfig(Section):
     def dense_width(self) -> int:
         """Hidden width of a dense block."""
         moe = self.moe
-        active = moe.router.sub_layers * (moe.router.experts_per_token + moe.num_shared_experts)
-        return self.dense_hidden or moe.expert_hidden * active + moe.residual_hidden
+        active = moe.expert_hidden * moe.router.experts_per_token + moe.shared_width
+        return self.dense_hidden or moe.router.sub_layers * active + moe.residual_hidden
 
     def parameter_counts(self, vocab_size: int) -> ParameterCounts:
         """Numbers of trained parameters of a language model; `vocab_size` is used if the config sets none."""
@@ -224,18 +246,30 @@ class ModelConfig(Section):
         matrices = 3 if moe.activation == "swiglu" else 2
         expert = matrices * width * moe.expert_hidden
         attention = 2 * width * self.head_dim * (self.num_heads + self.num_kv_heads)
-        norms = 2 * width + (2 * self.head_dim if self.attention.qk_norm else 0)
         moe_layers, layers = len(self.moe_layers), self.num_layers
         router = moe.router.parameter_count(width, moe.num_experts)
-        total = layers * (attention + norms)
+        total = layers * (attention + self._vectors)
         total += (layers - moe_layers) * matrices * width * self.dense_width
-        mixing = 2 * width if moe.num_shared_experts and moe.mixes_shared_experts else 0
+        mixing = moe.mixing_rows * width if moe.num_shared_experts else 0
+        shared = matrices * width * moe.shared_width
         dense = matrices * width * moe.residual_hidden
-        sub_layer = router + mixing + (moe.num_experts + moe.num_shared_experts) * expert + dense
+        sub_layer = router + mixing + moe.num_experts * expert + shared + dense
         total += moe_layers * moe.router.sub_layers * sub_layer
         total += moe_layers * (moe.router.sub_layers - 1) * width
         idle = moe_layers * moe.router.sub_layers * (moe.num_experts - moe.router.experts_per_token) * expert
         return ParameterCounts(total, total - idle)
+
+    @property
+    def _vectors(self) -> int:
+        """Parameters of a block that are in no matrix product: norms, of which one per feed-forward, and biases."""
+        attention, heads = self.attention, self.num_heads + self.num_kv_heads
+        normed = {False: 0, True: 2, "whole": heads}[attention.qk_norm]
+        biases = {
+            "none": 0,
+            "qkv": (heads + self.num_kv_heads) * self.head_dim,
+            "all": (heads + self.num_kv_heads) * self.head_dim + self.d_model,
+        }[attention.bias]
+        return 2 * self.d_model + normed * self.head_dim + biases
 
     def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> int:
         """Floating-point operations of one token's forward and backward pass in a language model."""
@@ -249,7 +283,7 @@ class ModelConfig(Section):
         S positions, not halved for the causal mask: the convention of PaLM (arXiv 2204.02311, appendix B).
         """
         width = self.d_model
-        norms = self.num_layers * (2 * width + (2 * self.head_dim if self.attention.qk_norm else 0))
-        norms += len(self.moe_layers) * (self.moe.router.sub_layers - 1) * width
-        in_products = self.block_counts.active - norms
+        vectors = self.num_layers * self._vectors
+        vectors += len(self.moe_layers) * (self.moe.router.sub_layers - 1) * width
+        in_products = self.block_counts.active - vectors
         return 6 * in_products + 12 * self.num_layers * self.num_heads * self.head_dim * sequence_length

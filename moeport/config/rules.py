@@ -69,6 +69,24 @@ RULES = (
         "at most model.num_layers ({2}) - model.moe.first_dense ({1})",
     ),
     Rule(
+        ("model.moe.dense_layers", "model.num_layers"),
+        lambda dense, layers: all(layer < layers for layer in dense),
+        "names a block that the model does not have",
+        "numbers below model.num_layers ({1})",
+    ),
+    Rule(
+        ("model.moe.dense_layers", "model.moe.every", "model.moe.first_dense", "model.num_layers"),
+        lambda dense, every, first, layers: not dense or not {*range(first + every - 1, layers, every)} <= {*dense},
+        "leaves no block with experts",
+        "fewer blocks",
+    ),
+    Rule(
+        ("model.moe.shared_hidden", "model.moe.num_shared_experts"),
+        lambda hidden, experts: hidden is None or experts > 0,
+        "is the width of shared experts, but model.moe.num_shared_experts is {1}",
+        "model.moe.num_shared_experts of 1 or more, or this key left out",
+    ),
+    Rule(
         ("model.vocab_size", "data.tokenizer.vocab_size"),
         lambda rows, tokens: rows is None or rows >= tokens,
         "smaller than the vocabulary of the tokenizer",

@@ -8,8 +8,12 @@ import numpy as np
 
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
+from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.model.forward_pass import Pass
+
+BIASED = {"none": (), "qkv": ("q", "k", "v"), "all": ("q", "k", "v", "out")}
+"""The projections that add a bias, by the value of `model.attention.bias`."""
 
 
 def rope_tables(sequence_length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +27,9 @@ def rope_tables(sequence_length: int, head_dim: int, base: float) -> tuple[np.nd
 
 
 def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
-    """Weights of one attention block: q (H A, D), k and v (G A, D), out (D, H A), and the norms of queries and keys."""
+    """Weights of one attention block: q (H A, D), k and v (G A, D), out (D, H A), their biases, and the norms of
+    queries and keys: of each head (A,), or of all of them (H A,) and (G A,).
+    """
     width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     specs = [
         ParameterSpec("q", (width, config.d_model), std=config.init_std),
@@ -31,8 +37,17 @@ def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
         ParameterSpec("v", (kv_width, config.d_model), std=config.init_std),
         ParameterSpec("out", (config.d_model, width), std=out_std),
     ]
+    specs += [
+        ParameterSpec(f"{spec.name}_bias", spec.shape[:1], "zeros")
+        for spec in specs
+        if spec.name in BIASED[config.attention.bias]
+    ]
     if config.attention.qk_norm:
-        specs += [ParameterSpec(name, (config.head_dim,), "ones") for name in ("q_norm", "k_norm")]
+        whole = config.attention.qk_norm == "whole"
+        specs += [
+            ParameterSpec("q_norm", (width if whole else config.head_dim,), "ones"),
+            ParameterSpec("k_norm", (kv_width if whole else config.head_dim,), "ones"),
+        ]
     return specs
 
 
@@ -56,11 +71,27 @@ def attention_forward(
     """
     ops, (batch, sequence, _) = run.ops, x_BSD.shape
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-    q = ops.reshape(ops.linear(x_BSD, params["q"]), (batch, sequence, heads, width))
-    k = ops.reshape(ops.linear(x_BSD, params["k"]), (batch, sequence, kv_heads, width))
-    v = ops.reshape(ops.linear(x_BSD, params["v"]), (batch, sequence, kv_heads, width))
-    if config.attention.qk_norm:
-        q = ops.rms_norm(q, params["q_norm"], config.norm_eps)
-        k = ops.rms_norm(k, params["k_norm"], config.norm_eps)
+    q, k, v = (_project(ops, params, name, x_BSD) for name in ("q", "k", "v"))
+    qk_norm = config.attention.qk_norm
+    if qk_norm == "whole":
+        q, k = _normed(ops, config, params, q, k)
+    q = ops.reshape(q, (batch, sequence, heads, width))
+    k = ops.reshape(k, (batch, sequence, kv_heads, width))
+    v = ops.reshape(v, (batch, sequence, kv_heads, width))
+    if qk_norm is True:
+        q, k = _normed(ops, config, params, q, k)
     out = ops.attention(ops.rope(q, *run.rope), ops.rope(k, *run.rope), v, causal)
-    return ops.linear(ops.reshape(out, (batch, sequence, heads * width)), params["out"])
+    return _project(ops, params, "out", ops.reshape(out, (batch, sequence, heads * width)))
+
+
+def _project(ops: Ops, params: Mapping[str, Array], name: str, x: Array) -> Array:
+    """x times a weight, plus its bias if it has one."""
+    y = ops.linear(x, params[name])
+    bias = params.get(f"{name}_bias")
+    return y if bias is None else y + ops.cast(bias, ops.dtype(y))
+
+
+def _normed(ops: Ops, config: ModelConfig, params: Mapping[str, Array], q: Array, k: Array) -> tuple[Array, Array]:
+    """Queries and keys, RMS-normalised over their last dimension."""
+    eps = config.norm_eps
+    return ops.rms_norm(q, params["q_norm"], eps), ops.rms_norm(k, params["k_norm"], eps)

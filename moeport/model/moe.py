@@ -73,7 +73,7 @@ class MoELayer:
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Router, experts (w_in (E, 2F, D), w_out (E, D, F)), shared experts (as one block of their joint width)
-        and their mixing weights (2, D), dense block.
+        and their mixing weights (2, D) or (1, D), dense block.
         """
         config = self.config
         expert = mlp_specs(self.d_model, config.expert_hidden, config.activation, self.init_std, self.out_std)
@@ -81,12 +81,12 @@ class MoELayer:
             ParameterSpec(f"experts.{spec.name}", (config.num_experts, *spec.shape), std=spec.std) for spec in expert
         ]
         if config.num_shared_experts:
-            width = config.num_shared_experts * config.expert_hidden
+            width = config.shared_width
             specs += with_prefix(
                 "shared", mlp_specs(self.d_model, width, config.activation, self.init_std, self.out_std)
             )
             if config.mixes_shared_experts:
-                specs.append(ParameterSpec("mixing.weight", (2, self.d_model), std=self.init_std))
+                specs.append(ParameterSpec("mixing.weight", (config.mixing_rows, self.d_model), std=self.init_std))
         if config.residual_hidden:
             dense = mlp_specs(self.d_model, config.residual_hidden, config.activation, self.init_std, self.out_std)
             specs += with_prefix("dense", dense)
@@ -134,8 +134,8 @@ class MoELayer:
         if config.num_shared_experts:
             shared_TD = run_part("shared", partial(self._mlp, ops), x_TD)
             if config.mixes_shared_experts:
-                logits_T2 = run_part("mixing", lambda own, x_TD: ops.linear(ops.accurate(x_TD), own["weight"]), x_TD)
-                y_TD = _mixed(ops, logits_T2, y_TD, shared_TD)
+                logits = run_part("mixing", lambda own, x_TD: ops.linear(ops.accurate(x_TD), own["weight"]), x_TD)
+                y_TD = _mixed(ops, logits, y_TD, shared_TD)
             else:
                 y_TD = y_TD + shared_TD
         if config.residual_hidden:
@@ -307,7 +307,11 @@ def _plus_zeros(ops: Ops, x_TD: Array, *params: Array) -> Array:
     return x_TD
 
 
-def _mixed(ops: Ops, logits_T2: Array, routed_TD: Array, shared_TD: Array) -> Array:
-    """Routed and shared experts, weighted by a two-way softmax (CartesianMoE, arXiv 2410.16077)."""
-    share_T2 = ops.cast(ops.softmax(logits_T2), ops.dtype(routed_TD))
+def _mixed(ops: Ops, logits: Array, routed_TD: Array, shared_TD: Array) -> Array:
+    """Routed and shared experts, weighted by a two-way softmax (CartesianMoE, arXiv 2410.16077) of logits (T, 2), or
+    the shared ones alone by the sigmoid of logits (T, 1) (Qwen2, arXiv 2407.10671, section 2.2.2).
+    """
+    if logits.shape[1] == 1:
+        return routed_TD + shared_TD * ops.cast(ops.sigmoid(logits), ops.dtype(shared_TD))
+    share_T2 = ops.cast(ops.softmax(logits), ops.dtype(routed_TD))
     return routed_TD * share_T2[:, :1] + shared_TD * share_T2[:, 1:]

@@ -94,8 +94,9 @@ def activation_bytes(config: Config, item_bytes: int) -> float:
     model, moe = config.model, config.model.moe
     heads = model.head_dim * (3 * model.num_heads + 4 * model.num_kv_heads)
     hidden = 3 if moe.activation == "swiglu" else 2
-    experts = moe.router.sub_layers * (moe.router.experts_per_token + moe.num_shared_experts)
-    per_moe = experts * (2 * model.d_model + hidden * moe.expert_hidden) + hidden * moe.residual_hidden
+    experts = moe.router.experts_per_token + moe.num_shared_experts
+    widths = moe.router.experts_per_token * moe.expert_hidden + moe.shared_width
+    per_moe = moe.router.sub_layers * (experts * 2 * model.d_model + hidden * widths) + hidden * moe.residual_hidden
     per_dense = 2 * model.d_model + hidden * model.dense_width
     moe_layers, layers = len(model.moe_layers), model.num_layers
     block = 3 * model.d_model + heads

@@ -26,9 +26,12 @@ class MoEOptions(TypedDict, total=False):
     """Expert activation; SwiGLU is gated, GELU is not. Default: swiglu."""
     num_shared_experts: int
     """Experts of the same width that process every token, added with weight 1 (DeepSeekMoE). Default: 0."""
-    shared_mixing: Literal["add", "softmax"] | None
-    """How shared experts are combined with the routed ones: added with weight 1, or both weighted by a learned two-way
-    softmax (CartesianMoE). Default: softmax for cartesian, otherwise add."""
+    shared_hidden: int | None
+    """Hidden width of all shared experts together. Default: num_shared_experts * expert_hidden."""
+    shared_mixing: Literal["add", "softmax", "sigmoid"] | None
+    """How shared experts are combined with the routed ones: added with weight 1; both weighted by a learned two-way
+    softmax (CartesianMoE); or added with a learned weight between 0 and 1 for each token (Qwen2-MoE). Default: softmax
+    for cartesian, otherwise add."""
     residual_hidden: int
     """Hidden width of a dense block that processes every token alongside the experts (as in OpenMoE); 0: none. Default:
     0."""

@@ -17,6 +17,7 @@ from moeport.model.decoder import DecoderLM
 from moeport.routers import ROUTERS
 from moeport.training.generate import generate
 from moeport.training.run import train
+from tests.model.models import changed
 from tests.training.test_checkpoint import write_meta
 from tests.training.tiny import tiny_config
 
@@ -47,8 +48,20 @@ def test_losses_logits_and_gradients_are_those_of_torch(router, dtype, tolerance
         "num_shared_experts": 1,
         "router": {"name": router, **OPTIONS.get(router, {})},
     }
+    assert_same_as_torch(values, dtype, tolerance)
+
+
+def test_what_checkpoints_from_elsewhere_need_is_as_on_torch():
+    """Biases, a norm of all heads together, a gated shared expert, dense blocks; everything away from its start."""
+    attention = {"num_heads": 2, "num_kv_heads": 1, "qk_norm": "whole", "bias": "all"}
+    moe = {"num_experts": 4, "expert_hidden": 12, "num_shared_experts": 1, "shared_hidden": 9, "dense_layers": [1]}
+    values = {"num_layers": 2, "d_model": 16, "attention": attention, "moe": {**moe, "shared_mixing": "sigmoid"}}
+    assert_same_as_torch(values, "float64", 1e-12, move=lambda params: changed(params, 1))
+
+
+def assert_same_as_torch(values, dtype, tolerance, move=lambda params: params):
     lm = DecoderLM(ModelConfig.model_validate({**values, "init_std": 0.2, "output_z_loss": 1e-3}), VOCAB)
-    params = initial_parameters(lm.parameter_specs(), 0)
+    params = move(initial_parameters(lm.parameter_specs(), 0))
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 13))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], lm.noise(2, 12, 0, 0))
     results = []

@@ -324,7 +324,7 @@ CASES = [
     case(
         "misspelled choice where null is one too",
         "model:\n  moe: {shared_mixing: sofmax}\n",
-        "c.yaml:2:24 model.moe.shared_mixing: is not a choice (got sofmax); expected one of add, softmax or null; "
+        "c.yaml:2:24 model.moe.shared_mixing: is not a choice (got sofmax); expected one of add, softmax, sigmoid or null; "
         "did you mean softmax?",
     ),
     case(
@@ -406,6 +406,21 @@ CASES = [
         "every",
         "model:\n  moe:\n    every: 5\n",
         "c.yaml:3:12 model.moe.every: leaves no block with experts (got 5); expected at most model.num_layers (4) - model.moe.first_dense (0)",
+    ),
+    case(
+        "a dense layer that is not there",
+        "model:\n  moe:\n    dense_layers: [4]\n",
+        "c.yaml:3:19 model.moe.dense_layers: names a block that the model does not have (got [4]); expected numbers below model.num_layers (4)",
+    ),
+    case(
+        "only dense layers",
+        "model:\n  moe:\n    every: 2\n    dense_layers: [1, 3]\n",
+        "c.yaml:4:19 model.moe.dense_layers: leaves no block with experts (got [1, 3]); expected fewer blocks",
+    ),
+    case(
+        "a width of shared experts that are not there",
+        "model:\n  moe:\n    shared_hidden: 8\n",
+        "c.yaml:3:20 model.moe.shared_hidden: is the width of shared experts, but model.moe.num_shared_experts is 0 (got 8); expected model.moe.num_shared_experts of 1 or more, or this key left out",
     ),
     case(
         "more experts per token than experts",

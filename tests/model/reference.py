@@ -51,6 +51,9 @@ def moe_layer(config, params, x_TD, routing, noise_TK=None):
 
 
 def mixed(params, x_TD, routed_TD, shared_TD):
-    """Each token's routed and shared outputs, weighted by its two-way softmax."""
+    """Each token's routed and shared outputs, by its two-way softmax; with one row, the shared by its sigmoid."""
+    if len(params["mixing.weight"]) == 1:
+        gates = 1 / (1 + np.exp(-(x_TD @ params["mixing.weight"][0])))
+        return np.array([y + gate * z for gate, y, z in zip(gates, routed_TD, shared_TD, strict=True)])
     shares = [formulas.softmax(params["mixing.weight"] @ x) for x in x_TD]
     return np.array([p * y + q * z for (p, q), y, z in zip(shares, routed_TD, shared_TD, strict=True)])

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "shared, added": {"num_shared_experts": 2, "shared_mixing": "add"},
     "shared, mixed": {"num_shared_experts": 1, "shared_mixing": "softmax"},
+    "shared, gated": {"num_shared_experts": 1, "shared_hidden": 5, "shared_mixing": "sigmoid"},
     "fine-grained": {"num_experts": 2 * EXPERTS, "expert_hidden": HIDDEN // 2},
     "residual": {"residual_hidden": 5},
     "fine-grained, shared and residual": {

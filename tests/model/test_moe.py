@@ -44,6 +44,9 @@ CONFIGS = {
     "shared": MoEConfig(**SHAPES, num_shared_experts=2, routed_scaling_factor=2.5),
     "shared gelu": MoEConfig(**SHAPES, num_shared_experts=1, activation="gelu"),
     "mixed": MoEConfig(**SHAPES, num_shared_experts=2, shared_mixing="softmax", routed_scaling_factor=2.5),
+    "shared, gated by a sigmoid": MoEConfig(
+        **SHAPES, num_shared_experts=1, shared_hidden=7, shared_mixing="sigmoid", routed_scaling_factor=2.5
+    ),
     "residual": MoEConfig(**SHAPES, residual_hidden=7),
     "all at once": MoEConfig(
         **SHAPES, num_shared_experts=1, shared_mixing="softmax", residual_hidden=3, capacity=CapacityConfig(**TIGHT)
@@ -214,6 +217,13 @@ def test_parameters_of_mixing_and_of_the_dense_block():
     specs = {spec.name: (spec.shape, spec.std) for spec in layer.parameter_specs()}
     assert specs["mixing.weight"] == ((2, 6), 0.02)
     assert (specs["dense.w_in"], specs["dense.w_out"]) == (((6, 6), 0.02), ((6, 3), 0.01))
+
+
+def test_parameters_of_gated_shared_experts_of_their_own_width():
+    layer, _ = layer_and_params(CONFIGS["shared, gated by a sigmoid"])
+    shapes = {spec.name: spec.shape for spec in layer.parameter_specs()}
+    assert shapes["mixing.weight"] == (1, 6)
+    assert (shapes["shared.w_in"], shapes["shared.w_out"]) == ((14, 6), (6, 7))
 
 
 def test_shared_experts_are_mixed_where_the_router_or_the_config_says():

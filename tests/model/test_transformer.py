@@ -55,6 +55,36 @@ def test_grouped_heads_norms_and_head_width():
     assert [shapes[name] for name in ("q_norm", "k_norm")] == [(6,), (6,)]
 
 
+def test_norms_of_all_heads_together_and_biases():
+    attention = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=6, qk_norm="whole", bias="all")
+    specs = DecoderLM(model_config(attention=attention), VOCABULARY).parameter_specs()
+    shapes = {spec.name.removeprefix("layers.0.attention."): spec.shape for spec in specs}
+    assert [shapes[name] for name in ("q_norm", "k_norm")] == [(24,), (12,)]
+    assert [shapes[f"{name}_bias"] for name in ("q", "k", "v", "out")] == [(24,), (12,), (12,), (8,)]
+    assert not any(spec.decays for spec in specs if spec.name.endswith("_bias"))
+    qkv = DecoderLM(model_config(attention=AttentionConfig(num_heads=4, bias="qkv")), VOCABULARY)
+    biases = [spec.name for spec in qkv.parameter_specs() if spec.name.endswith("_bias")]
+    assert biases == [f"layers.{layer}.attention.{name}_bias" for layer in (0, 1) for name in ("q", "k", "v")]
+
+
+@pytest.mark.parametrize("bias", ["none", "qkv", "all"])
+@pytest.mark.parametrize("qk_norm", [False, True, "whole"])
+def test_parameters_and_products_of_attention_are_counted(qk_norm, bias):
+    attention = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=6, qk_norm=qk_norm, bias=bias)
+    moe = {"num_shared_experts": 1, "shared_hidden": 5, "shared_mixing": "sigmoid", "every": 2}
+    config = model_config(attention=attention, moe=moe)
+    specs = DecoderLM(config, VOCABULARY).parameter_specs()
+    assert config.parameter_counts(VOCABULARY).total == sum(spec.size for spec in specs)
+    vectors = sum(spec.size for spec in specs if len(spec.shape) == 1)
+    norms = config.d_model  # the final norm is in no block
+    unused = sum(spec.size // 2 for spec in specs if spec.is_expert)
+    embedding_and_head = 2 * VOCABULARY * config.d_model
+    in_blocks = sum(spec.size for spec in specs) - vectors - unused - embedding_and_head
+    heads = 12 * config.num_layers * config.num_heads * config.head_dim * 7
+    assert config.block_flops_per_token(7) == 6 * in_blocks + heads
+    assert config.block_counts.total == sum(spec.size for spec in specs) - embedding_and_head - norms
+
+
 def test_tied_embeddings_have_no_head():
     tied, untied = (DecoderLM(model_config(tie_embeddings=tie), VOCABULARY) for tie in (True, False))
     assert [spec.name for spec in untied.parameter_specs()] == (
@@ -78,6 +108,8 @@ def test_layers_with_experts(every, first_dense, layers):
     config = ModelConfig(num_layers=6, moe=MoEConfig(every=every, first_dense=first_dense))
     assert config.moe_layers == layers
     assert tuple(block.layer for block in DecoderLM(config, 11).blocks if block.moe) == layers
+    fewer = config.model_copy(update={"moe": config.moe.model_copy(update={"dense_layers": layers[:1]})})
+    assert fewer.moe_layers == layers[1:]
 
 
 @pytest.mark.parametrize("tie", [True, False])

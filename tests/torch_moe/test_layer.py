@@ -166,6 +166,19 @@ def test_mixed_shared_experts_and_a_dense_block():
     assert (layer(tokens(5, 16)) - y).abs().min() > 0
 
 
+def test_shared_experts_with_a_gate_of_their_own():
+    layer = MoE(**SHAPE, num_shared_experts=1, shared_hidden=6, shared_mixing="sigmoid")
+    assert layer.mixing.weight.shape == (1, 16)
+    assert layer.shared.w_in.shape == (12, 16)
+    x = tokens(5, 16)
+    y, gate = layer(x), torch.sigmoid(x @ layer.mixing.weight.T)
+    with torch.no_grad():
+        gate_up = x @ layer.shared.w_in.T
+        shared = (torch.nn.functional.silu(gate_up[:, :6]) * gate_up[:, 6:]) @ layer.shared.w_out.T
+        layer.shared.w_out.zero_()
+    torch.testing.assert_close(y, layer(x) + gate * shared)
+
+
 def test_experts_of_locmoe_must_divide_the_width():
     with pytest.raises(ConfigError, match=r"d_model: not divisible by model.moe.num_experts = 5, while locmoe gives"):
         MoE(**SHAPE | {"num_experts": 5}, router="locmoe")
@@ -203,7 +216,7 @@ def test_an_unknown_option_is_named_with_the_one_that_was_meant(option, message)
 def test_options_are_those_of_the_config():
     """Sections of a config are taken as they are, and nothing beside model.moe is a default of the layer."""
     section = MoEConfig(router=SwitchConfig(), num_shared_experts=1, capacity=CapacityConfig(policy="factor"))
-    values = section.model_dump(mode="json", exclude={"every", "first_dense", "allow_future_tokens"})
+    values = section.model_dump(mode="json", exclude={"every", "first_dense", "dense_layers", "allow_future_tokens"})
     layer = MoE(**SHAPE, **{name: value for name, value in values.items() if name not in SHAPE})
     assert layer.layer.config.model_dump(exclude={*SHAPE, "allow_future_tokens"}) == section.model_dump(
         exclude={*SHAPE, "allow_future_tokens"}
