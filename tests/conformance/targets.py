@@ -8,15 +8,10 @@ import pytest
 
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
-from moeport.core.ops import KERNELS, Ops
+from moeport.conformance.check import GRADIENT_TOLERANCE as GRADIENT_TOLERANCE
+from moeport.conformance.check import TOLERANCE as TOLERANCE
+from moeport.conformance.forms import with_default_kernels as with_default_kernels
 from moeport.facts import BACKENDS
-from tests.support import with_methods
-
-TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-7}
-"""Forward, relative to the largest element."""
-GRADIENT_TOLERANCE = {"float64": 1e-12, "float32": 5e-6, "bfloat16": 2**-6}
-"""Backward, likewise."""
-
 
 ENOUGH_ROWS = 10_000
 """Rows an expert that no case exceeds."""
@@ -52,11 +47,6 @@ def build(target):
     if target.static:
         backend.ops = backend.graphs.ops(expert_rows=ENOUGH_ROWS, differentiable=True)
     return backend
-
-
-def with_default_kernels(ops):
-    """The same operations with every kernel composed of primitives."""
-    return with_methods(ops, "DefaultKernels", **{name: getattr(Ops, name) for name in KERNELS})
 
 
 TARGETS = [

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tests.conformance import formulas
+from moeport.conformance import formulas
 
 
 def served(expert_TK, gate_TK, num_experts, capacity, drop, affinity_TK=None, noise_TK=None):

@@ -7,11 +7,11 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, ModelConfig, MoEConfig
+from moeport.conformance import formulas
 from moeport.core.parameters import initial_value
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
 from moeport.routers import ROUTERS
-from tests.conformance import formulas
 from tests.conformance.targets import Target
 from tests.model.reference import mixed
 from tests.support import assert_close, grid, rng

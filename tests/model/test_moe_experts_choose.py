@@ -5,6 +5,7 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import MoEConfig
+from moeport.conformance import formulas
 from moeport.core.parameters import subtree
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
@@ -12,7 +13,6 @@ from moeport.routers.expert_choice import ExpertChoiceConfig
 from moeport.routers.sinkhorn_expert_choice import SinkhornExpertChoiceConfig
 from moeport.routers.soft import SoftConfig
 from moeport.routers.sparsity_constrained import SparsityConstrainedExpertChoiceConfig
-from tests.conformance import formulas
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
 from tests.support import assert_close, assert_gradient, finite_difference, grid
 

@@ -7,10 +7,10 @@ import pytest
 
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
+from moeport.conformance import formulas
 from moeport.core.parameters import initial_parameters
 from moeport.model.batch import Batch
 from moeport.model.build import build_model
-from tests.conformance import formulas
 from tests.conformance.targets import COMPOSED, TOLERANCE, parameters
 from tests.model.models import changed
 from tests.support import assert_close, rng

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.conformance.formulas import softmax
 from moeport.core.losses import load_balance_loss
 from moeport.core.parameters import ParameterSpec
 from moeport.routers import build_router
 from moeport.routers.adamoe import AdaMoEConfig
-from tests.conformance.formulas import softmax
 from tests.routers.examples import EXPERTS, choices, logits_as_tokens, route
 from tests.support import assert_close, rng
 

@@ -3,6 +3,7 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, CapacityConfig, ModelConfig, MoEConfig
+from moeport.conformance import formulas
 from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.model.attention import rope_tables
@@ -12,7 +13,6 @@ from moeport.model.decoder import DecoderLM
 from moeport.model.forward_pass import Pass
 from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.topk import TopKConfig
-from tests.conformance import formulas
 from tests.model.reference import mixed
 from tests.routers.examples import build as build_example
 from tests.routers.examples import choices, hidden_states, route, router_params

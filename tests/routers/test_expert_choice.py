@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.conformance import formulas
 from moeport.core.routing import RouterContext
 from moeport.routers import build_router
 from moeport.routers.expert_choice import ExpertChoiceConfig
 from moeport.routers.sinkhorn_expert_choice import SinkhornExpertChoiceConfig
 from moeport.routers.sparsity_constrained import SparsityConstrainedExpertChoiceConfig, potentials, sparse_columns
-from tests.conformance import formulas
 from tests.conformance.targets import TOLERANCE, every_target
 from tests.routers.examples import label, logits_as_tokens, shipped
 from tests.support import assert_close, assert_gradient, finite_difference, rng

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.conformance.formulas import softmax
 from moeport.core.losses import load_balance_loss
 from moeport.routers.gshard import GShardConfig
-from tests.conformance.formulas import softmax
 from tests.routers.examples import EXPERTS, choices, hidden_states, logits_as_tokens, route
 from tests.support import assert_close
 

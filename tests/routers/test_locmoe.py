@@ -7,6 +7,7 @@ from scipy.special import rel_entr
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config import config_from_dict
+from moeport.conformance.formulas import softmax
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Topology
 from moeport.errors import ConfigError
@@ -14,7 +15,6 @@ from moeport.routers import build_router
 from moeport.routers.grap import GrAPConfig
 from moeport.routers.locmoe import LocMoEConfig
 from moeport.routers.locmoe_plus import LocMoEPlusConfig
-from tests.conformance.formulas import softmax
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
 from tests.routers.examples import EXPERTS, TOKENS, WIDTH, choices, hidden_states, label, route
 from tests.support import assert_close, assert_gradient, finite_difference, rng

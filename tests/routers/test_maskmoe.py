@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.conformance.formulas import softmax
 from moeport.core.losses import load_balance_loss
 from moeport.core.parameters import generator
 from moeport.routers import build_router
 from moeport.routers.hash import HashConfig
 from moeport.routers.maskmoe import MaskMoEConfig, MaskMoERouter, most_frequent
 from moeport.routers.topk import TopKConfig
-from tests.conformance.formulas import softmax
 from tests.conformance.targets import every_training_target
 from tests.routers.examples import (
     EXPERTS,

@@ -8,13 +8,13 @@ from moeport.backends.base import TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
+from moeport.conformance.formulas import softmax
 from moeport.core.losses import symmetric_divergence
 from moeport.core.parameters import initial_parameters
 from moeport.model.decoder import DecoderLM
 from moeport.model.loss_terms import COUNTS, FIELDS, MEANS
 from moeport.routers.hash import HashConfig
 from moeport.routers.random import RandomConfig
-from tests.conformance.formulas import softmax
 from tests.conformance.targets import (
     GRADIENT_TOLERANCE,
     TOLERANCE,

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.conformance.formulas import softmax
 from moeport.core.losses import chosen_counts
 from moeport.routers.sinkhorn import SinkhornTokenChoiceConfig, sinkhorn_log_plan
 from moeport.routers.topk import TopKConfig
-from tests.conformance.formulas import softmax
 from tests.conformance.targets import TOLERANCE, every_target
 from tests.routers.examples import choices, logits_as_tokens, route
 from tests.support import assert_close, rng

@@ -1,7 +1,7 @@
 import numpy as np
 
+from moeport.conformance.formulas import softmax
 from moeport.routers.switch import SwitchConfig
-from tests.conformance.formulas import softmax
 from tests.routers.examples import logits_as_tokens, route
 from tests.support import assert_close
 

@@ -3,11 +3,11 @@ import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import LoadBalanceConfig, MoEConfig
+from moeport.conformance.formulas import softmax
 from moeport.core.routing import RouterContext
 from moeport.model.moe import MoELayer
 from moeport.routers import build_router
 from moeport.routers.top_p import TopPConfig
-from tests.conformance.formulas import softmax
 from tests.conformance.targets import GRADIENT_TOLERANCE, every_accurate_training_target
 from tests.routers.examples import (
     EXPERTS,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from moeport.conformance.formulas import softmax
 from moeport.routers.topk import TopKConfig
-from tests.conformance.formulas import softmax
 from tests.routers.examples import EXPERTS, choices, logits_as_tokens, route
 from tests.support import assert_close
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
+from moeport.conformance.formulas import softmax
 from moeport.core.parameters import ParameterSpec, initial_parameters
 from moeport.core.routing import RouterContext
 from moeport.routers import build_router
 from moeport.routers.xmoe import XMoEConfig
-from tests.conformance.formulas import softmax
 from tests.conformance.targets import GRADIENT_TOLERANCE, every_accurate_training_target
 from tests.routers.examples import EXPERTS, WIDTH, choices, hidden_states, route, router_params
 from tests.support import assert_close, assert_gradient, finite_difference, grid

@@ -1,10 +1,14 @@
 """Cases of every primitive."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import numpy as np
 
-from tests.conformance import formulas
-from tests.conformance.case import Case
-from tests.support import grid, rng
+from moeport.conformance import formulas
+from moeport.conformance.case import Case
+from moeport.conformance.numbers import grid, rng
 
 X, Y = grid(1, 3, 4), grid(2, 3, 4)
 DISTINCT = rng(3).permutation(24).reshape(3, 8) / 8 - 1.5
@@ -282,7 +286,7 @@ INDICES = [
 ]
 
 
-def sorting():
+def _sorting() -> Iterator[Case]:
     """argsort and topk_ids under the pinned rule: of equal values the lower index first."""
     vectors = {"ties": TIES, "infinities": INFINITIES, "wide ties": WIDE_TIES, "indices": IDS, "one": TIES[:1]}
     for label, x in vectors.items():
@@ -314,4 +318,4 @@ def sorting():
             )
 
 
-CASES = [*CREATION, *SHAPES, *ELEMENTWISE, *REDUCTIONS, *PRODUCTS, *INDICES, *sorting()]
+CASES = [*CREATION, *SHAPES, *ELEMENTWISE, *REDUCTIONS, *PRODUCTS, *INDICES, *_sorting()]

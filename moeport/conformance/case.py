@@ -1,18 +1,25 @@
 """One use of one operation, with a formula for its result."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from moeport.backends.base import Backend
+from moeport.core.array import Array
 from moeport.core.dispatch import plan_dispatch
 from moeport.core.dispatch_plan import DispatchPlan
+from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
+    """One use of one operation."""
+
     op: str
     """Name in PRIMITIVES or KERNELS."""
     label: str
@@ -29,17 +36,17 @@ class Case:
     accurate: bool = False
     """The result is in float32 at least."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.op}-{self.label}"
 
     @property
-    def variables(self):
+    def variables(self) -> tuple[int, ...]:
         """Positions of the inputs that it is differentiated by."""
         if not self.differentiable:
             return ()
         return tuple(position for position, x in enumerate(self.inputs) if x.dtype == np.float64)
 
-    def arguments(self, backend):
+    def arguments(self, backend: Backend) -> list[Array]:
         """The inputs on a backend, in the types a model would give them."""
         types = [backend.parameter_dtype if i in self.weights else backend.dtype for i in range(len(self.inputs))]
         return [
@@ -47,24 +54,24 @@ class Case:
             for x, dtype in zip(self.inputs, types, strict=True)
         ]
 
-    def outputs(self, ops, *arguments):
+    def outputs(self, ops: Ops, *arguments: Any) -> tuple[Any, ...]:
         """Results as a tuple."""
         out = self.call(ops, *arguments)
-        return out if isinstance(out, tuple | list) else (out,)
+        return tuple(out) if isinstance(out, tuple | list) else (out,)
 
-    def expected(self):
+    def expected(self) -> tuple[np.ndarray, ...]:
         """What `formula` gives, as a tuple of arrays."""
         out = self.formula(*self.inputs)
         return tuple(np.asarray(x) for x in (out if isinstance(out, tuple | list) else (out,)))
 
 
-def dispatch_plan(ops, expert_N, choices, num_experts) -> DispatchPlan:
+def dispatch_plan(ops: Ops, expert_N: Array, choices: int, num_experts: int) -> DispatchPlan:
     """The plan for assignments in token-major order."""
     num_tokens = expert_N.shape[0] // choices
     return plan_dispatch(ops, Routing(expert_N, expert_N, num_tokens, num_experts, expert_N, expert_N, choices))
 
 
-def chosen_tokens_plan(ops, expert_N, token_N, num_tokens, num_experts) -> DispatchPlan:
+def chosen_tokens_plan(ops: Ops, expert_N: Array, token_N: Array, num_tokens: int, num_experts: int) -> DispatchPlan:
     """The plan where experts chose the tokens."""
     routing = Routing(expert_N, expert_N, num_tokens, num_experts, expert_N, expert_N, 1, token_N)
     return plan_dispatch(ops, routing)

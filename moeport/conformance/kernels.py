@@ -1,19 +1,27 @@
 """Cases of every kernel."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 
-from tests.conformance import formulas
-from tests.conformance.case import Case, chosen_tokens_plan, dispatch_plan
-from tests.support import grid, rng
+from moeport.conformance import formulas
+from moeport.conformance.case import Case, chosen_tokens_plan, dispatch_plan
+from moeport.conformance.numbers import grid, rng
+from moeport.core.array import Array
+from moeport.core.dispatch_plan import DispatchPlan
+from moeport.core.ops import Ops
 
 EXPERTS = 3
 
 
-def linear():
-    def call(ops, x, w):
+def _linear() -> Iterator[Case]:
+    def call(ops: Ops, x: Array, w: Array) -> Array:
         return ops.linear(x, w)
 
-    def formula(x, w):
+    def formula(x: np.ndarray, w: np.ndarray) -> Any:
         return np.einsum("...i,oi->...o", x, w)
 
     yield Case("linear", "matrix", call, formula, (grid(1, 5, 4), grid(2, 3, 4)), weights=(1,))
@@ -21,11 +29,11 @@ def linear():
     yield Case("linear", "no rows", call, formula, (grid(1, 0, 4), grid(2, 3, 4)), weights=(1,))
 
 
-def rms_norm():
-    def call(ops, x, weight):
+def _rms_norm() -> Iterator[Case]:
+    def call(ops: Ops, x: Array, weight: Array) -> Array:
         return ops.rms_norm(x, weight, 1e-5)
 
-    def formula(x, weight):
+    def formula(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return formulas.rms_norm(x, weight, 1e-5)
 
     yield Case("rms_norm", "matrix", call, formula, (grid(3, 3, 8), grid(4, 8)), weights=(1,))
@@ -40,10 +48,10 @@ def rms_norm():
     )
 
 
-def rope():
+def _rope() -> Iterator[Case]:
     angle_SP = np.array([[0.0, 0.0], [1.0, 0.25], [2.0, 0.5]])
 
-    def call(ops, x):
+    def call(ops: Ops, x: Array) -> Array:
         tables = [ops.from_numpy(np.tile(table, 2)) for table in (np.cos(angle_SP), np.sin(angle_SP))]
         dtype = "float64" if ops.dtype(x) == "float64" else "float32"
         return ops.rope(x, *(ops.cast(table, dtype) for table in tables))
@@ -51,7 +59,7 @@ def rope():
     yield Case("rope", "pairs", call, lambda x: formulas.rope(x, angle_SP), (grid(5, 2, 3, 2, 4),))
 
 
-def attention():
+def _attention() -> Iterator[Case]:
     for heads, groups in ((2, 2), (2, 1), (4, 2), (4, 1)):
         arrays = grid(6, 2, 4, heads, 2), grid(7, 2, 4, groups, 2), grid(8, 2, 4, groups, 2)
         yield Case(
@@ -77,12 +85,12 @@ def attention():
     )
 
 
-def activations():
+def _activations() -> Iterator[Case]:
     yield Case("swiglu", "x", lambda ops, x: ops.swiglu(x), formulas.swiglu, (grid(9, 3, 8),))
     yield Case("gelu", "x", lambda ops, x: ops.gelu(x), formulas.gelu, (grid(10, 3, 4),))
 
 
-def mlps():
+def _mlps() -> Iterator[Case]:
     for activation, rows in (("swiglu", 6), ("gelu", 3)):
         yield Case(
             "mlp",
@@ -136,7 +144,7 @@ ASSIGNMENTS = {
 """Choices per token, and expert of each assignment; expert 3 means unrouted."""
 
 
-def dispatch():
+def _dispatch() -> Iterator[Case]:
     for label, (choices, experts) in ASSIGNMENTS.items():
         expert_N = np.array(experts)
         yield Case(
@@ -165,28 +173,35 @@ EXPERTS_CHOOSE = {
 """Tokens, and expert and token of each assignment; expert 3 means unrouted."""
 
 
-def expert_rows(seed, activation):
+def _expert_rows(seed: int, activation: str) -> tuple[np.ndarray, np.ndarray]:
     rows = 6 if activation == "swiglu" else 3
     return grid(seed, EXPERTS, rows, 4), grid(seed + 1, EXPERTS, 4, 3)
 
 
-def routed(label, num_tokens, expert_N, token_N, plan, activation):
+def _routed(
+    label: str,
+    num_tokens: int,
+    expert_N: np.ndarray,
+    token_N: np.ndarray,
+    plan: Callable[..., DispatchPlan],
+    activation: str,
+) -> Case:
     gates = np.where(expert_N < EXPERTS, grid(29, len(expert_N)), 0.0)
     return Case(
         "routed_mlp",
         f"{activation} {label}",
         lambda ops, x, w, w_in, w_out, e, t: ops.routed_mlp(x, w, plan(ops, e, t), w_in, w_out, activation),
         lambda x, w, w_in, w_out, e, t: formulas.routed_mlp(x, w, w_in, w_out, e, t, activation),
-        (grid(28, num_tokens, 4), gates, *expert_rows(30, activation), expert_N, token_N),
+        (grid(28, num_tokens, 4), gates, *_expert_rows(30, activation), expert_N, token_N),
         weights=(1, 2, 3),
     )
 
 
-def routed_mlp():
+def _routed_mlp() -> Iterator[Case]:
     for label, (choices, experts) in ASSIGNMENTS.items():
         expert_N, tokens = np.array(experts), len(experts) // choices
         for activation in ("swiglu", "gelu") if label in ("two choices", "some unrouted") else ("swiglu",):
-            yield routed(
+            yield _routed(
                 label,
                 tokens,
                 expert_N,
@@ -195,7 +210,7 @@ def routed_mlp():
                 activation,
             )
     for label, (tokens, experts, chosen) in EXPERTS_CHOOSE.items():
-        yield routed(
+        yield _routed(
             label,
             tokens,
             np.array(experts),
@@ -205,8 +220,8 @@ def routed_mlp():
         )
 
 
-def cross_entropy():
-    def call(ops, logits, targets):
+def _cross_entropy() -> Iterator[Case]:
+    def call(ops: Ops, logits: Array, targets: Array) -> tuple[Array, Array]:
         return ops.cross_entropy(logits, targets)
 
     several = rng(20).integers(0, 5, 6)
@@ -215,7 +230,7 @@ def cross_entropy():
     yield Case("cross_entropy", "one row", call, formulas.cross_entropy, (grid(21, 1, 5), one), accurate=True)
 
 
-def linear_cross_entropy():
+def _linear_cross_entropy() -> Iterator[Case]:
     inputs = (grid(24, 6, 4), grid(25, 5, 4), rng(26).integers(0, 5, 6))
     for z_weight in (0.0, 0.25):
         yield Case(
@@ -240,14 +255,14 @@ def linear_cross_entropy():
 
 
 CASES = [
-    *linear(),
-    *rms_norm(),
-    *rope(),
-    *attention(),
-    *activations(),
-    *mlps(),
-    *dispatch(),
-    *routed_mlp(),
-    *cross_entropy(),
-    *linear_cross_entropy(),
+    *_linear(),
+    *_rms_norm(),
+    *_rope(),
+    *_attention(),
+    *_activations(),
+    *_mlps(),
+    *_dispatch(),
+    *_routed_mlp(),
+    *_cross_entropy(),
+    *_linear_cross_entropy(),
 ]

@@ -1,62 +1,75 @@
 """What the operations mean, written out in plain Python and numpy float64."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 
-def elementwise(fn):
+def elementwise(fn: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of numbers as one of arrays."""
     return lambda x: np.vectorize(fn, otypes=[np.float64])(x)
 
 
-def erf_series(x):
+def erf_series(x: float) -> float:
     """Maclaurin series; good to 1e-14 for |x| <= 3."""
     terms = [(-1) ** n * x ** (2 * n + 1) / (math.factorial(n) * (2 * n + 1)) for n in range(80)]
     return 2 / math.sqrt(math.pi) * math.fsum(terms)
 
 
-def normal_cdf(x):
+def normal_cdf(x: float) -> float:
+    """The share of a normal distribution below x."""
     return math.erfc(-x / math.sqrt(2)) / 2
 
 
-def along_last(fn):
+def along_last(fn: Callable[[list[float]], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of rows as one of arrays."""
     return lambda x: np.apply_along_axis(lambda row: fn([float(value) for value in row]), -1, x)
 
 
-def log_sum_exp(row):
+def log_sum_exp(row: Sequence[float] | np.ndarray) -> float:
+    """The logarithm of the sum of the exponentials."""
     top = max(row)
     return top + math.log(math.fsum(math.exp(value - top) for value in row))
 
 
-def softmax(row):
+def softmax(row: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Exponentials over their sum."""
     return np.array([math.exp(value - log_sum_exp(row)) for value in row])
 
 
-def order(values, descending=False):
+def order(values: Sequence[Any] | np.ndarray, descending: bool = False) -> np.ndarray:
     """Ids from small to large, or from large to small; equal values in the order of their ids."""
     return np.array(sorted(range(len(values)), key=lambda i: (-values[i] if descending else values[i], i)), np.int64)
 
 
-def segment_sum(values, ids, n):
+def segment_sum(values: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
+    """The sum of the values of each id below n."""
     return np.array([sum((v for v, i in zip(values, ids, strict=True) if i == j), 0 * values[0]) for j in range(n)])
 
 
-def matmul(x, y):
+def matmul(x: np.ndarray, y: np.ndarray) -> Any:
+    """Products of matrices."""
     return np.einsum("...ij,...jk->...ik", x, y)
 
 
-def rms_norm(x, weight, eps):
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """Rows over their root mean square, times the weight."""
     return np.apply_along_axis(lambda row: row / math.sqrt(math.fsum(row * row) / len(row) + eps) * weight, -1, x)
 
 
-def rope(x_BSHA, angle_SP):
+def rope(x_BSHA: np.ndarray, angle_SP: np.ndarray) -> np.ndarray:
     """Each pair (i, i + A/2) as a complex number, turned by its angle."""
     half = x_BSHA.shape[-1] // 2
     turned = (x_BSHA[..., :half] + 1j * x_BSHA[..., half:]) * np.exp(1j * angle_SP)[None, :, None]
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def attention(q, k, v, causal=True):
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = True) -> np.ndarray:
+    """Query by query: the softmax of its scores of the keys that it sees, times their values."""
     out = np.zeros_like(q)
     batch, sequence, heads, width = q.shape
     share = heads // k.shape[2]
@@ -67,24 +80,30 @@ def attention(q, k, v, causal=True):
     return out
 
 
-def swiglu(row):
+def swiglu(row: np.ndarray) -> np.ndarray:
+    """SiLU of the first half, times the second."""
     half = row.shape[-1] // 2
     gate, up = row[..., :half], row[..., half:]
     return gate / (1 + np.exp(-gate)) * up
 
 
-def gelu(x):
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the share of a normal distribution below it."""
     return x * elementwise(normal_cdf)(x)
 
 
 ACTIVATIONS = {"swiglu": swiglu, "gelu": gelu}
 
 
-def mlp(x, w_in, w_out, activation):
+def mlp(x: np.ndarray, w_in: np.ndarray, w_out: np.ndarray, activation: str) -> Any:
+    """One expert."""
     return np.einsum("...f,df->...d", ACTIVATIONS[activation](np.einsum("...d,fd->...f", x, w_in)), w_out)
 
 
-def grouped_mlp(x_RD, w_in, w_out, counts, activation):
+def grouped_mlp(
+    x_RD: np.ndarray, w_in: np.ndarray, w_out: np.ndarray, counts: Sequence[int] | np.ndarray, activation: str
+) -> np.ndarray:
+    """Row by row, each through its expert; rows behind the last expert's are zeros."""
     expert_R = [expert for expert, count in enumerate(counts) for _ in range(count)]
     out = np.zeros_like(x_RD)
     for row, expert in enumerate(expert_R):
@@ -92,23 +111,33 @@ def grouped_mlp(x_RD, w_in, w_out, counts, activation):
     return out
 
 
-def rows_by_expert(expert_N):
+def rows_by_expert(expert_N: np.ndarray) -> np.ndarray:
     """Assignments sorted by expert, in token order within an expert."""
     return order([int(expert) for expert in expert_N])
 
 
-def permute(x_TD, expert_N, choices):
+def permute(x_TD: np.ndarray, expert_N: np.ndarray, choices: int) -> np.ndarray:
+    """The token of each assignment, sorted by expert."""
     return np.array([x_TD[assignment // choices] for assignment in rows_by_expert(expert_N)])
 
 
-def unpermute(y_RD, weight_N, expert_N, choices):
+def unpermute(y_RD: np.ndarray, weight_N: np.ndarray, expert_N: np.ndarray, choices: int) -> np.ndarray:
+    """The weighted sum of the rows of each token."""
     out = np.zeros((len(expert_N) // choices, y_RD.shape[1]))
     for row, assignment in enumerate(rows_by_expert(expert_N)):
         out[assignment // choices] += weight_N[assignment] * y_RD[row]
     return out
 
 
-def routed_mlp(x_TD, weight_N, w_in, w_out, expert_N, token_N, activation):
+def routed_mlp(
+    x_TD: np.ndarray,
+    weight_N: np.ndarray,
+    w_in: np.ndarray,
+    w_out: np.ndarray,
+    expert_N: np.ndarray,
+    token_N: np.ndarray,
+    activation: str,
+) -> np.ndarray:
     """Assignment by assignment, in no order of rows."""
     out = np.zeros_like(x_TD)
     for weight, expert, token in zip(weight_N, expert_N, token_N, strict=True):
@@ -117,14 +146,18 @@ def routed_mlp(x_TD, weight_N, w_in, w_out, expert_N, token_N, activation):
     return out
 
 
-def cross_entropy(logits_TV, target_T):
+def cross_entropy(logits_TV: np.ndarray, target_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per token, the negative logarithm of the target's probability, and the logarithm of the partition sum."""
     log_partition = np.array([log_sum_exp([float(x) for x in row]) for row in logits_TV])
     return log_partition - np.array([row[target] for row, target in zip(logits_TV, target_T, strict=True)]), (
         log_partition
     )
 
 
-def linear_cross_entropy(x_TD, weight_VD, target_T, z_weight):
+def linear_cross_entropy(
+    x_TD: np.ndarray, weight_VD: np.ndarray, target_T: np.ndarray, z_weight: float
+) -> tuple[float, float, float]:
+    """The loss, and its two means: cross-entropy and z-loss."""
     nll_T, log_partition_T = cross_entropy(np.einsum("td,vd->tv", x_TD, weight_VD), target_T)
     mean, z = math.fsum(nll_T) / len(nll_T), math.fsum(log_partition_T**2) / len(nll_T)
     return mean + z_weight * z, mean, z
