@@ -1,18 +1,19 @@
 """Check the values of every collective before work relies on them.
 
-A library can report success and deliver wrong values: MCCL's AllGather rounds float64 to float32, gloo fills rows that
-nobody sent, and native all-to-alls have returned zeros. The values here are exact in their type, sums included, and use
-its whole precision, so that every comparison is for equality.
+A library can report success and deliver wrong values: one rounds float64 to float32 in its all-gather, another fills
+rows that nobody sent, and native all-to-alls have returned zeros. The values here are exact in their type, sums
+included, and use its whole precision, so that every comparison is for equality.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from moeport.comm.agreement import ranks_in_words
 from moeport.comm.communicator import OPERATIONS, Communicator
 from moeport.core.array import Array
 from moeport.core.ops import FLOAT_DTYPES
@@ -50,6 +51,7 @@ def check_collectives(
     dtypes: Sequence[str],
     value_and_grad: Callable[..., Any] | None = None,
     collectives: Sequence[str] = COLLECTIVES,
+    versions: Mapping[str, str] | None = None,
 ) -> list[CheckedCollective]:
     """Run collectives on values that depend on rank and position, and compare with numpy.
 
@@ -60,21 +62,62 @@ def check_collectives(
         dtypes: of FLOAT_DTYPES, or `index` for the backend's index type.
         value_and_grad: a backend's, for the gradient of `all_to_all`; without it, or for `index`, that is left out.
         collectives: names of COLLECTIVES.
+        versions: a backend's, for the message.
 
-    Raises RunError at the first wrong value, with the collective, type, position, expected and received value.
+    Raises RunError at the first wrong value, with the collective, type, position, expected and received value, and what
+    delivered it.
     """
     results = []
+    for result, problem in _results(communicator, dtypes, value_and_grad, collectives):
+        if problem:
+            raise wrong_values(problem, described(communicator, versions))
+        results.append(result)
+    return results
+
+
+def first_wrong(
+    communicator: Communicator,
+    dtypes: Sequence[str],
+    value_and_grad: Callable[..., Any] | None,
+    collectives: Sequence[str],
+) -> str | None:
+    """The first wrong value that this rank receives, in words; None if all are right.
+
+    Takes the arguments of `check_collectives`. All collectives run on every rank, whatever they deliver.
+    """
+    problems = [problem for _, problem in _results(communicator, dtypes, value_and_grad, collectives)]
+    return next(filter(None, problems), None)
+
+
+def described(communicator: Communicator, versions: Mapping[str, str] | None = None) -> str:
+    """The library of a communicator and the versions it came with, such as `gloo; torch 2.13.0, numpy 2.1.0`."""
+    listed = ", ".join(f"{name} {version}" for name, version in (versions or {}).items())
+    return f"{communicator.library}; {listed}" if listed else communicator.library
+
+
+def wrong_values(problem: str, library: str) -> RunError:
+    """The error for what `first_wrong` found in a library that `described` describes."""
+    return RunError(
+        f"probe: {problem}; do not train on this communication library ({library}): update it, or use another backend"
+    )
+
+
+def _results(
+    communicator: Communicator,
+    dtypes: Sequence[str],
+    value_and_grad: Callable[..., Any] | None,
+    collectives: Sequence[str],
+) -> Iterator[tuple[CheckedCollective, str | None]]:
+    """Each collective in each type, with the first value that is wrong."""
     for dtype in dtypes:
         for collective in collectives:
             if collective == "all_to_all gradient" and (value_and_grad is None or dtype not in FLOAT_DTYPES):
                 continue
             before = _sent(communicator)
-            arrays = 0
-            for case, got, want in _Cases(communicator, dtype, value_and_grad).of(collective):
-                _compare(communicator, f"{case} of {dtype}", got, want)
-                arrays += 1
-            results.append(CheckedCollective(collective, dtype, arrays, _sent(communicator) - before))
-    return results
+            cases = _Cases(communicator, dtype, value_and_grad).of(collective)
+            problems = [_difference(communicator, f"{case} of {dtype}", got, want) for case, got, want in cases]
+            result = CheckedCollective(collective, dtype, len(problems), _sent(communicator) - before)
+            yield result, next(filter(None, problems), None)
 
 
 class _Cases:
@@ -181,18 +224,20 @@ class _Cases:
         return self.communicator.ops.to_numpy(x)
 
 
-def _compare(communicator: Communicator, case: str, got: np.ndarray, want: np.ndarray) -> None:
-    where = f"{case} on rank {communicator.ranks[communicator.rank]}"
+def _difference(communicator: Communicator, case: str, got: np.ndarray, want: np.ndarray) -> str | None:
+    """What is wrong with a result, in words."""
+    among = f" of {ranks_in_words(communicator.ranks)}" if communicator.size > 1 else ""
+    where = f"{case} on rank {communicator.ranks[communicator.rank]}{among}"
     if got.shape != want.shape:
-        raise RunError(f"probe: {where} gives shape {got.shape}; expected {want.shape}")
+        return f"{where} gives shape {got.shape}; expected {want.shape}"
     wrong = np.argwhere(got != want)
-    if len(wrong):
-        first = tuple(int(index) for index in wrong[0])
-        raise RunError(
-            f"probe: {where} gives wrong values, the first of {len(wrong)} at {first}: "
-            f"expected {want[first]}, received {got[first]}; "
-            "do not train on this communication library: update it, or use another backend"
-        )
+    if not len(wrong):
+        return None
+    first = tuple(int(index) for index in wrong[0])
+    return (
+        f"{where} gives wrong values, the first of {len(wrong)} at {first}: "
+        f"expected {want[first]}, received {got[first]}"
+    )
 
 
 def _sent(communicator: Communicator) -> int:

@@ -19,6 +19,7 @@ from moeport.comm.liveness import Call, Liveness
 from moeport.comm.traffic import Traffic
 from moeport.core.array import Array
 from moeport.core.ops import Ops
+from moeport.errors import DisagreementError
 
 TIMEOUT_SECONDS = 600.0
 """Longest time that a collective may take before the job is stopped."""
@@ -49,6 +50,9 @@ class Communicator(ABC):
     When splits do not match, host libraries silently return wrong values or abort the process. On an accelerator the
     comparison would wait for the device, and mismatched splits show up as a collective that never ends.
     """
+
+    library: str = "no library"
+    """Name of what communicates, for messages."""
 
     needs_link: ClassVar[bool] = False
     """Whether a rank takes part in the gradient of an exchange only if its own rows depend on what is differentiated.
@@ -216,6 +220,24 @@ class Communicator(ABC):
         """
         if self._liveness is not None:
             self._liveness.agree(topics)
+
+    def on_any_rank(self, holds: bool) -> bool:
+        """Whether something holds on any rank of the job, told without the library that communicates.
+
+        For the communicator of all ranks, which all call it.
+        """
+        try:
+            self.agree(Topic("", {"it": holds}))
+        except DisagreementError:
+            return True
+        return holds
+
+    def compose_all_to_all(self) -> bool:
+        """From now on, here and in groups formed later, exchange rows by messages between pairs of ranks.
+
+        Returns: whether the backend can. By default it cannot.
+        """
+        return False
 
     def fail(self, error: Exception) -> NoReturn:
         """Stops every rank with the message of `error`; does not return.

@@ -29,6 +29,7 @@ from moeport.parity.recording import Recording, kept_kinds
 from moeport.parity.subject import Size, Variant, checkpoint_path, subject_on, variant_config
 from moeport.training.agreed import SAME_FILES, of_backend, of_dtype, of_file, of_options, of_start
 from moeport.training.checkpoint import META_FILE
+from moeport.training.prepare import check_communication
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
 """Environment variables from which a process knows that a launcher started it."""
@@ -131,6 +132,8 @@ def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callab
         with backend.communicator(launch, config.comm.timeout, ranks_of_job) as world:
             world.agree(of_dtype(backend))
             mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
+            if backend.trains:
+                check_communication(backend, mesh, report)
             subject = subject_on(_named(spec, world), config, backend, mesh, job.checkpoint, report)
             recording = record(subject, steps=size.steps, keep=keep, replay=routing, sample_size=options.sample_size)
             is_first = world.rank == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from moeport.backends.base import Backend
-from moeport.comm.check import check_collectives
 from moeport.comm.mesh import Mesh
+from moeport.comm.start import check_start
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError
@@ -81,8 +81,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
 
     Raises UserError, CheckpointError or DataError for errors that the user can fix.
     """
-    if mesh.world.size > 1:
-        _check_collectives(backend, mesh)
+    check_communication(backend, mesh, say)
     config = with_dtype(config, backend.dtype)
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
@@ -103,13 +102,17 @@ def with_dtype(config: Config, dtype: str) -> Config:
     return config.model_copy(update={"backend": config.backend.model_copy(update={"dtype": dtype})})
 
 
-def _check_collectives(backend: Backend, mesh: Mesh) -> None:
-    """Refuse communication libraries that deliver wrong values."""
-    world = mesh.world
+def check_communication(backend: Backend, mesh: Mesh, say: Say) -> None:
+    """Check the values of every collective in every type in use; every rank calls it before it computes.
+
+    A line says so if an all-to-all that is wrong is replaced.
+
+    Raises RunError for a wrong value.
+    """
     dtypes = dict.fromkeys([backend.dtype, backend.parameter_dtype, "float32", "index"])
-    check_collectives(world, list(dtypes), backend.value_and_grad)
-    if 1 < mesh.experts.size < world.size:
-        check_collectives(mesh.experts, list(dtypes), backend.value_and_grad, ("all_to_all", "all_to_all gradient"))
+    said = check_start(mesh.world, list(dtypes), backend.value_and_grad, backend.versions(), [mesh.experts])
+    if said:
+        say(f"all-to-all  {said}")
 
 
 def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, say: Say) -> tuple[str, int]:

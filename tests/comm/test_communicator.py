@@ -110,7 +110,7 @@ def test_the_message_of_the_probe(backend):
     assert str(error.value) == (
         "probe: all_to_all (one rank sends all) of float32 on rank 0 gives wrong values, the first of 1 at (1, 2): "
         "expected 56.013671875, received 0.0; "
-        "do not train on this communication library: update it, or use another backend"
+        "do not train on this communication library (no library): update it, or use another backend"
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 from tests.comm.jobs import ROOT, start
 
 JOBS = {
-    "torch": {"killed-0": 3, "killed-1": 3, "mismatch": 2, "absent": 2, "exception": 2, "disagreement": 2},
+    "torch": {"killed-0": 3, "killed-1": 3, "mismatch": 2, "absent": 2, "exception": 2, "disagreement": 2}
+    | {"exchange": 3, "messages": 3, "sum": 3},
     "mindspore": {"killed-0": 2, "killed-1": 2, "mismatch": 2, "absent": 2},
 }
 """Number of processes by backend and mode; what does not depend on the backend is not repeated."""
@@ -145,3 +146,39 @@ def test_ranks_that_name_different_groups_are_told(outcome):
         assert line.endswith(
             "ValueError: the ranks passed different partitions; pass the same one on every rank; every rank stops"
         )
+
+
+FIRST = "gives wrong values, the first of 14 at (0, 0): expected 1.000244140625, received 0.0"
+LIBRARY = "(gloo; one package 1.2, another 8.3)"
+
+
+def test_an_all_to_all_of_zeros_is_replaced(outcome):
+    """CANN 8.3.RC2 is said to deliver them. Groups formed later do without it, too, and so do gradients."""
+    found = outcome("torch", "exchange")
+    assert (found["code"], found["left"]) == (0, []), found["output"]
+    said = re.findall(r"said: (.*)", found["output"])
+    elsewhere = f"all_to_all gives wrong values on other ranks {LIBRARY}; sends and receives take its place"
+    here = f"all_to_all (uneven) of float32 on rank 1 of ranks 0-2 {FIRST} {LIBRARY}; sends and receives take its place"
+    assert said == [elsewhere, here, elsewhere]
+    assert found["output"].count("all exchanges are right") == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "collective", "first"),
+    [
+        ("messages", "all_to_all (uneven)", FIRST),
+        ("sum", "all_reduce (sum)", FIRST.replace("14 at", "21 at").replace("1.000244140625", "114.02783203125")),
+    ],
+)
+def test_a_wrong_library_ends_the_job(outcome, mode, collective, first):
+    """Before anything is computed, with the collective, the ranks and the versions."""
+    found = outcome("torch", mode)
+    for line in lines(found):
+        assert re.fullmatch(
+            r"moeport: rank 1 of 3 \(host \S+, pid \d+\) failed outside collectives: RunError: probe: .*", line
+        ), line
+        assert line.endswith(
+            f"probe: {collective} of float32 on rank 1 of ranks 0-2 {first}; do not train on this communication "
+            f"library {LIBRARY}: update it, or use another backend; every rank stops"
+        )
+    assert "are right" not in found["output"]

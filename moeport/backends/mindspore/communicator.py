@@ -83,6 +83,7 @@ class MCCLCommunicator(MindSporeCommunicator):
     Every method waits for its result, since MindSpore reports an error at a later operation.
     """
 
+    library = "MCCL"
     checks_splits = True
 
     @override
@@ -149,6 +150,7 @@ class MCCLCommunicator(MindSporeCommunicator):
 class HCCLCommunicator(MindSporeCommunicator):
     """HCCL, which has a kernel for every collective. Not run on hardware."""
 
+    library = "HCCL"
     checks_splits = False
 
     def _all_reduce(self, x: Tensor, op: str) -> Tensor:

@@ -1,12 +1,14 @@
-"""Communicators over torch.distributed: gloo on CPU, NCCL on CUDA, HCCL on Ascend.
+"""Communicators over torch.distributed, by the library that it prefers for the device.
 
-Only gloo has been run; NCCL and HCCL have not been run on hardware. Their collectives return before the device has
-completed them, so a process that waits forever is detected at the next call that waits for the device.
+That is gloo on the CPU, NCCL on CUDA and HCCL on Ascend. Only gloo has been run: NCCL and HCCL have not been run on
+hardware. HCCL's calls were run through the real front end of torch_npu, with gloo in its place. The collectives of NCCL
+and HCCL return before the device has completed them, so a process that waits forever is detected at the next call that
+waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -20,7 +22,6 @@ from moeport.backends.torch.ops import TorchOps
 from moeport.backends.torch.rendezvous import meeting_of, store
 from moeport.comm.communicator import Communicator, Pending, Transfer
 from moeport.comm.job import Job
-from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
 
@@ -61,10 +62,14 @@ def communication_libraries() -> dict[str, str | None]:
 class TorchCommunicator(Communicator):
     """A process group."""
 
-    def __init__(self, ops: Ops, ranks: tuple[int, ...], global_rank: int, process_group: Any):
+    ops: TorchOps
+
+    def __init__(self, ops: TorchOps, ranks: tuple[int, ...], global_rank: int, process_group: Any):
         super().__init__(ops, ranks, global_rank)
         self.process_group = process_group
-        self.checks_splits = dist.get_backend(process_group) == "gloo"
+        self.library = dist.get_backend(process_group)
+        self.checks_splits = ops.device.type == "cpu"
+        self._exchange: Callable[..., tuple[Tensor, Callable[[], object]]] = self._native_all_to_all
 
     @override
     def close(self) -> None:
@@ -72,8 +77,17 @@ class TorchCommunicator(Communicator):
         dist.destroy_process_group()
 
     def _group(self, ranks: tuple[int, ...]) -> TorchCommunicator:
-        group = dist.new_group(list(ranks), use_local_synchronization=True)
-        return TorchCommunicator(self.ops, ranks, self.ranks[self.rank], group)
+        process_group = dist.new_group(list(ranks), use_local_synchronization=True)
+        group = TorchCommunicator(self.ops, ranks, self.ranks[self.rank], process_group)
+        if self._exchange == self._messages:
+            group.compose_all_to_all()
+        return group
+
+    @override
+    def compose_all_to_all(self) -> bool:
+        self._barrier()  # all ranks must take part in the first call of NCCL, and some may have no messages
+        self._exchange = self._messages
+        return True
 
     def _all_reduce(self, x: Tensor, op: str) -> Tensor:
         y = _copy(x)
@@ -107,11 +121,30 @@ class TorchCommunicator(Communicator):
     def _start_all_to_all(
         self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
     ) -> tuple[Tensor, Callable[[], object]]:
+        return self._exchange(x.detach().contiguous(), send, receive)
+
+    def _native_all_to_all(
+        self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> tuple[Tensor, Callable[[], object]]:
         out = x.new_empty((sum(receive), *x.shape[1:]))
-        work = dist.all_to_all_single(
-            out, x.detach().contiguous(), list(receive), list(send), self.process_group, async_op=True
-        )
+        work = dist.all_to_all_single(out, x, list(receive), list(send), self.process_group, async_op=True)
         return out, work.wait
+
+    def _messages(
+        self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]
+    ) -> tuple[Tensor, Callable[[], object]]:
+        """The exchange as sends and receives, in which a rank's own rows are copied."""
+        out = x.new_empty((sum(receive), *x.shape[1:]))
+        sent, received = x.split(send), out.split(receive)
+        received[self.rank].copy_(sent[self.rank])
+        operations = []
+        for distance in range(1, self.size):
+            to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
+            for call, rows, peer in ((dist.isend, sent[to], to), (dist.irecv, received[source], source)):
+                if rows.numel():
+                    operations.append(dist.P2POp(call, rows, group=self.process_group, group_peer=peer))
+        works = dist.batch_isend_irecv(operations) if operations else []
+        return out, partial(_wait_for, works, operations)
 
     def _differentiable(self, transfer: Transfer, x: Tensor) -> Pending:
         if x.is_floating_point() and not x.requires_grad:
@@ -145,6 +178,12 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
         return None, ctx.transfer.back.start(gradients[0])
+
+
+def _wait_for(works: Sequence[dist.Work], operations: Sequence[dist.P2POp]) -> None:
+    """Wait for messages; `operations` keep their rows alive until then."""
+    for work in works:
+        work.wait()
 
 
 def _copy(x: Tensor) -> Tensor:
