@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
 LAYERS = PAGE.partition("## Layers\n")[2].partition("\n## ")[0]
@@ -46,3 +48,27 @@ def test_what_the_page_says_about_frameworks_is_the_contract():
     allowed = contract("Frameworks are imported by their adapter alone")["allowed_importers"]
     assert allowed == ["moeport.backends.*.*", "moeport.torch"]
     assert "`moeport/backends/torch` and `moeport/torch` only" in LAYERS
+
+
+DEVICES = re.compile(r"(?<![a-z])(npu|ascend|cann|hccl|huawei|cuda|nccl|nvidia|mccl|mps|xpu)s?(?![a-z])", re.IGNORECASE)
+"""As words, or as parts of a name between underscores."""
+
+
+@pytest.mark.parametrize("package", ["core", "model", "routers", "comm"])
+def test_neutral_code_names_no_device(package):
+    """In no name, string or comment: what a device needs is the business of its adapter."""
+    files = sorted((REPOSITORY / "moeport" / package).rglob("*.py"))
+    assert len(files) > 5
+    named = [
+        f"{file.relative_to(REPOSITORY)}:{number}: {line.strip()}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if DEVICES.search(line)
+    ]
+    assert named == []
+
+
+def test_torch_npu_is_for_the_adapter_of_torch():
+    found = contract("torch_npu is imported by the adapter of torch alone")
+    assert (found["source_modules"], found["forbidden_modules"]) == (["moeport"], ["torch_npu"])
+    assert found["ignore_imports"] == ["moeport.backends.torch.** -> torch_npu"]
