@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Real torch_npu over a stand-in for CANN: for tests without an NPU.
+NPU := .venv-npu
+NPU_TESTS := tests/npu
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
 TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=
@@ -10,22 +13,24 @@ export NO_MKDOCS_2_WARNING = 1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS)
 # Two test processes, each with one thread of arithmetic. A file's tests share what they build, so one process runs them.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST_OPTIONS = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help train check test test-all lint format generate docs docs-serve bench wheel clean
+.PHONY: help train check test test-npu test-all lint format generate docs docs-serve bench wheel clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
 	@echo "make check     lint and the tests that need neither other processes nor MindSpore: minutes"
 	@echo "make test      install what the suite needs and run it"
-	@echo "make test-all  the same with the slow sweeps"
+	@echo "make test-npu  only the part of it that runs torch_npu without an NPU, in $(NPU)"
+	@echo "make test-all  the whole suite with the slow sweeps"
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make generate  renew the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     print the benchmarks"
 	@echo "make wheel     build dist/*.whl"
-	@echo "make clean     delete $(VENV) and what was built; runs/ stays"
+	@echo "make clean     delete $(VENV), $(NPU) and what was built; runs/ stays"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moeport needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.11")'
@@ -47,13 +52,29 @@ train: $(VENV)/.train
 	$(BIN)/moeport train configs/quickstart.yaml --resume
 
 check: lint
-	$(PYTEST) -m "not slow and not ranks and not mindspore"
+	$(PYTEST) -m "not slow and not ranks and not mindspore and not npu"
 
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not npu"
+	@$(MAKE) --no-print-directory test-npu
 
 test-all: $(VENV)/.dev
-	$(PYTEST)
+	$(PYTEST) -m "not npu"
+	@$(MAKE) --no-print-directory test-npu NPU_MARKS=npu
+
+# Makes nothing, and says why, where torch_npu cannot be installed.
+$(NPU)/.ok: $(VENV)/.dev tests/npu/environment.py tests/npu/standin/build.py tests/npu/standin/cann.c
+	@$(BIN)/python -m tests.npu.environment $(NPU) $(PIP_INSTALL_OPTIONS)
+
+# Without it, the tests are skipped.
+NPU_MARKS = npu and not slow
+test-npu: $(NPU)/.ok
+	@if [ -e $(NPU)/.ok ]; then \
+	  echo "real torch_npu front end, emulated kernels"; \
+	  MOEPORT_FAKE_CANN=$(CURDIR)/$(NPU)/cann $(NPU)/bin/python -m pytest $(PYTEST_OPTIONS) -m "$(NPU_MARKS)" $(NPU_TESTS); \
+	else \
+	  $(BIN)/python -m pytest -m npu $(NPU_TESTS); \
+	fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -82,4 +103,4 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NPU) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import session
-from tests.jobs.marks import starts_processes, uses_mindspore
+from tests.jobs.marks import runs_torch_npu, starts_processes, uses_mindspore
 from tests.optional import pytest_make_collect_report  # noqa: F401  (a hook)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,7 +34,7 @@ LONGEST = (
     "conformance/test_backward.py",
 )
 """Files that take longest, which start first so that no test process waits for another at the end."""
-MARKS = {"ranks": starts_processes, "mindspore": uses_mindspore}
+MARKS = {"ranks": starts_processes, "mindspore": uses_mindspore, "npu": runs_torch_npu}
 """Given by rule, so that no test has to be marked by hand."""
 KEEPER = pytest.StashKey()
 
@@ -58,11 +58,9 @@ def pytest_collection_modifyitems(items):
         for name, applies in MARKS.items():
             if applies(item):
                 item.add_marker(name)
-    wanting = [item for item in items if item.get_closest_marker("cuda")]
-    if not wanting or has_cuda():
-        return
-    for item in wanting:
-        item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; this machine has none"))
+    skip_without(items, "cuda", has_cuda, "needs an NVIDIA GPU; this machine has none")
+    reason = "needs the real torch_npu over a stand-in for CANN, with emulated kernels: make test-npu"
+    skip_without(items, "npu", lambda: "MOEPORT_FAKE_CANN" in os.environ, reason)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -70,6 +68,14 @@ def pytest_terminal_summary(terminalreporter):
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     for reason, count in reasons.items():
         terminalreporter.line(f"{count} tests skipped: {reason.removeprefix('Skipped: ')}", yellow=True)
+
+
+def skip_without(items, mark, there, reason):
+    """Skip the tests with that mark where what they need is not there."""
+    wanting = [item for item in items if item.get_closest_marker(mark)]
+    if wanting and not there():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def has_cuda():

@@ -13,6 +13,7 @@ PACKAGES = (
     "sklearn",
     "tensorboard",
     "torch",
+    "torch_npu",
     "transformers",
 )
 """What the suite uses where it is installed. numpy and whatever else moeport itself needs is always there."""

@@ -1,13 +1,15 @@
-"""Which tests start processes and which compute with MindSpore, found by rule."""
+"""Which tests start processes, and which compute with MindSpore or torch_npu, found by rule."""
 
 import functools
 import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import CodeType, FunctionType
 
 STARTERS = ("tests.comm.jobs", "tests.jobs.ranks")
+NPU_TESTS = Path(__file__).parents[1] / "npu"
 WANTS_MINDSPORE = re.compile(r'^(\w+ = )?pytest\.importorskip\("mindspore"\)', re.MULTILINE)
 
 
@@ -69,3 +71,8 @@ def _is_mindspore(value):
     if isinstance(value, str):
         return value.split("-")[0] in ("mindspore", "msrun")
     return getattr(value, "backend", None) == "mindspore"
+
+
+def runs_torch_npu(item):
+    """Whether the test is one of those that `make test-npu` runs."""
+    return item.path.is_relative_to(NPU_TESTS)
