@@ -59,8 +59,9 @@ def test_measured_speed_is_that_of_a_product():
     assert 1e6 < matmul_flops_per_second(CPU, torch.float32, seconds=0.01) < 1e18
 
 
-@pytest.mark.parametrize("took", [1e-5, 1e-3, 0.05, 3.0])
-def test_a_measurement_ends_when_its_time_is_up(monkeypatch, took):
+@pytest.mark.parametrize("kind", ["cpu", "npu"])
+@pytest.mark.parametrize("took", [1e-7, 1e-5, 1e-3, 0.05, 3.0])
+def test_a_measurement_ends_when_its_time_is_up(monkeypatch, kind, took):
     """`took`: the time of the smallest product, which others need in proportion to their work."""
     clock, sizes = SimpleNamespace(now=0.0), []
 
@@ -69,12 +70,16 @@ def test_a_measurement_ends_when_its_time_is_up(monkeypatch, took):
         clock.now += took * (len(x) / 256) ** 3
         return took * (len(x) / 256) ** 3
 
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *shape, device, **kind: ones(*shape, device="meta", **kind))
     monkeypatch.setattr(device, "_product_seconds", product)
     monkeypatch.setattr(device.time, "perf_counter", lambda: clock.now)
-    assert matmul_flops_per_second(CPU, torch.float32, 0.1) == pytest.approx(2 * 256**3 / took)
-    assert clock.now <= max(0.13, 2 * took)
+    found = matmul_flops_per_second(SimpleNamespace(type=kind), torch.float32, 0.1)
+    assert found == pytest.approx(2 * 256**3 / took)
+    assert clock.now <= took + max(0.13, took)
     assert len(sizes) >= 2
-    assert max(sizes) == {1e-5: 1024, 1e-3: 512}.get(took, 256)
+    largest = {"cpu": {1e-7: 1024, 1e-5: 1024}, "npu": {1e-7: 8192, 1e-5: 2048}}[kind]
+    assert max(sizes) == {1e-3: 512, **largest}.get(took, 256)
 
 
 def test_words():

@@ -8,8 +8,10 @@ import torch
 
 from moeport.errors import BackendUnavailableError
 
-SIZES = {"cpu": (256, 1024), "accelerator": (1024, 8192)}
-"""Smallest and largest width of the matrices by which speed is measured."""
+SMALLEST = 256
+"""Width of the first matrices by which speed is measured: quick on any device, also on one that is emulated."""
+LARGEST = {"cpu": 1024, "accelerator": 8192}
+"""Width beyond which they do not grow."""
 PRODUCTS = 32
 """Maximum number of products that are timed."""
 TRIAL_SECONDS = 0.5
@@ -59,17 +61,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = TRIAL_SECONDS) -> float:
-    """FLOP/s of the best of several square matrix products: the larger ones only as far as the time allows.
+    """FLOP/s of the best of several square matrix products, which grow as far as the time allows.
 
     Args:
         device: where to compute.
         dtype: type of the matrices.
-        seconds: rough limit of the time it takes, beyond one product of the smallest size.
+        seconds: rough limit of the time it takes, beyond the first product of the smallest size.
     """
-    size, largest = SIZES["cpu" if device.type == "cpu" else "accelerator"]
-    end, best = time.perf_counter() + seconds, 0.0
+    size, largest, best = SMALLEST, LARGEST["cpu" if device.type == "cpu" else "accelerator"], 0.0
     x = torch.ones(size, size, dtype=dtype, device=device)
-    _product_seconds(x)  # the first one prepares the library
+    _product_seconds(x)  # the first one prepares the library, which may take seconds on an accelerator
+    end = time.perf_counter() + seconds
     for _ in range(PRODUCTS):
         took = _product_seconds(x)
         best = max(best, 2 * size**3 / took)
