@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from moeport.ascend.trouble import guarded
 from moeport.backends.base import Backend
 from moeport.comm.job import Job
 from moeport.config.training import BackendConfig
@@ -27,7 +28,8 @@ def get_backend(config: BackendConfig) -> Backend:
 def _found(name: str, module: str, attribute: str) -> Any:
     """Something in a module that needs the framework of a backend."""
     try:
-        return getattr(importlib.import_module(module), attribute)
+        with guarded(BACKENDS[name].framework):
+            return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("moeport"):
             raise

@@ -22,6 +22,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moeport.ascend import report as ascend
+from moeport.ascend.trouble import AUTOLOAD, explained
 from moeport.data.cache import cache_dir
 from moeport.errors import WriteError
 from moeport.facts import BACKENDS
@@ -50,7 +52,7 @@ class Package:
 
 FRAMEWORKS = {
     **{name: Package(facts.purpose, facts.framework, facts.install, backend=name) for name, facts in BACKENDS.items()},
-    "torch_npu": Package("PyTorch on Ascend", "torch_npu", note="not supported in this release yet"),
+    "torch_npu": Package("PyTorch on Ascend", "torch_npu", "pip install 'moeport[npu]'", note="not run on hardware"),
 }
 OPTIONAL = {
     "datasets": Package("data.source.name: huggingface", "datasets", "pip install 'moeport[data]'"),
@@ -69,8 +71,9 @@ def report() -> dict[str, Any]:
     Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None if
     there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`,
     `threads`, the libraries of `communication` and, per device, the units with their memory in bytes, and per compute
-    type whether a tiny model ran in it, the speed of a matrix product and the kernels. `cpu`, `accelerators_seen`,
-    `network` and `storage` describe the machine.
+    type whether a tiny model ran in it, the speed of a matrix product and the kernels. Where an installed torch-npu
+    keeps PyTorch from starting, these are as found `without_npus`. `cpu`, `accelerators_seen`, `network` and `storage`
+    describe the machine; `ascend` is `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
     """
     return {
         "moeport": VERSION,
@@ -89,6 +92,7 @@ def report() -> dict[str, Any]:
         "accelerators_seen": accelerators_seen(),
         "backends": {name: describe(package) for name, package in FRAMEWORKS.items()},
         "packages": _packages(),
+        "ascend": ascend.report(),
         "network": network(),
         "storage": _storage(),
     }
@@ -104,15 +108,32 @@ def describe(package: Package) -> dict[str, Any]:
     """The entry of a package in the report: whether it is installed and works."""
     spec = PathFinder.find_spec(package.module.partition(".")[0])
     installed = spec is not None and spec.origin is not None
-    found = {"installed": installed, "version": None, "problem": None}
+    found: dict[str, Any] = {"installed": installed, "version": None, "problem": None}
     if installed:
-        found |= _examine(package)
+        found |= _examine(package, os.environ)
+    said = found.pop("said", found["problem"])
     missing = not installed or found["problem"] is not None
-    return {"purpose": package.purpose, **found, "install": package.install if missing else None, "note": package.note}
+    found |= {"install": package.install if missing else None, "note": package.note}
+    trouble = explained(f"{package.module}: {said}") if said and package.module in ("torch", "torch_npu") else None
+    if trouble:
+        found |= {"problem": trouble.problem, "install": None, "note": trouble.mend}
+        found |= _without_npus(package) if package.backend else {}
+    return {"purpose": package.purpose, **found}
 
 
-def _examine(package: Package) -> dict[str, Any]:
-    """Run `moeport.backends.examine` in a process that may die or hang."""
+def _without_npus(package: Package) -> dict[str, Any]:
+    """What PyTorch can do here if it does not load torch-npu."""
+    found = _examine(package, os.environ | {AUTOLOAD: "0"})
+    found.pop("said", None)
+    usable = {} if found.pop("problem") else found
+    return {**usable, "without_npus": bool(usable)}
+
+
+def _examine(package: Package, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run `moeport.backends.examine` in a process that may die or hang.
+
+    Returns: its findings; `problem` alone, and in `said` all that the process said, if it has none.
+    """
     backend = [package.backend] if package.backend else []
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +141,7 @@ def _examine(package: Package) -> dict[str, Any]:
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "moeport.backends.examine", package.module, str(file), *backend],
-                env=os.environ | {"PYTHONPATH": path},
+                env={**environment, "PYTHONPATH": path},
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -134,7 +155,8 @@ def _examine(package: Package) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             return {"problem": f"cannot be tried: {error}"}
     last = (done.stderr.strip().splitlines() or [""])[-1]
-    return {"problem": f"ends the process that imports it, {_ending(done.returncode)}: {last}".rstrip(": ")}
+    problem = f"ends the process that imports it, {_ending(done.returncode)}: {last}".rstrip(": ")
+    return {"problem": problem, "said": f"{problem}\n{done.stderr}"}
 
 
 def _ending(code: int) -> str:
@@ -181,6 +203,8 @@ def render(found: Mapping[str, Any]) -> RenderableType:
     ]
     for name, backend in found["backends"].items():
         parts += [Text(), _heading(name, backend)]
+        if backend.get("without_npus"):
+            parts.append(_indented(Text(f"with {AUTOLOAD}=0, so without NPUs:")))
         if "trains" in backend:
             parts.append(_indented(Text("trains" if backend["trains"] else "forward only: evaluates, does not train")))
             parts += [_indented(Text(line)) for line in _threads_and_communication(backend)]
@@ -188,6 +212,8 @@ def render(found: Mapping[str, Any]) -> RenderableType:
             parts.append(_indented(_device(device)))
     parts += [Text(), Text("Optional packages", style="bold")]
     parts += [_indented(_heading(name, package)) for name, package in found["packages"].items()]
+    if about_npus := list(ascend.lines(found["ascend"])):
+        parts += [Text(), *about_npus]
     parts += [Text(), Text("Network", style="bold"), *(_indented(Text(line)) for line in _network(found["network"]))]
     return Group(*parts)
 
@@ -236,7 +262,7 @@ def _heading(name: str, entry: Mapping[str, Any]) -> Text:
     if not entry["installed"]:
         text.append("not installed", style="not bold yellow")
     elif entry["problem"]:
-        text.append(f"{entry['version'] or ''} {entry['problem']}".strip(), style="not bold red")
+        text.append("; ".join(filter(None, (entry["version"], entry["problem"]))), style="not bold red")
     else:
         text.append(entry["version"] or "installed", style="not bold green")
     for remark in (entry["note"], entry["install"] and f"install it with: {entry['install']}"):

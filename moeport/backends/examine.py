@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from moeport.ascend.trouble import messages
 from moeport.backends import get_backend
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.config.model import AttentionConfig, ModelConfig, MoEConfig
@@ -39,12 +40,13 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
     """Import a package; if a backend uses it, compute on each of the backend's devices.
 
     Returns: `version` and `problem`, which is None if there is none; for a backend also `trains`, `threads`,
-    `communication` and `devices`.
+    `communication` and `devices`. A package that fails to import has in `said` also the errors that led to it.
     """
     try:
         package = importlib.import_module(module)
     except Exception as error:
-        return {"version": None, "problem": f"installed but fails to import: {_describe(error)}"}
+        problem = f"installed but fails to import: {_describe(error)}"
+        return {"version": None, "problem": problem, "said": messages(error)}
     found: dict[str, Any] = {"version": _version(module.partition(".")[0], package), "problem": None}
     if backend:
         try:
@@ -55,7 +57,7 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
             kind = chosen.device.partition(" ")[0]
             if kind != "cpu":
                 units = [{"name": name, "memory_bytes": memory} for name, memory in chosen.accelerators()]
-                found["devices"][kind] = _device(backend, "auto") | {"units": units}
+                found["devices"][kind] = _device(backend, "auto") | {"description": chosen.device, "units": units}
         except Exception as error:
             found["problem"] = _describe(error)
     return found

@@ -13,8 +13,11 @@ with moeport.torch.record(model, "bundles/mine") as recording:
 
 from __future__ import annotations
 
-from moeport.torch.layer import MoE
-from moeport.torch.options import MoEOptions
-from moeport.torch.recording import ModuleRecording, record
+from moeport.ascend.trouble import guarded
+
+with guarded("torch"):
+    from moeport.torch.layer import MoE
+    from moeport.torch.options import MoEOptions
+    from moeport.torch.recording import ModuleRecording, record
 
 __all__ = ["MoE", "MoEOptions", "ModuleRecording", "record"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from moeport.ascend import installed, trouble
 from moeport.backends import doctor, examine, get_backend
 from moeport.backends.doctor import FRAMEWORKS, OPTIONAL, Package, describe, render, report
 from moeport.config.training import BackendConfig
@@ -43,7 +44,7 @@ def test_the_report_is_json_and_names_everything(found):
     assert json.loads(json.dumps(found)) == found
     assert list(found) == [
         *("moeport", "python", "platform", "cpu", "accelerators_seen"),
-        *("backends", "packages", "network", "storage"),
+        *("backends", "packages", "ascend", "network", "storage"),
     ]
     assert list(found["backends"]) == ["torch", "mindspore", "numpy", "torch_npu"]
     assert list(found["packages"]) == list(OPTIONAL)
@@ -105,9 +106,18 @@ def test_accelerators_are_listed_with_their_memory(monkeypatch):
     assert accelerators() == [("Ascend910B", 2**36), ("other", None)]
 
 
-def test_what_this_release_does_not_support_is_said(found):
-    assert found["backends"]["torch_npu"]["note"] == "not supported in this release yet"
-    assert "not supported in this release yet" in printed(found)
+def test_what_was_not_run_on_hardware_is_said(found):
+    assert found["backends"]["torch_npu"]["note"] == "not run on hardware"
+    assert "not run on hardware" in printed(found)
+
+
+def test_what_is_known_of_ascend_is_in_the_report(found):
+    assert found["ascend"].keys() >= {"present", "cann", "driver", "firmware", "smi", "packages", "findings"}
+    wrong = {"severity": "wrong", "subject": "CANN", "problem": "none is found", "mend": "install it"}
+    entry = found["ascend"] | {"present": True, "findings": [wrong]}
+    assert "wrong: CANN: none is found; install it" in printed(found | {"ascend": entry})
+    nothing = found["ascend"] | {"present": False, "findings": []}
+    assert "firmware" not in printed(found | {"ascend": nothing})
 
 
 def test_the_printed_report(found):
@@ -211,6 +221,59 @@ def test_a_broken_package_is_reported_with_its_message(fake, found, source, prob
     assert entry["problem"] == problem
     assert entry["install"] == "pip install broken"
     assert problem in printed(found | {"backends": {"torch": entry}})
+
+
+BROKEN_BY_TORCH_NPU = """if True:
+    import os
+    __version__ = "2.12.0+cu130"
+    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") != "0":
+        os.write(2, b"what():  Duplicated key 'x' found\\nframe #0: c10::Error")
+        os.abort()"""
+
+
+def test_pytorch_that_torch_npu_keeps_from_starting_is_examined_without_it(tmp_path, monkeypatch, found):
+    """The sentence says which build to install, and the table what works with the environment variable."""
+    packages = {
+        "torch": installed.Package("2.12.0+cu130"),
+        "torch-npu": installed.Package("2.12.0", ("torch==2.12.0",)),
+    }
+    machine = installed.Machine((), None, None, None, (), packages, "13.0", {})
+    monkeypatch.setattr(doctor, "explained", lambda text: trouble.explained(text, machine))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
+    (tmp_path / "torch.py").write_text(BROKEN_BY_TORCH_NPU)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = describe(Package("training", "torch", "pip install 'moeport[torch]'", backend="numpy"))
+    assert entry["problem"] == (
+        "torch-npu 2.12.0 does not work beside torch 2.12.0+cu130, which is a build for CUDA 13.0"
+    )
+    assert entry["install"] is None
+    assert entry["note"].startswith("install the build that goes with it: pip install torch==2.12.0+cpu --index-url ")
+    assert entry["without_npus"]
+    assert entry["devices"]["cpu"]["dtypes"]["float32"]["usable"]
+    text = printed(found | {"backends": {"torch": entry}})
+    assert "2.12.0+cu130; torch-npu 2.12.0 does not work beside" in text
+    assert "with TORCH_DEVICE_BACKEND_AUTOLOAD=0, so without NPUs:" in text
+    assert "pip install 'moeport[torch]'" not in text
+
+
+def test_an_accelerator_on_which_every_type_fails_has_its_name(monkeypatch):
+    """Not that of the config's `auto`."""
+
+    def pretended(config):
+        backend = get_backend(config.model_copy(update={"device": "cpu"}))
+        backend.device = "npu (Ascend910B3)" if config.device == "auto" else "cpu"
+        return backend
+
+    def fail(backend):
+        if backend.device != "cpu":
+            raise RuntimeError("no kernel for this chip")
+
+    monkeypatch.setattr(examine, "get_backend", pretended)
+    monkeypatch.setattr(examine, "run_tiny_model", fail)
+    device = examine.examine("numpy", "numpy")["devices"]["npu"]
+    assert device["description"] == "npu (Ascend910B3)"
+    assert not any(dtype["usable"] for dtype in device["dtypes"].values())
 
 
 def test_a_package_that_hangs(fake, monkeypatch):
