@@ -44,6 +44,8 @@ class BackendFacts:
     """Whether it can compile a model."""
     compiles_on_ranks: bool = False
     """Whether it can compile when several ranks train together."""
+    extensions: tuple[str, ...] = ()
+    """Packages, by the names of their distributions, that add devices to the framework, where they are installed."""
     recomputes: bool = False
     """Whether it can recompute activations in the backward pass."""
     shards: bool = False
@@ -78,6 +80,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         rendezvous="moeport.backends.torch.rendezvous",
         trains=True,
         compiles=True,
+        extensions=("torch-npu",),
         recomputes=True,
         shards=True,
     ),

@@ -33,8 +33,6 @@ class Finding:
 
 def findings(machine: Machine) -> list[Finding]:
     """Everything that does not fit, what is wrong first."""
-    if not machine.is_ascend and "mindspore" not in machine.packages:
-        return [*_values(machine.environment)]
     checks = (_devices, _cann, _sourced, _torch_npu, _pairs, _needs_framework)
     found = [finding for check in checks for finding in check(machine)]
     found += [*_values(machine.environment), *_contradictions(machine.environment), *_visible(machine)]

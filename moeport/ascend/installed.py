@@ -144,6 +144,14 @@ def cann_version(folder: Path) -> str | None:
     return next((found for file in files if (found := _version_in(file))), None)
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """For the records of a run: the versions of these packages, as their modules are called, and of CANN, if known."""
+    found = {name.replace("-", "_"): package(name) for name in packages}
+    known = {name: each.version for name, each in found.items() if each}
+    cann = current_cann()
+    return known | ({"CANN": cann} if cann else {})
+
+
 @cache
 def current_cann() -> str | None:
     """The version of the CANN that the environment names, for the records of a run; it is looked up once."""

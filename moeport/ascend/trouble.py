@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from moeport.ascend.checks import fits, pin_of, torch_command
 from moeport.ascend.installed import Machine, machine, package, torch_cuda
 from moeport.errors import BackendUnavailableError
 
+EXTENSION = "torch-npu"
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 WITHOUT = f"or do without NPUs: {AUTOLOAD}=0"
 SECONDS = 300.0
@@ -73,26 +74,31 @@ def explained(text: str, found: Machine | None = None) -> Trouble | None:
 
 
 @contextmanager
-def guarded(framework: str) -> Iterator[None]:
-    """The body imports a framework. Raises BackendUnavailableError in place of what torch-npu does to it."""
-    if framework == "torch":
-        _refuse_abort()
+def guarded(framework: str, extensions: Collection[str]) -> Iterator[None]:
+    """The body imports a framework. Raises BackendUnavailableError in place of what torch-npu does to it.
+
+    Args:
+        framework: its module.
+        extensions: packages that add devices to it, as in `BackendFacts.extensions`.
+    """
+    if EXTENSION in extensions and framework not in sys.modules and _loads_torch_npu() and torch_cuda():
+        _try()  # or it may end this process
     try:
         yield
     except (ImportError, RuntimeError, OSError) as error:
-        trouble = explained(messages(error)) if framework == "torch" else None
+        trouble = explained(messages(error)) if EXTENSION in extensions else None
         if trouble is None:
             raise
         os.environ.pop(AUTOLOAD, None)  # torch-npu sets it while it loads, and has not come to unset it
         raise BackendUnavailableError(f"PyTorch does not start: {trouble}") from error
 
 
-def refuse_broken(framework: str) -> None:
-    """Raises BackendUnavailableError if the framework does not start on this machine because of torch-npu.
+def refuse_broken(extensions: Collection[str]) -> None:
+    """Raises BackendUnavailableError if a framework does not start on this machine because of torch-npu.
 
     It is tried in a process of its own, where torch-npu is installed: for those who start others that import it.
     """
-    if framework == "torch" and _loads_torch_npu():
+    if EXTENSION in extensions and _loads_torch_npu():
         _try()
 
 
@@ -105,14 +111,8 @@ def messages(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def _refuse_abort() -> None:
-    """The same, where torch-npu may end this process: beside a build for CUDA."""
-    if "torch" not in sys.modules and _loads_torch_npu() and torch_cuda():
-        _try()
-
-
 def _loads_torch_npu() -> bool:
-    return package("torch-npu") is not None and os.environ.get(AUTOLOAD) != "0"
+    return package(EXTENSION) is not None and os.environ.get(AUTOLOAD) != "0"
 
 
 def _try() -> None:

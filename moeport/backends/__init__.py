@@ -28,7 +28,7 @@ def get_backend(config: BackendConfig) -> Backend:
 def _found(name: str, module: str, attribute: str) -> Any:
     """Something in a module that needs the framework of a backend."""
     try:
-        with guarded(BACKENDS[name].framework):
+        with guarded(BACKENDS[name].framework, BACKENDS[name].extensions):
             return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("moeport"):

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moeport.ascend import report as ascend
-from moeport.ascend.trouble import AUTOLOAD, explained
+from moeport.ascend.trouble import AUTOLOAD, EXTENSION, explained
 from moeport.data.cache import cache_dir
 from moeport.errors import WriteError
 from moeport.facts import BACKENDS
@@ -48,11 +48,18 @@ class Package:
     note: str | None = None
     backend: str | None = None
     """The backend that uses it."""
+    extensions: tuple[str, ...] = ()
+    """Packages that are loaded with it, where they are installed."""
 
 
 FRAMEWORKS = {
-    **{name: Package(facts.purpose, facts.framework, facts.install, backend=name) for name, facts in BACKENDS.items()},
-    "torch_npu": Package("PyTorch on Ascend", "torch_npu", "pip install 'moeport[npu]'", note="not run on hardware"),
+    **{
+        name: Package(facts.purpose, facts.framework, facts.install, backend=name, extensions=facts.extensions)
+        for name, facts in BACKENDS.items()
+    },
+    "torch_npu": Package(
+        "PyTorch on Ascend", "torch_npu", "pip install 'moeport[npu]'", "not run on hardware", extensions=(EXTENSION,)
+    ),
 }
 OPTIONAL = {
     "datasets": Package("data.source.name: huggingface", "datasets", "pip install 'moeport[data]'"),
@@ -114,7 +121,7 @@ def describe(package: Package) -> dict[str, Any]:
     said = found.pop("said", found["problem"])
     missing = not installed or found["problem"] is not None
     found |= {"install": package.install if missing else None, "note": package.note}
-    trouble = explained(f"{package.module}: {said}") if said and package.module in ("torch", "torch_npu") else None
+    trouble = explained(f"{package.module}: {said}") if said and EXTENSION in package.extensions else None
     if trouble:
         found |= {"problem": trouble.problem, "install": None, "note": trouble.mend}
         found |= _without_npus(package) if package.backend else {}

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from moeport.ascend.table import COMPUTES
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.core.parameters import generator
 from moeport.errors import UserError
@@ -87,13 +88,11 @@ their significands (OCP 8-bit floating point; for integers with a scale, those o
 FLOATS = (*FLOAT_DTYPES, "float16", *STORED)
 """Types whose entries are numbers with rounding; those after FLOAT_DTYPES are for models from elsewhere."""
 ENVIRONMENT_VARIABLES = (
+    *COMPUTES,
     "ASCEND_LAUNCH_BLOCKING",
     "ATEN_CPU_CAPABILITY",
-    "CLOSE_MATMUL_K_SHIFT",
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
-    "HCCL_DETERMINISTIC",
-    "LCCL_DETERMINISTIC",
     "MKL_CBWR",
     "NVIDIA_TF32_OVERRIDE",
     "OMP_NUM_THREADS",

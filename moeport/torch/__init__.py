@@ -13,9 +13,9 @@ with moeport.torch.record(model, "bundles/mine") as recording:
 
 from __future__ import annotations
 
-from moeport.ascend.trouble import guarded
+from moeport.ascend.trouble import EXTENSION, guarded
 
-with guarded("torch"):
+with guarded("torch", [EXTENSION]):
     from moeport.torch.layer import MoE
     from moeport.torch.options import MoEOptions
     from moeport.torch.recording import ModuleRecording, record

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from moeport.ascend.table import COMPUTES
 from moeport.backends.base import Backend
 from moeport.comm.agreement import Topic
 from moeport.config.schema import Config
@@ -33,13 +34,11 @@ MAY_DIFFER: Mapping[str, str] = {
 """Keys of the config that may differ between ranks, and why."""
 
 ENVIRONMENT: Mapping[str, str] = {
+    **COMPUTES,
     "ATEN_CPU_CAPABILITY": "vector instructions of torch's kernels on the CPU",
     "CUBLAS_WORKSPACE_CONFIG": "determinism of cuBLAS",
     "DNNL_DEFAULT_FPMATH_MODE": "type in which oneDNN multiplies (older name)",
     "DNNL_MAX_CPU_ISA": "instructions of oneDNN (older name)",
-    "HCCL_ALGO": "algorithm of HCCL",
-    "HCCL_DETERMINISTIC": "determinism of HCCL",
-    "LCCL_DETERMINISTIC": "determinism of LCCL",
     "MKL_CBWR": "instructions of MKL",
     "MKL_ENABLE_INSTRUCTIONS": "instructions of MKL",
     "MS_SIMULATION_LEVEL": "whether MindSpore computes at all",
@@ -89,7 +88,8 @@ def of_command(
     command: str, backend: str, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> list[Topic]:
     """The same for a command without a config. `backend` is its name."""
-    versions = {"moeport": VERSION} | {name: _version(name) for name in (BACKENDS[backend].framework, "numpy")}
+    facts = BACKENDS[backend]
+    versions = {"moeport": VERSION} | {name: _version(name) for name in (facts.framework, *facts.extensions, "numpy")}
     return [
         Topic(SAME_COMMAND, {"the command": f"moeport {command}", **options}),
         Topic(SAME_VERSION, {f"the version of {name}": found for name, found in versions.items()}),
@@ -105,8 +105,10 @@ def of_options(options: Any, *left_out: str) -> dict[str, Any]:
 
 
 def of_backend(backend: Backend) -> Topic:
-    """What `backend.device: auto` has chosen on this host."""
-    return Topic(SAME_DEVICE, {"the kind of device": backend.device.partition(" ")[0]})
+    """What `backend.device: auto` has chosen on this host, and the version of what the device computes with."""
+    found = {"the kind of device": backend.device.partition(" ")[0]}
+    cann = backend.versions().get("CANN")
+    return Topic(SAME_DEVICE, found | ({"the version of CANN": cann} if cann else {}))
 
 
 def of_dtype(backend: Backend) -> Topic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import statistics
@@ -9,6 +10,7 @@ import sys
 from dataclasses import asdict
 
 from moeport.files import write_json
+from moeport.training.agreed import ENVIRONMENT
 from moeport.training.checkpoint import find_checkpoint
 from moeport.training.evaluate import Evaluation
 from moeport.training.metrics import read_metrics
@@ -51,6 +53,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         device=run.backend.device,
         dtype=run.backend.dtype,
         versions={"python": platform.python_version(), "moeport": VERSION, **run.backend.versions()},
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         checkpoint=str(find_checkpoint(run.checkpoints, "latest")),
         **of_the_task,
         compilations=compilations,

@@ -49,6 +49,8 @@ class RunSummary:
     """Versions of Python, moeport and the framework."""
     checkpoint: str
     """The last checkpoint."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables that change what is computed, those of `moeport.training.agreed`, as they were set."""
     val_accuracy: float | None = None
     """Share of the held-out images whose class has the highest score; None for text."""
     baselines: dict[str, float] = field(default_factory=dict)

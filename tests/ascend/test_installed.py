@@ -113,3 +113,17 @@ def test_the_build_of_pytorch_is_read_without_importing_it(tmp_path, monkeypatch
     write(tmp_path, "torch/version.py", f"__version__ = '2.14.0'\n{line}\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert torch_cuda() == cuda
+
+
+def test_versions_for_the_records_of_a_run(tmp_path, monkeypatch):
+    put_cann(tmp_path)
+    found = list(find_cann(sourced(tmp_path), tmp_path))
+    installed.current_cann.cache_clear()
+    monkeypatch.setattr(installed, "find_cann", lambda: found)
+    assert installed.versions("torch-npu", "no-such-package") == {"CANN": "9.1.0"} | (
+        {"torch_npu": installed.package("torch-npu").version} if installed.package("torch-npu") else {}
+    )
+    installed.current_cann.cache_clear()
+    monkeypatch.setattr(installed, "find_cann", lambda: found[1:])
+    assert installed.versions() == {}
+    installed.current_cann.cache_clear()

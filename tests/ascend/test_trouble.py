@@ -14,10 +14,12 @@ from moeport.ascend import trouble
 from moeport.ascend.installed import Machine, Package
 from moeport.ascend.trouble import explained, guarded, messages, refuse_broken
 from moeport.errors import BackendUnavailableError
+from moeport.facts import BACKENDS
 from tests.ascend.machines import TORCH, TORCH_NPU, write
 from tests.training.tiny import tiny_values
 
 PIP = "pip install torch==2.12.0+cpu --index-url https://download.pytorch.org/whl/cpu"
+TORCH_EXTENSIONS = BACKENDS["torch"].extensions
 WITHOUT = "or do without NPUs: TORCH_DEVICE_BACKEND_AUTOLOAD=0"
 MACHINE = Machine((), None, None, None, (), {"torch": TORCH, "torch-npu": TORCH_NPU}, None, {})
 AUTOLOAD = "RuntimeError: Failed to load the backend extension: torch_npu. You can disable extension auto-loading"
@@ -85,9 +87,9 @@ def test_messages_of_the_errors_that_led_to_one():
 
 
 def test_other_errors_pass_the_guard():
-    with pytest.raises(RuntimeError, match="ours"), guarded("torch"):
+    with pytest.raises(RuntimeError, match="ours"), guarded("torch", TORCH_EXTENSIONS):
         raise RuntimeError("ours")
-    with pytest.raises(ModuleNotFoundError, match="nothing"), guarded("mindspore"):
+    with pytest.raises(ModuleNotFoundError, match="nothing"), guarded("mindspore", ()):
         raise ModuleNotFoundError("nothing")
 
 
@@ -137,21 +139,21 @@ def test_a_process_that_torch_npu_would_end_says_why(site, command):
 def test_without_autoload_nothing_is_tried(site, monkeypatch):
     monkeypatch.setenv(trouble.AUTOLOAD, "0")
     monkeypatch.setattr(trouble, "_try", lambda: pytest.fail("tried"))
-    refuse_broken("torch")
-    with guarded("torch"):
+    refuse_broken(TORCH_EXTENSIONS)
+    with guarded("torch", TORCH_EXTENSIONS):
         pass
 
 
 def test_only_torch_is_tried(monkeypatch):
     monkeypatch.setattr(trouble, "_try", lambda: pytest.fail("tried"))
     monkeypatch.setattr(trouble, "package", lambda name: TORCH_NPU)
-    refuse_broken("mindspore")
+    refuse_broken(BACKENDS["mindspore"].extensions)
 
 
 def test_a_trial_that_says_nothing_of_torch_npu_refuses_nothing(site, monkeypatch):
     monkeypatch.delenv(trouble.AUTOLOAD, raising=False)
     monkeypatch.syspath_prepend(site("raise ImportError('libgomp.so')"))
-    refuse_broken("torch")
+    refuse_broken(TORCH_EXTENSIONS)
 
 
 def test_a_trial_that_fails_refuses(site, monkeypatch):
@@ -159,4 +161,4 @@ def test_a_trial_that_fails_refuses(site, monkeypatch):
     missing = "torch_npu: libhccl.so: cannot open shared object file"
     monkeypatch.syspath_prepend(site(f"raise RuntimeError('{missing}')"))
     with pytest.raises(BackendUnavailableError, match=r"CANN is not in effect: libhccl\.so is not found"):
-        refuse_broken("torch")
+        refuse_broken(TORCH_EXTENSIONS)

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from moeport.ascend.table import DETERMINISM
 from moeport.backends import get_backend
-from moeport.backends.torch import device
+from moeport.backends.torch import backend, device
 from moeport.backends.torch.device import describe_device, matmul_flops_per_second, resolve_device
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
@@ -95,6 +96,16 @@ def test_missing_framework_comes_with_the_command_that_installs_it(monkeypatch):
     assert str(caught.value) == (
         "backend.name: torch needs torch, which is not installed; install it with: pip install 'moeport[torch]'"
     )
+
+
+@pytest.mark.parametrize(("kind", "names"), [("cpu", []), ("cuda", ["CUBLAS_WORKSPACE_CONFIG"]), ("npu", DETERMINISM)])
+def test_switches_of_the_libraries_are_set_but_those_that_the_user_has_set(monkeypatch, kind, names):
+    given = {"PATH": "", **dict.fromkeys(list(names)[:1], "mine")}
+    environment = dict(given)
+    monkeypatch.setattr(backend.os, "environ", environment)
+    backend._set_switches(kind)
+    assert environment.keys() == {"PATH", *names}
+    assert given.items() <= environment.items()
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

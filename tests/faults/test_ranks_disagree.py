@@ -4,9 +4,12 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from moeport.backends.base import Backend
 from moeport.comm.agreement import Topic, disagreement
 from moeport.config import config_from_dict
 from moeport.launch.last_words import FOLDER, TORCHRUN_FILE, leave, read
@@ -59,6 +62,20 @@ def test_each_key_is_named_with_both_values(key):
 def test_each_variable_is_named(name):
     text = disagreement([topics({}), topics({}, **{name: "1"})])
     assert f'the environment variable {name}: null on rank 0, "1" on rank 1; set it alike' in text
+
+
+def test_the_version_of_an_installed_torch_npu_is_compared(monkeypatch):
+    monkeypatch.setattr(agreed, "_version", lambda name: {"torch-npu": "2.13.0"}.get(name, "1"))
+    one = topics({})
+    monkeypatch.setattr(agreed, "_version", lambda name: {"torch-npu": "2.12.0"}.get(name, "1"))
+    assert 'the version of torch-npu: "2.13.0" on rank 0, "2.12.0" on rank 1' in disagreement([one, topics({})])
+
+
+@pytest.mark.parametrize("other", [{"CANN": "9.0.0"}, {}])
+def test_the_version_of_cann_is_compared(other):
+    backends = [SimpleNamespace(device="npu (Ascend910B3)", versions=lambda v=v: v) for v in ({"CANN": "9.1.0"}, other)]
+    sent = [[agreed.of_backend(cast(Backend, backend)).sent()] for backend in backends]
+    assert 'the version of CANN: "9.1.0" on rank 0' in disagreement(sent)
 
 
 def test_every_key_is_compared_but_those_that_may_differ():

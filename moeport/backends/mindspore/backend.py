@@ -18,6 +18,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 
+from moeport.ascend.installed import versions
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.mindspore.communicator import start
 from moeport.backends.mindspore.device import accelerators, describe_device, resolve_device, resolve_dtype, use_device
@@ -124,7 +125,8 @@ class MindSporeBackend(Backend):
 
     @override
     def versions(self) -> dict[str, str]:
-        return {"mindspore": ms.__version__, "numpy": np.__version__}
+        found = {"mindspore": ms.__version__, "numpy": np.__version__}
+        return found | (versions() if self.device_name == "npu" else {})
 
     @override
     def kernel_choices(self) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import mindspore as ms
 from mindspore import _c_expression
 from mindspore.device_context import ascend
 
+from moeport.ascend.table import DETERMINISM
 from moeport.errors import BackendUnavailableError
 
 DEVICES = {"cpu": "CPU", "npu": "Ascend"}
@@ -41,6 +43,9 @@ def resolve_dtype(name: str, device: str) -> str:
 
 def use_device(device: str, deterministic: bool) -> None:
     """Make `device` the one that MindSpore uses in this process."""
+    if device == "npu" and deterministic:
+        for name, value in DETERMINISM.items():
+            os.environ.setdefault(name, value)
     ms.set_device(DEVICES[device])
     if device == "npu":
         ms.set_deterministic(deterministic)

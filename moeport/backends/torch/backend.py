@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from moeport.ascend.installed import versions
+from moeport.ascend.table import DETERMINISM
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.torch.auto_dtype import choose_dtype
 from moeport.backends.torch.communicator import communication_libraries, start
@@ -44,13 +46,13 @@ class TorchBackend(Backend):
 
     def __init__(self, config: BackendConfig):
         self.torch_device = resolve_device(config.device)
+        if config.deterministic:
+            _set_switches(self.torch_device.type)
         self.device = describe_device(self.torch_device)
         self.chooses_dtype = config.dtype == "auto"
         if not self.chooses_dtype:
             self.dtype = config.dtype
         self.ops: TorchOps = TorchOps(self.torch_device)
-        if config.deterministic and self.torch_device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         self.watch = watch() if self.torch_device.type == "cpu" else None
@@ -132,7 +134,8 @@ class TorchBackend(Backend):
 
     @override
     def versions(self) -> dict[str, str]:
-        return {"torch": torch.__version__, "numpy": np.__version__}
+        found = {"torch": torch.__version__, "numpy": np.__version__}
+        return found | (versions("torch-npu") if self.torch_device.type == "npu" else {})
 
     @override
     def kernel_choices(self) -> dict[str, str]:
@@ -157,3 +160,10 @@ class TorchBackend(Backend):
             "cross_entropy": "default composition",
             "linear_cross_entropy": "blocks of rows, gradients in the forward pass; the full logits never exist",
         }
+
+
+def _set_switches(device: str) -> None:
+    """Set the variables by which the libraries of a device become deterministic, before it starts; the user's stay."""
+    wanted = {"cuda": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, "npu": DETERMINISM}
+    for name, value in wanted.get(device, {}).items():
+        os.environ.setdefault(name, value)
