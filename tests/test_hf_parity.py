@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
@@ -21,6 +20,7 @@ from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
 from moeport.routers import build_router
 from moeport.routers.topk import TopKConfig
+from tests.in_float64 import InFloat64
 from tests.support import assert_close, rng
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -161,16 +161,6 @@ def converted(theirs):
         elif short != "mlp.up_proj.weight":
             found[layer + NAMES[short]] = value.detach().numpy()
     return found
-
-
-class InFloat64(TorchFunctionMode):
-    """transformers computes norms, rotary tables and gates in float32; here it does so in float64."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        function = torch.Tensor.double if function is torch.Tensor.float else function
-        args = [torch.float64 if x is torch.float32 else x for x in args]
-        kwargs = {name: torch.float64 if x is torch.float32 else x for name, x in (kwargs or {}).items()}
-        return function(*args, **kwargs)
 
 
 @functools.cache

@@ -21,6 +21,7 @@ COMMANDS = (
     "compare",
     "generate",
     "capacity",
+    "convert",
     "config",
     "routers",
     "doctor",

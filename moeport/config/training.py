@@ -46,6 +46,9 @@ class TrainingConfig(Section):
     """Micro-batches per step; must divide batch_size."""
     seed: NonNegativeInt = 0
     """Seed of initial weights, data order and routing noise."""
+    start_from: UserPath | None = None
+    """Run folder, or a checkpoint in one, whose weights a new run starts from, as `moeport convert` makes them.
+    Default: random initial weights."""
     evaluation_interval: NonNegativeInt = 0
     """Steps between evaluations on the whole validation set; 0: only after the last step."""
     evaluation_batch_size: PositiveInt | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from moeport.training.checkpoint_meta import (
     meta_text,
     read_meta_file,
 )
+from moeport.training.tensor_file import NewTensor, StoredTensor, read_header, write_tensors
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -68,6 +69,30 @@ def save_checkpoint(
         files = {name: file_digest(folder / name) for name in ARRAY_FILES}
         (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")
     return final
+
+
+def save_streamed(directory: Path, meta: CheckpointMeta, model: Sequence[NewTensor]) -> Path:
+    """Write a checkpoint without optimiser state as `save_checkpoint` does, a block of a parameter at a time."""
+    final = directory / checkpoint_name(meta.step)
+    with atomic_folder(final) as folder:
+        write_tensors(folder / MODEL_FILE, model)
+        save_file({}, folder / OPTIMIZER_FILE)
+        files = {name: file_digest(folder / name) for name in ARRAY_FILES}
+        (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")
+    return final
+
+
+def open_checkpoint(path: Path) -> tuple[CheckpointMeta, dict[str, StoredTensor]]:
+    """The metadata of a checkpoint, and its parameters by name, to be read a block at a time. It is verified first.
+
+    Raises CheckpointError as `load_checkpoint` does.
+    """
+    meta, files = read_meta_file(path)
+    try:
+        _check_files(path, files)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; use another checkpoint") from error
+    return meta, read_header(path / MODEL_FILE)
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> None:

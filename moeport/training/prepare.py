@@ -23,6 +23,7 @@ from moeport.training.host_memory import check_memory
 from moeport.training.placed import place_model
 from moeport.training.resumable import announced, check_resumable
 from moeport.training.run_dir import CHECKPOINT_DIR
+from moeport.training.start_from import starting_weights
 from moeport.training.task import Task, build_task_in_turn
 from moeport.training.trainer import Trainer
 
@@ -130,8 +131,12 @@ def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, 
 def _params(
     config: Config, checkpoint: Checkpoint | None, task: Task, shapes: Transformer, say: Say
 ) -> Mapping[str, np.ndarray]:
-    """Whole parameters by name: the initial ones, or those of a checkpoint that the run can resume exactly."""
+    """Whole parameters by name: the initial ones, those of a run to start from, or those of a checkpoint that the run
+    can resume exactly.
+    """
     specs = shapes.parameter_specs()
+    if checkpoint is None and config.training.start_from is not None:
+        return starting_weights(config.training.start_from, specs, task.tokenizer_fingerprint)
     if checkpoint is None:
         return initial_parameters(specs, config.training.seed, task.token_counts)
     for line in announced(check_resumable(config, checkpoint), checkpoint.meta.step, config.training.steps):

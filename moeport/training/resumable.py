@@ -44,6 +44,7 @@ RULES: Mapping[str, Rule] = {
     "training.batch_size": Rule(Effect.REFUSED, "other batches"),
     "training.gradient_accumulation": Rule(Effect.ONWARD, "the same batches in other parts"),
     "training.seed": Rule(Effect.REFUSED, "other batches"),
+    "training.start_from": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "training.evaluation_interval": Rule(Effect.NONE, "evaluations leave no trace in the model"),
     "training.evaluation_batch_size": Rule(Effect.NONE, "evaluations leave no trace in the model"),
     "training.activation_checkpointing": Rule(Effect.ONWARD, "equal up to rounding"),

@@ -1,0 +1,1 @@
+"""Checkpoints of other programs in and out, and mixture-of-experts models made from others."""

@@ -1,0 +1,293 @@
+"""config.json of transformers to the sections `model` and `data`: every key is translated, carried along or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moeport.convert.family import Family
+from moeport.errors import UserError
+
+DIRECT = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "rms_norm_eps": "norm_eps",
+    "initializer_range": "init_std",
+    "tie_word_embeddings": "tie_embeddings",
+}
+"""Keys that are keys of `model` under another name."""
+
+CARRIED = frozenset(
+    (
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "cls_token_id",
+        "decoder_start_token_id",
+        "dtype",
+        "eos_token_id",
+        "experts_implementation",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "max_window_layers",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "tie_last_hidden_states",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+    )
+)
+"""Keys on which neither logits nor moeport's training depend; they are kept for the way back."""
+
+ALWAYS = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "per_layer_config": None,
+    "auto_map": None,
+}
+"""Keys for which moeport has this value only, whatever the family."""
+
+ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+"""Other names that transformers takes for a key."""
+
+Scalar = int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What config.json says, in moeport's keys."""
+
+    model: dict[str, Any]
+    """The `model` section."""
+    sequence_length: int
+    """max_position_embeddings."""
+
+
+class Keys:
+    """The keys of a config.json, of which each must be asked for.
+
+    Args:
+        family: gives the values of missing keys.
+        values: the keys of the file.
+        place: names the file in messages.
+    """
+
+    def __init__(self, family: Family, values: Mapping[str, Any], place: str):
+        self.family = family
+        self.values = values
+        self.place = place
+        self.asked: set[str] = set()
+
+    def get(self, key: str, kinds: tuple[type, ...]) -> Any:
+        """The value of a key, or what transformers takes without it.
+
+        Raises UserError if it is none of `kinds`, or if an alias of the key has another value.
+        """
+        names = [name for name in (key, ALIASES.get(key, key)) if name in self.values]
+        self.asked |= {key, *names}
+        found = [self.values[name] for name in names] or [self.family.defaults[key]]
+        if found[0] != found[-1]:
+            raise UserError(f"{self.place}: {names[0]} and {names[1]} differ ({found[0]} and {found[1]}); remove one")
+        if type(found[0]) not in kinds:
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise UserError(f"{self.place}: {key} is {shown(found[0])}; expected {wanted}")
+        return found[0]
+
+    def integer(self, key: str) -> int:
+        """A positive integer."""
+        value: int = self.get(key, (int,))
+        if value < 1:
+            raise UserError(f"{self.place}: {key} is {value}; expected at least 1")
+        return value
+
+    def number(self, key: str) -> float:
+        """A number."""
+        return float(self.get(key, (int, float)))
+
+    def flag(self, key: str) -> bool:
+        """True or false."""
+        value: bool = self.get(key, (bool,))
+        return value
+
+    def only(self, key: str, wanted: Any) -> None:
+        """Refuse a key that has another value than the one that moeport computes with."""
+        value = self.values.get(key, wanted)
+        self.asked.add(key)
+        if value != wanted:
+            raise UserError(
+                f"{self.place}: {key} is {shown(value)}, which moeport does not have; expected {shown(wanted)}"
+            )
+
+    def refuse_others(self, ignored: Collection[str]) -> None:
+        """Refuse keys that nobody has asked for: what they do is unknown."""
+        others = sorted(self.values.keys() - self.asked - CARRIED - {*ignored})
+        if others:
+            listed = "; ".join(f"{key} = {shown(self.values[key])}" for key in others)
+            raise UserError(
+                f"{self.place}: {self.family.model_type} has keys here that moeport does not know and that may change "
+                f"results: {listed}. If one changes none, say so with --ignore-key KEY"
+            )
+
+
+def settings_of(family: Family, values: Mapping[str, Any], place: str, ignored: Collection[str] = ()) -> Settings:
+    """The settings that a config.json gives.
+
+    Args:
+        family: the family of its model_type.
+        values: its keys.
+        place: names the file in messages.
+        ignored: keys that are taken to have no effect.
+
+    Raises UserError, which names the first key that cannot be translated.
+    """
+    keys = Keys(family, values, place)
+    for key, wanted in {**ALWAYS, **family.only}.items():
+        if key not in ignored:
+            keys.only(key, wanted)
+    _check_architecture(keys)
+    model: dict[str, Any] = {
+        ours: keys.get(theirs, (bool,) if theirs == "tie_word_embeddings" else (int, float))
+        for theirs, ours in DIRECT.items()
+    }
+    positions = keys.integer("max_position_embeddings")
+    _check_window(keys, positions)
+    model["attention"] = _attention(keys)
+    model |= _dense_blocks(keys) if family.is_dense else _experts(keys)
+    keys.refuse_others(ignored)
+    return Settings(model, positions)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut short."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_architecture(keys: Keys) -> None:
+    wanted, given = keys.family.architecture, keys.values.get("architectures")
+    if given is not None and given != [wanted]:
+        raise UserError(f"{keys.place}: architectures is {shown(given)}; expected {shown([wanted])}, a language model")
+
+
+def _attention(keys: Keys) -> dict[str, Any]:
+    family, values = keys.family, keys.values
+    heads, kv_heads = keys.integer("num_attention_heads"), keys.get("num_key_value_heads", (int, type(None)))
+    section: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "qk_norm": family.qk_norm}
+    width = keys.get("hidden_size", (int,))
+    if family.has_head_dim:
+        section["head_dim"] = keys.get("head_dim", (int, type(None)))
+    elif values.get("head_dim") in (None, width // heads):
+        keys.asked.add("head_dim")
+    if family.bias in ("none", "qkv"):
+        section["bias"] = family.bias
+    else:
+        given = keys.flag(family.bias)
+        section["bias"] = {"qkv_bias": "qkv", "attention_bias": "all"}[family.bias] if given else "none"
+    return {**section, "rope_base": _rope_base(keys)}
+
+
+def _rope_base(keys: Keys) -> float:
+    """The base of the rotary angles, from rope_theta, or from rope_parameters as transformers 5 writes it."""
+    keys.asked |= {"rope_theta", "rope_scaling", "rope_parameters"}
+    found: list[float] = []
+    for key in ("rope_parameters", "rope_scaling"):
+        section = keys.values.get(key)
+        if section is None:
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"{keys.place}: {key} is {shown(section)}; expected an object or null")
+        kind = section.get("rope_type", section.get("type", "default"))
+        others = section.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+        if kind != "default" or others or section.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UserError(
+                f"{keys.place}: {key} is {shown(section)}: moeport has rotary positions of the type default only, for "
+                "the whole width of a head"
+            )
+        found += [section["rope_theta"]] if "rope_theta" in section else []
+    found += [keys.values["rope_theta"]] if "rope_theta" in keys.values else []
+    if any(type(base) not in (int, float) or base != found[0] for base in found):
+        raise UserError(f"{keys.place}: rope_theta is {' and '.join(map(shown, found))}; expected one number")
+    return float(found[0]) if found else keys.family.base
+
+
+def _check_window(keys: Keys, positions: int) -> None:
+    """Refuse attention to less than all earlier positions, unless the window is as long as any sequence."""
+    family = keys.family
+    if family.window is None:
+        return
+    types = keys.get("layer_types", (list, type(None))) if "layer_types" in family.defaults else None
+    if types is not None and not all(kind in ("full_attention", "sliding_attention") for kind in types):
+        raise UserError(f"{keys.place}: layer_types is {shown(types)}; expected full_attention for each layer")
+    window = keys.get("sliding_window", (int, type(None)))
+    is_on = family.window == "sliding_window" or keys.flag("use_sliding_window")
+    is_on = is_on if types is None else "sliding_attention" in types
+    if is_on and window and window < positions:
+        raise UserError(
+            f"{keys.place}: sliding_window is {window}: moeport attends to all earlier positions, of which there may "
+            f"be {positions} (max_position_embeddings); expected null, or a max_position_embeddings of at most {window}"
+        )
+
+
+def _dense_blocks(keys: Keys) -> dict[str, Any]:
+    """A feed-forward block as a mixture of one expert: its gate is 1 whatever the router says."""
+    router = {"name": "topk", "top_k": 1}
+    hidden = keys.integer("intermediate_size")
+    return {"moe": {"num_experts": 1, "expert_hidden": hidden, "router": router, "load_balance": {"coefficient": 0.0}}}
+
+
+def _experts(keys: Keys) -> dict[str, Any]:
+    family = keys.family
+    top_k, experts = keys.integer("num_experts_per_tok"), keys.integer(str(family.experts))
+    normalize = True if family.normalized == "always" else keys.flag("norm_topk_prob")
+    moe: dict[str, Any] = {
+        "num_experts": experts,
+        "expert_hidden": keys.integer(family.expert_hidden),
+        "router": {"name": "topk", "top_k": top_k, "normalize_gates": normalize},
+    }
+    found: dict[str, Any] = {"moe": moe}
+    layers = sparse = keys.integer("num_hidden_layers")
+    if family.has_dense_layers:
+        dense = keys.get("mlp_only_layers", (list, type(None))) or []
+        if not all(type(layer) is int and layer >= 0 for layer in dense):
+            raise UserError(f"{keys.place}: mlp_only_layers is {shown(dense)}; expected numbers of layers")
+        dense = sorted({layer for layer in dense if layer < layers})
+        every = keys.integer("decoder_sparse_step")
+        sparse = len({*range(every - 1, layers, every)} - {*dense})
+        moe |= {"every": every, "dense_layers": dense}
+        found["dense_hidden"] = keys.integer("intermediate_size")
+    if sparse == 0:
+        raise UserError(f"{keys.place}: decoder_sparse_step and mlp_only_layers leave no layer with experts")
+    if family.has_shared_expert:
+        hidden, width = keys.integer("shared_expert_intermediate_size"), moe["expert_hidden"]
+        many = hidden // width if hidden % width == 0 else 1
+        moe |= {"num_shared_experts": many, "shared_mixing": "sigmoid"}
+        moe |= {} if many * width == hidden else {"shared_hidden": hidden}
+    coefficient = keys.number("router_aux_loss_coef") * top_k / sparse
+    moe["load_balance"] = {"coefficient": coefficient}
+    return found

@@ -1,0 +1,262 @@
+"""A folder of the Hugging Face hub to a run folder, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeport.config import config_from_dict
+from moeport.config.schema import Config
+from moeport.convert.config_in import settings_of
+from moeport.convert.extra import check_extra, known_extra
+from moeport.convert.family import Family, family_of
+from moeport.convert.floats import DTYPES, decoded
+from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, copy_carried, read_folder
+from moeport.convert.parts import Layout, Part, parts
+from moeport.convert.record import FOLDER, Record, read_checksums, write_record
+from moeport.convert.text import end_of_text, tokenizer_of
+from moeport.core.parameters import ParameterSpec
+from moeport.data.tokenizer import Tokenizer
+from moeport.errors import ConfigError, DataError, RunError, UserError
+from moeport.files import make_folder
+from moeport.model.decoder import DecoderLM
+from moeport.training.checkpoint import save_streamed
+from moeport.training.checkpoint_meta import CheckpointMeta
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, refuse_used, write_config
+from moeport.training.tensor_file import NewTensor
+from moeport.version import VERSION
+
+Report = Callable[[str, int], None]
+"""Takes the name of a parameter that was written, and its number of bytes."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a folder."""
+
+    family: str
+    layout: Layout
+    parameters: int
+    """Number of elements."""
+    tensors: int
+    """Number of tensors read."""
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+
+
+def from_hf(
+    source: Path,
+    run_dir: Path,
+    *,
+    ignored: Collection[str] = (),
+    tokenizer: Path | None = None,
+    without_tokenizer: bool = False,
+    report: Report = lambda name, size: None,
+) -> Converted:
+    """Convert a folder to a run with one checkpoint, of step 0.
+
+    Args:
+        source: the folder, with config.json and safetensors.
+        run_dir: the run folder to make.
+        ignored: keys of config.json that are taken to have no effect.
+        tokenizer: a tokenizer.json, if the folder has none.
+        without_tokenizer: convert although there is no tokenizer.json.
+        report: is told of each parameter that was written.
+
+    Raises: UserError or DataError for everything in the folder that is missing, damaged, unknown or cannot be
+        expressed; nothing is dropped.
+    """
+    refuse_used(run_dir)
+    folder = read_folder(source)
+    family = family_of(folder.config["model_type"])
+    text = tokenizer_of(folder, tokenizer, without_tokenizer)
+    config = _config(folder, family, run_dir, ignored, text)
+    job = Job(folder, family, config)
+    make_folder(run_dir / FOLDER)
+    carried = copy_carried(source, run_dir / FOLDER)
+    if text is not None:
+        text.save(run_dir / TOKENIZER_FILE)
+    meta = CheckpointMeta(0, 0, None, text.fingerprint if text else None, "", config.model_dump(mode="json"), VERSION)
+    save_streamed(run_dir / CHECKPOINT_DIR, meta, job.tensors(report))
+    job.check_sums()
+    write_record(run_dir, job.record(ignored))
+    write_config(run_dir, config)
+    return Converted(
+        family.model_type, job.layout, sum(spec.size for spec in job.specs), len(folder.tensors), _notes(job, carried)
+    )
+
+
+@dataclass
+class Job:
+    """One conversion: the parts of the model, and the checksums of those that were read."""
+
+    folder: Folder
+    family: Family
+    config: Config
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model = self.config.model
+        self.vocab_size = int(model.vocab_size or 0)
+        self.specs = DecoderLM(model, self.vocab_size).parameter_specs()
+        self.layout, self.parts = self._parts()
+        self.extra = known_extra(self.folder, self.config)
+        shapes = {part.tensor: part.shape for part in self.parts}
+        shapes |= {name: self.folder.tensors[name].shape for name in self.extra}
+        check_tensors(self.folder, shapes, DTYPES)
+        for name in self.extra:
+            check_extra(self.folder, name, self.config)
+
+    def _parts(self) -> tuple[Layout, list[Part]]:
+        """The parts in the layout of which more tensors are there."""
+
+        def present(layout: Layout) -> int:
+            return len({part.tensor for part in by_layout[layout]} & self.folder.tensors.keys())
+
+        layouts: tuple[Layout, Layout] = ("experts", "fused")
+        by_layout = {layout: parts(self.family, self.config.model, self.vocab_size, layout) for layout in layouts}
+        best = max(layouts, key=present)
+        return best, by_layout[best]
+
+    def tensors(self, report: Report) -> list[NewTensor]:
+        """The parameters of the checkpoint, each filled by its parts while it is written."""
+        by_parameter: dict[str, list[Part]] = defaultdict(list)
+        for part in self.parts:
+            by_parameter[part.parameter].append(part)
+        found = []
+        for spec in self.specs:
+            own = sorted(by_parameter.pop(spec.name, []), key=lambda part: part.offset)
+            if not own and self.family.is_dense and spec.name.endswith("moe.router.weight"):
+                found.append(NewTensor(spec.name, "F32", spec.shape, partial(_zeros, spec)))
+                continue
+            check_cover(spec, own)
+            wide = any(self.folder.tensors[part.tensor].dtype == "F64" for part in own)
+            code = "F64" if wide else "F32"
+            found.append(NewTensor(spec.name, code, spec.shape, partial(self._read, spec.name, own, code, report)))
+        if by_parameter:
+            raise RunError(f"{next(iter(by_parameter))}: is in no model of the family {self.family.model_type}")
+        return found
+
+    def _read(self, name: str, own: Sequence[Part], code: str, report: Report) -> Iterator[bytes]:
+        size = 0
+        for part in own:
+            tensor, digest = self.folder.tensors[part.tensor], hashlib.sha256()
+            for block in tensor.blocks(part.start, part.size):
+                digest.update(block)
+                values = decoded(block, tensor.dtype)
+                if not np.isfinite(values).all():
+                    raise DataError(f"{tensor.file}: {part.label} holds a NaN or an infinity; use another checkpoint")
+                wide = values.astype("<f8", copy=False) if code == "F64" else values
+                size += wide.nbytes
+                yield wide.tobytes()
+            self.checksums[part.label] = digest.hexdigest()
+        report(name, size)
+
+    def check_sums(self) -> None:
+        """Compare what was read with the checksums beside the weights, if moeport wrote them.
+
+        Raises DataError, which names the first part, such as an expert, that is not what it was.
+        """
+        file = self.folder.path / CHECKSUMS
+        known = read_checksums(file)
+        if known is None:
+            return
+        wrong = [label for label, digest in self.checksums.items() if known.get(label) != digest]
+        if wrong:
+            more = f" (nor are {len(wrong) - 1} others)" if wrong[1:] else ""
+            raise DataError(
+                f"{file}: {wrong[0]} is not what was written{more}: the weights are damaged, or were changed; delete "
+                "the file if they were changed on purpose"
+            )
+
+    def record(self, ignored: Collection[str]) -> Record:
+        """What the run remembers of the folder."""
+        dtypes = {part.label: self.folder.tensors[part.tensor].dtype for part in self.parts}
+        return Record(
+            source=str(self.folder.path.resolve()),
+            family=self.family.model_type,
+            layout=self.layout,
+            config=self.folder.config,
+            dtypes=dtypes,
+            extra=self.extra,
+            ignored=list(ignored),
+            checksums=self.checksums,
+        )
+
+
+def check_cover(spec: ParameterSpec, own: Sequence[Part]) -> None:
+    """Refuse parts that leave an element of a parameter unset, or set it twice.
+
+    Args:
+        spec: the parameter.
+        own: its parts by offset.
+
+    Raises RunError.
+    """
+    place = 0
+    for part in own:
+        if part.offset != place:
+            what = "is not set" if part.offset > place else "is set twice"
+            raise RunError(f"{spec.name}: element {min(place, part.offset)} {what}, before {part.label}")
+        place += part.size
+    if place != spec.size:
+        raise RunError(f"{spec.name}: element {place} of {spec.size} is not set")
+
+
+def _zeros(spec: ParameterSpec) -> Iterable[bytes]:
+    return [bytes(4 * spec.size)]
+
+
+def _config(
+    folder: Folder, family: Family, run_dir: Path, ignored: Collection[str], tokenizer: Tokenizer | None
+) -> Config:
+    """The config of the run."""
+    place = str(folder.config_file)
+    found = settings_of(family, folder.config, place, ignored)
+    values: dict[str, Any] = {
+        "run": {"dir": str(run_dir)},
+        "model": found.model,
+        "data": {
+            "sequence_length": found.sequence_length,
+            "tokenizer": {"name": "file", "path": str(run_dir / TOKENIZER_FILE), "end_of_text": end_of_text(folder)},
+        },
+    }
+    if all(tensor.dtype == "F64" for tensor in folder.tensors.values()):
+        values["backend"] = {"dtype": "float64"}
+    try:
+        config = config_from_dict(values)
+    except ConfigError as error:
+        raise UserError(f"{place}: describes a model that moeport cannot build:\n{error}") from error
+    if tokenizer is not None and tokenizer.vocab_size > int(config.model.vocab_size or 0):
+        raise UserError(
+            f"{place}: vocab_size is {config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids; "
+            "expected a tokenizer that belongs to the model"
+        )
+    return config
+
+
+def _notes(job: Job, carried: Sequence[str]) -> tuple[str, ...]:
+    """What the user should know."""
+    config: Mapping[str, Any] = job.folder.config
+    notes = [f"carried along: {', '.join(carried) or 'no other files'}"]
+    if job.folder.left_aside:
+        notes.append(f"left aside, since the index does not name them: {', '.join(job.folder.left_aside)}")
+    if not job.family.is_dense:
+        coefficient = config.get("router_aux_loss_coef", job.family.defaults["router_aux_loss_coef"])
+        ours = job.config.model.moe.load_balance.coefficient
+        notes.append(
+            f"router_aux_loss_coef {coefficient} is model.moe.load_balance.coefficient {ours:.6g}: theirs weighs a sum "
+            "over the choices of a token, pooled over layers, and ours a mean over the choices in each layer"
+        )
+        if not config.get("output_router_logits"):
+            notes.append("transformers adds that loss with output_router_logits: true only; moeport always does")
+    if config.get("rope_theta") is None and "rope_parameters" not in config:
+        notes.append(f"config.json has no rope_theta; transformers takes {job.family.base:g}")
+    return tuple(notes)

@@ -1,0 +1,111 @@
+"""What a run remembers of the folder that it was converted from, for the way back: RUN_DIR/huggingface/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moeport.config import config_from_dict
+from moeport.config.schema import Config
+from moeport.convert.parts import Layout
+from moeport.errors import DataError
+from moeport.files import write_json
+from moeport.reading import check_types, read_json
+from moeport.training.checkpoint import read_meta
+from moeport.training.start_from import start_folders
+
+FOLDER, FILE = "huggingface", "moeport.json"
+FORMAT, VERSION = "moeport-huggingface", 1
+CHECKSUMS_FORMAT = "moeport-checksums"
+_MOST_STEPS_BACK = 100
+"""Runs of which each started from the next, after which a circle is assumed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A converted folder."""
+
+    source: str
+    """Where it was."""
+    family: str
+    """Its model_type."""
+    layout: Layout
+    """How it stored experts."""
+    config: dict[str, Any]
+    """Its config.json."""
+    dtypes: dict[str, str]
+    """Element type of each part, by label."""
+    extra: list[str]
+    """Tensors that say nothing new, such as the second copy of a tied embedding."""
+    ignored: list[str]
+    """Keys of config.json that the user says have no effect."""
+    checksums: dict[str, str]
+    """SHA-256 of the bytes of each part, by label."""
+
+
+def write_record(run_dir: Path, record: Record) -> None:
+    """Write a record into the folder of the carried files."""
+    write_json(run_dir / FOLDER / FILE, {"format": FORMAT, "format_version": VERSION, **asdict(record)})
+
+
+def find_record(run_dir: Path, config: Config) -> tuple[Record, Path] | None:
+    """The record of a run, or of the run whose weights it started from, and the folder of the carried files.
+
+    Raises DataError if it is damaged.
+    """
+    for _ in range(_MOST_STEPS_BACK):
+        if (run_dir / FOLDER / FILE).is_file():
+            return _read(run_dir / FOLDER / FILE), run_dir / FOLDER
+        before = config.training.start_from
+        if before is None or not before.exists():
+            return None
+        run_dir, checkpoint = start_folders(before)
+        config = config_from_dict(read_meta(checkpoint).config)
+    return None
+
+
+def checksums_text(checksums: Mapping[str, str]) -> dict[str, Any]:
+    """The contents of a file of checksums."""
+    return {"format": CHECKSUMS_FORMAT, "format_version": VERSION, "sha256": dict(checksums)}
+
+
+def read_checksums(file: Path) -> dict[str, str] | None:
+    """The checksums beside weights that moeport wrote; None if there are none.
+
+    Raises DataError if the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    values = _json(file, {"format": str, "sha256": {...: str}})
+    found: dict[str, str] = values["sha256"]
+    return found
+
+
+def _read(file: Path) -> Record:
+    form = {
+        "format": str,
+        "source": str,
+        "family": str,
+        "layout": str,
+        "config": dict,
+        "dtypes": {...: str},
+        "extra": [str],
+        "ignored": [str],
+        "checksums": {...: str},
+    }
+    values = _json(file, form)
+    return Record(**{key: values[key] for key in Record.__dataclass_fields__})
+
+
+def _json(file: Path, form: dict[Any, Any]) -> dict[str, Any]:
+    try:
+        values = read_json(file, limit=2**30)
+        check_types(values, form)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: {error}; delete it if it is not needed") from error
+    found: dict[str, Any] = values
+    return found

@@ -1,0 +1,315 @@
+"""A run to a folder as `save_pretrained` of transformers writes it, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeport.config import config_from_dict
+from moeport.config.data import ByteTokenizer as ByteConfig
+from moeport.config.schema import Config
+from moeport.convert.config_out import Difference, differences, fitting, keys_of, unsaid
+from moeport.convert.family import Family, family_of
+from moeport.convert.floats import CODES, decoded, encoded
+from moeport.convert.folder import CHECKSUMS, CONFIG, INDEX, WEIGHTS, copy_carried
+from moeport.convert.from_hf import Report, check_cover
+from moeport.convert.parts import Layout, Part, parts
+from moeport.convert.record import FILE, Record, checksums_text, find_record
+from moeport.core.parameters import ParameterSpec
+from moeport.data.tokenizer import ByteTokenizer
+from moeport.errors import CheckpointError, RunError, UserError
+from moeport.files import atomic_folder
+from moeport.model.decoder import DecoderLM
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint
+from moeport.training.checkpoint_meta import CheckpointMeta
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, end_of_text, read_config
+from moeport.training.tensor_file import NewTensor, StoredTensor, write_tensors
+
+EMBEDDING = "embedding.weight"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    family: str
+    tensors: int
+    files: int
+    """Number of files with tensors."""
+    verified: bool
+    """Whether every part has the checksum that it had when it was converted to moeport."""
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a folder is written."""
+
+    family: str | None = None
+    """A model_type; None: as the run was converted from, or the first that can express it."""
+    layout: Layout | None = None
+    """None: as in the folder that the run was converted from, or a tensor per expert."""
+    dtype: str | None = None
+    """Element type; None: as in that folder, or as in the checkpoint."""
+    shard_size: int = 5 * 10**9
+    """Most bytes of a file, unless one tensor is larger."""
+    checkpoint: str = "latest"
+    """latest, best or step-N."""
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes such as 500MB or 5GB. Raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B?)", text.strip().upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
+    if size < 1:
+        raise UserError(f"{text}: is no size; expected a number with KB, MB or GB, as in 5GB")
+    return size
+
+
+def to_hf(
+    run_dir: Path, target: Path, options: ExportOptions | None = None, report: Report = lambda name, size: None
+) -> Exported:
+    """Convert a checkpoint of a run to a folder, which appears once it is complete.
+
+    Raises: UserError if the model has something that no family of transformers has, which is named with the nearest;
+        CheckpointError if the checkpoint is damaged; RunError if a written part is not what was once read.
+    """
+    options = options or ExportOptions()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is already there; choose another folder, or remove it")
+    if not (run_dir / CHECKPOINT_DIR).is_dir():
+        read_config(run_dir)
+    meta, stored = open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))
+    config = config_from_dict(meta.config)
+    if config.data.is_images:
+        raise UserError(f"{run_dir}: was trained to classify images; expected the run of a language model")
+    found = find_record(run_dir, config)
+    record, carried = found or (None, None)
+    export = Export(run_dir, config, meta, stored, record, options)
+    with atomic_folder(target) as folder:
+        files = export.write_weights(folder, report)
+        verified = export.verify()
+        (folder / CONFIG).write_text(export.config_text(), encoding="utf-8")
+        (folder / CHECKSUMS).write_text(json.dumps(checksums_text(export.checksums)) + "\n", encoding="utf-8")
+        _carry(run_dir, config, carried, folder)
+    notes = [
+        f"only moeport's training uses {line}; config.json cannot say it"
+        for line in unsaid(config.model, export.family)
+    ]
+    return Exported(export.family.model_type, len(export.names), files, verified, tuple(notes))
+
+
+@dataclass
+class Export:
+    """One conversion: the parts of the model, and the checksums of those that were written."""
+
+    run_dir: Path
+    config: Config
+    meta: CheckpointMeta
+    stored: Mapping[str, StoredTensor]
+    record: Record | None
+    options: ExportOptions
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model = self.config.model
+        self.vocab_size = self._vocab_size()
+        self.specs = DecoderLM(model, self.vocab_size).parameter_specs()
+        _check_stored(self.stored, self.specs, self.run_dir)
+        self.family, self.keys = self._family()
+        layout = self.options.layout or (self.record.layout if self.record else "experts")
+        self.parts = parts(self.family, model, self.vocab_size, layout)
+        self._check_parts()
+        self.names = list(dict.fromkeys(part.tensor for part in self.parts)) + self._extra()
+
+    def _vocab_size(self) -> int:
+        if EMBEDDING not in self.stored:
+            raise CheckpointError(f"{self.run_dir}: the checkpoint has no {EMBEDDING}; use another one")
+        return self.config.model.vocab_size or self.stored[EMBEDDING].shape[0]
+
+    def _family(self) -> tuple[Family, dict[str, Any]]:
+        """The family, and the keys of config.json. Raises UserError if it lacks something that the model has."""
+        model, length = self.config.model, self.config.data.sequence_length
+        wanted = self.options.family or (self.record.family if self.record else None)
+        family, lacking = fitting(model, self.vocab_size, length)
+        if wanted is not None:
+            chosen = family_of(wanted)
+            own = differences(chosen, model, keys_of(chosen, model, self.vocab_size, length))
+            if self.options.family or not own:
+                family, lacking = chosen, own
+        if lacking:
+            raise UserError(_refusal(family, lacking, bool(self.options.family)))
+        return family, keys_of(family, model, self.vocab_size, length)
+
+    def _check_parts(self) -> None:
+        """Every parameter is written whole, except the router of a single expert, whose gate is always 1."""
+        own: dict[str, list[Part]] = {}
+        for part in self.parts:
+            own.setdefault(part.parameter, []).append(part)
+        for spec in self.specs:
+            if not (self.family.is_dense and spec.name.endswith("moe.router.weight")):
+                check_cover(spec, sorted(own.get(spec.name, []), key=lambda part: part.offset))
+
+    def _extra(self) -> list[str]:
+        """The head of a tied embedding, where the folder had a copy of it."""
+        has_copy = self.record is not None and "lm_head.weight" in self.record.extra
+        return ["lm_head.weight"] if has_copy and self.config.model.tie_embeddings else []
+
+    def code_of(self, label: str) -> str:
+        """Element type of a part."""
+        if self.options.dtype is not None:
+            return CODES[self.options.dtype]
+        default = self.stored[EMBEDDING].dtype
+        return self.record.dtypes.get(label, default) if self.record else default
+
+    def write_weights(self, folder: Path, report: Report) -> int:
+        """Write all tensors, in files of at most the chosen size; returns the number of files."""
+        tensors = self._tensors(report)
+        shards: list[list[NewTensor]] = [[]]
+        size = 0
+        for tensor in tensors:
+            if shards[-1] and size + tensor.num_bytes > self.options.shard_size:
+                shards.append([])
+                size = 0
+            shards[-1].append(tensor)
+            size += tensor.num_bytes
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, 1):
+            name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_tensors(folder / name, shard, {"format": "pt"})
+            weight_map |= {tensor.name: name for tensor in shard}
+        if len(shards) > 1:
+            total = sum(tensor.num_bytes for tensor in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return len(shards)
+
+    def _tensors(self, report: Report) -> list[NewTensor]:
+        own: dict[str, list[Part]] = {}
+        for part in self.parts:
+            own.setdefault(part.tensor, []).append(part)
+        if "lm_head.weight" in self.names and "lm_head.weight" not in own:
+            own["lm_head.weight"] = own["model.embed_tokens.weight"]
+        found = []
+        for name, several in own.items():
+            several = sorted(several, key=lambda part: part.start)
+            code = self.code_of(several[0].label)
+            found.append(NewTensor(name, code, several[0].shape, partial(self._write, name, several, code, report)))
+        return found
+
+    def _write(self, name: str, several: Sequence[Part], code: str, report: Report) -> Iterator[bytes]:
+        size = 0
+        for part in several:
+            tensor, digest = self.stored[part.parameter], hashlib.sha256()
+            for block in tensor.blocks(part.offset, part.size):
+                values = decoded(block, tensor.dtype)
+                out = encoded(values, code)
+                if not np.isfinite(decoded(out, code)).all():
+                    raise CheckpointError(_not_finite(part, values, code))
+                digest.update(out)
+                size += len(out)
+                yield out
+            self.checksums[part.label] = digest.hexdigest()
+        report(name, size)
+
+    def verify(self) -> bool:
+        """Compare what was written with what was once read, unless it was trained or is of another type.
+
+        Raises RunError, which names the first part, such as an expert, that differs.
+        """
+        record = self.record
+        untouched = self.meta.step == 0 and record is not None and (self.run_dir / "huggingface" / FILE).is_file()
+        if record is None or not untouched or record.family != self.family.model_type:
+            return False
+        same = {label for label in self.checksums if self.code_of(label) == record.dtypes.get(label)}
+        wrong = [label for label in same if self.checksums[label] != record.checksums.get(label)]
+        if wrong:
+            raise RunError(f"{min(wrong)}: is not what was read from {record.source}; convert it again")
+        return len(same) == len(self.checksums)
+
+    def config_text(self) -> str:
+        """config.json: that of the folder, as far as it still holds, with the keys that differ."""
+        family, record = self.family, self.record
+        code = self.code_of(self.parts[0].label)
+        base: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
+        base |= {"dtype": next(name for name, each in CODES.items() if each == code), "torch_dtype": None}
+        base = {key: value for key, value in base.items() if value is not None}
+        if record is None or record.family != family.model_type:
+            return _json({**base, **self.keys})
+        kept = {key: value for key, value in record.config.items() if key not in record.ignored}
+        if differences(family, self.config.model, kept) or self._coefficient_differs(kept):
+            renamed = {"rope_theta", "rope_scaling", "num_experts", "num_local_experts"}
+            kept = {key: value for key, value in record.config.items() if key not in renamed} | self.keys
+            kept["max_position_embeddings"] = record.config.get(
+                "max_position_embeddings", self.keys["max_position_embeddings"]
+            )
+        else:
+            kept = dict(record.config)
+        if self.options.dtype is not None:
+            kept["torch_dtype" if "torch_dtype" in kept else "dtype"] = self.options.dtype
+        return _json(kept)
+
+    def _coefficient_differs(self, kept: Mapping[str, Any]) -> bool:
+        """Whether the weight of the load-balancing loss is not the one in the folder's config.json."""
+        if self.family.is_dense:
+            return False
+        before = float(kept.get("router_aux_loss_coef", self.family.defaults["router_aux_loss_coef"]))
+        now = float(self.keys["router_aux_loss_coef"])
+        return abs(now - before) > 1e-9 * max(abs(before), abs(now))
+
+
+def _carry(run_dir: Path, config: Config, carried: Path | None, folder: Path) -> None:
+    """Write the files beside the weights: those of the folder that was converted, or the run's tokenizer."""
+    if carried is not None:
+        copy_carried(carried, folder)
+        (folder / FILE).unlink(missing_ok=True)
+    elif isinstance(config.data.tokenizer, ByteConfig):
+        ByteTokenizer().save(folder / TOKENIZER_FILE)
+    elif (run_dir / TOKENIZER_FILE).is_file():
+        (folder / TOKENIZER_FILE).write_bytes((run_dir / TOKENIZER_FILE).read_bytes())
+    if carried is None:
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end_of_text(config)}
+        (folder / "tokenizer_config.json").write_text(_json(settings), encoding="utf-8")
+
+
+def _check_stored(stored: Mapping[str, StoredTensor], specs: Iterable[ParameterSpec], run_dir: Path) -> None:
+    """Refuse a checkpoint whose parameters are not those of its config."""
+    shapes = {spec.name: spec.shape for spec in specs}
+    wrong = sorted(stored.keys() ^ shapes.keys())
+    wrong += [name for name, shape in shapes.items() if name in stored and stored[name].shape != shape]
+    wrong += [name for name, tensor in stored.items() if tensor.dtype not in ("F32", "F64")]
+    if wrong:
+        raise CheckpointError(
+            f"{run_dir}: the checkpoint does not fit the model of its config: {wrong[0]} is missing, unknown, or of "
+            "another shape or type; use another checkpoint"
+        )
+
+
+def _refusal(family: Family, lacking: Sequence[Difference], chosen: bool) -> str:
+    what = "the family that was asked for" if chosen else "the family that comes nearest"
+    listed = "; ".join(map(str, lacking))
+    return (
+        f"{family.model_type}, {what}, cannot express this model: {listed}. Train or upcycle to what it has, or keep "
+        "the checkpoint in moeport's format"
+    )
+
+
+def _not_finite(part: Part, values: np.ndarray, code: str) -> str:
+    if np.isfinite(values).all():
+        name = next(name for name, each in CODES.items() if each == code)
+        return f"{part.label}: {np.abs(values).max():.4g} is too large for {name}; choose another --dtype"
+    return f"{part.label}: holds a NaN or an infinity: the run had diverged; use an earlier checkpoint"
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,307 @@
+"""Runs to Hugging Face: what is written, what is refused, and that transformers computes the same with it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moeport.backends import get_backend
+from moeport.config import config_from_dict
+from moeport.config.training import BackendConfig
+from moeport.convert import from_hf as reading
+from moeport.convert import parts as parts_module
+from moeport.convert.from_hf import from_hf
+from moeport.convert.to_hf import ExportOptions, parse_size, to_hf
+from moeport.errors import CheckpointError, RunError, UserError
+from moeport.model.decoder import DecoderLM
+from moeport.training.checkpoint import load_checkpoint, save_checkpoint
+from moeport.training.run import train
+from tests.convert.folders import edit_json, hub_folder
+from tests.convert.runs import VOCABULARY, run_of
+from tests.support import assert_close, rng
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+TOKENS = rng(4).integers(0, VOCABULARY, (2, 9))
+TOP2 = {"name": "topk", "top_k": 2}
+
+
+def opened(folder):
+    """The model that transformers loads from a folder, which must set every one of its weights."""
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        output_loading_info=True,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
+def their_logits(folder):
+    with torch.no_grad():
+        return opened(folder)(torch.tensor(TOKENS), use_cache=False).logits.numpy()
+
+
+def our_logits(run, edit=lambda values: None):
+    (path,) = sorted((run / "checkpoints").iterdir())[-1:]
+    checkpoint = load_checkpoint(path)
+    values = json.loads(json.dumps(checkpoint.meta.config))
+    edit(values)
+    model = DecoderLM(config_from_dict(values).model, VOCABULARY)
+    return (
+        get_backend(BackendConfig(name="torch", device="cpu")).evaluation_model(model, checkpoint.model).logits(TOKENS)
+    )
+
+
+RUNS = {
+    "mixtral": {},
+    "mixtral, softmax after": {"moe": {"router": {**TOP2, "softmax": "after"}}},
+    "mixtral, wide heads": {"attention": {"head_dim": 6}, "tie_embeddings": True},
+    "qwen3_moe": {
+        "attention": {"qk_norm": True, "bias": "all"},
+        "num_layers": 4,
+        "moe": {"every": 2, "first_dense": 1},
+    },
+    "qwen3_moe, first layers dense": {
+        "attention": {"qk_norm": True},
+        "num_layers": 4,
+        "moe": {"every": 2, "first_dense": 2, "router": {**TOP2, "normalize_gates": False}},
+    },
+    "olmoe": {"attention": {"qk_norm": "whole"}, "moe": {"router": {**TOP2, "normalize_gates": False}}},
+    "qwen2_moe": {
+        "attention": {"bias": "qkv"},
+        "moe": {"num_shared_experts": 2, "shared_mixing": "sigmoid", "dense_layers": [0]},
+    },
+    "llama": {"moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
+    "qwen2": {"attention": {"bias": "qkv"}, "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
+    "qwen3": {"attention": {"qk_norm": True}, "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
+}
+
+
+@pytest.mark.parametrize(("name", "model"), RUNS.items(), ids=RUNS)
+def test_a_run_that_was_trained_here_opens_in_transformers(tmp_path, name, model):
+    run = run_of(tmp_path / "run", **model)
+    done = to_hf(run, tmp_path / "hub")
+    assert (done.family, done.verified) == (name.partition(",")[0], False)
+    assert_close(their_logits(tmp_path / "hub"), our_logits(run), 1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
+    assert tokenizer.encode("aé") == [97, 195, 169]
+    assert tokenizer.eos_token_id == 256
+
+
+REFUSED = {
+    "another router": ({"moe": {"router": {"name": "switch"}}}, r"model\.moe\.router\.name is switch, and .* is topk"),
+    "null experts": ({"moe": {"router": {"name": "adamoe"}}}, r"router\.name is adamoe, and the nearest .* is topk"),
+    "a capacity": ({"moe": {"capacity": {"policy": "factor"}}}, r"capacity\.policy is factor, .* is dropless"),
+    "added shared experts": (
+        {"attention": {"bias": "qkv"}, "moe": {"num_shared_experts": 1}},
+        r"qwen2_moe, .*: model\.moe\.shared_mixing is add, and the nearest that it has is sigmoid",
+    ),
+    "mixed shared experts": (
+        {"attention": {"bias": "qkv"}, "moe": {"num_shared_experts": 1, "shared_mixing": "softmax"}},
+        r"shared_mixing is softmax, and the nearest that it has is sigmoid",
+    ),
+    "a dense block beside": ({"moe": {"residual_hidden": 4}}, r"residual_hidden is 4, .* is 0"),
+    "a scaled output": ({"moe": {"routed_scaling_factor": 2.5}}, r"routed_scaling_factor is 2\.5, .* is 1\.0"),
+    "gelu": ({"moe": {"activation": "gelu"}}, r"activation is gelu, .* is swiglu"),
+    "plain gates without norms": (
+        {"moe": {"router": {**TOP2, "normalize_gates": False}}},
+        r"mixtral, .*: model\.moe\.router\.normalize_gates is False, and the nearest that it has is True",
+    ),
+    "two things at once": (
+        {"moe": {"activation": "gelu", "residual_hidden": 4}},
+        r"activation is gelu, .*; model\.moe\.residual_hidden is 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_no_family_has_is_refused_with_the_nearest(tmp_path, model, message):
+    run_of(tmp_path / "run", **model)
+    with pytest.raises(UserError, match=message):
+        to_hf(tmp_path / "run", tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_family_that_is_asked_for(tmp_path):
+    run = run_of(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"qwen3_moe, the family that was asked for, .*model\.attention\.qk_norm is False"
+    ):
+        to_hf(run, tmp_path / "hub", ExportOptions(family="qwen3_moe"))
+    with pytest.raises(UserError, match=r"model_type mixtrall: cannot be converted; .*did you mean mixtral\?"):
+        to_hf(run, tmp_path / "hub", ExportOptions(family="mixtrall"))
+
+
+def test_settings_of_training_that_config_json_cannot_say(tmp_path):
+    run = run_of(tmp_path / "run", output_z_loss=1e-4, moe={"router_z_loss": 1e-3, "load_balance": {"scope": "global"}})
+    notes = " ".join(to_hf(run, tmp_path / "hub").notes)
+    for line in ("model.output_z_loss: 0.0001", "model.moe.router_z_loss: 0.001", "load_balance.scope: global"):
+        assert f"only moeport's training uses {line}" in notes or line in notes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_types_are_rounded_as_torch_rounds(tmp_path, dtype):
+    values = {}
+    run = run_of(tmp_path / "run", change=values.update)
+    params = load_checkpoint(run / "checkpoints" / "step-000003").model
+    to_hf(run, tmp_path / "hub", ExportOptions(dtype=dtype))
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert config["dtype"] == dtype
+    from safetensors.torch import load_file
+
+    got = load_file(tmp_path / "hub" / "model.safetensors")
+    want = torch.tensor(params["layers.1.moe.router.weight"]).to(getattr(torch, dtype))
+    assert torch.equal(got["model.layers.1.block_sparse_moe.gate.weight"], want)
+    assert {value.dtype for value in got.values()} == {want.dtype}
+
+
+def test_numbers_that_the_type_cannot_hold(tmp_path):
+    def grow(params):
+        params["layers.0.moe.experts.w_out"][2, 0, 0] = 1e6
+
+    run = run_of(tmp_path / "run", change=grow)
+    with pytest.raises(
+        CheckpointError, match=r"experts\.2\.w2\.weight: 1e\+06 is too large for float16; choose another --"
+    ):
+        to_hf(run, tmp_path / "hub", ExportOptions(dtype="float16"))
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_diverged_run(tmp_path):
+    def spoil(params):
+        params["final_norm.weight"][2] = np.nan
+
+    run = run_of(tmp_path / "run", change=spoil)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight: holds a NaN or an infinity: the run had diverged"):
+        to_hf(run, tmp_path / "hub")
+
+
+def test_a_folder_that_is_in_use(tmp_path):
+    run = run_of(tmp_path / "run")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"hub: is already there; choose another folder, or remove it"):
+        to_hf(run, tmp_path / "hub")
+    with pytest.raises(UserError, match=r"hub: not a run folder"):
+        to_hf(tmp_path / "hub", tmp_path / "other")
+
+
+def test_sizes_of_files():
+    assert [parse_size(text) for text in ("5GB", "1.5 mb", "200", "3KB", "7B")] == [5 * 10**9, 1500000, 200, 3000, 7]
+    for text in ("", "GB", "-1GB", "5TB", "0", "1e3"):
+        with pytest.raises(UserError, match=r"is no size; expected a number with KB, MB or GB, as in 5GB"):
+            parse_size(text)
+
+
+def test_a_run_that_started_from_a_folder_goes_back_to_its_form(tmp_path):
+    """Trained in between: family, layout, type and other files are those of the folder, the weights are new."""
+    hub_folder(tmp_path / "hub", "qwen3_moe", layout="fused", attention_bias=True)
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "checkpoints" / "step-000000" / "meta.json").read_text())["config"]
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(2):
+        (text / f"{number}.txt").write_text(f"def f(x):\n    return x + {number}\n" * 40)
+    config["run"]["dir"] = str(tmp_path / "tuned")
+    config["data"] |= {
+        "source": {"name": "files", "paths": [str(text / "0.txt")], "validation_paths": [str(text / "1.txt")]},
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    config["training"] |= {"steps": 2, "batch_size": 2, "start_from": str(tmp_path / "run")}
+    config["metrics"] |= {"tensorboard": False, "report": False, "peak_tflops": 1.0}
+    config["backend"]["device"] = "cpu"
+    from rich.console import Console
+
+    train(config_from_dict(config), console=Console(quiet=True))
+    done = to_hf(tmp_path / "tuned", tmp_path / "back")
+    assert (done.family, done.verified) == ("qwen3_moe", False)
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert after == before
+    assert (tmp_path / "back" / "generation_config.json").read_text() == (
+        tmp_path / "hub" / "generation_config.json"
+    ).read_text()
+    assert_close(their_logits(tmp_path / "back"), our_logits(tmp_path / "tuned"), 1e-5)
+    assert np.abs(our_logits(tmp_path / "tuned") - our_logits(tmp_path / "run")).max() > 1e-4
+
+
+def rewrite(run, edit):
+    """Change the arrays of a converted checkpoint, with checksums that agree."""
+    (path,) = (run / "checkpoints").iterdir()
+    checkpoint = load_checkpoint(path)
+    edit(checkpoint.model)
+    save_checkpoint(path.parent, checkpoint.meta, checkpoint.model, {})
+
+
+def swap(params):
+    weights = params["layers.1.moe.experts.w_out"]
+    weights[[1, 2]] = weights[[2, 1]]
+
+
+def test_mutant_an_expert_swapped_on_the_way(tmp_path):
+    hub_folder(tmp_path / "hub")
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    rewrite(tmp_path / "run", swap)
+    with pytest.raises(
+        RunError, match=r"layers\.1\.block_sparse_moe\.experts\.1\.w2\.weight: is not what was read from"
+    ):
+        to_hf(tmp_path / "run", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_mutant_an_expert_swapped_in_a_folder_that_was_written_here(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    hub_folder(tmp_path / "hub")
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    to_hf(tmp_path / "run", tmp_path / "back", ExportOptions(layout="fused"))
+    from_hf(tmp_path / "back", tmp_path / "again")
+    values = load_file(tmp_path / "back" / "model.safetensors")
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    values[name][[0, 3]] = values[name][[3, 0]]
+    save_file(values, tmp_path / "back" / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"experts\.0\.w1\.weight is not what was written \(nor are 3 others\).*damaged"
+    ):
+        from_hf(tmp_path / "back", tmp_path / "third")
+    (tmp_path / "back" / "moeport-checksums.json").unlink()
+    from_hf(tmp_path / "back", tmp_path / "fourth")
+
+
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_mutant_a_part_left_unset(tmp_path, monkeypatch, place):
+    """A table that forgets a part, such as an expert's projection, is found before anything is written."""
+    hub_folder(tmp_path / "hub")
+
+    def forgetful(*arguments):
+        found = parts_module.parts(*arguments)
+        del found[place]
+        return found
+
+    monkeypatch.setattr(reading, "parts", forgetful)
+    with pytest.raises((RunError, UserError), match=r"is not set|unknown"):
+        from_hf(tmp_path / "hub", tmp_path / "run")
+
+
+def test_mutants_of_the_config_change_the_logits_or_are_refused(tmp_path):
+    """Gates that are not normalised, another rope base, another epsilon: each is far from transformers."""
+    hub_folder(tmp_path / "hub")
+    edit_json(tmp_path / "hub" / "config.json", lambda config: config.update(vocab_size=260))
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    want = their_logits(tmp_path / "hub")
+    assert_close(our_logits(tmp_path / "run"), want, 1e-5)
+
+    def plain_gates(values):
+        values["model"]["moe"]["router"]["normalize_gates"] = False
+
+    def other_base(values):
+        values["model"]["attention"]["rope_base"] = 1e6
+
+    def other_eps(values):
+        values["model"]["norm_eps"] = 1e-2
+
+    for mutant in (plain_gates, other_base, other_eps):
+        assert np.abs(our_logits(tmp_path / "run", mutant) - want).max() > 1e-3 * np.abs(want).max()
