@@ -31,7 +31,7 @@ ScriptFlags = Annotated[
     Script,
     Flags(
         slurm=output_file("--slurm", help="Write a script for sbatch instead of printing commands."),
-        gpus_per_node=typer.Option(min=1, help="For the script: GPUs per node.", show_default=False),
+        gpus_per_node=typer.Option(min=1, help="For the script: GPUs, or NPUs, per node.", show_default=False),
         time=typer.Option(help="For the script: time limit, such as 02:00:00.", show_default=False),
         partition=typer.Option(help="For the script: Slurm's partition.", show_default=False),
         cpus_per_rank=typer.Option(
@@ -58,12 +58,13 @@ def launch(
     --master-addr node-0
     """
     from moeport.config import load_config
-    from moeport.training.ranks import check_ranks, check_trains
+    from moeport.training.ranks import check_ranks, check_trains, npu_needs
 
     config = load_config(file, overrides or ())
     check_trains(config)
     check_ranks(config, nodes.ranks)
     job = TrainingJob(file, nodes, overrides or (), resume, run, script)
-    code = job.launch(config.backend.name, config.checkpoint.interval, typer.echo)
+    needs = npu_needs(config, nodes.ranks)
+    code = job.launch(config.backend.name, config.checkpoint.interval, typer.echo, needs)
     if run or code:
         raise typer.Exit(code)

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from moeport.launch import last_words
+from moeport.launch import last_words, npu
+from moeport.launch.npu import NpuJob
 from moeport.launch.script import slurm_script
 from moeport.stopping import INTERRUPTED, handled, install, restore
 
@@ -38,6 +39,13 @@ class LaunchSpec:
     """Arguments of `moeport`."""
     max_restarts: int = 0
     """How often torchrun restarts the ranks after a failure; msrun does not restart them."""
+    npus: NpuJob | None = None
+    """What the job is like, if its ranks compute on Ascend NPUs."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Environment variables that the launcher is started with, unless they are set."""
+        return npu.settings(self.npus) if self.npus else {}
 
     def meeting(self, host: str | None, port: int | None) -> tuple[str, int] | None:
         """Host and port where the launchers of all nodes meet; None where torchrun finds a free port by itself.
@@ -72,9 +80,11 @@ class LaunchSpec:
         Raises UserError for an option that sbatch would misread.
         """
         asked = {"job-name": "moeport", "nodes": str(self.nodes), "ntasks-per-node": "1", **options}
+        given = npu.settings(self.npus, scheduled=True) if self.npus else {}
         launcher = [self.launcher, *self._place("$SLURM_NODEID", "$MASTER_ADDR", "$MASTER_PORT")]
         resumes = self.arguments[0] == "train" and "--resume" not in self.arguments
-        return slurm_script(asked, self.ranks_per_node, launcher, self._ranks(), resumes)
+        start = [*(["--npus"] if self.npus else []), *launcher]
+        return slurm_script(asked, self.ranks_per_node, start, self._ranks(), resumes, given)
 
     def _place(self, node: str, host: str, port: str) -> list[str]:
         if self.launcher == "torchrun":
@@ -88,25 +98,30 @@ class LaunchSpec:
             sizes = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.ranks_per_node}", *restarts]
             return [*sizes, "-m", "moeport", *self.arguments]
         workers = [f"--worker_num={self.nodes * self.ranks_per_node}", f"--local_worker_num={self.ranks_per_node}"]
-        return [*workers, "--join=True", "python", "-m", "moeport", *self.arguments]
+        bound = ["--bind_core=True"] if self.npus and self.ranks_per_node > 1 else []
+        return [*workers, *bound, "--join=True", "python", "-m", "moeport", *self.arguments]
 
 
-def run(command: Sequence[str]) -> int:
+def run(command: Sequence[str], settings: Mapping[str, str] | None = None) -> int:
     """Runs the command of a node until it exits. A signal that asks for an end reaches the ranks, which save the run.
 
     What ranks have said last is said again, below the launcher's own report.
 
+    Args:
+        command: as `LaunchSpec.command` returns it.
+        settings: environment variables of the launcher and its ranks; those that are set stay.
+
     Returns: the exit code, of the ranks if they have said why they ended; 130 after a signal.
     """
     with tempfile.TemporaryDirectory(prefix="moeport-") as folder:
-        code = _run(command, Path(folder))
+        code = _run(command, Path(folder), settings or {})
         words = last_words.read(Path(folder)) if code not in (0, INTERRUPTED) else []
     for said in words[-SAID_AGAIN:]:
         sys.stderr.write(f"{said.text}\n")
     return words[-1].code if words else code
 
 
-def _run(command: Sequence[str], folder: Path) -> int:
+def _run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> int:
     """Runs it; ranks leave their last words in the folder."""
     launcher, signals = command[0], list[int]()
     started: list[subprocess.Popen[bytes]] = []
@@ -119,7 +134,7 @@ def _run(command: Sequence[str], folder: Path) -> int:
     before = install(stop)
     try:
         with handled():
-            started.append(_start(command, folder))
+            started.append(_start(command, folder, settings))
             if signals:
                 _stop(started[0], launcher, again=False)
             code = started[0].wait()
@@ -128,14 +143,14 @@ def _run(command: Sequence[str], folder: Path) -> int:
     return INTERRUPTED if signals else code
 
 
-def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
     launcher = command[0]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # msrun requires the word `python`
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:  # Slurm may send a signal to every process of a step, and launchers would die of these two
         return subprocess.Popen(
             [*_ends_with_this(launcher), MODULES[launcher], *command[1:]],
-            env=os.environ
+            env={**settings, **os.environ}
             | {"PATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS), last_words.FOLDER: str(folder)},
             start_new_session=True,  # or Ctrl-C would arrive twice: from the terminal and from here
         )

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def interfaces() -> list[dict[str, Any]]:
         }
         for _, name in socket.if_nameindex()
     ]
+
+
+def interface_towards(host: str) -> str | None:
+    """Name of the interface of this machine from which a host is reached; None if it is not known, or its own only."""
+    with suppress(OSError, UnicodeError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect((host, 9))  # of a datagram socket: chooses a way, and sends nothing
+        own = asking.getsockname()[0]
+        found = [each["name"] for each in interfaces() if each["address"] == own]
+        return found[0] if found and found[0] != "lo" else None
+    return None
 
 
 def network() -> dict[str, Any]:

@@ -18,7 +18,7 @@ _TIME = re.compile(
 _SCRIPT = """\
 #!/bin/bash
 {options}
-# Adapt this: options that your site requires, such as #SBATCH --account=NAME, memory, or --gres=npu:8 for NPUs.
+# Adapt this: options that your site requires, such as #SBATCH --account=NAME or memory.
 
 # Adapt this: activate the Python environment that has moeport, for example with
 # source .venv/bin/activate
@@ -31,7 +31,7 @@ export MASTER_ADDR MASTER_PORT
 # Each Slurm task is the launcher of a node, so its cores are divided among the {ranks} ranks of the node.
 cores=${{SLURM_CPUS_PER_TASK:-${{SLURM_CPUS_ON_NODE:-1}}}}
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$((cores > {ranks} ? cores / {ranks} : 1))}}
-
+{settings}
 arguments=({arguments})
 {resume}
 # Slurm sends USR1 {seconds} s before the time limit: the run saves and ends, and the job is queued again.
@@ -51,13 +51,21 @@ if [ -n "$asked" ] && [ "$code" -ne 0 ]; then
 fi
 exit "$code"
 """
+_SETTINGS = """
+# What HCCL and the framework need on NPUs, unless you set it: docs/ascend.md.
+"""
 _RESUME = """\
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || arguments+=(--resume)
 """
 
 
 def slurm_script(
-    options: Mapping[str, str], ranks_per_node: int, launcher: Sequence[str], arguments: Sequence[str], resumes: bool
+    options: Mapping[str, str],
+    ranks_per_node: int,
+    launcher: Sequence[str],
+    arguments: Sequence[str],
+    resumes: bool,
+    settings: Mapping[str, str],
 ) -> str:
     """The text of the script.
 
@@ -67,6 +75,7 @@ def slurm_script(
         launcher: the command that starts the ranks of a node, up to its arguments; its words may contain variables.
         arguments: the words that follow it, as they are.
         resumes: whether the command takes `--resume` once the job has been queued again.
+        settings: environment variables of the job, where they are not set.
 
     Raises UserError for an option that sbatch would misread.
     """
@@ -85,6 +94,9 @@ def slurm_script(
         start=shlex.quote(f'exec python -m moeport.launch.node {" ".join(launcher)} "$@"'),
         arguments=shlex.join(arguments),
         resume=_RESUME if resumes else "",
+        settings="".join([_SETTINGS, *(f"export {name}=${{{name}:-{value}}}\n" for name, value in settings.items())])
+        if settings
+        else "",
     )
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from moeport.config.schema import Config
 from moeport.errors import UserError
 from moeport.facts import BACKENDS, training_backends
+from moeport.launch.training import NpuNeeds
+
+BYTES = {"float64": 8, "float32": 4}
+"""Of one number by compute type; 2 in any other."""
 
 
 def check_trains(config: Config) -> None:
@@ -58,3 +62,17 @@ def check_ranks(config: Config, ranks: int) -> None:
             f"{training.gradient_accumulation} micro-batches (training.gradient_accumulation); expected a multiple of "
             f"{parts}, such as {nearest}"
         )
+
+
+def npu_needs(config: Config, ranks: int) -> NpuNeeds | None:
+    """What `moeport launch` has to know of a job on NPUs; None where `backend.device` is not npu.
+
+    Args:
+        config: one that fits the ranks.
+        ranks: number of processes in the job.
+    """
+    if config.backend.device != "npu":
+        return None
+    sequences = config.training.batch_size // (ranks * config.training.gradient_accumulation)
+    numbers = sequences * config.data.tokens_per_sequence * config.model.d_model
+    return NpuNeeds(config.comm.timeout, numbers * BYTES.get(config.backend.dtype, 2))

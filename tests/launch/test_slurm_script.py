@@ -30,7 +30,7 @@ SCRIPT = """\
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
-# Adapt this: options that your site requires, such as #SBATCH --account=NAME, memory, or --gres=npu:8 for NPUs.
+# Adapt this: options that your site requires, such as #SBATCH --account=NAME or memory.
 
 # Adapt this: activate the Python environment that has moeport, for example with
 # source .venv/bin/activate
