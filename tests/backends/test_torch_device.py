@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from moeport.ascend.checks import Finding
 from moeport.ascend.table import DETERMINISM
 from moeport.backends import get_backend
 from moeport.backends.torch import backend, device
@@ -41,8 +42,7 @@ def test_the_named_accelerator_is_used(monkeypatch):
     ("name", "present", "found"),
     [
         ("cuda", None, "it sees no accelerator"),
-        ("npu", None, "it sees no accelerator"),
-        ("npu", "cuda", "its accelerator is cuda"),
+        ("cuda", "npu", "its accelerator is npu"),
     ],
 )
 def test_an_absent_accelerator_is_refused(monkeypatch, name, present, found):
@@ -53,6 +53,29 @@ def test_an_absent_accelerator_is_refused(monkeypatch, name, present, found):
         f"backend.device: {name} is not usable: this is PyTorch {torch.__version__} and {found}; "
         f"set backend.device to auto, or install a PyTorch build and driver for {name}"
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "autoload", "mend"),
+    [
+        ([], None, "install torch-npu, CANN and the driver, as docs/ascend.md describes"),
+        ([], "0", "as docs/ascend.md describes; unset TORCH_DEVICE_BACKEND_AUTOLOAD"),
+        (
+            [Finding("doubtful", "torch-npu", "x", "y"), Finding("wrong", "CANN", "none is found", "install it")],
+            None,
+            "mend what keeps torch-npu from it: CANN: none is found; install it",
+        ),
+    ],
+)
+def test_an_absent_npu_is_refused_with_what_is_wrong(monkeypatch, wrong, autoload, mend):
+    accelerator(monkeypatch, None)
+    monkeypatch.setattr(device, "findings", lambda machine: wrong)
+    monkeypatch.setattr(device.os, "environ", {device.AUTOLOAD: autoload} if autoload else {})
+    monkeypatch.setattr(device, "machine", lambda: None)
+    with pytest.raises(BackendUnavailableError) as caught:
+        resolve_device("npu")
+    assert str(caught.value).startswith("backend.device: npu is not usable: this is PyTorch ")
+    assert str(caught.value).endswith(mend)
 
 
 def test_measured_speed_is_that_of_a_product():

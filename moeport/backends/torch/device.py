@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
 
+from moeport.ascend.checks import findings
+from moeport.ascend.installed import machine
+from moeport.ascend.trouble import AUTOLOAD
 from moeport.errors import BackendUnavailableError
 
 SMALLEST = 256
@@ -29,9 +33,21 @@ def resolve_device(name: str) -> torch.device:
         found = f"its accelerator is {present.type}" if present else "it sees no accelerator"
         raise BackendUnavailableError(
             f"backend.device: {name} is not usable: this is PyTorch {torch.__version__} and {found}; "
-            f"set backend.device to auto, or install a PyTorch build and driver for {name}"
+            f"set backend.device to auto, or {_install(name)}"
         )
     return present
+
+
+def _install(device: str) -> str:
+    """How a device that PyTorch does not see becomes usable."""
+    if device != "npu":
+        return f"install a PyTorch build and driver for {device}"
+    wrong = [finding for finding in findings(machine()) if finding.severity == "wrong"]
+    if wrong:
+        return f"mend what keeps torch-npu from it: {wrong[0]}"
+    return "install torch-npu, CANN and the driver, as docs/ascend.md describes" + (
+        f"; unset {AUTOLOAD}" if os.environ.get(AUTOLOAD) == "0" else ""
+    )
 
 
 def describe_device(device: torch.device) -> str:
