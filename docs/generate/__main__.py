@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ascend
 import configuration
 import exchanges
 import metrics
@@ -18,6 +19,12 @@ from regions import filled
 ROOT = Path(__file__).parents[2]
 PIECES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"routers": routers.sentence},
+    "docs/ascend.md": {
+        "versions": ascend.versions,
+        "determinism": ascend.determinism,
+        "launch": ascend.launch,
+        "variables": ascend.variables,
+    },
     "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},

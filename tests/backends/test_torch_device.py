@@ -42,7 +42,7 @@ def test_the_named_accelerator_is_used(monkeypatch):
     ("name", "present", "found"),
     [
         ("cuda", None, "it sees no accelerator"),
-        ("cuda", "npu", "its accelerator is npu"),
+        ("cuda", "xpu", "its accelerator is xpu"),
     ],
 )
 def test_an_absent_accelerator_is_refused(monkeypatch, name, present, found):

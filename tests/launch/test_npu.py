@@ -13,7 +13,7 @@ from moeport.ascend.installed import Machine
 from moeport.errors import BackendUnavailableError, UserError
 from moeport.launch import commands, npu, training
 from moeport.launch.commands import LaunchSpec
-from moeport.launch.npu import SETTINGS, NpuJob, check_visible, on_node, settings
+from moeport.launch.npu import NpuJob, check_visible, on_node, settings
 from tests.comm.jobs import ROOT
 from tests.launch.test_launch_command import config, moeport  # noqa: F401  (a fixture)
 
@@ -187,9 +187,13 @@ def test_a_launcher_that_torch_npu_would_end_is_not_started(moeport, monkeypatch
     assert (code, err) == (2, "error: PyTorch does not start: why; how\n")
 
 
-def test_the_variables_are_documented():
-    page = (ROOT / "docs/ascend.md").read_text()
-    assert [name for name in SETTINGS if f"`{name}`" not in page] == []
+def test_the_documentation_shows_what_is_printed(moeport, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(ROOT)
+    block = (ROOT / "docs/ascend.md").read_text().partition("## Several NPUs")[2].partition("```console\n")[2]
+    shown = [one.partition("\n") for one in block.partition("```")[0].split("$ moeport ")[1:]]
+    assert len(shown) == 2
+    for command, _, printed in shown:
+        assert moeport(*command.split()) == (0, printed, "")
 
 
 def test_the_switch_of_a_node_is_not_the_launchers(tmp_path):

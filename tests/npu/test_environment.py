@@ -1,4 +1,4 @@
-"""What the real torch_npu does where CANN is missing or variables contradict each other, and how moeport explains it."""
+"""What the real torch_npu does without CANN or with contradictory variables, and how moeport explains it."""
 
 import os
 import subprocess
