@@ -14,6 +14,7 @@ from typing import Any
 MAX_BYTES = 64 * 2**20
 """Greatest size of a file that is read as a whole, such as a config, a manifest or a tokenizer.json. The largest
 tokenizer.json in use has half of it."""
+_BLOCK = 2**20
 _KINDS = (
     (stat.S_ISFIFO, "it is a named pipe"),
     (stat.S_ISSOCK, "it is a socket"),
@@ -55,11 +56,15 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file or is larger. `strerror` says so.
     """
+    data = bytearray()
     with open_file(path) as file:
-        data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
-    if data is None or len(data) > limit:
+        is_larger = os.fstat(file.fileno()).st_size > limit
+        while not is_larger and (block := file.read(_BLOCK)):  # a read of all at once would take the limit's memory
+            data += block
+            is_larger = len(data) > limit
+    if is_larger:
         raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
-    return data
+    return bytes(data)
 
 
 def read_text(path: Path | str, limit: int = MAX_BYTES) -> str:

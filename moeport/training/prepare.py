@@ -139,6 +139,11 @@ def _params(
         return starting_weights(config.training.start_from, specs, task.tokenizer_fingerprint)
     if checkpoint is None:
         return initial_parameters(specs, config.training.seed, task.token_counts)
+    if not checkpoint.meta.data:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds converted weights and no training that could be resumed; start a run from them "
+            f"with --set training.start_from={config.run.dir} --set run.dir=FOLDER"
+        )
     for line in announced(check_resumable(config, checkpoint), checkpoint.meta.step, config.training.steps):
         say(line)
     check_parameters(checkpoint, specs)

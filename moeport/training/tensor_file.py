@@ -36,7 +36,7 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 """Bytes of an element of each type, by its name in the format."""
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2**20
 """Most bytes that are read at once."""
 _MAX_HEADER = 100 * 2**20
 _LFS_POINTER = b"version https://git-lfs"
