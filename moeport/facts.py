@@ -7,13 +7,28 @@ comparing names, so that a new backend needs only a folder in `moeport/backends`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Launcher = Literal["torchrun", "msrun"]
 """Command that starts ranks."""
 
 _ALL = ("float32", "bfloat16", "float64")
+_SINGLE_OR_HALF = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class FusedKernel:
+    """A fused operator that may stand in for a kernel of `Ops`, or for the step of the optimiser."""
+
+    kernel: str
+    """The kernel, or `adamw`."""
+    name: str
+    """The operator, as `backend.kernels` names it."""
+    dtypes: tuple[str, ...] = _ALL
+    """Types of the activations that its documentation names."""
+    limits: str = ""
+    """What its documentation allows, in words; where a model asks for more, the composition serves it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,8 @@ class BackendFacts:
     """Whether it can recompute activations in the backward pass."""
     shards: bool = False
     """Whether it can divide parameters, gradients and optimiser state among ranks, which is then the default."""
+    fused: Mapping[str, tuple[FusedKernel, ...]] = field(default_factory=dict)
+    """Fused operators by device. Each is tried before it is used; of several for a kernel, the first that passes is."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -62,10 +79,62 @@ class BackendFacts:
             return self.dtypes[device]
         return tuple(dtype for dtype in _ALL if any(dtype in found for found in self.dtypes.values()))
 
+    def fused_on(self, device: str) -> tuple[FusedKernel, ...]:
+        """Fused operators on a device; for `auto`, those of all its devices."""
+        found = self.fused.values() if device == "auto" else [self.fused.get(device, ())]
+        return tuple(fused for each in found for fused in each)
+
     def joins(self, launcher: str) -> bool:
         """Whether its ranks can be started by this launcher."""
         return launcher in (self.launcher, *self.other_launchers)
 
+
+_TORCH_NPU = (
+    FusedKernel("rms_norm", "npu_rms_norm", _SINGLE_OR_HALF, "2 to 8 dimensions"),
+    FusedKernel(
+        "rope",
+        "npu_rotary_mul",
+        _SINGLE_OR_HALF,
+        "heads of an even width below 896; fewer than 1000 sequences, and fewer than 1000 heads",
+    ),
+    FusedKernel(
+        "attention",
+        "npu_fusion_attention",
+        _SINGLE_OR_HALF,
+        "1 to 256 query heads, a multiple of the key and value heads; heads of width 1 to 768, in float32 a multiple "
+        "of 4; 1 to 1,048,576 positions",
+    ),
+    FusedKernel("swiglu", "npu_swiglu", _SINGLE_OR_HALF, "an even width; 1 to 8 dimensions"),
+    FusedKernel(
+        "grouped_mlp",
+        "npu_grouped_matmul",
+        _SINGLE_OR_HALF,
+        "up to 1024 experts on a rank; widths below 65,536",
+    ),
+    FusedKernel(
+        "permute",
+        "npu_moe_token_permute",
+        _SINGLE_OR_HALF,
+        "tokens choose experts, up to 512 each; fewer than 16,777,215 assignments",
+    ),
+    FusedKernel(
+        "unpermute",
+        "npu_moe_token_unpermute",
+        _SINGLE_OR_HALF,
+        "tokens choose experts, up to 512 each; fewer than 16,777,215 assignments",
+    ),
+    FusedKernel("adamw", "_fused_adamw_", ("float32",)),
+)
+"""Not run on hardware. From the documentation of op-plugin and, for permute and unpermute, of the CANN operators that
+they call; the multiple of 4 is what torch-npu's own scaled_dot_product_attention asks for.
+"""
+_MINDSPORE_NPU = (
+    FusedKernel("rms_norm", "mindspore.ops.rms_norm"),
+    FusedKernel("swiglu", "mindspore.ops.swiglu"),
+    FusedKernel("rope", "mindspore.ops.rotary_position_embedding"),
+    FusedKernel("attention", "mindspore.ops.flash_attention_score"),
+)
+"""Not run on hardware."""
 
 BACKENDS: Mapping[str, BackendFacts] = {
     "torch": BackendFacts(
@@ -83,6 +152,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         extensions=("torch-npu",),
         recomputes=True,
         shards=True,
+        fused={"npu": _TORCH_NPU},
     ),
     "mindspore": BackendFacts(
         module="moeport.backends.mindspore.backend",
@@ -95,6 +165,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         trains=True,
         compiles=True,
         compiles_on_ranks=True,
+        fused={"npu": _MINDSPORE_NPU},
     ),
     "numpy": BackendFacts(
         module="moeport.backends.numpy_ref.backend",

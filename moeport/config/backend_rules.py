@@ -1,6 +1,9 @@
 """Rules about what the chosen backend can do."""
 
+from typing import Any
+
 from moeport.config.rule import Rule
+from moeport.errors import choices
 from moeport.facts import BACKENDS
 
 _LABELS = {"cpu": "the CPU", "cuda": "NVIDIA GPUs", "npu": "Ascend NPUs"}
@@ -40,6 +43,22 @@ def _dtypes(name: str, device: str) -> tuple[str, ...]:
     return BACKENDS[name].dtypes_on(device if _runs_on(device, name) else "auto")
 
 
+def _kernel_fault(kernels: str | dict[str, Any], name: str, device: str) -> tuple[str, str]:
+    """What is wrong with the first choice that is, and what was expected; empty if nothing is."""
+    if isinstance(kernels, str):
+        return "", ""
+    known = dict.fromkeys(fused.kernel for facts in BACKENDS.values() for fused in facts.fused_on("auto"))
+    for kernel, choice in kernels.items():
+        if kernel not in known:
+            return f"{kernel} is no kernel that can be chosen", choices(kernel, known).removeprefix("expected ")
+        on_device = BACKENDS[name].fused_on(device if _runs_on(device, name) else "auto")
+        allowed = ["auto", "default", *(fused.name for fused in on_device if fused.kernel == kernel)]
+        if choice not in allowed:
+            where = f"backend {name}" if device == "auto" else f"backend {name} on {_label(device)}"
+            return f"{where} has no {kernel} named {choice}", choices(choice, allowed).removeprefix("expected ")
+    return "", ""
+
+
 def _label(device: str) -> str:
     return _LABELS.get(device, device)
 
@@ -52,6 +71,12 @@ def _either(*choices: str) -> str:
 BACKEND_RULES = (
     Rule(("backend.device", "backend.name"), _runs_on, _wrong_device, _expected_device),
     Rule(("backend.dtype", "backend.name", "backend.device"), _computes_in, _wrong_dtype, _expected_dtype),
+    Rule(
+        ("backend.kernels", "backend.name", "backend.device"),
+        lambda *values: not any(_kernel_fault(*values)),
+        lambda *values: _kernel_fault(*values)[0],
+        lambda *values: _kernel_fault(*values)[1],
+    ),
     Rule(
         ("backend.compile", "backend.name"),
         lambda compiled, name: BACKENDS[name].compiles or not compiled,

@@ -111,7 +111,7 @@ def schema_problems(root: Node, errors: Sequence[ErrorDetails]) -> Iterator[Prob
         elif dotted(parts) not in bad:
             found = [_bad_value(root, parts, section, each) for each in alternatives[parts]]
             bad.add(dotted(parts))
-            yield next((problem for problem in found if problem.hint), found[0])
+            yield max(found, key=lambda problem: (bool(problem.hint), len(problem.key)))
 
 
 def _unknown_key(root: Node, parts: Parts, section: type[Section], *, guess: bool) -> Problem:
@@ -150,6 +150,9 @@ def _bad_value(root: Node, parts: Parts, section: type[Section], error: ErrorDet
     expected = describe_item(section, name) if item else describe(section, name)
     if error["type"] == "path":  # a path that cannot be expanded; its message says what to write
         expected = ""
+    if isinstance(node.value, dict) and error["loc"][-1] in node.value:  # a value of a mapping with keys of its own
+        parts, expected = (*parts, error["loc"][-1]), "a string"
+        node = root.at(*parts)
     got = "" if node.value is None else node.text
     hint = _meant_value(node, dotted(parts), section.model_fields[name], error["type"])
     return Problem(dotted(parts), _wrong(node.value, error), got, expected, hint, node.place)

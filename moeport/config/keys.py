@@ -174,6 +174,8 @@ def _describe(schema: dict[str, Any]) -> str:
         case "array":
             least = f", at least {schema['minItems']}" if "minItems" in schema else ""
             return f"a list of {_describe(schema['items']).removeprefix('a ')}s{least}"
+        case "object":
+            return "a mapping"
     return "a path" if schema.get("format") == "path" else "a string"
 
 

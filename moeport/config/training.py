@@ -177,5 +177,9 @@ class BackendConfig(Section):
     compile: bool | None = None
     """Compile the model: with torch.compile (off by default), or as a MindSpore graph (on by default; without it a step
     takes about 20 times as long)."""
+    kernels: Literal["auto", "default"] | dict[str, str] = "auto"
+    """Fused operators of the device. auto: those that give the values and gradients of the default composition when
+    they are tried at the start. default: none. Or by kernel, such as {attention: default, swiglu: npu_swiglu}; an
+    operator that is named must pass its trial, and kernels left out are auto."""
     deterministic: bool = True
     """Refuse operations whose results can differ in their bits from run to run."""

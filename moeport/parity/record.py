@@ -96,6 +96,7 @@ def _record(
     if steps and not recording.trajectory:
         recording.notes.append(f"{NO_TRAINING}{backend.name} does not train")
     recording.tensors = recorder.finish()
+    recording.environment["kernels"] = backend.kernel_choices()  # now that it is known what they could not serve
     recording.non_finite = find_first(subject, recording, trained, replayed)
     return recording
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from typing_extensions import override
 
-from moeport.backends.torch.ops import TorchOps
+from moeport.backends.torch.fused import operations
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing, SoftRouting, Topology
 from moeport.errors import UserError
 from moeport.model.moe import MoELayer
 from moeport.model.moe_metrics import MoEMetrics
 from moeport.torch.calls import add_up, on_host, over_ranks
-from moeport.torch.options import MoEOptions, layer_config
+from moeport.torch.options import MoEOptions, checked_kernels, layer_config
 from moeport.torch.part import Holder, Part
 from moeport.torch.refusals import refuse, refuse_capture, refuse_replica
 
@@ -48,6 +48,8 @@ class MoE(Holder):
             drawn from torch's generator, as those of any module, so that each layer has its own.
         device: device of the parameters. Default: torch's default device.
         dtype: type of the parameters. Default: torch's default type. The state of routers and capacities keeps float32.
+        kernels: fused operators of the device, as `backend.kernels` of the config: `auto`, `default` for none, or a
+            choice by kernel, such as `{"grouped_mlp": "default"}`.
         **options: the other keys of `model.moe` for one layer, such as `router="switch"`,
             `capacity={"policy": "factor", "factor": 1.25}`, `activation="gelu"`, `num_shared_experts=1` or
             `load_balance={"coefficient": 0}`. `MoEOptions` lists them with types and meanings; defaults are those of
@@ -72,6 +74,7 @@ class MoE(Holder):
         seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kernels: str | Mapping[str, str] = "auto",
         **options: Unpack[MoEOptions],
     ):
         given = {"num_experts": num_experts, "expert_hidden": expert_hidden, **options}
@@ -87,6 +90,7 @@ class MoE(Holder):
         for part, specs in parts.items():
             self.add_module(part, Part(specs, seed, counts_V, device, dtype))
         self.layer = layer
+        self.kernels = checked_kernels(kernels)
         self._auxiliary_loss: Tensor | None = None
         self._loss_is_cut_off = self._has_warned = False
         self._metrics: MoEMetrics | None = None
@@ -119,7 +123,7 @@ class MoE(Holder):
         refuse_replica(self)
         self._check(x, token_ids)
         kind = x.device.type
-        ops = TorchOps(x.device)
+        ops = operations(x.device, self.kernels)
         x_TD = x.to(_compute_type(x)).reshape(-1, x.shape[-1])
         noise = {}
         if self.training:

@@ -72,6 +72,15 @@ def layer_config(
     return config_from_dict({"model": model}).model.moe
 
 
+def checked_kernels(kernels: str | Mapping[str, str]) -> str | dict[str, str]:
+    """What is given as `kernels`, checked as `backend.kernels` of the config; raises ConfigError if that refuses it."""
+    given = kernels if isinstance(kernels, str) else dict(kernels)
+    try:
+        return config_from_dict({"backend": {"kernels": given}}).backend.kernels
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("backend.kernels", "kernels")) from None
+
+
 def _sections(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The options as in a config file: sections spelled out, defaults left out."""
     for name, value in options.items():

@@ -11,7 +11,10 @@ from moeport.backends import get_backend
 from moeport.backends.mindspore import kernels
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.trial import Candidate
 from moeport.config.training import BackendConfig
+from moeport.errors import BackendUnavailableError
+from moeport.facts import FusedKernel
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +36,8 @@ def wrong_gradient(ops, gate_up):
 
 
 def candidates(monkeypatch, function):
-    monkeypatch.setattr(kernels, "CANDIDATES", {"swiglu": ("some.swiglu", function)})
+    fact = FusedKernel("swiglu", "some.swiglu")
+    monkeypatch.setattr(kernels, "CANDIDATES", (Candidate(fact, function),))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -72,3 +76,15 @@ def test_the_doctor_says_what_was_chosen_and_why():
     )
     plain = get_backend(BackendConfig(name="mindspore", device="cpu", compile=False)).kernel_choices()
     assert plain["attention"].startswith("default composition; mindspore.ops.flash_attention_score fails")
+
+
+def test_the_config_switches_them_off():
+    choices = try_fused(MindSporeOps(), "float32", "default")
+    assert {choice.label for choice in choices.values()} == {"as backend.kernels says"}
+    chosen = get_backend(BackendConfig(name="mindspore", device="cpu", kernels="default")).kernel_choices()
+    assert chosen["attention"] == "batched products, with an additive mask; as backend.kernels says"
+
+
+def test_one_that_is_named_must_pass():
+    with pytest.raises(BackendUnavailableError, match=r"swiglu: mindspore\.ops\.swiglu fails .* set swiglu to auto or"):
+        try_fused(MindSporeOps(), "float32", {"swiglu": "mindspore.ops.swiglu"})

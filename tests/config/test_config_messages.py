@@ -339,6 +339,41 @@ CASES = [
         "did you mean auto?",
     ),
     case(
+        "misspelled choice of kernels",
+        "backend: {kernels: defalt}\n",
+        "c.yaml:1:20 backend.kernels: is not a choice (got defalt); expected one of auto, default or a mapping; did you "
+        "mean default?",
+    ),
+    case(
+        "misspelled kernel",
+        "backend: {kernels: {swigglu: default}}\n",
+        "c.yaml:1:20 backend.kernels: swigglu is no kernel that can be chosen (got {swigglu: default}); expected one of "
+        "rms_norm, rope, attention, swiglu, grouped_mlp, permute, unpermute, adamw; did you mean swiglu?",
+    ),
+    case(
+        "misspelled operator",
+        "backend: {kernels: {swiglu: npu_swigl}}\n",
+        "c.yaml:1:20 backend.kernels: backend torch has no swiglu named npu_swigl (got {swiglu: npu_swigl}); expected "
+        "one of auto, default, npu_swiglu; did you mean npu_swiglu?",
+    ),
+    case(
+        "operator of another device",
+        "backend: {device: cpu, kernels: {swiglu: npu_swiglu}}\n",
+        "c.yaml:1:33 backend.kernels: backend torch on the CPU has no swiglu named npu_swiglu (got {swiglu: npu_swiglu}); "
+        "expected one of auto, default",
+    ),
+    case(
+        "operator of another backend",
+        "backend: {name: mindspore, device: npu, kernels: {swiglu: npu_swiglu}}\n",
+        "c.yaml:1:50 backend.kernels: backend mindspore on Ascend NPUs has no swiglu named npu_swiglu (got {swiglu: "
+        "npu_swiglu}); expected one of auto, default, mindspore.ops.swiglu",
+    ),
+    case(
+        "kernel without a choice",
+        "backend: {kernels: {swiglu: null, rope: default}}\n",
+        "c.yaml:1:29 backend.kernels.swiglu: is null; expected a string",
+    ),
+    case(
         "unlike any key",
         "training:\n  frobnicate: 1\n",
         "c.yaml:2:3 training.frobnicate: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, evaluation_interval, evaluation_batch_size, activation_checkpointing, skip_steps",

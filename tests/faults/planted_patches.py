@@ -83,8 +83,8 @@ def optimizer_with(**keys: object) -> Patch:
     """Other settings than those of the config."""
     real = AdamW.__init__
 
-    def init(self, module, specs, config, mesh):
-        real(self, module, specs, config.model_copy(update=keys), mesh)
+    def init(self, module, specs, config, *rest):
+        real(self, module, specs, config.model_copy(update=keys), *rest)
 
     return lambda: mock.patch.object(AdamW, "__init__", init)
 
@@ -92,8 +92,8 @@ def optimizer_with(**keys: object) -> Patch:
 def decay_on_norms():
     real = AdamW.__init__
 
-    def init(self, module, specs, config, mesh):
-        real(self, module, specs, config, mesh)
+    def init(self, module, specs, config, *rest):
+        real(self, module, specs, config, *rest)
         for group in self.optimizer.param_groups:
             group["weight_decay"] = config.weight_decay
 

@@ -26,6 +26,7 @@ from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
 from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.trial import Choice, refuse_named
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
@@ -57,7 +58,12 @@ class MindSporeBackend(Backend):
         self.dtype = resolve_dtype(config.dtype, self.device_name)
         use_device(self.device_name, config.deterministic)
         self.device = describe_device(self.device_name)
-        self.fused = try_fused(MindSporeOps(), self.dtype) if self.device_name == "npu" else {}
+        self.kernels = config.kernels
+        self.fused: dict[str, Choice] = {}
+        if self.device_name == "npu":
+            self.fused = try_fused(MindSporeOps(), self.dtype, config.kernels)
+        else:
+            refuse_named(config.kernels, self.device_name)
         self.ops: MindSporeOps = with_fused(MindSporeOps(), self.fused)
         self.graphs = Graphs(self.fused)
         self.compiles = config.compile is not False
@@ -130,7 +136,7 @@ class MindSporeBackend(Backend):
 
     @override
     def kernel_choices(self) -> dict[str, str]:
-        tried = self.fused or try_fused(self.ops, self.dtype)
+        tried = self.fused or try_fused(self.ops, self.dtype, self.kernels)
         chosen = dict.fromkeys(KERNELS, "default composition") | {"gelu": "mindspore.ops.gelu"}
         if self.compiles:
             chosen |= COMPILED_KERNELS

@@ -9,8 +9,7 @@ Not run on hardware: on the CPU all of them are refused because they have no ker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,12 +18,11 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as msops
 
-from moeport.backends.mindspore.ops import DTYPES, MindSporeOps
+from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of
+from moeport.facts import BACKENDS
 
 OpsT = TypeVar("OpsT", bound=MindSporeOps)
-
-TOLERANCE = {"bfloat16": 2**-6, "float32": 1e-5, "float64": 1e-12}
-"""Largest difference from the composition, relative to its largest value."""
 
 
 def rms_norm(ops: MindSporeOps, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,29 +53,30 @@ def attention(ops: MindSporeOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor,
     )
 
 
-CANDIDATES: dict[str, tuple[str, Callable[..., Tensor]]] = {
-    "rms_norm": ("mindspore.ops.rms_norm", rms_norm),
-    "swiglu": ("mindspore.ops.swiglu", swiglu),
-    "rope": ("mindspore.ops.rotary_position_embedding", rope),
-    "attention": ("mindspore.ops.flash_attention_score", attention),
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "mindspore.ops.rms_norm": rms_norm,
+    "mindspore.ops.swiglu": swiglu,
+    "mindspore.ops.rotary_position_embedding": rope,
+    "mindspore.ops.flash_attention_score": attention,
 }
-"""Name and function of the fused form by kernel of Ops; the first argument of the function is the Ops."""
+"""How each operator of the table of facts is called."""
+
+CANDIDATES = tuple(Candidate(fact, FUNCTIONS[fact.name]) for fact in BACKENDS["mindspore"].fused_on("npu"))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The result of trying a fused form."""
+def try_fused(ops: MindSporeOps, dtype: str, setting: str | Mapping[str, str] = AUTO) -> dict[str, Choice]:
+    """Try every candidate on the device in a compute type.
 
-    kernel: str
-    function: Callable[..., Tensor] | None
-    """None: use the composition."""
-    label: str
-    """The name of the fused form, or why it is not used."""
+    Args:
+        ops: operations with the compositions.
+        dtype: compute type.
+        setting: `backend.kernels`.
 
-
-def try_fused(ops: MindSporeOps, dtype: str) -> dict[str, Choice]:
-    """Try every candidate on the device in a compute type."""
-    return {kernel: _try(ops, kernel, name, candidate, dtype) for kernel, (name, candidate) in CANDIDATES.items()}
+    Returns: the choice by kernel.
+    """
+    kernels = dict.fromkeys(candidate.fact.kernel for candidate in CANDIDATES)
+    attempt = partial(fault_of, ops=ops, dtype=dtype, evaluate=_value_and_gradients)
+    return {kernel: choose(kernel, CANDIDATES, setting, attempt) for kernel in kernels}
 
 
 def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
@@ -91,47 +90,11 @@ def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
     return fused
 
 
-def _try(ops: MindSporeOps, kernel: str, name: str, candidate: Callable[..., Tensor], dtype: str) -> Choice:
-    arguments, differentiated = _arguments(kernel, dtype)
-    for options in ({"causal": True}, {"causal": False}) if kernel == "attention" else ({},):
-        composition, fused = (partial(f, **options) for f in (getattr(ops, kernel), partial(candidate, ops)))
-        expected = _value_and_gradients(ops, composition, arguments, differentiated)
-        try:
-            ops.to_numpy(fused(*arguments))  # a kernel that fails under differentiation leaves MindSpore in a bad state
-            received = _value_and_gradients(ops, fused, arguments, differentiated)
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-            return Choice(kernel, None, f"{name} fails on this device: {reason}")
-        for x, y in zip(expected, received, strict=True):
-            worst = float(np.abs(x - y).max() / np.abs(x).max())
-            if not worst <= TOLERANCE[dtype]:
-                return Choice(kernel, None, f"{name} is wrong on this device by {worst:.1e}")
-    return Choice(kernel, candidate, name)
-
-
-def _arguments(kernel: str, dtype: str) -> tuple[list[Any], int]:
-    """Small inputs, and how many of the first of them a model differentiates with respect to."""
-    random = np.random.default_rng(0)
-
-    def draw(*shape: int) -> Tensor:
-        return Tensor(random.standard_normal(shape)).astype(DTYPES[dtype])
-
-    batch, sequence, heads, groups, width = 2, 16, 4, 2, 64
-    if kernel == "rms_norm":
-        return [draw(8, width), draw(width), 1e-5], 2
-    if kernel == "swiglu":
-        return [draw(8, 2 * width)], 1
-    if kernel == "rope":
-        table = draw(sequence, width // 2)
-        table = msops.cat((table, table), -1)
-        return [draw(batch, sequence, heads, width), msops.cos(table), msops.sin(table)], 1
-    return [draw(batch, sequence, n, width) for n in (heads, groups, groups)], 3
-
-
 def _value_and_gradients(
-    ops: MindSporeOps, function: Callable[..., Tensor], arguments: list[Any], differentiated: int
-) -> list[np.ndarray]:
-    """The value, and the gradients of its weighted sum with respect to the first arguments."""
+    ops: Any, function: Callable[..., Tensor], arguments: Sequence[Any], differentiated: int
+) -> list[np.ndarray | None]:
+    """Implements `moeport.backends.trial.Evaluate`."""
+    ops.to_numpy(function(*arguments))  # a kernel that fails under differentiation leaves MindSpore in a bad state
 
     def weighted(*args: Any) -> Any:
         out = ops.accurate(function(*args))
@@ -140,4 +103,4 @@ def _value_and_gradients(
 
     (_, out), found = ms.value_and_grad(weighted, tuple(range(differentiated)), None, has_aux=True)(*arguments)
     gradients = found if isinstance(found, tuple) else (found,)
-    return [ops.to_numpy(x) for x in (out, *gradients)]
+    return [None if x is None else ops.to_numpy(x) for x in (out, *gradients)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from moeport.ascend.table import DETERMINISM
 from moeport.backends.base import Backend, TrainingOptions
 from moeport.backends.torch.auto_dtype import choose_dtype
 from moeport.backends.torch.communicator import communication_libraries, start
+from moeport.backends.torch.described import kernel_choices
 from moeport.backends.torch.device import (
     accelerators,
     describe_device,
     matmul_flops_per_second,
     resolve_device,
 )
+from moeport.backends.torch.foresight import arguments_of
+from moeport.backends.torch.fused import FusedOps, operations
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
 from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
@@ -37,6 +40,8 @@ from moeport.core.ops import FLOAT_DTYPES
 from moeport.launch.launcher import Launch
 from moeport.launch.machine import cores_per_rank
 from moeport.model.transformer import Transformer
+
+ModelT = TypeVar("ModelT", bound=TorchEvaluationModel)
 
 
 class TorchBackend(Backend):
@@ -52,10 +57,12 @@ class TorchBackend(Backend):
         self.chooses_dtype = config.dtype == "auto"
         if not self.chooses_dtype:
             self.dtype = config.dtype
-        self.ops: TorchOps = TorchOps(self.torch_device)
+        self.ops: TorchOps = operations(self.torch_device, config.kernels)
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         self.watch = watch() if self.torch_device.type == "cpu" else None
+        if not self.chooses_dtype:
+            self._prepared()
 
     @cached_property
     def dtype(self) -> str:  # type: ignore[override]
@@ -80,13 +87,13 @@ class TorchBackend(Backend):
 
     @override
     def evaluation_model(self, model: Transformer, params: Mapping[str, np.ndarray]) -> TorchEvaluationModel:
-        return TorchEvaluationModel(self.ops, self.dtype, model, params)
+        return self._foreseen(TorchEvaluationModel(self._prepared(), self.dtype, model, params))
 
     @override
     def training_model(
         self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> TorchTrainingModel:
-        return TorchTrainingModel(self.ops, self.dtype, model, params, options, mesh)
+        return self._foreseen(TorchTrainingModel(self._prepared(), self.dtype, model, params, options, mesh))
 
     @override
     def communicator(
@@ -139,27 +146,19 @@ class TorchBackend(Backend):
 
     @override
     def kernel_choices(self) -> dict[str, str]:
-        cpu = self.torch_device.type == "cpu"
-        probe = torch.zeros(1, device=self.torch_device, dtype=DTYPES[self.dtype])
-        grouped_mm = self.ops.uses_grouped_mm(probe)
-        return {
-            "linear": "torch.nn.functional.linear",
-            "rms_norm": "one autograd node, few passes over memory" if cpu else "torch.nn.functional.rms_norm",
-            "rope": "rolled halves and addcmul",
-            "attention": "torch.nn.functional.scaled_dot_product_attention",
-            "swiglu": "silu, then multiply",
-            "gelu": "torch.nn.functional.gelu",
-            "mlp": "default composition of linear and activation",
-            "grouped_mlp": "torch._grouped_mm if widths are multiples of 8 (bfloat16, compute capability 9.0)"
-            if grouped_mm
-            else "one product per expert in one autograd node"
-            + ("" if cpu else " (torch._grouped_mm needs bfloat16 and compute capability 9.0)"),
-            "permute": "gather, with a gathering gradient",
-            "unpermute": "gather and weighted sum, with a gathering gradient",
-            "routed_mlp": "default composition of permute, grouped_mlp and unpermute",
-            "cross_entropy": "default composition",
-            "linear_cross_entropy": "blocks of rows, gradients in the forward pass; the full logits never exist",
-        }
+        return kernel_choices(self._prepared(), self.dtype)
+
+    def _prepared(self) -> TorchOps:
+        """The operations, once fused kernels have been tried in the compute type."""
+        if isinstance(self.ops, FusedOps):
+            self.ops.prepare(self.dtype)
+        return self.ops
+
+    def _foreseen(self, placed: ModelT) -> ModelT:
+        """The model, after it is known which of its sizes are beyond the fused kernels."""
+        if isinstance(self.ops, FusedOps):
+            self.ops.foresee(self.dtype, arguments_of(placed.model, placed.module, DTYPES[self.dtype]))
+        return placed
 
 
 def _set_switches(device: str) -> None:

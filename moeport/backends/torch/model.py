@@ -99,7 +99,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         if options.compile:
             for block in self.module.layers:
                 block.compile()
-        self.optimizer = AdamW(self.module, self.specs, options.optimizer, self.mesh)
+        self.optimizer = AdamW(self.module, self.specs, options.optimizer, self.mesh, ops)
 
     @override
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:

@@ -24,6 +24,11 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name of an element type."""
+    return _NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
 class TorchOps(Ops):
     """Primitives and fused kernels on one device."""
 
@@ -66,7 +71,7 @@ class TorchOps(Ops):
 
     @override
     def dtype(self, x: Tensor) -> str:
-        return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
+        return name_of(x.dtype)
 
     @override
     def cast(self, x: Tensor, dtype: str) -> Tensor:
@@ -228,7 +233,7 @@ class TorchOps(Ops):
         if torch.compiler.is_compiling():
             return kernels.grouped_mlp_operation(x_RD, w_in, w_out, counts_E, activation)[0]
         counts = counts_E.tolist()
-        if _inside_torch_func():
+        if inside_torch_func():
             return kernels.grouped_mlp_of_operations(x_RD, w_in, w_out, counts, activation)
         return kernels.GroupedMLP.apply(x_RD, w_in, w_out, counts, activation)
 
@@ -252,13 +257,13 @@ class TorchOps(Ops):
 
     @override
     def permute(self, x_TD: Tensor, plan: DispatchPlan) -> Tensor:
-        if plan.choices_per_token is None or _inside_torch_func():
+        if plan.choices_per_token is None or inside_torch_func():
             return super().permute(x_TD, plan)
         return kernels.Permute.apply(x_TD, plan.token_R, plan.position_N, plan.choices_per_token)
 
     @override
     def unpermute(self, y_RD: Tensor, weight_N: Tensor, plan: DispatchPlan) -> Tensor:
-        if plan.choices_per_token is None or _inside_torch_func():
+        if plan.choices_per_token is None or inside_torch_func():
             return super().unpermute(y_RD, weight_N, plan)
         return kernels.Unpermute.apply(y_RD, weight_N, plan.order_R, plan.position_N, plan.choices_per_token)
 
@@ -277,6 +282,6 @@ class TorchOps(Ops):
         return 2**20 if self.device.type == "cpu" else 2**28
 
 
-def _inside_torch_func() -> bool:
+def inside_torch_func() -> bool:
     """Whether a transform such as torch.func.grad is active, which takes no autograd function of our kind."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moeport.backends.torch.adamw_trial import ADAMW
+from moeport.backends.torch.fused import FusedOps
+from moeport.backends.torch.ops import TorchOps, name_of
 from moeport.backends.torch.sharding import from_local, local, num_copies, sharded_like, to_whole
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
@@ -15,7 +18,14 @@ from moeport.core.array import Array
 from moeport.core.parameters import ParameterSpec
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Devices for which torch.optim.AdamW has a fused kernel."""
+"""Devices on which torch.optim.AdamW is fused without a trial."""
+
+
+def uses_fused(ops: TorchOps, dtype: torch.dtype) -> bool:
+    """Whether parameters of a type are updated by the device's fused AdamW."""
+    if isinstance(ops, FusedOps):
+        return ops.choice(ADAMW, name_of(dtype)).candidate is not None
+    return ops.device.type in FUSED_DEVICES
 
 
 class AdamW:
@@ -29,9 +39,17 @@ class AdamW:
         specs: all parameters by name; they say which ones decay.
         config: the optimizer section.
         mesh: the ranks that hold the parameters.
+        ops: the operations on the device, which say whether its fused AdamW is used.
     """
 
-    def __init__(self, module: nn.Module, specs: Mapping[str, ParameterSpec], config: OptimizerConfig, mesh: Mesh):
+    def __init__(
+        self,
+        module: nn.Module,
+        specs: Mapping[str, ParameterSpec],
+        config: OptimizerConfig,
+        mesh: Mesh,
+        ops: TorchOps,
+    ):
         self.config, self.specs, self.mesh = config, specs, mesh
         self.parameters = dict(module.named_parameters())
         self.shards = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
@@ -47,12 +65,13 @@ class AdamW:
             },
         ]
         self.device = next(iter(self.shards.values())).device
+        self.is_fused = uses_fused(ops, next(iter(self.shards.values())).dtype)
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
-            fused=self.device.type in FUSED_DEVICES,
+            fused=self.is_fused,
         )
 
     def gradients(self) -> dict[str, np.ndarray]:
@@ -97,11 +116,11 @@ class AdamW:
 
     def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
         """Restore the moments after `steps` steps."""
-        fused_device = self.device if self.device.type in FUSED_DEVICES else "cpu"
+        step_device = self.device if self.is_fused else "cpu"
         for name, p in self.parameters.items():
             if f"exp_avg.{name}" in state:
                 self.optimizer.state[self.shards[name]] = {
-                    "step": torch.tensor(float(steps), dtype=torch.float32, device=fused_device),
+                    "step": torch.tensor(float(steps), dtype=torch.float32, device=step_device),
                     **{
                         moment: local(sharded_like(p, self.mesh.local(self.specs[name], state[f"{moment}.{name}"])))
                         for moment in ("exp_avg", "exp_avg_sq")

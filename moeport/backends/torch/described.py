@@ -1,0 +1,39 @@
+"""What computes each kernel on a device, in words."""
+
+from __future__ import annotations
+
+import torch
+
+from moeport.backends.torch.adamw_trial import ADAMW
+from moeport.backends.torch.fused import FusedOps
+from moeport.backends.torch.ops import DTYPES, TorchOps
+from moeport.backends.torch.optimizer import FUSED_DEVICES
+
+
+def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
+    """For each kernel of `Ops`, and the step of AdamW, the implementation used in a compute type and why."""
+    cpu = ops.device.type == "cpu"
+    composed = {
+        "linear": "torch.nn.functional.linear",
+        "rms_norm": "one autograd node, few passes over memory" if cpu else "torch.nn.functional.rms_norm",
+        "rope": "rolled halves and addcmul",
+        "attention": "torch.nn.functional.scaled_dot_product_attention",
+        "swiglu": "silu, then multiply",
+        "gelu": "torch.nn.functional.gelu",
+        "mlp": "default composition of linear and activation",
+        "grouped_mlp": _grouped_mlp(ops, dtype),
+        "permute": "gather, with a gathering gradient",
+        "unpermute": "gather and weighted sum, with a gathering gradient",
+        "routed_mlp": "default composition of permute, grouped_mlp and unpermute",
+        "cross_entropy": "default composition",
+        "linear_cross_entropy": "blocks of rows, gradients in the forward pass; the full logits never exist",
+        ADAMW: "torch.optim.AdamW, fused" if ops.device.type in FUSED_DEVICES else "torch.optim.AdamW, not fused",
+    }
+    return ops.describe(composed, dtype) if isinstance(ops, FusedOps) else composed
+
+
+def _grouped_mlp(ops: TorchOps, dtype: str) -> str:
+    if ops.uses_grouped_mm(torch.zeros(1, device=ops.device, dtype=DTYPES[dtype])):
+        return "torch._grouped_mm if widths are multiples of 8 (bfloat16, compute capability 9.0)"
+    needs = " (torch._grouped_mm needs bfloat16 and compute capability 9.0)" if ops.device.type == "cuda" else ""
+    return "one product per expert in one autograd node" + needs

@@ -1,0 +1,188 @@
+"""Operations that use the fused kernels of a device, as far as they pass their trial there.
+
+A device has fused kernels if it has a table of them: a module whose `CANDIDATES` say how an operator serves a kernel of
+`Ops`, and what it cannot serve. Everything else about fused kernels is here and in `moeport.backends.trial`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeport.backends.examples import EXAMPLES
+from moeport.backends.torch.adamw_trial import ADAMW, step_fault
+from moeport.backends.torch.ops import TorchOps, inside_torch_func
+from moeport.backends.torch.undisturbed import undisturbed
+from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, refuse_named
+from moeport.core.parameters import parameter_dtype
+from moeport.errors import BackendUnavailableError, UserError
+
+TABLES = {"npu": "moeport.backends.torch.npu.kernels"}
+"""Modules with `CANDIDATES`, by type of device."""
+_made: dict[Any, FusedOps] = {}
+"""By device and setting, since trials take time."""
+
+
+def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) -> TorchOps:
+    """The operations on a device.
+
+    Args:
+        device: where they run.
+        setting: `backend.kernels`.
+
+    Raises BackendUnavailableError if the setting names an operator on a device without any.
+    """
+    if device.type not in TABLES:
+        refuse_named(setting, device.type)
+        return TorchOps(device)
+    key = device, setting if isinstance(setting, str) else tuple(sorted(setting.items()))
+    if key not in _made:
+        _made[key] = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)
+    return _made[key]
+
+
+class FusedOps(TorchOps):
+    """Operations of which some kernels are fused.
+
+    A kernel is tried in each compute type when it is first asked for in it. It gives way to the composition for
+    arguments beyond its limits, for none at all, and under transforms such as torch.func.grad.
+
+    Args:
+        device: where they run.
+        candidates: the table of the device.
+        setting: `backend.kernels`.
+    """
+
+    def __init__(self, device: torch.device, candidates: Sequence[Candidate], setting: str | Mapping[str, str]):
+        super().__init__(device)
+        self.candidates, self.setting = candidates, setting
+        self.fused_kernels = tuple(dict.fromkeys(candidate.fact.kernel for candidate in candidates))
+        self.choices: dict[tuple[str, str], Choice] = {}
+        self.given_way: dict[str, str] = {}
+        """Why the composition served some arguments though an operator was chosen, by kernel."""
+
+    def prepare(self, dtype: str) -> None:
+        """Try everything in a compute type; raises BackendUnavailableError if an operator that was named fails."""
+        for kernel in self.fused_kernels:
+            self.choice(kernel, _type_of(kernel, dtype))
+
+    def choice(self, kernel: str, dtype: str) -> Choice:
+        """What computes a kernel in a type."""
+        key = kernel, dtype
+        if key not in self.choices:
+            plain = TorchOps(self.device)
+
+            def fault(candidate: Candidate) -> str | None:
+                if kernel == ADAMW:
+                    return step_fault(candidate, self.device, dtype)
+                return fault_of(candidate, plain, dtype, value_and_gradients)
+
+            self.choices[key] = undisturbed(self.device, lambda: choose(kernel, self.candidates, self.setting, fault))
+        return self.choices[key]
+
+    def serving(self, kernel: str, x: Tensor, rest: Iterable[Any], options: Mapping[str, Any]) -> Candidate | None:
+        """The candidate that serves a call; None: the composition does.
+
+        Raises BackendUnavailableError if the user has named an operator, and it cannot serve the call.
+        """
+        dtype = self.dtype(x)
+        is_traced = torch.compiler.is_compiling() and (kernel, dtype) not in self.choices  # nothing can be tried then
+        if not x.numel() or is_traced or inside_torch_func():
+            return None
+        choice = self.choice(kernel, dtype)
+        return choice.candidate if self.can_serve(kernel, choice, x, *rest, **options) else None
+
+    def can_serve(self, kernel: str, choice: Choice, *args: Any, **options: Any) -> bool:
+        """Whether what was chosen serves some arguments of its kernel.
+
+        Raises BackendUnavailableError if it does not, and the user has named it.
+        """
+        reason = choice.candidate.limit(*args, **options) if choice.candidate else None
+        if reason and choice.named:
+            raise BackendUnavailableError(
+                f"backend.kernels: {kernel}: {choice.label}: {reason}; set {kernel} to auto or default"
+            )
+        if reason:
+            self.given_way[kernel] = reason
+        return choice.candidate is not None and reason is None
+
+    def foresee(self, dtype: str, arguments: Mapping[str, Sequence[Any]]) -> None:
+        """Find out what the composition will serve, from arguments by kernel of the shapes that a model will have."""
+        for kernel, args in arguments.items():
+            if kernel in self.fused_kernels:
+                self.can_serve(kernel, self.choice(kernel, dtype), *args)
+
+    def describe(self, composed: Mapping[str, str], dtype: str) -> dict[str, str]:
+        """For each kernel, what computes it and why.
+
+        Args:
+            composed: what does without fused kernels.
+            dtype: compute type.
+        """
+        described = dict(composed)
+        for kernel in self.fused_kernels:
+            choice = self.choice(kernel, _type_of(kernel, dtype))
+            if choice.candidate is None:
+                described[kernel] = f"{composed[kernel]}; {choice.label}"
+            else:
+                described[kernel] = choice.label
+                if kernel in self.given_way:
+                    described[kernel] += f"; where it cannot serve ({self.given_way[kernel]}): {composed[kernel]}"
+        return described
+
+
+def _type_of(kernel: str, dtype: str) -> str:
+    """The type in which a kernel computes, or the optimiser steps, in runs of a compute type."""
+    return parameter_dtype(dtype) if kernel == ADAMW else dtype
+
+
+def _overridden(kernel: str) -> Callable[..., Any]:
+    """The method of a kernel that may be fused."""
+    composition = getattr(TorchOps, kernel)
+
+    @functools.wraps(composition)
+    def run(self: FusedOps, x: Tensor, *rest: Any, **options: Any) -> Any:
+        candidate = self.serving(kernel, x, rest, options) if kernel in self.fused_kernels else None
+        if candidate is None:
+            return composition(self, x, *rest, **options)
+        return _differentiable_once(candidate.function(self, x, *rest, **options), kernel, candidate.fact.name)
+
+    return run
+
+
+for _kernel in EXAMPLES:
+    setattr(FusedOps, _kernel, _overridden(_kernel))
+
+
+def _differentiable_once(y: Tensor, kernel: str, name: str) -> Tensor:
+    """The result of a fused operator, whose gradient must not be differentiated: that derivative would be missing."""
+
+    def refuse(_: Tensor) -> None:
+        if torch.is_grad_enabled():  # so under create_graph=True
+            raise UserError(
+                f"{name} has no second derivative; expected a backward pass without create_graph=True, or "
+                f"backend.kernels: {{{kernel}: default}} (kernels={{'{kernel}': 'default'}} of moeport.torch.MoE)"
+            )
+
+    if y.requires_grad and not torch.compiler.is_compiling():
+        y.register_hook(refuse)
+    return y
+
+
+def value_and_gradients(
+    ops: Any, function: Callable[..., Tensor], arguments: Sequence[Any], differentiated: int
+) -> list[np.ndarray | None]:
+    """Implements `moeport.backends.trial.Evaluate`."""
+    leaves = [x.detach().requires_grad_() for x in arguments[:differentiated]]
+    y = function(*leaves, *arguments[differentiated:])
+    wide = ops.accurate(y)
+    weights = np.random.default_rng(1).standard_normal(tuple(y.shape)).astype(ops.dtype(wide))
+    total = (wide * ops.from_numpy(weights)).sum()
+    found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * differentiated
+    return [None if x is None else ops.to_numpy(x) for x in (y, *found)]

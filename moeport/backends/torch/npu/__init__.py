@@ -1,0 +1,1 @@
+"""Fused operators of torch-npu, for devices of type `npu`. Not run on hardware."""
