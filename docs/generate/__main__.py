@@ -10,6 +10,7 @@ from pathlib import Path
 import ascend
 import configuration
 import exchanges
+import fused
 import metrics
 import moe_options
 import resume
@@ -25,6 +26,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "launch": ascend.launch,
         "variables": ascend.variables,
     },
+    "docs/backends.md": {"torch-npu": fused.torch_npu, "mindspore npu": fused.mindspore_npu},
     "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},

@@ -153,7 +153,12 @@ def test_the_trial_is_out_of_reach_of_the_modes_around_a_call():
             ops.swiglu(x)
         assert ops.choice("swiglu", "float32").label == "my_swiglu"
     packed = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x):
+
+    def pack(x):
+        packed.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         ops_with(right).choice("swiglu", "float32")
     assert not packed
 

@@ -203,7 +203,7 @@ def test_wrong_options_are_named():
         ({"hidden_size": 16}, r"did you mean d_model\?"),
         ({"top_k": 2}, r"top_k: .*did you mean router_options=\{'top_k': \.\.\.\}\?"),
         ({"capacity_factor": 2}, r"did you mean capacity=\{'factor': \.\.\.\}\?"),
-        ({"xyzzy": 2}, r"xyzzy: .*expected one of d_model, .*, dtype, num_experts, .*, load_balance, router_z_loss"),
+        ({"xyzzy": 2}, r"xyzzy: .*expected one of d_model, .*, kernels, num_experts, .*, load_balance, router_z_loss"),
         ({"every": 2}, r"every: model\.moe\.every applies to the layers of a whole model, but .* is one layer"),
         ({"router": 3}, r"model\.moe\.router: is an integer"),
     ],
