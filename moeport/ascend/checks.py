@@ -109,7 +109,7 @@ def _sourced(machine: Machine) -> Iterator[Finding]:
     if len({os.path.realpath(folder) for folder in set_.values()}) > 1:
         words = " and ".join(f"{name} is {folder}" for name, folder in set_.items())
         yield Finding(
-            "wrong", "CANN", f"two are set: {words}", f"start a new shell and {_source(machine)}, the one you want"
+            "doubtful", "CANN", f"two are set: {words}", f"start a new shell and {_source(machine)}, the one you want"
         )
     if not machine.cann:
         return
@@ -122,10 +122,14 @@ def _sourced(machine: Machine) -> Iterator[Finding]:
 
 
 def _on_library_path(machine: Machine) -> bool:
-    """Whether a folder of the first CANN is among those in which libraries are searched."""
-    real = os.path.realpath(machine.cann[0].folder)
+    """Whether a folder of the first CANN is among those in which libraries are searched, by its name or its place."""
+    own = machine.cann[0].folder
     folders = machine.environment.get("LD_LIBRARY_PATH", "").split(":")
-    return any(os.path.realpath(folder).startswith(real) for folder in folders if folder)
+    return any(
+        f"{folder}/".startswith(f"{own}/") or os.path.realpath(folder).startswith(os.path.realpath(own))
+        for folder in folders
+        if folder
+    )
 
 
 def _source(machine: Machine) -> str:

@@ -30,8 +30,6 @@ CANN_VERSION_FILES = (
     "version.cfg",
 )
 """Files in that folder which name the version, the most telling first."""
-CANN_LIBRARY = "libascendcl.so"
-"""A library of CANN that every framework loads."""
 
 
 @dataclass(frozen=True)

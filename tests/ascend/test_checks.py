@@ -177,9 +177,18 @@ def test_two_canns(look, tmp_path):
     put_cann(tmp_path, OLD_CANN, "8.3.RC1")
     found = look(environment=sourced(tmp_path, ASCEND_TOOLKIT_HOME=OLD_CANN))
     assert said(found) == [
-        f"wrong: CANN: two are set: ASCEND_HOME_PATH is {CANN} and ASCEND_TOOLKIT_HOME is {OLD_CANN}; "
+        f"doubtful: CANN: two are set: ASCEND_HOME_PATH is {CANN} and ASCEND_TOOLKIT_HOME is {OLD_CANN}; "
         f"start a new shell and source {CANN}/set_env.sh, the one you want"
     ]
+
+
+@pytest.mark.parametrize("path", [f"{CANN}/lib64", f"/x:{CANN}/x86_64-linux/devlib:", "LINK/lib64"])
+def test_the_library_path_may_name_cann_by_a_link(look, tmp_path, path):
+    (tmp_path / "link").symlink_to(tmp_path / CANN[1:])
+    found = with_variables(look(), LD_LIBRARY_PATH=path.replace("LINK", str(tmp_path / "link")))
+    if "LINK" in path:
+        found = replace(found, cann=(replace(found.cann[0], folder=str(tmp_path / CANN[1:])),))
+    assert [each for each in findings(found) if each.subject == "LD_LIBRARY_PATH"] == []
 
 
 def test_no_cann(look):
