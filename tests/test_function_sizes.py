@@ -1,6 +1,7 @@
 """Functions stay short and take few parameters."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ MOST_LINES = 60
 MOST_PARAMETERS = 12
 """Of a function; options of a command come in groups, see `moeport.cli.options.grouped`."""
 
-FUNCTIONS = [
-    (str(path.relative_to(PACKAGE)), node)
-    for path in sorted(PACKAGE.rglob("*.py"))
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    if isinstance(node, ast.FunctionDef)
-]
+
+@functools.cache
+def functions():
+    """File and syntax tree of every function of the package."""
+    return [
+        (str(path.relative_to(PACKAGE)), node)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
 
 
 def too_long(node):
@@ -29,11 +34,11 @@ def too_many(node):
 
 
 def test_no_function_is_long():
-    assert [(file, node.name) for file, node in FUNCTIONS if too_long(node)] == []
+    assert [(file, node.name) for file, node in functions() if too_long(node)] == []
 
 
 def test_no_function_has_many_parameters():
-    assert [(file, node.name) for file, node in FUNCTIONS if too_many(node)] == []
+    assert [(file, node.name) for file, node in functions() if too_many(node)] == []
 
 
 @pytest.mark.parametrize(("lines", "parameters", "long", "many"), [(58, 12, False, False), (60, 13, True, True)])

@@ -56,7 +56,7 @@ def uses_mindspore(item):
     """Whether the test, by its parameters, its module or its own words, needs MindSpore."""
     if _wants_mindspore(item.path):
         return True
-    if 'importorskip("mindspore")' in inspect.getsource(inspect.unwrap(item.function)):
+    if _asks_for_mindspore(inspect.unwrap(item.function)):
         return True
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return any(_is_mindspore(value) for value in values)
@@ -65,6 +65,11 @@ def uses_mindspore(item):
 @functools.cache
 def _wants_mindspore(path):
     return bool(WANTS_MINDSPORE.search(path.read_text()))
+
+
+@functools.cache
+def _asks_for_mindspore(function):
+    return 'importorskip("mindspore")' in inspect.getsource(function)
 
 
 def _is_mindspore(value):
