@@ -13,23 +13,24 @@ DTYPES = ("bfloat16", "float32", "float64", "index")
 BACKENDS = ("numpy", "torch", "mindspore")
 DIFFERENTIATING = ("torch", "mindspore")
 CASES = {}
-"""Name to (function, types, backends)."""
+"""Name to (function, types, backends, whether it is a sweep)."""
 
 
-def case(*dtypes, backends=BACKENDS):
+def case(*dtypes, backends=BACKENDS, sweep=False):
     def register(function):
-        CASES[function.__name__] = (function, dtypes or ("float32",), backends)
+        CASES[function.__name__] = (function, dtypes or ("float32",), backends, sweep)
         return function
 
     return register
 
 
-def names(backend):
+def names(backend, sweep=False):
+    """Of the cases of a backend, with their types: of those for `make test`, or of the sweeps."""
     return [
         f"{name}-{dtype}"
-        for name, (_, dtypes, backends) in CASES.items()
+        for name, (_, dtypes, backends, is_sweep) in CASES.items()
         for dtype in dtypes
-        if backend in backends and (dtype != "bfloat16" or backend == "torch")
+        if is_sweep == sweep and backend in backends and (dtype != "bfloat16" or backend == "torch")
     ]
 
 
@@ -216,18 +217,29 @@ def on_nodes(communicator, nodes):
     return group
 
 
+def layouts(communicator):
+    """The ranks on one node, on nodes of one rank each, and last on nodes of two ranks."""
+    size = communicator.size
+    last = max(1, size // 2)
+    return [on_nodes(communicator, nodes) for nodes in (*sorted({1, size} - {last}), last)]
+
+
 @case("float64", backends=DIFFERENTIATING)
 def expert_exchange(communicator, backend, dtype):
-    """On one node, on nodes of one rank, and of 4 ranks on 2 nodes; MindSpore, whose messages are slow, on the last."""
-    size = communicator.size
-    layouts = {1, size, max(1, size // 2)} if backend.name == "torch" else {max(1, size // 2)}
-    groups = [on_nodes(communicator, nodes) for nodes in sorted(layouts)]
+    """A sample of layouts and chunks; `expert_exchange_sweep` has them all. Messages of MindSpore are slow."""
+    groups = layouts(communicator)
     if backend.name == "torch":
-        for experts_a_rank in (1, 3):
-            exchange_cases.check(groups, backend, experts_a_rank)
+        exchange_cases.check(exchange_cases.sample(groups), backend, 3)
+        exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 1, ("spread", "some nowhere"))
     else:
         names = ("other numbers of tokens", "some nowhere", "all nowhere", "all to the last expert")
-        exchange_cases.check(groups, backend, 2, names)
+        exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 2, names)
+
+
+@case("float64", backends=("torch",), sweep=True)
+def expert_exchange_sweep(communicator, backend, dtype):
+    for experts_a_rank in (1, 3):
+        exchange_cases.check(exchange_cases.every(layouts(communicator)), backend, experts_a_rank)
 
 
 @case()

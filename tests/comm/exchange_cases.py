@@ -8,8 +8,8 @@ from moeport.core.routing import Routing
 from tests.support import rng
 
 WIDTH, HIDDEN, TOKENS, CHOICES = 3, 4, 7, 3
-CHUNKS = (1, 5)
-"""Some of five parts of one token have none."""
+CHUNKS = (1, 3)
+"""Some of three parts of one token have none."""
 
 
 def routings(size, num_experts):
@@ -47,13 +47,27 @@ def routing_of(ops, expert_TK, weight_TK, num_experts):
     )
 
 
-def check(groups, backend, experts_a_rank, names=None):
-    """Outputs, and gradients of tokens, gates and experts, of every algorithm in every one of `groups`, in float64.
+def every(groups):
+    """The whole product: (algorithm, group, chunks)."""
+    return [(algorithm, group, chunks) for group in groups for algorithm in EXCHANGES for chunks in CHUNKS]
 
-    The groups have the same ranks, laid out on nodes in different ways; the one process is computed once for all.
-    `names`: of the routings; None: all.
+
+def sample(groups):
+    """Every algorithm in one part and in several on the last of the groups; on the others, in several parts, the
+    algorithms that ask where the nodes are.
     """
-    ops, size, rank = backend.ops, groups[0].size, groups[0].rank
+    *others, last = groups
+    return every([last]) + [(name, group, CHUNKS[-1]) for group in others for name in EXCHANGES if name != "flat"]
+
+
+def check(chosen, backend, experts_a_rank, names=None):
+    """Outputs, and gradients of tokens, gates and experts, in float64.
+
+    `chosen`: (algorithm, group, chunks); the groups have the same ranks, laid out on nodes in different ways, and the
+    one process is computed once for all. `names`: of the routings; None: all.
+    """
+    _, group, _ = chosen[0]
+    ops, size, rank = backend.ops, group.size, group.rank
     num_experts = experts_a_rank * size
     w_in, w_out = (
         rng(1).standard_normal((num_experts, HIDDEN, WIDTH)),
@@ -65,9 +79,7 @@ def check(groups, backend, experts_a_rank, names=None):
             group,
             EXCHANGES[algorithm](group, num_experts, chunks),
         )
-        for group in groups
-        for algorithm in EXCHANGES
-        for chunks in CHUNKS
+        for algorithm, group, chunks in chosen
     ]
     mine = slice(rank * experts_a_rank, (rank + 1) * experts_a_rank)
     cases = routings(size, num_experts)

@@ -25,13 +25,13 @@ def folder_of(tmp_path_factory, worker_id):
     shared = base if worker_id == "master" else base.parent
 
     @functools.cache
-    def of(backend, size):
-        folder = shared / f"collectives-{backend}-{size}"
+    def of(backend, size, *options):
+        folder = shared / "-".join(["collectives", backend, str(size), *options])
         with (shared / f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
                 script = str(ROOT / "tests/comm/collectives.py")
-                job = start(backend, size, [script, backend, str(folder)], folder)
+                job = start(backend, size, [script, backend, str(folder), *options], folder)
                 try:
                     code = job.wait(240)
                     (folder / "end").write_text(f"exit code {code}, processes left: {job.left()}")
@@ -48,10 +48,20 @@ def folder_of(tmp_path_factory, worker_id):
 )
 def test_case(folder_of, backend, size, case):
     pytest.importorskip(backend)
-    folder = folder_of(backend, size)
+    assert_passed(folder_of(backend, size), size, case)
+
+
+def assert_passed(folder, size, case):
     for rank in range(size):
         done = (folder / f"done.{rank}").read_text().splitlines()
         assert case in done, f"rank {rank} did not pass it:\n{Job.output_of(folder)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.names("torch", sweep=True))
+def test_sweep(folder_of, case):
+    pytest.importorskip("torch")
+    assert_passed(folder_of("torch", 4, "sweep"), 4, case)
 
 
 @pytest.mark.parametrize(("backend", "size"), JOBS)
