@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import session
+from tests.jobs import session, shorter  # noqa: F401  (shorter changes what it imports)
 from tests.jobs.marks import runs_torch_npu, starts_processes, uses_mindspore
 from tests.optional import pytest_make_collect_report  # noqa: F401  (a hook)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from moeport.launch.launcher import node_processes
 
 MODULES = {
-    "torch": ("torch", "torch.distributed", "moeport.backends.torch.backend"),
+    "torch": ("torch", "torch.distributed", "torch._inductor", "moeport.backends.torch.backend"),
     "mindspore": ("mindspore", "moeport.backends.mindspore.backend"),
 }
-COMMON = ("moeport.cli.main", "moeport.training.run", "moeport.parity.run")
+"""Also what the framework imports only when it is first used: torch its compiler, to be deterministic."""
+COMMON = ("moeport.cli.main", "moeport.training.run", "moeport.parity.run", "tests.jobs.shorter")
 
 
 class Rank:

@@ -20,9 +20,11 @@ from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
 from tests.training.tiny import tiny_config
 
-STEPS = {"torch": 3, "mindspore": 2}
-"""The second step depends on the moments of the first; an eager step of MindSpore takes seconds."""
+STEPS = 2
+"""The second step depends on the moments of the first."""
 BATCH = 8
+EVALUATION_BATCH = 6
+"""Sequences of a rank; the held-out text has three such batches, which neither two nor four ranks share equally."""
 CAPACITY = {"capacity": {"policy": "factor", "factor": 0.8, "drop": "probability"}}
 
 
@@ -87,6 +89,16 @@ ON_MINDSPORE = (
 )
 
 
+DEEP = (
+    "experts on all ranks",
+    "in chunks, recomputed",
+    "recomputed",
+    "sub-layers",
+    "two passes",
+    "router state",
+    "node_dedup with capacity",
+)
+"""Cases of two layers, whose exchanges, recomputations or states follow each other; the others have one."""
 FIRST_STEP_ALONE = ("experts choose",)
 """Equal tokens of the text tie, and rounding breaks the tie from the second step on."""
 backend_of = functools.cache(get_backend)  # a process has one device of MindSpore, and sets it once
@@ -99,10 +111,10 @@ def cases_of(backend):
 def config_of(backend, case, size, folder):
     """The config of a case; with a size of 0 that of one process which computes the same."""
     sections = {name: dict(values) for name, values in CASES[case].items()}
+    model = sections["model"] = {"num_layers": 2 if case in DEEP else 1} | sections.get("model", {})
     if size > 4:
-        model = sections.get("model", {})
         sections["model"] = model | {"moe": {"num_experts": size, **model.get("moe", {})}}
-    training = {"batch_size": max(BATCH, 2 * size), "steps": STEPS[backend] + 1} | sections.pop("training", {})
+    training = {"batch_size": max(BATCH, 2 * size), "steps": STEPS + 1} | sections.pop("training", {})
     parallelism = sections.pop("parallelism", {})
     if "expert" in parallelism:
         parallelism["expert"] = {0: size, -2: size // 2}[parallelism["expert"]]
@@ -145,19 +157,18 @@ def run(config, world):
         step(learning_rate, norm)
 
     model.step = observed
-    for number in range(STEPS[config.backend.name]):
+    for number in range(STEPS):
         metrics = trainer.step()
         found[f"loss.{number}"] = np.array([metrics.loss, metrics.total_loss, metrics.grad_norm, metrics.drop_rate])
         found[f"load.{number}"] = np.array(metrics.expert_load)
     found["exchanged"] = np.array([metrics.exchanged_rows_per_layer, metrics.exchanged_bytes_per_layer])
-    found |= {f"parameter.{name}": value for name, value in model.parameters().items()}
-    found |= {f"state.{name}": value for name, value in model.optimizer_state().items()}
-    evaluation = task.evaluate(
-        world, model, config.training.batch_size // config.training.gradient_accumulation // world.size
-    )
+    state, parameters = model.optimizer_state(), model.parameters()
+    found |= {f"parameter.{name}": value for name, value in parameters.items()}
+    found |= {f"state.{name}": value for name, value in state.items()}
+    evaluation = task.evaluate(world, model, EVALUATION_BATCH)
     found["evaluation"] = np.array([evaluation.loss])
-    model.load_optimizer_state(model.optimizer_state(), STEPS[config.backend.name])
-    model.load_parameters(model.parameters())
+    model.load_optimizer_state(state, STEPS)
+    model.load_parameters(parameters)
     found["again"] = np.array([trainer.step().loss])
     return found
 

@@ -19,13 +19,14 @@ from tests.training.tiny import tiny_config
 
 STEPS = 24
 TRAINING = {"steps": STEPS, "batch_size": 4, "evaluation_interval": 8}
+CHECKPOINT = {"interval": 3}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Metrics and last checkpoint of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    train(one_process(tiny_config(folder, training=TRAINING), 2))
+    train(one_process(tiny_config(folder, training=TRAINING, checkpoint=CHECKPOINT), 2))
     return result(folder)
 
 
@@ -36,7 +37,7 @@ def result(folder):
 
 def job_of(folder, *arguments, starter=start, **environment):
     """`moeport train` on two ranks that share the experts."""
-    config = tiny_config(folder, training=TRAINING, parallelism={"expert": 2})
+    config = tiny_config(folder, training=TRAINING, checkpoint=CHECKPOINT, parallelism={"expert": 2})
     (folder / "config.yaml").write_text(resolved_yaml(config))
     script, where = str(ROOT / "tests/training/ranks_cli.py"), folder / "job"
     command = [script, str(where), "train", str(folder / "config.yaml"), *arguments]
@@ -112,7 +113,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path, alone):
     finally:
         job.end()
     assert "everything is saved" in job.output()
-    config = tiny_config(tmp_path, training=TRAINING)
+    config = tiny_config(tmp_path, training=TRAINING, checkpoint=CHECKPOINT)
     train(one_process(config, 2), resume=True)
     equal(result(tmp_path), alone)
 
