@@ -220,21 +220,21 @@ def collapsed(params, expert=0):
     return {**params, "layers.0.moe.router.bias": np.eye(4)[expert] * 10}
 
 
-@pytest.mark.parametrize("expert", [0, 3])
-def test_no_token_is_lost_when_all_go_to_one_expert_and_nothing_is_compiled_in_steady_state(expert):
+def test_no_token_is_lost_when_all_go_to_one_expert_and_nothing_is_compiled_in_steady_state():
     lm = decoder({"name": "sigmoid_bias", "top_k": 1})
     backend, reference = backend_of("mindspore", "float64"), backend_of("mindspore", "float64", False)
     model, plain = training_model(backend, lm), training_model(reference, lm)
     batch = batch_of(lm, 0)
     model.accumulate(batch, 1.0)
     assert backend.compilations()[0] == 1
-    for each in (model, plain):
-        each.load_parameters(collapsed(plain.parameters(), expert))
-        each._accumulated = {}
-        terms = each.accumulate(batch, 1.0)
-        assert terms.served_LE.asnumpy()[0, expert] == batch.token_BS.size
-    assert_same_arrays(model.gradients(), plain.gradients(), 1e-12)
-    assert backend.compilations()[0] == 2
+    for expert in (0, 3):
+        for each in (model, plain):
+            each.load_parameters(collapsed(plain.parameters(), expert))
+            each._accumulated = {}
+            terms = each.accumulate(batch, 1.0)
+            assert terms.served_LE.asnumpy()[0, expert] == batch.token_BS.size
+        assert_same_arrays(model.gradients(), plain.gradients(), 1e-12)
+        assert backend.compilations()[0] == 2
     for step in range(1, 8):
         model.accumulate(batch_of(lm, step), 1.0)
     assert backend.compilations()[0] == 2

@@ -13,7 +13,7 @@ from tests.training.tiny import tiny_config
 
 pytest.importorskip("mindspore")
 
-STEPS = 6
+STEPS = 4
 
 
 def run(folder, backend, stop=None, resume=False, steps=STEPS, dtype="float32", compiled=None, **sections):
@@ -22,7 +22,7 @@ def run(folder, backend, stop=None, resume=False, steps=STEPS, dtype="float32", 
         folder,
         backend={"name": backend, "dtype": dtype, "compile": compiled},
         training={"steps": steps, "evaluation_interval": 0},
-        model={"moe": {"router": {"name": "sigmoid_bias", "top_k": 2}}},
+        model={"num_layers": 1, "moe": {"router": {"name": "sigmoid_bias", "top_k": 2}}},
         **sections,
     )
     if stop:
@@ -45,11 +45,11 @@ def interrupted(config, stop):
 @pytest.mark.parametrize(("first", "second"), [("torch", "mindspore"), ("mindspore", "torch")])
 def test_a_run_stopped_on_one_backend_continues_on_the_other(tmp_path, first, second):
     compiles = {"torch": None, "mindspore": False}  # test_steps_stay_together compiles
-    whole = run(tmp_path, first, stop=3, compiled=compiles[first])
+    whole = run(tmp_path, first, stop=2, compiled=compiles[first])
     moved = run(tmp_path, second, resume=True, compiled=compiles[second])
     assert len(moved) == len(whole) == STEPS
     np.testing.assert_allclose(moved, whole, rtol=1e-5)
-    np.testing.assert_array_equal(moved[:3], whole[:3])
+    np.testing.assert_array_equal(moved[:2], whole[:2])
 
 
 @pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.slow)])

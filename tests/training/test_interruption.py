@@ -1,7 +1,6 @@
 """Runs that are stopped, by signals in processes of their own."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from moeport.cli.main import main
 from moeport.config import load_config
 from moeport.training.checkpoint import list_checkpoints
 from moeport.training.run import train
+from tests.faults.runs import NOTHING, Try
 from tests.training.tiny import tiny_values
 
 STEPS = 30
@@ -59,15 +59,14 @@ def test_kill_dash_nine_and_resume_repeat_the_uninterrupted_run(tmp_path):
     config, killed = write_config(tmp_path, "killed")
     moments = random.Random(0)
     for step in (3, 17):
-        process = start(config, "--resume")
-        wait_for_step(process, killed, step)
+        run = Try(NOTHING, ["train", config, "--resume"], tmp_path / "log")
+        run.wait_for(lambda step=step: steps_done(killed) >= step)
         time.sleep(moments.uniform(0, 0.05))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = start(config, "--resume")
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "resuming    after step" in output
+        run.kill()
+        run.wait()
+    run = Try(NOTHING, ["train", config, "--resume"], tmp_path / "log")
+    assert run.wait() == 0, run.said()
+    assert "resuming    after step" in run.said()
     assert weights(killed) == weights(whole)
     recorded = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in recorded if "loss" in record] == list(range(1, STEPS + 1))

@@ -1,0 +1,5 @@
+"""Imported by the test processes and by the forker of ranks: runs of a few steps do not spend their time on a sample."""
+
+from moeport.training import task
+
+task.SAMPLE_TOKENS = 4
