@@ -89,15 +89,15 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 def test_what_a_launcher_repeats_is_one_signal(monkeypatch):
-    heard, clock = [], SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("moeport.training.signals.time", clock)
+    heard, now = [], [0.0]
+    monkeypatch.setattr("moeport.training.signals.time", SimpleNamespace(monotonic=lambda: now[-1]))
     before = install(lambda number, frame: heard.append(number))
     try:
         with StopRequest(repeats_within=0.2) as stop:
             for _ in range(3):
                 signal.raise_signal(signal.SIGTERM)
             assert (bool(stop), heard) == (True, [])
-            clock.now = 0.25
+            now.append(0.25)
             signal.raise_signal(signal.SIGTERM)
             assert heard == [signal.SIGTERM]
         with StopRequest() as stop:

@@ -111,9 +111,10 @@ def cases_of(backend):
 def config_of(backend, case, size, folder):
     """The config of a case; with a size of 0 that of one process which computes the same."""
     sections = {name: dict(values) for name, values in CASES[case].items()}
-    model = sections["model"] = {"num_layers": 2 if case in DEEP else 1} | sections.get("model", {})
+    model = {"num_layers": 2 if case in DEEP else 1, **sections.get("model", {})}
     if size > 4:
-        sections["model"] = model | {"moe": {"num_experts": size, **model.get("moe", {})}}
+        model["moe"] = {"num_experts": size, **model.get("moe", {})}
+    sections["model"] = model
     training = {"batch_size": max(BATCH, 2 * size), "steps": STEPS + 1} | sections.pop("training", {})
     parallelism = sections.pop("parallelism", {})
     if "expert" in parallelism:
