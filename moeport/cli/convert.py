@@ -1,9 +1,14 @@
 """`moeport convert`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from moeport.cli.options import Overrides
+
+if TYPE_CHECKING:
+    from moeport.pages.console import PlainConsole
 
 app = typer.Typer(name="convert", help="Convert checkpoints from and to Hugging Face.", no_args_is_help=True)
 
@@ -54,12 +59,8 @@ def from_hf(
         f"{output}: {found.family}, {found.tensors:,} tensors with {found.parameters:,} parameters", soft_wrap=True
     )
     for note in found.notes:
-        console.print(f"  {note}", soft_wrap=True, markup=False)
-    console.print(
-        f"train: moeport train {output}/config.yaml --set training.start_from={output} --set run.dir=FOLDER",
-        soft_wrap=True,
-        markup=False,
-    )
+        console.print(f"  {note}", soft_wrap=True)
+    _print_next(console, output)
 
 
 @app.command("to-hf")
@@ -109,7 +110,55 @@ def to_hf(
     if done.verified:
         console.print("  every tensor and expert has the checksum that it was converted from", soft_wrap=True)
     for note in done.notes:
-        console.print(f"  {note}", soft_wrap=True, markup=False)
+        console.print(f"  {note}", soft_wrap=True)
+
+
+@app.command("upcycle")
+def upcycle(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise on each expert's weights, as a share of their standard deviation.")
+    ] = 0.0,
+    router: Annotated[
+        Literal["normal", "zeros"], typer.Option(help="New rows of the router: drawn as for a new model, or zeros.")
+    ] = "normal",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and router.")] = 0,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to start from: latest, best or step-N.")
+    ] = "latest",
+) -> None:
+    """Make a mixture-of-experts model from a trained one: --set says what it has.
+
+    Dense blocks are copied into experts, or cut into narrower ones; a mixture gets null experts or another router.
+
+    Example: moeport convert upcycle runs/llama -o runs/moe --set model.moe.num_experts=8 --set model.moe.router.top_k=2
+    """
+    from moeport.convert.upcycle import UpcycleOptions
+    from moeport.convert.upcycle import upcycle as make
+    from moeport.pages.console import wide_console
+
+    console = wide_console()
+    with _Progress() as progress:
+        made = make(run_dir, output, overrides or (), UpcycleOptions(noise, router, seed, checkpoint), progress.add)
+    moe = made.config.model.moe
+    cut = f", each block cut into {made.slices}" if made.slices > 1 else ""
+    experts = f"{moe.num_experts} experts of width {moe.expert_hidden}, {moe.router.experts_per_token} per token"
+    console.print(f"{output}: {experts}{cut}", soft_wrap=True)
+    same = (
+        "computes what the source did" if made.is_same else "does not compute what the source did until it is trained"
+    )
+    console.print(f"  the model {same}", soft_wrap=True)
+    _print_next(console, output)
+
+
+def _print_next(console: "PlainConsole", run_dir: Path) -> None:
+    """How to train from a run that was made."""
+    command = f"moeport train {run_dir}/config.yaml --set training.start_from={run_dir} --set run.dir=FOLDER"
+    console.print(f"train: {command}", soft_wrap=True)
 
 
 class _Progress:

@@ -245,7 +245,8 @@ class Export:
         base |= {"dtype": next(name for name, each in CODES.items() if each == code), "torch_dtype": None}
         base = {key: value for key, value in base.items() if value is not None}
         if record is None or record.family != family.model_type:
-            return _json({**base, **self.keys})
+            ids = {key: value for key, value in (record.config if record else {}).items() if key.endswith("_token_id")}
+            return _json({**base, **self.keys, **ids})
         kept = {key: value for key, value in record.config.items() if key not in record.ignored}
         if differences(family, self.config.model, kept) or self._coefficient_differs(kept):
             renamed = {"rope_theta", "rope_scaling", "num_experts", "num_local_experts"}

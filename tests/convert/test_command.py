@@ -45,9 +45,9 @@ def test_there_and_back(tmp_path, monkeypatch, capsys):
     code, out, _ = moeport(
         monkeypatch, capsys, "convert", "to-hf", tmp_path / "run", tmp_path / "small", "--max-shard-size", "1KB"
     )
-    assert re.search(r"55 tensors in \d\d files", out)
+    assert re.search(r"55 tensors in \d+ files", out)
     index = json.loads((tmp_path / "small/model.safetensors.index.json").read_text())
-    assert len({*index["weight_map"].values()}) > 9
+    assert len({*index["weight_map"].values()}) > 5
 
 
 def test_a_converted_run_is_not_resumed(tmp_path, monkeypatch, capsys):
@@ -70,13 +70,15 @@ def test_the_commands_of_the_page_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     hub_folder(tmp_path / "Qwen3-30B-A3B", "qwen3_moe")
+    hub_folder(tmp_path / "Llama-3", "llama")
     run_of(tmp_path / "runs/routers/switch", moe={"router": {"name": "switch"}})
     corpus = Path("corpus")
     corpus.mkdir()
     for number in range(40):
         (corpus / f"{number}.txt").write_text(f"a line of text, number {number}\n" * 9)
     commands = re.findall(r"^\$ moeport (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 10
+    refusals = ""
     short = ["training.steps=1", "training.batch_size=2", "data.sequence_length=16", "metrics.report=false"]
     for line in commands:
         words = shlex.split(line)
@@ -87,7 +89,8 @@ def test_the_commands_of_the_page_work(tmp_path, monkeypatch, capsys):
         if words[0] == "generate":
             words += ["--max-tokens", "2"]
         code, out, err = moeport(monkeypatch, capsys, *words)
+        refusals += err if code == 2 else ""
         assert code == (2 if "switch" in line else 0), (line, out, err)
     shown = re.search(r"^error: (mixtral, .*); \.\.\.$", PAGE, re.MULTILINE)[1]
-    assert shown in " ".join(err.split())
+    assert shown in " ".join(refusals.split())
     assert json.loads(Path("qwen3-tuned/config.json").read_text())["torch_dtype"] == "bfloat16"
