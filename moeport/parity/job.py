@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +15,7 @@ from moeport.comm.mesh import Mesh
 from moeport.errors import RunError, UserError
 from moeport.facts import BACKENDS
 from moeport.launch.launcher import launched, node_processes
+from moeport.launch.local import free_port, local_job
 from moeport.parity.bundle import MANIFEST_FILE, load_bundle, refuse_existing, save_bundle
 from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
@@ -31,12 +25,6 @@ from moeport.training.agreed import SAME_FILES, of_backend, of_dtype, of_file, o
 from moeport.training.checkpoint import META_FILE
 from moeport.training.prepare import check_communication
 
-LAUNCHERS = ("RANK", "LOCAL_RANK", "MS_ROLE", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID")
-"""Environment variables from which a process knows that a launcher started it."""
-GRACE_SECONDS = 15.0
-"""Time in which the other ranks may end by themselves after one has failed."""
-MARK = "MOEPORT_PARITY_JOB"
-"""Environment variable by which the processes of a job are found."""
 EXCERPT = 3000
 """Number of characters shown of a failed rank's output."""
 
@@ -166,65 +154,10 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
         raise UserError(f"variant {name!r}: {variant.backend} runs in one process; leave out @{variant.ranks}")
     if launcher == "msrun" and variant.nodes > 1:
         raise UserError(f"variant {name!r}: msrun puts all ranks of a machine on one node; expected @{variant.ranks}")
-    mark = uuid.uuid4().hex
-    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHERS} | {MARK: mark}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    processes = node_processes(launcher, variant.nodes, variant.ranks_per_node, "127.0.0.1", command, port)
-    started: list[subprocess.Popen[bytes]] = []
+    processes = node_processes(launcher, variant.nodes, variant.ranks_per_node, "127.0.0.1", command, free_port())
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder, f"output.{i}") for i in range(len(processes))]
-        try:
-            for process, output in zip(processes, outputs, strict=True):
-                arguments = [f"--log_dir={folder}" if a.startswith("--log_dir=") else a for a in process.command]
-                own = {"OMP_NUM_THREADS": "1", **environment, **process.environment}
-                with output.open("wb") as file:
-                    started.append(
-                        subprocess.Popen(
-                            arguments, env=own, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-                        )  # or Ctrl-C would reach the ranks twice
-                    )
-            failed = _first_failure(started)
-        except BaseException:
-            for each in started:
-                each.terminate()
-            raise
-        finally:
-            _end(started)
-            _kill_marked(mark)
+        with local_job(processes, Path(folder), {"OMP_NUM_THREADS": "1"}) as job:
+            failed = job.wait()
         if failed is not None:
-            said = outputs[failed].read_text(errors="replace").strip()[-EXCERPT:]
-            raise RunError(f"{name}: a rank ended with exit code {started[failed].returncode}:\n{said}")
-
-
-def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Index of the first process that fails; None once all have finished."""
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = next((i for i, code in enumerate(codes) if code), None)
-        if failed is not None or None not in codes:
-            return failed
-        time.sleep(0.05)
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for the processes that still run, then terminate them."""
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0.0))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
-            process.kill()
-            process.wait()
-
-
-def _kill_marked(mark: str) -> None:
-    """Kill the ranks that outlived their launcher; torchrun starts them in sessions of their own."""
-    marked = f"{MARK}={mark}".encode()
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if marked in file.read_bytes().split(b"\0"):
-                os.kill(int(file.parent.name), signal.SIGKILL)
+            said = job.outputs[failed].read_text(errors="replace").strip()[-EXCERPT:]
+            raise RunError(f"{name}: a rank ended with exit code {job.processes[failed].returncode}:\n{said}")

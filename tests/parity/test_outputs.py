@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moeport.errors import UserError
+from moeport.launch import local
 from moeport.launch.launcher import NodeProcess
 from moeport.parity import job
 from moeport.parity.bundle import BundleError, load_bundle, save_bundle
@@ -93,8 +94,8 @@ def test_an_interrupted_run_leaves_no_process(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "node_processes", lambda *args: ranks)
-    monkeypatch.setattr(job, "_first_failure", interrupted)
-    monkeypatch.setattr(job, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(local.LocalJob, "wait", interrupted)
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.1)
     with pytest.raises(KeyboardInterrupt):
         job._run("torch-cpu@2", Variant.parse("torch-cpu@2"), [])
     pids = [path.stem for path in tmp_path.glob("*.pid")]
