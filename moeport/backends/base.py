@@ -53,6 +53,10 @@ class Backend(ABC):
         """Whether it differentiates; the numpy reference does not."""
         return self.facts.trains
 
+    def forms(self) -> dict[str, Ops]:
+        """Its operations by the name of the form that they come in, for what checks each: here the only one."""
+        return {"eager": self.ops}
+
     @property
     def parameter_dtype(self) -> str:
         """Type of parameters and optimiser state."""

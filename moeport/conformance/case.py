@@ -35,6 +35,8 @@ class Case:
     """By all its float inputs."""
     accurate: bool = False
     """The result is in float32 at least."""
+    float64: bool = False
+    """It computes in float64 whatever the compute type; not for devices that lack it."""
 
     def __str__(self) -> str:
         return f"{self.op}-{self.label}"
@@ -50,7 +52,7 @@ class Case:
         """The inputs on a backend, in the types a model would give them."""
         types = [backend.parameter_dtype if i in self.weights else backend.dtype for i in range(len(self.inputs))]
         return [
-            backend.ops.cast(backend.ops.from_numpy(x), dtype) if x.dtype == np.float64 else backend.ops.from_numpy(x)
+            place(backend, x, dtype) if x.dtype == np.float64 else backend.ops.from_numpy(x)
             for x, dtype in zip(self.inputs, types, strict=True)
         ]
 
@@ -63,6 +65,12 @@ class Case:
         """What `formula` gives, as a tuple of arrays."""
         out = self.formula(*self.inputs)
         return tuple(np.asarray(x) for x in (out if isinstance(out, tuple | list) else (out,)))
+
+
+def place(backend: Backend, x: np.ndarray, dtype: str) -> Array:
+    """Floats in a type of the backend; float64 reaches the device only if that is the type."""
+    host = x.astype("float64" if dtype == "float64" else "float32")
+    return backend.ops.cast(backend.ops.from_numpy(host), dtype)
 
 
 def dispatch_plan(ops: Ops, expert_N: Array, choices: int, num_experts: int) -> DispatchPlan:

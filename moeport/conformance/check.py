@@ -13,7 +13,7 @@ from moeport.backends import get_backend
 from moeport.backends.base import Backend
 from moeport.config.training import BackendConfig
 from moeport.conformance import kernels, primitives
-from moeport.conformance.case import Case
+from moeport.conformance.case import Case, place
 from moeport.conformance.differences import Slopes, finite_difference, gradient_limit
 from moeport.conformance.numbers import grid
 from moeport.core.array import Array
@@ -121,14 +121,12 @@ def _reference() -> Ops:
 
 def gradients(case: Case, backend: Backend, ops: Ops) -> dict[int, Array]:
     """The same from the backend."""
-    arguments = case.arguments(backend)
-    weights = [ops.from_numpy(v) for v in cotangents(case)]
+    arguments, wide = case.arguments(backend), backend.parameter_dtype
+    weights = [place(backend, v, wide) for v in cotangents(case)]
 
     def total(params: Mapping[str, Array]) -> Any:
         inputs = [params.get(str(i), x) for i, x in enumerate(arguments)]
-        terms = [
-            ops.sum(ops.cast(out, "float64") * v) for out, v in zip(case.outputs(ops, *inputs), weights, strict=True)
-        ]
+        terms = [ops.sum(ops.cast(out, wide) * v) for out, v in zip(case.outputs(ops, *inputs), weights, strict=True)]
         return functools.reduce(lambda x, y: x + y, terms)
 
     _, found = backend.value_and_grad(total)({str(i): arguments[i] for i in case.variables})

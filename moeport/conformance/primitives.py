@@ -63,8 +63,23 @@ CREATION = [
         lambda x: np.array([True, True]),
         (X,),
         differentiable=False,
+        float64=True,
     ),
-    Case("cast", "and back", lambda ops, x: ops.cast(ops.cast(x, "float64"), ops.dtype(x)), lambda x: x, (X,)),
+    Case(
+        "cast",
+        "and back",
+        lambda ops, x: ops.cast(ops.cast(x, "float64"), ops.dtype(x)),
+        lambda x: x,
+        (X,),
+        float64=True,
+    ),
+    Case(
+        "cast",
+        "to float32",
+        lambda ops, x: ops.cast(ops.cast(x, "float32"), ops.dtype(x)),
+        lambda x: x,
+        (X,),
+    ),
 ]
 
 SHAPES = [

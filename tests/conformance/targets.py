@@ -13,9 +13,6 @@ from moeport.conformance.check import TOLERANCE as TOLERANCE
 from moeport.conformance.forms import with_default_kernels as with_default_kernels
 from moeport.facts import BACKENDS
 
-ENOUGH_ROWS = 10_000
-"""Rows an expert that no case exceeds."""
-
 
 @dataclass(frozen=True)
 class Target:
@@ -45,7 +42,7 @@ def build(target):
     if target.default_kernels:
         backend.ops = with_default_kernels(backend.ops)
     if target.static:
-        backend.ops = backend.graphs.ops(expert_rows=ENOUGH_ROWS, differentiable=True)
+        backend.ops = backend.forms()["compiled"]
     return backend
 
 

@@ -32,10 +32,12 @@ from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
 from moeport.comm.single import SingleProcess
 from moeport.config.training import BackendConfig
-from moeport.core.ops import KERNELS
+from moeport.core.ops import KERNELS, Ops
 from moeport.launch.launcher import Launch
 from moeport.model.transformer import Transformer
 
+FORM_ROWS = 10_000
+"""Rows an expert that no check exceeds."""
 COMPILED_KERNELS = {
     "linear": "MatMul with a transposed weight",
     "rms_norm": "products with ones instead of sums",
@@ -67,6 +69,10 @@ class MindSporeBackend(Backend):
         self.ops: MindSporeOps = with_fused(MindSporeOps(), self.fused)
         self.graphs = Graphs(self.fused)
         self.compiles = config.compile is not False
+
+    @override
+    def forms(self) -> dict[str, Ops]:
+        return {**super().forms(), "compiled": self.graphs.ops(expert_rows=FORM_ROWS, differentiable=True)}
 
     @override
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
