@@ -25,6 +25,7 @@ COMMANDS = (
     "config",
     "routers",
     "doctor",
+    "kit",
     "parity",
     "probe",
     "bench",
@@ -34,7 +35,7 @@ COMMANDS = (
 """Each command is a module of `moeport.cli` with a function of the same name, or with an `app` if it has subcommands.
 README.md lists them."""
 
-LASTING = {"train", "compare", "launch", "emulate"}
+LASTING = {"train", "compare", "launch", "emulate", "kit"}
 """Commands that go on when nobody reads their output."""
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ app = typer.Typer(
 def _register(name: str) -> None:
     module = import_module(f"moeport.cli.{name}")
     if hasattr(module, "app"):
-        for each in module.app.registered_commands:
+        for each in filter(None, (module.app.registered_callback, *module.app.registered_commands)):
             each.callback = expands_paths(each.callback)
         app.add_typer(module.app)
     else:

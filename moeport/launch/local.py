@@ -52,6 +52,15 @@ class LocalJob:
         for process in self.processes:
             process.terminate()
 
+    def kill(self, grace: float) -> None:
+        """Ask all of them to end, and end those that have not done so after some seconds."""
+        self.terminate()
+        deadline = time.monotonic() + grace
+        while None in self.codes() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        for process in self.processes:
+            process.kill()
+
     def end(self) -> None:
         """Wait for the processes that still run, then end them and everything that they have started."""
         grace = GRACE_SECONDS
@@ -85,7 +94,10 @@ def free_port() -> int:
 
 @contextmanager
 def local_job(
-    processes: Sequence[NodeProcess], folder: Path, defaults: Mapping[str, str] | None = None
+    processes: Sequence[NodeProcess],
+    folder: Path,
+    defaults: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Iterator[LocalJob]:
     """Start processes; at the end of the block they have ended.
 
@@ -93,6 +105,7 @@ def local_job(
         processes: the processes, see `moeport.launch.launcher.node_processes`.
         folder: for what they print, and for msrun's logs.
         defaults: environment variables that are set unless the user has set them.
+        cwd: the folder that they run in; default: this process's.
     """
     mark = uuid.uuid4().hex
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHERS}
@@ -104,8 +117,10 @@ def local_job(
             own = {**(defaults or {}), **inherited, MARK: mark, **process.environment}
             with output.open("wb") as file:
                 started.append(
-                    subprocess.Popen(arguments, env=own, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-                )  # in a session of its own, or Ctrl-C would reach the ranks twice
+                    subprocess.Popen(
+                        arguments, env=own, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                    )  # in a session of its own, or Ctrl-C would reach the ranks twice
+                )
         yield job
     except BaseException:
         job.terminate()

@@ -1,0 +1,1 @@
+"""One command for a machine with real hardware: everything that moeport can check there, in one file to send back."""

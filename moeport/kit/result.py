@@ -1,0 +1,71 @@
+"""What a part of the kit has found: plain data that any page can show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["pass", "fail", "skipped"]
+LISTED = 60
+"""Rows of a table that are kept; the files beside it have all."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+        """A table of anything, cut to LISTED rows with a last one that says how many there are."""
+        cells = [[str(cell) for cell in row] for row in rows[:LISTED]]
+        if len(rows) > LISTED:
+            cells.append([f"… {len(rows) - LISTED} more", *[""] * (len(header) - 1)])
+        return cls(title, header, cells)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a part."""
+
+    verdict: Verdict
+    summary: str
+    """One sentence."""
+    figures: Sequence[tuple[str, str, str]] = ()
+    """Label, value, note."""
+    tables: Sequence[Table] = ()
+    data: Any = None
+    """Everything of it that a program might read."""
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """Larger values for JSON, by the name of their file."""
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A case that ended its process."""
+
+    label: str
+    ending: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the processes of one stage of a part have left."""
+
+    value: Any = None
+    """What the work returned; None if it did not come to that."""
+    events: Sequence[Any] = ()
+    """What it had found by the end, case by case."""
+    crashes: Sequence[Crash] = ()
+    """Cases that ended the process; a new one went on after them."""
+    ending: str | None = None
+    """Why it ended before it was done; None: it was done."""
+
+
+def table_form() -> dict[str, Any]:
+    """What a table looks like in a file; see `moeport.reading.check_types`."""
+    return {"title": str, "header": [str], "rows": [[str]]}

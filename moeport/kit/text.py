@@ -1,0 +1,69 @@
+"""A file of the kit in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moeport.kit.read import KitFile
+
+STYLES = {"pass": "bold green", "fail": "bold red", "skipped": "yellow"}
+
+
+def render(kit: KitFile) -> Group:
+    """For `rich.console.Console.print`: the machine, the verdicts, then the tables of what has failed."""
+    results = kit.results
+    parts: list[RenderableType] = [Text(headline(results), style=STYLES.get(results["verdict"], ""))]
+    parts += [Text(f"{label}: {value}") for label, value in facts(results)]
+    verdicts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for part in results["parts"]:
+        style = STYLES.get(part["verdict"], "")
+        verdicts.add_row(
+            part["name"], Text(part["verdict"], style=style), f"{part['seconds']:.0f} s", Text(part["summary"])
+        )
+    parts += [Text(), verdicts]
+    for part in results["parts"]:
+        if part["verdict"] == "fail":
+            parts += [Text(), Text(f"{part['name']}: {part['title']}", style="bold"), *_tables(part)]
+    return Group(*parts)
+
+
+def _tables(part: Mapping[str, Any]) -> Iterator[RenderableType]:
+    for table in part["tables"]:
+        drawn = Table(title=Text(table["title"]), title_justify="left", title_style="italic")
+        for heading in table["header"]:
+            drawn.add_column(Text(heading))
+        for row in table["rows"]:
+            drawn.add_row(*map(Text, row[: len(table["header"])]))
+        yield drawn
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The verdict in a line."""
+    count = {verdict: sum(p["verdict"] == verdict for p in results["parts"]) for verdict in STYLES}
+    words = [f"{count['pass']} passed", f"{count['fail']} failed", f"{count['skipped']} skipped"]
+    end = ", interrupted" if results["interrupted"] else ""
+    return f"moeport kit of {results['date']}: {results['verdict']} ({', '.join(words)}{end})"
+
+
+def facts(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was examined: labels and values."""
+    yield "moeport", results["moeport"]
+    for label, value in results["machine"].items():
+        yield str(label), as_text(value)
+    yield "asked for", as_text(results["asked"])
+
+
+def as_text(value: Any) -> str:
+    """A value of JSON in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {as_text(each)}" for key, each in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(as_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

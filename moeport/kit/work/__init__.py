@@ -1,0 +1,1 @@
+"""The parts: what each computes in its own processes, and how its results are judged."""
