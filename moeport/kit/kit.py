@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from moeport.ascend import installed
 from moeport.kit.corpus import write_corpus
 from moeport.kit.options import KitOptions
 from moeport.kit.pack import Contents, PartRecord, describe_contents, write_kit
@@ -195,12 +196,14 @@ def _asked(options: KitOptions) -> dict[str, Any]:
 
 def _machine(found: Mapping[str, Any]) -> dict[str, Any]:
     """The machine in general terms."""
-    memory = memory_bytes()
+    memory, ascend = memory_bytes(), installed.machine()
     return {
         "device": found.get("device", "none that can be used"),
         "devices": [unit["name"] for unit in found.get("units", ())],
         "listed by the system": accelerators_seen(),
         "versions": {"python": platform.python_version(), **found.get("versions", {})},
+        "CANN": ", ".join(each.version or "of unknown version" for each in ascend.cann) or "none found",
+        "Ascend driver": ascend.driver or "none found",
         "platform": platform.platform(),
         "processor": processor().model,
         "cores": usable_cores(),

@@ -42,7 +42,7 @@ class KitOptions:
             raise UserError(f"--backend {self.backend}: {choices(self.backend, training_backends())}")
         known = ("auto", *BACKENDS[self.backend].devices)
         if self.device not in known:
-            what = f"{self.backend} runs on " if self.device in DEVICES else ""
+            what = f"not a device of {self.backend}; " if self.device in DEVICES else ""
             raise UserError(f"--device {self.device}: {what}{choices(self.device, known)}")
         if self.ranks is not None and self.ranks < 1:
             raise UserError(f"--ranks {self.ranks}: expected a number of at least 1")

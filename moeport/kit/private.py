@@ -64,12 +64,12 @@ class Scrubber:
 
     Args:
         environment: the variables of the process; default: this one's.
-        folders: further folders by the name that takes their place.
+        folders: further folders, and what takes the place of each.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, folders: Mapping[str, str] | None = None):
         values = os.environ if environment is None else environment
-        known = {**_places(values), **{path: name for name, path in (folders or {}).items()}}
+        known = {**_places(values), **(folders or {})}
         self._places = sorted(known.items(), key=lambda item: -len(item[0]))
         words = {**_secrets(values), **_names(values)}
         self._words = sorted(words.items(), key=lambda item: -len(item[0]))
@@ -123,7 +123,8 @@ def _is_system(path: str) -> bool:
 def _names(environment: Mapping[str, str]) -> dict[str, str]:
     """Names of the host and of the user."""
     host = socket.gethostname()
-    hosts = {host, host.partition(".")[0], environment.get("HOSTNAME", ""), environment.get("HOST", "")}
+    hosts = {host, environment.get("HOSTNAME", ""), environment.get("HOST", "")}
+    hosts |= {name.partition(".")[0] for name in hosts}
     users = {environment.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
     with suppress(OSError, KeyError):  # a user without a name
         users.add(getpass.getuser())

@@ -77,9 +77,8 @@ def _run(task: Task, output: Path, deadline: float, seconds: float, watch: Watch
     failed = job.failed()
     code = 0 if failed is None else job.processes[failed].returncode
     said = last_line(job.outputs[failed or 0].read_text(errors="replace"))
-    where = (
-        f"rank {failed} of {task.ranks} " if task.ranks > 1 and failed is not None and len(job.processes) > 1 else ""
-    )
+    many = failed is not None and len(job.processes) > 1
+    where = f"rank {failed} of {len(job.processes)} " if many else ""
     return f"{where}ended with {ending_of(code)}{': ' if said else ''}{said}"
 
 

@@ -14,10 +14,13 @@ ROWS = re.findall(r"^\| `moeport ([^`]+)`", README, re.MULTILINE)
 
 
 def commands(command, names: tuple[str, ...] = ()):
-    """Every command below one, by its names from the first on."""
+    """Every command below one, by its names from the first on; a group that does something by itself is one too."""
     if isinstance(command, TyperGroup):
+        if command.invoke_without_command:
+            yield names
         for name, inner in command.commands.items():
-            yield from commands(inner, (*names, name))
+            if not inner.hidden:
+                yield from commands(inner, (*names, name))
     else:
         yield names
 

@@ -24,6 +24,9 @@ def work(task: Task) -> dict[str, Any]:
         "mbit_per_second": sorted({each["mbit_per_second"] for each in network["interfaces"]} - {None}),
         "launchers": sorted(name for name, path in network["launchers"].items() if path),
     }
+    ascend = found["ascend"]
+    kept["ascend"] = {key: ascend[key] for key in ("driver", "firmware", "smi", "packages", "torch_cuda", "findings")}
+    kept["ascend"]["cann"] = [each["version"] for each in ascend["cann"]]
     kept["backend"] = task.backend
     return kept
 
@@ -36,6 +39,7 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
         (name, entry["version"] or "—", "works" if _works(entry) else entry["problem"] or "not installed")
         for name, entry in {**found["backends"], **found["packages"]}.items()
     ]
+    wrong = [f"{each['subject']}: {each['problem']}; {each['mend']}" for each in found["ascend"]["findings"]]
     summary = f"{found['backend']} {backend['version']} works"
     if not _works(backend):
         summary = f"{found['backend']}: {backend['problem'] or 'not installed'}"
@@ -43,7 +47,10 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
         "pass" if _works(backend) else "fail",
         summary,
         figures=[("accelerators seen", str(len(found["accelerators_seen"])), ", ".join(found["accelerators_seen"]))],
-        tables=[Table.of("packages", ("package", "version", "state"), rows)],
+        tables=[
+            Table.of("packages", ("package", "version", "state"), rows),
+            *([Table.of("what does not fit", ("finding",), [(each,) for each in wrong])] if wrong else []),
+        ],
         data=found,
     )
 

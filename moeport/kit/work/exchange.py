@@ -22,6 +22,10 @@ from moeport.kit.task import Task
 
 WIDTH = 64
 """Columns of a row."""
+NATIVE, COMPOSED = "by the library", "by sends and receives"
+"""The library's own all-to-all, and one composed of messages between pairs, which moeport uses in place of a wrong one.
+"""
+DIRECTIONS = ("values", "gradients")
 ROWS, MANY_ROWS = 96, 4096
 """Most rows that a rank sends to another."""
 
@@ -29,16 +33,9 @@ ROWS, MANY_ROWS = 96, 4096
 def work(task: Task) -> dict[str, Any]:
     """Every pattern in every type; the values of all ranks."""
     with task.world(task.dtypes[0]) as (backend, communicator):
-        found = [
-            {
-                "pattern": pattern,
-                "dtype": dtype,
-                "rank": communicator.rank,
-                **_exchange(backend, communicator, rows, dtype),
-            }
-            for dtype in (*task.dtypes, "index")
-            for pattern, rows in patterns(communicator.size, task.quick)
-        ]
+        found = _every_pattern(task, backend, communicator, NATIVE)
+        if communicator.compose_all_to_all():
+            found += _every_pattern(task, backend, communicator, COMPOSED)
         own = Path(task.folder, f"rank.{communicator.rank}.json")
         own.write_text(json.dumps(found), encoding="utf-8")
         communicator.barrier()
@@ -46,6 +43,15 @@ def work(task: Task) -> dict[str, Any]:
             json.loads(Path(task.folder, f"rank.{rank}.json").read_text()) for rank in range(communicator.size)
         ]
         return {"ranks": communicator.size, "found": [each for some in everything for each in some]}
+
+
+def _every_pattern(task: Task, backend: Backend, communicator: Communicator, way: str) -> list[dict[str, Any]]:
+    """What this rank receives, in every pattern and type."""
+    return [
+        {"way": way, "pattern": pattern, "dtype": dtype, **_exchange(backend, communicator, rows, dtype)}
+        for dtype in (*task.dtypes, "index")
+        for pattern, rows in patterns(communicator.size, task.quick)
+    ]
 
 
 def patterns(size: int, quick: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,33 +114,36 @@ def compare(got: np.ndarray, wanted: np.ndarray) -> dict[str, int]:
 
 
 def judge(outcomes: Sequence[Outcome]) -> Result:
-    """Passes if every entry on every rank is right."""
+    """Passes if every entry on every rank is right, in whichever way it is sent."""
     value = outcomes[0].value
-    found = value["found"]
-    directions = ("values", "gradients")
-    totals = {
-        key: sum(each.get(d, {}).get(key, 0) for each in found for d in directions)
-        for key in ("entries", "wrong", "zeros")
-    }
+    found, ranks = value["found"], value["ranks"]
+    totals = {way: _totals([each for each in found if each["way"] == way]) for way in (NATIVE, COMPOSED)}
+    groups = dict.fromkeys((each["way"], each["dtype"], each["pattern"]) for each in found)
     rows = []
-    for dtype in dict.fromkeys(each["dtype"] for each in found):
-        for pattern in dict.fromkeys(each["pattern"] for each in found):
-            mine = [each for each in found if (each["dtype"], each["pattern"]) == (dtype, pattern)]
-            rows.append((dtype, pattern, *(_said([each[d] for each in mine if d in each]) for d in directions)))
-    bad = [row for row in rows if "wrong" in row[2] + row[3]]
-    summary = f"all {totals['entries']:,} entries are right on {value['ranks']} ranks"
+    for group in groups:
+        mine = [each for each in found if (each["way"], each["dtype"], each["pattern"]) == group]
+        rows.append((*group, *(_said([each[d] for each in mine if d in each]) for d in DIRECTIONS)))
+    bad = [row for row in rows if "wrong" in row[3] + row[4]]
+    entries = sum(total["entries"] for total in totals.values())
+    summary = f"all {entries:,} entries are right on {ranks} ranks"
     if bad:
-        zeros = f", {totals['zeros']:,} of them zeros" if totals["zeros"] else ""
-        summary = (
-            f"{totals['wrong']:,} of {totals['entries']:,} entries are wrong on {value['ranks']} ranks{zeros}, "
-            f"first in {bad[0][0]}, {bad[0][1]}: do not train on several devices with this communication library"
-        )
-    table = Table.of("patterns", ("type", "rows", "values", "gradients"), bad + [row for row in rows if row not in bad])
-    figures = [
-        ("entries", f"{totals['entries']:,}", f"on {value['ranks']} ranks"),
-        ("wrong", f"{totals['wrong']:,}", ""),
-    ]
+        summary = "; ".join(_sentence(way, total, ranks) for way, total in totals.items() if total["entries"])
+    table = Table.of("patterns", ("way", "type", "rows", *DIRECTIONS), bad + [row for row in rows if row not in bad])
+    wrong = sum(total["wrong"] for total in totals.values())
+    figures = [("entries", f"{entries:,}", f"on {ranks} ranks"), ("wrong", f"{wrong:,}", "")]
     return Result("fail" if bad else "pass", summary, figures, [table], value)
+
+
+def _totals(found: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    keys = ("entries", "wrong", "zeros")
+    return {key: sum(each.get(d, {}).get(key, 0) for each in found for d in DIRECTIONS) for key in keys}
+
+
+def _sentence(way: str, total: Mapping[str, int], ranks: int) -> str:
+    if not total["wrong"]:
+        return f"{way}, all {total['entries']:,} entries are right"
+    zeros = f", {total['zeros']:,} of them zeros" if total["zeros"] else ""
+    return f"{way}, {total['wrong']:,} of {total['entries']:,} entries are wrong on {ranks} ranks{zeros}"
 
 
 def _said(found: Sequence[Mapping[str, int]]) -> str:
