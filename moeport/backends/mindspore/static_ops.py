@@ -34,6 +34,9 @@ class StaticOps(MindSporeOps):
 
     @override
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Without rows the result is a constant: MatMul would leave the gradient of the weight as its memory was."""
+        if not x.size:
+            return self.zeros((*x.shape[:-1], weight.shape[0]), self.dtype(x))
         flat = msops.reshape(x, (-1, x.shape[-1])) if x.ndim != 2 else x
         out = msops.MatMul(transpose_b=True)(flat, self.cast(weight, self.dtype(x)))
         return msops.reshape(out, (*x.shape[:-1], weight.shape[0])) if x.ndim != 2 else out
