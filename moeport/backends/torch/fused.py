@@ -41,6 +41,8 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
     if device.type not in TABLES:
         refuse_named(setting, device.type)
         return TorchOps(device)
+    if device.index is None and device.type != "cpu":
+        device = torch.device(device.type, torch.accelerator.current_device_index())
     key = device, setting if isinstance(setting, str) else tuple(sorted(setting.items()))
     if key not in _made:
         _made[key] = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)
@@ -92,8 +94,9 @@ class FusedOps(TorchOps):
         Raises BackendUnavailableError if the user has named an operator, and it cannot serve the call.
         """
         dtype = self.dtype(x)
-        is_traced = torch.compiler.is_compiling() and (kernel, dtype) not in self.choices  # nothing can be tried then
-        if not x.numel() or is_traced or inside_torch_func():
+        is_traced = torch.compiler.is_compiling()
+        is_too_late = is_traced and (kernel, dtype) not in self.choices  # nothing can be tried while a graph is traced
+        if not x.numel() or is_too_late or (inside_torch_func() and not is_traced):
             return None
         choice = self.choice(kernel, dtype)
         return choice.candidate if self.can_serve(kernel, choice, x, *rest, **options) else None

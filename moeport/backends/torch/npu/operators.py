@@ -64,7 +64,7 @@ def fusion_attention(q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor | None
 def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, group_type: int) -> Tensor:
     """One product per group; `contract.grouped_matmul` says of what. It has no derivative of its own."""
     check("npu_grouped_matmul", contract.grouped_matmul(x, weight, counts, group_type=group_type))
-    if os.environ.get("ASCEND_LAUNCH_BLOCKING") == "1" and type(counts) is Tensor:  # every call waits in any case
+    if _waits_anyway() and type(counts) is Tensor:
         check("npu_grouped_matmul", contract.group_sizes(counts.tolist(), x.shape[0 if group_type == 0 else 1]))
     options = {"group_list": counts, "split_item": 3, "group_type": group_type, "group_list_type": 1}
     return _npu.npu_grouped_matmul.default([x], [weight], **options)[0]
@@ -86,3 +86,8 @@ def token_unpermute(rows: Tensor, sorted_indices: Tensor, probs: Tensor) -> Tens
     """
     check("npu_moe_token_unpermute", contract.token_unpermute(rows, sorted_indices, probs))
     return _npu.npu_moe_token_unpermute.default(rows, sorted_indices, probs=probs)
+
+
+def _waits_anyway() -> bool:
+    """Whether every call waits for the device, so that values may be read from it."""
+    return os.environ.get("ASCEND_LAUNCH_BLOCKING") == "1" and not torch.compiler.is_compiling()
