@@ -23,6 +23,28 @@ class ParameterCounts:
     """Those that one token uses: all except the experts it is not routed to."""
 
 
+class RopeScalingConfig(Section):
+    """Rotary positions for texts longer than those that a model was first trained on."""
+
+    type: Literal["none", "linear", "llama3", "yarn"] = "none"
+    """`linear`: all angles divided by `factor`. `llama3`: those of long waves only (Llama 3.1). `yarn`: by a ramp over
+    the pairs (arXiv 2309.00071)."""
+    factor: PositiveFloat = 1.0
+    """How many times longer the texts are."""
+    original_positions: PositiveInt = 8192
+    """llama3, yarn: length of the texts at first."""
+    low_freq_factor: PositiveFloat = 1.0
+    """llama3: waves that turn less often than this within the original length are divided by `factor`."""
+    high_freq_factor: PositiveFloat = 4.0
+    """llama3: waves that turn more often than this are kept; above low_freq_factor."""
+    beta_fast: PositiveFloat = 32.0
+    """yarn: turns within the original length at which the ramp begins."""
+    beta_slow: PositiveFloat = 1.0
+    """yarn: turns at which it ends."""
+    attention_factor: PositiveFloat | None = None
+    """yarn: multiplies queries and keys after the rotation. Default: 0.1 ln(factor) + 1."""
+
+
 class AttentionConfig(Section):
     """Grouped-query attention with rotary position embedding; causal in language models."""
 
@@ -40,6 +62,8 @@ class AttentionConfig(Section):
     projection too."""
     rope_base: PositiveFloat = 10000.0
     """Base of the rotary angles."""
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
+    """Rotary positions for longer texts."""
 
 
 class CapacityConfig(Section):

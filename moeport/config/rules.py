@@ -51,6 +51,12 @@ RULES = (
         "an even number, since rotary embedding rotates pairs",
     ),
     Rule(
+        ("model.attention.rope_scaling.high_freq_factor", "model.attention.rope_scaling.low_freq_factor"),
+        lambda high, low: high > low,
+        "is not above model.attention.rope_scaling.low_freq_factor = {1}",
+        "a number above {1}",
+    ),
+    Rule(
         ("model.attention.num_kv_heads", _HEADS),
         lambda kv_heads, heads: kv_heads is None or heads % kv_heads == 0,
         "does not divide " + _HEADS + " = {1}",
@@ -211,7 +217,16 @@ RULES = (
     *BACKEND_RULES,
 )
 
+_SCALING = "model.attention.rope_scaling"
+
 EFFECTS = (
+    Effect(f"{_SCALING}.factor", f"{_SCALING}.type", ("linear", "llama3", "yarn")),
+    Effect(f"{_SCALING}.original_positions", f"{_SCALING}.type", ("llama3", "yarn")),
+    Effect(f"{_SCALING}.low_freq_factor", f"{_SCALING}.type", ("llama3",)),
+    Effect(f"{_SCALING}.high_freq_factor", f"{_SCALING}.type", ("llama3",)),
+    Effect(f"{_SCALING}.beta_fast", f"{_SCALING}.type", ("yarn",)),
+    Effect(f"{_SCALING}.beta_slow", f"{_SCALING}.type", ("yarn",)),
+    Effect(f"{_SCALING}.attention_factor", f"{_SCALING}.type", ("yarn",)),
     Effect("model.moe.router.normalize_gates", "model.moe.router.softmax", ("before",)),
     Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
     Effect("model.moe.capacity.drop", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from moeport.convert.family import Family
+from moeport.convert.keys import Keys, shown
+from moeport.convert.rotary import rotary_settings
 from moeport.errors import UserError
 
 DIRECT = {
@@ -19,45 +20,6 @@ DIRECT = {
     "tie_word_embeddings": "tie_embeddings",
 }
 """Keys that are keys of `model` under another name."""
-
-CARRIED = frozenset(
-    (
-        "_attn_implementation_autoset",
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "cls_token_id",
-        "decoder_start_token_id",
-        "dtype",
-        "eos_token_id",
-        "experts_implementation",
-        "finetuning_task",
-        "id2label",
-        "label2id",
-        "max_window_layers",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "sep_token_id",
-        "task_specific_params",
-        "tie_last_hidden_states",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-    )
-)
-"""Keys on which neither logits nor moeport's training depend; they are kept for the way back."""
 
 ALWAYS = {
     "hidden_act": "silu",
@@ -73,11 +35,6 @@ ALWAYS = {
 }
 """Keys for which moeport has this value only, whatever the family."""
 
-ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
-"""Other names that transformers takes for a key."""
-
-Scalar = int | float | bool | str | None
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -87,72 +44,6 @@ class Settings:
     """The `model` section."""
     sequence_length: int
     """max_position_embeddings."""
-
-
-class Keys:
-    """The keys of a config.json, of which each must be asked for.
-
-    Args:
-        family: gives the values of missing keys.
-        values: the keys of the file.
-        place: names the file in messages.
-    """
-
-    def __init__(self, family: Family, values: Mapping[str, Any], place: str):
-        self.family = family
-        self.values = values
-        self.place = place
-        self.asked: set[str] = set()
-
-    def get(self, key: str, kinds: tuple[type, ...]) -> Any:
-        """The value of a key, or what transformers takes without it.
-
-        Raises UserError if it is none of `kinds`, or if an alias of the key has another value.
-        """
-        names = [name for name in (key, ALIASES.get(key, key)) if name in self.values]
-        self.asked |= {key, *names}
-        found = [self.values[name] for name in names] or [self.family.defaults[key]]
-        if found[0] != found[-1]:
-            raise UserError(f"{self.place}: {names[0]} and {names[1]} differ ({found[0]} and {found[1]}); remove one")
-        if type(found[0]) not in kinds:
-            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise UserError(f"{self.place}: {key} is {shown(found[0])}; expected {wanted}")
-        return found[0]
-
-    def integer(self, key: str) -> int:
-        """A positive integer."""
-        value: int = self.get(key, (int,))
-        if value < 1:
-            raise UserError(f"{self.place}: {key} is {value}; expected at least 1")
-        return value
-
-    def number(self, key: str) -> float:
-        """A number."""
-        return float(self.get(key, (int, float)))
-
-    def flag(self, key: str) -> bool:
-        """True or false."""
-        value: bool = self.get(key, (bool,))
-        return value
-
-    def only(self, key: str, wanted: Any) -> None:
-        """Refuse a key that has another value than the one that moeport computes with."""
-        value = self.values.get(key, wanted)
-        self.asked.add(key)
-        if value != wanted:
-            raise UserError(
-                f"{self.place}: {key} is {shown(value)}, which moeport does not have; expected {shown(wanted)}"
-            )
-
-    def refuse_others(self, ignored: Collection[str]) -> None:
-        """Refuse keys that nobody has asked for: what they do is unknown."""
-        others = sorted(self.values.keys() - self.asked - CARRIED - {*ignored})
-        if others:
-            listed = "; ".join(f"{key} = {shown(self.values[key])}" for key in others)
-            raise UserError(
-                f"{self.place}: {self.family.model_type} has keys here that moeport does not know and that may change "
-                f"results: {listed}. If one changes none, say so with --ignore-key KEY"
-            )
 
 
 def settings_of(family: Family, values: Mapping[str, Any], place: str, ignored: Collection[str] = ()) -> Settings:
@@ -183,12 +74,6 @@ def settings_of(family: Family, values: Mapping[str, Any], place: str, ignored: 
     return Settings(model, positions)
 
 
-def shown(value: Any) -> str:
-    """A value as JSON, cut short."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _check_architecture(keys: Keys) -> None:
     wanted, given = keys.family.architecture, keys.values.get("architectures")
     if given is not None and given != [wanted]:
@@ -209,31 +94,7 @@ def _attention(keys: Keys) -> dict[str, Any]:
     else:
         given = keys.flag(family.bias)
         section["bias"] = {"qkv_bias": "qkv", "attention_bias": "all"}[family.bias] if given else "none"
-    return {**section, "rope_base": _rope_base(keys)}
-
-
-def _rope_base(keys: Keys) -> float:
-    """The base of the rotary angles, from rope_theta, or from rope_parameters as transformers 5 writes it."""
-    keys.asked |= {"rope_theta", "rope_scaling", "rope_parameters"}
-    found: list[float] = []
-    for key in ("rope_parameters", "rope_scaling"):
-        section = keys.values.get(key)
-        if section is None:
-            continue
-        if not isinstance(section, dict):
-            raise UserError(f"{keys.place}: {key} is {shown(section)}; expected an object or null")
-        kind = section.get("rope_type", section.get("type", "default"))
-        others = section.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-        if kind != "default" or others or section.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(
-                f"{keys.place}: {key} is {shown(section)}: moeport has rotary positions of the type default only, for "
-                "the whole width of a head"
-            )
-        found += [section["rope_theta"]] if "rope_theta" in section else []
-    found += [keys.values["rope_theta"]] if "rope_theta" in keys.values else []
-    if any(type(base) not in (int, float) or base != found[0] for base in found):
-        raise UserError(f"{keys.place}: rope_theta is {' and '.join(map(shown, found))}; expected one number")
-    return float(found[0]) if found else keys.family.base
+    return {**section, **rotary_settings(keys)}
 
 
 def _check_window(keys: Keys, positions: int) -> None:

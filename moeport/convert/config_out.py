@@ -13,6 +13,7 @@ from typing import Any
 from moeport.config.model import ModelConfig
 from moeport.convert.config_in import DIRECT, settings_of
 from moeport.convert.family import FAMILIES, Family
+from moeport.convert.rotary import rotary_canonical, rotary_keys
 from moeport.routers import build_router
 from moeport.routers.topk import TopKConfig
 
@@ -57,7 +58,7 @@ def keys_of(family: Family, model: ModelConfig, vocab_size: int, sequence_length
         "max_position_embeddings": sequence_length,
         "num_attention_heads": model.num_heads,
         "num_key_value_heads": model.num_kv_heads,
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_base},
+        "rope_parameters": rotary_keys(attention),
     }
     if family.has_head_dim:
         keys["head_dim"] = model.head_dim
@@ -131,6 +132,7 @@ def _canonical(model: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "attention.qk_norm": attention.qk_norm,
         "attention.bias": attention.bias,
         "attention.rope_base": attention.rope_base,
+        **rotary_canonical(attention.rope_scaling),
         "dense_hidden": model.dense_width if dense else None,
         "moe.dense_layers": dense,
         "moe.num_experts": moe.num_experts,

@@ -10,7 +10,7 @@ from moeport.config.schema import Config
 from moeport.convert.floats import decoded
 from moeport.convert.folder import Folder
 from moeport.errors import DataError
-from moeport.model.attention import rope_tables
+from moeport.model import rope
 from moeport.training.tensor_file import StoredTensor
 
 
@@ -34,7 +34,7 @@ def check_extra(folder: Folder, name: str, config: Config) -> None:
             )
         return
     model = config.model
-    cos, _ = rope_tables(2, model.head_dim, model.attention.rope_base)
+    cos, _ = rope.of_config(model.attention, 2, model.head_dim)
     values = decoded(b"".join(tensor.blocks()), tensor.dtype)
     half = model.head_dim // 2
     if values.shape != (half,) or not np.allclose(np.cos(values), cos[1, :half], atol=1e-2):

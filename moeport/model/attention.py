@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -14,16 +12,6 @@ from moeport.model.forward_pass import Pass
 
 BIASED = {"none": (), "qkv": ("q", "k", "v"), "all": ("q", "k", "v", "out")}
 """The projections that add a bias, by the value of `model.attention.bias`."""
-
-
-def rope_tables(sequence_length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of the rotary angles, each (S, A) float64, the second half equal to the first.
-
-    Angle of position m and pair i is m * base^(-2i / A) (Su et al. 2021, eq. 15).
-    """
-    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
-    angles = np.outer(np.arange(sequence_length), np.concatenate([frequency, frequency]))
-    return np.cos(angles), np.sin(angles)
 
 
 def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:

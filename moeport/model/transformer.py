@@ -17,7 +17,7 @@ from moeport.core.losses import symmetric_divergence
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, generator, subtree, with_prefix
 from moeport.core.routing import RouterContext, Topology
-from moeport.model.attention import rope_tables
+from moeport.model import rope
 from moeport.model.batch import Batch
 from moeport.model.block import Block
 from moeport.model.forward_pass import BlockOutput, Pass
@@ -99,7 +99,7 @@ class Transformer(ABC):
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
         """Rotary tables (S, A) on the device, in float32 or wider."""
-        cos, sin = rope_tables(sequence_length, self.config.head_dim, self.config.attention.rope_base)
+        cos, sin = rope.of_config(self.config.attention, sequence_length, self.config.head_dim)
         kind = "float32" if dtype == "bfloat16" else dtype
         return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
 

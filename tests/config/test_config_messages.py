@@ -443,6 +443,16 @@ CASES = [
         "c.yaml:3:12 model.moe.every: leaves no block with experts (got 5); expected at most model.num_layers (4) - model.moe.first_dense (0)",
     ),
     case(
+        "waves of llama3 the wrong way round",
+        "model:\n  attention:\n    rope_scaling: {type: llama3, factor: 8.0, high_freq_factor: 0.5}\n",
+        "c.yaml:3:65 model.attention.rope_scaling.high_freq_factor: is not above model.attention.rope_scaling.low_freq_factor = 1.0 (got 0.5); expected a number above 1.0",
+    ),
+    case(
+        "a scale without scaled positions",
+        "model:\n  attention:\n    rope_scaling: {factor: 8.0}\n",
+        "c.yaml:3:28 model.attention.rope_scaling.factor: has no effect while model.attention.rope_scaling.type is none (got 8.0); expected model.attention.rope_scaling.type linear or llama3 or yarn, or this key left out",
+    ),
+    case(
         "a dense layer that is not there",
         "model:\n  moe:\n    dense_layers: [4]\n",
         "c.yaml:3:19 model.moe.dense_layers: names a block that the model does not have (got [4]); expected numbers below model.num_layers (4)",

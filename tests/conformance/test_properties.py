@@ -5,7 +5,7 @@ import pytest
 
 from moeport.conformance import formulas
 from moeport.conformance.case import dispatch_plan
-from moeport.model.attention import rope_tables
+from moeport.model.rope import rope_tables
 from tests.conformance.targets import TOLERANCE, every_form, every_form_that_trains
 from tests.support import assert_close, grid
 

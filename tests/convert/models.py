@@ -15,6 +15,20 @@ from tests.support import rng
 VOCABULARY, POSITIONS = 23, 16
 
 
+SCALINGS = (
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.0},
+    {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+    {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8},
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model of a family."""
@@ -51,7 +65,7 @@ def random_case(family, seed):
         "tie_word_embeddings": one(True, False),
         "rms_norm_eps": one(1e-5, 1e-6),
         "initializer_range": one(0.02, 0.1),
-        "rope_parameters": {"rope_type": "default", "rope_theta": one(10000.0, 500.0, 1e6)},
+        "rope_parameters": {"rope_theta": one(10000.0, 500.0, 1e6), **one(*SCALINGS)},
         "head_dim": one(2, 4, 6) if known.has_head_dim else width // 4,
         "bos_token_id": None,
         "eos_token_id": 3,

@@ -33,11 +33,33 @@ KEYS = {
         r"sliding_window is 8",
     ),
     "other layers": ("qwen3", {"layer_types": ["linear_attention"] * 2}, r"layer_types is .*expected full_attention"),
-    "scaled positions": ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, r"rope_scaling is .*yarn"),
+    "scaled positions": (
+        "llama",
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+        r"rope_scaling is .*dynamic.* the types default, linear, llama3, yarn",
+    ),
+    "an option of scaled positions that is missing": (
+        "llama",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        r"rope_scaling is .*yarn.*; expected the numbers factor, original_max_position_embeddings",
+    ),
+    "an option of scaled positions that is text": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": "2"}},
+        r"rope_scaling is .*linear.*; expected the numbers factor",
+    ),
     "scaled positions of version 5": (
         "llama",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
-        r"rope_parameters is .*linear.*the type default only",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 2.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+            }
+        },
+        r"rope_parameters is .*mscale.*with the options that transformers documents",
     ),
     "half rotated heads": (
         "llama",

@@ -6,11 +6,11 @@ from moeport.config.model import AttentionConfig, CapacityConfig, ModelConfig, M
 from moeport.conformance import formulas
 from moeport.core.parameters import initial_parameters
 from moeport.core.routing import RouterContext
-from moeport.model.attention import rope_tables
 from moeport.model.batch import Batch
 from moeport.model.block import Block
 from moeport.model.decoder import DecoderLM
 from moeport.model.forward_pass import Pass
+from moeport.model.rope import rope_tables
 from moeport.routers.cartesian import CartesianConfig
 from moeport.routers.topk import TopKConfig
 from tests.model.reference import mixed

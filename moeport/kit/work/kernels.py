@@ -18,7 +18,7 @@ from moeport.core.ops import KERNELS, Ops
 from moeport.core.routing import Routing
 from moeport.kit.result import Outcome, Result, Table
 from moeport.kit.task import Task, describe
-from moeport.model.attention import rope_tables
+from moeport.model.rope import rope_tables
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-2}
 """Relative RMS difference of two ways to compute the same; conformance holds each to its formula more closely."""

@@ -1,0 +1,70 @@
+"""Rotary positions: the frequencies, plain or scaled for longer texts, and their tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from moeport.config.model import AttentionConfig, RopeScalingConfig
+
+
+def rope_tables(
+    sequence_length: int, head_dim: int, base: float, scaling: RopeScalingConfig | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of the rotary angles, each (S, A) float64, the second half equal to the first.
+
+    Angle of position m and pair i is m * base^(-2i / A) (Su et al. 2021, eq. 15). YaRN also multiplies both tables.
+    """
+    scaling = scaling or RopeScalingConfig()
+    frequency = _frequencies(head_dim, base, scaling)
+    angles = np.outer(np.arange(sequence_length), np.concatenate([frequency, frequency]))
+    factor = attention_factor(scaling)
+    return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+def attention_factor(scaling: RopeScalingConfig) -> float:
+    """What the tables are multiplied by: 0.1 ln(factor) + 1 with YaRN (arXiv 2309.00071, eq. 22), otherwise 1."""
+    if scaling.type != "yarn":
+        return 1.0
+    default = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return scaling.attention_factor or default
+
+
+def _frequencies(head_dim: int, base: float, scaling: RopeScalingConfig) -> np.ndarray:
+    """Angle per position of each pair, (A / 2,)."""
+    plain = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    match scaling.type:
+        case "linear":
+            return plain / scaling.factor
+        case "llama3":
+            return _llama3(plain, scaling)
+        case "yarn":
+            return _yarn(plain, head_dim, base, scaling)
+    return plain
+
+
+def _llama3(plain: np.ndarray, scaling: RopeScalingConfig) -> np.ndarray:
+    """Long waves divided by the factor, short ones kept, and those between interpolated (Llama 3.1)."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_positions * plain / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    return plain / scaling.factor * (1 - share) + plain * share
+
+
+def _yarn(plain: np.ndarray, head_dim: int, base: float, scaling: RopeScalingConfig) -> np.ndarray:
+    """Interpolated by a ramp over the pairs (YaRN, arXiv 2309.00071, eq. 20), whose ends are rounded outwards."""
+
+    def pair(turns: float) -> float:
+        positions = scaling.original_positions / (turns * 2 * math.pi)
+        return head_dim * math.log(positions) / (2 * math.log(base))
+
+    low = max(math.floor(pair(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair(scaling.beta_slow)), head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low or 0.001), 0, 1)
+    return plain / scaling.factor * ramp + plain * (1 - ramp)
+
+
+def of_config(config: AttentionConfig, sequence_length: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """`rope_tables` of a config."""
+    return rope_tables(sequence_length, head_dim, config.rope_base, config.rope_scaling)
