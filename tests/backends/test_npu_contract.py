@@ -87,6 +87,10 @@ FORBIDDEN = {
     ),
     "odd swiglu": (contract.swiglu(of(4, 7)), "x has the width 7; expected an even one"),
     "empty swiglu": (contract.swiglu(of(0, 8)), "x has the shape (0, 8); expected at least one element"),
+    "strided swiglu": (
+        contract.contiguous(of(8, 4).mT),
+        "x of the shape (4, 8) has the strides (1, 4); expected a contiguous tensor",
+    ),
     "attention layout": (attend(input_layout="XYZ"), "input_layout is XYZ; expected BSND"),
     "head_num": (attend(head_num=5), "head_num is 5; expected 4, the heads of q"),
     "heads that do not divide": (

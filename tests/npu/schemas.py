@@ -67,7 +67,8 @@ def taken(*args, **kwargs):
 
 
 def _meta(x):
-    return torch.empty_like(x, device="meta", requires_grad=False) if isinstance(x, torch.Tensor) else x
+    """Of the same shape, type and strides; the tensor may be one without values."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, torch.Tensor) else x
 
 
 def main(*wheels):

@@ -119,6 +119,12 @@ def swiglu(x: Tensor) -> Iterator[str]:
         yield f"x has the shape {_shape(x)}; expected at least one element"
 
 
+def contiguous(x: Tensor) -> Iterator[str]:
+    """What npu_swiglu asks of the strides of x."""
+    if not x.is_contiguous():
+        yield f"x of the shape {_shape(x)} has the strides {x.stride()}; expected a contiguous tensor"
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Iterator[str]:
     """What npu_fusion_attention asks of q (B, S, H, A), and of k and v (B, S, G, A)."""
     yield from _same_type(q=q, k=k, v=v)

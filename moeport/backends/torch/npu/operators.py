@@ -7,6 +7,7 @@ are named, and the overload is named too: a change of a schema is an error, neve
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def rotary_mul(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def swiglu(x: Tensor) -> Tensor:
     """silu of the first half of the last dimension, times the second half."""
-    check("npu_swiglu", contract.swiglu(x))
+    check("npu_swiglu", chain(contract.swiglu(x), contract.contiguous(x)))
     return _npu.npu_swiglu.default(x, dim=-1)
 
 
