@@ -20,6 +20,9 @@ from moeport.version import VERSION
 if TYPE_CHECKING:
     from moeport.backends.doctor import report as doctor
     from moeport.config import Config, config_from_dict, json_schema, load_config, resolved_yaml
+    from moeport.convert.from_hf import from_hf
+    from moeport.convert.to_hf import to_hf
+    from moeport.convert.upcycle import upcycle
     from moeport.training.generate import generate
     from moeport.training.report import write_report
     from moeport.training.run import train
@@ -30,11 +33,14 @@ _PLACES = {
     "Config": "moeport.config:Config",
     "config_from_dict": "moeport.config:config_from_dict",
     "doctor": "moeport.backends.doctor:report",
+    "from_hf": "moeport.convert.from_hf:from_hf",
     "generate": "moeport.training.generate:generate",
     "json_schema": "moeport.config:json_schema",
     "load_config": "moeport.config:load_config",
     "resolved_yaml": "moeport.config:resolved_yaml",
+    "to_hf": "moeport.convert.to_hf:to_hf",
     "train": "moeport.training.run:train",
+    "upcycle": "moeport.convert.upcycle:upcycle",
     "write_report": "moeport.training.report:write_report",
 }
 """Public name to module and name in it; imported on first use, so that `import moeport` stays fast."""
@@ -44,11 +50,14 @@ __all__ = [
     "__version__",
     "config_from_dict",
     "doctor",
+    "from_hf",
     "generate",
     "json_schema",
     "load_config",
     "resolved_yaml",
+    "to_hf",
     "train",
+    "upcycle",
     "write_report",
 ]
 
