@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -103,20 +100,13 @@ def test_wrong_values_are_counted_and_fail(tmp_path):
         (["all_reduce", "-b", "4M", "-e", "64K"], "--minbytes 4M is above --maxbytes 64K; expected at most 64K"),
     ],
 )
-def test_faulty_arguments_are_said_before_anything_starts(arguments, message):
-    done = bench(*arguments, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_PORT="1")
+def test_faulty_arguments_are_said_before_anything_starts(bench, arguments, message):
+    done = bench("comm", *arguments, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_PORT="1")
     assert done.returncode == 2
     assert message in done.stderr
 
 
-def test_without_a_launcher_it_says_how():
-    done = bench()
+def test_without_a_launcher_it_says_how(bench):
+    done = bench("comm")
     assert done.returncode == 2
     assert "torchrun --nproc-per-node 2 -m moeport bench comm" in done.stderr
-
-
-def bench(*arguments, **settings):
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "MS_ROLE")}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "COLUMNS": "200"} | settings
-    command = [sys.executable, "-m", "moeport", "bench", "comm", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from moeport.comm.check import COLLECTIVES
-from tests.comm.jobs import launch
+from tests.comm.jobs import launch, start
 
 HOW = """error:
 probe runs in the processes of a job, and this process was started by itself; start it with one of
@@ -24,10 +24,11 @@ def test_without_a_launcher_it_says_how():
 
 
 @pytest.mark.parametrize("backend", ["torch", "mindspore"])
-def test_under_a_launcher(tmp_path, backend):
+def test_in_a_job(tmp_path, backend):
+    """MindSpore under its launcher; tests/training and tests/launch have torch under torchrun."""
     pytest.importorskip(backend)
     module = ["-m", "moeport", "probe", "--device", "cpu"]
-    job = launch(backend, 2, module, tmp_path / "job")
+    job = (launch if backend == "mindspore" else start)(backend, 2, module, tmp_path / "job")
     try:
         assert job.wait(120) == 0, job.output()
     finally:

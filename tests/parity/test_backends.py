@@ -54,10 +54,11 @@ def options(config):
 )
 def test_numpy_and_torch(tmp_path, name, capacity):
     router = options(BY_NAME[name].config_class).model_dump(mode="json")
-    moe = {**MODEL["moe"], "router": router}
+    moe, layers = {**MODEL["moe"], "router": router}, 2
     if capacity == "factor":
+        layers = 1
         moe["capacity"] = {"policy": "factor", "factor": 1.0, "drop": "probability"}
-    file = config_file(tmp_path, model={**MODEL, "moe": moe})
+    file = config_file(tmp_path, model={**MODEL, "num_layers": layers, "moe": moe})
     types = ["fp64", "fp32"] if name in ROUGH else ["fp64", "fp32", "bf16"]
     report = run(file, ["numpy:fp64", *(f"torch-cpu:{kind}" for kind in types)], size=SMALL)
     assert_passes(report, len(types))
