@@ -1,11 +1,16 @@
 """Copies of this repository with an extension added, to count the places that it really touches."""
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from moeport.launch.launcher import node_processes
+from tests.jobs.ports import free_port
+from tests.jobs.ranks import Forker, settings
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("moeport", "tests", "configs", "docs", "README.md", "pyproject.toml", "mkdocs.yml")
@@ -40,6 +45,23 @@ class ExtendedCopy:
         """Run tests of the copy."""
         return self.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
 
+    def with_torch(self, *arguments: str, ranks: int = 1) -> tuple[list[int], str]:
+        """Run `moeport` with arguments in the copy, in ranks forked from a process that has imported torch alone.
+
+        Returns: exit codes, and what was written to stdout and stderr.
+        """
+        environments: list[dict[str, str]] = [{}]
+        if ranks > 1:
+            job = node_processes("torchrun", 1, ranks, "127.0.0.1", [], free_port())
+            environments = [dict(process.environment) for process in job]
+        logs = [self.root / f"rank-{number}.log" for number in range(ranks)]
+        own = settings() | {"PYTHONPATH": str(self.root), "NO_COLOR": "1"}
+        started = [
+            _torch().start(["-m", "moeport", *arguments], own | environment, log, self.root)
+            for environment, log in zip(environments, logs, strict=True)
+        ]
+        return [rank.wait(240) for rank in started], "".join(log.read_text() for log in logs)
+
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the copy; its packages take precedence over installed ones."""
         own = {"PYTHONPATH": str(self.root), "COLUMNS": "200", "NO_COLOR": "1"}
@@ -51,6 +73,12 @@ class ExtendedCopy:
             text=True,
             timeout=240,
         )
+
+
+@functools.cache
+def _torch() -> Forker:
+    """Forks find the packages of their working folder first, since nothing of moeport is imported yet."""
+    return Forker(("torch", "torch.distributed", "torch._inductor"), settings())
 
 
 def extended_copy(folder: Path, files: dict[str, str], rows: tuple[Row, ...] = ()) -> ExtendedCopy:

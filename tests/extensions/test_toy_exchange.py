@@ -114,11 +114,10 @@ def test_the_planner_prices_it(copy):
 
 def test_two_ranks_run_it_and_its_values_are_right(copy):
     """Outputs and gradients of the tokens, whole and in chunks, by the benchmark of exchanges."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "moeport", "bench", "comm"]
     sizes = ["-b", "1K", "-e", "1K", "-n", "1", "-w", "0", "--experts", "8", "--top-k", "3", "--width", "16"]
     options = ["pairwise", "--backward", "--chunks", "1,2", "--device", "cpu", "--json", "bench.json"]
-    done = copy.python(*command, *options, *sizes, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    codes, output = copy.with_torch("bench", "comm", *options, *sizes, ranks=2)
+    assert codes == [0, 0], output
     rows = json.loads((copy.root / "bench.json").read_text())["rows"]
     assert [(row["operation"], row["wrong"]) for row in rows] == [("pairwise", 0), ("pairwise in 2 chunks", 0)]
     assert all(row["intra_node_bytes"] > 0 for row in rows)

@@ -32,14 +32,28 @@ def computed(name, value):
 
 
 CHART = 'chart=Chart("Routing", Axis("Toy of {}", "", "{{:.3f}}"))'
-PRINTED = 'printed=Printed("sure", "{:.3f}")'
+PRINTED = 'printed=Printed("sure of {}", "{{:.3f}}")'
 TOKENS = "ops.zeros((), ops.dtype(chosen.logits_TE)) + ops.constant_like(chosen.logits_TE.shape[0], chosen.logits_TE)"
 LARGEST = "ops.take_last(ops.softmax(chosen.logits_TE), ops.topk_ids(chosen.logits_TE, 1))"
 
 
-def trained(folder, rows, **sections):
-    """Run three steps with the extended copy: the copy, the records of the steps and the output."""
-    copy = extended_copy(folder / "copy", {}, rows)
+def together(rows):
+    """Rows of which those at the same anchor are one."""
+    texts = {}
+    for each in rows:
+        texts.setdefault((each.file, each.after), []).append(each.text)
+    return tuple(Row(file, after, "\n".join(found)) for (file, after), found in texts.items())
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy with all the metrics."""
+    folder = tmp_path_factory.mktemp("copy")
+    return extended_copy(folder, {}, together(each for rows in METRICS.values() for each in rows))
+
+
+def trained(copy, folder, **sections):
+    """Three steps with the copy: their records and the output."""
     values = tiny_values(
         folder,
         training={"steps": 3, "gradient_accumulation": 2},
@@ -47,12 +61,12 @@ def trained(folder, rows, **sections):
         **sections,
     )
     (folder / "tiny.yaml").write_text(json.dumps(values))
-    done = copy.moeport("train", str(folder / "tiny.yaml"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    codes, output = copy.with_torch("train", str(folder / "tiny.yaml"))
+    assert codes == [0], output
     records = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
     assert len(steps) == 3
-    return copy, steps, done.stdout
+    return steps, output
 
 
 def events(folder, tag):
@@ -69,49 +83,64 @@ def documented(copy):
     return (copy.root / "docs/training.md").read_text()
 
 
-def test_a_metric_of_the_trainer_is_two_places(tmp_path):
-    options = f"{CHART.format('doubt')}, {PRINTED}"
-    rows = (row("doubt", "float", "0.0", "toy/doubt", options), computed("doubt", "2 * loss"))
-    copy, steps, text = trained(tmp_path, rows)
-    assert copy.places == PLACES
+METRICS = {
+    "doubt": (
+        row("doubt", "float", "0.0", "toy/doubt", f"{CHART.format('doubt')}, {PRINTED.format('doubt')}"),
+        computed("doubt", "2 * loss"),
+    ),
+    "trust": (
+        row(
+            "trust",
+            "float",
+            "0.0",
+            "toy/trust",
+            f'{CHART.format("trust")}, {PRINTED.format("trust")}, reduction="mean"',
+        ),
+        measured("trust", f"ops.mean({LARGEST})"),
+    ),
+    "seen": (
+        row("seen", "list[float]", "field(default_factory=list)", "toy/seen/{layer}", 'reduction="sum"'),
+        measured("seen", TOKENS),
+    ),
+    "met": (row("met", "float", "0.0", "toy/met", 'reduction="mean"'), measured("met", TOKENS)),
+}
+"""By name, the rows of a metric: of the trainer; of the layers, the largest probability per token, mean over tokens,
+micro-batches and layers; and of the layers, their tokens, added up for each layer or as a mean.
+"""
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_two_places(name):
+    assert len({each.file for each in METRICS[name]}) == PLACES
+
+
+def test_the_copy_is_extended_in_these_places_alone(copy):
+    assert copy.places == len({each.file for rows in METRICS.values() for each in rows}) == 3
+
+
+def test_metrics_are_everywhere(copy, tmp_path):
+    steps, text = trained(copy, tmp_path)
     assert [step["doubt"] for step in steps] == [2 * step["loss"] for step in steps]
-    assert f"sure: {steps[-1]['doubt']:.3f}" in text
-    assert events(tmp_path, "toy/doubt") == pytest.approx([step["doubt"] for step in steps], rel=1e-6)
-    assert "Toy of doubt over steps" in (tmp_path / "run/report.html").read_text()
-    assert "| `doubt` | How doubt it is. | `toy/doubt` |" in documented(copy)
-
-
-def test_a_metric_of_the_layers_is_two_places(tmp_path):
-    """The largest probability per token, mean over tokens, micro-batches and layers."""
-    options = f'{CHART.format("trust")}, {PRINTED}, reduction="mean"'
-    rows = (row("trust", "float", "0.0", "toy/trust", options), measured("trust", f"ops.mean({LARGEST})"))
-    copy, steps, text = trained(tmp_path, rows)
-    assert copy.places == PLACES
     assert all(0.25 < step["trust"] < 1 for step in steps)
     assert len({step["trust"] for step in steps}) == 3
-    assert f"sure: {steps[-1]['trust']:.3f}" in text
-    assert events(tmp_path, "toy/trust") == pytest.approx([step["trust"] for step in steps], rel=1e-6)
-    assert "Toy of trust over steps" in (tmp_path / "run/report.html").read_text()
-    assert "| `trust` | How trust it is. | `toy/trust` |" in documented(copy)
+    page = documented(copy)
+    for name in ("doubt", "trust"):
+        assert f"sure of {name}: {steps[-1][name]:.3f}" in text
+        assert events(tmp_path, f"toy/{name}") == pytest.approx([step[name] for step in steps], rel=1e-6)
+        assert f"Toy of {name} over steps" in (tmp_path / "run/report.html").read_text()
+        assert f"| `{name}` | How {name} it is. | `toy/{name}` |" in page
 
 
-@pytest.mark.parametrize(
-    ("reduction", "kind", "value"),
-    [("sum", "list[float]", [256.0, 256.0]), pytest.param("mean", "float", 64.0, marks=pytest.mark.slow)],
-)
-def test_a_measurement_is_reduced_as_its_row_says(tmp_path, reduction, kind, value):
+def test_a_measurement_is_reduced_as_its_row_says(copy, tmp_path):
     """Tokens of a batch of 128 in two micro-batches and, for this router, two passes through each of two layers."""
-    tag = "toy/seen/{layer}" if kind.startswith("list") else "toy/seen"
-    default = "field(default_factory=list)" if kind.startswith("list") else "0.0"
-    rows = (row("seen", kind, default, tag, f'reduction="{reduction}"'), measured("seen", TOKENS))
-    copy, steps, _ = trained(tmp_path, rows, model={"moe": {"router": {"name": "random"}}})
-    assert copy.places == PLACES
-    assert [step["seen"] for step in steps] == [value] * 3
-    assert events(tmp_path, tag.format(layer=1)) == [256.0 if kind.startswith("list") else 64.0] * 3
+    steps, _ = trained(copy, tmp_path, model={"moe": {"router": {"name": "random"}}})
+    assert [(step["seen"], step["met"]) for step in steps] == [([256.0, 256.0], 64.0)] * 3
+    assert (events(tmp_path, "toy/seen/1"), events(tmp_path, "toy/met")) == ([256.0] * 3, [64.0] * 3)
 
 
 def test_a_measurement_without_a_row_is_refused(tmp_path):
     copy = extended_copy(tmp_path / "copy", {}, (measured("lost", TOKENS),))
     (tmp_path / "tiny.yaml").write_text(json.dumps(tiny_values(tmp_path, training={"steps": 1})))
-    done = copy.moeport("train", str(tmp_path / "tiny.yaml"))
-    assert "lost: MoE layers measure it, but it has no row with a reduction in StepMetrics" in done.stdout + done.stderr
+    codes, output = copy.with_torch("train", str(tmp_path / "tiny.yaml"))
+    assert codes != [0]
+    assert "lost: MoE layers measure it, but it has no row with a reduction in StepMetrics" in output

@@ -97,8 +97,8 @@ def test_a_run_trains_with_it(copy, tmp_path):
     moe = {"moe": {"router": {"name": "sigma", "top_k": 2}}}
     values = tiny_values(tmp_path, model=moe, training={"steps": 3}, run={"dir": str(tmp_path / "run")})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
-    done = copy.moeport("train", str(tmp_path / "tiny.yaml"))
-    assert done.returncode == 0, done.stderr
+    codes, output = copy.with_torch("train", str(tmp_path / "tiny.yaml"))
+    assert codes == [0], output
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert max(step["step"] for step in steps) == 3
 
