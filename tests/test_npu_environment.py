@@ -36,7 +36,7 @@ def test_no_torch(folder, capfd, monkeypatch):
     ("version", "cuda", "end"),
     [
         ("2.12.1+cpu", None, "it goes with PyTorch 2.13 (this is 2.12.1+cpu)"),
-        ("2.13.0+cu130", "13.0", "use: make TORCH=torch==2.13.0+cpu"),
+        ("2.13.0+cu130", "13.0", f"+cpu PIP_INSTALL_OPTIONS='--extra-index-url {environment.CPU_BUILDS}'"),
     ],
 )
 def test_another_torch(folder, capfd, monkeypatch, tmp_path, version, cuda, end):

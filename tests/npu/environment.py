@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.npu.standin.build import build
 
 VERSION = "2.13.0"
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 ROOT = Path(__file__).parents[2]
 START = """import os; os.environ.get("MOEPORT_FAKE_CANN") and __import__("tests.npu.standin.start")"""
 
@@ -35,7 +36,7 @@ def unfit():
     if version["cuda"]:
         return (
             f"PyTorch {version['__version__']} is a CUDA build, beside which torch_npu ends the process; "
-            f"use: make TORCH=torch=={VERSION}+cpu"
+            f"use: make TORCH=torch=={VERSION}+cpu PIP_INSTALL_OPTIONS='--extra-index-url {CPU_BUILDS}'"
         )
     missing = [tool for tool in ("gcc", "nm") if not shutil.which(tool)]
     return f"the stand-in for CANN needs {' and '.join(missing)}" if missing else ""

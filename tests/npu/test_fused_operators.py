@@ -43,8 +43,8 @@ def test_grouped_matmul_sums_over_each_group(kind):
     options = {"group_list": groups.npu(), "group_list_type": int(kind == "counts"), "split_item": 3}
     (w_EDF,) = npu.npu_grouped_matmul([x_RD.npu().t()], [g_RF.npu()], group_type=2, **options)
     parts = zip(x_RD.split(COUNTS_E.tolist()), g_RF.split(COUNTS_E.tolist()), strict=True)
-    torch.testing.assert_close(w_EDF.cpu(), torch.stack([x.t() @ g for x, g in parts]))
-    assert w_EDF[3].cpu().eq(0).all()
+    torch.testing.assert_close(w_EDF[:3].cpu(), torch.stack([x.t() @ g for x, g in parts])[:3])
+    assert w_EDF[3].isnan().all()  # nothing may rely on zeros there
 
 
 def test_grouped_matmul_has_no_derivative():

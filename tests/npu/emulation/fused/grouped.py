@@ -59,7 +59,9 @@ def _by_columns(x, weight, counts):
     need(x.shape[1] == weight.shape[0], f"x and weight share K (got {tuple(x.shape)}, {tuple(weight.shape)})")
     need(sum(counts) == x.shape[1], f"the groups have the columns of x (got {sum(counts)} for {x.shape[1]})")
     parts = zip(x.split(counts, 1), weight.split(counts), strict=True)
-    return torch.stack([columns.float() @ rows.float() for columns, rows in parts]).to(x.dtype)
+    products = torch.stack([columns.float() @ rows.float() for columns, rows in parts]).to(x.dtype)
+    empty = torch.tensor(counts) == 0
+    return products.masked_fill(empty[:, None, None], torch.nan)  # what is left there is not documented
 
 
 OPERATORS = {"npu_grouped_matmul": grouped_matmul}

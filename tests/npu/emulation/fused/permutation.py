@@ -5,6 +5,7 @@ import torch
 from tests.npu.emulation.fused.rules import FLOATS, emulated, need, need_one_type, need_types
 
 MOST_CHOICES = 512
+MOST_INDICES = 16_777_215
 
 
 def permute(tokens, indices, num_out_tokens=None, padded_mode=False):
@@ -16,6 +17,7 @@ def permute(tokens, indices, num_out_tokens=None, padded_mode=False):
     need(indices.shape[0] == tokens.shape[0], f"a row of indices for each token (got {indices.shape[0]})")
     choices = indices.shape[1] if indices.dim() == 2 else 1
     need(choices <= MOST_CHOICES, f"at most {MOST_CHOICES} indices for a token")
+    need(indices.numel() < MOST_INDICES, f"fewer than {MOST_INDICES} indices")
     order = torch.argsort(indices.flatten(), stable=True)
     inverse = torch.argsort(order)
     kept = order[: num_out_tokens or None]
