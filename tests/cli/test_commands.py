@@ -28,7 +28,7 @@ def commands(command, names: tuple[str, ...] = ()):
 def listed(row: str):
     """The commands of a row of README.md; `run\\|record` are two."""
     first, *rest = row.replace("\\|", "|").split()
-    names = rest[0].split("|") if rest and re.fullmatch(r"[a-z|-]+", rest[0]) else [""]
+    names = rest[0].split("|") if rest and re.fullmatch(r"[a-z][a-z|-]*", rest[0]) else [""]
     return [tuple(filter(None, (first, name))) for name in names]
 
 
