@@ -146,6 +146,8 @@ def _run_part(run: _Run, part: Part) -> tuple[Result, str]:
     outcomes: list[Outcome] = []
     logs: list[str] = []
     for task in run.tasks(part):
+        if part.fallback and outcomes and judged(part, outcomes).verdict == "pass":
+            break
         folder = Path(task.folder)
         folder.mkdir()
         if part.text:
@@ -153,7 +155,7 @@ def _run_part(run: _Run, part: Part) -> tuple[Result, str]:
         watch = Watch(lambda: run.interruption.asked, lambda done: run.say(f"    {done:,} cases") if done else None)
         outcomes.append(run_stage(task, part.minutes * 60.0, part.cases, watch))
         logs.append(log_of(folder))
-        if outcomes[-1].ending and not part.cases:
+        if run.interruption.asked or (outcomes[-1].ending and not (part.cases or part.fallback)):
             break
     return judged(part, outcomes), "\n".join(logs)
 
@@ -161,10 +163,11 @@ def _run_part(run: _Run, part: Part) -> tuple[Result, str]:
 def judged(part: Part, outcomes: Sequence[Outcome]) -> Result:
     """The result of a part; one that was ended is failed, with what it had found until then."""
     ending = next((outcome.ending for outcome in outcomes if outcome.ending), None)
-    if ending and not (part.cases and outcomes[0].events):
+    whole = [outcome for outcome in outcomes if outcome.value or outcome.events]
+    if ending and not (part.partial and whole):
         return Result("fail", ending)
     try:
-        result = part.module().judge(outcomes)
+        result = part.module().judge(whole)
     except Exception as error:  # whatever it was that the processes have left
         return Result("fail", f"the results cannot be read: {describe(error)}")
     if ending:

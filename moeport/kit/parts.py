@@ -37,6 +37,10 @@ class Part:
     stages: tuple[Stage, ...] = ("one",)
     least_ranks: int = 1
     """Ranks without which it is skipped."""
+    partial: bool = False
+    """Whether it is judged by the stages and cases that were done, where another was ended."""
+    fallback: bool = False
+    """Whether its second stage is for when the first one does not pass."""
     text: bool = False
     """Whether its processes need the kit's text in their folder."""
     cases: bool = False
@@ -52,12 +56,22 @@ PARTS = (
     Part("doctor", "what is installed and what works", 10),
     Part("device", "the device, its compute types and its kernels", 10),
     Part("probe", "the values of every collective", 10, ("all",), least_ranks=2),
-    Part("conformance", "every operation against its formula, forward and backward", 60, cases=True),
-    Part("kernels", "the chosen kernels against the default ones: values, gradients, times", 30, cases=True),
-    Part("exchange", "the values of uneven all-to-alls on more than two ranks", 10, ("all",), least_ranks=3),
+    Part("conformance", "every operation against its formula, forward and backward", 60, partial=True, cases=True),
+    Part(
+        "kernels", "the chosen kernels against the default ones: values, gradients, times", 30, partial=True, cases=True
+    ),
+    Part(
+        "exchange",
+        "the values of uneven all-to-alls on more than two ranks",
+        10,
+        ("all", "all"),
+        3,
+        partial=True,
+        fallback=True,
+    ),
     Part("determinism", "two runs, bit for bit", 20, ("one", "one")),
     Part("comm", "the speed of collectives and of expert exchanges", 20, ("all",), least_ranks=2),
-    Part("train", "a short training, alone and on all ranks", 30, ("one", "all"), text=True),
+    Part("train", "a short training, alone and on all ranks", 30, ("one", "all"), partial=True, text=True),
     Part("parity", "a recording from a CPU, which comes with moeport, against this device", 30, text=True),
 )
 assert tuple(part.name for part in PARTS) == PART_NAMES

@@ -73,7 +73,36 @@ def test_a_part_that_ends_early_is_failed_and_the_others_go_on(run):
         ("exchange", "fail", "no end within 600 s"),
         ("train", "fail", "ended with SIGABRT: planted"),
     ]
-    assert [task.part for task in started] == ["device", "exchange", "train"]  # no second stage after the first
+    assert [(task.part, task.stage) for task in started] == [
+        ("device", 0),
+        ("exchange", 0),
+        ("exchange", 1),  # the other way to exchange rows
+        ("train", 0),  # not on several ranks, since it ended on one
+    ]
+
+
+def test_what_one_stage_found_is_kept_if_the_next_one_ends(run):
+    outcomes = {"train": lambda task: Outcome(ending="no end within 9 s") if task.stage else trained(task)}
+    code, results, _, _ = run(outcomes)
+    assert code == 1
+    assert results["parts"][1]["summary"] == "no end within 9 s; the loss falls from 5.000 to 3.000 in 4 steps"
+
+
+def exchanged(way, wrong):
+    found = {"way": way, "pattern": "uneven", "dtype": "float32", "values": {"entries": 9, "wrong": wrong, "zeros": 0}}
+    return Outcome({"ranks": 4, "found": [found]})
+
+
+def test_the_other_way_to_exchange_rows_is_tried_where_the_first_is_wrong(run):
+    ways = ("by the library", "by sends and receives")
+    code, results, _, started = run({"exchange": lambda task: exchanged(ways[task.stage], 0)}, ("exchange",))
+    assert (code, len(started)) == (0, 2)
+    outcomes = {"exchange": lambda task: exchanged(ways[task.stage], 0 if task.stage else 5)}
+    code, results, _, started = run(outcomes, ("exchange",))
+    assert (code, len(started)) == (1, 3)
+    assert results["parts"][1]["summary"] == (
+        "by the library, 5 of 9 entries are wrong on 4 ranks; by sends and receives, all 9 entries are right"
+    )
 
 
 def test_what_cases_found_before_the_end_is_kept(run):
