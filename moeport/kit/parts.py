@@ -57,9 +57,7 @@ PARTS = (
     Part("device", "the device, its compute types and its kernels", 10),
     Part("probe", "the values of every collective", 10, ("all",), least_ranks=2),
     Part("conformance", "every operation against its formula, forward and backward", 60, partial=True, cases=True),
-    Part(
-        "kernels", "the chosen kernels against the default ones: values, gradients, times", 30, partial=True, cases=True
-    ),
+    Part("kernels", "the chosen kernels against composed ones: values, gradients, times", 30, partial=True, cases=True),
     Part(
         "exchange",
         "the values of uneven all-to-alls on more than two ranks",
