@@ -205,7 +205,7 @@ def _machine(found: Mapping[str, Any]) -> dict[str, Any]:
         "devices": [unit["name"] for unit in found.get("units", ())],
         "listed by the system": accelerators_seen(),
         "versions": {"python": platform.python_version(), **found.get("versions", {})},
-        "CANN": ", ".join(each.version or "of unknown version" for each in ascend.cann) or "none found",
+        "CANN": ", ".join(each.version or "a folder without a version" for each in ascend.cann) or "none found",
         "Ascend driver": ascend.driver or "none found",
         "platform": platform.platform(),
         "processor": processor().model,

@@ -12,13 +12,13 @@ def task(folder, part, dtypes=()):
     return Task(part, 0, "torch", "npu", dtypes, 1, 1, True, str(folder))
 
 
-def test_results_say_that_there_is_no_cann(tmp_path):
+def test_results_say_that_there_is_no_real_cann(tmp_path):
     found = device.work(task(tmp_path, "device"))
     result = device.judge([Outcome(found)])
     assert result.verdict == "pass", result.summary
     machine = kit._machine(found)
     assert machine["device"].startswith("npu (")
-    assert (machine["CANN"], machine["Ascend driver"]) == ("none found", "none found")
+    assert (machine["CANN"], machine["Ascend driver"]) == ("a folder without a version", "none found")
     assert "torch_npu" in machine["versions"]
 
 
