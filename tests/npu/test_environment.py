@@ -1,5 +1,6 @@
 """What the real torch_npu does without CANN or with contradictory variables, and how moeport explains it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from moeport.backends.doctor import FRAMEWORKS, Package, describe
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS
+from tests.training.tiny import tiny_values
 
 NO_CANN = "torch-npu 2.13.0 is installed, but CANN is not in effect: libhccl.so is not found"
 MEND = "install CANN and source its set_env.sh, or do without NPUs: TORCH_DEVICE_BACKEND_AUTOLOAD=0"
@@ -88,3 +90,17 @@ def test_doctor_tries_the_npu():
     assert found["description"] == "npu (Ascend910B2)"
     assert [unit["name"] for unit in found["units"]] == ["Ascend910B2"] * 2
     assert all(dtype["usable"] for dtype in found["dtypes"].values())
+
+
+@pytest.mark.slow
+def test_a_launched_job_trains_on_two_npus(tmp_path):
+    """By the command; what it sets reaches the ranks, and the summary names what changes results."""
+    values = tiny_values(tmp_path, backend={"device": "npu"}, training={"steps": 2, "evaluation_interval": 2})
+    (tmp_path / "tiny.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "moeport", "launch", "tiny.yaml", "--ranks-per-node", "2", "--run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["device"] == "npu (Ascend910B2)"
+    assert summary["environment"].items() >= DETERMINISM.items()
+    assert "ranks       2 on 1 node" in done.stdout
