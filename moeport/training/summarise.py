@@ -53,6 +53,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         device=run.backend.device,
         dtype=run.backend.dtype,
         versions={"python": platform.python_version(), "moeport": VERSION, **run.backend.versions()},
+        kernels=run.backend.kernel_choices(),
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         checkpoint=str(find_checkpoint(run.checkpoints, "latest")),
         **of_the_task,

@@ -49,6 +49,8 @@ class RunSummary:
     """Versions of Python, moeport and the framework."""
     checkpoint: str
     """The last checkpoint."""
+    kernels: dict[str, str] = field(default_factory=dict)
+    """What computed each kernel, and why; empty for runs of versions that did not say."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables that change what is computed, those of `moeport.training.agreed`, as they were set."""
     val_accuracy: float | None = None

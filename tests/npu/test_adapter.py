@@ -85,7 +85,19 @@ def test_backend_says_what_it_uses():
     with pytest.raises(
         BackendUnavailableError, match="rope: npu_rotary_mul does not compute in float64; set rope to auto"
     ):
-        get_backend(BackendConfig(device="npu", dtype="float64", kernels={"rope": "npu_rotary_mul"}))
+        get_backend(BackendConfig(device="npu", dtype="float64", kernels={"rope": "npu_rotary_mul"})).kernel_choices()
+
+
+def test_nothing_is_tried_before_a_rank_has_its_device(monkeypatch):
+    """All ranks of a node are on the first device until their communicator gives each its own."""
+    monkeypatch.setattr(fused, "_made", {})
+    with Called() as called:
+        backend: Any = get_backend(BackendConfig(device="npu"))
+    assert not called.counts
+    assert backend.torch_device.index is None
+    with Called() as called:
+        backend.kernel_choices()
+    assert called.counts
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -302,7 +314,7 @@ def test_shapes_without_memory():
 def test_a_compiled_layer_calls_them():
     here, away = layers()
     x = torch.tensor(grid(0, 3, 5, 16), dtype=torch.float32)
-    on_npu().prepare("float32")
+    operations(torch.device("npu", 0)).prepare("float32")  # type: ignore[attr-defined]
     expected = passed(here, x)
     away.compile(backend="aot_eager")
     with Called() as called:

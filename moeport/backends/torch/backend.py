@@ -61,8 +61,6 @@ class TorchBackend(Backend):
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         self.watch = watch() if self.torch_device.type == "cpu" else None
-        if not self.chooses_dtype:
-            self._prepared()
 
     @cached_property
     def dtype(self) -> str:  # type: ignore[override]
@@ -149,7 +147,10 @@ class TorchBackend(Backend):
         return kernel_choices(self._prepared(), self.dtype)
 
     def _prepared(self) -> TorchOps:
-        """The operations, once fused kernels have been tried in the compute type."""
+        """The operations, once fused kernels have been tried in the compute type.
+
+        Not before there is something to compute: only then do the ranks of a node each have a device.
+        """
         if isinstance(self.ops, FusedOps):
             self.ops.prepare(self.dtype)
         return self.ops

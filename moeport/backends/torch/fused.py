@@ -33,7 +33,7 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
     """The operations on a device.
 
     Args:
-        device: where they run.
+        device: where they run; without an index, on the device that is current whenever they do.
         setting: `backend.kernels`.
 
     Raises BackendUnavailableError if the setting names an operator on a device without any.
@@ -41,8 +41,6 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
     if device.type not in TABLES:
         refuse_named(setting, device.type)
         return TorchOps(device)
-    if device.index is None and device.type != "cpu":
-        device = torch.device(device.type, torch.accelerator.current_device_index())
     key = device, setting if isinstance(setting, str) else tuple(sorted(setting.items()))
     if key not in _made:
         _made[key] = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)

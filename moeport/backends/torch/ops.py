@@ -173,7 +173,7 @@ class TorchOps(Ops):
 
     @override
     def bincount(self, ids: Tensor, n: int) -> Tensor:
-        """Compares ids, since torch.bincount is not deterministic on CUDA and forces a wait."""
+        """Compares ids: torch.bincount is not deterministic on CUDA and forces a wait, on an NPU two."""
         if ids.device.type == "cpu":
             return torch.bincount(ids, minlength=n)
         return (ids.unsqueeze(0) == torch.arange(n, device=ids.device).unsqueeze(1)).sum(1)
