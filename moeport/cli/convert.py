@@ -1,5 +1,6 @@
 """`moeport convert`."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,6 +10,9 @@ from moeport.cli.options import Overrides
 
 if TYPE_CHECKING:
     from moeport.pages.console import PlainConsole
+
+SECONDS_BETWEEN_LINES = 15.0
+"""Between lines of progress where the output is no terminal."""
 
 app = typer.Typer(name="convert", help="Convert checkpoints from and to Hugging Face.", no_args_is_help=True)
 
@@ -162,14 +166,14 @@ def _print_next(console: "PlainConsole", run_dir: Path) -> None:
 
 
 class _Progress:
-    """A line on standard error that counts what was written, on terminals only."""
+    """How much was written, on standard error: a line that changes on a terminal, otherwise one now and then."""
 
     def __init__(self) -> None:
         from moeport.pages.console import PlainConsole
 
-        self.bytes = 0
-        console = PlainConsole(stderr=True)
-        self.status = console.status("reading") if console.is_terminal else None
+        self.console = PlainConsole(stderr=True)
+        self.status = self.console.status("reading") if self.console.is_terminal else None
+        self.last = time.monotonic()
 
     def __enter__(self) -> "_Progress":
         if self.status:
@@ -180,8 +184,11 @@ class _Progress:
         if self.status:
             self.status.stop()
 
-    def add(self, name: str, size: int) -> None:
-        """Count a tensor."""
-        self.bytes += size
+    def add(self, name: str, done: int, total: int) -> None:
+        """Show that a tensor was written."""
+        line = f"{done / total:4.0%}  {done / 1e9:.2f} of {total / 1e9:.2f} GB  {name}"
         if self.status:
-            self.status.update(f"{self.bytes / 1e9:.2f} GB  {name}")
+            self.status.update(line)
+        elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            self.console.print(line, soft_wrap=True)

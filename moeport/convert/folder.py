@@ -44,7 +44,10 @@ def read_folder(path: Path) -> Folder:
     Raises UserError if something is missing, or DataError if a file is damaged or the files contradict each other.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: is no folder; expected one with {CONFIG} and {WEIGHTS}, as save_pretrained writes it")
+        raise UserError(
+            f"{path}: is no folder; expected one with {CONFIG} and {WEIGHTS}, as hf download NAME --local-dir FOLDER "
+            "fetches it"
+        )
     config = _object(path / CONFIG)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path / CONFIG}: has no model_type; expected the config.json of a language model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from moeport.convert.family import Family, family_of
 from moeport.convert.floats import DTYPES, decoded
 from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, copy_carried, read_folder
 from moeport.convert.parts import Layout, Part, parts
+from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FOLDER, Record, read_checksums, write_record
 from moeport.convert.text import end_of_text, tokenizer_of
 from moeport.core.parameters import ParameterSpec
@@ -32,9 +33,6 @@ from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, refuse_used, write_config
 from moeport.training.tensor_file import NewTensor
 from moeport.version import VERSION
-
-Report = Callable[[str, int], None]
-"""Takes the name of a parameter that was written, and its number of bytes."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def from_hf(
     ignored: Collection[str] = (),
     tokenizer: Path | None = None,
     without_tokenizer: bool = False,
-    report: Report = lambda name, size: None,
+    report: Report = silent,
 ) -> Converted:
     """Convert a folder to a run with one checkpoint, of step 0.
 
@@ -84,8 +82,7 @@ def from_hf(
     if text is not None:
         text.save(run_dir / TOKENIZER_FILE)
     meta = CheckpointMeta(0, 0, None, text.fingerprint if text else None, "", config.model_dump(mode="json"), VERSION)
-    save_streamed(run_dir / CHECKPOINT_DIR, meta, job.tensors(report))
-    job.check_sums()
+    save_streamed(run_dir / CHECKPOINT_DIR, meta, reported(job.tensors(), report), job.check_sums)
     write_record(run_dir, job.record(ignored))
     write_config(run_dir, config)
     return Converted(
@@ -125,7 +122,7 @@ class Job:
         best = max(layouts, key=present)
         return best, by_layout[best]
 
-    def tensors(self, report: Report) -> list[NewTensor]:
+    def tensors(self) -> list[NewTensor]:
         """The parameters of the checkpoint, each filled by its parts while it is written."""
         by_parameter: dict[str, list[Part]] = defaultdict(list)
         for part in self.parts:
@@ -139,13 +136,12 @@ class Job:
             check_cover(spec, own)
             wide = any(self.folder.tensors[part.tensor].dtype == "F64" for part in own)
             code = "F64" if wide else "F32"
-            found.append(NewTensor(spec.name, code, spec.shape, partial(self._read, spec.name, own, code, report)))
+            found.append(NewTensor(spec.name, code, spec.shape, partial(self._read, own, code)))
         if by_parameter:
             raise RunError(f"{next(iter(by_parameter))}: is in no model of the family {self.family.model_type}")
         return found
 
-    def _read(self, name: str, own: Sequence[Part], code: str, report: Report) -> Iterator[bytes]:
-        size = 0
+    def _read(self, own: Sequence[Part], code: str) -> Iterator[bytes]:
         for part in own:
             tensor, digest = self.folder.tensors[part.tensor], hashlib.sha256()
             for block in tensor.blocks(part.start, part.size):
@@ -154,10 +150,8 @@ class Job:
                 if not np.isfinite(values).all():
                     raise DataError(f"{tensor.file}: {part.label} holds a NaN or an infinity; use another checkpoint")
                 wide = values.astype("<f8", copy=False) if code == "F64" else values
-                size += wide.nbytes
                 yield wide.tobytes()
             self.checksums[part.label] = digest.hexdigest()
-        report(name, size)
 
     def check_sums(self) -> None:
         """Compare what was read with the checksums beside the weights, if moeport wrote them.

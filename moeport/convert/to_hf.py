@@ -20,8 +20,9 @@ from moeport.convert.config_out import Difference, differences, fitting, keys_of
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import CODES, decoded, encoded
 from moeport.convert.folder import CHECKSUMS, CONFIG, INDEX, WEIGHTS, copy_carried
-from moeport.convert.from_hf import Report, check_cover
+from moeport.convert.from_hf import check_cover
 from moeport.convert.parts import Layout, Part, parts
+from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FILE, Record, checksums_text, find_record
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import ByteTokenizer
@@ -76,9 +77,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-def to_hf(
-    run_dir: Path, target: Path, options: ExportOptions | None = None, report: Report = lambda name, size: None
-) -> Exported:
+def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, report: Report = silent) -> Exported:
     """Convert a checkpoint of a run to a folder, which appears once it is complete.
 
     Raises: UserError if the model has something that no family of transformers has, which is named with the nearest;
@@ -174,7 +173,7 @@ class Export:
 
     def write_weights(self, folder: Path, report: Report) -> int:
         """Write all tensors, in files of at most the chosen size; returns the number of files."""
-        tensors = self._tensors(report)
+        tensors = reported(self._tensors(), report)
         shards: list[list[NewTensor]] = [[]]
         size = 0
         for tensor in tensors:
@@ -194,7 +193,7 @@ class Export:
             (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return len(shards)
 
-    def _tensors(self, report: Report) -> list[NewTensor]:
+    def _tensors(self) -> list[NewTensor]:
         own: dict[str, list[Part]] = {}
         for part in self.parts:
             own.setdefault(part.tensor, []).append(part)
@@ -204,11 +203,10 @@ class Export:
         for name, several in own.items():
             several = sorted(several, key=lambda part: part.start)
             code = self.code_of(several[0].label)
-            found.append(NewTensor(name, code, several[0].shape, partial(self._write, name, several, code, report)))
+            found.append(NewTensor(name, code, several[0].shape, partial(self._write, several, code)))
         return found
 
-    def _write(self, name: str, several: Sequence[Part], code: str, report: Report) -> Iterator[bytes]:
-        size = 0
+    def _write(self, several: Sequence[Part], code: str) -> Iterator[bytes]:
         for part in several:
             tensor, digest = self.stored[part.parameter], hashlib.sha256()
             for block in tensor.blocks(part.offset, part.size):
@@ -217,10 +215,8 @@ class Export:
                 if not np.isfinite(decoded(out, code)).all():
                     raise CheckpointError(_not_finite(part, values, code))
                 digest.update(out)
-                size += len(out)
                 yield out
             self.checksums[part.label] = digest.hexdigest()
-        report(name, size)
 
     def verify(self) -> bool:
         """Compare what was written with what was once read, unless it was trained or is of another type.

@@ -19,7 +19,7 @@ from moeport.config import load_config
 from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
 from moeport.convert.floats import decoded
-from moeport.convert.from_hf import Report
+from moeport.convert.progress import Report, reported, silent
 from moeport.core.parameters import ParameterSpec, generator, initial_value
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
@@ -61,7 +61,7 @@ def upcycle(
     run_dir: Path,
     overrides: Sequence[str],
     options: UpcycleOptions | None = None,
-    report: Report = lambda name, size: None,
+    report: Report = silent,
 ) -> Upcycled:
     """Make a run whose model is the source's with other experts or another router.
 
@@ -83,7 +83,7 @@ def upcycle(
     old = load_config(source / CONFIG_FILE)
     meta, stored = open_checkpoint(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
     plan = Plan(old.model, _new_config(source, run_dir, old, overrides), stored, options)
-    tensors = plan.tensors(report)
+    tensors = reported(plan.tensors(), report)
     new_meta = CheckpointMeta(0, 0, None, meta.tokenizer, "", plan.config.model_dump(mode="json"), VERSION)
     save_streamed(run_dir / CHECKPOINT_DIR, new_meta, tensors)
     if (source / TOKENIZER_FILE).is_file():
@@ -174,10 +174,10 @@ class Plan:
     def _experts_before(self, layer: int) -> int:
         return self.old.moe.num_experts if self.old.is_moe_layer(layer) else 1
 
-    def tensors(self, report: Report) -> list[NewTensor]:
+    def tensors(self) -> list[NewTensor]:
         """The parameters of the new model, each made while it is written. Raises UserError for one that cannot be."""
         return [
-            NewTensor(spec.name, self.dtype, spec.shape, partial(self._written, spec, report))
+            NewTensor(spec.name, self.dtype, spec.shape, partial(self._written, spec))
             for spec in self.specs
             if self._check(spec)
         ]
@@ -232,13 +232,9 @@ class Plan:
                 "not there; choose another router"
             )
 
-    def _written(self, spec: ParameterSpec, report: Report) -> Iterator[bytes]:
-        size = 0
+    def _written(self, spec: ParameterSpec) -> Iterator[bytes]:
         for values in self._values(spec):
-            block = values.astype("<f8" if self.dtype == "F64" else "<f4").tobytes()
-            size += len(block)
-            yield block
-        report(spec.name, size)
+            yield values.astype("<f8" if self.dtype == "F64" else "<f4").tobytes()
 
     def _values(self, spec: ParameterSpec) -> Iterator[np.ndarray]:
         if spec.is_expert:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,17 @@ def save_checkpoint(
     return final
 
 
-def save_streamed(directory: Path, meta: CheckpointMeta, model: Sequence[NewTensor]) -> Path:
-    """Write a checkpoint without optimiser state as `save_checkpoint` does, a block of a parameter at a time."""
+def save_streamed(
+    directory: Path, meta: CheckpointMeta, model: Sequence[NewTensor], check: Callable[[], None] = lambda: None
+) -> Path:
+    """Write a checkpoint without optimiser state as `save_checkpoint` does, a block of a parameter at a time.
+
+    `check` is called once all parameters are written; if it raises an error, there is no checkpoint.
+    """
     final = directory / checkpoint_name(meta.step)
     with atomic_folder(final) as folder:
         write_tensors(folder / MODEL_FILE, model)
+        check()
         save_file({}, folder / OPTIMIZER_FILE)
         files = {name: file_digest(folder / name) for name in ARRAY_FILES}
         (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")

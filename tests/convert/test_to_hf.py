@@ -267,6 +267,7 @@ def test_mutant_an_expert_swapped_in_a_folder_that_was_written_here(tmp_path):
         UserError, match=r"experts\.0\.w1\.weight is not what was written \(nor are 3 others\).*damaged"
     ):
         from_hf(tmp_path / "back", tmp_path / "third")
+    assert not list((tmp_path / "third").glob("checkpoints/*"))
     (tmp_path / "back" / "moeport-checksums.json").unlink()
     from_hf(tmp_path / "back", tmp_path / "fourth")
 
@@ -305,3 +306,33 @@ def test_mutants_of_the_config_change_the_logits_or_are_refused(tmp_path):
 
     for mutant in (plain_gates, other_base, other_eps):
         assert np.abs(our_logits(tmp_path / "run", mutant) - want).max() > 1e-3 * np.abs(want).max()
+
+
+def test_keys_that_no_longer_hold_are_rewritten_and_others_stay(tmp_path):
+    hub_folder(tmp_path / "hub", "qwen3_moe")
+    edit_json(tmp_path / "hub/config.json", lambda config: config.update(use_cache=False))
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    (path,) = (tmp_path / "run/checkpoints").iterdir()
+    checkpoint = load_checkpoint(path)
+    checkpoint.meta.config["model"]["moe"]["load_balance"]["coefficient"] = 0.5
+    checkpoint.meta.config["model"]["attention"]["rope_base"] = 77.0
+    save_checkpoint(path.parent, checkpoint.meta, checkpoint.model, {})
+    assert to_hf(tmp_path / "run", tmp_path / "back").verified
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert after.pop("rope_parameters") == {"rope_type": "default", "rope_theta": 77.0}
+    assert (before.pop("rope_theta"), "rope_theta" in after) == (10000.0, False)
+    assert after.pop("router_aux_loss_coef") == 0.5  # two layers, two experts a token
+    filled = {"attention_bias", "head_dim", "hidden_act", "initializer_range", "rms_norm_eps", "tie_word_embeddings"}
+    filled |= {"decoder_sparse_step", "mlp_only_layers"}
+    assert after == {**{key: after[key] for key in filled}, **before}
+    assert_close(their_logits(tmp_path / "back"), our_logits(tmp_path / "run"), 1e-5)
+
+
+def test_progress_is_reported(tmp_path):
+    hub_folder(tmp_path / "hub")
+    lines = []
+    from_hf(tmp_path / "hub", tmp_path / "run", report=lambda *line: lines.append(line))
+    names, done, totals = zip(*lines, strict=True)
+    assert "layers.1.moe.experts.w_in" in names
+    assert list(done) == sorted(done)
+    assert {*totals} == {done[-1]}
