@@ -27,7 +27,7 @@ from moeport.model.decoder import DecoderLM
 from tests.npu.emulation import calls
 from tests.support import grid
 
-NPU = torch.device("npu")
+NPU = "npu"
 TYPES = ("float32", "bfloat16", "float16")
 NAMES = {fact.kernel: fact.name for fact in BACKENDS["torch"].fused_on("npu")}
 RUN = {  # what one forward and backward pass calls
@@ -58,7 +58,7 @@ class Called:
 
 def on_npu() -> Any:
     """Operations with fused kernels."""
-    return operations(NPU)
+    return operations(torch.device(NPU))
 
 
 def there(x):
@@ -189,7 +189,7 @@ def test_one_that_is_broken_on_the_device_is_left_out(monkeypatch):
 
 
 def kernels_chosen():
-    ops = FusedOps(NPU, kernels.CANDIDATES, "auto")
+    ops = FusedOps(torch.device(NPU), kernels.CANDIDATES, "auto")
     return {kernel: ops.choice(kernel, "float32").label for kernel in RUN}
 
 
