@@ -161,7 +161,7 @@ def upcycle(
 
 def _print_next(console: "PlainConsole", run_dir: Path) -> None:
     """How to train from a run that was made."""
-    command = f"moeport train {run_dir}/config.yaml --set training.start_from={run_dir} --set run.dir=FOLDER"
+    command = f"moeport train {run_dir}/config.yaml --set run.dir=FOLDER"
     console.print(f"train: {command}", soft_wrap=True)
 
 

@@ -217,6 +217,7 @@ def _config(
     values: dict[str, Any] = {
         "run": {"dir": str(run_dir)},
         "model": found.model,
+        "training": {"start_from": str(run_dir)},
         "data": {
             "sequence_length": found.sequence_length,
             "tokenizer": {"name": "file", "path": str(run_dir / TOKENIZER_FILE), "end_of_text": end_of_text(folder)},

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moeport.config import config_from_dict
 from moeport.config.schema import Config
+from moeport.convert.folder import copy_carried
 from moeport.convert.parts import Layout
 from moeport.errors import DataError
-from moeport.files import write_json
+from moeport.files import make_folder, write_json
 from moeport.reading import check_types, read_json
 from moeport.training.checkpoint import read_meta
 from moeport.training.start_from import start_folders
@@ -61,9 +62,28 @@ def find_record(run_dir: Path, config: Config) -> tuple[Record, Path] | None:
         before = config.training.start_from
         if before is None or not before.exists():
             return None
-        run_dir, checkpoint = start_folders(before)
+        after, (run_dir, checkpoint) = run_dir, start_folders(before)
+        if run_dir.resolve() == after.resolve():
+            return None
         config = config_from_dict(read_meta(checkpoint).config)
     return None
+
+
+def hand_on(source: Path, run_dir: Path, config: Config) -> None:
+    """Let a run that was made from another one remember its folder too, except what the weights were.
+
+    Args:
+        source: the folder of the other run.
+        run_dir: the run folder.
+        config: the config of the other run.
+    """
+    found = find_record(source, config)
+    if found is None:
+        return
+    record, folder = found
+    make_folder(run_dir / FOLDER)
+    copy_carried(folder, run_dir / FOLDER)
+    write_record(run_dir, replace(record, checksums={}))
 
 
 def checksums_text(checksums: Mapping[str, str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from moeport.convert.folder import CHECKSUMS, CONFIG, INDEX, WEIGHTS, copy_carri
 from moeport.convert.from_hf import check_cover
 from moeport.convert.parts import Layout, Part, parts
 from moeport.convert.progress import Report, reported, silent
-from moeport.convert.record import FILE, Record, checksums_text, find_record
+from moeport.convert.record import FILE, FOLDER, Record, checksums_text, find_record
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import CheckpointError, RunError, UserError
@@ -224,8 +224,8 @@ class Export:
         Raises RunError, which names the first part, such as an expert, that differs.
         """
         record = self.record
-        untouched = self.meta.step == 0 and record is not None and (self.run_dir / "huggingface" / FILE).is_file()
-        if record is None or not untouched or record.family != self.family.model_type:
+        untouched = self.meta.step == 0 and (self.run_dir / FOLDER / FILE).is_file()
+        if record is None or not record.checksums or not untouched or record.family != self.family.model_type:
             return False
         same = {label for label in self.checksums if self.code_of(label) == record.dtypes.get(label)}
         wrong = [label for label in same if self.checksums[label] != record.checksums.get(label)]

@@ -20,6 +20,7 @@ from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
 from moeport.convert.floats import decoded
 from moeport.convert.progress import Report, reported, silent
+from moeport.convert.record import hand_on
 from moeport.core.parameters import ParameterSpec, generator, initial_value
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
@@ -88,6 +89,7 @@ def upcycle(
     save_streamed(run_dir / CHECKPOINT_DIR, new_meta, tensors)
     if (source / TOKENIZER_FILE).is_file():
         (run_dir / TOKENIZER_FILE).write_bytes((source / TOKENIZER_FILE).read_bytes())
+    hand_on(source, run_dir, old)
     write_config(run_dir, plan.config)
     return Upcycled(plan.config, plan.slices, plan.is_same)
 
@@ -95,7 +97,7 @@ def upcycle(
 def _new_config(source: Path, run_dir: Path, old: Config, overrides: Sequence[str]) -> Config:
     """The config of the new run: the source's with the overrides, and an output scaled by the number of slices."""
     path = source / CONFIG_FILE
-    given = [f"run.dir={run_dir}", f"training.start_from={source}"]
+    given = [f"run.dir={run_dir}", f"training.start_from={run_dir}"]
     if old.model.moe.num_experts == 1:
         given += [f"model.dense_hidden={old.model.moe.expert_hidden}", "model.moe.load_balance.coefficient=null"]
     elif len(old.model.moe_layers) < old.model.num_layers:

@@ -142,7 +142,7 @@ def _params(
     if not checkpoint.meta.data:
         raise CheckpointError(
             f"{checkpoint.path}: holds converted weights and no training that could be resumed; start a run from them "
-            f"with --set training.start_from={config.run.dir} --set run.dir=FOLDER"
+            f"with --set training.start_from={config.run.dir} --set run.dir=FOLDER, without --resume"
         )
     for line in announced(check_resumable(config, checkpoint), checkpoint.meta.step, config.training.steps):
         say(line)

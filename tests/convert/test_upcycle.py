@@ -223,7 +223,21 @@ def test_from_a_dense_folder_to_a_trained_mixture_and_back(tmp_path):
         losses.append(next(record["loss"] for record in map(json.loads, lines) if "loss" in record))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     done = to_hf(tmp_path / "moe-trained", tmp_path / "back")
-    assert done.family == "mixtral"
+    assert (done.family, done.verified) == ("mixtral", False)
     config = json.loads((tmp_path / "back/config.json").read_text())
     assert (config["num_local_experts"], config["eos_token_id"]) == (4, 256)
-    assert (tmp_path / "back/tokenizer.json").read_bytes() == (tmp_path / "hub/tokenizer.json").read_bytes()
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "hub" / name).read_bytes()
+
+
+def test_finer_experts_go_back_to_the_family(tmp_path):
+    hub_folder(tmp_path / "hub", "qwen3_moe", vocab_size=257, norm_topk_prob=False)
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    made(tmp_path, tmp_path / "run", "num_experts=8", "expert_hidden=2", "router.top_k=4")
+    with pytest.raises(UserError, match=r"qwen3_moe, .*routed_scaling_factor is 2\.0, and the nearest .* is 1\.0"):
+        to_hf(tmp_path / "new", tmp_path / "back")
+    made(tmp_path / "second", tmp_path / "run", "num_experts=4", "load_balance.coefficient=0.5")
+    done = to_hf(tmp_path / "second/new", tmp_path / "back")
+    assert (done.family, done.verified) == ("qwen3_moe", False)
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    assert (config["router_aux_loss_coef"], config["torch_dtype"]) == (0.5, "float32")
