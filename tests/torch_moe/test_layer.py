@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from moeport.config.model import CapacityConfig, MoEConfig
-from moeport.errors import ConfigError, UserError
+from moeport.errors import BackendUnavailableError, ConfigError, UserError
 from moeport.routers import ROUTERS
 from moeport.routers.switch import SwitchConfig
 from moeport.torch import MoE
@@ -206,11 +206,21 @@ def test_wrong_options_are_named():
         ({"xyzzy": 2}, r"xyzzy: .*expected one of d_model, .*, kernels, num_experts, .*, load_balance, router_z_loss"),
         ({"every": 2}, r"every: model\.moe\.every applies to the layers of a whole model, but .* is one layer"),
         ({"router": 3}, r"model\.moe\.router: is an integer"),
+        ({"kernels": "defalt"}, r"^kernels: is not a choice .*did you mean default\?"),
+        ({"kernels": {"swigglu": "default"}}, r"^kernels: swigglu is no kernel .*did you mean swiglu\?"),
     ],
 )
 def test_an_unknown_option_is_named_with_the_one_that_was_meant(option, message):
     with pytest.raises(ConfigError, match=message):
         MoE(**SHAPE, **option)
+
+
+def test_an_operator_of_another_device_is_refused_where_it_would_run():
+    layer = MoE(**SHAPE, kernels={"swiglu": "npu_swiglu", "rope": "default"})
+    with pytest.raises(
+        BackendUnavailableError, match="swiglu: cpu has no operator named npu_swiglu; set swiglu to auto"
+    ):
+        layer(torch.zeros(2, SHAPE["d_model"]))
 
 
 def test_options_are_those_of_the_config():
