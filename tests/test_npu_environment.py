@@ -60,3 +60,11 @@ def test_no_wheel(folder, capfd, monkeypatch):
     line = said(folder, capfd, "--no-index")
     assert "pip cannot install it" in line
     assert "torch-npu==2.13.0" in line
+
+
+def test_no_test_with_the_mark_is_left_out():
+    """`make test-npu` runs tests/npu, where the mark is given by rule; a test elsewhere that has it would never run."""
+    tests = environment.ROOT / "tests"
+    marked = [path for path in tests.rglob("*.py") if "pytest.mark." + "npu" in path.read_text(encoding="utf-8")]
+    assert [path for path in marked if not path.is_relative_to(tests / "npu")] == []
+    assert "\nNPU_TESTS := tests/npu\n" in (environment.ROOT / "Makefile").read_text(encoding="utf-8")
