@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 from collections import Counter
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(items):
     skip_without(items, "cuda", has_cuda, "needs an NVIDIA GPU; this machine has none")
     reason = "needs the real torch_npu over a stand-in for CANN, with emulated kernels: make test-npu"
     skip_without(items, "npu", lambda: "MOEPORT_FAKE_CANN" in os.environ, reason)
+
+
+def pytest_collection_finish():
+    """What has been imported and collected stays, so the garbage collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
