@@ -17,24 +17,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 LONGEST = (
     "comm/test_failures.py",
     "comm/test_collectives.py",
-    "backends/test_mindspore_training.py",
-    "backends/test_mindspore.py",
     "training/test_ranks.py",
-    "training/test_across_backends.py",
-    "parity/test_ranks.py",
+    "backends/test_mindspore_training.py",
     "parity/test_backends.py",
+    "backends/test_doctor.py",
+    "backends/test_mindspore.py",
+    "routers/test_routers_on_backends.py",
     "training/test_ranks_train.py",
     "launch/test_launch_command.py",
+    "faults/test_planted.py",
     "bench/test_moe.py",
-    "bench/test_comm.py",
-    "routers/test_routers_on_backends.py",
-    "model/test_transformer.py",
-    "backends/test_doctor.py",
+    "parity/test_ranks.py",
+    "faults/test_reliability.py",
+    "faults/test_signals.py",
+    "extensions/test_toy_router.py",
+    "extensions/test_toy_exchange.py",
+    "extensions/test_toy_metric.py",
+    "training/test_across_backends.py",
+    "test_collection.py",
+    "test_wheel.py",
     "training/test_interruption.py",
     "conformance/test_forward.py",
     "conformance/test_backward.py",
+    "backends/test_torch_training.py",
+    "comm/test_probe_command.py",
+    "comm/test_meeting.py",
+    "bench/test_comm.py",
+    "core/test_losses.py",
+    "extensions/test_toy_backend.py",
+    "faults/test_hostile_files.py",
 )
-"""Files that take longest, which start first so that no test process waits for another at the end."""
+"""Files that take longest by processor time, their jobs included, which start first so that no test process waits for
+another at the end.
+"""
 MARKS = {"ranks": starts_processes, "mindspore": uses_mindspore, "npu": runs_torch_npu}
 """Given by rule, so that no test has to be marked by hand."""
 KEEPER = pytest.StashKey()
