@@ -101,7 +101,7 @@ def to_hf(
 
     Example: moeport convert to-hf runs/qwen3 Qwen3-tuned --dtype bfloat16
     """
-    from moeport.convert.to_hf import ExportOptions, parse_size
+    from moeport.convert.export_options import ExportOptions, parse_size
     from moeport.convert.to_hf import to_hf as convert
     from moeport.pages.console import wide_console
 
@@ -141,8 +141,8 @@ def upcycle(
 
     Example: moeport convert upcycle runs/llama -o runs/moe --set model.moe.num_experts=8 --set model.moe.router.top_k=2
     """
-    from moeport.convert.upcycle import UpcycleOptions
     from moeport.convert.upcycle import upcycle as make
+    from moeport.convert.upcycle_plan import UpcycleOptions
     from moeport.pages.console import wide_console
 
     console = wide_console()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +16,12 @@ from moeport.config import config_from_dict
 from moeport.config.data import ByteTokenizer as ByteConfig
 from moeport.config.schema import Config
 from moeport.convert.config_out import Difference, differences, fitting, keys_of, unsaid
+from moeport.convert.export_options import ExportOptions
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import CODES, decoded, encoded
 from moeport.convert.folder import CHECKSUMS, CONFIG, INDEX, WEIGHTS, copy_carried
 from moeport.convert.from_hf import check_cover
-from moeport.convert.parts import Layout, Part, parts
+from moeport.convert.parts import Part, parts
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FILE, FOLDER, Record, checksums_text, find_record
 from moeport.core.parameters import ParameterSpec
@@ -35,7 +35,6 @@ from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, end_of_text
 from moeport.training.tensor_file import NewTensor, StoredTensor, write_tensors
 
 EMBEDDING = "embedding.weight"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
@@ -50,31 +49,6 @@ class Exported:
     """Whether every part has the checksum that it had when it was converted to moeport."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How a folder is written."""
-
-    family: str | None = None
-    """A model_type; None: as the run was converted from, or the first that can express it."""
-    layout: Layout | None = None
-    """None: as in the folder that the run was converted from, or a tensor per expert."""
-    dtype: str | None = None
-    """Element type; None: as in that folder, or as in the checkpoint."""
-    shard_size: int = 5 * 10**9
-    """Most bytes of a file, unless one tensor is larger."""
-    checkpoint: str = "latest"
-    """latest, best or step-N."""
-
-
-def parse_size(text: str) -> int:
-    """A number of bytes such as 500MB or 5GB. Raises UserError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B?)", text.strip().upper())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
-    if size < 1:
-        raise UserError(f"{text}: is no size; expected a number with KB, MB or GB, as in 5GB")
-    return size
 
 
 def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, report: Report = silent) -> Exported:

@@ -7,43 +7,20 @@ and share a row of the router, so that a token gets all of them, and the sum of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
 
 from moeport.config import load_config
-from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
-from moeport.convert.floats import decoded
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import hand_on
-from moeport.core.parameters import ParameterSpec, generator, initial_value
+from moeport.convert.upcycle_plan import Plan, UpcycleOptions, slices_of
 from moeport.errors import UserError
-from moeport.model.decoder import DecoderLM
-from moeport.routers import BY_NAME
-from moeport.routers.topk import TopKConfig
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, TOKENIZER_FILE, refuse_used, write_config
-from moeport.training.tensor_file import NewTensor, StoredTensor
 from moeport.version import VERSION
-
-
-@dataclass(frozen=True)
-class UpcycleOptions:
-    """What the source does not say."""
-
-    noise: float = 0.0
-    """Standard deviation of the noise added to each expert's weights, as a share of theirs."""
-    router: Literal["normal", "zeros"] = "normal"
-    """New rows of the router: drawn as for a new model, or zeros, so that at first the first experts are chosen."""
-    seed: int = 0
-    checkpoint: str = "latest"
-    """latest, best or step-N."""
 
 
 @dataclass(frozen=True)
@@ -103,233 +80,8 @@ def _new_config(source: Path, run_dir: Path, old: Config, overrides: Sequence[st
     elif len(old.model.moe_layers) < old.model.num_layers:
         given.append(f"model.dense_hidden={old.model.dense_width}")
     config = load_config(path, [*given, *overrides])
-    slices = _slices(old.model, config.model)
+    slices = slices_of(old.model, config.model)
     if slices > 1 and not any("routed_scaling_factor" in text for text in overrides):
         scale = old.model.moe.routed_scaling_factor * slices
         config = load_config(path, [*given, *overrides, f"model.moe.routed_scaling_factor={scale}"])
     return config
-
-
-def _slices(old: ModelConfig, new: ModelConfig) -> int:
-    """Experts that one feed-forward block is cut into. Raises UserError if it cannot be cut so."""
-    width, hidden = _block_width(old, new), new.moe.expert_hidden
-    if width % hidden:
-        raise UserError(
-            f"model.moe.expert_hidden: {hidden} does not divide {width}, the hidden width of the source's blocks; "
-            f"expected {width} or a divisor of it"
-        )
-    return width // hidden
-
-
-def _block_width(old: ModelConfig, new: ModelConfig) -> int:
-    """Hidden width of the source's blocks that become experts."""
-    widths = {old.moe.expert_hidden if old.is_moe_layer(layer) else old.dense_width for layer in new.moe_layers}
-    if len(widths) > 1:
-        raise UserError(
-            f"model.moe: the blocks that become experts have different hidden widths, {sorted(widths)}; choose those "
-            "of one width with model.moe.dense_layers"
-        )
-    return widths.pop()
-
-
-class Plan:
-    """Where each parameter of the new model comes from.
-
-    Args:
-        old: the `model` section of the source.
-        config: the config of the new run.
-        stored: the parameters of the source.
-        options: what the source does not say.
-    """
-
-    def __init__(self, old: ModelConfig, config: Config, stored: Mapping[str, StoredTensor], options: UpcycleOptions):
-        self.old, self.new, self.config = old, config.model, config
-        self.stored, self.options = stored, options
-        self.slices = _slices(old, self.new)
-        self.vocab_size = stored["embedding.weight"].shape[0]
-        self.specs = DecoderLM(self.new, self.vocab_size).parameter_specs()
-        self.dtype = stored["embedding.weight"].dtype
-        for layer in self.new.moe_layers:
-            self._check_experts(layer)
-        self._check_router()
-
-    @property
-    def is_same(self) -> bool:
-        """Whether the new model computes what the source did."""
-        old, new = self.old.moe, self.new.moe
-        others_are_same = _others(self.old) == _others(self.new) and self.options.noise == 0
-        if not others_are_same or new.capacity.policy != "dropless" or not isinstance(new.router, TopKConfig):
-            return False
-        from_blocks = {self._experts_before(layer) == 1 for layer in self.new.moe_layers}
-        if True in from_blocks and (not _sums_to_one(new.router) or new.routed_scaling_factor != self.slices):
-            return False
-        if from_blocks == {True}:
-            return True
-        return (
-            isinstance(old.router, TopKConfig)
-            and old.capacity.policy == "dropless"
-            and _sums_to_one(old.router) == _sums_to_one(new.router)
-            and new.router.top_k == old.router.top_k * self.slices
-            and new.routed_scaling_factor == old.routed_scaling_factor * self.slices
-        )
-
-    def _experts_before(self, layer: int) -> int:
-        return self.old.moe.num_experts if self.old.is_moe_layer(layer) else 1
-
-    def tensors(self) -> list[NewTensor]:
-        """The parameters of the new model, each made while it is written. Raises UserError for one that cannot be."""
-        return [
-            NewTensor(spec.name, self.dtype, spec.shape, partial(self._written, spec))
-            for spec in self.specs
-            if self._check(spec)
-        ]
-
-    def _check(self, spec: ParameterSpec) -> bool:
-        """Raises UserError for a parameter that the source says nothing about."""
-        if spec.is_expert or _is_router(spec.name) or _is_state(spec):
-            return True
-        found = self._source_of(spec)
-        if found is None or found.shape[-len(spec.shape) :] != spec.shape:
-            shape = found.shape if found else "nothing"
-            raise UserError(
-                f"{spec.name}: the new model needs {spec.shape}, and the source has {shape}; upcycling changes experts "
-                "and routers (num_experts, expert_hidden, router, every, dense_layers, capacity of model.moe), and "
-                "nothing else"
-            )
-        return True
-
-    def _name_of(self, spec: ParameterSpec) -> str:
-        """Its name in the source, where a dense block may be a mixture of one expert."""
-        one = spec.name.replace(".mlp.", ".moe.experts.")
-        return one if one in self.stored and self.old.moe.num_experts == 1 else spec.name
-
-    def _source_of(self, spec: ParameterSpec) -> StoredTensor | None:
-        return self.stored.get(self._name_of(spec))
-
-    def _check_experts(self, layer: int) -> None:
-        """Raises UserError if the number of experts is not that of whole copies."""
-        if self.new.moe.router.sub_layers > 1:
-            raise UserError(
-                f"model.moe.router.name: {self.new.moe.router.name} has two layers in a block; choose another"
-            )
-        before = self._experts_before(layer)
-        whole = before * self.slices
-        if self.new.moe.num_experts % whole or (before > 1 and self.new.moe.num_experts != whole):
-            expected = f"a multiple of {whole}" if before == 1 else f"{whole}"
-            raise UserError(
-                f"model.moe.num_experts: {self.new.moe.num_experts} experts cannot be made from {before} in layer "
-                f"{layer}, each cut into {self.slices}; expected {expected}"
-            )
-
-    def _check_router(self) -> None:
-        if self.slices > 1 and self.new.moe.router.experts_per_token % self.slices:
-            raise UserError(
-                f"model.moe.router: {self.new.moe.router.experts_per_token} experts per token are no whole number of "
-                f"copies, which have {self.slices} slices; expected a multiple of {self.slices}"
-            )
-        tables = [spec.name for spec in self.specs if spec.is_table]
-        if tables:
-            raise UserError(
-                f"model.moe.router.name: {self.new.moe.router.name} has a table made from the training data, which is "
-                "not there; choose another router"
-            )
-
-    def _written(self, spec: ParameterSpec) -> Iterator[bytes]:
-        for values in self._values(spec):
-            yield values.astype("<f8" if self.dtype == "F64" else "<f4").tobytes()
-
-    def _values(self, spec: ParameterSpec) -> Iterator[np.ndarray]:
-        if spec.is_expert:
-            for expert in range(spec.shape[0]):
-                yield self._noisy(spec.name, expert, self._expert(spec.name, expert))
-        elif _is_router(spec.name):
-            yield self._router(spec)
-        elif _is_state(spec):
-            yield initial_value(spec, self.options.seed)
-        else:
-            tensor = self.stored[self._name_of(spec)]
-            yield from (decoded(block, tensor.dtype) for block in tensor.blocks())
-
-    def _expert(self, name: str, expert: int) -> np.ndarray:
-        """One expert's w_in or w_out: a slice of a block of the source."""
-        prefix, _, matrix = name.rpartition(".")
-        copy, part = divmod(expert, self.slices)
-        width, hidden = self.new.moe.expert_hidden * self.slices, self.new.moe.expert_hidden
-        if name in self.stored:
-            tensor = self.stored[name]
-            size = tensor.size // tensor.shape[0]
-            start, shape = copy % tensor.shape[0] * size, tensor.shape[1:]
-        else:
-            tensor = self.stored[f"{prefix.removesuffix('moe.experts')}mlp.{matrix}"]
-            start, size, shape = 0, tensor.size, tensor.shape
-        values = decoded(b"".join(tensor.blocks(start, size)), tensor.dtype).reshape(shape)
-        if matrix == "w_out":
-            return values[:, part * hidden : (part + 1) * hidden]
-        halves = values.reshape(-1, width, shape[1])  # gate and up, or one for GELU
-        return halves[:, part * hidden : (part + 1) * hidden]
-
-    def _noisy(self, name: str, expert: int, values: np.ndarray) -> np.ndarray:
-        if self.options.noise == 0:
-            return values
-        random = generator(self.options.seed, "upcycle", name, expert)
-        return values + self.options.noise * values.std() * random.standard_normal(values.shape)
-
-    def _router(self, spec: ParameterSpec) -> np.ndarray:
-        """A parameter of the router: the source's rows, each for all slices of its expert, and new ones below."""
-        fresh = initial_value(spec, self.options.seed).astype(np.float64)
-        if self.options.router == "zeros" and spec.init == "normal":
-            fresh[:] = 0
-        if not spec.name.endswith("router.weight") or not BY_NAME[self.new.moe.router.name].config_class.has_gate_rows:
-            return fresh
-        experts = self.new.moe.num_experts
-        kept = self._gate_rows(spec.name)
-        if kept is not None and kept.shape[1:] == fresh.shape[1:]:
-            fresh[:experts] = np.repeat(kept, self.slices, axis=0)
-        else:
-            fresh[:experts] = np.repeat(fresh[: experts : self.slices], self.slices, axis=0)
-        return fresh
-
-    def _gate_rows(self, name: str) -> np.ndarray | None:
-        """The rows of the source's router, one per expert; None if it had one expert, or no such rows."""
-        old = self.old.moe
-        has_rows = BY_NAME[old.router.name].config_class.has_gate_rows
-        if old.num_experts == 1 or name not in self.stored or not has_rows:
-            return None
-        tensor = self.stored[name]
-        values = decoded(b"".join(tensor.blocks()), tensor.dtype).reshape(tensor.shape)
-        return values[: old.num_experts]
-
-
-def _sums_to_one(router: TopKConfig) -> bool:
-    """Whether the gates of a token add up to 1."""
-    return router.softmax == "after" or router.normalize_gates
-
-
-_CHANGED = {
-    "num_experts",
-    "expert_hidden",
-    "router",
-    "capacity",
-    "load_balance",
-    "router_z_loss",
-    "routed_scaling_factor",
-    "every",
-    "first_dense",
-    "dense_layers",
-    "allow_future_tokens",
-}
-"""Keys of `model.moe` that upcycling takes care of, or on which no output depends."""
-
-
-def _others(model: ModelConfig) -> dict[str, Any]:
-    """The settings that must stay, for a model to compute the same."""
-    exclude: Any = {"moe": _CHANGED, "dense_hidden": True, "init_std": True, "output_z_loss": True}
-    return model.model_dump(mode="json", exclude=exclude)
-
-
-def _is_router(name: str) -> bool:
-    return ".moe.router." in name
-
-
-def _is_state(spec: ParameterSpec) -> bool:
-    return not spec.trainable and not spec.is_table

@@ -10,8 +10,9 @@ from moeport.config import config_from_dict
 from moeport.config.training import BackendConfig
 from moeport.convert import from_hf as reading
 from moeport.convert import parts as parts_module
+from moeport.convert.export_options import ExportOptions, parse_size
 from moeport.convert.from_hf import from_hf
-from moeport.convert.to_hf import ExportOptions, parse_size, to_hf
+from moeport.convert.to_hf import to_hf
 from moeport.errors import CheckpointError, RunError, UserError
 from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import load_checkpoint, save_checkpoint

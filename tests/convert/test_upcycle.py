@@ -11,7 +11,8 @@ from moeport.config import config_from_dict, load_config
 from moeport.config.training import BackendConfig
 from moeport.convert.from_hf import from_hf
 from moeport.convert.to_hf import to_hf
-from moeport.convert.upcycle import UpcycleOptions, upcycle
+from moeport.convert.upcycle import upcycle
+from moeport.convert.upcycle_plan import UpcycleOptions
 from moeport.errors import UserError
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
