@@ -111,7 +111,8 @@ class TorchCommunicator(Communicator):
         return out
 
     def _barrier(self) -> None:
-        dist.barrier(self.process_group)
+        own = None if self.ops.device.type == "cpu" else [torch.accelerator.current_device_index()]
+        dist.barrier(self.process_group, device_ids=own)
 
     def _all_to_all(self, x: Tensor, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
         out, wait = self._start_all_to_all(x, send, receive)
