@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Real torch_npu over a stand-in for CANN: for tests without an NPU.
 NPU := .venv-npu
-NPU_TESTS := tests/npu
+NPU_TESTS := tests/npu tests/conformance
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
 TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=

@@ -51,19 +51,23 @@ TARGETS = [
     *(Target("torch", "cpu", dtype, default_kernels=True) for dtype in ("float64", "bfloat16")),
     *(Target("mindspore", "cpu", dtype, static=True) for dtype in ("float32", "float64")),
     *(Target(name, "cuda", dtype) for name, facts in BACKENDS.items() for dtype in facts.dtypes.get("cuda", ())),
+    *(Target("torch", "npu", dtype) for dtype in BACKENDS["torch"].dtypes["npu"]),
+    Target("torch", "npu", "float64", default_kernels=True),
 ]
+MARKS = {"cuda": [pytest.mark.cuda], "npu": [pytest.mark.npu]}
+"""By device: what a target needs."""
 
 
 def parameters(targets):
-    return [
-        pytest.param(target, id=str(target), marks=[pytest.mark.cuda] * (target.device == "cuda")) for target in targets
-    ]
+    return [pytest.param(target, id=str(target), marks=MARKS.get(target.device, [])) for target in targets]
 
 
 COMPOSED = [
     target
     for target in TARGETS
-    if not target.default_kernels and (target.backend != "mindspore" or target.static == (target.dtype == "float32"))
+    if not target.default_kernels
+    and (target.backend != "mindspore" or target.static == (target.dtype == "float32"))
+    and target.device != "npu"  # tests/npu has its layers and models
 ]
 """For routers, layers and models, which are the same code on every form of the operations. The suite of the operations
 runs on all; parity of MindSpore's float32 operations, one after the other, with torch is in tests/parity.
