@@ -61,6 +61,8 @@ class Forker:
 
     def _listen(self):
         for line in self.process.stdout:
+            if not line.startswith(b"{"):  # a framework speaks when it is imported
+                continue
             event = json.loads(line)
             with self.lock:
                 if "started" in event:
