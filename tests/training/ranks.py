@@ -1,6 +1,6 @@
 """Steps of a tiny model on the ranks of a job, to be compared with one process.
 
-Run as a script in each process of a job: BACKEND FOLDER. The first rank writes FOLDER/CASE.npz for every case.
+Run as a script in each process of a job: BACKEND FOLDER [DEVICE]. The first rank writes FOLDER/CASE.npz for every case.
 """
 
 import functools
@@ -87,6 +87,17 @@ ON_MINDSPORE = (
     "in chunks",
     "two copies of the experts",
 )
+ON_NPU = (
+    "experts on all ranks",
+    "experts on each rank",
+    "node_dedup with capacity",
+    "in chunks, recomputed",
+    "whole copies",
+    "micro-batches",
+    "float64",
+    "router state",
+    "two passes",
+)
 
 
 DEEP = (
@@ -104,11 +115,11 @@ FIRST_STEP_ALONE = ("experts choose",)
 backend_of = functools.cache(get_backend)  # a process has one device of MindSpore, and sets it once
 
 
-def cases_of(backend):
-    return ON_MINDSPORE if backend == "mindspore" else tuple(CASES)
+def cases_of(backend, device="cpu"):
+    return ON_MINDSPORE if backend == "mindspore" else ON_NPU if device == "npu" else tuple(CASES)
 
 
-def config_of(backend, case, size, folder):
+def config_of(backend, case, size, folder, device="cpu"):
     """The config of a case; with a size of 0 that of one process which computes the same."""
     sections = {name: dict(values) for name, values in CASES[case].items()}
     model = {"num_layers": 2 if case in DEEP else 1, **sections.get("model", {})}
@@ -125,7 +136,7 @@ def config_of(backend, case, size, folder):
         folder,
         training=training,
         parallelism=parallelism,
-        **sections | {"backend": {"name": backend, "device": "cpu", "compile": False, **sections.get("backend", {})}},
+        **sections | {"backend": {"name": backend, "device": device, "compile": False, **sections.get("backend", {})}},
     )
 
 
@@ -174,6 +185,18 @@ def run(config, world):
     return found
 
 
+def faults_of(case, found, want):
+    """Where ranks and one process differ, in words."""
+    assert found.keys() == want.keys()
+    tolerance, faults = 1e-10 if "float64" in case else 1e-5, []
+    for name in compared(case, found):
+        scale = np.abs(want[name]).max()
+        error = np.abs(found[name] - want[name]).max() / (scale or 1.0)
+        if not error <= tolerance * (10 if name.startswith(("parameter.", "state.")) else 1):
+            faults.append(f"{case}: {name} differs by {error:.1e} of {scale:.1e}")
+    return faults
+
+
 def compared(case, found):
     """Names of what ranks and one process must have alike."""
     if case in FIRST_STEP_ALONE:
@@ -181,18 +204,18 @@ def compared(case, found):
     return [name for name in found if name != "exchanged"]
 
 
-def main(name, folder):
+def main(name, folder, device="cpu"):
     launch = launched()
     own = folder / str(launch.rank)  # each rank writes its text, and none reads what another has half written
-    backend = backend_of(config_of(name, "experts on each rank", 1, own).backend)
+    backend = backend_of(config_of(name, "experts on each rank", 1, own, device).backend)
     with backend.communicator(launch, 120.0) as world:
         if world.size == 4:
             world._locate((0, 0, 1, 1))
-        for case in cases_of(name):
-            found = run(config_of(name, case, world.size, own), world)
+        for case in cases_of(name, device):
+            found = run(config_of(name, case, world.size, own, device), world)
             if world.rank == 0:
                 np.savez(folder / f"{case}.npz", **found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

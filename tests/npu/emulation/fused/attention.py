@@ -1,5 +1,6 @@
 """npu_fusion_attention: softmax(scale * q k^T, hidden where the mask is true) v; heads of q may share one of k."""
 
+import functools
 import math
 
 import torch
@@ -96,13 +97,17 @@ def _hidden(mask, mode, q, k):
     emulated(mode in (GIVEN, ALL_GIVEN, LEFT_UP, RIGHT_DOWN), f"sparse_mode {mode}")
     (batch, heads, rows), columns = q.shape[:3], k.shape[2]
     if mode in (LEFT_UP, RIGHT_DOWN):
-        triangle = torch.ones(TRIANGLE, TRIANGLE, dtype=torch.bool).triu(1)
-        need(torch.equal(mask.bool(), triangle), f"sparse_mode {mode} has the triangle of {TRIANGLE} as its mask")
+        need(torch.equal(mask.bool(), _triangle()), f"sparse_mode {mode} has the triangle of {TRIANGLE} as its mask")
         moved = columns - rows if mode == RIGHT_DOWN else 0
         return torch.ones(rows, columns, dtype=torch.bool).triu(1 + moved)
     shapes = [(rows, columns), *((b, n, rows, columns) for b, n in ((1, 1), (batch, 1), (batch, heads)))]
     need(tuple(mask.shape) in shapes, f"atten_mask is {' or '.join(map(str, shapes))} (got {tuple(mask.shape)})")
     return mask.bool()
+
+
+@functools.cache
+def _triangle():
+    return torch.ones(TRIANGLE, TRIANGLE, dtype=torch.bool).triu(1)
 
 
 def _score(q, k, scale, hidden):
