@@ -24,7 +24,7 @@ STEPS = 2
 """The second step depends on the moments of the first."""
 BATCH = 8
 EVALUATION_BATCH = 6
-"""Sequences of a rank; the held-out text has three such batches, which neither two nor four ranks share equally."""
+"""Sequences of a rank; the held-out text has five such batches, which neither two nor four ranks share equally."""
 CAPACITY = {"capacity": {"policy": "factor", "factor": 0.8, "drop": "probability"}}
 
 
