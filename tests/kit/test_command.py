@@ -114,10 +114,10 @@ def run_whole(folder, *arguments, **environment):
 @pytest.mark.ranks
 def test_a_part_runs_in_a_process_of_its_own(tmp_path):
     pytest.importorskip("torch")
-    done, found = run_whole(tmp_path, "--parts", "determinism", "--quick", "--backend", "torch", "--device", "cpu")
+    done, found = run_whole(tmp_path, "--parts", "device", "--backend", "torch", "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [part["verdict"] for part in found.results["parts"]] == ["pass", "pass"]
-    assert "two runs are the same to the bit" in done.stdout
+    assert [part["verdict"] for part in found.results["parts"]] == ["pass"]
+    assert "pass in" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["kit.zip"]
 
 

@@ -35,7 +35,7 @@ def _train(task: Task, dtype: str) -> dict[str, Any]:
         backend={"name": task.backend, "device": task.device, "dtype": dtype},
         parallelism={"expert": task.ranks},
     )
-    values["training"] |= {"steps": 20 if task.quick else 100, "batch_size": math.lcm(16, task.all_ranks)}
+    values["training"] |= {"steps": 10 if task.quick else 100, "batch_size": math.lcm(8, task.all_ranks)}
     values["model"]["moe"]["num_experts"] = math.lcm(8, task.all_ranks)
     summary = train(config_from_dict(values), console=PlainConsole(force_terminal=False))
     if not isinstance(summary, RunSummary):
