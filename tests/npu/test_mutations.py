@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from moeport.backends import get_backend
 from moeport.backends.torch import fused
@@ -19,6 +20,8 @@ from moeport.conformance.check import CASES, check_gradients, check_values
 from moeport.errors import BackendUnavailableError
 from moeport.parity.run import run
 from moeport.parity.subject import Size
+from moeport.training.run import train
+from tests.npu.test_training import quickstart
 from tests.parity.tiny import config_file
 
 
@@ -159,6 +162,16 @@ def test_parity_finds_it(mutation, untried, tmp_path):
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
     assert re.search(mutation.parity, said), said
+
+
+def test_an_operator_that_nothing_emulates_ends_the_run(monkeypatch, untried, tmp_path):
+    """It raises, as the stand-in's every launch does; it never gives a number."""
+    monkeypatch.setattr(fused, "_made", {})
+    monkeypatch.setattr(operators, "swiglu", lambda x: torch.ops.npu.npu_fast_gelu(x).chunk(2, -1)[0])
+    config = quickstart(tmp_path, "npu")
+    with pytest.raises(RuntimeError, match="507899"):
+        train(config, console=Console(quiet=True))
+    assert "total_loss" not in (config.run.dir / "metrics.jsonl").read_text()
 
 
 def test_without_a_fault_none_is_found(monkeypatch):

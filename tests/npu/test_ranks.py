@@ -29,6 +29,24 @@ main()
 """
 """An `hccl` whose all-to-all silently delivers zeros, as that of CANN 8.3.RC2 is said to among more than two ranks."""
 
+SWAPPED = """
+import sys
+from moeport.backends.torch.communicator import TorchCommunicator
+from moeport.comm.communicator import Transfer
+real = TorchCommunicator._native_all_to_all
+def swapped(self, x, send, receive):
+    return real(self, x, receive, send)
+def not_reversed(self):
+    return Transfer(self.communicator, self.traffic, self.send, self.receive)
+if sys.argv[1] == "forward":
+    TorchCommunicator._native_all_to_all = swapped
+else:
+    Transfer.back = property(not_reversed)
+sys.argv = ["moeport", *sys.argv[2:]]
+from moeport.cli.main import main
+main()
+"""
+
 
 def finished(folder, size, arguments):
     """What a job says that ends well."""
@@ -100,3 +118,22 @@ def test_an_all_to_all_of_zeros_is_noticed_and_replaced(tmp_path, command):
         r"expected [\d.]+, received 0.0 \(hccl; torch 2.*, torch_npu 2.*\); sends and receives take its place",
         said,
     ), said
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_swapped_sizes_of_an_all_to_all_are_found(tmp_path, direction):
+    """A planted fault: sizes of what is sent and received change places. It ends the job before a step is trained."""
+    (tmp_path / "swapped.py").write_text(SWAPPED)
+    config = quickstart(tmp_path, "npu", **{"parallelism.expert": 2})
+    (tmp_path / "config.yaml").write_text(resolved_yaml(config))
+    script = [str(tmp_path / "swapped.py"), direction, "train", str(tmp_path / "config.yaml")]
+    job = start("torch", 2, script, tmp_path / "job")
+    try:
+        assert job.wait(280) == 1, job.output()[-4000:]
+        assert job.left() == []
+    finally:
+        job.end()
+    said = re.findall(r"^moeport: rank \d of 2 .*", job.output(), re.MULTILINE)
+    assert said
+    assert all("all_to_all" in line and "every rank stops" in line for line in said), said
+    assert not (config.run.dir / "metrics.jsonl").exists()
