@@ -1,5 +1,7 @@
 """The layer where experts choose tokens, or take a mean of them."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -85,27 +87,41 @@ def test_output_is_that_of_a_loop(target, config):
         assert ops.to_numpy(counts).tolist() == [rows // EXPERTS] * EXPERTS
 
 
-@every_config
+NAMES = ("x", "router.weight", "experts.w_in")
+WEIGHTS = grid(50, *X.shape)
+
+
+def total(ops, layer, inputs, weights):
+    """A sum over the output, with the auxiliary loss."""
+    y_TD, metrics = layer.forward(ops, {k: v for k, v in inputs.items() if k != "x"}, inputs["x"], CONTEXT)
+    return ops.sum(y_TD * weights) + layer.auxiliary_loss(ops, metrics)
+
+
+@functools.cache
+def finite_differences(case):
+    """Of `total`, from numpy in float64."""
+    layer, params = layer_and_params(CONFIGS[case])
+    inputs = params | {"x": X}
+
+    def moved(name, value):
+        return total(NumpyOps(), layer, inputs | {name: value}, WEIGHTS)
+
+    return {name: finite_difference(functools.partial(moved, name), inputs[name]) for name in NAMES}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
 @every_accurate_training_target
-def test_gradients_are_those_of_finite_differences(target, config):
+def test_gradients_are_those_of_finite_differences(target, case):
     backend = target.build()
     ops = backend.ops
-    layer, params = layer_and_params(config)
-    names = ["x", "router.weight", "experts.w_in"]
+    layer, params = layer_and_params(CONFIGS[case])
     inputs = params | {"x": X}
-    weights = grid(50, *X.shape)
-
-    def total(ops, inputs, weights):
-        y_TD, metrics = layer.forward(ops, {k: v for k, v in inputs.items() if k != "x"}, inputs["x"], CONTEXT)
-        return ops.sum(y_TD * weights) + layer.auxiliary_loss(ops, metrics)
-
     on_device = {name: ops.cast(ops.from_numpy(value), backend.dtype) for name, value in inputs.items()}
-    placed = ops.cast(ops.from_numpy(weights), backend.dtype)
-    _, grads = backend.value_and_grad(lambda some: total(ops, on_device | some, placed))(
-        {name: on_device[name] for name in names}
+    placed = ops.cast(ops.from_numpy(WEIGHTS), backend.dtype)
+    _, grads = backend.value_and_grad(lambda some: total(ops, layer, on_device | some, placed))(
+        {name: on_device[name] for name in NAMES}
     )
-    for name in names:
-        want = finite_difference(lambda x, name=name: total(NumpyOps(), inputs | {name: x}, weights), inputs[name])
+    for name, want in finite_differences(case).items():
         assert_gradient(ops.to_numpy(grads[name]), want, GRADIENT_TOLERANCE[target.dtype], name)
 
 
