@@ -135,7 +135,7 @@ def test_the_trial_finds_it(mutation):
     assert choice.label in backend.kernel_choices()[mutation.kernel]
     operator = choice.label.partition(" ")[0]
     with pytest.raises(BackendUnavailableError, match=f"backend.kernels: {mutation.kernel}: {operator}"):
-        backend_with({mutation.kernel: operator})
+        backend_with({mutation.kernel: operator}).kernel_choices()
 
 
 def test_the_conformance_suite_finds_it(mutation, untried):
