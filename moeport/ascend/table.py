@@ -170,8 +170,8 @@ DETERMINISM: Mapping[str, str] = {
     "ATB_MATMUL_SHUFFLE_K_ENABLE": "0",
     "ATB_LLM_LCOC_ENABLE": "0",
 }
-"""What `backend.deterministic: true` sets, where the user has not, before the NPU starts: the switches of the
-determinism guides of MindSpeed and of msprobe."""
+"""What `backend.deterministic: true` sets, where the user has not, before the NPU starts. The first is documented by
+CANN; the others are those that published settings for repeatable runs on Ascend have in common."""
 
 COMPUTES: Mapping[str, str] = {name: each.computes for name, each in VARIABLES.items() if each.computes}
 """Variables that change what a rank computes, and what they change."""
