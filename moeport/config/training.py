@@ -183,3 +183,7 @@ class BackendConfig(Section):
     operator that is named must pass its trial, and kernels left out are auto."""
     deterministic: bool = True
     """Refuse operations whose results can differ in their bits from run to run."""
+
+    def on_any_device(self) -> "BackendConfig":
+        """For a run that is read where it was not trained: the device that is here, with the kernels that suit it."""
+        return self.model_copy(update={"device": "auto", "kernels": "auto"})

@@ -63,8 +63,7 @@ def generate(
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())
     check_finite(loaded)
-    device = config.backend.model_copy(update={"device": "auto"})
-    model = get_backend(device).evaluation_model(lm, loaded.model)
+    model = get_backend(config.backend.on_any_device()).evaluation_model(lm, loaded.model)
     return sample(model, tokenizer, prompt, config.data.sequence_length, max_tokens, temperature, top_k, seed)
 
 

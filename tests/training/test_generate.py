@@ -3,8 +3,9 @@ import re
 import pytest
 from rich.console import Console
 
+from moeport.config.training import BackendConfig
 from moeport.errors import CheckpointError, UserError
-from moeport.training.generate import generate
+from moeport.training.generate import config_of, find_checkpoint, generate, load_checkpoint
 from moeport.training.run import train
 from tests.training.tiny import LINES, tiny_config
 
@@ -42,6 +43,17 @@ def test_top_k_one_is_the_most_likely_token(run_dir):
 
 def test_longer_than_the_context_and_an_empty_prompt(run_dir):
     assert len(generate(run_dir, "", max_tokens=100, temperature=1.0)) > 0
+
+
+def test_a_run_of_another_device_continues_text_here(run_dir, monkeypatch):
+    """Also with operators by name that this device lacks."""
+    here = generate(run_dir, "d", temperature=0, max_tokens=5)
+    backend = BackendConfig(device="npu", kernels={"swiglu": "npu_swiglu"})
+    elsewhere = config_of(load_checkpoint(find_checkpoint(run_dir / "checkpoints", "latest"))).model_copy(
+        update={"backend": backend}
+    )
+    monkeypatch.setattr("moeport.training.generate.config_of", lambda loaded: elsewhere)
+    assert generate(run_dir, "d", temperature=0, max_tokens=5) == here
 
 
 def test_any_checkpoint_can_be_named(run_dir):

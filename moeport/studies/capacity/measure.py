@@ -51,7 +51,7 @@ def measure_cosines(run_dir: Path, config: Config, report: Callable[[str], None]
     try:
         checkpoint = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, "latest"))
         config = config_of(checkpoint)
-        backend = get_backend(config.backend.model_copy(update={"device": "auto", "compile": None}))
+        backend = get_backend(config.backend.on_any_device().model_copy(update={"compile": None}))
         task = build_task(config, report=report)
         check_parameters(checkpoint, task.model().parameter_specs())
         check_finite(checkpoint)
