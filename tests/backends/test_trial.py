@@ -1,6 +1,7 @@
 """A fused form is used only where it gives the values and gradients of the composition."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from moeport.backends.examples import EXAMPLES
 from moeport.backends.torch import fused
 from moeport.backends.torch.adamw_trial import step_fault
-from moeport.backends.torch.fused import FusedOps, operations
+from moeport.backends.torch.fused import FusedOps, operations, own_operations
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.trial import Candidate, serves_all
 from moeport.core.ops import Ops
@@ -203,6 +204,17 @@ def test_a_table_needs_no_more_than_its_candidates(monkeypatch):
     assert ops.choice("swiglu", "float32").label == "my_swiglu"
     assert operations(CPU) is ops
     assert operations(CPU, {"swiglu": "default"}) is not ops
+
+
+def test_what_serves_one_model_is_not_said_of_another(monkeypatch):
+    monkeypatch.setitem(fused.TABLES, "cpu", __name__)
+    monkeypatch.setattr(fused, "_made", {})
+    first: Any = own_operations(CPU)
+    first.choice("swiglu", "float32")
+    first.given_way["swiglu"] = "it is too wide"
+    second: Any = own_operations(CPU)
+    assert second.choices is first.choices
+    assert "too wide" not in str(second.describe({"swiglu": "composed"}, "float32"))
 
 
 CANDIDATES = (Candidate(FACT, right),)

@@ -27,7 +27,7 @@ from moeport.backends.torch.device import (
     resolve_device,
 )
 from moeport.backends.torch.foresight import arguments_of
-from moeport.backends.torch.fused import FusedOps, operations
+from moeport.backends.torch.fused import FusedOps, own_operations
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
 from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
@@ -57,7 +57,7 @@ class TorchBackend(Backend):
         self.chooses_dtype = config.dtype == "auto"
         if not self.chooses_dtype:
             self.dtype = config.dtype
-        self.ops: TorchOps = operations(self.torch_device, config.kernels)
+        self.ops: TorchOps = own_operations(self.torch_device, config.kernels)
         torch.use_deterministic_algorithms(config.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         self.watch = watch() if self.torch_device.type == "cpu" else None

@@ -6,6 +6,7 @@ A device has fused kernels if it has a table of them: a module whose `CANDIDATES
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
@@ -45,6 +46,15 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
     if key not in _made:
         _made[key] = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)
     return _made[key]
+
+
+def own_operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) -> TorchOps:
+    """The same, with its trials, for one model, which says by itself where the composition served it."""
+    ops = operations(device, setting)
+    if isinstance(ops, FusedOps):
+        ops = copy.copy(ops)
+        ops.given_way = {}
+    return ops
 
 
 class FusedOps(TorchOps):
