@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from moeport.cli.options import Overrides
+from moeport.cli.options import Overrides, output_folder
 
 if TYPE_CHECKING:
     from moeport.pages.console import PlainConsole
 
 SECONDS_BETWEEN_LINES = 15.0
 """Between lines of progress where the output is no terminal."""
+
+RunToMake = Annotated[
+    Path, output_folder("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
+]
 
 app = typer.Typer(name="convert", help="Convert checkpoints from and to Hugging Face.", no_args_is_help=True)
 
@@ -23,9 +27,7 @@ def from_hf(
         Path,
         typer.Argument(metavar="FOLDER", help="Folder with config.json and safetensors.", show_default=False),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
-    ],
+    output: RunToMake,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A tokenizer.json, if FOLDER has none.", show_default=False)
     ] = None,
@@ -120,9 +122,7 @@ def to_hf(
 @app.command("upcycle")
 def upcycle(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
-    ],
+    output: RunToMake,
     overrides: Overrides = None,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise on each expert's weights, as a share of their standard deviation.")

@@ -68,7 +68,8 @@ def _run(task: Task, output: Path, deadline: float, seconds: float, watch: Watch
     """Run the processes once. Returns why they ended before they were done; None if they were done."""
     output.mkdir()
     folder = Path(task.folder)
-    with local_job(_processes(task), output, _defaults(task), cwd=folder) as job:
+    threads = {"OMP_NUM_THREADS": "1"} if task.ranks > 1 else {}  # unless the user has set it
+    with local_job(_processes(task), output, threads, cwd=folder) as job:
         ending = _wait(job, deadline, seconds, folder, watch)
         if ending:
             job.kill(GRACE_SECONDS)
@@ -83,18 +84,14 @@ def _run(task: Task, output: Path, deadline: float, seconds: float, watch: Watch
 
 
 def _processes(task: Task) -> list[NodeProcess]:
+    """The processes of a task. They run in its folder, and find the packages that this process has found."""
     command = ["kit", "part", task.folder]
+    path = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     if task.ranks == 1:
-        return [NodeProcess(0, [sys.executable, "-m", "moeport", *command], {})]
+        return [NodeProcess(0, [sys.executable, "-m", "moeport", *command], path)]
     launcher = BACKENDS[task.backend].launcher or "torchrun"
-    return node_processes(launcher, 1, task.ranks, "127.0.0.1", command, free_port())
-
-
-def _defaults(task: Task) -> dict[str, str]:
-    """Variables that are set unless the user has set them; the processes find the packages that this one has found."""
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    found = {"PYTHONPATH": path} if "PYTHONPATH" not in os.environ else {}
-    return found | ({"OMP_NUM_THREADS": "1"} if task.ranks > 1 else {})
+    started = node_processes(launcher, 1, task.ranks, "127.0.0.1", command, free_port())
+    return [replace(each, environment=each.environment | path) for each in started]
 
 
 def _wait(job: LocalJob, deadline: float, seconds: float, folder: Path, watch: Watch) -> str | None:

@@ -26,8 +26,8 @@ def done(value):
 """
 
 
-def task(folder, **changes):
-    return Task("kernels", 0, "torch", "cpu", ("float32",), 1, 1, True, str(folder), **changes)
+def task(folder, ranks=1, **changes):
+    return Task("kernels", 0, "torch", "cpu", ("float32",), ranks, ranks, True, str(folder), **changes)
 
 
 @pytest.fixture
@@ -141,8 +141,13 @@ def test_endings_in_words():
     assert [*map(ending_of, (0, -signal.SIGKILL, -70))] == ["exit code 0", "SIGKILL", "signal 70"]
 
 
-def test_the_processes_find_moeport_wherever_they_run(tmp_path):
-    (process,) = supervise._processes(task(tmp_path))
-    assert process.command[1:] == ["-m", "moeport", "kit", "part", str(tmp_path)]
-    path = supervise._defaults(task(tmp_path)).get("PYTHONPATH") or os.environ["PYTHONPATH"]
-    assert all(Path(entry).is_absolute() for entry in path.split(os.pathsep) if entry)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_processes_find_moeport_wherever_they_run(tmp_path, monkeypatch, ranks):
+    """Also where the user has set relative paths."""
+    monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.setattr("sys.path", ["", ".", *sys.path])
+    for process in supervise._processes(task(tmp_path, ranks=ranks)):
+        assert process.command[-4:] == ["moeport", "kit", "part", str(tmp_path)]
+        paths = process.environment["PYTHONPATH"].split(os.pathsep)
+        assert paths[0] == os.getcwd()
+        assert all(Path(entry).is_absolute() for entry in paths)
