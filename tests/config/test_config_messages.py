@@ -376,12 +376,12 @@ CASES = [
     case(
         "unlike any key",
         "training:\n  frobnicate: 1\n",
-        "c.yaml:2:3 training.frobnicate: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, evaluation_interval, evaluation_batch_size, activation_checkpointing, skip_steps",
+        "c.yaml:2:3 training.frobnicate: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, start_from, evaluation_interval, evaluation_batch_size, activation_checkpointing, skip_steps",
     ),
     case(
         "number as key",
         "training:\n  8: 1\n",
-        "c.yaml:2:3 training.8: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, evaluation_interval, evaluation_batch_size, activation_checkpointing, skip_steps",
+        "c.yaml:2:3 training.8: unknown key; expected one of steps, batch_size, gradient_accumulation, seed, start_from, evaluation_interval, evaluation_batch_size, activation_checkpointing, skip_steps",
     ),
     case(
         "dotted key",
