@@ -246,3 +246,18 @@ def test_a_fault_fails_parity(tmp_path, monkeypatch):
     result = parity.judge([Outcome(parity.work(task(tmp_path, "parity")))])
     assert result.verdict == "fail"
     assert "rms_norm" in result.summary
+
+
+@pytest.mark.parametrize(
+    ("backend", "kernel", "choice", "fused"),
+    [
+        ("torch", "swiglu", "npu_swiglu", True),
+        ("torch", "rope", "npu_rotary_mul; where it cannot serve (too wide): rolled halves and addcmul", True),
+        ("torch", "swiglu", "silu, then multiply; npu_swiglu does not compute in float64", False),
+        ("mindspore", "swiglu", "default composition; mindspore.ops.swiglu fails on this device: no kernel", False),
+        ("torch", "linear", "torch.nn.functional.linear", False),
+        ("numpy", "swiglu", "default composition", False),
+    ],
+)
+def test_only_a_fused_operator_that_serves_is_called_fused(backend, kernel, choice, fused):
+    assert kernels.is_fused(backend, kernel, choice) == fused
