@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from moeport.ascend import installed
+from moeport.kit.checks.device import usable
 from moeport.kit.corpus import write_corpus
 from moeport.kit.options import KitOptions
 from moeport.kit.pack import Contents, PartRecord, describe_contents, write_kit
@@ -24,7 +25,6 @@ from moeport.kit.private import Scrubber, kept_variables
 from moeport.kit.result import Outcome, Result
 from moeport.kit.supervise import Watch, log_of, run_stage
 from moeport.kit.task import Task, describe
-from moeport.kit.work.device import usable
 from moeport.launch.machine import accelerators_seen, memory_bytes, processor, usable_cores
 from moeport.stopping import INTERRUPTED, end_at_once, handled, install, restore
 

@@ -16,7 +16,7 @@ Stage = Literal["one", "all"]
 
 
 class Work(Protocol):
-    """A module of `moeport.kit.work`."""
+    """A module of `moeport.kit.checks`."""
 
     def work(self, task: Task) -> Any:
         """Runs in the processes of a stage. Returns what can be written as JSON; that of rank 0 is kept."""
@@ -48,7 +48,7 @@ class Part:
 
     def module(self) -> Work:
         """What computes and judges it."""
-        found: Any = importlib.import_module(f"moeport.kit.work.{self.name}")
+        found: Any = importlib.import_module(f"moeport.kit.checks.{self.name}")
         return found
 
 

@@ -3,9 +3,9 @@
 import json
 
 from moeport.kit import kit
+from moeport.kit.checks import device, kernels
 from moeport.kit.result import Outcome
 from moeport.kit.task import EVENTS_FILE, Task
-from moeport.kit.work import device, kernels
 
 
 def task(folder, part, dtypes=()):

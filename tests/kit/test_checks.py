@@ -9,10 +9,10 @@ import pytest
 from moeport.backends import doctor as backends_doctor
 from moeport.conformance.forms import with_methods
 from moeport.core.ops import KERNELS
+from moeport.kit.checks import conformance, determinism, device, doctor, exchange, kernels, parity, train
 from moeport.kit.corpus import write_corpus
 from moeport.kit.result import Crash, Outcome
 from moeport.kit.task import EVENTS_FILE, Task
-from moeport.kit.work import conformance, determinism, device, doctor, exchange, kernels, parity, train
 from tests.comm.jobs import start
 
 pytest.importorskip("torch")
