@@ -13,8 +13,8 @@ from moeport.kit.options import PART_NAMES, KitOptions, selected
 
 app = typer.Typer(
     name="kit",
-    help="Check everything on this machine's hardware and write one file to send back. Exit code 0: all passed; 1: a "
-    "part failed, and the file is written all the same; 2: an error that you can fix.",
+    help="Check everything on this machine's hardware and write one file to send back. Exit code 0: no "
+    "part failed; 1: one did, and the file is written all the same; 2: an error that you can fix.",
     invoke_without_command=True,
 )
 

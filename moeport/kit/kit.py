@@ -22,7 +22,7 @@ from moeport.kit.options import KitOptions
 from moeport.kit.pack import Contents, PartRecord, describe_contents, write_kit
 from moeport.kit.parts import PARTS, Part
 from moeport.kit.private import Scrubber, kept_variables
-from moeport.kit.result import Outcome, Result
+from moeport.kit.result import WORDS, Outcome, Result
 from moeport.kit.supervise import Watch, log_of, run_stage
 from moeport.kit.task import Task, describe
 from moeport.launch.machine import accelerators_seen, memory_bytes, processor, usable_cores
@@ -95,7 +95,7 @@ def run_kit(options: KitOptions, say: Say) -> int:
         options: what the user asked for, checked.
         say: takes each line of progress.
 
-    Returns: the exit code: 0 all passed, 1 a part failed, 130 interrupted; the file is written in any case.
+    Returns: the exit code: 0 no part failed, 1 one did, 130 interrupted; the file is written in any case.
 
     Raises WriteError where the file cannot be written.
     """
@@ -163,7 +163,7 @@ def _run_part(run: _Run, part: Part) -> tuple[Result, str]:
 def judged(part: Part, outcomes: Sequence[Outcome]) -> Result:
     """The result of a part; one that was ended is failed, with what it had found until then."""
     ending = next((outcome.ending for outcome in outcomes if outcome.ending), None)
-    whole = [outcome for outcome in outcomes if outcome.value or outcome.events]
+    whole = [outcome for outcome in outcomes if outcome.value is not None or outcome.events]
     if ending and not (part.partial and whole):
         return Result("fail", ending)
     try:
@@ -217,14 +217,10 @@ def _machine(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(contents: Contents, path: Path, say: Say) -> int:
     """Say how it went. Returns the exit code."""
-    failed = [part.name for part in contents.parts if part.result.verdict == "fail"]
-    skipped = [part.name for part in contents.parts if part.result.verdict == "skipped"]
-    passed = len(contents.parts) - len(failed) - len(skipped)
-    say(
-        f"{passed} passed"
-        + "".join(f"; {what}: {', '.join(n)}" for what, n in (("failed", failed), ("skipped", skipped)) if n)
-    )
+    names = {verdict: [p.name for p in contents.parts if p.result.verdict == verdict] for verdict in WORDS}
+    others = [f"; {WORDS[v]}: {', '.join(found)}" for v, found in names.items() if found and v != "pass"]
+    say(f"{len(names['pass'])} passed{''.join(others)}")
     say(f"wrote {path} ({path.stat().st_size / 1e3:.0f} kB); look at it with: moeport kit show {path} -o kit.html")
     if contents.interrupted:
         return INTERRUPTED
-    return 1 if failed else 0
+    return 1 if names["fail"] else 0

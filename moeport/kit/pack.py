@@ -13,6 +13,7 @@ from typing import Any
 from moeport.files import atomic_file
 from moeport.kit.private import LEFT_OUT, VARIABLES, Scrubber
 from moeport.kit.result import Result
+from moeport.parity.result import worst
 from moeport.version import VERSION
 
 FORMAT, FORMAT_VERSION = "moeport-kit", 1
@@ -54,8 +55,8 @@ class Contents:
 
     @property
     def verdict(self) -> str:
-        """Fail if a part has failed, or was to run and did not."""
-        return "fail" if self.interrupted or any(p.result.verdict == "fail" for p in self.parts) else "pass"
+        """Fail if a part has failed, or was to run and did not; warn if one has not examined everything."""
+        return worst(["fail" if self.interrupted else "pass", *(part.result.verdict for part in self.parts)])
 
 
 def write_kit(path: Path, contents: Contents, scrubber: Scrubber) -> None:

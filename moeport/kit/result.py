@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["pass", "fail", "skipped"]
+Verdict = Literal["pass", "warn", "fail", "skipped"]
+"""`warn`: nothing was found to be wrong, and not everything was examined."""
+WORDS: Mapping[Verdict, str] = {"pass": "passed", "warn": "with a warning", "fail": "failed", "skipped": "skipped"}
+"""After the number of parts, or before their names."""
 LISTED = 60
 """Rows of a table that are kept; the files beside it have all."""
 
@@ -44,6 +47,25 @@ class Result:
     """Larger values for JSON, by the name of their file."""
 
 
+def judgement(wrong: bool, examined: int, summary: str, expected: int = 1, **details: Any) -> Result:
+    """The result of a part by what it has examined.
+
+    Args:
+        wrong: whether something is wrong: the part fails.
+        examined: number of things that were examined: a part that has examined fewer than `expected` does not pass.
+        summary: one sentence.
+        expected: number of things that there are to examine.
+        details: the other fields of the result.
+    """
+    if wrong:
+        return Result("fail", summary, **details)
+    if not examined:
+        return Result("warn", "nothing was examined", **details)
+    if examined < expected:
+        return Result("warn", f"{expected - examined:,} of {expected:,} were not examined; {summary}", **details)
+    return Result("pass", summary, **details)
+
+
 @dataclass(frozen=True)
 class Crash:
     """A case that ended its process."""
@@ -64,6 +86,21 @@ class Outcome:
     """Cases that ended the process; a new one went on after them."""
     ending: str | None = None
     """Why it ended before it was done; None: it was done."""
+
+    @property
+    def done(self) -> list[Any]:
+        """What it noted at the end of each case."""
+        return [event for event in self.events if "end" in event]
+
+    @property
+    def reached(self) -> int:
+        """Number of cases that were examined, those that ended the process included."""
+        return len(self.done) + len(self.crashes)
+
+    @property
+    def expected(self) -> int:
+        """Number of cases that there are to examine; at least 1."""
+        return max(self.value["cases"] if self.value else self.reached, 1)
 
 
 def table_form() -> dict[str, Any]:

@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from moeport.kit.read import KitFile
+from moeport.kit.result import WORDS
 
-STYLES = {"pass": "bold green", "fail": "bold red", "skipped": "yellow"}
+STYLES = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red", "skipped": "yellow"}
 
 
 def render(kit: KitFile) -> Group:
-    """For `rich.console.Console.print`: the machine, the verdicts, then the tables of what has failed."""
+    """For `rich.console.Console.print`: the machine, the verdicts, then the tables of what has not passed."""
     results = kit.results
     parts: list[RenderableType] = [Text(headline(results), style=STYLES.get(results["verdict"], ""))]
     parts += [Text(f"{label}: {value}") for label, value in facts(results)]
@@ -27,7 +28,7 @@ def render(kit: KitFile) -> Group:
         )
     parts += [Text(), verdicts]
     for part in results["parts"]:
-        if part["verdict"] == "fail":
+        if part["verdict"] in ("warn", "fail"):
             parts += [Text(), Text(f"{part['name']}: {part['title']}", style="bold"), *_tables(part)]
     return Group(*parts)
 
@@ -44,8 +45,8 @@ def _tables(part: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def headline(results: Mapping[str, Any]) -> str:
     """The verdict in a line."""
-    count = {verdict: sum(p["verdict"] == verdict for p in results["parts"]) for verdict in STYLES}
-    words = [f"{count['pass']} passed", f"{count['fail']} failed", f"{count['skipped']} skipped"]
+    verdicts = [part["verdict"] for part in results["parts"]]
+    words = [f"{verdicts.count(verdict)} {word}" for verdict, word in WORDS.items()]
     end = ", interrupted" if results["interrupted"] else ""
     return f"moeport kit of {results['date']}: {results['verdict']} ({', '.join(words)}{end})"
 

@@ -19,8 +19,8 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "warn": 0, "fail": 1}
 """Exit codes of the command; with `--strict`, a warning gives 1."""
 
 
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The worst of some verdicts; pass if there are none."""
+def worst(verdicts: Sequence[str]) -> Verdict:
+    """The worst of some verdicts; pass if there are none, or none of these."""
     order: tuple[Verdict, ...] = ("fail", "warn", "pass")
     return next((verdict for verdict in order if verdict in verdicts), "pass")
 

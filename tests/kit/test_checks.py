@@ -9,7 +9,7 @@ import pytest
 from moeport.backends import doctor as backends_doctor
 from moeport.conformance.forms import with_methods
 from moeport.core.ops import KERNELS
-from moeport.kit.checks import conformance, determinism, device, doctor, exchange, kernels, parity, train
+from moeport.kit.checks import conformance, determinism, device, doctor, exchange, kernels, parity, probe, train
 from moeport.kit.corpus import write_corpus
 from moeport.kit.result import Crash, Outcome
 from moeport.kit.task import EVENTS_FILE, Task
@@ -46,6 +46,32 @@ def broken(monkeypatch):
 def zeros(self, gate_up):
     width = gate_up.shape[-1] // 2
     return gate_up[..., :width] * 0
+
+
+NOTHING = {
+    probe: [Outcome({"ranks": 2, "collectives": []})],
+    conformance: [Outcome({"cases": 0})],
+    kernels: [Outcome({"cases": 0})],
+    exchange: [Outcome({"ranks": 3, "found": []})],
+    determinism: [Outcome({}), Outcome({})],
+    parity: [Outcome({})],
+}
+
+
+@pytest.mark.parametrize("part", NOTHING, ids=lambda part: part.__name__.rpartition(".")[2])
+def test_a_part_that_has_examined_nothing_does_not_pass(part):
+    result = part.judge(NOTHING[part])
+    assert result.verdict == "warn"
+    assert result.summary.startswith("nothing was ")
+
+
+def test_cases_that_are_missing_are_counted():
+    right = {"end": "a", "op": "x", "dtype": "float32", "values": {"nearness": 0.1, "problem": None}}
+    result = conformance.judge([Outcome({"cases": 3}, [right])])
+    assert (result.verdict, result.summary) == (
+        "warn",
+        "2 of 3 were not examined; 1 checks of 1 cases are right",
+    )
 
 
 def test_doctor_says_what_works_and_not_where(tmp_path, monkeypatch):
@@ -234,6 +260,18 @@ def test_the_recording_that_ships_is_what_a_cpu_computes_today(tmp_path, monkeyp
     coverage = next(table for table in found["float32"]["tables"] if "compared" in table["title"])
     assert len(coverage["rows"]) >= 5
     assert set(result.files) == {"parity-float32.json"}
+
+
+def compared(verdict):
+    return {"headline": verdict.upper(), "verdict": verdict, "lines": [], "tables": [], "report": {}}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "wanted"), [(("pass", "warn"), "warn"), (("warn", "warn"), "warn"), (("warn", "fail"), "fail")]
+)
+def test_parity_has_the_worst_verdict(verdicts, wanted):
+    found = dict(zip(("float32", "bfloat16"), map(compared, verdicts), strict=True))
+    assert parity.judge([Outcome(found)]).verdict == wanted
 
 
 def test_a_fault_fails_parity(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from moeport.kit.options import PART_NAMES, KitOptions, selected
 from moeport.kit.parts import PARTS
 from moeport.kit.read import read_kit
 from moeport.kit.result import Crash, Outcome
+from moeport.kit.text import headline
 
 FOUND = {
     "device": "npu (Ascend910B4)",
@@ -86,6 +87,16 @@ def test_what_one_stage_found_is_kept_if_the_next_one_ends(run):
     code, results, _, _ = run(outcomes)
     assert code == 1
     assert results["parts"][1]["summary"] == "no end within 9 s; the loss falls from 5.000 to 3.000 in 4 steps"
+
+
+def test_a_part_that_examined_nothing_is_named_and_the_exit_code_is_0(run):
+    code, results, said, _ = run({"parity": Outcome({}), "train": trained}, ("parity", "train"))
+    assert (code, results["verdict"]) == (0, "warn")
+    assert results["parts"][2]["summary"] == (
+        "nothing was compared: the device computes neither in float32 nor in bfloat16"
+    )
+    assert said[-2] == "2 passed; with a warning: parity"
+    assert headline(results).endswith(": warn (2 passed, 1 with a warning, 0 failed, 0 skipped)")
 
 
 def exchanged(way, wrong):

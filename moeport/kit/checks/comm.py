@@ -39,10 +39,10 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
     """Passes if every value is right."""
     found = outcomes[0].value
     rows = [
-        (row["operation"], f"{row['size']:,}", f"{row['time_us']:,.0f}", f"{row['busbw']:.3f}", row["wrong"] or 0)
+        (row["operation"], f"{row['size']:,}", f"{row['time_us']:,.0f}", f"{row['busbw']:.3f}", row["wrong"])
         for row in found["rows"]
     ]
-    wrong = sum(row["wrong"] or 0 for row in found["rows"])
+    wrong = sum(row["wrong"] for row in found["rows"])
     best = max(found["rows"], key=lambda row: row["busbw"])
     summary = f"up to {best['busbw']:.3g} GB/s of bus bandwidth ({best['operation']}) on {found['ranks']} ranks"
     if wrong:

@@ -9,7 +9,7 @@ from moeport.backends.base import Backend
 from moeport.conformance.case import Case
 from moeport.conformance.check import CASES, Finding, check_gradients, check_values
 from moeport.core.ops import Ops
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result, Table, judgement
 from moeport.kit.task import Task, describe
 
 
@@ -44,9 +44,9 @@ def _found(check: Any, case: Case, backend: Backend, ops: Ops) -> dict[str, Any]
 
 
 def judge(outcomes: Sequence[Outcome]) -> Result:
-    """Passes if no case is wrong and none has ended its process."""
+    """Passes if every case was examined, none is wrong and none has ended its process."""
     outcome = outcomes[0]
-    done = [event for event in outcome.events if "end" in event]
+    done = outcome.done
     wrong = [
         (event["end"], direction, event[direction]["problem"])
         for event in done
@@ -58,14 +58,21 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
     failed = len({label for label, _, _ in wrong})
     summary = f"{checks:,} checks of {len(done):,} cases are right"
     if wrong:
-        summary = (
-            f"{failed} of {len(done) + len(outcome.crashes):,} cases are wrong, the first {wrong[0][0]}: {wrong[0][2]}"
-        )
+        summary = f"{failed} of {outcome.reached:,} cases are wrong, the first {wrong[0][0]}: {wrong[0][2]}"
     tables = [Table.of("what is wrong", ("case", "of", "what"), wrong)] if wrong else []
     tables.append(_by_operation(done))
     files = {"conformance.json": {"cases": done, "crashes": [vars(crash) for crash in outcome.crashes]}}
     figures = [("cases", f"{len(done):,}", f"{checks:,} checks"), ("wrong", str(failed), "")]
-    return Result("fail" if wrong else "pass", summary, figures, tables, {"checks": checks, "wrong": wrong}, files)
+    return judgement(
+        bool(wrong),
+        outcome.reached,
+        summary,
+        outcome.expected,
+        figures=figures,
+        tables=tables,
+        data={"checks": checks, "wrong": wrong},
+        files=files,
+    )
 
 
 def _by_operation(done: Sequence[Mapping[str, Any]]) -> Table:

@@ -13,7 +13,7 @@ from moeport.config import config_from_dict
 from moeport.config.training import OptimizerConfig
 from moeport.core.parameters import initial_parameters
 from moeport.kit.corpus import training
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result, Table, judgement
 from moeport.kit.task import Task
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
@@ -54,7 +54,7 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
             f"{dtype}: losses {loss}, weights {w}" for dtype, loss, w in different
         )
     table = Table.of("two runs", ("type", "losses and gradient norms", "weights"), rows)
-    return Result("fail" if different else "pass", summary, tables=[table], data=[first, second])
+    return judgement(bool(different), len(rows), summary, tables=[table], data=[first, second])
 
 
 def _compared(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, str]:

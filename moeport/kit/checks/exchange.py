@@ -17,7 +17,7 @@ import numpy as np
 from moeport.backends.base import Backend
 from moeport.comm.communicator import Communicator
 from moeport.core.array import Array
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result, Table, judgement
 from moeport.kit.task import Task
 
 WIDTH = 64
@@ -134,7 +134,7 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
     table = Table.of("patterns", ("way", "type", "rows", *DIRECTIONS), bad + [row for row in rows if row not in bad])
     wrong = sum(total["wrong"] for total in totals.values())
     figures = [("entries", f"{entries:,}", f"on {ranks} ranks"), ("wrong", f"{wrong:,}", "")]
-    return Result("fail" if bad else "pass", summary, figures, [table], values)
+    return judgement(bool(bad), entries, summary, figures=figures, tables=[table], data=values)
 
 
 def _totals(found: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from moeport.core.dispatch import plan_dispatch
 from moeport.core.ops import KERNELS, Ops
 from moeport.core.routing import Routing
 from moeport.facts import BACKENDS
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result, Table, judgement
 from moeport.kit.task import Task, describe
 from moeport.model.rope import rope_tables
 
@@ -304,9 +304,9 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def judge(outcomes: Sequence[Outcome]) -> Result:
-    """Passes if values and gradients of both ways agree."""
+    """Passes if every kernel was compared, and values and gradients of both ways agree."""
     outcome = outcomes[0]
-    done = [event for event in outcome.events if "end" in event]
+    done = outcome.done
     problems = [(event["end"], _problem(event)) for event in done]
     wrong = [(label, problem) for label, problem in problems if problem]
     wrong += [(crash.label, crash.ending) for crash in outcome.crashes]
@@ -319,13 +319,12 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
     if fused:
         summary += f"; {len(fused)} are fused, and take {statistics.median(fused):.2f} times as long as without"
     if wrong:
-        total = len(done) + len(outcome.crashes)
-        summary = f"{len(wrong)} of {total} kernels are wrong, the first {wrong[0][0]}: {wrong[0][1]}"
+        summary = f"{len(wrong)} of {outcome.reached} kernels are wrong, the first {wrong[0][0]}: {wrong[0][1]}"
     tables = [Table.of("what is wrong", ("kernel", "what"), wrong)] if wrong else []
     times = ("chosen, ms", "default, ms", "composed, ms")
     header = ("type", "kernel", "tokens", "values", "gradients", *times, "chosen is")
     tables.append(Table.of("kernels, forward and backward", header, list(_rows(faster))))
-    return Result("fail" if wrong else "pass", summary, tables=tables, data={"kernels": done})
+    return judgement(bool(wrong), outcome.reached, summary, outcome.expected, tables=tables, data={"kernels": done})
 
 
 def _problem(event: Mapping[str, Any]) -> str | None:

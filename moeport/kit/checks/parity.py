@@ -12,7 +12,7 @@ from moeport.kit.result import Outcome, Result, Table
 from moeport.kit.task import Task
 from moeport.parity import text
 from moeport.parity.compare import compare, routing_differs
-from moeport.parity.result import Comparison, Report
+from moeport.parity.result import Comparison, Report, worst
 
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -47,13 +47,14 @@ def _described(found: Comparison) -> dict[str, Any]:
 
 
 def judge(outcomes: Sequence[Outcome]) -> Result:
-    """Passes if no comparison fails; a warning says what was not judged."""
+    """The worst verdict of the comparisons; a warning says what was not judged."""
     found = outcomes[0].value
-    failed = [dtype for dtype, each in found.items() if each["verdict"] == "fail"]
+    if not found:
+        return Result("warn", f"nothing was compared: the device computes neither in {' nor in '.join(NAMES)}")
     rows = [(dtype, each["verdict"], each["headline"]) for dtype, each in found.items()]
     tables = [Table.of("verdicts", ("type", "verdict", "in a sentence"), rows)]
     for dtype, each in found.items():
         tables += [Table.of(f"{dtype}: {t['title']}", t["header"], t["rows"]) for t in each["tables"]]
     files = {f"parity-{dtype}.json": each["report"] for dtype, each in found.items()}
     summary = "; ".join(f"{dtype}: {each['headline']}" for dtype, each in found.items())
-    return Result("fail" if failed else "pass", summary, tables=tables, files=files)
+    return Result(worst([each["verdict"] for each in found.values()]), summary, tables=tables, files=files)
