@@ -175,6 +175,7 @@ def test_the_relative_error_of_arrays():
     one, none = np.ones(3), np.zeros(3)
     found = [kernels.relative_error(*pair) for pair in ((one, one), (none, none), (one, none), (one * np.nan, one))]
     assert found == [0.0, 0.0, float("inf"), float("inf")]
+    assert kernels.relative_error(one, one * np.nan) == float("inf")
     assert kernels.relative_error(np.ones(2), one) == float("inf")
 
 
@@ -242,6 +243,11 @@ def test_a_training_whose_loss_falls_alike_on_all_ranks_passes():
         "pass",
         "the loss falls from 5.000 to 2.000 in 4 steps, and alike on 4 ranks",
     )
+
+
+def test_a_loss_that_is_no_number_on_several_ranks_fails():
+    result = train.judge([trained([5.0, 4.0, 3.0, 2.0]), trained([5.0, float("nan"), 3.0, 2.0], ranks=4)])
+    assert result.verdict == "fail"
 
 
 @pytest.mark.parametrize("losses", [[5.0, 4.9, 4.8], [5.0, 5.0, float("nan")]])

@@ -294,9 +294,9 @@ _WORKLOADS: Mapping[str, Callable[[Sizes], tuple[Inputs, Call]]] = {
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """RMS of the difference over that of `want`; what is not finite is infinitely wrong."""
+    """RMS of the difference over that of `want`; what is not finite, in either, is infinitely wrong."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if got.shape != want.shape or not np.isfinite(got).all():
+    if got.shape != want.shape or not (np.isfinite(got).all() and np.isfinite(want).all()):
         return float("inf")
     size = np.sqrt(np.mean(want**2)) if want.size else 0.0
     error = np.sqrt(np.mean((got - want) ** 2)) if want.size else 0.0
