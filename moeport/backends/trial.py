@@ -125,14 +125,19 @@ def fault_of(candidate: Candidate, ops: Ops, dtype: str, evaluate: Evaluate) -> 
                 warnings.simplefilter("always")
                 received = evaluate(ops, partial(candidate.function, ops), arguments, differentiated)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-            return f"fails on this device: {reason}"
+            return failure(error)
         if any("autograd" in str(warning.message) for warning in said):
             return "has no gradient on this device, as a warning says"
         wrong = disagreement(expected, received, TOLERANCE[dtype])
         if wrong:
             return wrong
     return None
+
+
+def failure(error: Exception) -> str:
+    """What is wrong with a candidate that raises an error, from the first line of it."""
+    reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+    return f"fails on this device: {reason}"
 
 
 def disagreement(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from moeport.backends.trial import TOLERANCE, Candidate, disagreement
+from moeport.backends.trial import TOLERANCE, Candidate, disagreement, failure
 
 ADAMW = "adamw"
 """The step of the optimiser, in `backend.kernels` and in the table of facts."""
@@ -23,13 +25,12 @@ def step_fault(candidate: Candidate, device: torch.device, dtype: str) -> str | 
     try:
         received = _stepped(candidate.function, device, dtype)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-        return f"fails on this device: {reason}"
+        return failure(error)
     return disagreement(expected, received, TOLERANCE[dtype])
 
 
 def _stepped(
-    make: type[torch.optim.AdamW] | object, device: torch.device, dtype: str, **options: bool
+    make: Callable[..., torch.optim.Optimizer], device: torch.device, dtype: str, **options: bool
 ) -> list[np.ndarray]:
     """Two parameters and their moments after some steps: one decays, and learning rates change."""
     random = np.random.default_rng(0)
@@ -38,7 +39,7 @@ def _stepped(
         torch.tensor(random.standard_normal(shape), dtype=getattr(torch, dtype), device=device) for shape in shapes
     ]
     groups = [{"params": [x], "weight_decay": decay} for x, decay in zip(parameters, (0.1, 0.0), strict=True)]
-    optimizer = make(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, **options)  # type: ignore[operator]
+    optimizer = make(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, **options)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 / (step + 1)
