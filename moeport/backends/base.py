@@ -142,6 +142,10 @@ class Backend(ABC):
     def kernel_choices(self) -> dict[str, str]:
         """For each kernel of `Ops`, the implementation used on this device and why."""
 
+    def fused_kernels(self) -> dict[str, str]:
+        """For each kernel for which the device has fused operators, the one that is used, or `composition`."""
+        return {}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:

@@ -61,6 +61,11 @@ class Choice:
     """Whether the user named it, so that it must serve whatever the model asks for."""
 
     @property
+    def operator(self) -> str:
+        """The name of the fused form, or `composition`."""
+        return self.candidate.fact.name if self.candidate else "composition"
+
+    @property
     def function(self) -> Callable[..., Array] | None:
         """The fused form."""
         return self.candidate.function if self.candidate else None

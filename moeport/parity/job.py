@@ -21,7 +21,7 @@ from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
 from moeport.parity.recording import Recording, kept_kinds
 from moeport.parity.subject import Size, Variant, checkpoint_path, subject_on, variant_config
-from moeport.training.agreed import SAME_FILES, of_backend, of_dtype, of_file, of_options, of_start
+from moeport.training.agreed import SAME_FILES, of_backend, of_dtype, of_file, of_kernels, of_options, of_start
 from moeport.training.checkpoint import META_FILE
 from moeport.training.prepare import check_communication
 
@@ -118,7 +118,7 @@ def record_bundle(job: Job, output: Path, options: BundleOptions, report: Callab
         backend = get_backend(config.backend)
         ranks_of_job.agree(of_backend(backend))
         with backend.communicator(launch, config.comm.timeout, ranks_of_job) as world:
-            world.agree(of_dtype(backend))
+            world.agree(of_dtype(backend), of_kernels(backend))
             mesh = Mesh(world, config.parallelism.expert if ranks > 1 else 1)
             if backend.trains:
                 check_communication(backend, mesh, report)

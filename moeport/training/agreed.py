@@ -59,6 +59,7 @@ SAME_CONFIG = "start every rank with the same config and the same --set"
 SAME_VERSION = "install the same versions on every host"
 SAME_ENVIRONMENT = "set it alike for every rank, or for none"
 SAME_DEVICE = "let every host have the same kind of device, or set backend.device and backend.dtype"
+SAME_KERNELS = "run moeport doctor on each host, which says why, or set the kernel to default in backend.kernels"
 SAME_CHECKPOINT = "put run.dir on storage that all nodes share"
 SAME_FILES = "give every rank the same files, for instance on storage that all nodes share"
 SAME_DATA = "give every rank the same data, for instance on storage that all nodes share"
@@ -114,6 +115,11 @@ def of_backend(backend: Backend) -> Topic:
 def of_dtype(backend: Backend) -> Topic:
     """What `backend.dtype: auto` has chosen, once the ranks communicate: it may be the choice of one for all."""
     return Topic(SAME_DEVICE, {"the compute type": backend.dtype})
+
+
+def of_kernels(backend: Backend) -> Topic:
+    """Which fused operators have passed their trials, once each rank has its device."""
+    return Topic(SAME_KERNELS, {f"what computes {kernel}": name for kernel, name in backend.fused_kernels().items()})
 
 
 def of_checkpoint(checkpoint: Checkpoint | None, is_finished: bool) -> Topic:

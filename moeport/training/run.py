@@ -18,7 +18,7 @@ from moeport.errors import InterruptedRunError, NonFiniteError, UserError
 from moeport.files import check_folder, make_folder, remove_leftovers
 from moeport.launch.launcher import Launch, launched
 from moeport.pages.console import PlainConsole
-from moeport.training.agreed import of_backend, of_checkpoint, of_dtype, of_start
+from moeport.training.agreed import of_backend, of_checkpoint, of_dtype, of_kernels, of_start
 from moeport.training.announce import announcement
 from moeport.training.checkpoint import Checkpoint, list_checkpoints
 from moeport.training.lock import RunLock, refuse_locked
@@ -88,7 +88,7 @@ def _on_all(
     backend, say = get_backend(config.backend), partial(_say, console)
     job.agree(of_backend(backend))
     with backend.communicator(launch, config.comm.timeout, job) as world:
-        world.agree(of_dtype(backend))
+        world.agree(of_dtype(backend), of_kernels(backend))
         mesh = Mesh(world, config.parallelism.expert)
         try:
             if dry_run:

@@ -141,6 +141,43 @@ def test_all_ranks_are_refused_in_one_job(tmp_path, backend):
     assert all(key in text for key, text in said[0].items())
 
 
+ONE_WRONG = """
+import os, sys
+from moeport.backends.torch import fused
+from moeport.backends.trial import Candidate
+from tests.backends import test_trial as table
+fused.TABLES["cpu"] = table.__name__
+if os.environ["RANK"] == "1":
+    table.CANDIDATES = (Candidate(table.FACT, table.zeros),)
+sys.argv = ["moeport", *sys.argv[1:]]
+from moeport.cli.main import main
+main()
+"""
+"""A fused SwiGLU for the CPU, which delivers zeros on the second rank."""
+
+
+@pytest.mark.parametrize("command", ["train", pytest.param("parity record", marks=pytest.mark.slow)])
+def test_a_fused_operator_that_passes_on_one_rank_only_is_refused(tmp_path, command):
+    """Before anything is computed: each rank would train on with kernels of its own."""
+    pytest.importorskip("torch")
+    options = {
+        "train": ["--set", "backend.device=cpu", "--set", f"run.dir={tmp_path / 'out'}"],
+        "parity record": ["--variant", "torch-cpu", "--output", str(tmp_path / "out")],
+    }
+    (tmp_path / "script.py").write_text(ONE_WRONG)
+    arguments = [str(tmp_path / "script.py"), *command.split(), "configs/quickstart.yaml", *options[command]]
+    job = start("torch", 2, arguments, tmp_path / "job")
+    try:
+        assert job.wait(100) == 2, job.output()
+    finally:
+        job.end()
+    assert (
+        'the ranks disagree on what computes swiglu: "my_swiglu" on rank 0, "composition" on rank 1; run moeport '
+        "doctor on each host, which says why, or set the kernel to default in backend.kernels"
+    ) in " ".join(job.output().split()), job.output()
+    assert not (tmp_path / "out").exists()
+
+
 def main(backend, folder):
     from moeport.backends import join_job
     from moeport.config.training import BackendConfig

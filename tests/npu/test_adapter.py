@@ -72,8 +72,9 @@ def test_every_operator_passes_its_trial(dtype):
 
 
 def test_backend_says_what_it_uses():
-    chosen = get_backend(BackendConfig(device="npu", dtype="bfloat16")).kernel_choices()
-    assert {kernel: chosen[kernel] for kernel in NAMES} == NAMES
+    backend = get_backend(BackendConfig(device="npu", dtype="bfloat16"))
+    chosen = backend.kernel_choices()
+    assert {kernel: chosen[kernel] for kernel in NAMES} == NAMES == backend.fused_kernels()
     assert "compute capability" not in str(chosen)
     wide = get_backend(BackendConfig(device="npu", dtype="float64")).kernel_choices()
     assert wide["swiglu"] == "silu, then multiply; npu_swiglu does not compute in float64"

@@ -149,3 +149,7 @@ class MindSporeBackend(Backend):
         for kernel, choice in tried.items():
             chosen[kernel] = choice.label if choice.function else f"{chosen[kernel]}; {choice.label}"
         return chosen
+
+    @override
+    def fused_kernels(self) -> dict[str, str]:
+        return {kernel: choice.operator for kernel, choice in self.fused.items()}

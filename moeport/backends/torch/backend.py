@@ -146,6 +146,12 @@ class TorchBackend(Backend):
     def kernel_choices(self) -> dict[str, str]:
         return kernel_choices(self._prepared(), self.dtype)
 
+    @override
+    def fused_kernels(self) -> dict[str, str]:
+        if not isinstance(self.ops, FusedOps):
+            return {}
+        return {kernel: choice.operator for kernel, choice in self.ops.prepare(self.dtype).items()}
+
     def _prepared(self) -> TorchOps:
         """The operations, once fused kernels have been tried in the compute type.
 

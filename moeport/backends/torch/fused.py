@@ -77,10 +77,12 @@ class FusedOps(TorchOps):
         self.given_way: dict[str, str] = {}
         """Why the composition served some arguments though an operator was chosen, by kernel."""
 
-    def prepare(self, dtype: str) -> None:
-        """Try everything in a compute type; raises BackendUnavailableError if an operator that was named fails."""
-        for kernel in self.fused_kernels:
-            self.choice(kernel, _type_of(kernel, dtype))
+    def prepare(self, dtype: str) -> dict[str, Choice]:
+        """What computes each kernel in a compute type, once every operator has been tried in it.
+
+        Raises BackendUnavailableError if an operator that was named fails.
+        """
+        return {kernel: self.choice(kernel, _type_of(kernel, dtype)) for kernel in self.fused_kernels}
 
     def choice(self, kernel: str, dtype: str) -> Choice:
         """What computes a kernel in a type."""
@@ -137,8 +139,7 @@ class FusedOps(TorchOps):
             dtype: compute type.
         """
         described = dict(composed)
-        for kernel in self.fused_kernels:
-            choice = self.choice(kernel, _type_of(kernel, dtype))
+        for kernel, choice in self.prepare(dtype).items():
             if choice.candidate is None:
                 described[kernel] = f"{composed[kernel]}; {choice.label}"
             else:
