@@ -159,9 +159,8 @@ def _canonical(model: ModelConfig, vocab_size: int) -> dict[str, Any]:
 
 
 def _normalizes(model: ModelConfig) -> bool:
-    """Whether the gates of a token add up to 1."""
     router = model.moe.router
-    return not isinstance(router, TopKConfig) or router.softmax == "after" or router.normalize_gates
+    return not isinstance(router, TopKConfig) or router.gates_sum_to_one
 
 
 def _coefficient(model: ModelConfig) -> float:

@@ -59,6 +59,8 @@ def upcycle(
             f"{source}: is no run folder: it has no {CONFIG_FILE}; expected one, as moeport convert makes it"
         )
     old = load_config(source / CONFIG_FILE)
+    if old.data.is_images:
+        raise UserError(f"{source}: was trained to classify images; expected the run of a language model")
     meta, stored = open_checkpoint(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
     plan = Plan(old.model, _new_config(source, run_dir, old, overrides), stored, options)
     tensors = reported(plan.tensors(), report)

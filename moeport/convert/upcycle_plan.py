@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moeport.config.model import ModelConfig
+from moeport.config.model import ModelConfig, MoEConfig
 from moeport.config.schema import Config
 from moeport.convert.floats import decoded
 from moeport.core.parameters import ParameterSpec, generator, initial_value
@@ -79,55 +79,59 @@ class Plan:
     @property
     def is_same(self) -> bool:
         """Whether the new model computes what the source did."""
-        old, new = self.old.moe, self.new.moe
-        others_are_same = _others(self.old) == _others(self.new) and self.options.noise == 0
-        if not others_are_same or new.capacity.policy != "dropless" or not isinstance(new.router, TopKConfig):
+        if _others(self.old) != _others(self.new) or self.options.noise:
             return False
-        from_blocks = {self._experts_before(layer) == 1 for layer in self.new.moe_layers}
-        if True in from_blocks and (not _sums_to_one(new.router) or new.routed_scaling_factor != self.slices):
+        return all(self._is_same_layer(layer) for layer in range(self.new.num_layers))
+
+    def _is_same_layer(self, layer: int) -> bool:
+        """Whether a layer computes what it did, given that its experts are copies or slices."""
+        old, new, scale = _plain_router(self.old.moe), _plain_router(self.new.moe), 1.0
+        if self.old.is_moe_layer(layer):
+            if old is None:
+                return False
+            scale = self.old.moe.routed_scaling_factor
+        if not self.new.is_moe_layer(layer):
+            return scale == 1
+        if new is None or self.new.moe.routed_scaling_factor != scale * self.slices:
             return False
-        if from_blocks == {True}:
-            return True
-        return (
-            isinstance(old.router, TopKConfig)
-            and old.capacity.policy == "dropless"
-            and _sums_to_one(old.router) == _sums_to_one(new.router)
-            and new.router.top_k == old.router.top_k * self.slices
-            and new.routed_scaling_factor == old.routed_scaling_factor * self.slices
-        )
+        if old is None or self._experts_before(layer) == 1:
+            return new.gates_sum_to_one
+        return new.top_k == old.top_k * self.slices and new.gates_sum_to_one == old.gates_sum_to_one
 
     def _experts_before(self, layer: int) -> int:
         return self.old.moe.num_experts if self.old.is_moe_layer(layer) else 1
 
     def tensors(self) -> list[NewTensor]:
-        """The parameters of the new model, each made while it is written. Raises UserError for one that cannot be."""
-        return [
-            NewTensor(spec.name, self.dtype, spec.shape, partial(self._written, spec))
-            for spec in self.specs
-            if self._check(spec)
-        ]
+        """The parameters of the new model, each made while it is written.
 
-    def _check(self, spec: ParameterSpec) -> bool:
-        """Raises UserError for a parameter that the source says nothing about."""
-        if spec.is_expert or _is_router(spec.name) or _is_state(spec):
-            return True
-        found = self._source_of(spec)
-        if found is None or found.shape[-len(spec.shape) :] != spec.shape:
+        Raises UserError for one that the source cannot give, and for one of the source that has no place.
+        """
+        used = {self._check(spec) for spec in self.specs if not _is_router(spec.name) and not _is_state(spec)}
+        for spec in DecoderLM(self.old, self.vocab_size).parameter_specs():
+            if spec.name not in used and not _is_router(spec.name) and not _is_state(spec):
+                raise UserError(f"{spec.name}: the source has it, and the new model has no place for it; {_ONLY}")
+        return [NewTensor(spec.name, self.dtype, spec.shape, partial(self._written, spec)) for spec in self.specs]
+
+    def _check(self, spec: ParameterSpec) -> str:
+        """The name in the source of what a parameter is made from. Raises UserError if it is not there."""
+        name, wanted = self._name_of(spec), spec.shape
+        if spec.is_expert:
+            name, cut = self._block_of(spec.name), 0 if spec.name.endswith(".w_in") else 1
+            wanted = tuple(size * (self.slices if dim == cut else 1) for dim, size in enumerate(spec.shape[1:]))
+        found = self.stored.get(name)
+        if found is None or found.shape[-len(wanted) :] != wanted:
             shape = found.shape if found else "nothing"
-            raise UserError(
-                f"{spec.name}: the new model needs {spec.shape}, and the source has {shape}; upcycling changes experts "
-                "and routers (num_experts, expert_hidden, router, every, dense_layers, capacity of model.moe), and "
-                "nothing else"
-            )
-        return True
+            raise UserError(f"{spec.name}: the new model needs {wanted}, and the source has {shape}; {_ONLY}")
+        return name
 
     def _name_of(self, spec: ParameterSpec) -> str:
         """Its name in the source, where a dense block may be a mixture of one expert."""
         one = spec.name.replace(".mlp.", ".moe.experts.")
         return one if one in self.stored and self.old.moe.num_experts == 1 else spec.name
 
-    def _source_of(self, spec: ParameterSpec) -> StoredTensor | None:
-        return self.stored.get(self._name_of(spec))
+    def _block_of(self, name: str) -> str:
+        """The name in the source of what experts are made from: experts, or a dense block."""
+        return name if name in self.stored else name.replace(".moe.experts.", ".mlp.")
 
     def _check_experts(self, layer: int) -> None:
         """Raises UserError if the number of experts is not that of whole copies."""
@@ -175,18 +179,14 @@ class Plan:
 
     def _expert(self, name: str, expert: int) -> np.ndarray:
         """One expert's w_in or w_out: a slice of a block of the source."""
-        prefix, _, matrix = name.rpartition(".")
         copy, part = divmod(expert, self.slices)
         width, hidden = self.new.moe.expert_hidden * self.slices, self.new.moe.expert_hidden
-        if name in self.stored:
-            tensor = self.stored[name]
-            size = tensor.size // tensor.shape[0]
-            start, shape = copy % tensor.shape[0] * size, tensor.shape[1:]
-        else:
-            tensor = self.stored[f"{prefix.removesuffix('moe.experts')}mlp.{matrix}"]
-            start, size, shape = 0, tensor.size, tensor.shape
+        tensor = self.stored[self._block_of(name)]
+        shape = tensor.shape[-2:]
+        size = shape[0] * shape[1]
+        start = copy % (tensor.size // size) * size
         values = decoded(b"".join(tensor.blocks(start, size)), tensor.dtype).reshape(shape)
-        if matrix == "w_out":
+        if name.endswith(".w_out"):
             return values[:, part * hidden : (part + 1) * hidden]
         halves = values.reshape(-1, width, shape[1])  # gate and up, or one for GELU
         return halves[:, part * hidden : (part + 1) * hidden]
@@ -223,11 +223,15 @@ class Plan:
         return values[: old.num_experts]
 
 
-def _sums_to_one(router: TopKConfig) -> bool:
-    """Whether the gates of a token add up to 1."""
-    return router.softmax == "after" or router.normalize_gates
+def _plain_router(moe: MoEConfig) -> TopKConfig | None:
+    """The router if every token reaches the k experts with the highest logits, otherwise None."""
+    return moe.router if isinstance(moe.router, TopKConfig) and moe.capacity.policy == "dropless" else None
 
 
+_ONLY = (
+    "upcycling changes experts and routers (num_experts, expert_hidden, router, every, dense_layers, capacity of "
+    "model.moe), and nothing else"
+)
 _CHANGED = {
     "num_experts",
     "expert_hidden",

@@ -22,6 +22,11 @@ class TopKConfig(TopKRouterConfig):
     normalize_gates: bool = True
     """With `softmax: before`, divide the k gates by their sum. (With `after` they already sum to 1.)"""
 
+    @property
+    def gates_sum_to_one(self) -> bool:
+        """Whether the gates of a token sum to 1."""
+        return self.softmax == "after" or self.normalize_gates
+
 
 class TopKRouter(Router[TopKConfig]):
     """Softmax gates over the k best experts (Shazeer et al. 2017, eq. 3 to 5, without noise)."""

@@ -62,6 +62,7 @@ SAME = {
     "slices of two copies": ({"moe": ONE}, ("num_experts=6", "expert_hidden=2", "router.top_k=3")),
     "slices of four copies, two chosen": ({"moe": ONE}, ("num_experts=8", "expert_hidden=3", "router.top_k=4")),
     "slices of gelu": ({"moe": {**ONE, "activation": "gelu"}}, ("num_experts=6", "expert_hidden=2", "router.top_k=3")),
+    "copies of a scaled expert": ({"moe": {**ONE, "routed_scaling_factor": 2.0}}, ("num_experts=4", "router.top_k=2")),
     "every second block": ({"moe": ONE}, ("num_experts=4", "every=2", "router.top_k=2")),
     "finer experts": ({}, ("num_experts=12", "expert_hidden=2", "router.top_k=6")),
     "finer experts, plain gates": (
@@ -100,6 +101,16 @@ OTHER = {
         {},
     ),
     "a scale": ({"moe": ONE}, ("num_experts=4", "router.top_k=2", "routed_scaling_factor=2.0"), {}),
+    "a scale that the source does not have": (
+        {"moe": {**ONE, "routed_scaling_factor": 2.0}},
+        ("num_experts=4", "router.top_k=2", "routed_scaling_factor=1.0"),
+        {},
+    ),
+    "no capacity after one": (
+        {"moe": {**ONE, "capacity": {"policy": "factor", "factor": 0.2}}},
+        ("num_experts=4", "router.top_k=2", "capacity.policy=dropless"),
+        {},
+    ),
     "fewer experts a token": ({}, ("router.top_k=1",), {}),
     "null experts": ({}, ("router={name: adamoe, top_k: 3, null_experts: 4}",), {}),
     "another router": ({}, ("router={name: sigmoid_bias, top_k: 2}",), {}),
@@ -173,6 +184,16 @@ REFUSED = {
         ("every=2",),
         r"layers\.0\.mlp\.w_in: the new model needs .*, and the source has nothing",
     ),
+    "another activation": (
+        {},
+        ("activation=gelu",),
+        r"layers\.0\.moe\.experts\.w_in: the new model needs \(6, 8\), and the source has \(4, 12, 8\); upcycling",
+    ),
+    "shared experts that are lost": (
+        {"moe": {"num_shared_experts": 1}},
+        ("num_shared_experts=0",),
+        r"layers\.0\.moe\.shared\.w_in: the source has it, and the new model has no place for it; upcycling changes",
+    ),
     "a router with a table": (
         {},
         ("router={name: hash}",),
@@ -191,12 +212,14 @@ def test_what_cannot_be_made(tmp_path, model, overrides, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_another_width_of_the_model(tmp_path):
+def test_what_is_no_business_of_upcycling(tmp_path):
     run_of(tmp_path / "old", moe=ONE)
     with pytest.raises(
         UserError, match=r"embedding\.weight: the new model needs \(257, 16\), and the source has \(257, 8"
     ):
         upcycle(tmp_path / "old", tmp_path / "new", ["model.d_model=16"])
+    with pytest.raises(UserError, match=r"lm_head\.weight: the source has it, and the new model has no place for it"):
+        upcycle(tmp_path / "old", tmp_path / "new", ["model.tie_embeddings=true"])
     with pytest.raises(UserError, match=r"nowhere: is no run folder: it has no config\.yaml"):
         upcycle(tmp_path / "nowhere", tmp_path / "new", [])
 
