@@ -18,15 +18,14 @@ from moeport.convert.config_in import settings_of
 from moeport.convert.extra import check_extra, known_extra
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import DTYPES, decoded
-from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, copy_carried, read_folder
+from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, read_folder
 from moeport.convert.parts import Layout, Part, parts
 from moeport.convert.progress import Report, reported, silent
-from moeport.convert.record import FOLDER, Record, read_checksums, write_record
+from moeport.convert.record import Record, read_checksums, write_record
 from moeport.convert.text import end_of_text, tokenizer_of
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import Tokenizer
 from moeport.errors import ConfigError, DataError, RunError, UserError
-from moeport.files import make_folder
 from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import save_streamed
 from moeport.training.checkpoint_meta import CheckpointMeta
@@ -77,13 +76,16 @@ def from_hf(
     text = tokenizer_of(folder, tokenizer, without_tokenizer)
     config = _config(folder, family, run_dir, ignored, text)
     job = Job(folder, family, config)
-    make_folder(run_dir / FOLDER)
-    carried = copy_carried(source, run_dir / FOLDER)
-    if text is not None:
-        text.save(run_dir / TOKENIZER_FILE)
+    carried: list[str] = []
+
+    def write_others() -> None:
+        job.check_sums()
+        if text is not None:
+            text.save(run_dir / TOKENIZER_FILE)
+        carried.extend(write_record(source, run_dir, job.record(ignored)))
+
     meta = CheckpointMeta(0, 0, None, text.fingerprint if text else None, "", config.model_dump(mode="json"), VERSION)
-    save_streamed(run_dir / CHECKPOINT_DIR, meta, reported(job.tensors(), report), job.check_sums)
-    write_record(run_dir, job.record(ignored))
+    save_streamed(run_dir / CHECKPOINT_DIR, meta, reported(job.tensors(), report), write_others)
     write_config(run_dir, config)
     return Converted(
         family.model_type, job.layout, sum(spec.size for spec in job.specs), len(folder.tensors), _notes(job, carried)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from moeport.config.schema import Config
 from moeport.convert.folder import copy_carried
 from moeport.convert.parts import Layout
 from moeport.errors import DataError
-from moeport.files import make_folder, write_json
+from moeport.files import atomic_folder, write_json
 from moeport.reading import check_types, read_json
 from moeport.training.checkpoint import read_meta
 from moeport.training.start_from import start_folders
@@ -46,9 +46,12 @@ class Record:
     """SHA-256 of the bytes of each part, by label."""
 
 
-def write_record(run_dir: Path, record: Record) -> None:
-    """Write a record into the folder of the carried files."""
-    write_json(run_dir / FOLDER / FILE, {"format": FORMAT, "format_version": VERSION, **asdict(record)})
+def write_record(source: Path, run_dir: Path, record: Record) -> list[str]:
+    """Write the folder of a run with a record and the files of `source` that are carried along; returns their names."""
+    with atomic_folder(run_dir / FOLDER) as folder:
+        carried = copy_carried(source, folder)
+        write_json(folder / FILE, {"format": FORMAT, "format_version": VERSION, **asdict(record)})
+    return carried
 
 
 def find_record(run_dir: Path, config: Config) -> tuple[Record, Path] | None:
@@ -67,23 +70,6 @@ def find_record(run_dir: Path, config: Config) -> tuple[Record, Path] | None:
             return None
         config = config_from_dict(read_meta(checkpoint).config)
     return None
-
-
-def hand_on(source: Path, run_dir: Path, config: Config) -> None:
-    """Let a run that was made from another one remember its folder too, except what the weights were.
-
-    Args:
-        source: the folder of the other run.
-        run_dir: the run folder.
-        config: the config of the other run.
-    """
-    found = find_record(source, config)
-    if found is None:
-        return
-    record, folder = found
-    make_folder(run_dir / FOLDER)
-    copy_carried(folder, run_dir / FOLDER)
-    write_record(run_dir, replace(record, checksums={}))
 
 
 def checksums_text(checksums: Mapping[str, str]) -> dict[str, Any]:

@@ -7,14 +7,15 @@ and share a row of the router, so that a token gets all of them, and the sum of 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.convert.progress import Report, reported, silent
-from moeport.convert.record import hand_on
+from moeport.convert.record import find_record, write_record
 from moeport.convert.upcycle_plan import Plan, UpcycleOptions, slices_of
 from moeport.errors import UserError
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
@@ -64,11 +65,17 @@ def upcycle(
     meta, stored = open_checkpoint(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
     plan = Plan(old.model, _new_config(source, run_dir, old, overrides), stored, options)
     tensors = reported(plan.tensors(), report)
+    found = find_record(source, old)
+
+    def write_others() -> None:
+        if (source / TOKENIZER_FILE).is_file():
+            shutil.copyfile(source / TOKENIZER_FILE, run_dir / TOKENIZER_FILE)
+        if found is not None:
+            record, folder = found
+            write_record(folder, run_dir, replace(record, checksums={}))  # the weights are no longer those
+
     new_meta = CheckpointMeta(0, 0, None, meta.tokenizer, "", plan.config.model_dump(mode="json"), VERSION)
-    save_streamed(run_dir / CHECKPOINT_DIR, new_meta, tensors)
-    if (source / TOKENIZER_FILE).is_file():
-        (run_dir / TOKENIZER_FILE).write_bytes((source / TOKENIZER_FILE).read_bytes())
-    hand_on(source, run_dir, old)
+    save_streamed(run_dir / CHECKPOINT_DIR, new_meta, tensors, write_others)
     write_config(run_dir, plan.config)
     return Upcycled(plan.config, plan.slices, plan.is_same)
 

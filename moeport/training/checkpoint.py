@@ -72,19 +72,20 @@ def save_checkpoint(
 
 
 def save_streamed(
-    directory: Path, meta: CheckpointMeta, model: Sequence[NewTensor], check: Callable[[], None] = lambda: None
+    directory: Path, meta: CheckpointMeta, model: Sequence[NewTensor], before: Callable[[], None] = lambda: None
 ) -> Path:
     """Write a checkpoint without optimiser state as `save_checkpoint` does, a block of a parameter at a time.
 
-    `check` is called once all parameters are written; if it raises an error, there is no checkpoint.
+    `before` is called once all parameters are written, and before there is a checkpoint; if it raises an error, there
+    is none.
     """
     final = directory / checkpoint_name(meta.step)
     with atomic_folder(final) as folder:
         write_tensors(folder / MODEL_FILE, model)
-        check()
         save_file({}, folder / OPTIMIZER_FILE)
         files = {name: file_digest(folder / name) for name in ARRAY_FILES}
         (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")
+        before()
     return final
 
 

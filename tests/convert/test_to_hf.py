@@ -229,6 +229,26 @@ def test_a_run_that_started_from_a_folder_goes_back_to_its_form(tmp_path):
     assert np.abs(our_logits(tmp_path / "tuned") - our_logits(tmp_path / "run")).max() > 1e-4
 
 
+def test_a_run_whose_conversion_was_killed_has_all_or_no_checkpoint(tmp_path, monkeypatch):
+    """The config comes last: without it, a checkpoint already has the tokenizer and the record beside it."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    hub_folder(tmp_path / "hub", "olmoe")
+    for step in ("write_record", "write_config"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(reading, step, kill)
+            from_hf(tmp_path / "hub", tmp_path / "run")
+        whole = list((tmp_path / "run/checkpoints").iterdir())
+        assert len(whole) == (step == "write_config")
+    assert to_hf(tmp_path / "run", tmp_path / "back").verified
+    assert (tmp_path / "back/generation_config.json").exists()
+
+
 def rewrite(run, edit):
     """Change the arrays of a converted checkpoint, with checksums that agree."""
     (path,) = (run / "checkpoints").iterdir()

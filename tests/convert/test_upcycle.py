@@ -263,5 +263,6 @@ def test_finer_experts_go_back_to_the_family(tmp_path):
     made(tmp_path / "second", tmp_path / "run", "num_experts=4", "load_balance.coefficient=0.5")
     done = to_hf(tmp_path / "second/new", tmp_path / "back")
     assert (done.family, done.verified) == ("qwen3_moe", False)
+    assert (tmp_path / "second/new/tokenizer.json").read_bytes() == (tmp_path / "hub/tokenizer.json").read_bytes()
     config = json.loads((tmp_path / "back/config.json").read_text())
     assert (config["router_aux_loss_coef"], config["torch_dtype"]) == (0.5, "float32")
