@@ -82,10 +82,10 @@ def keys_of(family: Family, model: ModelConfig, vocab_size: int, sequence_length
     return keys
 
 
-def differences(family: Family, model: ModelConfig, keys: Mapping[str, Any]) -> list[Difference]:
+def differences(family: Family, model: ModelConfig, vocab_size: int, keys: Mapping[str, Any]) -> list[Difference]:
     """The settings of a model that the keys of a config.json do not describe, except those in TRAINING_ONLY."""
     back = ModelConfig.model_validate(settings_of(family, keys, "config.json").model)
-    ours, theirs = (_canonical(each, int(keys["vocab_size"])) for each in (model, back))
+    ours, theirs = _canonical(model, vocab_size), _canonical(back, back.vocab_size)
     return [
         Difference(f"model.{key}", value, theirs.get(key))
         for key, value in ours.items()
@@ -95,7 +95,7 @@ def differences(family: Family, model: ModelConfig, keys: Mapping[str, Any]) -> 
 
 def unsaid(model: ModelConfig, family: Family) -> list[str]:
     """The settings for training that config.json has no key for, as `key: value`."""
-    found = _canonical(model, 1)
+    found = _canonical(model, model.vocab_size)
     keys = ("output_z_loss", "moe.router_z_loss", "moe.load_balance.scope")
     lines = [f"model.{key}: {found[key]}" for key in keys if found[key] != TRAINING_ONLY[key]]
     coefficient = found["moe.load_balance.coefficient"]
@@ -109,11 +109,11 @@ def fitting(model: ModelConfig, vocab_size: int, sequence_length: int) -> tuple[
     found = []
     for family in sorted(FAMILIES, key=lambda family: family.is_dense != (model.moe.num_experts == 1)):
         keys = keys_of(family, model, vocab_size, sequence_length)
-        found.append((family, differences(family, model, keys)))
+        found.append((family, differences(family, model, vocab_size, keys)))
     return min(found, key=lambda pair: len(pair[1]))
 
 
-def _canonical(model: ModelConfig, vocab_size: int) -> dict[str, Any]:
+def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
     """The settings of a model by key, so that two models that compute the same have the same ones."""
     attention, moe = model.attention, model.moe
     dense = [layer for layer in range(model.num_layers) if not model.is_moe_layer(layer)]

@@ -18,7 +18,7 @@ from moeport.config.schema import Config
 from moeport.convert.config_out import Difference, differences, fitting, keys_of, unsaid
 from moeport.convert.export_options import ExportOptions
 from moeport.convert.family import Family, family_of
-from moeport.convert.floats import CODES, decoded, encoded
+from moeport.convert.floats import CODES, DTYPES, decoded, encoded
 from moeport.convert.folder import CHECKSUMS, CONFIG, INDEX, WEIGHTS, copy_carried
 from moeport.convert.from_hf import check_cover
 from moeport.convert.parts import Part, parts
@@ -93,6 +93,8 @@ class Export:
     record: Record | None
     options: ExportOptions
     checksums: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)
+    """Element type in which each part was written, by label."""
 
     def __post_init__(self) -> None:
         model = self.config.model
@@ -117,7 +119,7 @@ class Export:
         family, lacking = fitting(model, self.vocab_size, length)
         if wanted is not None:
             chosen = family_of(wanted)
-            own = differences(chosen, model, keys_of(chosen, model, self.vocab_size, length))
+            own = differences(chosen, model, self.vocab_size, keys_of(chosen, model, self.vocab_size, length))
             if self.options.family or not own:
                 family, lacking = chosen, own
         if lacking:
@@ -138,12 +140,13 @@ class Export:
         has_copy = self.record is not None and "lm_head.weight" in self.record.extra
         return ["lm_head.weight"] if has_copy and self.config.model.tie_embeddings else []
 
-    def code_of(self, label: str) -> str:
-        """Element type of a part."""
+    def code_of(self, *labels: str) -> str:
+        """Element type of a tensor of these parts: theirs, or one that holds each of theirs exactly."""
         if self.options.dtype is not None:
             return CODES[self.options.dtype]
         default = self.stored[EMBEDDING].dtype
-        return self.record.dtypes.get(label, default) if self.record else default
+        codes = {self.record.dtypes.get(label, default) if self.record else default for label in labels}
+        return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
 
     def write_weights(self, folder: Path, report: Report) -> int:
         """Write all tensors, in files of at most the chosen size; returns the number of files."""
@@ -176,7 +179,7 @@ class Export:
         found = []
         for name, several in own.items():
             several = sorted(several, key=lambda part: part.start)
-            code = self.code_of(several[0].label)
+            code = self.code_of(*(part.label for part in several))
             found.append(NewTensor(name, code, several[0].shape, partial(self._write, several, code)))
         return found
 
@@ -190,7 +193,7 @@ class Export:
                     raise CheckpointError(_not_finite(part, values, code))
                 digest.update(out)
                 yield out
-            self.checksums[part.label] = digest.hexdigest()
+            self.checksums[part.label], self.codes[part.label] = digest.hexdigest(), code
 
     def verify(self) -> bool:
         """Compare what was written with what was once read, unless it was trained or is of another type.
@@ -201,7 +204,7 @@ class Export:
         untouched = self.meta.step == 0 and (self.run_dir / FOLDER / FILE).is_file()
         if record is None or not record.checksums or not untouched or record.family != self.family.model_type:
             return False
-        same = {label for label in self.checksums if self.code_of(label) == record.dtypes.get(label)}
+        same = {label for label, code in self.codes.items() if code == record.dtypes.get(label)}
         wrong = [label for label in same if self.checksums[label] != record.checksums.get(label)]
         if wrong:
             raise RunError(f"{min(wrong)}: is not what was read from {record.source}; convert it again")
@@ -210,15 +213,12 @@ class Export:
     def config_text(self) -> str:
         """config.json: that of the folder, as far as it still holds, with the keys that differ."""
         family, record = self.family, self.record
-        code = self.code_of(self.parts[0].label)
-        base: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
-        base |= {"dtype": next(name for name, each in CODES.items() if each == code), "torch_dtype": None}
-        base = {key: value for key, value in base.items() if value is not None}
         if record is None or record.family != family.model_type:
             ids = {key: value for key, value in (record.config if record else {}).items() if key.endswith("_token_id")}
-            return _json({**base, **self.keys, **ids})
+            base = {"architectures": [family.architecture], "model_type": family.model_type}
+            return _json({**base, "dtype": DTYPES[self.code_of(self.parts[0].label)], **self.keys, **ids})
         kept = {key: value for key, value in record.config.items() if key not in record.ignored}
-        if differences(family, self.config.model, kept) or self._coefficient_differs(kept):
+        if differences(family, self.config.model, self.vocab_size, kept) or self._coefficient_differs(kept):
             renamed = {"rope_theta", "rope_scaling", "num_experts", "num_local_experts"}
             kept = {key: value for key, value in record.config.items() if key not in renamed} | self.keys
             kept["max_position_embeddings"] = record.config.get(
@@ -277,8 +277,7 @@ def _refusal(family: Family, lacking: Sequence[Difference], chosen: bool) -> str
 
 def _not_finite(part: Part, values: np.ndarray, code: str) -> str:
     if np.isfinite(values).all():
-        name = next(name for name, each in CODES.items() if each == code)
-        return f"{part.label}: {np.abs(values).max():.4g} is too large for {name}; choose another --dtype"
+        return f"{part.label}: {np.abs(values).max():.4g} is too large for {DTYPES[code]}; choose another --dtype"
     return f"{part.label}: holds a NaN or an infinity: the run had diverged; use an earlier checkpoint"
 
 

@@ -240,9 +240,10 @@ def test_a_run_whose_conversion_was_killed_has_all_or_no_checkpoint(tmp_path, mo
 
     hub_folder(tmp_path / "hub", "olmoe")
     for step in ("write_record", "write_config"):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(reading, step, kill)
-            from_hf(tmp_path / "hub", tmp_path / "run")
+            with pytest.raises(Killed):
+                from_hf(tmp_path / "hub", tmp_path / "run")
         whole = list((tmp_path / "run/checkpoints").iterdir())
         assert len(whole) == (step == "write_config")
     assert to_hf(tmp_path / "run", tmp_path / "back").verified
@@ -347,6 +348,32 @@ def test_keys_that_no_longer_hold_are_rewritten_and_others_stay(tmp_path):
     filled |= {"decoder_sparse_step", "mlp_only_layers"}
     assert after == {**{key: after[key] for key in filled}, **before}
     assert_close(their_logits(tmp_path / "back"), our_logits(tmp_path / "run"), 1e-5)
+
+
+def test_a_config_without_keys_that_are_the_defaults_comes_back(tmp_path):
+    hub_folder(tmp_path / "hub", "llama", vocab_size=32000)
+    edit_json(tmp_path / "hub/config.json", lambda config: config.pop("vocab_size"))
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    assert to_hf(tmp_path / "run", tmp_path / "back").verified
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert after == before
+
+
+def test_experts_of_several_types_are_fused_in_one_that_holds_them(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    hub = hub_folder(tmp_path / "hub")
+    values = load_file(hub / "model.safetensors")
+    name = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
+    values[name] = values[name].to(torch.bfloat16)
+    save_file(values, hub / "model.safetensors")
+    from_hf(hub, tmp_path / "run")
+    assert to_hf(tmp_path / "run", tmp_path / "same").verified
+    assert not to_hf(tmp_path / "run", tmp_path / "back", ExportOptions(layout="fused")).verified  # one was widened
+    fused = load_file(tmp_path / "back/model.safetensors")["model.layers.0.mlp.experts.down_proj"]
+    assert fused.dtype == torch.float32
+    for expert in range(4):
+        assert torch.equal(fused[expert], values[name.replace("experts.0", f"experts.{expert}")].float())
 
 
 def test_progress_is_reported(tmp_path):
