@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moeport.ascend.table import CANN_FOLDERS, CANN_HOMES, CANN_VERSION_FILES, VARIABLES
+from moeport.processes import ending_of
 
 ROOT = Path("/")
 ASCEND = Path("usr/local/Ascend")
@@ -172,7 +173,7 @@ def npu_smi(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> S
     version = _SMI.search(done.stdout)
     chips = tuple((name, health) for name, health in _CHIP.findall(done.stdout))
     said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    problem = f"exit code {done.returncode}: {said[0] if said else 'says nothing'}" if done.returncode else None
+    problem = f"{ending_of(done.returncode)}: {said[0] if said else 'says nothing'}" if done.returncode else None
     return Smi(path, version[1] if version else None, chips, problem)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from moeport.ascend.checks import fits, pin_of, torch_command
 from moeport.ascend.installed import Machine, machine, package, torch_cuda
 from moeport.errors import BackendUnavailableError
+from moeport.processes import last_line, python_path
 
 EXTENSION = "torch-npu"
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -68,7 +69,7 @@ def explained(text: str, found: Machine | None = None) -> Trouble | None:
             f"{_cann(found)}, {WITHOUT}",
         )
     return Trouble(
-        f"torch-npu {npu.version} does not load: {_last(text)}",
+        f"torch-npu {npu.version} does not load: {last_line(text) or 'it says nothing'}",
         f"see moeport doctor, {WITHOUT}",
     )
 
@@ -117,11 +118,10 @@ def _loads_torch_npu() -> bool:
 
 def _try() -> None:
     """Import PyTorch in a process of its own."""
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", "import torch"],
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": python_path()},
             capture_output=True,
             text=True,
             errors="replace",
@@ -138,8 +138,3 @@ def _cann(found: Machine) -> str:
     """How to put CANN into effect."""
     script = next((cann.script for cann in found.cann if cann.script), None)
     return f"source {script}" if script else "install CANN and source its set_env.sh"
-
-
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it says nothing"

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from moeport.facts import BACKENDS
 from moeport.files import check_folder
 from moeport.launch.machine import accelerators_seen, load, memory_bytes, processor, usable_cores
 from moeport.launch.network import network
+from moeport.processes import ending_of, last_line, python_path
 from moeport.version import VERSION
 
 TIME_LIMIT = 300
@@ -142,13 +142,12 @@ def _examine(package: Package, environment: Mapping[str, str]) -> dict[str, Any]
     Returns: its findings; `problem` alone, and in `said` all that the process said, if it has none.
     """
     backend = [package.backend] if package.backend else []
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "moeport.backends.examine", package.module, str(file), *backend],
-                env={**environment, "PYTHONPATH": path},
+                env={**environment, "PYTHONPATH": python_path()},
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -161,18 +160,9 @@ def _examine(package: Package, environment: Mapping[str, str]) -> dict[str, Any]
             return {"problem": f"does not answer within {TIME_LIMIT} s"}
         except (OSError, ValueError) as error:
             return {"problem": f"cannot be tried: {error}"}
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    problem = f"ends the process that imports it, {_ending(done.returncode)}: {last}".rstrip(": ")
+    ending, last = ending_of(done.returncode), last_line(done.stderr)
+    problem = f"ends the process that imports it, {ending}: {last}".rstrip(": ")
     return {"problem": problem, "said": f"{problem}\n{done.stderr}"}
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def _storage() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from moeport.kit.result import Crash, Outcome
 from moeport.kit.task import EVENTS_FILE, VALUE_FILE, Task
 from moeport.launch.launcher import NodeProcess, node_processes
 from moeport.launch.local import POLL_SECONDS, LocalJob, free_port, local_job
+from moeport.processes import ending_of, last_line, python_path
 from moeport.reading import parse_json
 
 MAX_CRASHES = 5
@@ -77,7 +77,7 @@ def _run(task: Task, output: Path, deadline: float, seconds: float, watch: Watch
         return ending
     failed = job.failed()
     code = 0 if failed is None else job.processes[failed].returncode
-    said = last_line(job.outputs[failed or 0].read_text(errors="replace"))
+    said = _reason(_excerpt(job.outputs[failed or 0]))
     many = failed is not None and len(job.processes) > 1
     where = f"rank {failed} of {len(job.processes)} " if many else ""
     return f"{where}ended with {ending_of(code)}{': ' if said else ''}{said}"
@@ -86,7 +86,7 @@ def _run(task: Task, output: Path, deadline: float, seconds: float, watch: Watch
 def _processes(task: Task) -> list[NodeProcess]:
     """The processes of a task. They run in its folder, and find the packages that this process has found."""
     command = ["kit", "part", task.folder]
-    path = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    path = {"PYTHONPATH": python_path()}
     if task.ranks == 1:
         return [NodeProcess(0, [sys.executable, "-m", "moeport", *command], path)]
     launcher = BACKENDS[task.backend].launcher or "torchrun"
@@ -136,21 +136,10 @@ def _unfinished(events: list[Any]) -> str | None:
     return last.get("begin")
 
 
-def ending_of(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("error:", "internal error:"))]
-    return (errors or lines or [""])[-1][:500]
+def _reason(text: str) -> str:
+    """The last error that a process printed, or else its last line."""
+    errors = [line for line in text.splitlines() if line.startswith(("error:", "internal error:"))]
+    return last_line(errors[-1] if errors else text)[:500]
 
 
 def log_of(folder: Path) -> str:

@@ -21,6 +21,7 @@ from moeport.parity.options import BundleOptions
 from moeport.parity.record import record
 from moeport.parity.recording import Recording, kept_kinds
 from moeport.parity.subject import Size, Variant, checkpoint_path, subject_on, variant_config
+from moeport.processes import ending_of
 from moeport.training.agreed import SAME_FILES, of_backend, of_dtype, of_file, of_kernels, of_options, of_start
 from moeport.training.checkpoint import META_FILE
 from moeport.training.prepare import check_communication
@@ -160,4 +161,4 @@ def _run(name: str, variant: Variant, command: Sequence[str]) -> None:
             failed = job.wait()
         if failed is not None:
             said = job.outputs[failed].read_text(errors="replace").strip()[-EXCERPT:]
-            raise RunError(f"{name}: a rank ended with exit code {job.processes[failed].returncode}:\n{said}")
+            raise RunError(f"{name}: a rank ended with {ending_of(job.processes[failed].returncode)}:\n{said}")

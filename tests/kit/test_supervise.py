@@ -1,7 +1,6 @@
 """The processes of a part may fail, hang, or be ended by a signal."""
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moeport.kit import supervise
-from moeport.kit.supervise import MAX_CRASHES, Watch, ending_of, log_of, run_stage
+from moeport.kit.supervise import MAX_CRASHES, Watch, log_of, run_stage
 from moeport.kit.task import Task
 from moeport.launch.launcher import NodeProcess
 
@@ -135,10 +134,6 @@ def test_long_output_is_cut(run, tmp_path):
     assert "last" in text
     assert "bytes left out" in text
     assert len(text) < 40_000
-
-
-def test_endings_in_words():
-    assert [*map(ending_of, (0, -signal.SIGKILL, -70))] == ["exit code 0", "SIGKILL", "signal 70"]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
