@@ -71,11 +71,12 @@ def _run(task: Task, output: Path, deadline: float, seconds: float, watch: Watch
     threads = {"OMP_NUM_THREADS": "1"} if task.ranks > 1 else {}  # unless the user has set it
     with local_job(_processes(task), output, threads, cwd=folder) as job:
         ending = _wait(job, deadline, seconds, folder, watch)
+        failed = job.failed()  # before the others are ended because of it
         if ending:
             job.kill(GRACE_SECONDS)
-    if ending or (folder / VALUE_FILE).is_file():
+    is_done = (folder / VALUE_FILE).is_file() and (failed is None or task.ranks == 1)  # rank 0 writes it for itself
+    if ending or is_done:
         return ending
-    failed = job.failed()
     code = 0 if failed is None else job.processes[failed].returncode
     said = _reason(_excerpt(job.outputs[failed or 0]))
     many = failed is not None and len(job.processes) > 1

@@ -35,8 +35,9 @@ def run(tmp_path, monkeypatch):
 
     def go(script, seconds=60.0, cases=False, watch=None, ranks=1):
         command = [sys.executable, "-c", START + script]
-        monkeypatch.setattr(supervise, "_processes", lambda task: [NodeProcess(0, command, {})] * ranks)
-        return run_stage(task(tmp_path), seconds, cases, watch or Watch())
+        processes = [NodeProcess(0, command, {"RANK": str(rank)}) for rank in range(ranks)]
+        monkeypatch.setattr(supervise, "_processes", lambda task: processes)
+        return run_stage(task(tmp_path, ranks), seconds, cases, watch or Watch())
 
     return go
 
@@ -81,6 +82,12 @@ except FileExistsError:
 """
     outcome = run(script, ranks=2)
     assert outcome.ending in [f"rank {rank} of 2 ended with exit code 1: error: second" for rank in (0, 1)]
+
+
+def test_a_rank_that_fails_counts_although_another_has_left_its_value(run):
+    """As one that alone has received a wrong value."""
+    outcome = run("sys.exit('error: wrong value') if os.environ['RANK'] == '1' else done(1)", ranks=2)
+    assert outcome.ending == "rank 1 of 2 ended with exit code 1: error: wrong value"
 
 
 CASES = """
