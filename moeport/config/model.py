@@ -32,13 +32,13 @@ class RopeScalingConfig(Section):
     factor: PositiveFloat = 1.0
     """How many times longer the texts are."""
     original_positions: PositiveInt = 8192
-    """llama3, yarn: length of the texts at first."""
+    """llama3, yarn: positions in the texts that the model was first trained on."""
     low_freq_factor: PositiveFloat = 1.0
     """llama3: waves that turn less often than this within the original length are divided by `factor`."""
     high_freq_factor: PositiveFloat = 4.0
     """llama3: waves that turn more often than this are kept; above low_freq_factor."""
     beta_fast: PositiveFloat = 32.0
-    """yarn: turns within the original length at which the ramp begins."""
+    """yarn: turns within the original length at which the ramp begins; at least beta_slow."""
     beta_slow: PositiveFloat = 1.0
     """yarn: turns at which it ends."""
     attention_factor: PositiveFloat | None = None

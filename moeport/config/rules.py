@@ -57,6 +57,12 @@ RULES = (
         "a number above {1}",
     ),
     Rule(
+        ("model.attention.rope_scaling.beta_fast", "model.attention.rope_scaling.beta_slow"),
+        lambda fast, slow: fast >= slow,
+        "is below model.attention.rope_scaling.beta_slow = {1}",
+        "at least {1}",
+    ),
+    Rule(
         ("model.attention.num_kv_heads", _HEADS),
         lambda kv_heads, heads: kv_heads is None or heads % kv_heads == 0,
         "does not divide " + _HEADS + " = {1}",

@@ -448,6 +448,11 @@ CASES = [
         "c.yaml:3:65 model.attention.rope_scaling.high_freq_factor: is not above model.attention.rope_scaling.low_freq_factor = 1.0 (got 0.5); expected a number above 1.0",
     ),
     case(
+        "the ramp of yarn the wrong way round",
+        "model:\n  attention:\n    rope_scaling: {type: yarn, factor: 8.0, beta_fast: 0.5}\n",
+        "c.yaml:3:56 model.attention.rope_scaling.beta_fast: is below model.attention.rope_scaling.beta_slow = 1.0 (got 0.5); expected at least 1.0",
+    ),
+    case(
         "a scale without scaled positions",
         "model:\n  attention:\n    rope_scaling: {factor: 8.0}\n",
         "c.yaml:3:28 model.attention.rope_scaling.factor: has no effect while model.attention.rope_scaling.type is none (got 8.0); expected model.attention.rope_scaling.type linear or llama3 or yarn, or this key left out",
