@@ -28,7 +28,7 @@ class FusedKernel:
     dtypes: tuple[str, ...] = _ALL
     """Types of the activations that its documentation names."""
     limits: str = ""
-    """What its documentation allows, in words; where a model asks for more, the composition serves it."""
+    """The sizes that its documentation allows, for readers; the composition serves all others."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class BackendFacts:
     compiles_on_ranks: bool = False
     """Whether it can compile when several ranks train together."""
     extensions: tuple[str, ...] = ()
-    """Packages, by the names of their distributions, that add devices to the framework, where they are installed."""
+    """Distributions that add devices to the framework where they are installed."""
     recomputes: bool = False
     """Whether it can recompute activations in the backward pass."""
     shards: bool = False
     """Whether it can divide parameters, gradients and optimiser state among ranks, which is then the default."""
     fused: Mapping[str, tuple[FusedKernel, ...]] = field(default_factory=dict)
-    """Fused operators by device. Each is tried before it is used; of several for a kernel, the first that passes is."""
+    """Fused operators by device. Each is tried before it is used; of several for a kernel, the first that passes."""
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype
 
 Example = Callable[[Ops, str], tuple[list[Any], int]]
-"""From operations and a compute type to the arguments of a kernel, and how many of the first of them a model
-differentiates with respect to. As in a model, parameters have the type of parameters, and gates are in float32.
+"""Takes operations and a compute type. Returns the arguments of a kernel, and how many of them, from the first, a model
+differentiates. As in a model, parameters have the type of parameters, and gates are in float32.
 """
 
 BATCH, SEQUENCE, HEADS, GROUPS, WIDTH, HIDDEN = 2, 16, 4, 2, 64, 32

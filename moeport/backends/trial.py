@@ -1,4 +1,4 @@
-"""Fused operators are tried before they are used: candidates, examples, verdicts. Written once for all frameworks.
+"""Fused operators are tried before they are used: candidates, examples, verdicts. All frameworks share this.
 
 A candidate stands in for a kernel of `Ops` only if, on the device and in the compute type, it reproduces the values
 and the gradients of the default composition. An operator that is missing, wrong, or without a gradient is left out, and
@@ -28,8 +28,9 @@ TOLERANCE = {"bfloat16": 2**-6, "float16": 2**-9, "float32": 1e-5, "float64": 1e
 """Largest difference from the composition, relative to its largest value."""
 
 Evaluate = Callable[[Ops, Callable[..., Array], Sequence[Any], int], list[np.ndarray | None]]
-"""How a framework differentiates: from operations, a function of arrays, its arguments, and how many of the first of
-them are differentiated, to the value and the gradients of a weighted sum of it. None: there is no gradient.
+"""Computes a function of arrays with a framework. Takes the operations, the function, its arguments, and how many of
+them, from the first, are differentiated. Returns the value, and the gradients of a weighted sum of it; None for a
+gradient that does not exist.
 """
 
 

@@ -81,7 +81,7 @@ def first_wrong(
     value_and_grad: Callable[..., Any] | None,
     collectives: Sequence[str],
 ) -> str | None:
-    """The first wrong value that this rank receives, in words; None if all are right.
+    """Describes the first wrong value that this rank receives; None if all are right.
 
     Takes the arguments of `check_collectives`. All collectives run on every rank, whatever they deliver.
     """
@@ -225,7 +225,7 @@ class _Cases:
 
 
 def _difference(communicator: Communicator, case: str, got: np.ndarray, want: np.ndarray) -> str | None:
-    """What is wrong with a result, in words."""
+    """Describes the first value of a result that is wrong; None if all are right."""
     among = f" of {ranks_in_words(communicator.ranks)}" if communicator.size > 1 else ""
     where = f"{case} on rank {communicator.ranks[communicator.rank]}{among}"
     if got.shape != want.shape:

@@ -52,7 +52,7 @@ class Communicator(ABC):
     """
 
     library: str = "no library"
-    """Name of what communicates, for messages."""
+    """Name of the communication library, for messages."""
 
     needs_link: ClassVar[bool] = False
     """Whether a rank takes part in the gradient of an exchange only if its own rows depend on what is differentiated.
@@ -222,7 +222,7 @@ class Communicator(ABC):
             self._liveness.agree(topics)
 
     def on_any_rank(self, holds: bool) -> bool:
-        """Whether something holds on any rank of the job, told without the library that communicates.
+        """Whether something holds on any rank of the job; the ranks ask each other without the communication library.
 
         For the communicator of all ranks, which all call it.
         """

@@ -1,7 +1,7 @@
-"""What a job does once it communicates: check that its library delivers right values.
+"""Checks, before a job computes anything, that its communication library delivers the right values.
 
-A wrong all-to-all can be done without, if the backend can compose one from messages between pairs of ranks. Any other
-wrong value ends the job before it computes anything.
+A wrong all-to-all is replaced if the backend can compose one from messages between pairs of ranks. Any other wrong
+value ends the job.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_start(
         dtypes: those in use, as for `check_collectives`.
         value_and_grad: a backend's; None if it does not differentiate.
         versions: a backend's, for the messages.
-        groups: further communicators, of some ranks each, that exchange rows; as many on every rank.
+        groups: further communicators, of some ranks each, that exchange rows; the same number on every rank.
 
     Returns: a sentence on what takes the place of a wrong all-to-all; None if every value was right.
 

@@ -106,7 +106,7 @@ def of_options(options: Any, *left_out: str) -> dict[str, Any]:
 
 
 def of_backend(backend: Backend) -> Topic:
-    """What `backend.device: auto` has chosen on this host, and the version of what the device computes with."""
+    """What `backend.device: auto` has chosen on this host, and on NPUs the version of CANN."""
     found = {"the kind of device": backend.device.partition(" ")[0]}
     cann = backend.versions().get("CANN")
     return Topic(SAME_DEVICE, found | ({"the version of CANN": cann} if cann else {}))

@@ -37,7 +37,7 @@ from moeport.launch.launcher import Launch
 from moeport.model.transformer import Transformer
 
 FORM_ROWS = 10_000
-"""Rows an expert that no check exceeds."""
+"""Rows per expert: more than any check has."""
 COMPILED_KERNELS = {
     "linear": "MatMul with a transposed weight",
     "rms_norm": "products with ones instead of sums",

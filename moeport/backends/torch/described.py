@@ -1,4 +1,4 @@
-"""What computes each kernel on a device, in words."""
+"""Names what computes each kernel on a device."""
 
 from __future__ import annotations
 

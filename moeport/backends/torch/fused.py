@@ -34,7 +34,7 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
     """The operations on a device.
 
     Args:
-        device: where they run; without an index, on the device that is current whenever they do.
+        device: where they run; without an index, on whichever device is current when they do.
         setting: `backend.kernels`.
 
     Raises BackendUnavailableError if the setting names an operator on a device without any.
@@ -49,7 +49,7 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
 
 
 def own_operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) -> TorchOps:
-    """The same, with its trials, for one model, which says by itself where the composition served it."""
+    """The same operations, which share their trials but record for themselves where the composition served."""
     ops = operations(device, setting)
     if isinstance(ops, FusedOps):
         ops = copy.copy(ops)
@@ -135,7 +135,7 @@ class FusedOps(TorchOps):
         """For each kernel, what computes it and why.
 
         Args:
-            composed: what does without fused kernels.
+            composed: what computes it without fused kernels, by kernel.
             dtype: compute type.
         """
         described = dict(composed)

@@ -25,7 +25,7 @@ INNER_LIMIT = 65_536
 MAX_ROTARY_WIDTH = 896
 """The head width of npu_rotary_mul is below it."""
 MAX_ROTARY_COUNT = 1000
-"""So are sequences and heads of npu_rotary_mul."""
+"""The numbers of sequences and of heads of npu_rotary_mul are below it."""
 MAX_HEADS, MAX_HEAD_WIDTH, MAX_SEQUENCE, MAX_BATCH = 256, 768, 2**20, 2**21
 """Of npu_fusion_attention."""
 CAUSAL_MASK = 2048
@@ -183,7 +183,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, *, group_type: int
     Args:
         x: (R, K), and row-major; or for group_type 2 (M, R), the transpose of a row-major one.
         weight: (E, K, N); or for group_type 2 (R, N).
-        counts: (E,) int64, whose sum must be R. That it is so cannot be seen without waiting for the device.
+        counts: (E,) int64, whose sum must be R, which is not checked: that would wait for the device.
         group_type: 0: x and the result are in groups along the rows. 2: along the dimension that is summed over.
     """
     yield from _same_type(x=x, weight=weight)
@@ -208,7 +208,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, *, group_type: int
 
 
 def group_list(counts: Tensor, groups: int | None) -> Iterator[str]:
-    """The rows per group of npu_grouped_matmul: int64, one dimension, one entry a group, and more than one group."""
+    """The rows per group of npu_grouped_matmul: int64, one dimension, one entry per group, and more than one group."""
     if counts.dtype != torch.int64:
         yield f"group_list is {_type(counts)}; expected int64"
     if counts.dim() != 1 or (groups is not None and counts.numel() != groups):
