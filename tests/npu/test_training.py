@@ -88,7 +88,7 @@ def test_micro_batches_have_the_losses_of_the_cpu(tmp_path):
 
 def test_recomputed_blocks_have_the_losses_of_those_that_are_kept(tmp_path, on_npu):
     found = trained(quickstart(tmp_path, "npu", **{"training.activation_checkpointing": True, "training.steps": 2}))
-    np.testing.assert_allclose(found[0][0], on_npu[1][0][0], rtol=CLOSE)
+    np.testing.assert_allclose(found[0], on_npu[1][0][:2], rtol=CLOSE)
 
 
 def test_a_run_moves_between_devices(tmp_path, on_cpu):
@@ -107,7 +107,7 @@ def test_text_is_the_same_as_on_the_cpu(on_cpu, on_npu):
     assert len(texts[0]) > 0
 
 
-def test_the_commands(tmp_path, monkeypatch, capsys, on_cpu):
+def test_the_commands(tmp_path, monkeypatch, capsys):
     """`moeport train` and `moeport generate` say what they run on."""
     config = quickstart(tmp_path, "npu")
     (tmp_path / "config.yaml").write_text(resolved_yaml(config))
