@@ -25,6 +25,7 @@ from moeport.facts import BACKENDS
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
 from tests.npu.emulation import calls
+from tests.npu.emulation.aten import TO_HOST
 from tests.support import grid
 
 NPU = "npu"
@@ -56,9 +57,9 @@ class Called:
         return [self.counts.get(name, 0) for name in names]
 
 
-def on_npu() -> Any:
-    """Operations with fused kernels."""
-    return operations(torch.device(NPU))
+def on_npu(setting="auto", device=NPU) -> Any:
+    """Operations with fused kernels, if the setting does not say otherwise."""
+    return operations(torch.device(device), setting)
 
 
 def there(x):
@@ -68,6 +69,7 @@ def there(x):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_operator_passes_its_trial(dtype):
     ops = on_npu()
+    assert {*RUN, "adamw"} == set(NAMES)
     assert {kernel: ops.choice(kernel, dtype).label for kernel in RUN} == {kernel: NAMES[kernel] for kernel in RUN}
 
 
@@ -160,14 +162,18 @@ def test_rows_of_nobody_may_hold_anything():
 def test_counts_stay_on_the_device(monkeypatch):
     """Reading them would make every layer wait."""
     monkeypatch.setenv("ASCEND_LAUNCH_BLOCKING", "0")
-    ops = on_npu()
-    ops.prepare("float32")
-    arguments = [there(x) for x in grouped([2, 0, 3], 7)]
-    before = calls.copy()
-    y = ops.grouped_mlp(*(x.requires_grad_() if i < 3 else x for i, x in enumerate(arguments)))
-    y.sum().backward()
-    ran = calls - before
-    assert not [name for name in ran if "_local_scalar_dense" in name or "item" in name]
+
+    def read(ops):
+        ops.prepare("float32")
+        arguments = [there(x) for x in grouped([2, 0, 3], 7)]
+        before = calls.copy()
+        y = ops.grouped_mlp(*(x.requires_grad_() if i < 3 else x for i, x in enumerate(arguments)))
+        y.sum().backward()
+        ran = calls - before
+        return [ran[name] for name in ("npu::npu_grouped_matmul", "aten::_local_scalar_dense", TO_HOST)]
+
+    assert read(on_npu()) == [6, 0, 0]
+    assert sum(read(on_npu("default"))) > 0  # the composition reads them
 
 
 def test_the_operator_gets_a_group_for_every_row():
@@ -284,9 +290,9 @@ def test_experts_that_choose_take_the_composition_for_their_rows():
     assert called("npu_grouped_matmul")[0] >= 6
 
 
-def test_checkpointing_and_autocast_around_the_first_call():
+def test_checkpointing_and_autocast_around_the_first_call(monkeypatch):
     """The trial happens in the middle of them, and leaves no trace."""
-    fused._made.clear()
+    monkeypatch.setattr(fused, "_made", {})
     here, away = layers()
     x = torch.tensor(grid(0, 3, 5, 16), dtype=torch.float32)
     expected = passed(here, x)["y"]
@@ -315,7 +321,7 @@ def test_shapes_without_memory():
 def test_a_compiled_layer_calls_them():
     here, away = layers()
     x = torch.tensor(grid(0, 3, 5, 16), dtype=torch.float32)
-    operations(torch.device("npu", 0)).prepare("float32")  # type: ignore[attr-defined]
+    on_npu(device="npu:0").prepare("float32")
     expected = passed(here, x)
     away.compile(backend="aot_eager")
     with Called() as called:
@@ -351,7 +357,7 @@ def test_a_model_trains_fused():
     torch.testing.assert_close(plain[1], expected[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_beyond_the_limits_is_served_and_that_is_said():
+def test_a_model_beyond_the_limits_is_served_and_that_is_said(monkeypatch):
     moe = TINY.moe.model_copy(update={"num_experts": 1025, "expert_hidden": 2})
     lm = DecoderLM(TINY.model_copy(update={"moe": moe}), VOCAB_SIZE)
     params = initial_parameters(lm.parameter_specs(), seed=0)
@@ -361,14 +367,13 @@ def test_a_model_beyond_the_limits_is_served_and_that_is_said():
         backend.evaluation_model(lm, params)
         return backend.kernel_choices()["grouped_mlp"]
 
-    fused._made.clear()
+    monkeypatch.setattr(fused, "_made", {})
     assert choices("auto") == (
         "npu_grouped_matmul; where it cannot serve (there are 1025 experts on this rank; expected at most 1024): one "
         "product per expert in one autograd node"
     )
     with pytest.raises(BackendUnavailableError, match="grouped_mlp: npu_grouped_matmul: there are 1025 experts"):
         choices({"grouped_mlp": "npu_grouped_matmul"})
-    fused._made.clear()
 
 
 def test_unrouted_assignments_get_no_gradient_through_their_gates():

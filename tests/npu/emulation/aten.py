@@ -23,6 +23,8 @@ OWN = {
     "set_.source_Tensor",
 }
 """Those that stay torch_npu's own, besides views: they see to memory and compute nothing."""
+TO_HOST = "copies to the host"
+"""Under this name `calls` counts them: each waits for the device."""
 
 
 def install(library):
@@ -60,6 +62,7 @@ def _host(x):
 
 def copy_(to, source, non_blocking=False):
     _host(to).copy_(_host(source))
+    calls[TO_HOST] += to.device.type == "cpu"
     return to
 
 
@@ -68,6 +71,7 @@ def to_copy(
 ):  # fmt: skip
     copied = _host(x).to(dtype=dtype or x.dtype, copy=True)
     device = x.device if device is None else device
+    calls[TO_HOST] += device.type == "cpu"
     return on_device(copied, device) if device.type == "npu" else copied
 
 
