@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import init_device_mesh
@@ -79,16 +80,16 @@ def copies(rank):
 
 
 def refusals(rank):
-    for call in (
-        lambda: dist.all_reduce(torch.ones(2)),
-        lambda: dist.all_reduce(torch.ones(2, dtype=torch.int32).npu(), dist.ReduceOp.BXOR),
-        lambda: dist.all_to_all_single(torch.empty(2, device="npu"), torch.ones(2).npu(), [1, 2], [1, 1]),
+    for message, call in (
+        ("tensors of the device alone", lambda: dist.all_reduce(torch.ones(2))),
+        ("does not reduce", lambda: dist.all_reduce(torch.ones(2, dtype=torch.int32).npu(), dist.ReduceOp.BXOR)),
+        (
+            r"\[1, 2\] are no parts of 2 rows",
+            lambda: dist.all_to_all_single(torch.empty(2, device="npu"), torch.ones(2).npu(), [1, 2], [1, 1]),
+        ),
     ):
-        try:
+        with pytest.raises(RuntimeError, match=message):
             call()
-        except RuntimeError:
-            continue
-        raise AssertionError("hccl took what it cannot do")
 
 
 def sharded(rank):
