@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moeport.launch.launcher import node_processes
 from tests.jobs.ports import free_port
-from tests.jobs.ranks import Forker, settings
+from tests.jobs.ranks import Forker, Ranks, settings
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("moeport", "tests", "configs", "docs", "README.md", "pyproject.toml", "mkdocs.yml")
@@ -56,11 +56,16 @@ class ExtendedCopy:
             environments = [dict(process.environment) for process in job]
         logs = [self.root / f"rank-{number}.log" for number in range(ranks)]
         own = settings() | {"PYTHONPATH": str(self.root), "NO_COLOR": "1"}
-        started = [
-            _torch().start(["-m", "moeport", *arguments], own | environment, log, self.root)
-            for environment, log in zip(environments, logs, strict=True)
-        ]
-        return [rank.wait(240) for rank in started], "".join(log.read_text() for log in logs)
+        started = Ranks(
+            [
+                _torch().start(["-m", "moeport", *arguments], own | environment, log, self.root)
+                for environment, log in zip(environments, logs, strict=True)
+            ]
+        )
+        try:
+            return [rank.wait(240) for rank in started.ranks], "".join(log.read_text() for log in logs)
+        finally:
+            started.kill()
 
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the copy; its packages take precedence over installed ones."""
