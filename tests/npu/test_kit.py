@@ -29,5 +29,5 @@ def test_fused_kernels_are_compared_and_timed(tmp_path, monkeypatch):
     result = kernels.judge([Outcome(events=events)])
     assert result.verdict == "pass", result.summary
     fused = {event["kernel"] for event in events if "default_s" in event}
-    assert {"rms_norm", "rope", "attention", "swiglu", "permute", "unpermute"} <= fused
+    assert fused == {"rms_norm", "rope", "attention", "swiglu", "grouped_mlp", "permute", "unpermute"}
     assert "are fused" in result.summary

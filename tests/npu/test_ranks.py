@@ -73,7 +73,7 @@ def test_ranks_compute_what_one_process_does_on_the_cpu(tmp_path):
 
 
 def test_the_quickstart_on_two_ranks(tmp_path):
-    """Trained by the command with the experts on both ranks; one process of the CPU continues the run."""
+    """The command, with the experts over both ranks, has the losses of one process on the CPU."""
     steps = {"training.steps": 3}
     config = quickstart(tmp_path, "npu", **steps, **{"parallelism.expert": 2, "comm.algorithm": "flat"})
     (tmp_path / "config.yaml").write_text(resolved_yaml(config))
@@ -81,6 +81,7 @@ def test_the_quickstart_on_two_ranks(tmp_path):
     assert "ranks       2 on 1 node: the experts over 2 ranks each, all-to-all flat" in said
     alone = quickstart(tmp_path / "alone", "cpu", **steps, **{"training.gradient_accumulation": 2})
     train(alone)
+    assert [len(each) for each in losses(alone)] == [3, 1]
     for found, want in zip(losses(config), losses(alone), strict=True):
         np.testing.assert_allclose(found, want, rtol=CLOSE)
 
