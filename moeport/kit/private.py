@@ -41,7 +41,7 @@ LEFT_OUT = (
     "host names, user names, paths outside of system folders, IP and MAC addresses, web and mail addresses, and every "
     "environment variable other than switches of frameworks and communication libraries"
 )
-"""In words, for whoever sends the file."""
+"""What whoever sends the file is told."""
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
 """Folders that are alike on every machine."""
 COMMON_NAMES = {"", "root", "localhost", "user", "ubuntu", "ec2-user", "admin"}

@@ -16,6 +16,7 @@ import numpy as np
 
 from moeport.backends.base import Backend
 from moeport.comm.communicator import Communicator
+from moeport.conformance.case import place
 from moeport.core.array import Array
 from moeport.kit.result import Outcome, Result, Table, judgement
 from moeport.kit.task import Task
@@ -83,19 +84,15 @@ def _exchange(backend: Backend, communicator: Communicator, rows: np.ndarray, dt
         got = communicator.all_to_all(ops.from_numpy(sent), send, receive)
         return {"values": compare(ops.to_numpy(got), wanted)}
 
-    def place(x: np.ndarray) -> Array:
-        host = x.astype("float64" if dtype == "float64" else "float32")
-        return ops.cast(ops.from_numpy(host), dtype)
-
     back = np.concatenate([values(rank, i, rows[i, rank], 100) for i in range(communicator.size)])
     returned = np.concatenate([values(j, rank, rows[rank, j], 100) for j in range(communicator.size)])
-    weight = place(back)
+    weight = place(backend, back, dtype)
 
     def loss(params: Mapping[str, Array]) -> tuple[Array, Array]:
         got = communicator.all_to_all(params["x"], send, receive)
         return ops.sum(got * weight), got
 
-    (_, got), gradients = backend.value_and_grad(loss, has_aux=True)({"x": place(sent)})
+    (_, got), gradients = backend.value_and_grad(loss, has_aux=True)({"x": place(backend, sent, dtype)})
     return {
         "values": compare(ops.to_numpy(got), wanted),
         "gradients": compare(ops.to_numpy(gradients["x"]), returned),

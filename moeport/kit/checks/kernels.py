@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from moeport.backends.base import Backend
+from moeport.conformance.case import dispatch_plan, place
 from moeport.conformance.forms import with_default_kernels
 from moeport.core.array import Array
-from moeport.core.dispatch import plan_dispatch
+from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import KERNELS, Ops
-from moeport.core.routing import Routing
 from moeport.facts import BACKENDS
 from moeport.kit.result import Outcome, Result, Table, judgement
 from moeport.kit.task import Task, describe
@@ -151,16 +151,13 @@ def _placed(backend: Backend, inputs: Inputs) -> tuple[dict[str, Array], dict[st
             fixed[name] = backend.ops.from_numpy(x)
             continue
         dtype = backend.parameter_dtype if name.startswith(("w", "cos", "sin")) else backend.dtype
-        host = x.astype("float64" if dtype == "float64" else "float32")
-        placed = backend.ops.cast(backend.ops.from_numpy(host), dtype)
-        (fixed if name.startswith(("cos", "sin")) else params)[name] = placed
+        (fixed if name.startswith(("cos", "sin")) else params)[name] = place(backend, x, dtype)
     return fixed, params
 
 
 def _weight(backend: Backend, like: Array) -> Array:
     """By what an output is weighted in the sum that is differentiated."""
-    host = np.random.default_rng(1).standard_normal(tuple(like.shape)).astype("float32")
-    return backend.ops.cast(backend.ops.from_numpy(np.asarray(host)), backend.ops.dtype(like))
+    return place(backend, np.asarray(_normal(1, *like.shape)), backend.ops.dtype(like))
 
 
 def workload(kernel: str, sizes: Sizes) -> tuple[Inputs, Call]:
@@ -222,7 +219,7 @@ def _mlp(s: Sizes) -> tuple[Inputs, Call]:
 
 
 def _choices(s: Sizes) -> np.ndarray:
-    """Two different experts for each token; the first are chosen more often, and some assignments are unrouted."""
+    """Two different experts for each token, the first ones more often; a tenth of the choices get no expert."""
     draw = np.random.default_rng(3)
     first = (s.experts * draw.random(s.tokens) ** 2).astype(np.int64)
     second = (first + draw.integers(1, s.experts, s.tokens)) % s.experts
@@ -230,9 +227,8 @@ def _choices(s: Sizes) -> np.ndarray:
     return np.where(draw.random(chosen_TK.shape) < 0.1, s.experts, chosen_TK).reshape(-1)
 
 
-def _plan(ops: Ops, a: Mapping[str, Array], s: Sizes) -> Any:
-    expert_N = a["expert_N"]
-    return plan_dispatch(ops, Routing(expert_N, expert_N, s.tokens, s.experts, expert_N, expert_N, CHOICES))
+def _plan(ops: Ops, a: Mapping[str, Array], s: Sizes) -> DispatchPlan:
+    return dispatch_plan(ops, a["expert_N"], CHOICES, s.experts)
 
 
 def _gates(s: Sizes) -> np.ndarray:

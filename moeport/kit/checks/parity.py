@@ -52,7 +52,7 @@ def judge(outcomes: Sequence[Outcome]) -> Result:
     if not found:
         return Result("warn", f"nothing was compared: the device computes neither in {' nor in '.join(NAMES)}")
     rows = [(dtype, each["verdict"], each["headline"]) for dtype, each in found.items()]
-    tables = [Table.of("verdicts", ("type", "verdict", "in a sentence"), rows)]
+    tables = [Table.of("verdicts", ("type", "verdict", "what was found"), rows)]
     for dtype, each in found.items():
         tables += [Table.of(f"{dtype}: {t['title']}", t["header"], t["rows"]) for t in each["tables"]]
     files = {f"parity-{dtype}.json": each["report"] for dtype, each in found.items()}
