@@ -14,7 +14,6 @@ from typing import Any
 
 from moeport.errors import UserError
 from moeport.kit.pack import FORMAT, FORMAT_VERSION, RESULTS_FILE
-from moeport.kit.result import table_form
 from moeport.reading import NUMBER, check_types, parse_json, read_bytes
 
 MAX_BYTES = 16 * 2**20
@@ -38,7 +37,7 @@ _FORM = {
             "seconds": NUMBER,
             "summary": str,
             "figures": [[str]],
-            "tables": [table_form()],
+            "tables": [{"title": str, "header": [str], "rows": [[str]]}],
             "log": (str, type(None)),
             "reports": [str],
         }

@@ -6,29 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from moeport.pages.tables import Table
+
 Verdict = Literal["pass", "warn", "fail", "skipped"]
 """`warn`: nothing was found to be wrong, and not everything was examined."""
 WORDS: Mapping[Verdict, str] = {"pass": "passed", "warn": "with a warning", "fail": "failed", "skipped": "skipped"}
 """After the number of parts, or before their names."""
-LISTED = 60
-"""Rows of a table that are kept; the files beside it have all."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a header and rows of text."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    @classmethod
-    def of(cls, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-        """A table of anything, cut to LISTED rows with a last one that says how many there are."""
-        cells = [[str(cell) for cell in row] for row in rows[:LISTED]]
-        if len(rows) > LISTED:
-            cells.append([f"… {len(rows) - LISTED} more", *[""] * (len(header) - 1)])
-        return cls(title, header, cells)
 
 
 @dataclass(frozen=True)
@@ -101,8 +84,3 @@ class Outcome:
     def expected(self) -> int:
         """Number of cases that there are to examine; at least 1."""
         return max(self.value["cases"] if self.value else self.reached, 1)
-
-
-def table_form() -> dict[str, Any]:
-    """What a table looks like in a file; see `moeport.reading.check_types`."""
-    return {"title": str, "header": [str], "rows": [[str]]}

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from moeport.kit.read import KitFile
 from moeport.kit.result import WORDS
+from moeport.pages.tables import Table
 
 STYLES = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red", "skipped": "yellow"}
 
@@ -20,7 +21,7 @@ def render(kit: KitFile) -> Group:
     results = kit.results
     parts: list[RenderableType] = [Text(headline(results), style=STYLES.get(results["verdict"], ""))]
     parts += [Text(f"{label}: {value}") for label, value in facts(results)]
-    verdicts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    verdicts = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False)
     for part in results["parts"]:
         style = STYLES.get(part["verdict"], "")
         verdicts.add_row(
@@ -35,12 +36,7 @@ def render(kit: KitFile) -> Group:
 
 def _tables(part: Mapping[str, Any]) -> Iterator[RenderableType]:
     for table in part["tables"]:
-        drawn = Table(title=Text(table["title"]), title_justify="left", title_style="italic")
-        for heading in table["header"]:
-            drawn.add_column(Text(heading))
-        for row in table["rows"]:
-            drawn.add_row(*map(Text, row[: len(table["header"])]))
-        yield drawn
+        yield Table(table["title"], table["header"], table["rows"]).drawn()
 
 
 def headline(results: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from moeport.pages.tables import Table
 from moeport.pages.template import load_template
 from moeport.parity import text
 from moeport.parity.html_charts import CLASSES, Agreement, Bars, Chart, agreements, bars, depth_chart, step_charts
@@ -49,14 +50,14 @@ class View:
     cards: Sequence[Card]
     unseen: int
     """Number of tensors of which only statistics were kept."""
-    coverage: text.Table
-    alone: text.Table
-    kinds: text.Table
-    inputs: text.Table
-    routing: text.Table
-    flips: text.Table
-    trajectory: text.Table
-    differences: text.Table
+    coverage: Table
+    alone: Table
+    kinds: Table
+    inputs: Table
+    routing: Table
+    flips: Table
+    trajectory: Table
+    differences: Table
     listed: Sequence[TensorResult]
     sides: Sequence[tuple[str, Side, str]]
     """Letter, side, and the side's environment and config as YAML."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from moeport.pages.tables import Table
 from moeport.parity.result import Comparison, Report, RoutingResult, TensorResult
 
 SHOWN = 12
@@ -17,26 +17,13 @@ STYLES = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red"}
 NAMES = {"pass": "pass", "warn": "WARN", "fail": "FAIL"}
 
 
-@dataclass(frozen=True)
-class Table:
-    """A title, a header and rows of text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-
-
 def render(report: Report) -> Group:
     """For `rich.console.Console.print`: the first line of each comparison, then its tables."""
     parts: list[Text | RichTable] = []
     for comparison in report.comparisons:
         parts.append(Text(comparison.headline, style=STYLES[comparison.verdict]))
         parts += [Text(line) for line in lines(comparison)]
-        for table in tables(comparison):
-            drawn = RichTable(*table.header, title=table.title, title_justify="left", title_style="italic")
-            for row in table.rows:
-                drawn.add_row(*map(Text, row))
-            parts.append(drawn)
+        parts += [table.drawn() for table in tables(comparison)]
     return Group(*parts)
 
 

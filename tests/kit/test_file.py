@@ -13,9 +13,10 @@ from moeport.kit.pack import README_FILE, Contents, PartRecord, write_kit
 from moeport.kit.page import page
 from moeport.kit.private import Scrubber
 from moeport.kit.read import MAX_ENTRIES, MAX_UNPACKED, read_kit
-from moeport.kit.result import LISTED, Result, Table
+from moeport.kit.result import Result
 from moeport.kit.text import render
 from moeport.pages.console import PlainConsole
+from moeport.pages.tables import LISTED, Table
 
 ENVIRONMENT = {"HOME": "/home/planted", "USER": "planted-user", "TOKEN": "planted-secret"}
 

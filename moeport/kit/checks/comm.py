@@ -10,9 +10,10 @@ from typing import Any
 
 from moeport.bench.comm import bench_comm
 from moeport.bench.options import CommOptions, Files, Runs, Sizes, Target, Tokens, Variants
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result
 from moeport.kit.task import COLLECTIVE_SECONDS, Task
 from moeport.launch.launcher import launched
+from moeport.pages.tables import Table
 
 FILE = "comm.json"
 

@@ -9,8 +9,9 @@ from moeport.backends.base import Backend
 from moeport.conformance.case import Case
 from moeport.conformance.check import CASES, Finding, check_gradients, check_values
 from moeport.core.ops import Ops
-from moeport.kit.result import Outcome, Result, Table, judgement
+from moeport.kit.result import Outcome, Result, judgement
 from moeport.kit.task import Task, describe
+from moeport.pages.tables import Table
 
 
 def work(task: Task) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from moeport.config import config_from_dict
 from moeport.config.training import OptimizerConfig
 from moeport.core.parameters import initial_parameters
 from moeport.kit.corpus import training
-from moeport.kit.result import Outcome, Result, Table, judgement
+from moeport.kit.result import Outcome, Result, judgement
 from moeport.kit.task import Task
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
+from moeport.pages.tables import Table
 
 VOCAB, SEQUENCES, TOKENS = 512, 8, 128
 

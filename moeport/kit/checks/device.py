@@ -8,8 +8,9 @@ from typing import Any
 from moeport.backends.examine import run_tiny_model
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.facts import BACKENDS
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result
 from moeport.kit.task import Task, describe
+from moeport.pages.tables import Table
 
 
 def work(task: Task) -> dict[str, Any]:

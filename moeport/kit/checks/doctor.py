@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moeport.backends.doctor import report
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result
 from moeport.kit.task import Task
+from moeport.pages.tables import Table
 
 KEPT = ("moeport", "platform", "cpu", "accelerators_seen", "backends", "packages")
 """Keys of the doctor's report that describe no more than kind and state of the machine."""

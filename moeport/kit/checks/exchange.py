@@ -18,8 +18,9 @@ from moeport.backends.base import Backend
 from moeport.comm.communicator import Communicator
 from moeport.conformance.case import place
 from moeport.core.array import Array
-from moeport.kit.result import Outcome, Result, Table, judgement
+from moeport.kit.result import Outcome, Result, judgement
 from moeport.kit.task import Task
+from moeport.pages.tables import Table
 
 WIDTH = 64
 """Columns of a row."""

@@ -20,9 +20,10 @@ from moeport.core.array import Array
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import KERNELS, Ops
 from moeport.facts import BACKENDS
-from moeport.kit.result import Outcome, Result, Table, judgement
+from moeport.kit.result import Outcome, Result, judgement
 from moeport.kit.task import Task, describe
 from moeport.model.rope import rope_tables
+from moeport.pages.tables import Table
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-2}
 """Relative RMS difference of two ways to compute the same; conformance holds each to its formula more closely."""

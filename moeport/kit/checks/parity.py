@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from moeport.kit.reference import record_variant, reference
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result
 from moeport.kit.task import Task
+from moeport.pages.tables import Table
 from moeport.parity import text
 from moeport.parity.compare import compare, routing_differs
 from moeport.parity.result import Comparison, Report, worst

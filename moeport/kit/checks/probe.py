@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from moeport.comm.check import check_collectives
-from moeport.kit.result import Outcome, Result, Table, judgement
+from moeport.kit.result import Outcome, Result, judgement
 from moeport.kit.task import Task
+from moeport.pages.tables import Table
 
 
 def work(task: Task) -> dict[str, Any]:

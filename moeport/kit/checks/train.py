@@ -10,9 +10,10 @@ from typing import Any
 
 from moeport.config import config_from_dict
 from moeport.kit.corpus import training
-from moeport.kit.result import Outcome, Result, Table
+from moeport.kit.result import Outcome, Result
 from moeport.kit.task import Task
 from moeport.pages.console import PlainConsole
+from moeport.pages.tables import Table
 from moeport.training.run import train
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.summary import RunSummary
