@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from moeport.config import config_from_dict
 from moeport.config.schema import Config
+from moeport.convert.floats import DTYPES
 from moeport.convert.folder import copy_carried
 from moeport.convert.parts import Layout
 from moeport.errors import DataError
@@ -84,14 +85,13 @@ def read_checksums(file: Path) -> dict[str, str] | None:
     """
     if not file.is_file():
         return None
-    values = _json(file, {"format": str, "sha256": {...: str}})
+    values = _json(file, CHECKSUMS_FORMAT, {"sha256": {...: str}})
     found: dict[str, str] = values["sha256"]
     return found
 
 
 def _read(file: Path) -> Record:
     form = {
-        "format": str,
         "source": str,
         "family": str,
         "layout": str,
@@ -101,13 +101,20 @@ def _read(file: Path) -> Record:
         "ignored": [str],
         "checksums": {...: str},
     }
-    values = _json(file, form)
+    values = _json(file, FORMAT, form)
+    if values["layout"] not in get_args(Layout) or not {*values["dtypes"].values()} <= DTYPES.keys():
+        raise DataError(f"{file}: names a layout or an element type that there is not; convert the folder again")
     return Record(**{key: values[key] for key in Record.__dataclass_fields__})
 
 
-def _json(file: Path, form: dict[Any, Any]) -> dict[str, Any]:
+def _json(file: Path, kind: str, form: dict[Any, Any]) -> dict[str, Any]:
     try:
         values = read_json(file, limit=2**30)
+        check_types(values, {"format": str, "format_version": int})
+        if values["format"] != kind:
+            raise ValueError(f'it has no "format": "{kind}"')
+        if values["format_version"] != VERSION:
+            raise ValueError(f"format version {values['format_version']}, and this moeport reads {VERSION}")
         check_types(values, form)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error

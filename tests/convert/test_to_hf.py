@@ -294,6 +294,24 @@ def test_mutant_an_expert_swapped_in_a_folder_that_was_written_here(tmp_path):
     from_hf(tmp_path / "back", tmp_path / "fourth")
 
 
+DAMAGES = {
+    "format": ("other", r'it has no "format": "moeport-huggingface"; delete it'),
+    "format_version": (2, r"format version 2, and this moeport reads 1; delete it"),
+    "layout": ("both", r"names a layout or an element type that there is not"),
+    "dtypes": ({"model.norm.weight": "F8"}, r"names a layout or an element type that there is not"),
+}
+
+
+@pytest.mark.parametrize("key", DAMAGES)
+def test_a_damaged_record(tmp_path, key):
+    value, message = DAMAGES[key]
+    hub_folder(tmp_path / "hub")
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    edit_json(tmp_path / "run/huggingface/moeport.json", lambda record: record.update({key: value}))
+    with pytest.raises(UserError, match=message):
+        to_hf(tmp_path / "run", tmp_path / "back")
+
+
 @pytest.mark.parametrize("place", [0, 5, -1])
 def test_mutant_a_part_left_unset(tmp_path, monkeypatch, place):
     """A table that forgets a part, such as an expert's projection, is found before anything is written."""
