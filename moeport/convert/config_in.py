@@ -103,7 +103,10 @@ def _check_window(keys: Keys, positions: int) -> None:
     if family.window is None:
         return
     types = keys.get("layer_types", (list, type(None))) if "layer_types" in family.defaults else None
-    if types is not None and not all(kind in ("full_attention", "sliding_attention") for kind in types):
+    known = ("full_attention", "sliding_attention")
+    if types is not None and (
+        len(types) != keys.integer("num_hidden_layers") or not all(kind in known for kind in types)
+    ):
         raise UserError(f"{keys.place}: layer_types is {shown(types)}; expected full_attention for each layer")
     window = keys.get("sliding_window", (int, type(None)))
     is_on = family.window == "sliding_window" or keys.flag("use_sliding_window")

@@ -34,11 +34,15 @@ def check_extra(folder: Folder, name: str, config: Config) -> None:
             )
         return
     model = config.model
-    cos, _ = rope.of_config(model.attention, 2, model.head_dim)
-    values = decoded(b"".join(tensor.blocks()), tensor.dtype)
     half = model.head_dim // 2
-    if values.shape != (half,) or not np.allclose(np.cos(values), cos[1, :half], atol=1e-2):
+    cos_A, sin_A = (table[1, :half] for table in rope.of_config(model.attention, 2, model.head_dim))
+    wanted = np.arctan2(sin_A, cos_A)  # the angles of position 1
+    if tensor.shape != (half,) or not np.allclose(_values(tensor), wanted, rtol=1e-2, atol=1e-7):
         raise DataError(f"{folder.path}: {name} is not the one that rope_theta gives; expected it to agree")
+
+
+def _values(tensor: StoredTensor) -> np.ndarray:
+    return decoded(b"".join(tensor.blocks()), tensor.dtype)
 
 
 def _digest(tensor: StoredTensor) -> str:

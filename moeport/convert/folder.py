@@ -48,7 +48,7 @@ def read_folder(path: Path) -> Folder:
             f"{path}: is no folder; expected one with {CONFIG} and {WEIGHTS}, as hf download NAME --local-dir FOLDER "
             "fetches it"
         )
-    config = _object(path / CONFIG)
+    config = read_object(path / CONFIG)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path / CONFIG}: has no model_type; expected the config.json of a language model")
     single, index = path / WEIGHTS, path / INDEX
@@ -104,9 +104,22 @@ def check_tensors(folder: Folder, expected: Mapping[str, tuple[int, ...]], dtype
         )
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError if it cannot be read or holds something else."""
+    try:
+        value = read_json(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: is {json.dumps(value)[:40]}; expected an object")
+    return value
+
+
 def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
     """The tensors of several files, each in the one that the index says."""
-    weight_map = _object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise DataError(f"{index}: has no weight_map from tensors to files")
     found: dict[str, StoredTensor] = {}
@@ -126,18 +139,6 @@ def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
         if found[tensor_name].file.name != name:
             raise DataError(f"{index}: says that {tensor_name} is in {name}, but {found[tensor_name].file.name} has it")
     return found
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        value = read_json(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: is {json.dumps(value)[:40]}; expected an object")
-    return value
 
 
 def _advice(path: Path) -> str:

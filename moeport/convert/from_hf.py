@@ -22,7 +22,7 @@ from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, read_folder
 from moeport.convert.parts import Layout, Part, parts
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import Record, read_checksums, write_record
-from moeport.convert.text import end_of_text, tokenizer_of
+from moeport.convert.text import tokenizer_of
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import Tokenizer
 from moeport.errors import ConfigError, DataError, RunError, UserError
@@ -73,8 +73,9 @@ def from_hf(
     refuse_used(run_dir)
     folder = read_folder(source)
     family = family_of(folder.config["model_type"])
-    text = tokenizer_of(folder, tokenizer, without_tokenizer)
-    config = _config(folder, family, run_dir, ignored, text)
+    _check_counts(folder)
+    text, end = tokenizer_of(folder, tokenizer, without_tokenizer)
+    config = _config(folder, family, run_dir, ignored, text, end)
     job = Job(folder, family, config)
     carried: list[str] = []
 
@@ -210,10 +211,20 @@ def _zeros(spec: ParameterSpec) -> Iterable[bytes]:
     return [bytes(4 * spec.size)]
 
 
+def _check_counts(folder: Folder) -> None:
+    """Refuse more layers or experts than the tensors can hold, before all are listed."""
+    rows = max((tensor.shape[0] for tensor in folder.tensors.values() if tensor.shape), default=0)
+    most = {"num_hidden_layers": len(folder.tensors), "num_experts": rows, "num_local_experts": rows}
+    for key, limit in most.items():
+        number = folder.config.get(key)
+        if type(number) is int and number > limit:
+            raise DataError(f"{folder.config_file}: {key} is {number}, but the tensors have room for {limit} at most")
+
+
 def _config(
-    folder: Folder, family: Family, run_dir: Path, ignored: Collection[str], tokenizer: Tokenizer | None
+    folder: Folder, family: Family, run_dir: Path, ignored: Collection[str], tokenizer: Tokenizer | None, end: str
 ) -> Config:
-    """The config of the run."""
+    """The config of the run; `end` is the token that ends a document."""
     place = str(folder.config_file)
     found = settings_of(family, folder.config, place, ignored)
     values: dict[str, Any] = {
@@ -222,7 +233,7 @@ def _config(
         "training": {"start_from": str(run_dir)},
         "data": {
             "sequence_length": found.sequence_length,
-            "tokenizer": {"name": "file", "path": str(run_dir / TOKENIZER_FILE), "end_of_text": end_of_text(folder)},
+            "tokenizer": {"name": "file", "path": str(run_dir / TOKENIZER_FILE), "end_of_text": end},
         },
     }
     if all(tensor.dtype == "F64" for tensor in folder.tensors.values()):

@@ -71,7 +71,7 @@ class StoredTensor:
                 file.seek(self.offset + item * start)
                 while left:
                     block = file.read(min(left, BLOCK_BYTES))
-                    if not block:
+                    if len(block) < min(left, BLOCK_BYTES):
                         raise DataError(f"{self.file}: ends within {self.name}; fetch or convert it again")
                     left -= len(block)
                     yield block

@@ -32,6 +32,17 @@ KEYS = {
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
         r"sliding_window is 8",
     ),
+    "types of too few layers": (
+        "qwen3",
+        {"layer_types": [], "use_sliding_window": True, "sliding_window": 8},
+        r"layer_types is \[\]; expected full_attention for each layer",
+    ),
+    "a billion layers": (
+        "llama",
+        {"num_hidden_layers": 10**9},
+        r"num_hidden_layers is 10+, but .* room for 21 at most",
+    ),
+    "a billion experts": ("mixtral", {"num_local_experts": 10**9}, r"num_local_experts is 10+, but .* for 260 at most"),
     "other layers": ("qwen3", {"layer_types": ["linear_attention"] * 2}, r"layer_types is .*expected full_attention"),
     "scaled positions": (
         "llama",
@@ -202,6 +213,17 @@ TENSORS = {
         put("model.layers.0.self_attn.rotary_emb.inv_freq", np.array([1.0, 0.5], np.float32)),
         r"inv_freq is not the one that rope_theta gives",
     ),
+    "frequencies that differ in the slow pairs only": (
+        lambda hub: (
+            edit_json(hub / CONFIG, lambda config: config.update(hidden_size=8, rope_theta=1e6)),
+            put("model.layers.0.self_attn.rotary_emb.inv_freq", np.array([1.0, 2e-3], np.float32))(hub),
+        ),
+        r"inv_freq is not the one that rope_theta gives",
+    ),
+    "settings of the tokenizer that are no JSON": (
+        lambda hub: (hub / "tokenizer_config.json").write_text("{"),
+        r"tokenizer_config\.json: not JSON",
+    ),
     "a file that is cut off": (cut, r"model\.safetensors: has \d+ bytes, but its tensors end at \d+: it is cut off"),
     "bytes too many": (padded, r"model\.safetensors: has \d+ bytes, but its tensors end at"),
     "no safetensors file": (
@@ -335,3 +357,12 @@ def test_a_run_that_is_there(tmp_path):
     from_hf(tmp_path / "hub", tmp_path / "run")
     with pytest.raises(UserError, match=r"already holds a run, last checkpoint step-000000"):
         from_hf(tmp_path / "hub", tmp_path / "run")
+
+
+def test_a_tokenizer_from_elsewhere_says_which_token_ends_a_text(tmp_path):
+    hub = hub_folder(tmp_path / "hub")
+    (hub / "tokenizer_config.json").unlink()
+    tokenizer = (hub / "tokenizer.json").rename(tmp_path / "own.json")
+    tokenizer.write_text(tokenizer.read_text().replace("<|endoftext|>", "</s>"))
+    from_hf(hub, tmp_path / "run", tokenizer=tokenizer)
+    assert "end_of_text: </s>" in (tmp_path / "run/config.yaml").read_text()
