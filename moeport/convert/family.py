@@ -69,6 +69,19 @@ _COMMON = {
 _BALANCE = {"router_aux_loss_coef": 0.001, "output_router_logits": False}
 _WINDOW = {"use_sliding_window": False, "sliding_window": 4096}
 _QWEN_EXPERTS = {"decoder_sparse_step": 1, "mlp_only_layers": None, "norm_topk_prob": False}
+_QWEN_DENSE = {
+    **_COMMON,
+    **_WINDOW,
+    "layer_types": None,
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+}
 
 FAMILIES = (
     Family(
@@ -206,21 +219,7 @@ FAMILIES = (
     Family(
         "qwen3",
         "Qwen3ForCausalLM",
-        {
-            **_COMMON,
-            **_WINDOW,
-            "layer_types": None,
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 22016,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-            "max_position_embeddings": 32768,
-            "max_window_layers": 28,
-            "attention_bias": False,
-        },
+        {**_QWEN_DENSE, "head_dim": 128, "attention_bias": False},
         bias="attention_bias",
         qk_norm=True,
         window="use_sliding_window",
@@ -228,20 +227,7 @@ FAMILIES = (
     Family(
         "qwen2",
         "Qwen2ForCausalLM",
-        {
-            **_COMMON,
-            **_WINDOW,
-            "layer_types": None,
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 22016,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "head_dim": None,
-            "max_position_embeddings": 32768,
-            "max_window_layers": 28,
-        },
+        {**_QWEN_DENSE, "head_dim": None},
         bias="qkv",
         window="use_sliding_window",
     ),
