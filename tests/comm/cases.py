@@ -230,9 +230,9 @@ def expert_exchange(communicator, backend, dtype):
     groups = layouts(communicator)
     if backend.name == "torch":
         exchange_cases.check(exchange_cases.sample(groups), backend, 3)
-        exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 1, ("spread", "some nowhere"))
+        exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 1, ("spread", "some unrouted"))
     else:
-        names = ("other numbers of tokens", "some nowhere", "all nowhere", "all to the last expert")
+        names = ("other numbers of tokens", "some unrouted", "all unrouted", "all to the last expert")
         exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 2, names)
 
 

@@ -18,7 +18,7 @@ def routings(size, num_experts):
     def spread(rank, tokens=TOKENS):
         return np.stack([rng(100 + rank).permutation(num_experts)[:CHOICES] for _ in range(tokens)])
 
-    def some_nowhere(rank):
+    def some_unrouted(rank):
         experts = spread(rank)
         return np.where(rng(200 + rank).random(experts.shape) < 0.4, num_experts, experts)
 
@@ -26,8 +26,8 @@ def routings(size, num_experts):
     return {
         "spread": [spread(rank) for rank in range(size)],
         "other numbers of tokens": [spread(rank, 1 + 3 * rank) for rank in range(size)],
-        "some nowhere": [some_nowhere(rank) for rank in range(size)],
-        "all nowhere": [np.full((TOKENS, CHOICES), num_experts) for _ in range(size)],
+        "some unrouted": [some_unrouted(rank) for rank in range(size)],
+        "all unrouted": [np.full((TOKENS, CHOICES), num_experts) for _ in range(size)],
         "all to the first experts": [one for _ in range(size)],
         "all to the last expert": [np.full((TOKENS, 1), num_experts - 1) for _ in range(size)],
         "one rank sends nothing": [np.where(rank == 0, num_experts, spread(rank)) for rank in range(size)],
