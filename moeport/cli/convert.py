@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from moeport.pages.console import PlainConsole
 
 SECONDS_BETWEEN_LINES = 15.0
-"""Between lines of progress where the output is no terminal."""
+"""Between lines of progress where standard error is no terminal."""
 
 RunToMake = Annotated[
     Path, output_folder("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
@@ -92,7 +92,7 @@ def to_hf(
         Literal["float32", "bfloat16", "float16", "float64"] | None,
         typer.Option(help="Element type. Default: as converted, or as in the checkpoint.", show_default=False),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of a file.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of a file.")] = "5GB",
     checkpoint: Annotated[
         str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to convert: latest, best or step-N.")
     ] = "latest",
@@ -166,7 +166,7 @@ def _print_next(console: "PlainConsole", run_dir: Path) -> None:
 
 
 class _Progress:
-    """How much was written, on standard error: a line that changes on a terminal, otherwise one now and then."""
+    """How much has been written, on standard error: on a terminal one line that changes, otherwise one now and then."""
 
     def __init__(self) -> None:
         from moeport.pages.console import PlainConsole

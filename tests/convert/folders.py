@@ -55,7 +55,7 @@ def values_of(config, seed=0, layout="experts"):
 
 
 def write(folder, config, values, shards=1, tokenizer=True):
-    """Write a folder, its tensors in so many files."""
+    """Write a folder whose tensors are in `shards` files."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"eos_token_id": 256, "temperature": 0.6}')

@@ -174,7 +174,7 @@ REFUSED = {
         r"model\.moe\.router: 2 experts per token are no whole number of copies, .*; expected a multiple of 3",
     ),
     "copies of experts": ({}, ("num_experts=8",), r"8 experts cannot be made from 4 in layer 0, .*; expected 4"),
-    "a shared expert from nowhere": (
+    "a shared expert that the source lacks": (
         {},
         ("num_shared_experts=1",),
         r"layers\.0\.moe\.shared\.w_in: the new model needs \(12, 8\), and the source has nothing",

@@ -186,7 +186,7 @@ def run(config, world):
 
 
 def faults_of(case, found, want):
-    """Where ranks and one process differ, in words."""
+    """A line for each value in which ranks and one process differ."""
     assert found.keys() == want.keys()
     tolerance, faults = 1e-10 if "float64" in case else 1e-5, []
     for name in compared(case, found):
