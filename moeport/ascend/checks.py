@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from moeport.ascend.installed import Machine
@@ -123,13 +124,9 @@ def _sourced(machine: Machine) -> Iterator[Finding]:
 
 def _on_library_path(machine: Machine) -> bool:
     """Whether a folder of the first CANN is among those in which libraries are searched, by its name or its place."""
-    own = machine.cann[0].folder
-    folders = machine.environment.get("LD_LIBRARY_PATH", "").split(":")
-    return any(
-        f"{folder}/".startswith(f"{own}/") or os.path.realpath(folder).startswith(os.path.realpath(own))
-        for folder in folders
-        if folder
-    )
+    own = Path(machine.cann[0].folder)
+    folders = [Path(folder) for folder in machine.environment.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    return any(folder.is_relative_to(own) or folder.resolve().is_relative_to(own.resolve()) for folder in folders)
 
 
 def _source(machine: Machine) -> str:

@@ -151,6 +151,10 @@ CONTRADICTIONS = {
         {"LD_LIBRARY_PATH": "/opt/other"},
         f"wrong: LD_LIBRARY_PATH: no folder of {CANN} is in it; source {CANN}/set_env.sh",
     ),
+    "the library path of a CANN whose name begins alike": (
+        {"LD_LIBRARY_PATH": f"{CANN}-8.5.0/lib64"},
+        f"wrong: LD_LIBRARY_PATH: no folder of {CANN} is in it; source {CANN}/set_env.sh",
+    ),
 }
 
 
