@@ -86,12 +86,13 @@ def _devices(machine: Machine) -> Iterator[Finding]:
 
 
 def _cann(machine: Machine) -> Iterator[Finding]:
-    users = [f"{name} {machine.packages[name].version}" for name in ("torch-npu",) if name in machine.packages]
-    if not machine.cann and (users or machine.devices):
+    npu = machine.packages.get("torch-npu")
+    user = f"torch-npu {npu.version}" if npu else "an NPU"
+    if not machine.cann and (npu or machine.devices):
         yield Finding(
             "wrong",
             "CANN",
-            f"none is found, and {users[0] if users else 'an NPU'} needs it",
+            f"none is found, and {user} needs it",
             "install the toolkit and the kernels of CANN, and source its set_env.sh in every shell that trains",
         )
     for cann in machine.cann[:1]:
@@ -130,8 +131,7 @@ def _on_library_path(machine: Machine) -> bool:
 
 
 def _source(machine: Machine) -> str:
-    script = next((cann.script for cann in machine.cann if cann.script), None)
-    return f"source {script or 'the set_env.sh of CANN'}"
+    return f"source {machine.set_env or 'the set_env.sh of CANN'}"
 
 
 def _torch_npu(machine: Machine) -> Iterator[Finding]:

@@ -92,6 +92,11 @@ class Machine:
     """Those of the variables of `moeport.ascend.table` that are set, and LD_LIBRARY_PATH."""
 
     @property
+    def set_env(self) -> str | None:
+        """The `set_env.sh` of the first CANN that has one."""
+        return next((cann.script for cann in self.cann if cann.script), None)
+
+    @property
     def is_ascend(self) -> bool:
         """Whether anything says that this machine has, or is meant to have, NPUs."""
         return bool(self.cann or self.driver or self.smi or self.devices or "torch-npu" in self.packages)
@@ -116,11 +121,16 @@ def machine(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> M
         driver=_version_in(_ascend(root) / "driver/version.info"),
         firmware=_version_in(_ascend(root) / "firmware/version.info"),
         smi=npu_smi(environment, root),
-        devices=tuple(sorted(file.name for file in (root / "dev").glob("davinci[0-9]*"))),
+        devices=npus(root / "dev"),
         packages={name: found for name in ("torch", "torch-npu", "mindspore") if (found := package(name))},
         torch_cuda=torch_cuda(),
         environment={name: environment[name] for name in dict.fromkeys(interesting) if name in environment},
     )
+
+
+def npus(folder: Path = ROOT / "dev") -> tuple[str, ...]:
+    """Names of the device files of the NPUs that the system lists."""
+    return tuple(sorted(file.name for file in folder.glob("davinci[0-9]*")))
 
 
 def find_cann(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> Iterator[Cann]:

@@ -136,5 +136,4 @@ def _try() -> None:
 
 def _cann(found: Machine) -> str:
     """How to put CANN into effect."""
-    script = next((cann.script for cann in found.cann if cann.script), None)
-    return f"source {script}" if script else "install CANN and source its set_env.sh"
+    return f"source {found.set_env}" if found.set_env else "install CANN and source its set_env.sh"

@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from moeport.ascend.installed import npus
 from moeport.launch.launcher import Launch
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -84,7 +85,7 @@ def accelerators_seen(driver: Path = Path("/proc/driver/nvidia/gpus"), devices: 
     for file in sorted(driver.glob("*/information")):
         lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
         found.append(lines.get("Model", "NVIDIA GPU").strip())
-    return found + [f"Ascend NPU {name.name}" for name in sorted(devices.glob("davinci[0-9]*"))]
+    return found + [f"Ascend NPU {name}" for name in npus(devices)]
 
 
 def load() -> float | None:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from moeport.ascend.installed import npus
 from moeport.ascend.table import VARIABLES
 from moeport.errors import UserError
-from moeport.launch.machine import accelerators_seen
 from moeport.launch.network import interface_towards
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
@@ -134,7 +134,7 @@ def check_visible(ranks: int, environment: Mapping[str, str] = os.environ, seen:
             f"--ranks-per-node {ranks}: {VISIBLE} names {len(chosen.split(','))} NPUs ({chosen}); expected {ranks}, "
             "since each rank has its own; unset the variable, or start fewer ranks"
         )
-    seen = len([name for name in accelerators_seen() if "NPU" in name]) if seen is None else seen
+    seen = len(npus()) if seen is None else seen
     if 0 < seen < ranks:
         raise UserError(
             f"--ranks-per-node {ranks}: this machine has {seen} NPUs, and each rank needs its own; start at most {seen}"
