@@ -59,7 +59,7 @@ def read_bytes(path: Path | str, limit: int = MAX_BYTES) -> bytes:
     data = bytearray()
     with open_file(path) as file:
         is_larger = os.fstat(file.fileno()).st_size > limit
-        while not is_larger and (block := file.read(_BLOCK)):  # a read of all at once would take the limit's memory
+        while not is_larger and (block := file.read(_BLOCK)):  # read(limit) would allocate the whole limit first
             data += block
             is_larger = len(data) > limit
     if is_larger:

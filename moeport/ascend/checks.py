@@ -1,4 +1,4 @@
-"""What is wrong, or looks wrong, with the environment of an Ascend machine, each with how to mend it."""
+"""What is wrong, or looks wrong, with the environment of an Ascend machine, and how to mend it."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _pairs(machine: Machine) -> Iterator[Finding]:
                 "doubtful",
                 name,
                 f"it is not known which CANN goes with {name} {installed.version}; this one is {cann.version}",
-                "ask the table of versions in its documentation",
+                "look it up in the table of versions in its documentation",
             )
         elif cann.release not in pair.cann:
             yield Finding(
@@ -197,7 +197,8 @@ def _needs_framework(machine: Machine) -> Iterator[Finding]:
             "wrong",
             "frameworks",
             "neither torch-npu nor mindspore is installed, so nothing can use the NPUs",
-            "pip install 'moeport[npu]' or pip install 'moeport[mindspore]'; see docs/ascend.md",
+            "install PyTorch without CUDA and then pip install 'moeport[npu]', or pip install 'moeport[mindspore]'; "
+            "see docs/ascend.md",
         )
 
 

@@ -1,6 +1,6 @@
 """What of Ascend is installed on this machine, read from files and metadata: no framework is imported.
 
-Everything here returns None, or something empty, where nothing is found, and raises nothing: a diagnosis has to work
+Everything here returns None, or something empty, where nothing is found, and never raises: a diagnosis has to work
 where nothing else does.
 """
 
@@ -29,7 +29,7 @@ INSTALL_INFO = Path("etc/ascend_install.info")
 SECONDS = 20.0
 """How long npu-smi may take."""
 LONGEST = 2**16
-"""Bytes that are read of a file with versions."""
+"""The most bytes that are read of a file of versions."""
 _VERSION = re.compile(r"(?im)^\s*version\s*=\s*\[?([^\s\]]+)")
 _RUNNING = re.compile(r"(?m)^\s*\w+_version\s*=\s*\[[^]:]*:([^]\s]+)")
 _CHIP = re.compile(r"(?m)^\|\s*\d+\s+([\w.-]+)\s*\|\s*([A-Za-z]+)\s*\|")

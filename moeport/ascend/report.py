@@ -25,7 +25,7 @@ def report(found: Machine | None = None) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[Text]:
-    """The same for a terminal; nothing where nothing of Ascend is there and nothing is wrong."""
+    """A report for a terminal; no lines on a machine without Ascend where nothing is wrong."""
     if not found["present"] and not found["findings"]:
         return
     yield Text("Ascend", style="bold")
@@ -53,7 +53,8 @@ def _versions(found: Mapping[str, Any]) -> Iterator[str]:
         yield "npu-smi: not found"
     else:
         chips = ", ".join(f"{name} ({health})" for name, health in smi["chips"]) or "lists no NPU"
-        yield f"npu-smi {smi['version'] or ''}: {smi['problem'] or chips}".replace("  ", " ")
+        version = f" {smi['version']}" if smi["version"] else ""
+        yield f"npu-smi{version}: {smi['problem'] or chips}"
     yield f"NPUs that the system lists: {len(found['devices']) or 'none'}"
     known = (f"{name} {version}" for name, version in found["packages"].items())
     yield "packages: " + (", ".join(known) or "none of torch, torch-npu and mindspore")

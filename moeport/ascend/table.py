@@ -19,7 +19,7 @@ CANN_FOLDERS = (
     "~/Ascend/ascend-toolkit/latest",
 )
 """Where CANN is installed unless another folder is asked for: from 8.5 in the first, before in the second; without
-root's rights below the home folder."""
+root's rights, below the home folder."""
 CANN_HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
 """Variables that `set_env.sh` of CANN sets to its folder."""
 CANN_VERSION_FILES = (
@@ -29,7 +29,7 @@ CANN_VERSION_FILES = (
     "runtime/version.info",
     "version.cfg",
 )
-"""Files in that folder which name the version, the most telling first."""
+"""Files in that folder that name the version, the most reliable first."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Variable:
     pattern: str = ".+"
     """Regular expression that a right value matches as a whole."""
     expected: str = "a value"
-    """The same in words."""
+    """What that expression takes, for messages."""
     default: str = "not set"
     computes: str | None = None
-    """What it changes in what a rank computes, in a few words; None: nothing."""
+    """What of a rank's computation it decides, for records; None: nothing."""
 
 
 _SWITCH = {"pattern": "[01]", "expected": "0 or 1"}
@@ -80,10 +80,10 @@ VARIABLES: Mapping[str, Variable] = {
         "the allocator of NPU memory; `expandable_segments:True` against fragmentation", "torch-npu"
     ),
     "PYTORCH_ALLOC_CONF": Variable(
-        "PyTorch's name of the same; torch-npu refuses to start with both", "PyTorch, torch-npu"
+        "PyTorch's name for the same setting; torch-npu refuses to start with both", "PyTorch, torch-npu"
     ),
     "MULTI_STREAM_MEMORY_REUSE": Variable(
-        "reuse of memory across streams: 0 off, 1 to 3 ways of it", "torch-npu", "[0-3]", "0, 1, 2 or 3", "1"
+        "reuse of memory across streams: 0 off, 1 to 3 select how", "torch-npu", "[0-3]", "0, 1, 2 or 3", "1"
     ),
     "CPU_AFFINITY_CONF": Variable(
         "cores of a process: 0 any, 1 its share of the node, 2 also one for each busy thread",
@@ -93,7 +93,7 @@ VARIABLES: Mapping[str, Variable] = {
         "0",
     ),
     "TORCH_NPU_FALLBACK_CPU_DISABLE": Variable(
-        "1 makes an error of an operator that would silently run on the CPU", "torch-npu", default="0", **_SWITCH
+        "1 raises an error where an operator would silently run on the CPU", "torch-npu", default="0", **_SWITCH
     ),
     "HCCL_CONNECT_TIMEOUT": Variable(
         "seconds that ranks wait for each other to connect",
@@ -119,7 +119,9 @@ VARIABLES: Mapping[str, Variable] = {
         "megabytes, 1 or more",
         "200",
     ),
-    "HCCL_IF_IP": Variable("address of this host at which HCCL's ranks meet; goes before HCCL_SOCKET_IFNAME", "HCCL"),
+    "HCCL_IF_IP": Variable(
+        "address of this host at which HCCL's ranks meet; takes precedence over HCCL_SOCKET_IFNAME", "HCCL"
+    ),
     "HCCL_SOCKET_IFNAME": Variable(
         "network interface at which HCCL's ranks meet: `=eth0` is eth0 alone, `eth` all that begin with it", "HCCL"
     ),
@@ -133,7 +135,7 @@ VARIABLES: Mapping[str, Variable] = {
         "determinism of HCCL",
     ),
     "LCCL_DETERMINISTIC": Variable(
-        "the same of LCCL, the collectives within a node in CANN's ATB library",
+        "the same for LCCL, the collectives within a node in CANN's ATB library",
         "LCCL",
         default="0",
         computes="determinism of LCCL",

@@ -1,7 +1,7 @@
 """Why PyTorch does not start on a machine with torch-npu, in one sentence that says how to mend it.
 
 `import torch` loads an installed torch-npu. Without CANN that raises an error; beside a build of PyTorch for CUDA it
-ends the process (SIGABRT), which no `except` sees: hence the trial in a process of its own, where that is to be feared.
+ends the process (SIGABRT), which no `except` sees: where that may happen, the import is tried in another process first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LIBRARY = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file"
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why it does not start."""
+    """Why PyTorch does not start, and how to mend it."""
 
     problem: str
     mend: str
@@ -42,7 +42,7 @@ def explained(text: str, found: Machine | None = None) -> Trouble | None:
     """What the message of a failed `import torch` means; None if torch-npu has no part in it.
 
     Args:
-        text: everything that was said: the message of the error, or what the process wrote before it died.
+        text: the message of the error and of those that led to it, or what the process wrote before it died.
         found: this machine; None: look.
     """
     if not re.search(r"torch_npu|Duplicated key", text):
@@ -104,7 +104,7 @@ def refuse_broken(extensions: Collection[str]) -> None:
 
 
 def messages(error: BaseException | None) -> str:
-    """What an error says, and then the errors that led to it, a line each or more."""
+    """The message of an error, and below it those of the errors that led to it."""
     texts = []
     while error is not None:
         texts.append(f"{type(error).__name__}: {error}")

@@ -69,7 +69,7 @@ def _check(chosen: Backend, launch: Launch, timeout: float, job: Job, dtypes: li
             if replaced:
                 console.print(replaced, markup=False, soft_wrap=True)
             console.print(_table(results))
-            console.print(f"every value is right{', once they do' if replaced else ''}")
+            console.print(f"every value is right{', with sends and receives' if replaced else ''}")
 
 
 def _backend(name: str, device: str) -> tuple[Backend, list[str]]:
@@ -93,7 +93,7 @@ def _backend(name: str, device: str) -> tuple[Backend, list[str]]:
 
 
 def _replaced(backend: Backend, communicator: Communicator, dtypes: list[str]) -> str | None:
-    """What takes the place of an all-to-all that delivers wrong values, as when a job starts."""
+    """What takes the place of an all-to-all that delivers wrong values; decided as when a job starts."""
     from moeport.comm.start import check_start
 
     return check_start(communicator, dtypes, backend.value_and_grad if backend.trains else None, backend.versions())

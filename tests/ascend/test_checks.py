@@ -258,7 +258,7 @@ def test_a_release_of_which_nothing_is_known(look):
     packages = (Package("2.13.0+cpu"), Package("2.13.0", ("torch==2.13.0.*",)))
     assert said(look(packages=packages)) == [
         "doubtful: torch-npu: it is not known which CANN goes with torch-npu 2.13.0; this one is 9.1.0; "
-        "ask the table of versions in its documentation"
+        "look it up in the table of versions in its documentation"
     ]
 
 
@@ -287,7 +287,8 @@ def test_an_npu_that_is_not_well(look):
 def test_npus_that_nothing_can_use(look):
     assert said(look(packages=(TORCH,))) == [
         "wrong: frameworks: neither torch-npu nor mindspore is installed, so nothing can use the NPUs; "
-        "pip install 'moeport[npu]' or pip install 'moeport[mindspore]'; see docs/ascend.md"
+        "install PyTorch without CUDA and then pip install 'moeport[npu]', or pip install 'moeport[mindspore]'; "
+        "see docs/ascend.md"
     ]
 
 
@@ -311,6 +312,11 @@ def test_the_report(look):
     ):
         assert line in text
     assert max(map(len, text)) < 130
+
+
+def test_the_report_on_an_npu_smi_that_fails(look):
+    text = [str(line) for line in lines(report(look(smi=["dcmi module initialize failed.\n", 255])))]
+    assert "  npu-smi: exit code 255: dcmi module initialize failed." in text
 
 
 def test_each_variable_says_what_is_right():
