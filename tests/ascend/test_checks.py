@@ -1,6 +1,8 @@
 """Each thing that is wrong with a machine is said, with how to mend it, and nothing else is."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from moeport.ascend.checks import findings, fits
 from moeport.ascend.installed import Package, machine
 from moeport.ascend.report import lines, report
 from moeport.ascend.table import DETERMINISM, PAIRS, VARIABLES
+from tests import optional
 from tests.ascend.machines import (
     CANN,
     MINDSPORE,
@@ -144,8 +147,8 @@ CONTRADICTIONS = {
         "wrong: ASCEND_RT_VISIBLE_DEVICES: a number is there twice (1,1); correct it",
     ),
     "a folder that is not there": (
-        {"ASCEND_HOME_PATH": "/nowhere"},
-        f"wrong: ASCEND_HOME_PATH: there is no folder /nowhere; unset ASCEND_HOME_PATH and source {CANN}/set_env.sh",
+        {"ASCEND_HOME_PATH": "/missing"},
+        f"wrong: ASCEND_HOME_PATH: there is no folder /missing; unset ASCEND_HOME_PATH and source {CANN}/set_env.sh",
     ),
     "no library path": (
         {"LD_LIBRARY_PATH": "/opt/other"},
@@ -262,13 +265,9 @@ def test_a_release_of_which_nothing_is_known(look):
     ]
 
 
+@pytest.mark.skipif(not optional.installed("mindspore"), reason="needs mindspore, which is not installed")
 def test_the_rows_on_mindspore_are_those_of_its_own_check():
-    from pathlib import Path
-
-    spec = pytest.importorskip("importlib.util").find_spec("mindspore")
-    if spec is None:
-        pytest.skip("MindSpore is not installed")
-    text = (Path(spec.origin).parent / "run_check/_check_version.py").read_text()
+    text = Path(find_spec("mindspore").origin).with_name("run_check").joinpath("_check_version.py").read_text()
     (pair,) = [pair for pair in PAIRS if pair.package == "mindspore"]
     assert f"self.version = {list(pair.cann)}".replace("'", '"') in text
 
