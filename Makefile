@@ -66,12 +66,12 @@ test-all: $(VENV)/.dev
 $(NPU)/.ok: $(VENV)/.dev tests/npu/environment.py tests/npu/standin/build.py tests/npu/standin/cann.c
 	@$(BIN)/python -m tests.npu.environment $(NPU) $(PIP_INSTALL_OPTIONS)
 
-# Without it, the tests are skipped.
 NPU_MARKS = npu and not slow
+# Where there is no $(NPU)/.ok, pytest skips the tests and says so.
 test-npu: $(NPU)/.ok
 	@if [ -e $(NPU)/.ok ]; then \
 	  echo "real torch_npu front end, emulated kernels"; \
-	  MOEPORT_FAKE_CANN=$(CURDIR)/$(NPU)/cann $(NPU)/bin/python -m pytest $(PYTEST_OPTIONS) -m "$(NPU_MARKS)" $(NPU_TESTS); \
+	  MOEPORT_FAKE_CANN="$(CURDIR)/$(NPU)/cann" $(NPU)/bin/python -m pytest $(PYTEST_OPTIONS) -m "$(NPU_MARKS)" $(NPU_TESTS); \
 	else \
 	  $(BIN)/python -m pytest -m npu $(NPU_TESTS); \
 	fi
