@@ -55,26 +55,23 @@ class LocalJob:
     def kill(self, grace: float) -> None:
         """Ask all of them to end, and end those that have not done so after some seconds."""
         self.terminate()
-        deadline = time.monotonic() + grace
-        while None in self.codes() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+        self._await(grace)
         for process in self.processes:
             process.kill()
 
     def end(self) -> None:
-        """Wait for the processes that still run, then end them and everything that they have started."""
-        grace = GRACE_SECONDS
-        deadline = time.monotonic() + grace
+        """Give the processes that still run time to end, then end them and everything that they have started."""
+        self._await(GRACE_SECONDS)
+        self.kill(GRACE_SECONDS)
         for process in self.processes:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.0))
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(grace)
-                process.kill()
-                process.wait()
+            process.wait()
         self._kill_marked()
+
+    def _await(self, seconds: float) -> None:
+        """Wait until all have ended, or for some seconds."""
+        deadline = time.monotonic() + seconds
+        while None in self.codes() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
     def _kill_marked(self) -> None:
         """Kill the ranks that outlived their launcher; torchrun starts them in sessions of their own."""
