@@ -17,6 +17,7 @@ from moeport.config import Config, config_from_dict, load_config
 from moeport.errors import UserError
 from moeport.model.auto_exchange import FastestExchange
 from moeport.pages.console import wide_console
+from moeport.training.agreed import of_kernels
 
 LAYER = {
     "model.d_model": 256,
@@ -45,6 +46,7 @@ def bench_moe(options: LayerOptions) -> bool:
     traffic = LayerTraffic(options.traffic, options.backward)
     traffic.check(config.model.moe)
     with joined(launch, "bench moe", config, options) as (backend, communicator):
+        communicator.agree(of_kernels(backend))
         bench = LayerBench(config, backend, communicator, algorithms, chunks, traffic)
         rows, choices = _measure(bench, sizes, options)
         if communicator.rank == 0:

@@ -156,16 +156,19 @@ main()
 """A fused SwiGLU for the CPU, which delivers zeros on the second rank."""
 
 
-@pytest.mark.parametrize("command", ["train", pytest.param("parity record", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in ("parity record", "bench moe"))]
+)
 def test_a_fused_operator_that_passes_on_one_rank_only_is_refused(tmp_path, command):
     """Before anything is computed: each rank would train on with kernels of its own."""
     pytest.importorskip("torch")
     options = {
-        "train": ["--set", "backend.device=cpu", "--set", f"run.dir={tmp_path / 'out'}"],
-        "parity record": ["--variant", "torch-cpu", "--output", str(tmp_path / "out")],
+        "train": ["configs/quickstart.yaml", "--set", "backend.device=cpu", "--set", f"run.dir={tmp_path / 'out'}"],
+        "parity record": ["configs/quickstart.yaml", "--variant", "torch-cpu", "--output", str(tmp_path / "out")],
+        "bench moe": ["flat", "--device", "cpu", "--json", str(tmp_path / "out")],
     }
     (tmp_path / "script.py").write_text(ONE_WRONG)
-    arguments = [str(tmp_path / "script.py"), *command.split(), "configs/quickstart.yaml", *options[command]]
+    arguments = [str(tmp_path / "script.py"), *command.split(), *options[command]]
     job = start("torch", 2, arguments, tmp_path / "job")
     try:
         assert job.wait(100) == 2, job.output()
