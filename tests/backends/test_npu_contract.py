@@ -61,7 +61,11 @@ FORBIDDEN = {
     ),
     "rms_norm, a narrow weight": (
         contract.rms_norm(of(4, 8, dtype=torch.float32), of(8)),
-        "weight is bfloat16; expected float32 or float32",
+        "weight is bfloat16; expected float32",
+    ),
+    "rms_norm, a weight of another type": (
+        contract.rms_norm(of(4, 8), of(8, dtype=torch.float16)),
+        "weight is float16; expected bfloat16 or float32",
     ),
     "rms_norm of a vector": (contract.rms_norm(of(8), of(8)), "x has 1 dimensions; expected 2 to 8"),
     "rms_norm, another width": (

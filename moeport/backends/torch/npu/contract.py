@@ -77,7 +77,8 @@ def rms_norm(x: Tensor, weight: Tensor) -> Iterator[str]:
     """npu_rms_norm over the last dimension."""
     yield from _float_types(x=x, weight=weight)
     if weight.dtype not in (x.dtype, torch.float32):
-        yield f"weight is {_type(weight)}; expected {_type(x)} or float32"
+        expected = "float32" if x.dtype == torch.float32 else f"{_type(x)} or float32"
+        yield f"weight is {_type(weight)}; expected {expected}"
     if not 2 <= x.dim() <= 8:
         yield f"x has {x.dim()} dimensions; expected 2 to 8"
     elif tuple(weight.shape) != (x.shape[-1],):
