@@ -21,7 +21,7 @@ from moeport.convert.floats import DTYPES, decoded
 from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, read_folder
 from moeport.convert.parts import Layout, Part, parts
 from moeport.convert.progress import Report, reported, silent
-from moeport.convert.record import Record, read_checksums, write_record
+from moeport.convert.record import Record, read_checksums, refuse_other, write_record
 from moeport.convert.text import tokenizer_of
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import Tokenizer
@@ -71,6 +71,7 @@ def from_hf(
         expressed; nothing is dropped.
     """
     refuse_used(run_dir)
+    refuse_other(run_dir, source)
     folder = read_folder(source)
     family = family_of(folder.config["model_type"])
     _check_counts(folder)

@@ -12,7 +12,7 @@ from moeport.config.schema import Config
 from moeport.convert.floats import DTYPES
 from moeport.convert.folder import copy_carried
 from moeport.convert.parts import Layout
-from moeport.errors import DataError
+from moeport.errors import DataError, UserError
 from moeport.files import atomic_folder, write_json
 from moeport.reading import check_types, read_json
 from moeport.training.checkpoint import read_meta
@@ -45,6 +45,18 @@ class Record:
     """Keys of config.json that the user says have no effect."""
     checksums: dict[str, str]
     """SHA-256 of the bytes of each part, by label."""
+
+
+def refuse_other(run_dir: Path, source: Path) -> None:
+    """Refuse a run folder in which a record would replace files that are not an older record's.
+
+    Args:
+        run_dir: the run folder to make.
+        source: the folder that is read.
+    """
+    folder = run_dir / FOLDER
+    if folder.exists() and (folder.resolve() == source.resolve() or not (folder / FILE).is_file()):
+        raise UserError(f"{folder}: is already there, and not from a conversion; choose another RUN_DIR, or move it")
 
 
 def write_record(source: Path, run_dir: Path, record: Record) -> list[str]:

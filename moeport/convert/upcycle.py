@@ -15,7 +15,7 @@ from pathlib import Path
 from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.convert.progress import Report, reported, silent
-from moeport.convert.record import find_record, write_record
+from moeport.convert.record import find_record, refuse_other, write_record
 from moeport.convert.upcycle_plan import Plan, UpcycleOptions, slices_of
 from moeport.errors import UserError
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
@@ -55,6 +55,7 @@ def upcycle(
     """
     options = options or UpcycleOptions()
     refuse_used(run_dir)
+    refuse_other(run_dir, source)
     if not (source / CONFIG_FILE).is_file():
         raise UserError(
             f"{source}: is no run folder: it has no {CONFIG_FILE}; expected one, as moeport convert makes it"

@@ -366,3 +366,15 @@ def test_a_tokenizer_from_elsewhere_says_which_token_ends_a_text(tmp_path):
     tokenizer.write_text(tokenizer.read_text().replace("<|endoftext|>", "</s>"))
     from_hf(hub, tmp_path / "run", tokenizer=tokenizer)
     assert "end_of_text: </s>" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_a_folder_where_its_record_would_be(tmp_path):
+    hub = hub_folder(tmp_path / "run/huggingface")
+    before = {path: path.read_bytes() for path in hub.iterdir()}
+    for source in (hub, hub_folder(tmp_path / "hub")):
+        with pytest.raises(UserError, match=r"run/huggingface: is already there, and not from a conversion; choose"):
+            from_hf(source, tmp_path / "run")
+    (hub / "moeport.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run/huggingface: is already there"):
+        from_hf(hub, tmp_path / "run")
+    assert {path: path.read_bytes() for path in before} == before
