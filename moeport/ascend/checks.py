@@ -249,11 +249,12 @@ def _timeouts(environment: Mapping[str, str]) -> Iterator[Finding]:
     if not texts.keys() & environment.keys() or not all(text.isdecimal() for text in texts.values()):
         return
     event, execution = map(int, texts.values())
+    limit = f"{execution} s" if execution else "no limit"
     if event and (event <= execution or not execution):
         yield Finding(
             "doubtful",
             "HCCL_EVENT_TIMEOUT",
-            f"{event} s is not more than HCCL_EXEC_TIMEOUT, {execution or 'without limit'}, so a slow collective is "
+            f"{event} s is not more than HCCL_EXEC_TIMEOUT ({limit}), so a slow collective is "
             "reported as a stuck device",
             f"export HCCL_EVENT_TIMEOUT={execution + 32 if execution else 0}",
         )

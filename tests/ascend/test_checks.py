@@ -130,8 +130,13 @@ CONTRADICTIONS = {
     ),
     "an event that waits less than a collective": (
         {"HCCL_EXEC_TIMEOUT": "3600"},
-        "doubtful: HCCL_EVENT_TIMEOUT: 1868 s is not more than HCCL_EXEC_TIMEOUT, 3600, so a slow collective is "
+        "doubtful: HCCL_EVENT_TIMEOUT: 1868 s is not more than HCCL_EXEC_TIMEOUT (3600 s), so a slow collective is "
         "reported as a stuck device; export HCCL_EVENT_TIMEOUT=3632",
+    ),
+    "an event that waits less than a collective without limit": (
+        {"HCCL_EXEC_TIMEOUT": "0"},
+        "doubtful: HCCL_EVENT_TIMEOUT: 1868 s is not more than HCCL_EXEC_TIMEOUT (no limit), so a slow collective is "
+        "reported as a stuck device; export HCCL_EVENT_TIMEOUT=0",
     ),
     "no autoload": (
         {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
