@@ -113,8 +113,8 @@ def few_cases(monkeypatch):
 
 def test_conformance_passes_and_counts(tmp_path, few_cases):
     given = task(tmp_path, "conformance", dtypes=("float32", "float64"), quick=False)
-    conformance.work(given)
-    result = conformance.judge([Outcome(events=events(tmp_path))])
+    value = conformance.work(given)
+    result = conformance.judge([Outcome(value, events(tmp_path))])
     assert (result.verdict, result.summary) == ("pass", "14 checks of 8 cases are right")
     assert [row[0] for row in result.tables[0].rows] == ["cast", "argsort", "swiglu", "gelu"]
 
@@ -151,10 +151,10 @@ def test_work_goes_on_after_the_case_that_ended_the_process(tmp_path, few_cases)
 
 def test_every_kernel_has_a_workload_that_is_right(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "REPETITIONS", 1)
-    kernels.work(task(tmp_path, "kernels", dtypes=("float32", "bfloat16")))
+    value = kernels.work(task(tmp_path, "kernels", dtypes=("float32", "bfloat16")))
     done = [event for event in events(tmp_path) if "end" in event]
     assert [event["kernel"] for event in done if event["dtype"] == "float32"] == list(KERNELS)
-    result = kernels.judge([Outcome(events=done)])
+    result = kernels.judge([Outcome(value, done)])
     assert result.verdict == "pass", result.summary
     assert len(result.tables[0].rows) == 2 * len(KERNELS)
 

@@ -24,9 +24,9 @@ def test_results_say_that_there_is_no_real_cann(tmp_path):
 
 def test_fused_kernels_are_compared_and_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "REPETITIONS", 1)
-    kernels.work(task(tmp_path, "kernels", ("float32",)))
+    value = kernels.work(task(tmp_path, "kernels", ("float32",)))
     events = [json.loads(line) for line in (tmp_path / EVENTS_FILE).read_text().splitlines()]
-    result = kernels.judge([Outcome(events=events)])
+    result = kernels.judge([Outcome(value, events)])
     assert result.verdict == "pass", result.summary
     fused = {event["kernel"] for event in events if "default_s" in event}
     assert fused == {"rms_norm", "rope", "attention", "swiglu", "grouped_mlp", "permute", "unpermute"}
