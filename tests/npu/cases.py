@@ -39,6 +39,7 @@ ROW_KEPT_TK = torch.argsort(torch.argsort(CHOSEN_TK.flatten(), stable=True)).vie
 
 def there_and_back(x, p, kept=None):
     rows, places = npu.npu_moe_token_permute(x, CHOSEN_TK.npu(), num_out_tokens=kept)
+    rows = F.pad(rows, (0, 0, 0, CHOSEN_TK.numel() - len(rows)))  # unpermute wants those that were dropped, too
     return npu.npu_moe_token_unpermute(rows * 2, places, probs=p)
 
 

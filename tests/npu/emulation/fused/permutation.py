@@ -5,7 +5,8 @@ import torch
 from tests.npu.emulation.fused.rules import FLOATS, emulated, need, need_one_type, need_types
 
 MOST_CHOICES = 512
-MOST_INDICES = 16_777_215
+INDEX_LIMIT = 16_777_215
+"""Indices, and their number, are below it."""
 
 
 def permute(tokens, indices, num_out_tokens=None, padded_mode=False):
@@ -17,7 +18,8 @@ def permute(tokens, indices, num_out_tokens=None, padded_mode=False):
     need(indices.shape[0] == tokens.shape[0], f"a row of indices for each token (got {indices.shape[0]})")
     choices = indices.shape[1] if indices.dim() == 2 else 1
     need(choices <= MOST_CHOICES, f"at most {MOST_CHOICES} indices for a token")
-    need(indices.numel() < MOST_INDICES, f"fewer than {MOST_INDICES} indices")
+    need(indices.numel() < INDEX_LIMIT, f"fewer than {INDEX_LIMIT} indices")
+    need(((indices >= 0) & (indices < INDEX_LIMIT)).all(), f"indices are 0 or more and below {INDEX_LIMIT}")
     order = torch.argsort(indices.flatten(), stable=True)
     inverse = torch.argsort(order)
     kept = order[: num_out_tokens or None]
@@ -25,7 +27,9 @@ def permute(tokens, indices, num_out_tokens=None, padded_mode=False):
 
 
 def permute_backward(grad, sorted_indices, tokens, dtype, choices, padded_mode=False):
-    return _rows(grad.float(), sorted_indices).view(tokens, choices, -1).sum(1).to(dtype)
+    dropped = grad.new_zeros(tokens * choices - len(grad), grad.shape[1])  # their places are behind the last row
+    rows = torch.cat([grad, dropped]).float().index_select(0, sorted_indices.long())
+    return rows.view(tokens, choices, -1).sum(1).to(dtype)
 
 
 def unpermute(permuted, sorted_indices, probs=None, padded_mode=False, restore_shape=None):
@@ -33,7 +37,10 @@ def unpermute(permuted, sorted_indices, probs=None, padded_mode=False, restore_s
     need_one_type(permuted_tokens=permuted)
     need_types((torch.int32,), sorted_indices=sorted_indices)
     need(permuted.dim() == 2 and sorted_indices.dim() == 1, "permuted_tokens have 2 dims and sorted_indices 1")
-    rows = _rows(permuted.float(), sorted_indices)
+    need(len(permuted) == len(sorted_indices), f"a row for each of the sorted_indices (got {len(permuted)})")
+    places = torch.arange(len(permuted), dtype=torch.int32)
+    need(torch.equal(sorted_indices.sort().values, places), "sorted_indices name every row once")
+    rows = permuted.float().index_select(0, sorted_indices.long())
     if probs is None:
         return rows.to(permuted.dtype)
     need_types(FLOATS, probs=probs)
@@ -51,18 +58,11 @@ def unpermute_backward(
 ):
     dy = grad.float()
     spread = dy if probs is None else (dy.unsqueeze(1) * probs.float().unsqueeze(-1)).flatten(0, 1)
-    kept = sorted_indices < rows
-    d_permuted = torch.zeros(rows, dy.shape[1]).index_copy_(0, sorted_indices[kept].long(), spread[kept]).to(dtype)
+    d_permuted = torch.empty(rows, dy.shape[1]).index_copy_(0, sorted_indices.long(), spread).to(dtype)
     if probs is None:
         return d_permuted, None
-    tokens = _rows(permuted_tokens.float(), sorted_indices).view(*probs.shape, -1)
+    tokens = permuted_tokens.float().index_select(0, sorted_indices.long()).view(*probs.shape, -1)
     return d_permuted, (tokens * dy.unsqueeze(1)).sum(-1).to(probs.dtype)
-
-
-def _rows(x, places):
-    """The rows at these places; zeros for places behind the last row, whose tokens were dropped."""
-    behind = torch.cat([x, x.new_zeros(1, x.shape[1])])
-    return behind.index_select(0, places.long().clamp_max(x.shape[0]))
 
 
 OPERATORS = {

@@ -1,21 +1,28 @@
 """npu_rotary_mul: x * cos + rotate(x) * sin."""
 
+import math
+
 import torch
 
 from tests.npu.emulation.fused.rules import FLOATS, emulated, need, need_types
 
+Layouts = dict[tuple, tuple[int, ...]]
 ONE, SAME = 1, None
-COSINES = {
-    "half": {
-        4: ((ONE, ONE, SAME), (SAME, ONE, SAME), (ONE, SAME, ONE), (SAME, SAME, ONE), (SAME, ONE, ONE), (SAME,) * 3),
-        3: ((SAME, ONE), (SAME, SAME)),
-    },
-    "interleave": {4: ((ONE, ONE, SAME), (ONE, SAME, ONE), (SAME, ONE, ONE)), 3: ((SAME, ONE),)},
+FOR_ALL: Layouts = {(ONE, ONE, SAME): (2,), (ONE, SAME, ONE): (1,), (SAME, ONE, ONE): (0,)}
+FOR_EACH: Layouts = {
+    (SAME, ONE, SAME): (2,),
+    (SAME, SAME, ONE): (0, 1),
+    (SAME, SAME, SAME): (0, 1, 2),
+}
+COSINES: dict[str, dict[int, Layouts]] = {
+    "half": {4: FOR_ALL | FOR_EACH, 3: {(SAME, ONE): (0,), (SAME, SAME): (0,)}},
+    "interleave": {4: FOR_ALL, 3: {(SAME, ONE): (0,)}},
 }
 """The shapes that cosines and sines may have in the layouts BNSD, BSND, SBND and TND, without the last dim, by mode and
-by the number of dims: each size is 1 or the input's."""
-MOST_WIDTH = 896
-MOST_PAIRS = 1000
+by the number of dims: each size is 1 or the input's. For each, the dims that may be the positions."""
+WIDTH_LIMIT = 896
+LIMIT = 1000
+"""Batch and heads are below it; in mode interleave their product is."""
 
 
 def rotary_mul(x, cos, sin, rotary_mode="half", rotate=None):
@@ -43,21 +50,22 @@ def _check(x, cos, sin, mode):
     need(mode in COSINES, f"rotary_mode is half or interleave (got {mode})")
     need_types(FLOATS, input=x, r1=cos, r2=sin)
     need(x.dim() in (3, 4), f"the input has 3 or 4 dims (got {x.dim()})")
-    need(x.shape[-1] % 2 == 0 and x.shape[-1] < MOST_WIDTH, f"the last dim is even and below {MOST_WIDTH}")
+    need(x.shape[-1] % 2 == 0 and x.shape[-1] < WIDTH_LIMIT, f"the last dim is even and below {WIDTH_LIMIT}")
     need(cos.shape == sin.shape and cos.dim() == x.dim(), "r1 and r2 have one shape, with the dims of the input")
     need(cos.shape[-1] == x.shape[-1], f"r1 and r2 are as wide as the input (got {cos.shape[-1]}, {x.shape[-1]})")
-    allowed = [
-        shape
-        for shape in COSINES[mode][x.dim()]
+    positions = [
+        dim
+        for shape, dims in COSINES[mode][x.dim()].items()
         if all(
             size == (has if want is SAME else ONE) for want, has, size in zip(shape, x.shape, cos.shape, strict=False)
         )
+        for dim in dims
     ]
-    need(allowed, f"r1 and r2 have a shape of one of the layouts (got {tuple(cos.shape)} for {tuple(x.shape)})")
-    if mode == "interleave" and x.dim() == 4:
-        sequence = allowed[0].index(SAME)
-        pairs = x.shape[:-1].numel() // x.shape[sequence]
-        need(pairs < MOST_PAIRS, f"batch times heads is below {MOST_PAIRS} (got {pairs})")
+    need(positions, f"r1 and r2 have a shape of one of the layouts (got {tuple(cos.shape)} for {tuple(x.shape)})")
+    if x.dim() == 4:
+        others = [[size for dim, size in enumerate(x.shape[:3]) if dim != position] for position in positions]
+        sizes = [max(each) if mode == "half" else math.prod(each) for each in others]
+        need(min(sizes) < LIMIT, f"batch and heads, or in mode interleave their product, are below {LIMIT}")
 
 
 OPERATORS = {"npu_rotary_mul": rotary_mul, "npu_rotary_mul_backward": rotary_mul_backward}
