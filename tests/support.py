@@ -2,24 +2,11 @@
 
 import numpy as np
 
-from moeport.conformance.differences import (
-    STEP as STEP,
-)
-from moeport.conformance.differences import (
-    UNITS as UNITS,
-)
-from moeport.conformance.differences import (
-    Slopes as Slopes,
-)
-from moeport.conformance.differences import (
-    finite_difference as finite_difference,
-)
-from moeport.conformance.differences import (
-    gradient_limit as gradient_limit,
-)
-from moeport.conformance.forms import with_methods as with_methods
-from moeport.conformance.numbers import grid as grid
-from moeport.conformance.numbers import rng as rng
+from moeport.conformance.differences import finite_difference, gradient_limit
+from moeport.conformance.forms import with_methods
+from moeport.conformance.numbers import grid, rng
+
+__all__ = ["assert_close", "assert_gradient", "finite_difference", "grid", "rng", "with_methods"]
 
 
 def assert_close(got, want, tolerance, label=""):
