@@ -1,7 +1,9 @@
 """What the parts compute, and how it is judged."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,11 @@ from moeport.kit.task import EVENTS_FILE, Task
 from tests.comm.jobs import start
 
 pytest.importorskip("torch")
+
+from moeport.backends.torch import fused
+from moeport.backends.torch.ops import TorchOps
+from moeport.backends.trial import Candidate
+from moeport.facts import FusedKernel
 
 
 def task(folder, part, **changes):
@@ -292,16 +299,20 @@ def test_a_fault_fails_parity(tmp_path, monkeypatch):
     assert "rms_norm" in result.summary
 
 
-@pytest.mark.parametrize(
-    ("backend", "kernel", "choice", "fused"),
-    [
-        ("torch", "swiglu", "npu_swiglu", True),
-        ("torch", "rope", "npu_rotary_mul; where it cannot serve (too wide): rolled halves and addcmul", True),
-        ("torch", "swiglu", "silu, then multiply; npu_swiglu does not compute in float64", False),
-        ("mindspore", "swiglu", "default composition; mindspore.ops.swiglu fails on this device: no kernel", False),
-        ("torch", "linear", "torch.nn.functional.linear", False),
-        ("numpy", "swiglu", "default composition", False),
-    ],
-)
-def test_only_a_fused_operator_that_serves_is_called_fused(backend, kernel, choice, fused):
-    assert kernels.is_fused(backend, kernel, choice) == fused
+def doubled_silu(ops, gate_up):
+    return 2 * ops.gelu(gate_up[:, : gate_up.shape[1] // 2])
+
+
+@pytest.mark.parametrize(("function", "timed"), [(TorchOps.swiglu, {"swiglu"}), (doubled_silu, set())])
+def test_a_kernel_is_timed_as_fused_where_an_operator_passed_its_trial(tmp_path, monkeypatch, function, timed):
+    """Not where one was refused, although what is said of the kernel then differs from the default's."""
+    fact = FusedKernel("swiglu", "my_swiglu", ("float32",))
+    monkeypatch.setitem(sys.modules, "a_table", SimpleNamespace(CANDIDATES=(Candidate(fact, function),)))
+    monkeypatch.setitem(fused.TABLES, "cpu", "a_table")
+    monkeypatch.setattr(fused, "_made", {})
+    monkeypatch.setattr(kernels, "REPETITIONS", 1)
+    monkeypatch.setattr(kernels, "KERNELS", ("swiglu", "gelu"))
+    kernels.work(task(tmp_path, "kernels"))
+    done = [event for event in events(tmp_path) if "end" in event]
+    assert len(done) == 2
+    assert {event["kernel"] for event in done if "default_s" in event} == timed

@@ -19,7 +19,6 @@ from moeport.conformance.forms import with_default_kernels
 from moeport.core.array import Array
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import KERNELS, Ops
-from moeport.facts import BACKENDS
 from moeport.kit.result import Outcome, Result, judgement
 from moeport.kit.task import Task, describe
 from moeport.model.rope import rope_tables
@@ -76,19 +75,13 @@ def work(task: Task) -> dict[str, Any]:
             choice = backend.kernel_choices()[kernel]
             found |= {"dtype": dtype, "kernel": kernel, "choice": choice}
             sides = {"chosen": backend.ops, "composed": with_default_kernels(backend.ops)}
-            if is_fused(task.backend, kernel, choice):
+            if backend.fused_kernels().get(kernel) != plain.fused_kernels().get(kernel):
                 sides["default"] = plain.ops
             try:
                 found |= _compare_scales(backend, kernel, sides, scales)
             except Exception as error:
                 found["problem"] = describe(error)
     return {"cases": len(labels)}
-
-
-def is_fused(backend: str, kernel: str, choice: str) -> bool:
-    """Whether what computes a kernel, as `kernel_choices` says it, is a fused operator of any device."""
-    operators = [fact.name for fact in BACKENDS[backend].fused_on("auto") if fact.kernel == kernel]
-    return choice.startswith(tuple(operators))
 
 
 def _compare_scales(backend: Backend, kernel: str, sides: Mapping[str, Ops], scales: Sequence[Sizes]) -> dict[str, Any]:
