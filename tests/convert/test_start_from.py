@@ -42,8 +42,8 @@ def test_a_resumed_run_does_not_start_again(tmp_path):
 
 
 def test_what_cannot_be_started_from(tmp_path):
-    with pytest.raises(UserError, match=r"training\.start_from: .*nowhere is no run folder and no checkpoint"):
-        run(tmp_path, "second", start=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"training\.start_from: .*missing is no run folder and no checkpoint"):
+        run(tmp_path, "second", start=tmp_path / "missing")
     run(tmp_path, "first")
     with pytest.raises(UserError, match=r"does not fit the model of the config: .*w_in: shape"):
         run(tmp_path, "third", start=tmp_path / "first", model={"moe": {"expert_hidden": 8}})

@@ -220,8 +220,8 @@ def test_what_is_no_business_of_upcycling(tmp_path):
         upcycle(tmp_path / "old", tmp_path / "new", ["model.d_model=16"])
     with pytest.raises(UserError, match=r"lm_head\.weight: the source has it, and the new model has no place for it"):
         upcycle(tmp_path / "old", tmp_path / "new", ["model.tie_embeddings=true"])
-    with pytest.raises(UserError, match=r"nowhere: is no run folder: it has no config\.yaml"):
-        upcycle(tmp_path / "nowhere", tmp_path / "new", [])
+    with pytest.raises(UserError, match=r"missing: is no run folder: it has no config\.yaml"):
+        upcycle(tmp_path / "missing", tmp_path / "new", [])
 
 
 def test_from_a_dense_folder_to_a_trained_mixture_and_back(tmp_path):

@@ -7,7 +7,7 @@ from tests.support import rng
 
 
 def routing_of(ops, experts_TK, gates_TK, num_experts, dtype="float64", probs_TE=None):
-    """A routing with these decisions; expert `num_experts` is nowhere."""
+    """A routing with these decisions; a choice of `num_experts` is unrouted."""
     experts_TK, gates_TK = np.asarray(experts_TK), np.asarray(gates_TK, np.float64)
     tokens, choices = experts_TK.shape
     scores = np.zeros((tokens, num_experts)) if probs_TE is None else probs_TE
@@ -23,10 +23,10 @@ def routing_of(ops, experts_TK, gates_TK, num_experts, dtype="float64", probs_TE
     )
 
 
-def random_decisions(seed, tokens, choices, num_experts, nowhere=False):
+def random_decisions(seed, tokens, choices, num_experts, unrouted=False):
     """Different experts for each token, skewed to the first ones, and gates that are multiples of 1/16, many equal.
 
-    With `nowhere`, some second choices are not served by the router.
+    With `unrouted`, some second choices are not served by the router.
     """
     random = rng(seed)
     popularity = 1.0 / np.arange(1, num_experts + 1)
@@ -34,7 +34,7 @@ def random_decisions(seed, tokens, choices, num_experts, nowhere=False):
         [random.choice(num_experts, choices, replace=False, p=popularity / popularity.sum()) for _ in range(tokens)]
     )
     gates = random.integers(1, 5, (tokens, choices)) / 16
-    if nowhere:
+    if unrouted:
         gone = random.random(tokens) < 0.3
         experts[gone, -1], gates[gone, -1] = num_experts, 0.0
     return experts, gates

@@ -10,7 +10,7 @@ DECISIONS = {
     "one choice": random_decisions(1, 10, 1, 4),
     "two choices": random_decisions(2, 10, 2, 4),
     "all experts": random_decisions(3, 5, 4, 4),
-    "some unrouted": random_decisions(4, 10, 2, 4, nowhere=True),
+    "some unrouted": random_decisions(4, 10, 2, 4, unrouted=True),
     "one token": random_decisions(5, 1, 2, 4),
     "all unrouted": (np.full((3, 2), 4), np.zeros((3, 2))),
     "one expert of four": (np.full((6, 1), 2), np.full((6, 1), 0.5)),

@@ -51,7 +51,7 @@ def test_the_same_are_dropped_as_by_a_loop(target, experts, gates, capacity, dro
 @every_policy
 @pytest.mark.parametrize("seed", range(20))
 def test_every_expert_serves_as_many_as_came_or_its_capacity(drop, seed):
-    experts, gates = random_decisions(seed, 30, 3, EXPERTS, nowhere=True)
+    experts, gates = random_decisions(seed, 30, 3, EXPERTS, unrouted=True)
     for capacity in (1, 2, 5, 11, 90):
         after, _ = dropped(NumpyOps(), experts, gates, capacity, drop)
         came = np.bincount(experts.reshape(-1), minlength=EXPERTS + 1)[:EXPERTS]

@@ -27,7 +27,7 @@ TRAINED = [config for config in CONFIGS if config.experts_per_token < EXPERTS an
 
 
 def naive(routing, tokens=slice(None)):
-    """E * sum_e f_e P_e over some tokens; null experts share the choices that go nowhere."""
+    """E * sum_e f_e P_e over some tokens; null experts share the choices that are unrouted."""
     experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts
     chosen = routing.expert_N.reshape(routing.num_tokens, -1)[tokens, :counted]
     probs = routing.probs_TE[tokens]

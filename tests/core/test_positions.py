@@ -19,7 +19,7 @@ def test_at_most_sixteen_ranges(length, ranges):
 @every_target
 def test_drops_are_counted_where_they_happen(target, length):
     ops = target.build().ops
-    experts, gates = random_decisions(1, SEQUENCES * length, 2, EXPERTS, nowhere=True)
+    experts, gates = random_decisions(1, SEQUENCES * length, 2, EXPERTS, unrouted=True)
     chosen = routing_of(ops, experts, gates, EXPERTS, "float32")
     served = drop_overflow(ops, chosen, 3, "position", ())
     kept = ops.to_numpy(served.expert_N).reshape(SEQUENCES, length, 2) < EXPERTS

@@ -27,7 +27,7 @@ DECISIONS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "one choice": random_decisions(1, 40, 1, EXPERTS),
     "two choices": random_decisions(2, 40, 2, EXPERTS),
     "three choices": random_decisions(3, 23, 3, EXPERTS),
-    "some unrouted": random_decisions(4, 40, 2, EXPERTS, nowhere=True),
+    "some unrouted": random_decisions(4, 40, 2, EXPERTS, unrouted=True),
     "equal gates": (random_decisions(5, 20, 2, EXPERTS)[0], np.full((20, 2), 0.5)),
     "all to one expert": (np.full((9, 1), 3), np.arange(9)[:, None] / 16),
 }

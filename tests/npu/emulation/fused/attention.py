@@ -90,7 +90,7 @@ def _heads(query, key, value, head_num, layout):
 
 
 def _hidden(mask, mode, q, k):
-    """Where scores are hidden; None for nowhere. Without a mask, sparse_mode has no effect."""
+    """Where scores are hidden; None where none are. Without a mask, sparse_mode has no effect."""
     if mask is None:
         return None
     need_types((torch.bool, torch.uint8), atten_mask=mask)
