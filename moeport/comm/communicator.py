@@ -6,7 +6,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
@@ -338,11 +338,8 @@ class Communicator(ABC):
 
     @contextmanager
     def _watched(self, call: Call) -> Iterator[None]:
-        if self._liveness is None:
+        with self.ops.part("communication"), self._liveness.call(call) if self._liveness else nullcontext():
             yield
-        else:
-            with self._liveness.call(call):
-                yield
 
     def _count(self, name: str, rows: Sequence[int], x: Array) -> None:
         self.traffic.add(name, rows, _row_bytes(self.ops, x))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -33,6 +34,14 @@ class Ops(ABC):
     def unrecorded(self) -> Ops:
         """The same operations without recording, for values that no result depends on; `self` unless they record."""
         return self
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Says that what the block computes belongs to a part of the step, for a profile; otherwise it does nothing.
+
+        Args:
+            name: one of `moeport.core.parts.PARTS`.
+        """
+        return nullcontext()
 
     # ------------------------------------------------------------------ creation and conversion
 

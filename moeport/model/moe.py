@@ -146,10 +146,11 @@ class MoELayer:
         self, ops: Ops, context: RouterContext, params: Mapping[str, Array], x_TD: Array
     ) -> Routing | SoftRouting:
         """The router's choice, with the cosines that an estimated capacity needs."""
-        chosen = self.router.route(ops, params, x_TD, context)
-        if isinstance(chosen, SoftRouting) or not self.config.capacity.is_estimated:
-            return chosen
-        return replace(chosen, cosine_TE=self.router.gate_cosines(ops.unrecorded(), params, x_TD))
+        with ops.part("router"):
+            chosen = self.router.route(ops, params, x_TD, context)
+            if isinstance(chosen, SoftRouting) or not self.config.capacity.is_estimated:
+                return chosen
+            return replace(chosen, cosine_TE=self.router.gate_cosines(ops.unrecorded(), params, x_TD))
 
     def _mlp(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         return ops.mlp(x_TD, params["w_in"], params["w_out"], self.config.activation)
@@ -198,21 +199,37 @@ class MoELayer:
     ) -> tuple[Array, MoEMetrics]:
         """Apply the routed experts to the tokens assigned to them."""
         config = self.config
-        capacity = expert_capacity(ops, config.capacity, params, chosen)
-        routing = chosen
-        if capacity is not None:
-            noise = [context.noise[name] for name in self._drop_noise] if context.training else []
-            routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
+        with ops.part("router"):
+            capacity = expert_capacity(ops, config.capacity, params, chosen)
+            routing = chosen
+            if capacity is not None:
+                noise = [context.noise[name] for name in self._drop_noise] if context.training else []
+                routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
 
-        if self.exchange is None:
-            plan = plan_dispatch(ops, routing)
-            y_TD, counts_E = self._routed(ops, x_TD, routing.weight_N, plan, run_experts), plan.counts_E
-        else:
-            y_TD = self.exchange(ops, x_TD, routing, self._experts(ops, run_experts))
-            counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
+        with ops.part("dispatch"):
+            if self.exchange is None:
+                plan = plan_dispatch(ops, routing)
+                y_TD, counts_E = self._routed(ops, x_TD, routing.weight_N, plan, run_experts), plan.counts_E
+            else:
+                y_TD = self.exchange(ops, x_TD, routing, self._experts(ops, run_experts))
+                counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
 
+        with ops.part("measures"):
+            return y_TD, self._metrics(ops, chosen, routing, capacity, counts_E, context)
+
+    def _metrics(
+        self,
+        ops: Ops,
+        chosen: Routing,
+        routing: Routing,
+        capacity: int | Array | None,
+        counts_E: Array,
+        context: RouterContext,
+    ) -> MoEMetrics:
+        """Losses and measurements of the routed experts: `chosen` by the router, served as `routing` says."""
+        config = self.config
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
-        return y_TD, MoEMetrics(
+        return MoEMetrics(
             load_balance=self._load_balance(ops, chosen, context) if self.load_balance_coefficient else zero,
             router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if config.router_z_loss else zero,
             own_loss=zero if chosen.own_loss is None else chosen.own_loss,
@@ -260,11 +277,13 @@ class MoELayer:
         self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, run_experts: RunExperts
     ) -> tuple[Array, MoEMetrics]:
         """Apply the routed experts to weighted means of tokens."""
-        x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
-        exchange, experts = self.exchange, self._experts(ops, run_experts)
-        y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
+        with ops.part("dispatch"):
+            x_RD, counts_E = soft_dispatch(ops, x_TD, chosen)
+            exchange, experts = self.exchange, self._experts(ops, run_experts)
+            y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
+            y_TD = soft_combine(ops, y_RD, chosen)
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
-        return soft_combine(ops, y_RD, chosen), MoEMetrics(
+        return y_TD, MoEMetrics(
             load_balance=zero,
             router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if self.config.router_z_loss else zero,
             own_loss=zero,

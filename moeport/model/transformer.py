@@ -119,7 +119,8 @@ class Transformer(ABC):
         """
         ops, run_block = run.ops, run.run_block or partial(self._run_block, params)
         token_ids_T = self.token_ids(ops, batch)
-        x_BSD = self.embed(run, params, batch)
+        with ops.part("embedding"):
+            x_BSD = self.embed(run, params, batch)
         metrics: list[MoEMetrics] = []
         for block in self.blocks:
             prefix = f"{block.layer}."
@@ -138,7 +139,8 @@ class Transformer(ABC):
                 topology=self.topology,
                 pass_number=run.number,
             )
-            x_BSD, block_metrics = run_block(run, x_BSD, context)
+            with ops.part("block"):
+                x_BSD, block_metrics = run_block(run, x_BSD, context)
             metrics += block_metrics
         return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
 
@@ -162,8 +164,9 @@ class Transformer(ABC):
 
         def run_pass(number: int) -> tuple[Array, LossTerms]:
             x_BSD, layers = self.hidden(replace(run, number=number), params, batch)
-            x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
-            return x_TD, self._terms(ops, params, batch, x_TD, layers)
+            with ops.part("loss"):
+                x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
+                return x_TD, self._terms(ops, params, batch, x_TD, layers)
 
         x_TD, terms = run_pass(0)
         if router.passes == 1 or not run.training:

@@ -19,7 +19,7 @@ from moeport.parity.recording import FLOATS
 
 PASSIVE = (
     *("from_numpy", "to_numpy", "on_host", "constant", "constant_like", "zeros", "index", "arange", "dtype"),
-    "unrecorded",
+    *("unrecorded", "part"),
 )
 """Operations that are forwarded but not recorded."""
 TRANSPARENT = ("cast", "accurate", "stop_gradient", "reshape", "transpose", "concat", "split", "one_hot")
