@@ -73,7 +73,8 @@ def plan_of(ops: Ops, expert_N: np.ndarray, choices: int, experts: int) -> Dispa
     order_R = np.argsort(expert_N, kind="stable")
     arrays = (order_R, np.argsort(order_R), order_R // choices, np.bincount(expert_N, minlength=experts + 1)[:experts])
     order, position, token, counts = (ops.from_numpy(x) for x in arrays)
-    return DispatchPlan(order, position, token, counts, len(expert_N) // choices, choices)
+    served = bool((expert_N < experts).all())
+    return DispatchPlan(order, position, token, counts, len(expert_N) // choices, choices, served)
 
 
 _EXPERT_N = np.array([2, 0, 3, 2, 0, 3, 2, 0, 3, 3, 0, 2])

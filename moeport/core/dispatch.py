@@ -62,6 +62,7 @@ def plan_dispatch(ops: Ops, routing: Routing) -> DispatchPlan:
         counts_E=ops.bincount(routing.expert_N, routing.num_experts + 1)[: routing.num_experts],
         num_tokens=routing.num_tokens,
         choices_per_token=routing.choices_per_token,
+        serves_every_row=routing.all_routed,
     )
 
 

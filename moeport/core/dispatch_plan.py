@@ -23,3 +23,7 @@ class DispatchPlan:
     """T."""
     choices_per_token: int | None
     """K; None if experts chose the tokens, in which case assignments are not in token order."""
+    serves_every_row: bool = False
+    """Whether every row is served, whatever the data: counts_E then sums to R. Known from the config alone, so that a
+    kernel may leave out masks without looking at the device; False where a row may be unrouted.
+    """

@@ -54,4 +54,5 @@ def drop_overflow(
         routing,
         expert_N=ops.where(served_N, routing.expert_N, ops.index(experts)),
         weight_N=ops.where(served_N, routing.weight_N, ops.constant_like(0.0, routing.weight_N)),
+        all_routed=False,
     )

@@ -45,6 +45,8 @@ class Routing:
     """How near each assignment's token is to its expert, for drop policy `affinity`; None: the router has none."""
     cosine_TE: Array | None = None
     """Cosines of tokens and gate rows, for estimated capacities; None for other policies."""
+    all_routed: bool = False
+    """Whether no assignment can be unrouted, whatever the scores; from the config, never from data."""
 
     @property
     def choices_per_token(self) -> int | None:

@@ -181,8 +181,12 @@ def assign(
     null_experts: int = 0,
     own_loss: Array | None = None,
     affinity_TK: Array | None = None,
+    all_routed: bool = False,
 ) -> Routing:
-    """A `Routing` in which every token has K choices, best first."""
+    """A `Routing` in which every token has K choices, best first.
+
+    `all_routed` promises that each of them is an expert: no entry of `expert_TK` is E, whatever the scores.
+    """
     num_tokens, choices = expert_TK.shape
     return Routing(
         expert_N=ops.reshape(expert_TK, (-1,)),
@@ -195,6 +199,7 @@ def assign(
         null_experts=null_experts,
         own_loss=own_loss,
         affinity_N=None if affinity_TK is None else ops.reshape(affinity_TK, (-1,)),
+        all_routed=all_routed,
     )
 
 

@@ -55,7 +55,7 @@ class BaseLayersRouter(Router[BaseLayersConfig]):
         else:
             expert_T1 = ops.topk_ids(logits_TE, 1)
         gate_T1 = ops.sigmoid(ops.take_last(logits_TE, expert_T1))
-        return assign(ops, expert_T1, gate_T1, logits_TE, ops.softmax(logits_TE))
+        return assign(ops, expert_T1, gate_T1, logits_TE, ops.softmax(logits_TE), all_routed=True)
 
 
 def balanced_assignment(ops: Ops, scores_TE: Array) -> Array:

@@ -37,4 +37,5 @@ class CartesianRouter(Router[CartesianConfig]):
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
-        return assign(ops, expert_TK, normalized(ops, ops.take_last(probs_TE, expert_TK)), logits_TE, probs_TE)
+        weight_TK = normalized(ops, ops.take_last(probs_TE, expert_TK))
+        return assign(ops, expert_TK, weight_TK, logits_TE, probs_TE, all_routed=True)

@@ -90,6 +90,7 @@ class ExpertsChooseRouter(Router[ConfigT]):
             probs_TE=probs_TE,
             balanced_choices=0,
             token_N=ops.reshape(token_GEC + ops.reshape(group * ops.index(size), (groups, experts, 1)), (-1,)),
+            all_routed=True,
         )
 
     @abstractmethod

@@ -48,7 +48,8 @@ class GShardRouter(Router[GShardConfig]):
         probs_TE = ops.softmax(logits_TE)
         expert_T2 = ops.topk_ids(logits_TE, 2)
         weight_T2 = normalized(ops, ops.take_last(probs_TE, expert_T2))
-        if self.config.random_second and context.training:
+        may_decline = self.config.random_second and context.training
+        if may_decline:
             noise_T = ops.cast(context.noise["second_expert"], ops.dtype(weight_T2))
             served_T = ops.constant_like(2.0, weight_T2) * ops.stop_gradient(weight_T2[:, 1]) > noise_T
             served_T1 = ops.reshape(served_T, (-1, 1))
@@ -60,4 +61,4 @@ class GShardRouter(Router[GShardConfig]):
                 (weight_T2[:, :1], ops.where(served_T1, weight_T2[:, 1:], ops.constant_like(0.0, weight_T2))),
                 axis=1,
             )
-        return assign(ops, expert_T2, weight_T2, logits_TE, probs_TE, balanced_choices=1)
+        return assign(ops, expert_T2, weight_T2, logits_TE, probs_TE, balanced_choices=1, all_routed=not may_decline)

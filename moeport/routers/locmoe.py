@@ -90,6 +90,7 @@ class LocMoERouter(GrAPRouter[LocMoEConfig]):
             probs_TE,
             own_loss=self.locality_loss(ops, probs_TE, context.topology),
             affinity_TK=ops.take_last(cosine_TE, expert_T1),
+            all_routed=True,
         )
 
     def _with_epsilon(self, ops: Ops, params: Mapping[str, Array], score_TE: Array, context: RouterContext) -> Array:

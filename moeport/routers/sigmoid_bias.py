@@ -76,7 +76,7 @@ class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
         weight_TK = ops.take_last(scores_TE, expert_TK)
         if self.config.normalize_gates:
             weight_TK = normalized(ops, weight_TK)
-        return assign(ops, expert_TK, weight_TK, logits_TE, normalized(ops, scores_TE))
+        return assign(ops, expert_TK, weight_TK, logits_TE, normalized(ops, scores_TE), all_routed=True)
 
     def _inside_best_groups(self, ops: Ops, selection_TE: Array) -> Array:
         """Selection scores with minus infinity outside each token's best groups."""

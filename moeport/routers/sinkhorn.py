@@ -42,7 +42,7 @@ class SinkhornTokenChoiceRouter(Router[SinkhornTokenChoiceConfig]):
         if context.training:
             scores_TE = sinkhorn_log_plan(ops, logits_TE, self.config.sinkhorn_iterations)
         expert_TK = ops.topk_ids(scores_TE, self.config.top_k)
-        return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE)
+        return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE, all_routed=True)
 
 
 def sinkhorn_log_plan(ops: Ops, logits_SE: Array, iterations: int) -> Array:

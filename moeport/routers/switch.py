@@ -34,4 +34,4 @@ class SwitchRouter(Router[SwitchConfig]):
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_T1 = ops.topk_ids(logits_TE, 1)
-        return assign(ops, expert_T1, ops.take_last(probs_TE, expert_T1), logits_TE, probs_TE)
+        return assign(ops, expert_T1, ops.take_last(probs_TE, expert_T1), logits_TE, probs_TE, all_routed=True)

@@ -114,4 +114,5 @@ def fixed_routing(ops: Ops, expert_TK: Array, num_experts: int, x_TD: Array) -> 
         weight_TK=ops.zeros((tokens, choices), kind) + share,
         logits_TE=ops.zeros((tokens, num_experts), kind),
         probs_TE=ops.sum(ops.one_hot(expert_TK, num_experts, kind), axis=1) * share,
+        all_routed=True,
     )

@@ -44,4 +44,4 @@ class TopKRouter(Router[TopKConfig]):
             weight_TK = ops.take_last(probs_TE, expert_TK)
             if self.config.normalize_gates:
                 weight_TK = normalized(ops, weight_TK)
-        return assign(ops, expert_TK, weight_TK, logits_TE, probs_TE)
+        return assign(ops, expert_TK, weight_TK, logits_TE, probs_TE, all_routed=True)

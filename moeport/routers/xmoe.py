@@ -72,4 +72,4 @@ class XMoERouter(Router[XMoEConfig]):
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
         expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
-        return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE)
+        return assign(ops, expert_TK, ops.take_last(probs_TE, expert_TK), logits_TE, probs_TE, all_routed=True)
