@@ -128,6 +128,18 @@ _TORCH_NPU = (
 """Not run on hardware. From the documentation of op-plugin and, for permute and unpermute, of the CANN operators that
 they call; the multiple of 4 is what torch-npu's own scaled_dot_product_attention asks for.
 """
+_TORCH_CUDA = tuple(
+    FusedKernel(kernel, name, ("bfloat16",), f"compute capability 9 or 10; {limits}")
+    for kernel, limits in (
+        (
+            "routed_mlp",
+            "tokens choose experts; widths that are multiples of 8; fewer than 1024 experts",
+        ),
+        ("grouped_mlp", "widths that are multiples of 8; fewer than 1024 experts on a rank"),
+    )
+    for name in ("grouped_mm_triton", "grouped_mm")
+)
+"""Not run on hardware. The limits are those of torch's grouped product."""
 _MINDSPORE_NPU = (
     FusedKernel("rms_norm", "mindspore.ops.rms_norm"),
     FusedKernel("swiglu", "mindspore.ops.swiglu"),
@@ -152,7 +164,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         extensions=("torch-npu",),
         recomputes=True,
         shards=True,
-        fused={"npu": _TORCH_NPU},
+        fused={"npu": _TORCH_NPU, "cuda": _TORCH_CUDA},
     ),
     "mindspore": BackendFacts(
         module="moeport.backends.mindspore.backend",

@@ -26,7 +26,11 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "launch": ascend.launch,
         "variables": ascend.variables,
     },
-    "docs/backends.md": {"torch-npu": fused.torch_npu, "mindspore npu": fused.mindspore_npu},
+    "docs/backends.md": {
+        "torch cuda": fused.torch_cuda,
+        "torch-npu": fused.torch_npu,
+        "mindspore npu": fused.mindspore_npu,
+    },
     "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},

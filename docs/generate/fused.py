@@ -13,6 +13,11 @@ def operators(backend: str, device: str) -> str:
     return "\n".join([head, *rows])
 
 
+def torch_cuda() -> str:
+    """Those of PyTorch on NVIDIA GPUs."""
+    return operators("torch", "cuda")
+
+
 def torch_npu() -> str:
     """Those of torch-npu."""
     return operators("torch", "npu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,15 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype
 
 Example = Callable[[Ops, str], tuple[list[Any], int]]
-"""Takes operations and a compute type. Returns the arguments of a kernel, and how many of them, from the first, a model
-differentiates. As in a model, parameters have the type of parameters, and gates are in float32.
+"""Takes operations and a compute type. Returns the arguments of a kernel, and how many of the arrays among them, from
+the first, a model differentiates. As in a model, parameters have the type of parameters, and gates are in float32.
 """
+
+
+def differentiated_among(arguments: Sequence[Any], count: int) -> tuple[int, ...]:
+    """Where the first arrays are among the arguments of a kernel, of which some has a plan between them."""
+    return tuple(index for index, x in enumerate(arguments) if not isinstance(x, DispatchPlan))[:count]
+
 
 BATCH, SEQUENCE, HEADS, GROUPS, WIDTH, HIDDEN = 2, 16, 4, 2, 64, 32
 
@@ -91,6 +97,19 @@ def _unpermute(ops: Ops, dtype: str) -> tuple[list[Any], int]:
     return [_draw(ops, dtype, 0, 12, WIDTH), weight_N, plan_of(ops, _EXPERT_N, 2, 3)], 2
 
 
+def _routed_mlp(expert_N: list[int], experts: int, activation: str) -> Example:
+    """Six tokens with two choices each; the last expert's number means unrouted."""
+
+    def example(ops: Ops, dtype: str) -> tuple[list[Any], int]:
+        (_, w_in, w_out, *_), _ = _grouped_mlp([0] * experts, activation)(ops, dtype)
+        chosen_N = np.array(expert_N)
+        gates_N = np.where(chosen_N < experts, np.random.default_rng(3).uniform(0.1, 1, 12), 0).astype(np.float32)
+        x_TD, weight_N = _draw(ops, dtype, 0, 6, WIDTH), ops.cast(ops.from_numpy(gates_N), _held(dtype))
+        return [x_TD, weight_N, plan_of(ops, chosen_N, 2, experts), w_in, w_out, activation], 4
+
+    return example
+
+
 EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "rms_norm": (_rms_norm,),
     "rope": (_rope,),
@@ -103,4 +122,9 @@ EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "permute": (_permute,),
     "unpermute": (_unpermute,),
+    "routed_mlp": (
+        _routed_mlp([2, 0, 3, 2, 0, 3, 2, 0, 3, 3, 0, 2], 4, "swiglu"),
+        _routed_mlp([2, 0, 3, 2, 0, 3, 2, 0, 3, 3, 0, 2], 3, "swiglu"),
+        _routed_mlp([2, 0, 3, 2, 0, 3, 2, 0, 3, 3, 0, 2], 4, "gelu"),
+    ),
 }

@@ -29,8 +29,8 @@ TOLERANCE = {"bfloat16": 2**-6, "float16": 2**-9, "float32": 1e-5, "float64": 1e
 
 Evaluate = Callable[[Ops, Callable[..., Array], Sequence[Any], int], list[np.ndarray | None]]
 """Computes a function of arrays with a framework. Takes the operations, the function, its arguments, and how many of
-them, from the first, are differentiated. Returns the value, and the gradients of a weighted sum of it; None for a
-gradient that does not exist.
+the arrays among them, from the first, are differentiated. Returns the value, and the gradients of a weighted sum of it;
+None for a gradient that does not exist.
 """
 
 
@@ -123,8 +123,13 @@ def fault_of(candidate: Candidate, ops: Ops, dtype: str, evaluate: Evaluate) -> 
     kernel = candidate.fact.kernel
     if dtype not in candidate.fact.dtypes:
         return f"does not compute in {dtype}"
+    beyond = []
     for example in EXAMPLES[kernel]:
         arguments, differentiated = example(ops, dtype)
+        limit = candidate.limit(*arguments)
+        if limit:
+            beyond.append(limit)
+            continue
         expected = evaluate(ops, getattr(ops, kernel), arguments, differentiated)
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -137,7 +142,7 @@ def fault_of(candidate: Candidate, ops: Ops, dtype: str, evaluate: Evaluate) -> 
         wrong = disagreement(expected, received, TOLERANCE[dtype])
         if wrong:
             return wrong
-    return None
+    return f"serves no example: {beyond[0]}" if len(beyond) == len(EXAMPLES[kernel]) else None
 
 
 def failure(error: Exception) -> str:

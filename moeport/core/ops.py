@@ -43,6 +43,10 @@ class Ops(ABC):
         """
         return nullcontext()
 
+    def fuses(self, kernel: str, dtype: str) -> bool:
+        """Whether a kernel is something else than its default composition in a type."""
+        return getattr(type(self), kernel) is not getattr(Ops, kernel)
+
     # ------------------------------------------------------------------ creation and conversion
 
     @abstractmethod

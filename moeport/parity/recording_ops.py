@@ -19,7 +19,7 @@ from moeport.parity.recording import FLOATS
 
 PASSIVE = (
     *("from_numpy", "to_numpy", "on_host", "constant", "constant_like", "zeros", "index", "arange", "dtype"),
-    *("unrecorded", "part"),
+    *("unrecorded", "part", "fuses"),
 )
 """Operations that are forwarded but not recorded."""
 TRANSPARENT = ("cast", "accurate", "stop_gradient", "reshape", "transpose", "concat", "split", "one_hot")
@@ -70,7 +70,7 @@ class RecordingOps(_Forwarding):
     def routed_mlp(self, *args: Any, **kwargs: Any) -> Array:
         """Records its parts, which are the same on every backend, and also the result of a fused form."""
         y_TD = Ops.routed_mlp(self, *args, **kwargs)
-        fuses = type(self.inner).routed_mlp is not Ops.routed_mlp
+        fuses = self.inner.fuses("routed_mlp", self.inner.dtype(y_TD))
         return self._call("routed_mlp", args, kwargs) if fuses else y_TD
 
     def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import ops as msops
 
+from moeport.backends.examples import differentiated_among
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of
 from moeport.facts import BACKENDS
@@ -101,6 +102,7 @@ def _value_and_gradients(
         weight = np.random.default_rng(1).standard_normal(out.shape).astype(ops.dtype(out))
         return (out * Tensor(weight)).sum(), out
 
-    (_, out), found = ms.value_and_grad(weighted, tuple(range(differentiated)), None, has_aux=True)(*arguments)
+    positions = differentiated_among(arguments, differentiated)
+    (_, out), found = ms.value_and_grad(weighted, positions, None, has_aux=True)(*arguments)
     gradients = found if isinstance(found, tuple) else (found,)
     return [None if x is None else ops.to_numpy(x) for x in (out, *gradients)]

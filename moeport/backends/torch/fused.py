@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from moeport.backends.examples import EXAMPLES
+from moeport.backends.examples import EXAMPLES, differentiated_among
 from moeport.backends.torch.adamw_trial import ADAMW, step_fault
 from moeport.backends.torch.ops import TorchOps, inside_torch_func
 from moeport.backends.torch.undisturbed import undisturbed
 from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, refuse_named
+from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype
 from moeport.errors import BackendUnavailableError, UserError
 
-TABLES = {"npu": "moeport.backends.torch.npu.kernels"}
+TABLES = {"npu": "moeport.backends.torch.npu.kernels", "cuda": "moeport.backends.torch.cuda.kernels"}
 """Modules with `CANDIDATES`, by type of device."""
 _made: dict[Any, FusedOps] = {}
 """By device and setting, since trials take time."""
@@ -125,6 +127,12 @@ class FusedOps(TorchOps):
             self.given_way[kernel] = reason
         return choice.candidate is not None and reason is None
 
+    @override
+    def fuses(self, kernel: str, dtype: str) -> bool:
+        if kernel in self.fused_kernels and self.choice(kernel, dtype).candidate is not None:
+            return True
+        return getattr(TorchOps, kernel) is not getattr(Ops, kernel)
+
     def foresee(self, dtype: str, arguments: Mapping[str, Sequence[Any]]) -> None:
         """Find out what the composition will serve, from arguments by kernel of the shapes that a model will have."""
         for kernel, args in arguments.items():
@@ -191,8 +199,11 @@ def value_and_gradients(
     ops: Any, function: Callable[..., Tensor], arguments: Sequence[Any], differentiated: int
 ) -> list[np.ndarray | None]:
     """Implements `moeport.backends.trial.Evaluate`."""
-    leaves = [x.detach().requires_grad_() for x in arguments[:differentiated]]
-    y = function(*leaves, *arguments[differentiated:])
+    given, leaves = list(arguments), []
+    for index in differentiated_among(arguments, differentiated):
+        given[index] = arguments[index].detach().requires_grad_()
+        leaves.append(given[index])
+    y = function(*given)
     wide = ops.accurate(y)
     weights = np.random.default_rng(1).standard_normal(tuple(y.shape)).astype(ops.dtype(wide))
     total = (wide * ops.from_numpy(weights)).sum()

@@ -23,7 +23,7 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 def uses_fused(ops: TorchOps, dtype: torch.dtype) -> bool:
     """Whether parameters of a type are updated by the device's fused AdamW."""
-    if isinstance(ops, FusedOps):
+    if isinstance(ops, FusedOps) and ADAMW in ops.fused_kernels:
         return ops.choice(ADAMW, name_of(dtype)).candidate is not None
     return ops.device.type in FUSED_DEVICES
 

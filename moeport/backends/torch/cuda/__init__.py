@@ -1,0 +1,1 @@
+"""Fused kernels for devices of type `cuda`. Not run on hardware."""
