@@ -42,7 +42,9 @@ def routed_mlp(
     """From tokens to tokens in one node."""
     require_grouped_mm(x_TD.device)
     arrays: Any = plan
-    layout = Layout(_ends(arrays.counts_E), False, arrays.order_R, arrays.position_N, plan.choices_per_token or 1)
+    layout = Layout(
+        _ends(arrays.counts_E), plan.serves_every_row, arrays.order_R, arrays.position_N, plan.choices_per_token or 1
+    )
     return expert_block(x_TD, weight_N, w_in.to(x_TD.dtype), w_out_EDF.to(x_TD.dtype), layout, activation, form)
 
 
