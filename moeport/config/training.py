@@ -86,11 +86,26 @@ class ScheduleConfig(Section):
     """cosine, wsd: the rate after the last step, as a fraction of learning_rate."""
 
 
-class OptimizerConfig(Section):
-    """AdamW with decoupled weight decay (Loshchilov and Hutter)."""
+class MuonConfig(Section):
+    """Options of optimiser `muon`."""
 
-    name: Literal["adamw"] = "adamw"
-    """`adamw`"""
+    momentum: Beta = 0.95
+    """Decay of the momentum."""
+    nesterov: bool = True
+    """Look ahead along the momentum (Nesterov)."""
+    adjust_rate: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """Factor of a matrix's rate: 0.2 sqrt(max(rows, columns)), with which updates are as large as AdamW's and its rates
+    serve (Moonlight, arXiv 2502.16982), or sqrt(max(1, rows / columns)) (Jordan et al.)."""
+    adamw_learning_rate: PositiveFloat | None = None
+    """Peak learning rate of what AdamW updates. Default: learning_rate."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter), or Muon for matrices and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw`. `muon`: matrices of attention, experts and dense blocks follow Muon (Jordan et al. 2024); embeddings,
+    output head, routers, norms and biases follow AdamW."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     beta1: Beta = 0.9
@@ -105,6 +120,8 @@ class OptimizerConfig(Section):
     """Largest global gradient norm; null: no clipping."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over steps."""
+    muon: MuonConfig = MuonConfig()
+    """Options of `muon`; the other keys hold for both rules, beta1, beta2 and eps for AdamW's part."""
 
 
 class ParallelismConfig(Section):

@@ -31,6 +31,9 @@ class ParameterSpec:
     """Standard deviation of a normal init."""
     trainable: bool = True
     """False for state that the router updates itself without gradients, and for tables indexed by token id."""
+    matrices: int = 0
+    """How many matrices between hidden states its rows hold, one above the other: 2 for gate and up projection of
+    SwiGLU. 0: none, as in embeddings, heads, routers and vectors."""
 
     @property
     def size(self) -> int:

@@ -20,10 +20,10 @@ def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
     """
     width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     specs = [
-        ParameterSpec("q", (width, config.d_model), std=config.init_std),
-        ParameterSpec("k", (kv_width, config.d_model), std=config.init_std),
-        ParameterSpec("v", (kv_width, config.d_model), std=config.init_std),
-        ParameterSpec("out", (config.d_model, width), std=out_std),
+        ParameterSpec("q", (width, config.d_model), std=config.init_std, matrices=1),
+        ParameterSpec("k", (kv_width, config.d_model), std=config.init_std, matrices=1),
+        ParameterSpec("v", (kv_width, config.d_model), std=config.init_std, matrices=1),
+        ParameterSpec("out", (config.d_model, width), std=out_std, matrices=1),
     ]
     specs += [
         ParameterSpec(f"{spec.name}_bias", spec.shape[:1], "zeros")

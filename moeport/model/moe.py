@@ -26,10 +26,10 @@ from moeport.routers.base import Router
 
 def mlp_specs(d_model: int, hidden: int, activation: str, std: float, out_std: float) -> list[ParameterSpec]:
     """Weights of one dense feed-forward block: w_in (2F or F, D) and w_out (D, F)."""
-    rows = 2 * hidden if activation == "swiglu" else hidden
+    stacked = 2 if activation == "swiglu" else 1
     return [
-        ParameterSpec("w_in", (rows, d_model), std=std),
-        ParameterSpec("w_out", (d_model, hidden), std=out_std),
+        ParameterSpec("w_in", (stacked * hidden, d_model), std=std, matrices=stacked),
+        ParameterSpec("w_out", (d_model, hidden), std=out_std, matrices=1),
     ]
 
 
@@ -78,7 +78,7 @@ class MoELayer:
         config = self.config
         expert = mlp_specs(self.d_model, config.expert_hidden, config.activation, self.init_std, self.out_std)
         specs = with_prefix("router", self.router.parameter_specs()) + [
-            ParameterSpec(f"experts.{spec.name}", (config.num_experts, *spec.shape), std=spec.std) for spec in expert
+            replace(spec, name=f"experts.{spec.name}", shape=(config.num_experts, *spec.shape)) for spec in expert
         ]
         if config.num_shared_experts:
             width = config.shared_width

@@ -1,18 +1,20 @@
-"""What AdamW makes of given gradients, to judge an optimiser apart from the gradients it receives.
+"""What AdamW, and Muon's momentum, make of given gradients, to judge an optimiser apart from the gradients it receives.
 
 Two sides whose routing or rounding differs have different gradients, and moments and updates differ with them. Whether
 B's optimiser is A's does not depend on that: A's rule, applied to B's gradients, must give B's moments and updates.
+Muon's updates take whole matrices, of which a recording may hold samples, so they are compared with A's alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from moeport.core.muon import MOMENTS
 from moeport.parity.metrics import relative_rms, ulp
 from moeport.parity.recording import Recording, Step, sample_indices
 from moeport.parity.thresholds import RULE
@@ -29,12 +31,14 @@ SECOND = {
     "v": "exp_avg_sq:{}",
 }
 """What it needs in the second."""
+MOMENTUM = {"g": "step 2 gradient:{}", "m": "momentum_buffer:{}"}
+"""What it needs of a matrix of Muon's in the second."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """AdamW with decoupled weight decay, bias correction and clipping by the global norm (Loshchilov and Hutter 2019,
-    Algorithm 2), in float64.
+    Algorithm 2), and the momentum of Muon, in float64.
     """
 
     beta1: float
@@ -42,21 +46,34 @@ class Rule:
     eps: float
     weight_decay: float
     clip_norm: float | None
+    momentum: float = 0.0
+    """Of Muon."""
+    share: float = 1.0
+    """AdamW's learning rate over that of the step."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Rule | None:
         """The rule of a config; None if the config has no such optimiser."""
         section = config.get("optimizer") or {}
-        if section.get("name") != "adamw" or not cls.__annotations__.keys() <= section.keys():
+        keys = ("beta1", "beta2", "eps", "weight_decay", "clip_norm")
+        if section.get("name") not in MOMENTS or not {*keys} <= section.keys():
             return None
-        return cls(**{key: section[key] for key in cls.__annotations__})
+        rule = cls(**{key: section[key] for key in keys})
+        if section["name"] == "adamw":
+            return rule
+        rate = section["learning_rate"]
+        share = (section["muon"]["adamw_learning_rate"] or rate) / rate
+        return replace(rule, momentum=section["muon"]["momentum"], share=share)
+
+    def clipped(self, gradient: np.ndarray, norm: float) -> np.ndarray:
+        """The gradient that moments take, given the norm of all gradients."""
+        return gradient * (1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6)))
 
     def moments(
         self, gradient: np.ndarray, norm: float, mean: np.ndarray, square: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """New moments from the gradient, the norm of all gradients and the present moments."""
-        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
-        clipped = gradient * scale
+        clipped = self.clipped(gradient, norm)
         return (
             self.beta1 * mean + (1 - self.beta1) * clipped,
             self.beta2 * square + (1 - self.beta2) * clipped * clipped,
@@ -64,6 +81,7 @@ class Rule:
 
     def update(self, step: int, rate: float, mean: np.ndarray, square: np.ndarray, decayed: np.ndarray) -> np.ndarray:
         """Change of a parameter in a step, counted from 1; `decayed` is the parameter, or 0 where it does not decay."""
+        rate = rate * self.share
         root = np.sqrt(square / (1 - self.beta2**step)) + self.eps
         return -rate * (mean / (1 - self.beta1**step) / root + self.weight_decay * decayed)
 
@@ -112,9 +130,12 @@ class OptimizerJudge:
         """Deviations of a moment from the rule, or of an update from the rule with and without decay."""
         label, _, owner = name.partition(":")
         number, what = (2, label.removeprefix("step 2 ")) if label.startswith("step 2 ") else (1, label)
-        if what not in ("exp_avg", "exp_avg_sq", "update") or len(side.trajectory) < number:
+        muons = f"momentum_buffer:{owner}" in side.tensors
+        judged = ("momentum_buffer",) if muons else ("exp_avg", "exp_avg_sq", "update")
+        if what not in judged or len(side.trajectory) < number:
             return []
-        x = _flat(side, {**(FIRST if number == 1 else SECOND), "found": f"{label}:{{}}"}, owner)
+        needed = FIRST if number == 1 else MOMENTUM if muons else SECOND
+        x = _flat(side, {**needed, "found": f"{label}:{{}}"}, owner)
         if x is None:
             return []
         kind = "float64" if side.tensors[name].dtype == "float64" else "float32"
@@ -129,6 +150,8 @@ class OptimizerJudge:
         """Flat entries that the rule allows."""
         rule, zero = self.rule, np.zeros_like(x["g"])
         assert rule
+        if what == "momentum_buffer":
+            return [rule.momentum * x.get("m", zero) + (1 - rule.momentum) * rule.clipped(x["g"], step.grad_norm)]
         mean, square = rule.moments(x["g"], step.grad_norm, x.get("m", zero), x.get("v", zero))
         if what != "update":
             return [mean if what == "exp_avg" else square]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from moeport.core.muon import MOMENTS
 from moeport.core.ops import Ops
 from moeport.errors import UserError
 from moeport.model.loss_terms import LossTerms
@@ -236,7 +237,7 @@ def _put_step(recorder: Recorder, number: int, step: OptimizerStep, subject: Sub
     order = backward_order(model_of(subject), step.gradients, used)
     for name in order:
         put("training gradient", f"{'training gradient' if first else 'gradient'}:{name}", step.gradients[name])
-    for moment in ("exp_avg", "exp_avg_sq"):
+    for moment in (moment for kept in MOMENTS.values() for moment in kept):
         for name in order:
             if f"{moment}.{name}" in step.moments:
                 put("moment", f"{moment}:{name}", step.moments[f"{moment}.{name}"])

@@ -35,7 +35,7 @@ class OptimizerStep:
     gradients: dict[str, np.ndarray]
     """Of the trained parameters, before clipping."""
     moments: dict[str, np.ndarray] = field(default_factory=dict)
-    """`exp_avg.NAME` and `exp_avg_sq.NAME`, after the step."""
+    """`exp_avg.NAME` and `exp_avg_sq.NAME`, or what another optimiser keeps, after the step."""
     updates: dict[str, tuple[np.ndarray, str]] = field(default_factory=dict)
     """Changes of parameters in float64, with the type of the parameter."""
     state: dict[str, np.ndarray] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moeport.comm.communicator import ITEM_BYTES
 from moeport.config.schema import Config
+from moeport.core.muon import moment_names
 from moeport.facts import BACKENDS
 from moeport.model.build import build_model
 
@@ -17,7 +18,7 @@ class Memory:
     parameters: float
     gradients: float
     moments: float
-    """Of AdamW, two for each parameter."""
+    """Of the optimiser: two for each parameter of AdamW's, one for each of Muon's."""
     gathered: float
     """Whole parameters and gradients of the largest block while it computes, where they are sharded."""
     activations: float
@@ -39,6 +40,9 @@ class ModelSizes:
     dense_block: int
     """Of the largest block."""
     expert_block: int
+    dense_moments: int
+    """Numbers that the optimiser keeps of the dense parameters."""
+    expert_moments: int
     parameter_bytes: int
     """Of a parameter, a gradient or a moment."""
     item_bytes: int
@@ -53,7 +57,9 @@ class ModelSizes:
         """Counted from the shapes of the model. Compute type `auto` counts as bfloat16."""
         specs = build_model(config.model, config.data, vocab_size).parameter_specs()
         blocks: dict[tuple[str, bool], int] = {}
-        totals = {True: 0, False: 0}
+        totals, moments = {True: 0, False: 0}, {True: 0, False: 0}
+        for spec in moment_names(specs, config.optimizer.name).values():
+            moments[spec.is_expert] += spec.size
         for spec in specs:
             if spec.trainable:
                 totals[spec.is_expert] += spec.size
@@ -68,6 +74,8 @@ class ModelSizes:
             expert_total=totals[True],
             dense_block=max(size for (_, is_expert), size in blocks.items() if not is_expert),
             expert_block=max((size for (_, is_expert), size in blocks.items() if is_expert), default=0),
+            dense_moments=moments[False],
+            expert_moments=moments[True],
             parameter_bytes=8 if dtype == "float64" else 4,
             item_bytes=item_bytes,
             row_bytes=config.model.d_model * item_bytes,
@@ -76,12 +84,18 @@ class ModelSizes:
 
 
 def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: int) -> Memory:
-    """Bytes of one rank: parameters, gradients and two moments of AdamW in the parameters' type, and activations."""
+    """Bytes of one rank: parameters, gradients and the optimiser's moments in the parameters' type, and activations."""
     dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
-    held = sizes.parameter_bytes * (sizes.dense_total / dense_copies + sizes.expert_total / expert / expert_copies)
+
+    def held(dense: int, experts: int) -> float:
+        return sizes.parameter_bytes * (dense / dense_copies + experts / expert / expert_copies)
+
+    parameters = held(sizes.dense_total, sizes.expert_total)
+    moments = held(sizes.dense_moments, sizes.expert_moments)
     block = sizes.parameter_bytes * (sizes.dense_block + sizes.expert_block / expert)
     gathered = 2.0 * block if sizes.shard and ranks > 1 else 0.0
-    return Memory(held, held, 2 * held, gathered, activation_bytes(config, sizes.item_bytes) * tokens)
+    activations = activation_bytes(config, sizes.item_bytes) * tokens
+    return Memory(parameters, parameters, moments, gathered, activations)
 
 
 def activation_bytes(config: Config, item_bytes: int) -> float:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moeport.core.muon import moment_names
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import CheckpointError
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.checkpoint_meta import OPTIMIZER_FILE
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What the optimiser keeps of each trained parameter."""
 DTYPES = ("float32", "float64")
 """Types that parameters and moments are stored in."""
 
@@ -27,17 +26,18 @@ def check_parameters(checkpoint: Checkpoint, specs: list[ParameterSpec]) -> None
         raise CheckpointError(f"{checkpoint.path}: does not fit the model of the config: {_shown(faults)}")
 
 
-def check_optimizer(checkpoint: Checkpoint, specs: list[ParameterSpec], updates: int) -> None:
+def check_optimizer(checkpoint: Checkpoint, specs: list[ParameterSpec], updates: int, name: str = "adamw") -> None:
     """Refuse a checkpoint whose optimiser state is not exactly that of the model.
 
     Args:
         checkpoint: it has passed `check_parameters`.
         specs: the parameters of the model.
         updates: number of times that the parameters were updated; before the first one there is no state.
+        name: `optimizer.name`.
 
     Raises CheckpointError.
     """
-    shapes = {f"{moment}.{spec.name}": spec.shape for spec in specs if spec.trainable for moment in MOMENTS}
+    shapes = {moment: spec.shape for moment, spec in moment_names(specs, name).items()}
     faults = _faults(checkpoint.optimizer, shapes if updates else {})
     if faults:
         raise CheckpointError(

@@ -147,7 +147,7 @@ def _params(
     for line in announced(check_resumable(config, checkpoint), checkpoint.meta.step, config.training.steps):
         say(line)
     check_parameters(checkpoint, specs)
-    check_optimizer(checkpoint, specs, config.training.updates(checkpoint.meta.step))
+    check_optimizer(checkpoint, specs, config.training.updates(checkpoint.meta.step), config.optimizer.name)
     meta = checkpoint.meta
     if (meta.tokenizer, meta.data) != (task.tokenizer_fingerprint, task.train.fingerprint):
         raise CheckpointError(

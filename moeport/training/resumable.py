@@ -50,6 +50,7 @@ RULES: Mapping[str, Rule] = {
     "training.activation_checkpointing": Rule(Effect.ONWARD, "equal up to rounding"),
     "training.skip_steps": Rule(Effect.ONWARD, "a step that is done can be neither skipped nor made up for: refused"),
     "optimizer": Rule(Effect.ONWARD, "the moments stay"),
+    "optimizer.name": Rule(Effect.REFUSED, "its moments are others"),
     "parallelism": Rule(Effect.ONWARD, "equal up to rounding"),
     "comm": Rule(Effect.ONWARD, "equal up to rounding"),
     "checkpoint": Rule(Effect.NONE, "checkpoints leave no trace in the model"),
@@ -107,7 +108,7 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[Change]:
     refused = [str(change) for change in found if change.effect is Effect.REFUSED]
     if refused:
         raise UserError(
-            f"{checkpoint.path}: cannot be resumed with another model or other data: {'; '.join(refused)}; "
+            f"{checkpoint.path}: cannot be resumed with another model, data or optimiser: {'; '.join(refused)}; "
             "restore these keys, or start another run with --set run.dir=FOLDER"
         )
     _check_steps(config, checkpoint)

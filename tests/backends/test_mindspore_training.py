@@ -10,7 +10,7 @@ from rich.console import Console
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
-from moeport.config.training import BackendConfig, OptimizerConfig
+from moeport.config.training import BackendConfig, MuonConfig, OptimizerConfig
 from moeport.core.parameters import initial_parameters
 from moeport.errors import NonFiniteError
 from moeport.model.batch import Batch
@@ -146,11 +146,30 @@ def test_it_trains_as_torch_does(case, compiled, dtype):
 @pytest.mark.parametrize("clip_norm", [None, 1e9, 0.01])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_adamw_is_that_of_torch(dtype, clip_norm):
+    assert_same_optimizer(dtype, 1e-12 if dtype == "float64" else 1e-6, clip_norm=clip_norm, weight_decay=0.3, eps=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_norm": 0.01},
+        {"clip_norm": None, "muon": MuonConfig(nesterov=False, adjust_rate="original", adamw_learning_rate=3e-3)},
+    ],
+    ids=["clipped", "other numbers"],
+)
+def test_muon_is_that_of_torch(dtype, options):
+    """The iterations enlarge what rounding does to small singular values, up to 3.4445^5 times."""
+    tolerance = 1e-11 if dtype == "float64" else 1e-4
+    assert_same_optimizer(dtype, tolerance, name="muon", weight_decay=0.3, eps=1e-3, **options)
+
+
+def assert_same_optimizer(dtype, tolerance, **options):
     lm = decoder()
     random = np.random.default_rng(0)
     results = []
     for name in ("torch", "mindspore"):
-        model = training_model(backend_of(name, dtype, False), lm, clip_norm=clip_norm, weight_decay=0.3, eps=1e-3)
+        model = training_model(backend_of(name, dtype, False), lm, **options)
         model.accumulate(batch_of(lm, 0), 1.0)
         results.append((model, model.gradients()))
     (reference, gradients), (model, _) = results
@@ -162,7 +181,6 @@ def test_adamw_is_that_of_torch(dtype, clip_norm):
         norm_here = model.gradient_norm()
         np.testing.assert_allclose(float(norm_here.asnumpy()), norm, rtol=1e-5)
         model.step(rate, norm_here)
-    tolerance = 1e-12 if dtype == "float64" else 1e-6
     assert_same_arrays(model.parameters(), reference.parameters(), tolerance)
     assert_same_arrays(model.optimizer_state(), reference.optimizer_state(), tolerance)
 

@@ -142,6 +142,31 @@ def test_a_key_of_training_that_differs_is_never_a_bare_pass(recorded, change):
     assert found.verdict != "pass"
 
 
+MUON = {
+    "optimizer.muon.momentum=0.9": "FAIL optimiser moment momentum_buffer of ",
+    "optimizer.muon.nesterov=false": "FAIL step 2 update of ",
+    "optimizer.muon.adamw_learning_rate=0.02": "FAIL optimiser update of embedding.weight",
+    "optimizer.beta2=0.999": "FAIL optimiser moment exp_avg_sq of ",
+}
+"""As KEYS, with Muon."""
+
+
+@pytest.mark.parametrize(
+    "change", [key if "muon" in key else pytest.param(key, marks=pytest.mark.slow) for key in MUON]
+)
+def test_keys_of_muon_are_judged_by_its_own_rule(recorded, change):
+    muon = ("optimizer.name=muon",)
+    found = compare(recorded(*muon), recorded(*muon, change))
+    assert found.headline.startswith(MUON[change]), found.headline
+    assert change.partition("=")[0] in found.headline
+
+
+def test_muon_passes_in_bfloat16(recorded, folder):
+    other = subject(folder, "torch-cpu:bf16", overrides=[*BASE, "optimizer.name=muon"])
+    found = compare(recorded("optimizer.name=muon"), record(other, steps=3))
+    assert found.verdict == "pass", found.headline
+
+
 def test_a_hidden_difference_of_the_optimiser_is_found_with_flips(folder, reference):
     """The configs agree; B's optimiser does not do what its config says."""
     from moeport.backends.torch.optimizer import AdamW

@@ -182,6 +182,11 @@ def test_memory_is_that_of_the_parameters_a_rank_holds():
     held = 4 * (counts.total - expert + expert / 4)
     found = memory(whole, sizes, ranks=8, expert=4, tokens=64)
     assert (found.parameters, found.gradients, found.moments, found.gathered) == (held, held, 2 * held, 0)
+    muon = config(parallelism={"shard": False}, optimizer={"name": "muon"})
+    of_muon = memory(muon, ModelSizes.of(muon, 257), ranks=8, expert=4, tokens=64)
+    adamw = 2 * 257 * 32 + 32 + 2 * 2 * 32 + 16 * 32  # embedding, head, norms, router: two moments each
+    assert of_muon.moments == found.moments - 4 * (counts.total - expert - adamw + expert / 4)
+    assert of_muon.parameters == held
     sharded = memory(config(), ModelSizes.of(config(), 257), ranks=8, expert=4, tokens=64)
     assert sharded.parameters == 4 * counts.total / 8
     assert sharded.gathered == 2 * 4 * (sizes.dense_block + expert / 4)

@@ -53,6 +53,12 @@ CASES: dict[str, dict[str, Any]] = {
     "micro-batches": {"parallelism": {"expert": 0}, "training": {"gradient_accumulation": 2}},
     "recomputed": {"parallelism": {"expert": -2}, "training": {"activation_checkpointing": True}},
     "float64": {"parallelism": {"expert": -2}, "backend": {"dtype": "float64"}},
+    "muon": {"parallelism": {"expert": 0}, "optimizer": {"name": "muon"}},
+    "muon, float64": {
+        "parallelism": {"expert": -2},
+        "backend": {"dtype": "float64"},
+        "optimizer": {"name": "muon", "clip_norm": 0.1},
+    },
     "untied": {"parallelism": {"expert": -2}, "model": {"tie_embeddings": False}},
     "balance over all ranks": {
         "parallelism": {"expert": 0},
@@ -86,6 +92,7 @@ ON_MINDSPORE = (
     "node_dedup with capacity",
     "in chunks",
     "two copies of the experts",
+    "muon",
 )
 ON_NPU = (
     "experts on all ranks",

@@ -42,11 +42,20 @@ def interrupted(config, stop):
     (config.run.dir / "summary.json").unlink()
 
 
-@pytest.mark.parametrize(("first", "second"), [("torch", "mindspore"), ("mindspore", "torch")])
-def test_a_run_stopped_on_one_backend_continues_on_the_other(tmp_path, first, second):
+@pytest.mark.parametrize(
+    ("first", "second", "optimizer"),
+    [
+        ("torch", "mindspore", "adamw"),
+        ("mindspore", "torch", "adamw"),
+        ("torch", "mindspore", "muon"),
+        pytest.param("mindspore", "torch", "muon", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_stopped_on_one_backend_continues_on_the_other(tmp_path, first, second, optimizer):
     compiles = {"torch": None, "mindspore": False}  # test_steps_stay_together compiles
-    whole = run(tmp_path, first, stop=2, compiled=compiles[first])
-    moved = run(tmp_path, second, resume=True, compiled=compiles[second])
+    options = {"optimizer": {"name": optimizer}}
+    whole = run(tmp_path, first, stop=2, compiled=compiles[first], **options)
+    moved = run(tmp_path, second, resume=True, compiled=compiles[second], **options)
     assert len(moved) == len(whole) == STEPS
     np.testing.assert_allclose(moved, whole, rtol=1e-5)
     np.testing.assert_array_equal(moved[:2], whole[:2])

@@ -149,11 +149,11 @@ def test_another_type_holds_from_here_on(tmp_path, first, second):
             "training.skip_steps: of the 4 steps that are done, none were skipped and 2-4 should have been ({path}); "
             "change steps after 4 only, or delete the later checkpoints",
         ),
-        (4, {"seed": 1}, "{path}: cannot be resumed with another model or other data: training.seed: 0 -> 1; restore"),
+        (4, {"seed": 1}, "resumed with another model, data or optimiser: training.seed: 0 -> 1; restore"),
         (
             4,
             {"batch_size": 8},
-            "other data: training.batch_size: 4 -> 8; restore these keys, or start another run with",
+            "data or optimiser: training.batch_size: 4 -> 8; restore these keys, or start another run with",
         ),
     ],
 )
@@ -167,6 +167,14 @@ def test_what_cannot_be_is_refused_and_nothing_is_touched(tmp_path, done, traini
         train(tiny_config(tmp_path, training=training), resume=True, console=QUIET)
     assert message.format(path=last(config)) in str(error.value)
     assert {path: path.read_bytes() for path in config.run.dir.rglob("*") if path.is_file()} == before
+
+
+def test_the_other_optimiser_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    train(config, console=QUIET)
+    stop_after(config, 4)
+    with pytest.raises(UserError, match=r"model, data or optimiser: optimizer\.name: adamw -> muon; restore"):
+        train(tiny_config(tmp_path, optimizer={"name": "muon"}), resume=True, console=QUIET)
 
 
 def test_steps_that_were_skipped_cannot_be_made_up_for(tmp_path):

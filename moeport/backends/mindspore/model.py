@@ -16,6 +16,7 @@ from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOption
 from moeport.backends.mindspore.device import is_on_cpu
 from moeport.backends.mindspore.expert_rows import ExpertRows
 from moeport.backends.mindspore.graphs import Graphs
+from moeport.backends.mindspore.muon import Muon
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.trace import compiled
@@ -185,7 +186,7 @@ def _communicates(model: Transformer) -> bool:
 
 
 class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
-    """A model with gradients and AdamW."""
+    """A model with gradients and an optimiser."""
 
     def __init__(
         self,
@@ -199,7 +200,9 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
     ):
         super().__init__(ops, dtype, graphs, model, params, mesh)
         specs = [self.specs[name] for name in self.trained]
-        self.optimizer = AdamW({spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer)
+        held = {spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer
+        muon = options.optimizer.name == "muon"
+        self.optimizer: AdamW | Muon = Muon(*held, self.shapes, dtype) if muon else AdamW(*held)
         self._accumulated: dict[str, Tensor] = {}
 
     @override

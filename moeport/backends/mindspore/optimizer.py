@@ -14,6 +14,11 @@ from moeport.config.training import OptimizerConfig
 from moeport.core.parameters import ParameterSpec
 
 
+def clip_scale(config: OptimizerConfig, norm: float) -> float:
+    """What clipping multiplies gradients of a norm by."""
+    return 1.0 if config.clip_norm is None else min(1.0, config.clip_norm / (norm + 1e-6))
+
+
 class AdamW:
     """Decoupled weight decay with bias correction (Loshchilov and Hutter 2019, Algorithm 2), in place.
 
@@ -44,7 +49,7 @@ class AdamW:
         config = self.config
         self.steps += 1
         correction1, correction2 = 1 - config.beta1**self.steps, 1 - config.beta2**self.steps
-        scale = 1.0 if config.clip_norm is None else min(1.0, config.clip_norm / (norm + 1e-6))
+        scale = clip_scale(config, norm)
         for name, p in self.parameters.items():
             gradient = gradients[name]
             if scale < 1.0:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.torch.module import TransformerModule
+from moeport.backends.torch.muon import Muon
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
 from moeport.backends.torch.sharding import distribute, sharded_like, to_whole
@@ -81,7 +82,7 @@ class TorchEvaluationModel(EvaluationModel):
 
 
 class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
-    """A model with gradients and AdamW."""
+    """A model with gradients and an optimiser."""
 
     def __init__(
         self,
@@ -99,7 +100,8 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         if options.compile:
             for block in self.module.layers:
                 block.compile()
-        self.optimizer = AdamW(self.module, self.specs, options.optimizer, self.mesh, ops)
+        held = self.module, self.specs, options.optimizer, self.mesh, ops
+        self.optimizer = Muon(*held, dtype) if options.optimizer.name == "muon" else AdamW(*held)
 
     @override
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:

@@ -15,6 +15,7 @@ from moeport.backends.torch.sharding import from_local, local, num_copies, shard
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
 from moeport.core.array import Array
+from moeport.core.muon import MOMENTS, rule_of
 from moeport.core.parameters import ParameterSpec
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -54,18 +55,13 @@ class AdamW:
         self.parameters = dict(module.named_parameters())
         self.shards = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
         """The local shard of each parameter."""
+        own = [name for name in self.shards if rule_of(specs[name], config.name) == "adamw"]
         groups = [
-            {
-                "params": [p for name, p in self.shards.items() if specs[name].decays],
-                "weight_decay": config.weight_decay,
-            },
-            {
-                "params": [p for name, p in self.shards.items() if not specs[name].decays],
-                "weight_decay": 0.0,
-            },
+            {"params": [self.shards[n] for n in own if specs[n].decays], "weight_decay": config.weight_decay},
+            {"params": [self.shards[n] for n in own if not specs[n].decays], "weight_decay": 0.0},
         ]
-        self.device = next(iter(self.shards.values())).device
-        self.is_fused = uses_fused(ops, next(iter(self.shards.values())).dtype)
+        self.device, self.kind = next((p.device, p.dtype) for p in self.shards.values())
+        self.is_fused = uses_fused(ops, self.kind)
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
@@ -97,12 +93,15 @@ class AdamW:
         for name, p in self.parameters.items():
             if p is not self.shards[name]:
                 self.shards[name].grad = None if p.grad is None else local(p.grad)
+        self.update(learning_rate)
+        for p in (*self.shards.values(), *self.parameters.values()):
+            p.grad = None
+
+    def update(self, learning_rate: float) -> None:
+        """Change the parameters by the gradients of their local shards, as they are."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for p in self.parameters.values():
-            p.grad = None
 
     def state(self) -> dict[str, np.ndarray]:
         """`exp_avg.NAME` and `exp_avg_sq.NAME`; empty before the first step."""
@@ -111,24 +110,25 @@ class AdamW:
             f"{moment}.{name}": self._whole(name, from_local(state[self.shards[name]][moment], p))
             for name, p in self.parameters.items()
             if self.shards[name] in state
-            for moment in ("exp_avg", "exp_avg_sq")
+            for moment in MOMENTS["adamw"]
         }
 
     def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
         """Restore the moments after `steps` steps."""
         step_device = self.device if self.is_fused else "cpu"
-        for name, p in self.parameters.items():
+        for name in self.parameters:
             if f"exp_avg.{name}" in state:
                 self.optimizer.state[self.shards[name]] = {
                     "step": torch.tensor(float(steps), dtype=torch.float32, device=step_device),
-                    **{
-                        moment: local(sharded_like(p, self.mesh.local(self.specs[name], state[f"{moment}.{name}"])))
-                        for moment in ("exp_avg", "exp_avg_sq")
-                    },
+                    **{moment: self._shard(name, state[f"{moment}.{name}"]) for moment in MOMENTS["adamw"]},
                 }
 
     def _local_gradients(self) -> list[Tensor]:
         return [local(p.grad) for p in self.parameters.values() if p.grad is not None]
+
+    def _shard(self, name: str, value: np.ndarray) -> Tensor:
+        """The local shard of an array with the shape of a whole parameter."""
+        return local(sharded_like(self.parameters[name], self.mesh.local(self.specs[name], value)))
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
         return self.mesh.whole(self.specs[name], to_whole(x))
