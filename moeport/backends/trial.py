@@ -2,7 +2,7 @@
 
 A candidate stands in for a kernel of `Ops` only if, on the device and in the compute type, it reproduces the values
 and the gradients of the default composition. An operator that is missing, wrong, or without a gradient is left out, and
-`kernel_choices` says why.
+`kernel_choices` says why. Of several that pass, the first is used, unless `moeport.backends.timing` finds a faster one.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ class Candidate:
     """The first argument is the Ops, the others are those of the kernel."""
     limit: Callable[..., str | None] = serves_all
     """Why it cannot serve some arguments of the kernel, by its documentation; None if it can."""
+    bits: str | None = None
+    """Candidates, and the composition, whose results have the same bits by construction (the same products on the same
+    operands, the same sums in the same order) have the same word here; that of the composition is `composition`. None:
+    its bits are its own. Where results must be reproducible, time chooses only among those of the same bits.
+    """
+    is_smooth: bool = False
+    """Whether its gradient can be differentiated in turn; otherwise second derivatives are refused."""
+    is_traceable: bool = True
+    """Whether it may be part of a compiled graph; otherwise the composition is."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,13 @@ def choose(
         why = "; ".join(refused) or f"this device has no operator named {wish}"
         raise BackendUnavailableError(f"backend.kernels: {kernel}: {why}; set {kernel} to auto or default")
     return Choice(None, "; ".join(refused))
+
+
+def passing(
+    kernel: str, candidates: Iterable[Candidate], fault: Callable[[Candidate], str | None]
+) -> dict[str, Candidate]:
+    """All candidates for a kernel that pass their trial, by name. Arguments as of `choose`."""
+    return {each.fact.name: each for each in candidates if each.fact.kernel == kernel and fault(each) is None}
 
 
 def fault_of(candidate: Candidate, ops: Ops, dtype: str, evaluate: Evaluate) -> str | None:

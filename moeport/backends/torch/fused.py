@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,10 +18,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from moeport.backends.examples import EXAMPLES, differentiated_among
+from moeport.backends.sized import SIZED
+from moeport.backends.timing import COMPOSITION, Case
 from moeport.backends.torch.adamw_trial import ADAMW, step_fault
 from moeport.backends.torch.ops import TorchOps, inside_torch_func
+from moeport.backends.torch.timed import fastest
 from moeport.backends.torch.undisturbed import undisturbed
-from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, refuse_named
+from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, passing, refuse_named, wish_for
 from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype
 from moeport.errors import BackendUnavailableError, UserError
@@ -63,7 +66,9 @@ class FusedOps(TorchOps):
     """Operations of which some kernels are fused.
 
     A kernel is tried in each compute type when it is first asked for in it. It gives way to the composition for
-    arguments beyond its limits, for none at all, and under transforms such as torch.func.grad.
+    arguments beyond its limits, for none at all, and under transforms such as torch.func.grad. Where several forms of a
+    kernel pass, the first is used, or by `moeport.backends.timing` the fastest for the sizes of a call; while
+    torch.use_deterministic_algorithms is on, the fastest of those that have the same bits as the first.
 
     Args:
         device: where they run.
@@ -76,6 +81,12 @@ class FusedOps(TorchOps):
         self.candidates, self.setting = candidates, setting
         self.fused_kernels = tuple(dict.fromkeys(candidate.fact.kernel for candidate in candidates))
         self.choices: dict[tuple[str, str], Choice] = {}
+        self.rivals: dict[tuple[str, str], dict[str, Candidate]] = {}
+        """All candidates that pass, by kernel and type; found only where time chooses."""
+        self.times = True
+        """Whether time chooses; not inside a trial by time."""
+        self.timed: dict[Case, Choice] = {}
+        """By what is chosen for."""
         self.given_way: dict[str, str] = {}
         """Why the composition served some arguments though an operator was chosen, by kernel."""
 
@@ -87,20 +98,26 @@ class FusedOps(TorchOps):
         return {kernel: self.choice(kernel, _type_of(kernel, dtype)) for kernel in self.fused_kernels}
 
     def choice(self, kernel: str, dtype: str) -> Choice:
-        """What computes a kernel in a type."""
+        """What computes a kernel in a type, unless time chooses another form for the sizes of a call."""
         key = kernel, dtype
         if key not in self.choices:
-            plain = TorchOps(self.device)
-
-            def fault(candidate: Candidate) -> str | None:
-                if kernel == ADAMW:
-                    return step_fault(candidate, self.device, dtype)
-                return fault_of(candidate, plain, dtype, value_and_gradients)
-
-            self.choices[key] = undisturbed(self.device, lambda: choose(kernel, self.candidates, self.setting, fault))
+            self.choices[key] = undisturbed(
+                self.device, lambda: choose(kernel, self.candidates, self.setting, self._fault(kernel, dtype))
+            )
         return self.choices[key]
 
-    def serving(self, kernel: str, x: Tensor, rest: Iterable[Any], options: Mapping[str, Any]) -> Candidate | None:
+    def _fault(self, kernel: str, dtype: str) -> Callable[[Candidate], str | None]:
+        """What tries a candidate in a type."""
+        plain = TorchOps(self.device)
+
+        def fault(candidate: Candidate) -> str | None:
+            if kernel == ADAMW:
+                return step_fault(candidate, self.device, dtype)
+            return fault_of(candidate, plain, dtype, value_and_gradients)
+
+        return fault
+
+    def serving(self, kernel: str, x: Tensor, rest: Sequence[Any], options: Mapping[str, Any]) -> Candidate | None:
         """The candidate that serves a call; None: the composition does.
 
         Raises BackendUnavailableError if the user has named an operator, and it cannot serve the call.
@@ -111,7 +128,40 @@ class FusedOps(TorchOps):
         if not x.numel() or is_too_late or (inside_torch_func() and not is_traced):
             return None
         choice = self.choice(kernel, dtype)
+        if is_traced:
+            if choice.candidate is not None and not choice.candidate.is_traceable:
+                return None
+        elif self.times and kernel in SIZED and wish_for(kernel, self.setting) == AUTO:
+            choice = self.by_time(kernel, dtype, choice, (x, *rest), options)
         return choice.candidate if self.can_serve(kernel, choice, x, *rest, **options) else None
+
+    def by_time(
+        self, kernel: str, dtype: str, incumbent: Choice, args: Sequence[Any], options: Mapping[str, Any]
+    ) -> Choice:
+        """The fastest form for the sizes of a call, which is tried when they come for the first time."""
+        sizes = SIZED[kernel].sizes_of(self, *args, **options)
+        if sizes is None:
+            return incumbent
+        case = Case(kernel, dtype, sizes, same_bits=torch.are_deterministic_algorithms_enabled())
+        if case not in self.timed:
+            self.timed[case] = undisturbed(self.device, lambda: self._by_trial(case, incumbent, args, options))
+        return self.timed[case]
+
+    def _by_trial(self, case: Case, incumbent: Choice, args: Sequence[Any], options: Mapping[str, Any]) -> Choice:
+        key = case.kernel, case.dtype
+        if key not in self.rivals:
+            self.rivals[key] = passing(case.kernel, self.candidates, self._fault(*key))
+        found = {name: each for name, each in self.rivals[key].items() if each.limit(*args, **options) is None}
+        bits = {COMPOSITION: COMPOSITION} | {name: each.bits or name for name, each in found.items()}
+        first = incumbent.operator if incumbent.operator in found else next(iter(found), COMPOSITION)
+        allowed = [name for name in bits if not case.same_bits or bits[name] == bits[first]]
+        forms = {name: found[name].function if name in found else _composition(case.kernel) for name in allowed}
+        ops = copy.copy(self)
+        ops.times = False
+        timed = fastest(ops, case, forms, first, _composition(case.kernel))
+        chosen = timed.chosen if timed else first
+        label = f"{chosen} ({timed})" if timed else chosen
+        return Choice(found.get(chosen), label)
 
     def can_serve(self, kernel: str, choice: Choice, *args: Any, **options: Any) -> bool:
         """Whether what was chosen serves some arguments of its kernel.
@@ -154,6 +204,9 @@ class FusedOps(TorchOps):
                 described[kernel] = choice.label
                 if kernel in self.given_way:
                     described[kernel] += f"; where it cannot serve ({self.given_way[kernel]}): {composed[kernel]}"
+            for case, timed in self.timed.items():
+                if (case.kernel, case.dtype) == (kernel, dtype) and timed.operator != choice.operator:
+                    described[kernel] += f"; by time for {case.words}: {timed.label}"
         return described
 
 
@@ -162,16 +215,23 @@ def _type_of(kernel: str, dtype: str) -> str:
     return parameter_dtype(dtype) if kernel == ADAMW else dtype
 
 
+def _composition(kernel: str) -> Callable[..., Any]:
+    """The form that computes a kernel without a candidate, as a function of Ops and arguments."""
+    form: Callable[..., Any] = getattr(TorchOps, kernel)
+    return form
+
+
 def _overridden(kernel: str) -> Callable[..., Any]:
     """The method of a kernel that may be fused."""
-    composition = getattr(TorchOps, kernel)
+    composition = _composition(kernel)
 
     @functools.wraps(composition)
     def run(self: FusedOps, x: Tensor, *rest: Any, **options: Any) -> Any:
         candidate = self.serving(kernel, x, rest, options) if kernel in self.fused_kernels else None
         if candidate is None:
             return composition(self, x, *rest, **options)
-        return _differentiable_once(candidate.function(self, x, *rest, **options), kernel, candidate.fact.name)
+        y = candidate.function(self, x, *rest, **options)
+        return y if candidate.is_smooth else _differentiable_once(y, kernel, candidate.fact.name)
 
     return run
 
@@ -207,5 +267,5 @@ def value_and_gradients(
     wide = ops.accurate(y)
     weights = np.random.default_rng(1).standard_normal(tuple(y.shape)).astype(ops.dtype(wide))
     total = (wide * ops.from_numpy(weights)).sum()
-    found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * differentiated
+    found = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
     return [None if x is None else ops.to_numpy(x) for x in (y, *found)]

@@ -1,0 +1,142 @@
+"""Inputs of a model's sizes on which kernels are timed, by kernel of `Ops`. All frameworks share this.
+
+A kernel without an entry is not timed: of its candidates, the first that passes is used. An entry says which of the
+sizes of its arguments matter, makes inputs of such sizes, and knows how much there is to compute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeport.backends.examples import plan_of
+from moeport.backends.timing import Sizes
+from moeport.core.array import Array
+from moeport.core.ops import Ops
+
+SKEWED = 2.0
+"""A load is skewed if the busiest expert has this many times the mean."""
+EXPONENTS = {"even": 0.0, "unknown": 0.5, "skewed": 1.0}
+"""By load: expert e is chosen with a probability in proportion to (e + 1)^-exponent, so `skewed` is Zipf's law. A load
+is unknown where reading it would make the host wait for a device.
+"""
+WORTH_FLOPS = 2**28
+"""Fewest floating-point operations of the forward pass for which it is worth while to time a kernel."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """How a kernel is timed."""
+
+    sizes_of: Callable[..., Sizes | None]
+    """Takes the Ops and the arguments of the kernel. Returns the sizes that matter; None: these are not timed."""
+    example: Callable[[Ops, str, Mapping[str, Any], int], tuple[list[Any], int]]
+    """Takes the Ops, the compute type, sizes by name, and by which power of two the work should be smaller. Returns
+    arguments, and how many of the arrays among them, from the first, are differentiated.
+    """
+    flops: Callable[[Mapping[str, Any]], float]
+    """Takes sizes by name. Returns the floating-point operations of the forward pass."""
+
+
+def power_of_two(count: int) -> int:
+    """The nearest power of two, so that a trial serves all batches of about a size."""
+    return 1 << round(math.log2(max(1, count)))
+
+
+def load_of(ops: Ops, counts_E: Array) -> str:
+    """A key of EXPONENTS."""
+    counts = ops.on_host(counts_E)
+    if counts is None:
+        return "unknown"
+    total = int(counts.sum())
+    return "skewed" if int(counts.max(initial=0)) * len(counts) >= SKEWED * total > 0 and len(counts) > 1 else "even"
+
+
+def _routed_sizes(
+    ops: Ops, x_TD: Array, weight_N: Array, plan: Any, w_in: Array, w_out_EDF: Array, activation: str
+) -> Sizes | None:
+    if plan.choices_per_token is None:
+        return None
+    experts, width, hidden = w_out_EDF.shape
+    return (
+        ("T", power_of_two(x_TD.shape[0])),
+        ("k", plan.choices_per_token),
+        ("E", experts),
+        ("D", width),
+        ("F", hidden),
+        ("activation", activation),
+        ("weights", ops.dtype(w_in)),
+        ("load", load_of(ops, plan.counts_E)),
+    )
+
+
+def _routed_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int) -> tuple[list[Any], int]:
+    """Fewer experts, and as many fewer tokens, so that each has the rows that it would have; then fewer tokens only."""
+    experts, choices = max(sizes["E"] // part, sizes["k"]), sizes["k"]
+    tokens = max(sizes["T"] // part, 1)
+    expert_N = _chosen(tokens, experts, choices, EXPONENTS[sizes["load"]])
+    gates_N = np.random.default_rng(3).uniform(0.1, 1, len(expert_N)).astype(np.float32)
+    x_TD, *weights = _arrays(ops, dtype, sizes, experts, tokens)
+    gates = ops.cast(ops.from_numpy(gates_N), "float64" if dtype == "float64" else "float32")
+    plan = plan_of(ops, expert_N, choices, experts)
+    return [x_TD, gates, plan, *weights, sizes["activation"]], 4
+
+
+def _grouped_sizes(
+    ops: Ops, x_RD: Array, w_in: Array, w_out_EDF: Array, counts_E: Array, activation: str
+) -> Sizes | None:
+    experts, width, hidden = w_out_EDF.shape
+    return (
+        ("R", power_of_two(x_RD.shape[0])),
+        ("E", experts),
+        ("D", width),
+        ("F", hidden),
+        ("activation", activation),
+        ("weights", ops.dtype(w_in)),
+        ("load", load_of(ops, counts_E)),
+    )
+
+
+def _grouped_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int) -> tuple[list[Any], int]:
+    experts, rows = max(sizes["E"] // part, 1), max(sizes["R"] // part, 1)
+    counts = np.bincount(_chosen(rows, experts, 1, EXPONENTS[sizes["load"]]), minlength=experts)
+    return [*_arrays(ops, dtype, sizes, experts, rows), ops.from_numpy(counts), sizes["activation"]], 3
+
+
+def _chosen(tokens: int, experts: int, choices: int, exponent: float) -> np.ndarray:
+    """Distinct experts of each token, (tokens * choices), drawn with unequal probabilities (Gumbel's trick)."""
+    random = np.random.default_rng(0)
+    score_TE = random.gumbel(size=(tokens, experts)) - exponent * np.log(np.arange(1, experts + 1))
+    return np.argsort(-score_TE, axis=1, kind="stable")[:, :choices].reshape(-1)
+
+
+def _arrays(ops: Ops, dtype: str, sizes: Mapping[str, Any], experts: int, rows: int) -> list[Array]:
+    """Inputs and weights."""
+    width, hidden = sizes["D"], sizes["F"]
+    height = 2 * hidden if sizes["activation"] == "swiglu" else hidden
+    x_RD = _filled(ops, dtype, 1.0, rows, width)
+    w_in = _filled(ops, sizes["weights"], width**-0.5, experts, height, width)
+    return [x_RD, w_in, _filled(ops, sizes["weights"], hidden**-0.5, experts, width, hidden)]
+
+
+def _filled(ops: Ops, dtype: str, scale: float, *shape: int) -> Array:
+    """An array whose rows repeat a few that are drawn: drawing billions of numbers on the host would take long."""
+    rows, width = int(np.prod(shape[:-1])), shape[-1]
+    drawn = np.random.default_rng(1).normal(0, scale, (min(rows, 251), width)).astype(np.float32)
+    block = ops.cast(ops.from_numpy(drawn), dtype)
+    return ops.reshape(ops.take_rows(block, ops.from_numpy(np.arange(rows) % len(drawn))), shape)
+
+
+def _mlp_flops(rows: int, sizes: Mapping[str, Any]) -> float:
+    return (6.0 if sizes["activation"] == "swiglu" else 4.0) * rows * sizes["D"] * sizes["F"]
+
+
+SIZED: Mapping[str, Sized] = {
+    "grouped_mlp": Sized(_grouped_sizes, _grouped_example, lambda sizes: _mlp_flops(sizes["R"], sizes)),
+    "routed_mlp": Sized(_routed_sizes, _routed_example, lambda sizes: _mlp_flops(sizes["T"] * sizes["k"], sizes)),
+}
+"""By kernel."""
