@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from moeport.backends.profiler import Profiler
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
@@ -107,9 +106,12 @@ class Backend(ABC):
     def matmul_flops_per_second(self) -> float:
         """Measured FLOP/s of a large matrix product in the compute type: the peak that MFU refers to."""
 
-    def profile(self, folder: Path) -> AbstractContextManager[Any]:
-        """Write a trace of what runs inside the block to `folder`, in the format of the framework's own profiler."""
-        raise BackendUnavailableError(f"metrics.profile_step: backend {self.name} has no profiler; expected null")
+    def profiler(self, model: TrainingModel) -> Profiler:
+        """What measures steps of a model with the framework's own profiler; it does nothing until it is asked to.
+
+        Raises BackendUnavailableError if the backend has none.
+        """
+        raise BackendUnavailableError(f"metrics.profile: backend {self.name} has no profiler; expected false")
 
     def compilations(self) -> tuple[int, float]:
         """Number of graphs compiled so far in this process, and the seconds it took; (0, 0) if they are not counted."""

@@ -11,6 +11,10 @@ def train(
     file: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = False,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Profile some steps: traces, and tables by kind of work (metrics.profile)."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
 ) -> None:
     """Train a model, on all ranks of the job if a launcher (torchrun, srun, mpirun, msrun) started it."""
@@ -21,7 +25,7 @@ def train(
 
     console = PlainConsole(highlight=True)
     with excused():
-        config = load_config(file, overrides or ())
+        config = load_config(file, [*(overrides or ()), *(["metrics.profile=true"] if profile else [])])
     outcome = run_training(config, resume=resume, dry_run=dry_run, console=console)
     if outcome is not None:
         console.print(outcome)

@@ -177,8 +177,16 @@ class MetricsConfig(Section):
     """Text that the sample at the end of a run continues. Default: the beginning of a held-out document."""
     peak_tflops: PositiveFloat | None = None
     """Peak of the device in TFLOP/s, for MFU. Default: the speed of a matrix product, measured at the start."""
+    profile: bool = False
+    """Profile some steps on every rank with the framework's profiler: a trace per rank and profile.json in the run
+    folder's profile/, and tables by kind of work in the report and at the end of the run. The option --profile."""
+    profile_start: PositiveInt | None = None
+    """First step that is timed; the step before it measures memory. Default: the sixth after the start, or an earlier
+    one in a short run."""
+    profile_steps: PositiveInt = 3
+    """Number of steps that are timed."""
     profile_step: PositiveInt | None = None
-    """Profile this one step with the framework's profiler, into the run folder's profile/; null: none."""
+    """The same as profile with this profile_start and profile_steps of 1; null: as they say."""
 
 
 class BackendConfig(Section):

@@ -16,10 +16,10 @@ from moeport.comm.load import Demand, Layout, Routes, Stages
 from moeport.config.schema import Config
 from moeport.errors import UserError
 from moeport.model.build import build_model
+from moeport.model.memory import Memory, ModelSizes, memory
 from moeport.plan.compute import MeasuredStep, Speed, Work
 from moeport.plan.cost import Cluster, Cost
 from moeport.plan.layer import LayerExchange, LayerPass, Reason, fastest_exchange
-from moeport.plan.memory import Memory, ModelSizes, memory
 
 RoutesOf = Callable[[Layout, Demand], Routes]
 CHUNKS = (1, 2, 4, 8)

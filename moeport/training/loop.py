@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
 
 from moeport.errors import InterruptedRunError, NonFiniteError
-from moeport.files import check_folder, writing
 from moeport.training.checkpoint_meta import checkpoint_name
 from moeport.training.evaluate import Evaluation
 from moeport.training.fits import non_finite
@@ -17,8 +17,8 @@ from moeport.training.lock import RunLock
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
 from moeport.training.prepare import PreparedRun
+from moeport.training.profile import Window
 from moeport.training.progress import Progress
-from moeport.training.run_dir import PROFILE_DIR
 from moeport.training.saving import Saver
 from moeport.training.signals import StopRequest
 
@@ -42,13 +42,14 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evalu
     """
     config, saver = run.config, Saver(run, lock)
     with (
+        Window(run, console) as window,
         _log(run) as log,
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
         StopRequest(REPEATS_SECONDS if run.mesh.world.size > 1 else 0.0) as stop,
     ):
         for note in log.notes if log else ():
             progress.say(note)
-        return _Loop(run, log, progress, stop, saver).run_all()
+        return _Loop(run, log, progress, stop, saver, window).run_all()
 
 
 def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
@@ -60,8 +61,17 @@ def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
 class _Loop:
     """What happens after each step, and when."""
 
-    def __init__(self, run: PreparedRun, log: MetricsLog | None, progress: Progress, stop: StopRequest, saver: Saver):
+    def __init__(
+        self,
+        run: PreparedRun,
+        log: MetricsLog | None,
+        progress: Progress,
+        stop: StopRequest,
+        saver: Saver,
+        window: Window,
+    ):
         self.run, self.log, self.progress, self.stop, self.saver = run, log, progress, stop, saver
+        self.window = window
         self.last = run.config.training.steps
 
     def run_all(self) -> Evaluation:
@@ -102,15 +112,13 @@ class _Loop:
         )
 
     def _step(self, step: int) -> StepMetrics:
-        run = self.run
-        if step != run.config.metrics.profile_step or not run.is_first:
-            return run.trainer.step()
-        folder = run.dir / PROFILE_DIR
-        check_folder(folder)
-        with writing(folder), run.backend.profile(folder):
-            return run.trainer.step()
+        with self.window.around(step):
+            return self.run.trainer.step()
 
     def _record(self, metrics: StepMetrics) -> None:
+        self.window.note(metrics)
+        if self.window.slowed(metrics.step):
+            metrics = replace(metrics, profiled=1)
         if self.log:
             self.log.step(metrics)
         self.progress.step(metrics)
@@ -120,12 +128,14 @@ class _Loop:
     def _save(self, evaluation: Evaluation | None) -> None:
         if self.log:
             self.log.sync()
-        self.saver.save(evaluation)
+        with self.window.paused():
+            self.saver.save(evaluation)
 
     def _evaluate(self, step: int) -> Evaluation:
         run, training = self.run, self.run.config.training
         size = training.evaluation_batch_size or training.batch_size // run.trainer.batches.num_parts
-        result = run.task.evaluate(run.mesh.world, run.trainer.model, size)
+        with self.window.paused():
+            result = run.task.evaluate(run.mesh.world, run.trainer.model, size)
         metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy)
         if self.log:
             self.log.evaluation(metrics)

@@ -58,6 +58,8 @@ class Metric:
     """None: the report does not draw it over the steps."""
     only_with: str | None = None
     """A field; if it is empty, TensorBoard and the printed lines leave this metric out."""
+    left_out_of_file: float | None = None
+    """A value that is left out of metrics.jsonl: the default, where it is rare that it is another."""
     null_is_none: bool = False
     """Whether null in metrics.jsonl means None; otherwise it means a NaN or an infinity."""
 

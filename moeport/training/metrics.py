@@ -14,9 +14,10 @@ from typing import Any
 from moeport.errors import DataError
 from moeport.files import writing
 from moeport.reading import parse_json, read_lines
+from moeport.training.metric import Metric
 from moeport.training.metrics_record import parsed
 from moeport.training.metrics_repair import Cut
-from moeport.training.metrics_table import EvaluationMetrics, Record, StepMetrics, scalars
+from moeport.training.metrics_table import ROWS, EvaluationMetrics, Record, StepMetrics, scalars
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.tensorboard import EventLog
 
@@ -65,7 +66,8 @@ class MetricsLog:
 
     def step(self, metrics: StepMetrics) -> None:
         """Write one step."""
-        self._write(vars(metrics))
+        rows = ROWS[StepMetrics]
+        self._write({name: x for name, x in vars(metrics).items() if not _is_left_out(rows[name], x)})
         if self._events:
             self._events.scalars(metrics.step, scalars(metrics))
 
@@ -142,6 +144,10 @@ def _values(path: Path) -> Iterator[Any]:
             yield values
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _is_left_out(row: Metric, value: Any) -> bool:
+    return row.left_out_of_file is not None and row.left_out_of_file == value
 
 
 def _finite(value: Any) -> Any:

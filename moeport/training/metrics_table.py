@@ -196,6 +196,9 @@ class StepMetrics:
             "unless ranks share the experts."
         ),
     ] = field(default_factory=list)
+    profiled: Annotated[
+        int, Metric("1 if the step was profiled, which takes longer; missing otherwise.", left_out_of_file=0)
+    ] = 0
 
     @property
     def capacity(self) -> float:

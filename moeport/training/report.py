@@ -11,10 +11,19 @@ from moeport.errors import MoeportError
 from moeport.files import write_text
 from moeport.pages.template import load_template
 from moeport.reading import read_json
+from moeport.training.profile_table import ProfileCharts, charts
 from moeport.training.report_charts import sections
 from moeport.training.report_figures import comparison, compression, key_figures, rounded
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
-from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, REPORT_FILE, SUMMARY_FILE, read_config
+from moeport.training.run_dir import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PROFILE_DIR,
+    PROFILE_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    read_config,
+)
 from moeport.training.run_metrics import RunMetrics
 from moeport.training.side_files import is_of_its_type
 from moeport.training.starts import Start, read_starts
@@ -50,6 +59,7 @@ def write_report(run_dir: Path) -> Path:
         drops=drops(metrics, layers),
         positions=position_drops(metrics, config),
         exchanged=exchanged(metrics, layers),
+        profile=_profile(run_dir / PROFILE_DIR / PROFILE_FILE),
         sample=summary.get("sample"),
         config=config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else "",
         environment=_environment(summary, starts),
@@ -63,6 +73,14 @@ def _config(run_dir: Path) -> Config | None:
     try:
         return read_config(run_dir)
     except MoeportError:
+        return None
+
+
+def _profile(path: Path) -> ProfileCharts | None:
+    """What the profile of a run found; None if there is none, or none that can be read."""
+    try:
+        return charts(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -16,6 +16,7 @@ from moeport.training.checkpoint import Checkpoint, list_checkpoints
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 TOKENIZER_FILE, REPORT_FILE = "tokenizer.json", "report.html"
 CHECKPOINT_DIR, PROFILE_DIR = "checkpoints", "profile"
+PROFILE_FILE = "profile.json"
 
 
 def refuse_used(run_dir: Path) -> None:

@@ -35,7 +35,9 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
     if not run.is_first:
         return None
     steps, _ = read_metrics(run.dir / METRICS_FILE)  # may be lost, but for the last evaluation
-    speeds = [record.tokens_per_second for record in steps]
+    speeds = [record.tokens_per_second for record in steps if not record.profiled] or [
+        record.tokens_per_second for record in steps
+    ]
     counts = run.trainer.shapes.parameter_counts()
     compilations, compile_seconds = run.backend.compilations()
     summary = RunSummary(

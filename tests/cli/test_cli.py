@@ -180,8 +180,10 @@ class TestCallsOfOtherModules:
         Path("c.yaml").write_text("training: {steps: 5}\n")
         assert run("train", "c.yaml", "--set", "training.seed=3", "--resume")[0] == 0
         ((config,), options) = calls[0]
-        assert (config.training.steps, config.training.seed) == (5, 3)
+        assert (config.training.steps, config.training.seed, config.metrics.profile) == (5, 3, False)
         assert (options["resume"], options["dry_run"]) == (True, False)
+        assert run("train", "c.yaml", "--profile")[0] == 0
+        assert calls[1][0][0].metrics.profile
 
     def test_generate(self, run, stub):
         calls = stub("moeport.training.generate", "generate", lambda: " time")

@@ -12,11 +12,11 @@ from moeport.comm.exchange import EXCHANGES, loads
 from moeport.comm.load import Demand, Layout, Stages, all_reduce_load, ranks_sharing
 from moeport.config import config_from_dict, load_config
 from moeport.errors import UserError
+from moeport.model.memory import ModelSizes, memory
 from moeport.plan.compute import MeasuredStep, Speed, Work, fit_speed
 from moeport.plan.cost import Cluster, Link, Links
 from moeport.plan.fit import Sample, fit, read_samples
 from moeport.plan.layer import exchange_costs, fastest, reason
-from moeport.plan.memory import ModelSizes, memory
 from moeport.plan.planner import Planner, gradient_seconds
 from moeport.plan.routes import counted_routes, expected_routes, routes
 from moeport.plan.text import sentence

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
@@ -16,16 +14,17 @@ os.environ.setdefault("GLOG_v", "3")
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
-from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 
 from moeport.ascend.installed import versions
-from moeport.backends.base import Backend, TrainingOptions
+from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.backends.mindspore.communicator import start
 from moeport.backends.mindspore.device import accelerators, describe_device, resolve_device, resolve_dtype, use_device
 from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
 from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.mindspore.profiler import MindSporeProfiler
+from moeport.backends.profiler import Profiler
 from moeport.backends.trial import Choice, refuse_named
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.job import Job
@@ -118,10 +117,9 @@ class MindSporeBackend(Backend):
         self.ops.matmul(x, x).asnumpy()
         return 2 * 1024**3 / (time.perf_counter() - start)
 
-    def profile(self, folder: Path) -> AbstractContextManager[Any]:
-        """Tables of operations, and on Ascend a trace, by mindspore.profiler."""
-        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.NPU] if self.device_name == "npu" else [])
-        return ms.profiler.profile(activities=kinds, on_trace_ready=tensorboard_trace_handler(str(folder)))
+    @override
+    def profiler(self, model: TrainingModel) -> Profiler:
+        return MindSporeProfiler(self.device_name)
 
     @override
     def compilations(self) -> tuple[int, float]:

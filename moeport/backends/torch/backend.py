@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +14,8 @@ from typing_extensions import override
 
 from moeport.ascend.installed import versions
 from moeport.ascend.table import DETERMINISM
-from moeport.backends.base import Backend, TrainingOptions
+from moeport.backends.base import Backend, TrainingModel, TrainingOptions
+from moeport.backends.profiler import Profiler
 from moeport.backends.torch.auto_dtype import choose_dtype
 from moeport.backends.torch.communicator import communication_libraries, start
 from moeport.backends.torch.described import kernel_choices
@@ -31,6 +30,7 @@ from moeport.backends.torch.fused import FusedOps, own_operations
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
 from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
+from moeport.backends.torch.profiling.session import TorchProfiler
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
@@ -117,9 +117,11 @@ class TorchBackend(Backend):
     def matmul_flops_per_second(self) -> float:
         return matmul_flops_per_second(self.torch_device, DTYPES[self.dtype])
 
-    def profile(self, folder: Path) -> AbstractContextManager[Any]:
-        """A Chrome trace by torch.profiler."""
-        return torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder)))
+    @override
+    def profiler(self, model: TrainingModel) -> Profiler:
+        if not isinstance(model, TorchTrainingModel):
+            raise TypeError(f"profiler: the model is a {type(model).__name__}; expected one of this backend")
+        return TorchProfiler(model)
 
     @override
     def threads(self) -> str | None:

@@ -114,11 +114,13 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
 
     @override
     def gradient_norm(self) -> Array:
-        return self.optimizer.gradient_norm()
+        with self.ops.part("optimizer"):
+            return self.optimizer.gradient_norm()
 
     @override
     def step(self, learning_rate: float, norm: Array) -> None:
-        self.optimizer.step(learning_rate, norm)
+        with self.ops.part("optimizer"):
+            self.optimizer.step(learning_rate, norm)
 
     @override
     def gradients(self) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""A profile of training steps: marks, traces and what they say, memory."""
