@@ -89,8 +89,8 @@ def plain_twin(config: Config, vocab_size: int, params: dict[str, np.ndarray], d
     return plain
 
 
-def plain_step(plain: PlainMoELM, config: Config) -> Callable[[Batch, float], float]:
-    """One training step of the hand-written model."""
+def plain_step(plain: PlainMoELM, config: Config) -> Callable[[Batch, float], torch.Tensor]:
+    """One training step of the hand-written model, which returns its loss on the device."""
     settings = config.optimizer
     groups = [
         {"params": [p for p in plain.parameters() if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -99,8 +99,10 @@ def plain_step(plain: PlainMoELM, config: Config) -> Callable[[Batch, float], fl
     betas = (settings.beta1, settings.beta2)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=True)
 
-    def step(batch: Batch, lr: float) -> float:
-        out = plain(torch.from_numpy(batch.token_BS), torch.from_numpy(batch.target_BS))
+    device = plain.embed.device
+
+    def step(batch: Batch, lr: float) -> torch.Tensor:
+        out = plain(*(torch.from_numpy(ids).to(device) for ids in (batch.token_BS, batch.target_BS)))
         out.loss.backward()
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(plain.parameters(), settings.clip_norm)
@@ -108,7 +110,7 @@ def plain_step(plain: PlainMoELM, config: Config) -> Callable[[Batch, float], fl
             group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(out.loss.detach())
+        return out.loss.detach()
 
     return step
 
@@ -128,12 +130,15 @@ def main() -> None:
     params = initial_parameters(lm.parameter_specs(), config.training.seed)
     ours = backend.training_model(lm, params, TrainingOptions(config.optimizer))
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[backend.dtype]
-    run_plain = plain_step(plain_twin(config, vocab_size, params, dtype), config)
+    step_plain = plain_step(plain_twin(config, vocab_size, params, dtype), config)
 
     def run_ours(batch: Batch, lr: float) -> float:
         loss = float(backend.ops.to_numpy(ours.accumulate(batch, 1.0).loss))
         ours.step(lr, ours.gradient_norm())
         return loss
+
+    def run_plain(batch: Batch, lr: float) -> float:
+        return float(step_plain(batch, lr))
 
     random = np.random.default_rng(0)
     shape = (config.training.batch_size // config.training.gradient_accumulation, config.data.sequence_length)

@@ -1,6 +1,6 @@
 """A plain PyTorch mixture-of-experts language model: the baseline of the abstraction-tax benchmark.
 
-Everything is in this one file, written the way one would by hand for a single CPU: no registry, no
+Everything is in this one file, written the way one would by hand for one device: no registry, no
 configuration system, no import from moeport. Parameters are fp32 and matrix products run in
 ``compute_dtype`` (fp32 or bf16); norms, router, softmax and loss are computed in fp32. Dispatch is
 dropless: token copies are sorted by expert (stable) and every expert multiplies one contiguous slice.
@@ -101,10 +101,10 @@ class RMSNorm(nn.Module):
         return out
 
 
-def rope_tables(length: int, dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_tables(length: int, dim: int, base: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine, each [length, dim], for :func:`apply_rope`."""
-    inv_freq = base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32), inv_freq)
+    inv_freq = base ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), inv_freq)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
@@ -222,7 +222,7 @@ class MoE(nn.Module):
 
         order = chosen.argsort(stable=True)
         inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel())
+        inverse[order] = torch.arange(order.numel(), device=order.device)
         rows = flat.index_select(0, order.div(self.top_k, rounding_mode="floor"))
         y = _SwiGLUExperts.apply(rows, self.gate_up.to(x.dtype), self.down.to(x.dtype), counts.tolist())
         y = y.index_select(0, inverse).view(n, self.top_k, d) * gates.to(x.dtype).unsqueeze(-1)
@@ -269,7 +269,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not any(ctx.needs_input_grad):
                 continue
             dlogits = logp.exp_()
-            dlogits[torch.arange(tc.shape[0]), tc] -= 1.0
+            dlogits[torch.arange(tc.shape[0], device=tc.device), tc] -= 1.0
             dl = dlogits.to(h.dtype)
             torch.mm(dl, w, out=dhc)
             dw += torch.mm(dl.t(), hc)
@@ -306,7 +306,7 @@ class PlainMoELM(nn.Module):
     def hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Final hidden states [B, S, D] of ``tokens`` [B, S], and the mean router losses over MoE layers."""
         cfg = self.cfg
-        cos, sin = rope_tables(tokens.shape[1], cfg.head_dim, cfg.rope_base, cfg.compute_dtype)
+        cos, sin = rope_tables(tokens.shape[1], cfg.head_dim, cfg.rope_base, cfg.compute_dtype, tokens.device)
         x = F.embedding(tokens, self.embed).to(cfg.compute_dtype)
         aux_losses, z_losses = [x.new_zeros((), dtype=torch.float32)], [x.new_zeros((), dtype=torch.float32)]
         for block in self.blocks:

@@ -52,7 +52,7 @@ class Contest:
     """Texts in the names of the contenders that take part; empty: all."""
     isolate: bool = False
     """Whether comparisons and shapes run in processes of their own."""
-    jobs: int = 4
+    jobs: int = max(1, min(8, (os.cpu_count() or 1) // 2))
     """How many comparisons run at once, with `isolate`."""
 
 
