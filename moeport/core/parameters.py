@@ -34,6 +34,11 @@ class ParameterSpec:
     matrices: int = 0
     """How many matrices between hidden states its rows hold, one above the other: 2 for gate and up projection of
     SwiGLU. 0: none, as in embeddings, heads, routers and vectors."""
+    in_compute_type: bool = False
+    """Whether its every use casts it to the compute type and gives it a gradient of that type, so that a backend may
+    cast it once per update. False for what computes in float32, as routers and norms do, and for embeddings and heads,
+    whose gradients are sums over many rows in float32.
+    """
 
     @property
     def size(self) -> int:

@@ -20,13 +20,13 @@ def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
     """
     width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     specs = [
-        ParameterSpec("q", (width, config.d_model), std=config.init_std, matrices=1),
-        ParameterSpec("k", (kv_width, config.d_model), std=config.init_std, matrices=1),
-        ParameterSpec("v", (kv_width, config.d_model), std=config.init_std, matrices=1),
-        ParameterSpec("out", (config.d_model, width), std=out_std, matrices=1),
+        ParameterSpec("q", (width, config.d_model), std=config.init_std, matrices=1, in_compute_type=True),
+        ParameterSpec("k", (kv_width, config.d_model), std=config.init_std, matrices=1, in_compute_type=True),
+        ParameterSpec("v", (kv_width, config.d_model), std=config.init_std, matrices=1, in_compute_type=True),
+        ParameterSpec("out", (config.d_model, width), std=out_std, matrices=1, in_compute_type=True),
     ]
     specs += [
-        ParameterSpec(f"{spec.name}_bias", spec.shape[:1], "zeros")
+        ParameterSpec(f"{spec.name}_bias", spec.shape[:1], "zeros", in_compute_type=True)
         for spec in specs
         if spec.name in BIASED[config.attention.bias]
     ]

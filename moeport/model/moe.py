@@ -28,8 +28,8 @@ def mlp_specs(d_model: int, hidden: int, activation: str, std: float, out_std: f
     """Weights of one dense feed-forward block: w_in (2F or F, D) and w_out (D, F)."""
     stacked = 2 if activation == "swiglu" else 1
     return [
-        ParameterSpec("w_in", (stacked * hidden, d_model), std=std, matrices=stacked),
-        ParameterSpec("w_out", (d_model, hidden), std=out_std, matrices=1),
+        ParameterSpec("w_in", (stacked * hidden, d_model), std=std, matrices=stacked, in_compute_type=True),
+        ParameterSpec("w_out", (d_model, hidden), std=out_std, matrices=1, in_compute_type=True),
     ]
 
 

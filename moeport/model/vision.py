@@ -52,8 +52,8 @@ class ImageClassifier(Transformer):
     def embedding_specs(self) -> list[ParameterSpec]:
         width, std = self.config.d_model, self.config.init_std
         return [
-            ParameterSpec("patch_embedding.weight", (width, self.patch_values), std=std),
-            ParameterSpec("position_embedding.weight", (self.num_patches, width), std=std),
+            ParameterSpec("patch_embedding.weight", (width, self.patch_values), std=std, in_compute_type=True),
+            ParameterSpec("position_embedding.weight", (self.num_patches, width), std=std, in_compute_type=True),
         ]
 
     @override

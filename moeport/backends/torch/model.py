@@ -6,15 +6,16 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.torch.compute_copies import ComputeCopies
 from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.muon import Muon
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
-from moeport.backends.torch.sharding import distribute, sharded_like, to_whole
+from moeport.backends.torch.sharding import distribute, sharded_like, sum_over_ranks, to_whole
 from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
@@ -32,11 +33,12 @@ class TorchEvaluationModel(EvaluationModel):
         dtype: str,
         model: Transformer,
         params: Mapping[str, np.ndarray],
-        activation_checkpointing: bool = False,
+        options: TrainingOptions | None = None,
         mesh: Mesh | None = None,
     ):
         self.ops, self.dtype, self.model = ops, dtype, model
         self.mesh = mesh or single_mesh(ops)
+        self.is_distributed = self.mesh.world.size > 1
         self.specs = {spec.name: spec for spec in model.parameter_specs()}
         self.module = TransformerModule(
             model,
@@ -45,8 +47,14 @@ class TorchEvaluationModel(EvaluationModel):
             ops.device,
             DTYPES[parameter_dtype(dtype)],
             dtype,
-            activation_checkpointing,
+            options is not None and options.activation_checkpointing,
         ).eval()
+        self.whole_on_all: list[nn.Parameter] = []
+        if options and self.is_distributed:
+            self.whole_on_all = distribute(
+                self.module, self.mesh, options.shard is not False, ops.device, DTYPES[dtype], self.specs
+            )
+        self.copies = ComputeCopies(self.module, self.specs, DTYPES[dtype], trains=options is not None)
 
     def on_device(self, batch: Batch) -> Batch:
         """The same batch as device arrays."""
@@ -76,6 +84,7 @@ class TorchEvaluationModel(EvaluationModel):
         with torch.no_grad():
             for name, value in params.items():
                 state[name].copy_(sharded_like(state[name], self.mesh.local(self.specs[name], value)))
+        self.copies.refresh(params)
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
         return self.mesh.whole(self.specs[name], to_whole(x))
@@ -93,10 +102,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         options: TrainingOptions,
         mesh: Mesh | None,
     ):
-        super().__init__(ops, dtype, model, params, options.activation_checkpointing, mesh)
-        self.is_distributed = self.mesh.world.size > 1
-        if self.is_distributed:
-            distribute(self.module, self.mesh, options.shard is not False, ops.device)
+        super().__init__(ops, dtype, model, params, options, mesh)
         if options.compile:
             for block in self.module.layers:
                 block.compile()
@@ -110,6 +116,9 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
             self.module.set_requires_gradient_sync(is_last)
         terms = self.module(self.on_device(batch))
         (terms.loss if share == 1.0 else terms.loss * share).backward()
+        self.copies.take_gradients()
+        if is_last:
+            sum_over_ranks(self.whole_on_all, self.mesh.world)
         return terms.map(Tensor.detach)
 
     @override
@@ -121,6 +130,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
     def step(self, learning_rate: float, norm: Array) -> None:
         with self.ops.part("optimizer"):
             self.optimizer.step(learning_rate, norm)
+            self.copies.refresh()
 
     @override
     def gradients(self) -> dict[str, np.ndarray]:

@@ -19,13 +19,17 @@ from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
+COPY = "{}_in_compute_type"
+"""Name of the attribute beside a parameter that holds its copy."""
+
 
 class ExpertsModule(nn.Module):
     """The local experts of one layer; sharded as a unit."""
 
     def forward(self, compute: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
         """Implements `moeport.core.dispatch.RunExperts`."""
-        return compute(self.w_in, self.w_out, *arrays)
+        w_in, w_out = (getattr(self, COPY.format(name), getattr(self, name)) for name in ("w_in", "w_out"))
+        return compute(w_in, w_out, *arrays)
 
 
 class ParameterTree(nn.Module):
@@ -63,8 +67,17 @@ class ParameterTree(nn.Module):
             self._owners.append((spec.name, owner, leaf))
 
     def arrays(self) -> dict[str, Tensor]:
-        """Parameters and buffers by dotted name, as they are now (sharded ones gathered by their hooks)."""
+        """Parameters or their copies, and buffers, by dotted name, as they are now (sharded ones gathered by their
+        hooks).
+        """
         return {name: getattr(owner, leaf) for name, owner, leaf in self._owners}
+
+    def use_copies(self, copies: Mapping[str, Tensor]) -> None:
+        """Use these arrays in place of the parameters of the same names."""
+        for index, (name, owner, leaf) in enumerate(self._owners):
+            if name in copies:
+                setattr(owner, COPY.format(leaf), copies[name])
+                self._owners[index] = name, owner, COPY.format(leaf)
 
 
 class BlockModule(ParameterTree):
@@ -125,6 +138,12 @@ class TransformerModule(ParameterTree):
         )
         self.model, self.ops, self.compute_dtype = model, ops, compute_dtype
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @override
+    def use_copies(self, copies: Mapping[str, Tensor]) -> None:
+        super().use_copies(copies)
+        for number, block in enumerate(self.layers):
+            block.use_copies(subtree(f"layers.{number}", copies))
 
     def rope(self, sequence_length: int) -> tuple[Tensor, Tensor]:
         """Rotary tables, computed once per length."""

@@ -55,6 +55,7 @@ class AdamW:
         self.parameters = dict(module.named_parameters())
         self.shards = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
         """The local shard of each parameter."""
+        self._shares_of: dict[tuple[str, ...], Tensor] = {}
         own = [name for name in self.shards if rule_of(specs[name], config.name) == "adamw"]
         groups = [
             {"params": [self.shards[n] for n in own if specs[n].decays], "weight_decay": config.weight_decay},
@@ -76,20 +77,24 @@ class AdamW:
 
     def gradient_norm(self) -> Array:
         """Global 2-norm over all ranks, on the device."""
-        if self.mesh.world.size == 1:
-            return torch.nn.utils.get_total_norm(self._local_gradients())
-        squares = torch.zeros((), device=self.device, dtype=torch.float32)
-        for p in self.parameters.values():
-            if p.grad is not None:
-                norm = torch.linalg.vector_norm(local(p.grad))
-                squares = squares.to(norm.dtype) + norm * norm / num_copies(p)
-        return torch.sqrt(self.mesh.world.all_reduce(squares))
+        mesh, gradients = self.mesh, self._local_gradients()
+        if mesh.world.size == 1:
+            return torch.nn.utils.get_total_norm(gradients.values())
+        squares = torch.stack(torch._foreach_norm(list(gradients.values()))).square()
+        return torch.sqrt(mesh.world.all_reduce(torch.dot(squares, self._shares(tuple(gradients), squares))))
+
+    def _shares(self, names: tuple[str, ...], like: Tensor) -> Tensor:
+        """Of each parameter, the part of the square that this rank adds: ranks that hold the same share it."""
+        if names not in self._shares_of:
+            shares = [1.0 / num_copies(self.parameters[name], self.specs[name], self.mesh) for name in names]
+            self._shares_of = {names: torch.tensor(shares, dtype=like.dtype, device=like.device)}
+        return self._shares_of[names]
 
     def step(self, learning_rate: float, norm: Tensor) -> None:
         """Scale gradients to the clip norm if theirs is larger, update parameters, clear gradients."""
         if self.config.clip_norm is not None:
             share = torch.clamp(self.config.clip_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(self._local_gradients(), share)
+            torch._foreach_mul_(list(self._local_gradients().values()), share)
         for name, p in self.parameters.items():
             if p is not self.shards[name]:
                 self.shards[name].grad = None if p.grad is None else local(p.grad)
@@ -123,8 +128,8 @@ class AdamW:
                     **{moment: self._shard(name, state[f"{moment}.{name}"]) for moment in MOMENTS["adamw"]},
                 }
 
-    def _local_gradients(self) -> list[Tensor]:
-        return [local(p.grad) for p in self.parameters.values() if p.grad is not None]
+    def _local_gradients(self) -> dict[str, Tensor]:
+        return {name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
 
     def _shard(self, name: str, value: np.ndarray) -> Tensor:
         """The local shard of an array with the shape of a whole parameter."""

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moeport.backends.torch.module import ExpertsModule, TransformerModule
+from moeport.comm.communicator import Communicator
 from moeport.comm.mesh import Mesh
+from moeport.core.parameters import ParameterSpec
 
 
-def distribute(module: TransformerModule, mesh: Mesh, shard: bool, device: torch.device) -> None:
+def distribute(
+    module: TransformerModule,
+    mesh: Mesh,
+    shard: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    specs: Mapping[str, ParameterSpec],
+) -> list[nn.Parameter]:
     """Apply `fully_shard`: experts over the ranks that hold the same ones, everything else over all ranks.
+
+    In a compute type narrower than the parameters, those of the blocks are gathered in it, and their gradients summed
+    in the type of the parameters. Gathering in one type is for a whole block, so the few parameters that compute in
+    float32, those of norms and routers, are not sharded then: each rank holds them whole. Embedding and head are
+    gathered in float32, in which their gradients are summed over rows.
 
     Gradients are summed over ranks, not averaged: the scale of the loss includes the averaging, so that it is the same
     for parameters that see the tokens of all ranks and for those that see the tokens of one rank.
@@ -26,7 +42,15 @@ def distribute(module: TransformerModule, mesh: Mesh, shard: bool, device: torch
         mesh: the ranks, at least two.
         shard: divide parameters, gradients and optimiser state; otherwise every rank keeps whole copies.
         device: device of the module.
+        dtype: compute type.
+        specs: all parameters by name.
+
+    Returns: the parameters that every rank holds whole, whose gradients `sum_over_ranks` must add.
     """
+    whole_on_all, policy = [], MixedPrecisionPolicy()
+    if dtype.itemsize < next(module.parameters()).dtype.itemsize:
+        whole_on_all = [p for name, p in module.layers.named_parameters("layers") if not specs[name].in_compute_type]
+        policy = MixedPrecisionPolicy(dtype, next(module.parameters()).dtype, cast_forward_inputs=False)
     all_ranks = _device_mesh(device, mesh.world.size, shard)
     experts = [part for part in module.modules() if isinstance(part, ExpertsModule)]
     unshared: set[nn.Parameter] = set()
@@ -35,15 +59,26 @@ def distribute(module: TransformerModule, mesh: Mesh, shard: bool, device: torch
     else:
         across_copies = _device_mesh(device, mesh.copies.size, shard, mesh.experts.size)
         for part in experts:
-            fully_shard(part, mesh=across_copies)
+            fully_shard(part, mesh=across_copies, mp_policy=policy)
+    ignored = unshared.union(whole_on_all)
     for block in module.layers:
-        fully_shard(block, mesh=all_ranks, ignored_params=unshared)
-    fully_shard(module, mesh=all_ranks, ignored_params=unshared)
+        fully_shard(block, mesh=all_ranks, mp_policy=policy, ignored_params=ignored)
+    fully_shard(module, mesh=all_ranks, ignored_params=ignored)
     register_fsdp_forward_method(module, "logits")
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
+    return whole_on_all
+
+
+def sum_over_ranks(parameters: Sequence[nn.Parameter], world: Communicator) -> None:
+    """Add the gradients of parameters over all ranks, each of which calls this, in one collective."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        total: Any = world.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _device_mesh(device: torch.device, size: int, shard: bool, parts: int = 1) -> DeviceMesh:
@@ -59,10 +94,10 @@ def local(x: Tensor) -> Tensor:
     return x.detach().to_local() if isinstance(x, DTensor) else x
 
 
-def num_copies(x: Tensor) -> int:
+def num_copies(x: Tensor, spec: ParameterSpec, mesh: Mesh) -> int:
     """Number of ranks that hold the same shard."""
     if not isinstance(x, DTensor):
-        return 1
+        return mesh.copies.size if spec.is_expert else mesh.world.size
     sizes = (x.device_mesh.size(dim) for dim, placement in enumerate(x.placements) if placement.is_replicate())
     return math.prod(sizes)
 
