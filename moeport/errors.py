@@ -63,7 +63,16 @@ class RunError(MoeportError):
 
 
 class NonFiniteError(RunError):
-    """A NaN or infinity appeared; the message names the step and the tensor."""
+    """A NaN or infinity appeared; the message names the step and the tensor.
+
+    Args:
+        message: what the user reads.
+        step: the step, counted from 1; None: the one that is being done.
+    """
+
+    def __init__(self, message: str, step: int | None = None):
+        super().__init__(message)
+        self.step = step
 
 
 class InterruptedRunError(RunError):

@@ -190,6 +190,13 @@ class TrainingModel(EvaluationModel):
     each of them.
     """
 
+    runs_ahead: bool = False
+    """Whether it pays that the host does not wait for the results of a step before it begins the next.
+
+    Then `step` must itself leave parameters and optimiser state as they are, in this and all later steps, once a loss
+    of any rank or the norm was not finite.
+    """
+
     @abstractmethod
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
         """Forward and backward of one micro-batch; adds `share` times its gradient to the gradients.

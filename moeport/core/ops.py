@@ -57,6 +57,10 @@ class Ops(ABC):
     def to_numpy(self, x: Array) -> np.ndarray:
         """Copy to the host; bfloat16 becomes float32. Waits for the device."""
 
+    def fetch(self, xs: Sequence[Array]) -> list[np.ndarray]:
+        """`to_numpy` of several arrays at once."""
+        return [self.to_numpy(x) for x in xs]
+
     def on_host(self, x: Array) -> np.ndarray | None:
         """A read-only view of `x` without a copy; None if numpy cannot read its memory or type."""
         return None

@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 
-import numpy as np
 from rich.console import Console
 
 from moeport.errors import InterruptedRunError, NonFiniteError
@@ -16,6 +15,7 @@ from moeport.training.fits import non_finite
 from moeport.training.lock import RunLock
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
+from moeport.training.pace import Pace
 from moeport.training.prepare import PreparedRun
 from moeport.training.profile import Window
 from moeport.training.progress import Progress
@@ -73,34 +73,55 @@ class _Loop:
         self.run, self.log, self.progress, self.stop, self.saver = run, log, progress, stop, saver
         self.window = window
         self.last = run.config.training.steps
+        self.pace = Pace(run.mesh.world, run.config.metrics.log_interval)
 
     def run_all(self) -> Evaluation:
         """Run the remaining steps, if any; returns the evaluation after the last step."""
-        config, evaluation = self.run.config, None
+        evaluation = None
         for step in range(self.run.start_step + 1, self.last + 1):
             try:
-                self._train(step)
-                evaluation = self._evaluate(step) if self._is_due(step, config.training.evaluation_interval) else None
-                if self._is_due(step, config.checkpoint.interval) or self.saver.keeps(evaluation):
-                    self._save(evaluation)
-                if step < self.last and self._any_rank_stops():
-                    self._interrupt(evaluation)
+                evaluation = self._run(step)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}. {self._way_on(step)}") from error
+                raise NonFiniteError(f"{error}. {self._way_on(error.step or step)}") from error
         return evaluation or self._evaluate(self.last)
+
+    def _run(self, step: int) -> Evaluation | None:
+        """One step, and what is due after it; returns its evaluation, if it has one."""
+        config = self.run.config
+        self._train(step)
+        evaluates = self._is_due(step, config.training.evaluation_interval)
+        saves = self._is_due(step, config.checkpoint.interval)
+        looks = evaluates or saves or self.pace.is_due(bool(self.stop))
+        if looks or self.run.trainer.waits:
+            self._record()
+        if looks:
+            self.pace.looked()
+        evaluation = self._evaluate(step) if evaluates else None
+        if saves or self.saver.keeps(evaluation):
+            self._save(evaluation)
+        if looks and self._any_rank_stops() and step < self.last:
+            self._interrupt(evaluation)
+        return evaluation
 
     def _is_due(self, step: int, interval: int) -> bool:
         """Whether `step` is the last one or, unless `interval` is 0, a multiple of `interval`."""
         return step == self.last or (interval > 0 and step % interval == 0)
 
     def _train(self, step: int) -> None:
+        self.pace.stepped()
         if self.run.config.training.skips(step):
+            self._record()
             self.run.trainer.skip()
             if self.log:
                 self.log.skipped(step)
             self.progress.skipped(step)
+        elif self.window.slowed(step):
+            self._record()
+            with self.window.around(step):
+                metrics = self.run.trainer.step()
+            self._write(metrics)
         else:
-            self._record(self._step(step))
+            self.run.trainer.advance()
 
     def _way_on(self, step: int) -> str:
         """How to continue after the run diverged at `step`."""
@@ -111,11 +132,12 @@ class _Loop:
             f"if only this batch is at fault, pass over it with --set 'training.skip_steps=[\"{step}\"]'"
         )
 
-    def _step(self, step: int) -> StepMetrics:
-        with self.window.around(step):
-            return self.run.trainer.step()
+    def _record(self) -> None:
+        """Wait for the steps that were begun, and write their metrics; every rank calls it."""
+        for metrics in self.run.trainer.collect():
+            self._write(metrics)
 
-    def _record(self, metrics: StepMetrics) -> None:
+    def _write(self, metrics: StepMetrics) -> None:
         self.window.note(metrics)
         if self.window.slowed(metrics.step):
             metrics = replace(metrics, profiled=1)
@@ -150,7 +172,7 @@ class _Loop:
 
     def _any_rank_stops(self) -> bool:
         """Whether any rank has received a signal, so that all ranks stop after the same step."""
-        return bool(self.run.mesh.world.sum_of_numbers(np.array([float(bool(self.stop))]))[0])
+        return self.pace.agree(bool(self.stop))
 
     def _interrupt(self, evaluation: Evaluation | None) -> None:
         step = self.run.trainer.step_number

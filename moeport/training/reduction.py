@@ -1,4 +1,4 @@
-"""Reduces the loss terms of micro-batches to those of a whole step, on the host."""
+"""Reduces the loss terms of micro-batches to those of whole steps, on the host."""
 
 from __future__ import annotations
 
@@ -8,33 +8,41 @@ from typing import Any
 import numpy as np
 
 from moeport.comm.communicator import Communicator
+from moeport.core.array import Array
 from moeport.model.loss_terms import COUNTS, FIELDS, LossTerms
 from moeport.training.metric import Metric
 from moeport.training.metrics_table import PER_LAYER, ROWS, StepMetrics
 
 
 def whole_step(world: Communicator, parts: Sequence[LossTerms]) -> Any:
-    """The terms of a step in float64: over micro-batches and ranks, counts are added and all other terms averaged.
+    """`whole_steps` of one step."""
+    return whole_steps(world, [parts])[0][0]
+
+
+def whole_steps(
+    world: Communicator, steps: Sequence[Sequence[LossTerms]], numbers: Sequence[Array] = ()
+) -> tuple[list[Any], list[float]]:
+    """The terms of steps in float64: over micro-batches and ranks, counts are added and all other terms averaged.
 
     A capacity is the same in all micro-batches. The layers' measurements are reduced as their rows in the table of
-    metrics say, also over the passes.
+    metrics say, also over the passes. All arrays come from the device together, and over the ranks in one collective.
 
     Args:
         world: the ranks, all of which call this function.
-        parts: the terms of this rank's micro-batches, on the device.
+        steps: for each step the terms of this rank's micro-batches, on the device.
+        numbers: further scalars on the device.
 
-    Returns: LossTerms of numpy arrays.
+    Returns: for each step LossTerms of numpy arrays; the scalars.
     """
-    names = [*FIELDS, *parts[0].measured]
-    added = [name in COUNTS for name in FIELDS] + [_row(name).reduction == "sum" for name in parts[0].measured]
-    axes = [0] * len(FIELDS) + [(0, 1)] * len(parts[0].measured)
-    local = []
-    for values, is_sum, axis in zip(zip(*(part.flat() for part in parts), strict=True), added, axes, strict=True):
-        stacked = np.stack([world.ops.to_numpy(value) for value in values]).astype(np.float64)
-        local.append(stacked.sum(axis) if is_sum else stacked.mean(axis))
+    arrays = [value for parts in steps for part in parts for value in part.flat()]
+    host = iter(world.ops.fetch([*arrays, *numbers]))
+    local = [_over_parts([[next(host) for _ in part.flat()] for part in parts], parts[0]) for parts in steps]
+    found = [float(number) for number in host]
     if world.size > 1:
-        local = _over_ranks(world, local, added)
-    return LossTerms.from_flat(local, names[len(FIELDS) :])
+        added = [is_sum for parts in steps for is_sum, _ in _rules(parts[0])]
+        reduced = iter(_over_ranks(world, [value for values in local for value in values], added))
+        local = [[next(reduced) for _ in values] for values in local]
+    return [LossTerms.from_flat(values, parts[0].measured) for values, parts in zip(local, steps, strict=True)], found
 
 
 def measured(terms: Any) -> dict[str, Any]:
@@ -44,6 +52,21 @@ def measured(terms: Any) -> dict[str, Any]:
         terms: those of a whole step.
     """
     return {name: _over_layers(name, value_L) for name, value_L in terms.measured.items()}
+
+
+def _rules(part: LossTerms) -> list[tuple[bool, Any]]:
+    """Of each array of a micro-batch, whether it is summed, and the dimensions of the stacked ones that it is over."""
+    fields = [(name in COUNTS, 0) for name in FIELDS]
+    return fields + [(_row(name).reduction == "sum", (0, 1)) for name in part.measured]
+
+
+def _over_parts(parts: Sequence[Sequence[np.ndarray]], first: LossTerms) -> list[np.ndarray]:
+    """Reduce the arrays of a step over its micro-batches."""
+    stacked = [np.stack(values).astype(np.float64) for values in zip(*parts, strict=True)]
+    return [
+        value.sum(axis) if is_sum else value.mean(axis)
+        for value, (is_sum, axis) in zip(stacked, _rules(first), strict=True)
+    ]
 
 
 def _over_ranks(world: Communicator, local: Sequence[np.ndarray], added: Sequence[bool]) -> list[np.ndarray]:

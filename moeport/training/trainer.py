@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from moeport.config.schema import Config
 from moeport.errors import NonFiniteError
-from moeport.model.capacity import estimate_from
-from moeport.model.loss_terms import LossTerms
+from moeport.model.batch import Batch
 from moeport.training.batches import Batches
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.placed import PlacedModel
-from moeport.training.reduction import measured, whole_step
+from moeport.training.reduction import whole_steps
 from moeport.training.schedule import learning_rate
+from moeport.training.step_metrics import Ran, Speed, step_metrics
 
 
 class Trainer:
@@ -23,6 +23,9 @@ class Trainer:
 
     A step depends only on the config, the parameters, the optimiser state and the step number: batches and noise are
     drawn by counter, so a run resumed at step n does exactly what an uninterrupted one would have done.
+
+    The host need not wait for the results of a step before it begins the next: `advance` begins one, and `collect`
+    looks at all that were begun.
 
     Args:
         config: the whole config.
@@ -42,6 +45,17 @@ class Trainer:
         self.router_state = self.shapes.router_state_names()
         self.tokens_per_step = batches.tokens_per_step
         self.flops_per_token = self.shapes.training_flops_per_token(batches.examples.sequence_length)
+        self.draw: Callable[[int], Iterable[Batch]] = batches.of_step
+        """Where the micro-batches of a step, counted from 0, come from."""
+        self._pending: list[Ran] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether the host looks at each step before the parameters change, so that `collect` should follow it.
+
+        It must if the model cannot refuse an update by itself, or if the host computes the state of routers.
+        """
+        return not self.model.runs_ahead or bool(self.router_state)
 
     @property
     def updates(self) -> int:
@@ -53,96 +67,98 @@ class Trainer:
         self.step_number += 1
 
     def step(self) -> StepMetrics:
-        """Do one optimiser step.
+        """Do one optimiser step and wait for it.
 
         Raises NonFiniteError, before any parameter changes, if the loss or the gradient is not finite.
         """
-        started = time.perf_counter()
-        step, training = self.step_number, self.config.training
+        self.advance(waits=True)
+        return list(self.collect())[-1]
+
+    def advance(self, waits: bool = False) -> None:
+        """Begin one optimiser step.
+
+        Args:
+            waits: look at its results before the parameters change; always done if `self.waits`.
+
+        Raises NonFiniteError as `step` does, if it looks.
+        """
+        started, step, training = time.perf_counter(), self.step_number, self.config.training
         for exchange in self.exchanges.values():
             exchange.forget()
-        share = 1.0 / self.batches.num_parts
-        parts: list[LossTerms] = []
-        for number, batch in enumerate(self.batches.of_step(step), start=1):
-            parts.append(self.model.accumulate(batch, share, number == training.gradient_accumulation))
+        parts = [
+            self.model.accumulate(batch, self._share, number == training.gradient_accumulation)
+            for number, batch in enumerate(self.draw(step), start=1)
+        ]
         norm = self.model.gradient_norm()
-        terms = whole_step(self.world, parts)
-        grad_norm = float(self.world.ops.to_numpy(norm))
-        loss, total = float(terms.cross_entropy), float(terms.loss)
-        if not (math.isfinite(total) and math.isfinite(grad_norm)):
-            self._stop(step, total, grad_norm)
         lr = learning_rate(self.config.optimizer, step, training.steps)
+        ran = Ran(step, lr, started, parts, norm, self._sent())
+        self._pending.append(ran)
+        if waits or self.waits:
+            self._look()
+            self._check(ran)
         self.model.step(lr, norm)
-        chosen_LE, served_LE, affinity_L3E = terms.chosen_LE, terms.served_LE, terms.affinity_L3E
-        self._update_router_state(chosen_LE, affinity_L3E)
+        if self.router_state:
+            state = self.model.parameters(self.router_state)
+            self.model.load_parameters(self.shapes.updated_state(state, ran.terms.chosen_LE, ran.terms.affinity_L3E))
         self.step_number += 1
-        seconds = time.perf_counter() - started
-        tokens_per_second = self.tokens_per_step / seconds
-        chosen_L = chosen_LE.sum(1)
-        capacity = self.config.model.moe.capacity
-        estimates = [estimate_from(affinity_3E) for affinity_3E in affinity_L3E] if capacity.is_estimated else []
-        chosen_P, dropped_P = terms.positions_L2P.sum(0)
-        sent_L4, exchange_time = self._sent()
-        return StepMetrics(
-            step=self.step_number,
-            loss=loss,
-            total_loss=total,
-            lr=lr,
-            grad_norm=grad_norm,
-            tokens_per_second=tokens_per_second,
-            step_time=seconds,
-            tokens=self.updates * self.tokens_per_step,
-            mfu=tokens_per_second * self.flops_per_token / self.peak_flops,
-            load_balance=float(terms.load_balance),
-            router_z=float(terms.router_z),
-            output_z=float(terms.output_z),
-            imbalance=float(_ratio(chosen_LE.max(1) * chosen_LE.shape[1], chosen_L, 1.0).mean()),
-            drop_rate=float(_ratio(chosen_LE.sum() - served_LE.sum(), chosen_LE.sum())),
-            expert_load=[[round(float(x), 6) for x in row] for row in _ratio(chosen_LE, chosen_L[:, None])],
-            drop_rate_per_layer=[round(float(x), 6) for x in _ratio(chosen_L - served_LE.sum(1), chosen_L)],
-            assignments_per_layer=[int(x) for x in chosen_L],
-            capacity_per_layer=[int(x) for x in terms.capacity_L] if terms.capacity_L.any() else [],
-            delta_per_layer=[math.nan if e is None else round(e.delta, 6) for e in estimates],
-            competitors_per_layer=[math.nan if e is None else round(e.competitors, 3) for e in estimates],
-            drop_rate_by_position=[round(float(x), 6) for x in _ratio(dropped_P, chosen_P)] if chosen_P.any() else [],
-            exchange_time=exchange_time,
-            exchanged_rows_per_layer=[[int(x) for x in row] for row in sent_L4[:, :2]],
-            exchanged_bytes_per_layer=[[int(x) for x in row] for row in sent_L4[:, 2:]],
-            **measured(terms),
-        )
 
-    def _sent(self) -> tuple[np.ndarray, float]:
-        """What all ranks sent in the exchanges of each MoE layer, and the total time in seconds, mean over the ranks.
+    def collect(self) -> Iterator[StepMetrics]:
+        """Wait for the steps that were begun since the last call, which take turns in the result; every rank calls it.
 
-        The former is (L, 4): rows inside nodes and between nodes, then bytes inside nodes and between nodes; (0, 4)
-        without exchanges.
+        Their duration is the mean of them all.
+
+        Raises NonFiniteError at the first step whose loss or gradient is not finite; no parameter has changed since.
         """
-        volumes = [exchange.sent() for exchange in self.exchanges.values()]
-        own = np.array(
+        self._look()
+        pending, self._pending = self._pending, []
+        seconds = (time.perf_counter() - pending[0].started) / len(pending) if pending else 0.0
+        speed = Speed(seconds, self.tokens_per_step, self.flops_per_token, self.peak_flops)
+        capacity = self.config.model.moe.capacity
+        for ran in pending:
+            self._check(ran, is_updated=True)
+            tokens = self.config.training.updates(ran.step + 1) * self.tokens_per_step
+            yield step_metrics(ran, speed, tokens, capacity.is_estimated, self.world.size)
+
+    @property
+    def _share(self) -> float:
+        """The part of a step that one micro-batch is."""
+        return 1.0 / self.batches.num_parts
+
+    def _look(self) -> None:
+        """Fetch the results of all steps that are not known yet, over all ranks."""
+        unknown = [ran for ran in self._pending if not ran.is_known]
+        if not unknown:
+            return
+        terms, norms = whole_steps(self.world, [ran.parts for ran in unknown], [ran.norm for ran in unknown])
+        sent = np.stack([ran.sent_L5 for ran in unknown])
+        for ran, own, norm, sent_L5 in zip(
+            unknown, terms, norms, self.world.sum_of_numbers(sent) if self.exchanges else sent, strict=True
+        ):
+            ran.terms, ran.grad_norm, ran.sent_L5 = own, norm, sent_L5
+
+    def _sent(self) -> np.ndarray:
+        """What this rank sent in the exchanges of each MoE layer, as in `Ran`."""
+        return np.array(
             [
                 [v.intra_node_rows, v.inter_node_rows, v.intra_node_bytes, v.inter_node_bytes, v.seconds]
-                for v in volumes
+                for v in (exchange.sent() for exchange in self.exchanges.values())
             ],
             np.float64,
         ).reshape(-1, 5)
-        sent_L5 = self.world.sum_of_numbers(own) if volumes else own
-        return sent_L5[:, :4], float(sent_L5[:, 4].sum()) / self.world.size
 
-    def _update_router_state(self, chosen_LE: np.ndarray, affinity_L3E: np.ndarray) -> None:
-        if self.router_state:
-            state = self.model.parameters(self.router_state)
-            self.model.load_parameters(self.shapes.updated_state(state, chosen_LE, affinity_L3E))
-
-    def _stop(self, step: int, loss: float, grad_norm: float) -> None:
+    def _check(self, ran: Ran, is_updated: bool = False) -> None:
+        """Raise NonFiniteError if a step, after which gradients may have been cleared, is not finite."""
+        if ran.is_finite:
+            return
+        self._pending, self.step_number = [], ran.step
         named = "loss or gradient norm"
         if self.world.size == 1:  # the search runs the model, which several ranks could only do together
-            named = next(filter(None, map(self.model.first_non_finite, self.batches.of_step(step))), "gradient norm")
+            batches = list(self.batches.of_step(ran.step))
+            for number, batch in enumerate(batches if is_updated else (), start=1):
+                self.model.accumulate(batch, self._share, number == len(batches))
+            named = next(filter(None, map(self.model.first_non_finite, batches)), "gradient norm")
         raise NonFiniteError(
-            f"step {step + 1}: {named} is not finite (loss {loss}, gradient norm {grad_norm}); the parameters were not "
-            "updated"
+            f"step {ran.step + 1}: {named} is not finite (loss {float(ran.terms.loss)}, gradient norm "
+            f"{ran.grad_norm}); the parameters were not updated",
+            step=ran.step + 1,
         )
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """part / whole, or `empty` if the whole is 0, as in a layer whose tokens all chose null experts."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), empty)

@@ -10,7 +10,7 @@ from moeport.core.ops import KERNELS, PRIMITIVES, Ops
 from moeport.facts import BACKENDS
 from tests.conformance.targets import TARGETS, every_form
 
-DERIVED = {"accurate", "constant_like", "fuses", "on_host", "part", "unrecorded"}
+DERIVED = {"accurate", "constant_like", "fetch", "fuses", "on_host", "part", "unrecorded"}
 """Methods of Ops that are neither primitives nor kernels: shorthands, marks, and what a backend may say of itself."""
 
 

@@ -28,7 +28,7 @@ def measured(name, value):
 
 def computed(name, value):
     """The line of a metric that the trainer computes."""
-    return Row("moeport/training/trainer.py", "**measured(terms),", f"            {name}={value},")
+    return Row("moeport/training/step_metrics.py", "**measured(terms),", f"        {name}={value},")
 
 
 CHART = 'chart=Chart("Routing", Axis("Toy of {}", "", "{{:.3f}}"))'

@@ -131,13 +131,13 @@ def stick():
     """Never returns; a lock of the C library is not given up for a signal."""
     from moeport.training.trainer import Trainer
 
-    def step(self):
+    def advance(self, waits=False):
         print("stuck", flush=True)
         libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(128)
         libc.pthread_mutex_lock(lock)
         libc.pthread_mutex_lock(lock)
 
-    Trainer.step = step
+    Trainer.advance = advance
 
 
 def main():

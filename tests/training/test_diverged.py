@@ -33,15 +33,14 @@ def records(config):
 
 def after_step(monkeypatch, step, change):
     """Calls `change(model)` once `step` is done."""
-    original = Trainer.step
+    original = Trainer.advance
 
     def changed(trainer):
-        metrics = original(trainer)
+        original(trainer)
         if trainer.step_number == step:
             change(trainer.model)
-        return metrics
 
-    monkeypatch.setattr(Trainer, "step", changed)
+    monkeypatch.setattr(Trainer, "advance", changed)
 
 
 def poison(name, value):
@@ -193,14 +192,14 @@ def test_a_run_with_skipped_steps_resumes_bit_for_bit_at_each_of_its_steps(tmp_p
 
 def test_a_run_goes_on_past_the_batch_at_which_it_diverged(tmp_path, monkeypatch):
     config = tiny_config(tmp_path, training={"evaluation_interval": 0})
-    original = Trainer.step
+    original = Trainer.advance
 
     def diverging(trainer):
         if trainer.step_number + 1 == 4:
             raise NonFiniteError("step 4: loss is not finite")
-        return original(trainer)
+        original(trainer)
 
-    monkeypatch.setattr(Trainer, "step", diverging)
+    monkeypatch.setattr(Trainer, "advance", diverging)
     for _ in range(2):
         with pytest.raises(NonFiniteError, match=r"pass over it with --set 'training\.skip_steps=\[\"4\"\]'"):
             train(config, resume=True, console=QUIET)

@@ -108,6 +108,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
                 block.compile()
         held = self.module, self.specs, options.optimizer, self.mesh, ops
         self.optimizer = Muon(*held, dtype) if options.optimizer.name == "muon" else AdamW(*held)
+        self.runs_ahead = self.optimizer.refuses and (ops.device.type != "cpu" or self.is_distributed)
 
     @override
     def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
@@ -117,6 +118,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         terms = self.module(self.on_device(batch))
         (terms.loss if share == 1.0 else terms.loss * share).backward()
         self.copies.take_gradients()
+        self.optimizer.watch(terms.loss)
         if is_last:
             sum_over_ranks(self.whole_on_all, self.mesh.world)
         return terms.map(Tensor.detach)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ class Muon(AdamW):
 
         dtype: compute type, in which an accelerator iterates; the CPU does in the type of the parameters.
     """
+
+    can_refuse: ClassVar[bool] = False
 
     def __init__(
         self,

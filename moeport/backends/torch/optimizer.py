@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ class AdamW:
         ops: the operations on the device, which say whether its fused AdamW is used.
     """
 
+    can_refuse: ClassVar[bool] = True
+    """Whether its step on some devices changes nothing once a loss or a norm was not finite."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -63,6 +67,10 @@ class AdamW:
         ]
         self.device, self.kind = next((p.device, p.dtype) for p in self.shards.values())
         self.is_fused = uses_fused(ops, self.kind)
+        self.refuses = self.can_refuse and self.is_fused and self.device.type in FUSED_DEVICES
+        """Whether it does so here: the fused kernels of PyTorch do."""
+        self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
+        """1 once a loss or a norm was not finite."""
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
@@ -70,18 +78,29 @@ class AdamW:
             eps=config.eps,
             fused=self.is_fused,
         )
+        if self.refuses:
+            self.optimizer.found_inf = self.failed  # read by its step, as torch.amp.GradScaler sets it
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Gradients by name."""
         return {name: self._whole(name, p.grad) for name, p in self.parameters.items() if p.grad is not None}
 
+    def watch(self, value: Tensor) -> None:
+        """Refuse all further steps if a loss or a norm is not finite."""
+        if self.refuses:
+            bad = torch.isfinite(value.detach()).logical_not().to(self.failed.dtype)
+            torch.maximum(self.failed, bad, out=self.failed)
+
     def gradient_norm(self) -> Array:
-        """Global 2-norm over all ranks, on the device."""
+        """Global 2-norm over all ranks, on the device. All ranks learn whether a loss of any was not finite."""
         mesh, gradients = self.mesh, self._local_gradients()
         if mesh.world.size == 1:
             return torch.nn.utils.get_total_norm(gradients.values())
         squares = torch.stack(torch._foreach_norm(list(gradients.values()))).square()
-        return torch.sqrt(mesh.world.all_reduce(torch.dot(squares, self._shares(tuple(gradients), squares))))
+        square = torch.dot(squares, self._shares(tuple(gradients), squares))
+        total: Any = mesh.world.all_reduce(torch.stack([square, self.failed.to(square.dtype)]))
+        self.failed.copy_(total[1].clamp(max=1.0))
+        return torch.sqrt(total[0])
 
     def _shares(self, names: tuple[str, ...], like: Tensor) -> Tensor:
         """Of each parameter, the part of the square that this rank adds: ranks that hold the same share it."""
@@ -92,6 +111,7 @@ class AdamW:
 
     def step(self, learning_rate: float, norm: Tensor) -> None:
         """Scale gradients to the clip norm if theirs is larger, update parameters, clear gradients."""
+        self.watch(norm)
         if self.config.clip_norm is not None:
             share = torch.clamp(self.config.clip_norm / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(list(self._local_gradients().values()), share)
@@ -120,6 +140,7 @@ class AdamW:
 
     def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
         """Restore the moments after `steps` steps."""
+        self.failed.zero_()
         step_device = self.device if self.is_fused else "cpu"
         for name in self.parameters:
             if f"exp_avg.{name}" in state:
