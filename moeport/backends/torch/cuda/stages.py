@@ -109,11 +109,20 @@ def _triton_passes() -> Stages:
     return GroupedStages(_as_passes(import_module("moeport.backends.torch.cuda.triton.passes")))
 
 
+def _triton_products() -> Stages:
+    stages: Stages = import_module("moeport.backends.torch.cuda.triton.products").TritonStages()
+    return stages
+
+
 def _as_passes(module: Any) -> Passes:
     return module
 
 
-FORMS: dict[str, Callable[[], Stages]] = {"grouped_mm": _plain, "grouped_mm_triton": _triton_passes}
+FORMS: dict[str, Callable[[], Stages]] = {
+    "grouped_mm": _plain,
+    "grouped_mm_triton": _triton_passes,
+    "triton": _triton_products,
+}
 """How the stages of each form are made; raises ImportError if what they need is not installed."""
 
 

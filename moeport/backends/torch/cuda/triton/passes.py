@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from moeport.backends.torch.cuda.layout import Layout
+from moeport.backends.torch.cuda.triton.activation import derivatives
 
 WARPS = 4
 SWEEPERS = 256
@@ -36,16 +37,13 @@ def gather_kernel(x, order, out, D: tl.constexpr, K: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def activated(h, row, col, F: tl.constexpr, GATED: tl.constexpr):
-    """The activation at some columns of a row in float32, and its derivatives by gate and up (by the state, and 0)."""
+    """`derivatives` at some columns of a row."""
+    WIDTH: tl.constexpr = 2 * F if GATED else F
+    first = tl.load(h + row * WIDTH + col, mask=col < F, other=0.0).to(tl.float32)
+    second = first
     if GATED:
-        gate = tl.load(h + row * 2 * F + col, mask=col < F, other=0.0).to(tl.float32)
-        up = tl.load(h + row * 2 * F + F + col, mask=col < F, other=0.0).to(tl.float32)
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
-        return silu * up, up * (sigmoid + silu * (1 - sigmoid)), silu
-    x = tl.load(h + row * F + col, mask=col < F, other=0.0).to(tl.float32)
-    below = 0.5 * (1 + tl.erf(x * 0.7071067811865476))  # of a standard normal
-    return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327, x * 0
+        second = tl.load(h + row * WIDTH + F + col, mask=col < F, other=0.0).to(tl.float32)
+    return derivatives(first, second, GATED)
 
 
 @triton.jit
