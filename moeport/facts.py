@@ -128,18 +128,23 @@ _TORCH_NPU = (
 """Not run on hardware. From the documentation of op-plugin and, for permute and unpermute, of the CANN operators that
 they call; the multiple of 4 is what torch-npu's own scaled_dot_product_attention asks for.
 """
-_TORCH_CUDA = tuple(
-    FusedKernel(kernel, name, ("bfloat16",), f"compute capability 9 or 10; {limits}")
-    for kernel, limits in (
-        (
-            "routed_mlp",
-            "tokens choose experts; widths that are multiples of 8; fewer than 1024 experts",
-        ),
-        ("grouped_mlp", "widths that are multiples of 8; fewer than 1024 experts on a rank"),
-    )
-    for name in ("grouped_mm_triton", "grouped_mm")
+_GROUPED = "compute capability 9 or 10; widths that are multiples of 8; fewer than 1024 experts"
+_TORCH_CUDA = (
+    FusedKernel("routed_mlp", "grouped_mm_triton", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
+    FusedKernel("routed_mlp", "grouped_mm", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
+    FusedKernel("routed_mlp", "triton", ("bfloat16",), "compute capability 8 or later; tokens choose experts"),
+    FusedKernel(
+        "routed_mlp",
+        "sonicmoe",
+        ("bfloat16",),
+        "compute capability 9 or 10; widths that are multiples of 8; SwiGLU; tokens choose experts; no assignment is "
+        "unrouted; backend.deterministic is false",
+    ),
+    FusedKernel("grouped_mlp", "grouped_mm_triton", ("bfloat16",), _GROUPED),
+    FusedKernel("grouped_mlp", "grouped_mm", ("bfloat16",), _GROUPED),
+    FusedKernel("grouped_mlp", "triton", ("bfloat16",), "compute capability 8 or later"),
 )
-"""Not run on hardware. The limits are those of torch's grouped product."""
+"""Not run on hardware. The limits are those of torch's grouped product and of the packages' documentation."""
 _MINDSPORE_NPU = (
     FusedKernel("rms_norm", "mindspore.ops.rms_norm"),
     FusedKernel("swiglu", "mindspore.ops.swiglu"),

@@ -161,13 +161,18 @@ def test_second_derivatives_are_refused_and_transforms_take_the_composition():
     assert gradient(x.detach()).shape == x.shape
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (12, 0)])
-def test_a_product_that_waits_for_the_counts_is_not_used(monkeypatch, capability):
-    """torch's own falls back to a loop there, for which it reads the offsets on the host."""
+@pytest.mark.parametrize(
+    ("form", "capability", "expected"),
+    [("grouped_mm", (8, 0), "9 or 10"), ("grouped_mm_triton", (12, 0), "9 or 10"), ("triton", (7, 5), "8 or later")],
+)
+def test_a_device_without_the_product_is_refused(monkeypatch, form, capability, expected):
+    """torch's grouped product falls back to a loop there, for which it reads the offsets on the host."""
     monkeypatch.setattr(kernels, "_capability", lambda device: capability)
-    major, minor = capability
-    with pytest.raises(MoeportError, match=f"needs compute capability 9 or 10; this device has {major}.{minor}"):
-        kernels.require_grouped_mm(torch.device("cuda", 0))
+    found = ".".join(map(str, capability))
+    with pytest.raises(MoeportError, match=f"needs compute capability {expected}; this device has {found}"):
+        kernels.require(form, torch.device("cuda", 0))
+    monkeypatch.setattr(kernels, "_capability", lambda device: (9, 0))
+    kernels.require(form, torch.device("cuda", 0))
 
 
 def test_a_compiled_graph_has_it_as_one_operation():

@@ -132,7 +132,10 @@ class FusedOps(TorchOps):
             if choice.candidate is not None and not choice.candidate.is_traceable:
                 return None
         elif self.times and kernel in SIZED and wish_for(kernel, self.setting) == AUTO:
-            choice = self.by_time(kernel, dtype, choice, (x, *rest), options)
+            timed = self.by_time(kernel, dtype, choice, (x, *rest), options)
+            if timed.candidate is None:
+                self.can_serve(kernel, choice, x, *rest, **options)  # notes why not, if the sizes are beyond it
+            choice = timed
         return choice.candidate if self.can_serve(kernel, choice, x, *rest, **options) else None
 
     def by_time(

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moeport.backends.torch.cuda import sonic
 from moeport.backends.torch.cuda.block import expert_block
 from moeport.backends.torch.cuda.layout import Layout
 from moeport.backends.torch.ops import TorchOps
-from moeport.backends.trial import Candidate
+from moeport.backends.trial import Candidate, serves_all
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.errors import MoeportError
 from moeport.facts import BACKENDS
 
-CAPABILITIES = (9, 10)
-"""Major compute capabilities on which torch has a grouped product; on others it loops, and waits for the counts."""
+CAPABILITIES = {"triton": range(8, 100)} | dict.fromkeys(("grouped_mm", "grouped_mm_triton", "sonicmoe"), range(9, 11))
+"""Major compute capabilities of each form. On others torch's grouped product is a loop that waits for the counts."""
 MAX_GROUPS = 1024
 """The experts of torch's grouped product are fewer."""
 ALIGNMENT = 16
@@ -40,7 +41,7 @@ def routed_mlp(
     form: str,
 ) -> Tensor:
     """From tokens to tokens in one node."""
-    require_grouped_mm(x_TD.device)
+    require(form, x_TD.device)
     arrays: Any = plan
     layout = Layout(
         _ends(arrays.counts_E), plan.serves_every_row, arrays.order_R, arrays.position_N, plan.choices_per_token or 1
@@ -52,16 +53,14 @@ def routed_mlp_limit(
     x_TD: Tensor, weight_N: Tensor, plan: DispatchPlan, w_in: Tensor, w_out_EDF: Tensor, activation: str
 ) -> str | None:
     """Of torch's grouped product, and of a sum over the rows of a token."""
-    if plan.choices_per_token is None:
-        return "experts choose their tokens; expected tokens that choose their experts"
-    return _product_limit(x_TD, w_out_EDF)
+    return _tokens_choose(x_TD, weight_N, plan, w_in, w_out_EDF, activation) or _product_limit(x_TD, w_out_EDF)
 
 
 def grouped_mlp(
     ops: TorchOps, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str, form: str
 ) -> Tensor:
     """From rows to rows in one node."""
-    require_grouped_mm(x_RD.device)
+    require(form, x_RD.device)
     layout = Layout(_ends(counts_E), whole=False)
     return expert_block(x_RD, None, w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype), layout, activation, form)
 
@@ -71,11 +70,20 @@ def grouped_mlp_limit(x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: T
     return _product_limit(x_RD, w_out_EDF)
 
 
-def require_grouped_mm(device: torch.device) -> None:
-    """Raises MoeportError if torch has no grouped product for a device, or only one that waits for it."""
-    if device.type == "cuda" and not torch.compiler.is_compiling() and _capability(device)[0] not in CAPABILITIES:
-        found = ".".join(map(str, _capability(device)))
-        raise MoeportError(f"needs compute capability 9 or 10; this device has {found}")
+def sonic_routed_mlp(ops: TorchOps, x_TD: Tensor, *rest: Any) -> Tensor:
+    """By an optional package."""
+    require("sonicmoe", x_TD.device)
+    return sonic.routed_mlp(ops, x_TD, *rest)
+
+
+def require(form: str, device: torch.device) -> None:
+    """Raises MoeportError if a form has no kernel for a device, or only one that waits for it."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return
+    allowed, (major, minor) = CAPABILITIES[form], _capability(device)
+    if major not in allowed:
+        expected = "9 or 10" if form != "triton" else "8 or later"
+        raise MoeportError(f"needs compute capability {expected}; this device has {major}.{minor}")
 
 
 @functools.cache
@@ -97,13 +105,28 @@ def _product_limit(x: Tensor, w_out_EDF: Tensor) -> str | None:
     return None
 
 
+def _tokens_choose(
+    x_TD: Tensor, weight_N: Tensor, plan: DispatchPlan, w_in: Tensor, w_out_EDF: Tensor, activation: str
+) -> str | None:
+    """The limit of a sum over the rows of a token."""
+    if plan.choices_per_token is None:
+        return "experts choose their tokens; expected tokens that choose their experts"
+    return None
+
+
 FUNCTIONS: Mapping[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {
     ("routed_mlp", "grouped_mm_triton"): (partial(routed_mlp, form="grouped_mm_triton"), routed_mlp_limit),
     ("routed_mlp", "grouped_mm"): (partial(routed_mlp, form="grouped_mm"), routed_mlp_limit),
+    ("routed_mlp", "triton"): (partial(routed_mlp, form="triton"), _tokens_choose),
+    ("routed_mlp", "sonicmoe"): (sonic_routed_mlp, sonic.limit),
     ("grouped_mlp", "grouped_mm_triton"): (partial(grouped_mlp, form="grouped_mm_triton"), grouped_mlp_limit),
     ("grouped_mlp", "grouped_mm"): (partial(grouped_mlp, form="grouped_mm"), grouped_mlp_limit),
+    ("grouped_mlp", "triton"): (partial(grouped_mlp, form="triton"), serves_all),
 }
 """By kernel and name in the table of facts: how it is served, and what it cannot serve."""
 
-CANDIDATES = tuple(Candidate(fact, *FUNCTIONS[fact.kernel, fact.name]) for fact in BACKENDS["torch"].fused_on("cuda"))
-"""In the order in which they are tried."""
+CANDIDATES = tuple(
+    Candidate(fact, *FUNCTIONS[fact.kernel, fact.name], is_traceable=fact.name != "sonicmoe")
+    for fact in BACKENDS["torch"].fused_on("cuda")
+)
+"""In the order in which they are tried. Where several pass, time chooses: see `moeport.backends.timing`."""

@@ -1,4 +1,6 @@
-"""Grouped products in Triton, with the gather in their loads and the activation in their epilogues. Not run on hardware.
+"""Grouped products in Triton, with the gather in their loads and the activation in their epilogues.
+
+Not run on hardware: computed in Triton's interpreter, and compiled for compute capability 9.0 without a spill.
 
 Every kernel is persistent: as many programs as there are multiprocessors share the tiles. A tile belongs to one expert,
 and all have the same work, so a busy expert has more tiles and no program waits for it; the table of tiles is made on
@@ -175,9 +177,7 @@ def rows_kernel(
         expert, row, n = tile_of(tile, table, tiles_m, tiles_n, GROUP)
         rows, source, live = rows_of(ends, row, tl.load(ends + expert), 0, BM)
         columns = columns_of(n, BN)
-        value = product(
-            a, source, live, w + expert.to(tl.int64) * N * K, columns, N, K, STRIDE_N, STRIDE_K, BM, BN, BK
-        )
+        value = product(a, source, live, w + expert.to(tl.int64) * N * K, columns, N, K, STRIDE_N, STRIDE_K, BM, BN, BK)
         seen = live[:, None] & (columns < N)[None, :]
         tl.store(out + rows[:, None] * N + columns[None, :], value.to(out.dtype.element_ty), mask=seen)
 
