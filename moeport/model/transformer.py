@@ -172,17 +172,18 @@ class Transformer(ABC):
         if router.passes == 1 or not run.training:
             return terms
         y_TD, others = run_pass(1)
-        half = ops.constant_like(0.5, terms.loss)
-        loss = terms.loss + others.loss
-        if router.consistency_weight:
-            divergence = symmetric_divergence(ops, *(ops.linear(z_TD, self.head(params)) for z_TD in (x_TD, y_TD)))
-            loss = loss + divergence * ops.constant_like(router.consistency_weight, loss)
-        return terms._replace(
-            loss=loss,
-            **{name: getattr(terms, name) + getattr(others, name) for name in COUNTS},
-            **{name: (getattr(terms, name) + getattr(others, name)) * half for name in MEANS},
-            measured={name: ops.concat([x, others.measured[name]], axis=0) for name, x in terms.measured.items()},
-        )
+        with ops.part("loss"):
+            half = ops.constant_like(0.5, terms.loss)
+            loss = terms.loss + others.loss
+            if router.consistency_weight:
+                divergence = symmetric_divergence(ops, *(ops.linear(z_TD, self.head(params)) for z_TD in (x_TD, y_TD)))
+                loss = loss + divergence * ops.constant_like(router.consistency_weight, loss)
+            return terms._replace(
+                loss=loss,
+                **{name: getattr(terms, name) + getattr(others, name) for name in COUNTS},
+                **{name: (getattr(terms, name) + getattr(others, name)) * half for name in MEANS},
+                measured={name: ops.concat([x, others.measured[name]], axis=0) for name, x in terms.measured.items()},
+            )
 
     def _terms(
         self, ops: Ops, params: Mapping[str, Array], batch: Batch[Array], x_TD: Array, layers: list[MoEMetrics]

@@ -34,6 +34,8 @@ _KERNEL_CLASSES = {
     "moves": re.compile(r"gather|scatter|sort|index|permute", re.IGNORECASE),
 }
 UNKNOWN = Part("other")
+_COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
+"""Beginnings of names of ranges in which one graph computes what was several parts."""
 
 
 class State(NamedTuple):
@@ -85,6 +87,8 @@ class Attribution:
         for part, beginnings in _BY_NAME.items():
             if name.startswith(beginnings):
                 return self._in_part(state, PARTS[part])
+        if name.startswith(_COMPILED):
+            return State(UNKNOWN, "other", "compiled blocks")
         if name.startswith(BACKWARD):
             function = name[len(BACKWARD) :]
             if function == ACCUMULATE:
