@@ -46,6 +46,13 @@ def order(values: Sequence[Any] | np.ndarray, descending: bool = False) -> np.nd
     return np.array(sorted(range(len(values)), key=lambda i: (-values[i] if descending else values[i], i)), np.int64)
 
 
+def sort_by_group(group_N: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids by group, the place of each id among them, and the number of ids per group."""
+    by_group = order(group_N)
+    place_N = np.array([list(by_group).index(n) for n in range(len(group_N))], np.int64)
+    return by_group, place_N, np.array([list(group_N).count(group) for group in range(groups)])
+
+
 def segment_sum(values: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
     """The sum of the values of each id below n."""
     return np.array([sum((v for v, i in zip(values, ids, strict=True) if i == j), 0 * values[0]) for j in range(n)])

@@ -144,6 +144,37 @@ ASSIGNMENTS = {
 """Choices per token, and expert of each assignment; expert 3 means unrouted."""
 
 
+GROUPS = {
+    "some": (4, np.array([2, 0, 3, 3, 1, 0, 2, 2])),
+    "an empty one": (4, np.array([3, 0, 0, 3, 2])),
+    "one entry": (3, np.array([1])),
+    "no entries": (3, np.array([], np.int64)),
+    "the last of 256": (256, np.array([255, 3, 255, 0])),
+    "the last of 257": (257, np.array([256, 3, 255, 0, 256])),
+    "the last of 40,000": (40_000, np.array([39_999, 32_768, 3, 32_767, 39_999])),
+}
+"""Number of groups, and the group of each entry."""
+
+
+def _sorting() -> Iterator[Case]:
+    for label, (groups, group_N) in GROUPS.items():
+        yield Case(
+            "sort_by_group",
+            label,
+            lambda ops, g, n=groups: ops.sort_by_group(g, n),
+            lambda g, n=groups: formulas.sort_by_group(g, n),
+            (group_N,),
+        )
+    for label, order_N in {"five": np.array([2, 4, 0, 1, 3]), "one": np.array([0])}.items():
+        yield Case(
+            "inverse",
+            label,
+            lambda ops, order: ops.inverse(order),
+            lambda order: np.array([list(order).index(n) for n in range(len(order))]),
+            (order_N,),
+        )
+
+
 def _dispatch() -> Iterator[Case]:
     for label, (choices, experts) in ASSIGNMENTS.items():
         expert_N = np.array(experts)
@@ -261,6 +292,7 @@ CASES = [
     *_attention(),
     *_activations(),
     *_mlps(),
+    *_sorting(),
     *_dispatch(),
     *_routed_mlp(),
     *_cross_entropy(),

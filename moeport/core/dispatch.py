@@ -50,16 +50,16 @@ class Exchange(Protocol):
 
 def plan_dispatch(ops: Ops, routing: Routing) -> DispatchPlan:
     """Sort assignments by expert; within an expert they keep token order."""
-    order_R = ops.argsort(routing.expert_N)
+    order_R, position_N, counts = ops.sort_by_group(routing.expert_N, routing.num_experts + 1)
     if routing.token_N is None:
         token_R = order_R // ops.index(routing.expert_N.shape[0] // routing.num_tokens)
     else:
         token_R = ops.take_rows(routing.token_N, order_R)
     return DispatchPlan(
         order_R=order_R,
-        position_N=ops.argsort(order_R),
+        position_N=position_N,
         token_R=token_R,
-        counts_E=ops.bincount(routing.expert_N, routing.num_experts + 1)[: routing.num_experts],
+        counts_E=counts[: routing.num_experts],
         num_tokens=routing.num_tokens,
         choices_per_token=routing.choices_per_token,
         serves_every_row=routing.all_routed,

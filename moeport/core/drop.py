@@ -34,21 +34,21 @@ def drop_overflow(
     """
     experts, tokens = routing.num_experts, routing.num_tokens
     choices = routing.expert_N.shape[0] // tokens
-    by_choice = ops.reshape(ops.transpose(ops.reshape(ops.arange(tokens * choices), (tokens, choices)), (1, 0)), (-1,))
+    by_choice = _swapped(ops, ops.arange(tokens * choices), tokens, choices)
+    order = None
     if policy in ("probability", "affinity"):
         key_N = routing.weight_N if policy == "probability" else routing.affinity_N
         assert key_N is not None  # the config lets only routers with affinities have the policy
         key_N = ops.stop_gradient(ops.take_rows(key_N, by_choice))
-        by_choice = ops.take_rows(by_choice, ops.argsort(key_N, descending=True))
+        order = ops.argsort(key_N, descending=True)
     elif policy == "random" and noise:
-        by_choice = ops.take_rows(by_choice, ops.argsort(ops.concat(noise, axis=0)))
-    expert_N = ops.take_rows(routing.expert_N, by_choice)
-    by_expert = ops.argsort(expert_N)
-    counts = ops.bincount(expert_N, experts + 1)
-    first_row = ops.cumsum(counts, axis=0) - counts
-    rank = ops.arange(tokens * choices) - ops.take_rows(first_row, ops.take_rows(expert_N, by_expert))
-    assignment = ops.take_rows(by_choice, by_expert)
-    rank_N = ops.take_rows(rank, ops.argsort(assignment))
+        order = ops.argsort(ops.concat(noise, axis=0))
+    if order is not None:
+        by_choice = ops.take_rows(by_choice, order)
+    rank_N = rank_in_group(ops, ops.take_rows(routing.expert_N, by_choice), experts + 1)
+    if order is not None:
+        rank_N = ops.take_rows(rank_N, ops.inverse(order))
+    rank_N = _swapped(ops, rank_N, choices, tokens)
     served_N = rank_N < (ops.index(capacity) if isinstance(capacity, int) else capacity)
     return replace(
         routing,
@@ -56,3 +56,14 @@ def drop_overflow(
         weight_N=ops.where(served_N, routing.weight_N, ops.constant_like(0.0, routing.weight_N)),
         all_routed=False,
     )
+
+
+def rank_in_group(ops: Ops, group_N: Array, groups: int) -> Array:
+    """How many earlier entries of its own group each entry has, (N,). Arguments as in `Ops.sort_by_group`."""
+    _, place_N, counts = ops.sort_by_group(group_N, groups)
+    return place_N - ops.take_rows(ops.cumsum(counts, axis=0) - counts, group_N)
+
+
+def _swapped(ops: Ops, x_N: Array, rows: int, columns: int) -> Array:
+    """The transpose of a matrix that is given and returned row by row."""
+    return ops.reshape(ops.transpose(ops.reshape(x_N, (rows, columns)), (1, 0)), (-1,))

@@ -297,6 +297,22 @@ class Ops(ABC):
         ]
         return self.concat([*outputs, self.zeros((rest, x_RD.shape[1]), self.dtype(x_RD))], axis=0)
 
+    def inverse(self, order_N: Array) -> Array:
+        """The inverse of a permutation of 0 .. N-1: `inverse(order_N)[order_N[n]] = n`."""
+        return self.argsort(order_N)
+
+    def sort_by_group(self, group_N: Array, groups: int) -> tuple[Array, Array, Array]:
+        """Sort entries by group; within a group they keep their order.
+
+        Args:
+            group_N: group of each entry, 0 .. groups-1, of the index type.
+            groups: G.
+
+        Returns: (entry of each place (N,), place of each entry (N,), entries per group (G,)), of the index type.
+        """
+        order_N = self.argsort(group_N)
+        return order_N, self.inverse(order_N), self.bincount(group_N, groups)
+
     def permute(self, x_TD: Array, plan: DispatchPlan) -> Array:
         """Copy each token to the rows of its assignments, sorted by expert. Returns (R, D)."""
         return self.take_rows(x_TD, plan.token_R)
@@ -366,6 +382,8 @@ KERNELS = (
     "gelu",
     "mlp",
     "grouped_mlp",
+    "inverse",
+    "sort_by_group",
     "permute",
     "unpermute",
     "routed_mlp",

@@ -122,8 +122,8 @@ def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, rout
 def _quantile(ops: Ops, quantile: float, cosine_T: Array, first_T: Array, experts: int) -> Array:
     """Per expert, entry floor(n * quantile), at most n - 1, of the sorted cosines of its n tokens."""
     by_cosine = ops.argsort(cosine_T)
-    order = ops.take_rows(by_cosine, ops.argsort(ops.take_rows(first_T, by_cosine)))
-    counts = ops.bincount(first_T, experts + 1)
+    by_expert, _, counts = ops.sort_by_group(ops.take_rows(first_T, by_cosine), experts + 1)
+    order = ops.take_rows(by_cosine, by_expert)
     start = ops.cumsum(counts, axis=0) - counts
     place = counts * ops.index(round(quantile * 1000)) // ops.index(1000)
     place = ops.where(place < counts, place, place - ops.index(1))

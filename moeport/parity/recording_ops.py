@@ -73,6 +73,14 @@ class RecordingOps(_Forwarding):
         fuses = self.inner.fuses("routed_mlp", self.inner.dtype(y_TD))
         return self._call("routed_mlp", args, kwargs) if fuses else y_TD
 
+    def inverse(self, order_N: Array) -> Array:
+        """Records its default composition, so that a recording does not depend on how a backend sorts."""
+        return Ops.inverse(self, order_N)
+
+    def sort_by_group(self, group_N: Array, groups: int) -> tuple[Array, Array, Array]:
+        """As `inverse`."""
+        return Ops.sort_by_group(self, group_N, groups)
+
     def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inner, recorder = self.inner, self.recorder
         if op in TRANSPARENT:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from moeport.core.array import Array
+from moeport.core.drop import rank_in_group
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
 from moeport.routers.base import Router, RouterConfig, assign
@@ -102,8 +103,4 @@ def balanced_assignment(ops: Ops, scores_TE: Array) -> Array:
 def _rank(ops: Ops, group_T: Array, score_T: Array, groups: int) -> Array:
     """Rank of each entry by score within its group, 0 being the highest; ties go to the lower index."""
     by_score = ops.argsort(score_T, descending=True)
-    order = ops.take_rows(by_score, ops.argsort(ops.take_rows(group_T, by_score)))
-    counts = ops.bincount(group_T, groups)
-    first = ops.cumsum(counts, axis=0) - counts
-    rank = ops.arange(group_T.shape[0]) - ops.take_rows(first, ops.take_rows(group_T, order))
-    return ops.take_rows(rank, ops.argsort(order))
+    return ops.take_rows(rank_in_group(ops, ops.take_rows(group_T, by_score), groups), ops.inverse(by_score))

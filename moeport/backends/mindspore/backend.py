@@ -37,6 +37,12 @@ from moeport.model.transformer import Transformer
 
 FORM_ROWS = 10_000
 """Rows per expert: more than any check has."""
+OWN_KERNELS = {
+    "gelu": "mindspore.ops.gelu",
+    "inverse": "sum by place",
+    "sort_by_group": "one sort of distinct keys, and a sum by place",
+}
+"""Descriptions of the kernels of MindSporeOps."""
 COMPILED_KERNELS = {
     "linear": "MatMul with a transposed weight",
     "rms_norm": "products with ones instead of sums",
@@ -141,7 +147,7 @@ class MindSporeBackend(Backend):
     @override
     def kernel_choices(self) -> dict[str, str]:
         tried = self.fused or try_fused(self.ops, self.dtype, self.kernels)
-        chosen = dict.fromkeys(KERNELS, "default composition") | {"gelu": "mindspore.ops.gelu"}
+        chosen = dict.fromkeys(KERNELS, "default composition") | OWN_KERNELS
         if self.compiles:
             chosen |= COMPILED_KERNELS
         for kernel, choice in tried.items():

@@ -209,6 +209,23 @@ class MindSporeOps(Ops):
     # ------------------------------------------------------------------ kernels
 
     @override
+    def inverse(self, order_N: Tensor) -> Tensor:
+        """A sum by place, since each place occurs once; a sort would be two, see `_stable_order`."""
+        return self.segment_sum(self.arange(order_N.shape[0]), order_N, order_N.shape[0])
+
+    @override
+    def sort_by_group(self, group_N: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One sort, of keys that are all different."""
+        size = group_N.shape[0]
+        if size < 2:
+            return super().sort_by_group(group_N, groups)
+        length = Tensor(size, ms.int64)
+        entry_N = Tensor(np.arange(size, dtype=np.int64))
+        key, _ = msops.sort(msops.reshape(group_N.astype(ms.int64) * length + entry_N, (1, size)), -1)
+        order_N = msops.reshape(key % length, (size,)).astype(INDEX)
+        return order_N, self.inverse(order_N), self.bincount(group_N, groups)
+
+    @override
     def gelu(self, x: Tensor) -> Tensor:
         """The fused operator, since the CPU target has no erf in float64."""
         return msops.gelu(x, approximate="none")

@@ -8,11 +8,12 @@ from moeport.backends.torch.adamw_trial import ADAMW
 from moeport.backends.torch.fused import FusedOps
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import FUSED_DEVICES
+from moeport.backends.torch.sorting import KEYED
 
 
 def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
     """For each kernel of `Ops`, and the step of AdamW, the implementation used in a compute type and why."""
-    cpu = ops.device.type == "cpu"
+    cpu, keyed = ops.device.type == "cpu", ops.device.type in KEYED
     composed = {
         "linear": "torch.nn.functional.linear",
         "rms_norm": "one autograd node, few passes over memory" if cpu else "torch.nn.functional.rms_norm",
@@ -22,6 +23,8 @@ def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
         "gelu": "torch.nn.functional.gelu",
         "mlp": "default composition of linear and activation",
         "grouped_mlp": _grouped_mlp(ops, dtype),
+        "inverse": "scatter" if keyed else "default composition",
+        "sort_by_group": _sort_by_group(ops),
         "permute": "gather, with a gathering gradient",
         "unpermute": "gather and weighted sum, with a gathering gradient",
         "routed_mlp": "default composition of permute, grouped_mlp and unpermute",
@@ -30,6 +33,12 @@ def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
         ADAMW: "torch.optim.AdamW, fused" if ops.device.type in FUSED_DEVICES else "torch.optim.AdamW, not fused",
     }
     return ops.describe(composed, dtype) if isinstance(ops, FusedOps) else composed
+
+
+def _sort_by_group(ops: TorchOps) -> str:
+    if ops.device.type not in KEYED:
+        return "default composition: two sorts"
+    return f"one stable sort of keys of 8 or 16 bits{', by numpy' if ops.device.type == 'cpu' else ''}, and a scatter"
 
 
 def _grouped_mlp(ops: TorchOps, dtype: str) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from typing_extensions import override
 
-from moeport.backends.torch import kernels
+from moeport.backends.torch import kernels, sorting
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import Ops
 
@@ -196,11 +196,8 @@ class TorchOps(Ops):
 
     @override
     def topk_ids(self, x: Tensor, k: int) -> Tensor:
-        """For k = 1 argmax, which returns the first of equal values; otherwise a stable sort."""
-        x = x.detach()
-        if k == 1:
-            return x.argmax(-1, keepdim=True)
-        return x.sort(stable=True, dim=-1, descending=True).indices[..., :k]
+        """See `sorting.best_ids`."""
+        return sorting.best_ids(x.detach(), k)
 
     # ------------------------------------------------------------------ kernels
 
@@ -266,6 +263,18 @@ class TorchOps(Ops):
         hidden = torch.where(served, torch._grouped_mm(x_RD, w_in.transpose(1, 2), offs=ends), 0)
         hidden = self.swiglu(hidden) if activation == "swiglu" else self.gelu(hidden)
         return torch.where(served, torch._grouped_mm(hidden, w_out.transpose(1, 2), offs=ends), 0)
+
+    @override
+    def inverse(self, order_N: Tensor) -> Tensor:
+        return sorting.inverse(order_N) if order_N.device.type in sorting.KEYED else super().inverse(order_N)
+
+    @override
+    def sort_by_group(self, group_N: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        if group_N.device.type not in sorting.KEYED:
+            return super().sort_by_group(group_N, groups)
+        if group_N.is_cpu and type(group_N) is Tensor and not (torch.compiler.is_compiling() or inside_torch_func()):
+            return sorting.by_group_on_host(group_N.numpy(), groups)
+        return sorting.by_group(group_N, groups)
 
     @override
     def permute(self, x_TD: Tensor, plan: DispatchPlan) -> Tensor:

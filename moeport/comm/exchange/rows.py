@@ -44,10 +44,13 @@ def exchange_rows(ops: Ops, communicator: Communicator, x_RD: Array, counts_E: n
     got_We = ops.to_numpy(got).reshape(size, local)
     send, receive = counts_E.reshape(size, local).sum(1), got_We.sum(1)
     rows = yield communicator.start_all_to_all(x_RD, send, receive)
-    expert_R = np.repeat(np.tile(np.arange(local), size), got_We.reshape(-1))
+    # Keys of 16 bits are counted, not compared; no rank has more experts than these can name.
+    expert_R = np.repeat(np.tile(np.arange(local, dtype=np.uint16), size), got_We.reshape(-1))
     by_expert = np.argsort(expert_R, kind="stable")
+    place_R = np.empty_like(by_expert)
+    place_R[by_expert] = np.arange(len(by_expert))
     outputs = yield from experts(ops.take_rows(rows, ops.from_numpy(by_expert)), ops.from_numpy(got_We.sum(0)))
-    outputs = ops.take_rows(outputs, ops.from_numpy(np.argsort(by_expert)))
+    outputs = ops.take_rows(outputs, ops.from_numpy(place_R))
     return (yield communicator.start_all_to_all(outputs, receive, send))
 
 

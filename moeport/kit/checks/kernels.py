@@ -236,6 +236,23 @@ def _grouped_mlp(s: Sizes) -> tuple[Inputs, Call]:
     return inputs, lambda ops, a: ops.grouped_mlp(a["x"], a["w_in"], a["w_out"], a["counts"], "swiglu")
 
 
+def _sort_by_group(s: Sizes) -> tuple[Inputs, Call]:
+    inputs = {"x": _normal(0, s.tokens * CHOICES, 1), "expert_N": _choices(s)}
+
+    def call(ops: Ops, a: Mapping[str, Array]) -> Array:
+        order_N, place_N, counts = ops.sort_by_group(a["expert_N"], s.experts + 1)
+        first_N = ops.take_rows(ops.cumsum(counts, axis=0) - counts, a["expert_N"])
+        rank_N1 = ops.reshape(ops.cast(place_N - first_N, ops.dtype(a["x"])), (-1, 1))
+        return ops.take_rows(a["x"], order_N) * rank_N1
+
+    return inputs, call
+
+
+def _inverse(s: Sizes) -> tuple[Inputs, Call]:
+    inputs = {"x": _normal(0, s.tokens, 1), "order_N": np.random.default_rng(6).permutation(s.tokens)}
+    return inputs, lambda ops, a: ops.take_rows(a["x"], ops.inverse(a["order_N"]))
+
+
 def _permute(s: Sizes) -> tuple[Inputs, Call]:
     inputs = {"x": _normal(0, s.tokens, s.width), "expert_N": _choices(s)}
     return inputs, lambda ops, a: ops.permute(a["x"], _plan(ops, a, s))
@@ -275,6 +292,8 @@ _WORKLOADS: Mapping[str, Callable[[Sizes], tuple[Inputs, Call]]] = {
     "gelu": _gelu,
     "mlp": _mlp,
     "grouped_mlp": _grouped_mlp,
+    "inverse": _inverse,
+    "sort_by_group": _sort_by_group,
     "permute": _permute,
     "unpermute": _unpermute,
     "routed_mlp": _routed_mlp,
