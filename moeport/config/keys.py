@@ -31,6 +31,7 @@ ALIASES = {
     "model.moe.shared_hidden": "shared_expert_intermediate_size moe_shared_expert_intermediate_size",
     "model.attention.bias": "attention_bias qkv_bias add_qkv_bias",
     "model.moe.router": "router_type moe_router_type gate",
+    "model.moe.router_dtype": "moe_router_dtype",
     "model.moe.router.top_k": "num_experts_per_tok moe_router_topk num_experts_chosen topk moe_top_k k",
     "model.moe.router.num_groups": "n_group moe_router_num_groups",
     "model.moe.router.top_groups": "topk_group moe_router_group_topk",

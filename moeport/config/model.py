@@ -152,6 +152,9 @@ class MoELayerConfig(Section):
     """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5)."""
     router: Annotated[RouterChoice, Field(discriminator="name")] = TopKConfig()
     """The router, by name, with its own options; `moeport routers` lists them."""
+    router_dtype: Literal["float32", "compute"] = "float32"
+    """Type of the operands of the router's matrix product: float32, or `backend.dtype`, which is faster on accelerators
+    and rounds the scores. Scores, softmax and gates are in float32 either way."""
     capacity: CapacityConfig = CapacityConfig()
     """Expert capacity and drop policy."""
     load_balance: LoadBalanceConfig = LoadBalanceConfig()

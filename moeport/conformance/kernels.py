@@ -24,9 +24,13 @@ def _linear() -> Iterator[Case]:
     def formula(x: np.ndarray, w: np.ndarray) -> Any:
         return np.einsum("...i,oi->...o", x, w)
 
-    yield Case("linear", "matrix", call, formula, (grid(1, 5, 4), grid(2, 3, 4)), weights=(1,))
-    yield Case("linear", "batched", call, formula, (grid(1, 2, 3, 4), grid(2, 3, 4)), weights=(1,))
-    yield Case("linear", "no rows", call, formula, (grid(1, 0, 4), grid(2, 3, 4)), weights=(1,))
+    def call_accurate(ops: Ops, x: Array, w: Array) -> Array:
+        return ops.linear_accurate(x, w)
+
+    for label, shape in {"matrix": (5, 4), "batched": (2, 3, 4), "no rows": (0, 4)}.items():
+        inputs = grid(1, *shape), grid(2, 3, 4)
+        yield Case("linear", label, call, formula, inputs, weights=(1,))
+        yield Case("linear_accurate", label, call_accurate, formula, inputs, weights=(1,), accurate=True)
 
 
 def _rms_norm() -> Iterator[Case]:

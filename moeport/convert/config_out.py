@@ -21,10 +21,11 @@ TRAINING_ONLY = {
     "init_std": 0.02,
     "output_z_loss": 0.0,
     "moe.router_z_loss": 0.0,
+    "moe.router_dtype": "float32",
     "moe.load_balance.scope": "batch",
     "moe.load_balance.coefficient": None,
 }
-"""Keys that change training but no logits, with the value that needs no mention."""
+"""Keys that change training but no logits, except by rounding, with the value that needs no mention."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def differences(family: Family, model: ModelConfig, vocab_size: int, keys: Mappi
 def unsaid(model: ModelConfig, family: Family) -> list[str]:
     """The settings for training that config.json has no key for, as `key: value`."""
     found = _canonical(model, model.vocab_size)
-    keys = ("output_z_loss", "moe.router_z_loss", "moe.load_balance.scope")
+    keys = ("output_z_loss", "moe.router_z_loss", "moe.router_dtype", "moe.load_balance.scope")
     lines = [f"model.{key}: {found[key]}" for key in keys if found[key] != TRAINING_ONLY[key]]
     coefficient = found["moe.load_balance.coefficient"]
     if family.is_dense and coefficient:
@@ -144,6 +145,7 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "moe.routed_scaling_factor": moe.routed_scaling_factor,
         "moe.capacity.policy": moe.capacity.policy,
         "moe.router_z_loss": moe.router_z_loss,
+        "moe.router_dtype": moe.router_dtype,
         "moe.load_balance.scope": moe.load_balance.scope,
         "moe.load_balance.coefficient": _coefficient(model),
     }

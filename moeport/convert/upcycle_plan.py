@@ -236,6 +236,7 @@ _CHANGED = {
     "num_experts",
     "expert_hidden",
     "router",
+    "router_dtype",
     "capacity",
     "load_balance",
     "router_z_loss",

@@ -218,6 +218,13 @@ class Ops(ABC):
         """x @ weight^T in the type of x. Args: x (..., I), weight (O, I) of any float type. Returns (..., O)."""
         return self.matmul(x, self.transpose(self.cast(weight, self.dtype(x)), (1, 0)))
 
+    def linear_accurate(self, x: Array, weight: Array) -> Array:
+        """x @ weight^T in float32 or wider, from operands in the type of x. Args and shapes as in `linear`.
+
+        A backend may keep the sums as they were added; by default they are rounded to the type of x.
+        """
+        return self.accurate(self.linear(x, weight))
+
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019).
 
@@ -375,6 +382,7 @@ PRIMITIVES = tuple(sorted(Ops.__abstractmethods__))
 
 KERNELS = (
     "linear",
+    "linear_accurate",
     "rms_norm",
     "rope",
     "attention",

@@ -52,6 +52,7 @@ class MoELayer:
         self.init_std = init_std
         self.out_std = out_std
         self.router: Router[Any] = build_router(config.router, d_model, config.num_experts, init_std, vocab_size)
+        self.router.in_compute_type = config.router_dtype == "compute"
         coefficient = config.load_balance.coefficient
         self.load_balance_coefficient = self.router.load_balance if coefficient is None else coefficient
         self.exchange: Exchange | None = None

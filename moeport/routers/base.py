@@ -109,6 +109,8 @@ class Router(ABC, Generic[ConfigT]):
     """Names of the uniform random numbers it needs in training, one number per token each."""
     load_balance: float = 0.01
     """Default coefficient of the load-balancing loss."""
+    in_compute_type: bool = False
+    """Whether its matrix products take operands in the type of the hidden states, not in float32."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -168,7 +170,13 @@ class Router(ABC, Generic[ConfigT]):
 
     def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         """x W^T in float32 or wider, (T, E)."""
-        return ops.linear(ops.accurate(x_TD), params["weight"])
+        return self.product(ops, x_TD, params["weight"])
+
+    def product(self, ops: Ops, x_TD: Array, weight: Array) -> Array:
+        """x @ weight^T in float32 or wider, from operands of the type that `model.moe.router_dtype` says."""
+        if self.in_compute_type:
+            return ops.linear_accurate(x_TD, weight)
+        return ops.linear(ops.accurate(x_TD), weight)
 
 
 def assign(

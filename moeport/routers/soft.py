@@ -62,9 +62,11 @@ class SoftRouter(Router[SoftConfig]):
 
     def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         """Scaled cosines, (T, R)."""
+        kind = ops.dtype(x_TD)
         x_TD = unit(ops, ops.accurate(x_TD))
         mu_RD = unit(ops, ops.cast(params["weight"], ops.dtype(x_TD)))
-        return ops.linear(x_TD, mu_RD * ops.cast(params["scale"], ops.dtype(x_TD)))
+        weight_RD = mu_RD * ops.cast(params["scale"], ops.dtype(x_TD))
+        return self.product(ops, ops.cast(x_TD, kind) if self.in_compute_type else x_TD, weight_RD)
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> SoftRouting:
         """The shares of tokens in slots and of slots in tokens."""

@@ -58,7 +58,7 @@ class XMoERouter(Router[XMoEConfig]):
 
     def gate_cosines(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         """Cosine of the projected token and each expert embedding, (T, E), differentiable."""
-        low = unit(ops, ops.linear(ops.accurate(x_TD), params["projection"]))
+        low = unit(ops, self.product(ops, x_TD, params["projection"]))
         return ops.linear(low, unit(ops, ops.cast(params["weight"], ops.dtype(low))))
 
     def logits(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:

@@ -39,6 +39,9 @@ class MoEOptions(TypedDict, total=False):
     """Multiplies the output of the routed experts (DeepSeek-V3 uses 2.5). Default: 1.0."""
     router: str | Mapping[str, Any] | None
     """The router, by name, with its own options; `moeport routers` lists them."""
+    router_dtype: Literal["float32", "compute"]
+    """Type of the operands of the router's matrix product: float32, or `backend.dtype`, which is faster on accelerators
+    and rounds the scores. Scores, softmax and gates are in float32 either way. Default: float32."""
     capacity: str | Mapping[str, Any] | None
     """Expert capacity and drop policy."""
     load_balance: Mapping[str, Any] | None

@@ -9,13 +9,16 @@ from moeport.backends.torch.fused import FusedOps
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import FUSED_DEVICES
 from moeport.backends.torch.sorting import KEYED
+from moeport.backends.torch.wide import has_wide_products
 
 
 def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
     """For each kernel of `Ops`, and the step of AdamW, the implementation used in a compute type and why."""
     cpu, keyed = ops.device.type == "cpu", ops.device.type in KEYED
+    wide = has_wide_products(torch.zeros(1, device=ops.device, dtype=DTYPES[dtype]))
     composed = {
         "linear": "torch.nn.functional.linear",
+        "linear_accurate": "torch.mm with a result in float32" if wide else "default composition of linear and a cast",
         "rms_norm": "one autograd node, few passes over memory" if cpu else "torch.nn.functional.rms_norm",
         "rope": "rolled halves and addcmul",
         "attention": "torch.nn.functional.scaled_dot_product_attention",

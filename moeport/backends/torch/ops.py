@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from moeport.backends.torch import kernels, sorting
+from moeport.backends.torch.wide import WideLinear, has_wide_products
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import Ops
 
@@ -204,6 +205,12 @@ class TorchOps(Ops):
     @override
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight.to(x.dtype))
+
+    @override
+    def linear_accurate(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not has_wide_products(x) or inside_torch_func():
+            return super().linear_accurate(x, weight)
+        return WideLinear.apply(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[0])
 
     @override
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -169,6 +169,11 @@ def _linear(s: Sizes) -> tuple[Inputs, Call]:
     return inputs, lambda ops, a: ops.linear(a["x"], a["w"])
 
 
+def _linear_accurate(s: Sizes) -> tuple[Inputs, Call]:
+    inputs, _ = _linear(s)
+    return inputs, lambda ops, a: ops.linear_accurate(a["x"], a["w"])
+
+
 def _rms_norm(s: Sizes) -> tuple[Inputs, Call]:
     inputs = {"x": _normal(0, s.tokens, s.width), "w": 1 + _normal(1, s.width) / 8}
     return inputs, lambda ops, a: ops.rms_norm(a["x"], a["w"], 1e-6)
@@ -285,6 +290,7 @@ def _linear_cross_entropy(s: Sizes) -> tuple[Inputs, Call]:
 
 _WORKLOADS: Mapping[str, Callable[[Sizes], tuple[Inputs, Call]]] = {
     "linear": _linear,
+    "linear_accurate": _linear_accurate,
     "rms_norm": _rms_norm,
     "rope": _rope,
     "attention": _attention,
