@@ -15,7 +15,11 @@ def chosen_counts(ops: Ops, expert_N: Array, num_experts: int) -> Array:
 
 
 def load_balance_loss(
-    ops: Ops, routing: Routing, num_sequences: int, over_ranks: Callable[[Array], Array] | None = None
+    ops: Ops,
+    routing: Routing,
+    num_sequences: int,
+    over_ranks: Callable[[Array], Array] | None = None,
+    chosen_E: Array | None = None,
 ) -> Array:
     """E * sum_e f_e P_e, averaged over sequences (Switch Transformer, eq. 4 to 6).
 
@@ -26,21 +30,38 @@ def load_balance_loss(
     in the Detail, arXiv 2501.11873). The loss is 1 at perfect balance. The gradient flows through P only.
     Null experts take part, each with the mean of their shares, since null experts are interchangeable (AdaMoE, arXiv
     2406.13233, eq. 6, where f is K times ours).
+
+    f comes from counts, so nothing of the size of tokens times experts is made for it. If the caller has counted all
+    assignments per expert already, it passes them as `chosen_E`.
     """
     experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts
     probs_TE = routing.probs_TE
-    choice_TK = ops.reshape(routing.expert_N, (routing.num_tokens, -1))[:, :counted]
-    chosen = ops.one_hot(choice_TK, experts + 1, ops.dtype(probs_TE))
-    chosen_TE = ops.sum(chosen[..., :experts], axis=1) * ops.constant_like(1.0 / counted, probs_TE)
-    if nulls:
-        null_T1 = ops.sum(chosen[..., experts:], axis=1) * ops.constant_like(1.0 / (counted * nulls), probs_TE)
-        chosen_TE = ops.concat([chosen_TE, *[null_T1] * nulls], axis=1)
-    f_BE = ops.mean(ops.reshape(chosen_TE, (num_sequences, -1, experts + nulls)), axis=1)
+    length = ops.constant_like(float(routing.num_tokens // num_sequences), probs_TE)
+
+    def share(counts: Array, of: int) -> Array:
+        return ops.cast(counts, ops.dtype(probs_TE)) * ops.constant_like(1.0 / of, probs_TE) / length
+
+    if chosen_E is not None and num_sequences == 1 and counted == routing.choices_per_token and not nulls:
+        f_BE = share(ops.reshape(chosen_E, (1, experts)), counted)
+    else:
+        counts_BE = _sequence_counts(ops, routing, num_sequences)
+        f_BE = share(counts_BE[:, :experts], counted)
+        if nulls:
+            f_BE = ops.concat([f_BE, *[share(counts_BE[:, experts:], counted * nulls)] * nulls], axis=1)
     if over_ranks is not None:
         f_BE = over_ranks(f_BE)
     p_BE = ops.mean(ops.reshape(probs_TE, (num_sequences, -1, experts + nulls)), axis=1)
     balance = ops.mean(ops.sum(ops.stop_gradient(f_BE) * p_BE, axis=1))
     return ops.constant_like(float(experts + nulls), probs_TE) * balance
+
+
+def _sequence_counts(ops: Ops, routing: Routing, num_sequences: int) -> Array:
+    """The counted choices of each sequence by expert, (B, E + 1); unrouted ones come last."""
+    choice_TK = ops.reshape(routing.expert_N, (routing.num_tokens, -1))[:, : routing.balanced_choices]
+    length, groups = routing.num_tokens // num_sequences, routing.num_experts + 1
+    sequence_T1 = ops.reshape(ops.arange(routing.num_tokens) // ops.index(length), (-1, 1))
+    group_N = ops.reshape(sequence_T1 * ops.index(groups) + choice_TK, (-1,))
+    return ops.reshape(ops.bincount(group_N, num_sequences * groups), (num_sequences, groups))
 
 
 def z_loss(ops: Ops, log_partition_T: Array) -> Array:

@@ -19,7 +19,7 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, subtree, with_prefix
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
-from moeport.model.moe_metrics import MoEMetrics, capacity_metrics, measurements, no_capacity_metrics
+from moeport.model.moe_metrics import NO_CAPACITY, MoEMetrics, capacity_metrics, measurements
 from moeport.routers import build_router
 from moeport.routers.base import Router
 
@@ -175,17 +175,14 @@ class MoELayer:
         for part in (name for name, present in parts.items() if present):
             y_TD = run_part(part, nothing, y_TD)
         loss = ops.sum(ops.accurate(y_TD))
-        zero, kind = ops.stop_gradient(loss), ops.dtype(loss)
         none_E = ops.from_numpy(np.zeros(config.num_experts, np.int64))
         return y_TD, MoEMetrics(
-            load_balance=zero,
-            router_z=zero,
+            load_balance=None,
+            router_z=None,
             own_loss=loss,
             chosen_E=none_E,
             served_E=none_E,
-            capacity=zero,
-            positions_2P=ops.zeros((2, 1), kind),
-            affinity_3E=ops.zeros((3, config.num_experts), kind),
+            **NO_CAPACITY,
             measured={},
         )
 
@@ -228,13 +225,12 @@ class MoELayer:
         context: RouterContext,
     ) -> MoEMetrics:
         """Losses and measurements of the routed experts: `chosen` by the router, served as `routing` says."""
-        config = self.config
-        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
+        chosen_E = counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, self.config.num_experts)
         return MoEMetrics(
-            load_balance=self._load_balance(ops, chosen, context) if self.load_balance_coefficient else zero,
-            router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if config.router_z_loss else zero,
-            own_loss=zero if chosen.own_loss is None else chosen.own_loss,
-            chosen_E=counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, config.num_experts),
+            load_balance=self._load_balance(ops, chosen, context, chosen_E),
+            router_z=self._router_z(ops, chosen.logits_TE),
+            own_loss=chosen.own_loss,
+            chosen_E=chosen_E,
             served_E=counts_E,
             **self._capacity_metrics(ops.unrecorded(), chosen, routing, capacity, context),
             measured=measurements(ops.unrecorded(), chosen),
@@ -263,16 +259,22 @@ class MoELayer:
         served: Routing,
         capacity: int | Array | None,
         context: RouterContext,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Array | None]:
         found = capacity_metrics(ops, chosen, served, capacity, context.num_sequences)
         if chosen.cosine_TE is not None:
             found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, chosen.cosine_TE, chosen)
         return found
 
-    def _load_balance(self, ops: Ops, chosen: Routing, context: RouterContext) -> Array:
+    def _load_balance(self, ops: Ops, chosen: Routing, context: RouterContext, chosen_E: Array) -> Array | None:
+        if not self.load_balance_coefficient:
+            return None
         scope = self.config.load_balance.scope
         sequences = context.num_sequences if scope == "sequence" else 1
-        return load_balance_loss(ops, chosen, sequences, self.mean_over_ranks if scope == "global" else None)
+        over_ranks = self.mean_over_ranks if scope == "global" else None
+        return load_balance_loss(ops, chosen, sequences, over_ranks, chosen_E)
+
+    def _router_z(self, ops: Ops, logits_TE: Array) -> Array | None:
+        return z_loss(ops, ops.logsumexp(logits_TE)) if self.config.router_z_loss else None
 
     def _soft(
         self, ops: Ops, x_TD: Array, chosen: SoftRouting, context: RouterContext, run_experts: RunExperts
@@ -283,14 +285,13 @@ class MoELayer:
             exchange, experts = self.exchange, self._experts(ops, run_experts)
             y_RD = experts(x_RD, counts_E) if exchange is None else exchange.of_rows(ops, x_RD, counts_E, experts)
             y_TD = soft_combine(ops, y_RD, chosen)
-        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
         return y_TD, MoEMetrics(
-            load_balance=zero,
-            router_z=z_loss(ops, ops.logsumexp(chosen.logits_TE)) if self.config.router_z_loss else zero,
-            own_loss=zero,
+            load_balance=None,
+            router_z=self._router_z(ops, chosen.logits_TE),
+            own_loss=None,
             chosen_E=counts_E,
             served_E=counts_E,
-            **no_capacity_metrics(ops, chosen, context.num_sequences),
+            **NO_CAPACITY,
             measured=measurements(ops.unrecorded(), chosen),
         )
 
@@ -314,10 +315,13 @@ class MoELayer:
         return updates
 
     def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics) -> Array:
-        """The weighted sum that enters the training loss."""
-        balance = metrics.load_balance * ops.constant_like(self.load_balance_coefficient, metrics.load_balance)
-        z = metrics.router_z * ops.constant_like(self.config.router_z_loss, metrics.router_z)
-        return balance + z + metrics.own_loss
+        """The weighted sum that enters the training loss; 0 if all losses are off."""
+        coefficients = (self.load_balance_coefficient, self.config.router_z_loss)
+        pairs = zip((metrics.load_balance, metrics.router_z), coefficients, strict=True)
+        losses = [loss * ops.constant_like(weight, loss) for loss, weight in pairs if loss is not None]
+        if metrics.own_loss is not None:
+            losses.append(metrics.own_loss)
+        return sum(losses[1:], losses[0]) if losses else ops.zeros((), "float32")
 
 
 def _plus_zeros(ops: Ops, x_TD: Array, *params: Array) -> Array:

@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
-from moeport.core.positions import drops_by_position, position_ranges
+from moeport.core.positions import drops_by_position
 from moeport.core.routing import Routing, SoftRouting
 
 
 class MoEMetrics(NamedTuple):
-    """What a layer reports besides its output."""
+    """What a layer reports besides its output. None: it is off, and nothing was computed for it; it counts as 0."""
 
-    load_balance: Array
-    """Load-balancing loss, unweighted; a scalar. 0 if its coefficient is 0."""
-    router_z: Array
-    """Router z-loss, unweighted; a scalar. 0 if its coefficient is 0."""
-    own_loss: Array
-    """Loss specific to this router, weighted; a scalar. 0 for most routers."""
+    load_balance: Array | None
+    """Load-balancing loss, unweighted; a scalar. None if its coefficient is 0."""
+    router_z: Array | None
+    """Router z-loss, unweighted; a scalar. None if its coefficient is 0."""
+    own_loss: Array | None
+    """Loss specific to this router, weighted; a scalar. None for most routers."""
     chosen_E: Array
     """Assignments to each expert, before drops."""
     served_E: Array
     """Assignments each expert computed."""
-    capacity: Array
-    """Capacity: the most assignments an expert may serve, a scalar; 0 if there is no limit."""
-    positions_2P: Array
-    """Assignments chosen, and dropped, in each range of positions of a sequence; 0 if there is no limit."""
-    affinity_3E: Array
-    """Statistics that a capacity is estimated from, see `affinity_statistics`; 0 for other policies."""
+    capacity: Array | None
+    """Capacity: the most assignments an expert may serve, a scalar. None if there is no limit."""
+    positions_2P: Array | None
+    """Assignments chosen, and dropped, in each range of positions of a sequence. None if there is no limit."""
+    affinity_3E: Array | None
+    """Statistics that a capacity is estimated from, see `affinity_statistics`. None for other policies."""
     measured: Mapping[str, Array]
     """What is measured only for metrics; see `measurements`."""
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether any of its losses is on."""
+        return any(loss is not None for loss in (self.load_balance, self.router_z, self.own_loss))
+
+    def filled(self, ops: Ops, kind: str) -> MoEMetrics:
+        """The same with zeros of a type in place of what is None; one range of positions if there is no limit."""
+        shapes = {"positions_2P": (2, 1), "affinity_3E": (3, self.chosen_E.shape[0])}
+        absent = [name for name in self._fields if getattr(self, name) is None]
+        zeros: dict[str, Any] = {name: ops.zeros(shapes.get(name, ()), kind) for name in absent}
+        return self._replace(**zeros)
+
+
+def mean_over_layers(ops: Ops, values: Sequence[Array | None], kind: str) -> Array:
+    """The mean of a scalar over all layers, in which a layer that has none counts as 0."""
+    total = ops.zeros((), kind)
+    for value in values:
+        if value is not None:
+            total = total + value * ops.constant_like(1.0 / len(values), value)
+    return total
+
+
+def stacked_layers(ops: Ops, values: Sequence[Array | None], shape: tuple[int, ...], kind: str) -> Array:
+    """A value of every layer along a new first dimension.
+
+    Args:
+        ops: the backend's operations.
+        values: by layer; of all or of none.
+        shape: of a layer's zeros, where none has a value.
+        kind: their type.
+    """
+    present = [ops.reshape(value, (1, *value.shape)) for value in values if value is not None]
+    return ops.concat(present, axis=0) if present else ops.zeros((len(values), *shape), kind)
 
 
 def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:
@@ -50,7 +84,7 @@ def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:
 
 def capacity_metrics(
     ops: Ops, chosen: Routing, served: Routing, capacity: int | Array | None, num_sequences: int
-) -> dict[str, Array]:
+) -> dict[str, Array | None]:
     """The capacity metrics by name; no output and no gradient depends on them.
 
     Args:
@@ -60,21 +94,15 @@ def capacity_metrics(
         capacity: the result of `expert_capacity`; None: no limit.
         num_sequences: sequences of equal length that make up the tokens.
     """
-    found = no_capacity_metrics(ops, chosen, num_sequences)
+    if capacity is None:
+        return dict(NO_CAPACITY)
     if isinstance(capacity, int):
-        found["capacity"] = found["capacity"] + ops.constant_like(capacity, found["capacity"])
-    elif capacity is not None:
-        found["capacity"] = ops.reshape(capacity, ())
-    if capacity is not None:
-        found["positions_2P"] = drops_by_position(ops, chosen, served, num_sequences)
-    return found
+        zero = ops.zeros((), ops.dtype(chosen.logits_TE))
+        rows = zero + ops.constant_like(capacity, zero)
+    else:
+        rows = ops.reshape(capacity, ())
+    return NO_CAPACITY | {"capacity": rows, "positions_2P": drops_by_position(ops, chosen, served, num_sequences)}
 
 
-def no_capacity_metrics(ops: Ops, chosen: Routing | SoftRouting, num_sequences: int) -> dict[str, Array]:
-    """The capacity metrics when there is no capacity: zeros by name. Arguments as in `capacity_metrics`."""
-    kind, tokens = ops.dtype(chosen.logits_TE), chosen.logits_TE.shape[0]
-    return {
-        "capacity": ops.zeros((), kind),
-        "positions_2P": ops.zeros((2, position_ranges(tokens // num_sequences)), kind),
-        "affinity_3E": ops.zeros((3, chosen.num_experts), kind),
-    }
+NO_CAPACITY: dict[str, Array | None] = {"capacity": None, "positions_2P": None, "affinity_3E": None}
+"""The capacity metrics where there is no capacity."""

@@ -23,7 +23,7 @@ from moeport.model.block import Block
 from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
 from moeport.model.moe import MoELayer
-from moeport.model.moe_metrics import MoEMetrics
+from moeport.model.moe_metrics import MoEMetrics, mean_over_layers, stacked_layers
 
 
 class Transformer(ABC):
@@ -195,23 +195,21 @@ class Transformer(ABC):
             ops.reshape(batch.target_BS, (-1,)),
             self.config.output_z_loss,
         )
-        load_balance = router_z = ops.zeros((), ops.dtype(loss))
-        share = ops.constant_like(1.0 / len(layers), loss)
+        kind, experts = ops.dtype(loss), self.config.moe.num_experts
         for layer, metrics in zip(self.moe_layers.values(), layers, strict=True):
-            loss = loss + layer.auxiliary_loss(ops, metrics)
-            load_balance = load_balance + metrics.load_balance * share
-            router_z = router_z + metrics.router_z * share
+            if metrics.has_losses:
+                loss = loss + layer.auxiliary_loss(ops, metrics)
         return LossTerms(
             loss=loss,
             cross_entropy=cross_entropy,
-            load_balance=load_balance,
-            router_z=router_z,
+            load_balance=mean_over_layers(ops, [m.load_balance for m in layers], kind),
+            router_z=mean_over_layers(ops, [m.router_z for m in layers], kind),
             output_z=output_z,
-            chosen_LE=ops.concat([ops.reshape(m.chosen_E, (1, -1)) for m in layers], axis=0),
-            served_LE=ops.concat([ops.reshape(m.served_E, (1, -1)) for m in layers], axis=0),
-            capacity_L=ops.concat([ops.reshape(m.capacity, (1,)) for m in layers], axis=0),
-            positions_L2P=ops.concat([ops.reshape(m.positions_2P, (1, 2, -1)) for m in layers], axis=0),
-            affinity_L3E=ops.concat([ops.reshape(m.affinity_3E, (1, 3, -1)) for m in layers], axis=0),
+            chosen_LE=stacked_layers(ops, [m.chosen_E for m in layers], (experts,), kind),
+            served_LE=stacked_layers(ops, [m.served_E for m in layers], (experts,), kind),
+            capacity_L=stacked_layers(ops, [m.capacity for m in layers], (), kind),
+            positions_L2P=stacked_layers(ops, [m.positions_2P for m in layers], (2, 1), kind),
+            affinity_L3E=stacked_layers(ops, [m.affinity_3E for m in layers], (3, experts), kind),
             measured={name: _stack_layers(ops, [m.measured[name] for m in layers]) for name in layers[0].measured},
         )
 

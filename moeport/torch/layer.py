@@ -169,7 +169,13 @@ class MoE(Holder):
         self._auxiliary_loss = auxiliary_loss
         self._loss_is_cut_off = self.training and not torch.is_grad_enabled()
         if self.training and torch.is_grad_enabled() and self._state():
+            metrics = self._filled(metrics)
             self._sums = add_up(self._sums, (metrics.chosen_E, metrics.affinity_3E))
+
+    def _filled(self, metrics: MoEMetrics) -> MoEMetrics:
+        """With zeros for what is off: they are made only where somebody looks."""
+        assert isinstance(metrics.chosen_E, Tensor)
+        return metrics.filled(operations(metrics.chosen_E.device, self.kernels), "float32")
 
     @property
     def auxiliary_loss(self) -> Tensor | None:
@@ -188,6 +194,8 @@ class MoE(Holder):
 
         If it is assigned to, `update_router_state` follows what it was set to, until the next call.
         """
+        if self._metrics is not None:
+            self._metrics = self._filled(self._metrics)
         return self._metrics
 
     @metrics.setter
@@ -210,7 +218,8 @@ class MoE(Holder):
         state = self._state()
         sums, self._sums = self._sums, None
         if self._metrics_were_set and self._metrics is not None:
-            sums = (self._metrics.chosen_E, self._metrics.affinity_3E)
+            metrics = self._filled(self._metrics)
+            sums = (metrics.chosen_E, metrics.affinity_3E)
         if not state or (sums is None and process_group is None):
             return
         experts = self.layer.config.num_experts

@@ -31,7 +31,8 @@ def auxiliary_loss_times(factor: float) -> Patch:
     real = MoELayer.auxiliary_loss
 
     def loss(self, ops, metrics):
-        return real(self, ops, metrics) * ops.constant_like(factor, metrics.load_balance)
+        loss = real(self, ops, metrics)
+        return loss * ops.constant_like(factor, loss)
 
     return lambda: mock.patch.object(MoELayer, "auxiliary_loss", loss)
 

@@ -178,12 +178,15 @@ def test_auxiliary_loss_is_the_weighted_sum():
     assert_close(layer.auxiliary_loss(NumpyOps(), metrics), want, 1e-14)
 
 
-def test_losses_that_are_turned_off_are_zero():
+def test_losses_that_are_turned_off_are_not_computed():
     config = MoEConfig(num_experts=EXPERTS, expert_hidden=5, load_balance=LoadBalanceConfig(coefficient=0.0))
     layer, _ = layer_and_params(config)
     _, metrics, _, _ = on_numpy(config)
-    assert (metrics.load_balance, metrics.router_z) == (0.0, 0.0)
+    assert (metrics.load_balance, metrics.router_z, metrics.own_loss, metrics.has_losses) == (None, None, None, False)
+    assert (metrics.capacity, metrics.positions_2P, metrics.affinity_3E) == (None, None, None)
     assert layer.auxiliary_loss(NumpyOps(), metrics) == 0.0
+    filled = metrics.filled(NumpyOps(), "float32")
+    assert [getattr(filled, name).any() for name in filled._fields if getattr(metrics, name) is None] == [False] * 6
 
 
 def test_one_token():

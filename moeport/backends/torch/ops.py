@@ -186,9 +186,11 @@ class TorchOps(Ops):
 
     @override
     def bincount(self, ids: Tensor, n: int) -> Tensor:
-        """Compares ids: torch.bincount is not deterministic on CUDA and forces a wait, on an NPU two."""
+        """Compares ids, or sorts them: torch.bincount is not deterministic on CUDA and forces a wait, on an NPU two."""
         if ids.device.type == "cpu":
             return torch.bincount(ids, minlength=n)
+        if ids.device.type in sorting.KEYED and n > sorting.MOST_COMPARED:
+            return sorting.counts(sorting.sorted_keys(ids, n)[0], n)
         return (ids.unsqueeze(0) == torch.arange(n, device=ids.device).unsqueeze(1)).sum(1)
 
     @override

@@ -14,6 +14,8 @@ KEYED = ("cpu", "cuda")
 """Types of devices that sort keys."""
 MOST_PASSES = 8
 """Up to this k one pass for each of the k best is faster than sorting."""
+MOST_COMPARED = 32
+"""Up to this number of groups, comparing every entry with each of them is cheaper than sorting."""
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,10 +57,22 @@ def inverse(order_N: Tensor) -> Tensor:
 
 def by_group(group_N: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `Ops.sort_by_group`: one stable sort of keys of 8 or 16 bits; the counts are read from the sorted keys."""
+    sorted_N, order_N = sorted_keys(group_N, groups)
+    return order_N, inverse(order_N), counts(sorted_N, groups)
+
+
+def sorted_keys(group_N: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Groups in ascending order as integers of few bits, and the entry of each place; entries of a group keep order."""
     kind = torch.uint8 if groups <= 2**8 else torch.int16 if groups <= 2**15 else torch.int64
     sorted_N, order_N = group_N.to(kind).sort(stable=True)
-    ends_G = torch.searchsorted(sorted_N, torch.arange(groups, device=group_N.device).to(kind), right=True)
-    return order_N, inverse(order_N), torch.diff(ends_G, prepend=ends_G[:1] * 0)
+    return sorted_N, order_N
+
+
+def counts(sorted_N: Tensor, groups: int) -> Tensor:
+    """How often each of 0 .. groups-1 occurs in sorted keys."""
+    keys_G = torch.arange(groups, device=sorted_N.device).to(sorted_N.dtype)
+    ends_G = torch.searchsorted(sorted_N, keys_G, right=True)
+    return torch.diff(ends_G, prepend=ends_G[:1] * 0)
 
 
 def by_group_on_host(group_N: np.ndarray, groups: int) -> tuple[Tensor, Tensor, Tensor]:
