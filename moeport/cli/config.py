@@ -50,6 +50,41 @@ def schema(
         write_text(output, text + "\n")
 
 
+@app.command("from")
+def translate(
+    framework: Annotated[
+        str, typer.Argument(metavar="FRAMEWORK", help="megatron, mindformers, torchtitan or hf.", show_default=False)
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The config to translate.", show_default=False)],
+    output: Annotated[Path | None, output_file("-o", "--output", help="Write the YAML to a file.")] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Data-parallel ranks that FILE is for, if it only gives the batch of one rank."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out what cannot be expressed, instead of refusing it.")
+    ] = False,
+) -> None:
+    """Translate the config of another framework, with a verdict on every key.
+
+    Frameworks: megatron (a shell script or YAML with its options), mindformers (YAML), torchtitan (TOML), hf
+    (config.json). Standard error lists every key: understood, ignored and why, not expressible and why, or unknown.
+    Keys that cannot be expressed and change what is trained are refused.
+
+    Example: moeport config from megatron pretrain_moe.sh -o config.yaml
+    """
+    from moeport.convert.translate.translate import translate as convert
+    from moeport.files import write_text
+
+    found = convert(framework, file, ranks, allow_missing)
+    for line in found.as_lines():
+        typer.echo(line, err=True)
+    if output is None:
+        typer.echo(found.as_yaml(str(file)), nl=False)
+    else:
+        write_text(output, found.as_yaml(str(file)))
+
+
 def summary(config: Config) -> list[str]:
     """Describes the model in a few lines, without counts if only the tokenizer file knows the vocabulary size."""
     from moeport.model.build import build_model
