@@ -59,6 +59,11 @@ def _kernel_fault(kernels: str | dict[str, Any], name: str, device: str) -> tupl
     return "", ""
 
 
+def _names(kernels: str | dict[str, Any], kernel: str) -> bool:
+    """Whether an operator is named for a kernel."""
+    return not isinstance(kernels, str) and kernels.get(kernel, "auto") not in ("auto", "default")
+
+
 def _label(device: str) -> str:
     return _LABELS.get(device, device)
 
@@ -76,6 +81,12 @@ BACKEND_RULES = (
         lambda *values: not any(_kernel_fault(*values)),
         lambda *values: _kernel_fault(*values)[0],
         lambda *values: _kernel_fault(*values)[1],
+    ),
+    Rule(
+        ("backend.kernels", "parallelism.expert"),
+        lambda kernels, ranks: ranks == 1 or not _names(kernels, "routed_mlp"),
+        "names a form of routed_mlp, but with parallelism.expert = {1} tokens visit other ranks between its parts",
+        "auto or default for routed_mlp; the experts are grouped_mlp there",
     ),
     Rule(
         ("backend.compile", "backend.name"),

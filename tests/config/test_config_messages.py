@@ -348,7 +348,7 @@ CASES = [
         "misspelled kernel",
         "backend: {kernels: {swigglu: default}}\n",
         "c.yaml:1:20 backend.kernels: swigglu is no kernel that can be chosen (got {swigglu: default}); expected one of "
-        "rms_norm, rope, attention, swiglu, grouped_mlp, permute, unpermute, adamw; did you mean swiglu?",
+        "rms_norm, rope, attention, swiglu, grouped_mlp, permute, unpermute, adamw, routed_mlp; did you mean swiglu?",
     ),
     case(
         "misspelled operator",
@@ -367,6 +367,13 @@ CASES = [
         "backend: {name: mindspore, device: npu, kernels: {swiglu: npu_swiglu}}\n",
         "c.yaml:1:50 backend.kernels: backend mindspore on Ascend NPUs has no swiglu named npu_swiglu (got {swiglu: "
         "npu_swiglu}); expected one of auto, default, mindspore.ops.swiglu",
+    ),
+    case(
+        "a layer's kernel that no layer calls",
+        "backend: {kernels: {routed_mlp: grouped_mm}}\nparallelism: {expert: 2}\n",
+        "c.yaml:1:20 backend.kernels: names a form of routed_mlp, but with parallelism.expert = 2 tokens visit other ranks "
+        "between its parts (got {routed_mlp: grouped_mm}); expected auto or default for routed_mlp; the experts are "
+        "grouped_mlp there",
     ),
     case(
         "kernel without a choice",

@@ -52,6 +52,15 @@ def moe_general_routing_inputs(
     return torch.zeros_like(x).index_add(0, token_indices.long(), y), torch.bincount(expert_indices, minlength=E)
 
 
+@pytest.fixture(autouse=True)
+def bits_may_change():
+    """Other tests may have made PyTorch deterministic."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture
 def installed(monkeypatch):
     package: Any = ModuleType("sonicmoe")
@@ -116,11 +125,8 @@ def test_it_is_refused_where_bits_must_not_change(installed):
     ops = on_cpu()
     ops.prepare("bfloat16")
     torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(BackendUnavailableError, match="does not promise the same bits"):
-            call(ops)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with pytest.raises(BackendUnavailableError, match="does not promise the same bits"):
+        call(ops)
 
 
 def test_a_compiled_graph_has_the_composition_instead(installed):

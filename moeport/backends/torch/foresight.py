@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moeport.core.dispatch_plan import DispatchPlan
 from moeport.model.transformer import Transformer
 
 
@@ -31,5 +32,9 @@ def arguments_of(model: Transformer, module: nn.Module, dtype: torch.dtype) -> d
         if name.endswith("experts.w_in"):
             w_out = parameters[name.removesuffix("w_in") + "w_out"]
             counts = torch.empty(w_in[0], dtype=torch.int64, device="meta")
-            found["grouped_mlp"] = (empty(1, w_in[2]), empty(*w_in), empty(*w_out), counts, "swiglu")
+            weights = empty(*w_in), empty(*w_out)
+            found["grouped_mlp"] = (empty(1, w_in[2]), *weights, counts, config.moe.activation)
+            if w_in[0] == config.moe.num_experts:  # no rank has others
+                plan = DispatchPlan(counts, counts, counts, counts, 1, 1, serves_every_row=True)
+                found["routed_mlp"] = (empty(1, w_in[2]), empty(1), plan, *weights, config.moe.activation)
     return found

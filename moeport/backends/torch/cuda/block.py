@@ -33,7 +33,7 @@ def expert_block(
 
     Returns: the shape and type of x; 0 where no expert served.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(x) is not Tensor:  # such as tensors without memory
         return _operation(x, gate_N, w_in, w_out, *_tensors(layout), layout.whole, layout.choices, activation, form)[0]
     return ExpertBlock.apply(x, gate_N, w_in, w_out, *layout, activation, form)
 
