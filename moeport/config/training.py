@@ -168,7 +168,8 @@ class MetricsConfig(Section):
     """What is logged and reported."""
 
     log_interval: PositiveInt = 10
-    """Steps between printed lines when the output is not a terminal; metrics.jsonl has every step."""
+    """Steps between printed lines when the output is not a terminal; metrics.jsonl has every step. On CUDA and with
+    several ranks, also the most steps between two times at which the host waits for results."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder, if tensorboard is installed."""
     report: bool = True

@@ -9,6 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from moeport.errors import InterruptedRunError, NonFiniteError
+from moeport.training.ahead import drawn_ahead
 from moeport.training.checkpoint_meta import checkpoint_name
 from moeport.training.evaluate import Evaluation
 from moeport.training.fits import non_finite
@@ -46,6 +47,7 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evalu
         _log(run) as log,
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
         StopRequest(REPEATS_SECONDS if run.mesh.world.size > 1 else 0.0) as stop,
+        drawn_ahead(run),
     ):
         for note in log.notes if log else ():
             progress.say(note)
