@@ -145,6 +145,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
             else:
                 cell = time_model(name, ways, others, terms, lambda result: None)
             found["cells"].append(cell | {"name": name})
+            found["machine"]["name"] = cell.get("device") or found["machine"].get("name", "")
             if options.out:
                 options.out.mkdir(parents=True, exist_ok=True)
                 (options.out / "step.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

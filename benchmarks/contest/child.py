@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
-from contest.clock import held_bytes, host_waits, milliseconds, peak_bytes, synchronize
+from contest.clock import device_name, held_bytes, host_waits, milliseconds, peak_bytes, synchronize
 from contest.contender import Contender, Layer
 from contest.problem import TOLERANCE, Problem, draw, draw_decided, errors, loads, reference
 from contest.shapes import Shape
 
 Say = Callable[[dict[str, Any]], None]
 FEWEST_ROUNDS = 3
+READY_SHARE = 0.65
+"""Of the time of a shape; after it no contender is prepared any more, so that those that are have their rounds."""
 LONGEST_CALL_S = 20.0
 """A contender whose call takes longer is not timed in rounds."""
 
@@ -65,6 +67,18 @@ def check(contender: Contender, shape: Shape, terms: Terms) -> dict[str, Any]:
     return result
 
 
+def warm_up(contender: Contender, shapes: Sequence[Shape], terms: Terms, deadline: float) -> None:
+    """Call a contender on layers of other widths with few tokens, so that its kernels for them are compiled."""
+    for shape in shapes:
+        if time.time() < deadline:
+            problem = draw(shape, terms.device, terms.dtype)
+            forward, both = passes(contender.build(problem), problem)
+            (both or forward)()
+            synchronize(terms.device)
+            del problem, forward, both
+            free(terms.device)
+
+
 def passes(layer: Layer, problem: Problem) -> tuple[Callable[[], object], Callable[[], object] | None]:
     """Calls of the forward pass, and of both passes."""
 
@@ -102,13 +116,20 @@ def time_shape(
     problem = draw(shape, terms.device, terms.dtype)
     load_E = loads(problem).float()
     rows: dict[str, dict[str, Any]] = {}
-    result = {"shape": shape.as_dict(), "busiest": float(load_E.max() / load_E.mean()), "rows": rows, "at": ""}
+    result = {
+        "shape": shape.as_dict(),
+        "device": device_name(terms.device),
+        "busiest": float(load_E.max() / load_E.mean()),
+        "rows": rows,
+        "at": "",
+    }
     ready: dict[str, list[Callable[[], object] | None]] = {}
+    ready_by = time.time() + READY_SHARE * (deadline - time.time())
     for name, contender in chosen.items():
         row = rows[name] = {"group": contender.group, "forward_ms": [], "both_ms": []}
         result["at"] = name
         say(result)
-        if time.time() > deadline:
+        if time.time() > ready_by:
             row["reason"] = "no time left"
             continue
         try:

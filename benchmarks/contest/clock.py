@@ -26,6 +26,11 @@ def runtime(device: str) -> Any:
     return torch.get_device_module(torch.device(device).type)
 
 
+def device_name(device: str) -> str:
+    """The product name of an accelerator; empty for a CPU."""
+    return "" if torch.device(device).type == "cpu" else str(runtime(device).get_device_name())
+
+
 def synchronize(device: str) -> None:
     """Wait until the device has done its work."""
     if torch.device(device).type != "cpu":

@@ -10,11 +10,16 @@ from contest.peers import PEERS
 
 
 def contenders(device: str, wanted: Sequence[str] = ()) -> dict[str, Contender]:
-    """All contenders of a device by name; with `wanted`, those whose names contain one of its texts, and the limits."""
+    """All contenders of a device by name.
+
+    Args:
+        device: its type.
+        wanted: texts in the names of those that take part, besides the limits; a text that begins with = is the whole
+            name. Empty: all take part.
+    """
     found = [*LIMITS, *ours(device), *PEERS]
-    kept = [
-        each
-        for each in found
-        if not wanted or each.group == "limit" or any(text.lower() in each.name.lower() for text in wanted)
-    ]
-    return {each.name: each for each in kept}
+    return {each.name: each for each in found if not wanted or each.group == "limit" or _is_wanted(each.name, wanted)}
+
+
+def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    return any(name == text[1:] if text.startswith("=") else text.lower() in name.lower() for text in wanted)

@@ -6,14 +6,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from contest.child import Terms, check, short, time_shape
+from contest.child import Terms, check, short, time_shape, warm_up
 from contest.contender import Contender
 from contest.contenders import contenders
 from contest.jobs import Process, write_whole
@@ -22,6 +22,10 @@ from contest.shapes import Shape
 SCRIPT = Path(__file__).parents[1] / "moe_layer.py"
 CHECK_SHARE = 0.35
 """Of the budget, at most, for comparisons with the reference."""
+WARM_TOKENS, WARM_BYTES, WARM_MARGIN_S = 512, 4 * 2**30, 10.0
+"""Kernels are compiled beside the comparisons: with how many tokens, for weights of at most how many bytes, and at the
+latest how long before the end of the comparisons.
+"""
 MARGIN_S = 15.0
 """A process that times is ended this long after its share, if the budget has not ended before."""
 DISTRIBUTIONS = (
@@ -80,6 +84,7 @@ def run(contest: Contest, folder: Path, say: Callable[[dict[str, Any]], None]) -
             found["cells"].append({"shape": shape.as_dict(), "rows": {}, "reason": "no time left"})
             continue
         found["cells"].append(cell(contest, shape, passed, folder, time.time() + share, end))
+        found["machine"]["name"] = found["cells"][-1].get("device") or found["machine"].get("name", "")
         say(found)
     found["seconds"] = round(time.time() - began, 1)
     say(found)
@@ -104,13 +109,25 @@ def checks(contest: Contest, chosen: Mapping[str, Contender], folder: Path, unti
             verdicts[name] = attempt(lambda each=contender: check(each, shape, terms))  # type: ignore[misc]
     while waiting:
         batch, waiting = waiting[: contest.jobs], waiting[contest.jobs :]
-        started = {name: Process(SCRIPT, _job("check", name, shape, terms), folder, f"check {name}") for name in batch}
+        started = {}
+        for name in batch:
+            job = _job("check", name, shape, terms) | {"warm": warm_shapes(contest), "deadline": until - WARM_MARGIN_S}
+            started[name] = Process(SCRIPT, job, folder, f"check {name}")
         for name, process in started.items():
             why = process.wait(until)
             verdicts[name] = process.result() or {"reason": why or "said nothing"}
-            if why:
-                verdicts[name]["reason"] = why
     return {name: verdicts[name] for name in chosen}
+
+
+def warm_shapes(contest: Contest) -> list[dict[str, Any]]:
+    """The shapes with few tokens, one of each width, without those whose weights would fill a device many times."""
+    item = contest.terms.dtype.itemsize
+    found = {}
+    for shape in contest.shapes:
+        sizes = (shape.width, shape.experts, shape.hidden)
+        if 3 * item * shape.width * shape.experts * shape.hidden <= WARM_BYTES:
+            found[sizes] = replace(shape, tokens=min(shape.tokens, WARM_TOKENS)).as_dict()
+    return list(found.values())
 
 
 def attempt(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -154,7 +171,9 @@ def serve(job: Mapping[str, Any]) -> None:
     shape = Shape(**job["shape"])
     table = contenders(torch.device(terms.device).type)
     if job["kind"] == "check":
-        write_whole(path, attempt(lambda: check(table[job["contenders"]], shape, terms)))
+        contender = table[job["contenders"]]
+        write_whole(path, attempt(lambda: check(contender, shape, terms)))
+        warm_up(contender, [Shape(**each) for each in job["warm"]], terms, job["deadline"])
         return
     chosen = {name: table[name] for name in job["contenders"]}
     time_shape(shape, chosen, terms, job["deadline"], lambda result: write_whole(path, result))

@@ -14,7 +14,7 @@ from abstraction_tax import plain_step, plain_twin
 from torch import nn
 
 from contest.child import Say, free, short
-from contest.clock import host_waits, peak_bytes, saved_bytes, synchronize
+from contest.clock import device_name, host_waits, peak_bytes, saved_bytes, synchronize
 from contest.models import batches_of, config_of, described, shapes_of, vocabulary_of, weights_of
 from moeport.backends.torch.backend import TorchBackend
 from moeport.comm.mesh import single_mesh
@@ -160,6 +160,7 @@ def time_model(
     step, backend = our_step(config, weights)
     rows: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {"model": described(config, name), "rows": rows, "dtype": terms.dtype}
+    result["device"] = device_name(terms.device)
     result["peak_flops"] = backend.matmul_flops_per_second()
     rows[OURS] = measured(step, batches, terms)
     loss = rows[OURS]["loss"]
