@@ -15,6 +15,7 @@ Launcher = Literal["torchrun", "msrun"]
 
 _ALL = ("float32", "bfloat16", "float64")
 _SINGLE_OR_HALF = ("float32", "bfloat16", "float16")
+_HALF = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ class BackendFacts:
     """Whether it differentiates and has an optimiser."""
     compiles: bool = False
     """Whether it can compile a model."""
-    compiles_on_ranks: bool = False
-    """Whether it can compile when several ranks train together."""
     extensions: tuple[str, ...] = ()
     """Distributions that add devices to the framework where they are installed."""
     recomputes: bool = False
@@ -143,8 +142,26 @@ _TORCH_CUDA = (
     FusedKernel("grouped_mlp", "grouped_mm_triton", ("bfloat16",), _GROUPED),
     FusedKernel("grouped_mlp", "grouped_mm", ("bfloat16",), _GROUPED),
     FusedKernel("grouped_mlp", "triton", ("bfloat16",), "compute capability 8 or later"),
+    FusedKernel("rms_norm", "triton_rms_norm", _SINGLE_OR_HALF, "rows up to 8192 wide"),
+    FusedKernel("rope", "triton_rope", _SINGLE_OR_HALF, "heads up to 8192 wide"),
+    FusedKernel(
+        "attention",
+        "flash_attention_3",
+        _HALF,
+        "compute capability 9, the package flash-attn-3; heads whose width is a multiple of 8 up to 256, with "
+        "backend.deterministic up to 192",
+    ),
+    FusedKernel(
+        "attention",
+        "sdpa_cudnn",
+        _HALF,
+        "training without backend.deterministic; heads whose width is a multiple of 8 up to 128",
+    ),
+    FusedKernel("attention", "sdpa_efficient", ("float32",), "fewer key and value heads than query heads"),
 )
-"""Not run on hardware. The limits are those of torch's grouped product and of the packages' documentation."""
+"""Not run on hardware. The limits are those of torch's grouped product and of the packages' documentation; the widths
+of rms_norm and rope are those that a thread keeps in its registers on compute capability 9.0.
+"""
 _MINDSPORE_NPU = (
     FusedKernel("rms_norm", "mindspore.ops.rms_norm"),
     FusedKernel("swiglu", "mindspore.ops.swiglu"),
@@ -181,7 +198,6 @@ BACKENDS: Mapping[str, BackendFacts] = {
         launcher="msrun",
         trains=True,
         compiles=True,
-        compiles_on_ranks=True,
         fused={"npu": _MINDSPORE_NPU},
     ),
     "numpy": BackendFacts(

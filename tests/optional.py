@@ -15,6 +15,7 @@ PACKAGES = (
     "torch",
     "torch_npu",
     "transformers",
+    "triton",
 )
 """What the suite uses where it is installed. numpy and whatever else moeport itself needs is always there."""
 

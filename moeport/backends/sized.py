@@ -107,6 +107,31 @@ def _grouped_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int) 
     return [*_arrays(ops, dtype, sizes, experts, rows), ops.from_numpy(counts), sizes["activation"]], 3
 
 
+def _attention_sizes(ops: Ops, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array, causal: bool = True) -> Sizes | None:
+    batch, sequence, heads, width = q_BSHA.shape
+    return (
+        ("B", power_of_two(batch)),
+        ("S", power_of_two(sequence)),
+        ("H", heads),
+        ("G", k_BSGA.shape[2]),
+        ("A", width),
+        ("causal", causal),
+    )
+
+
+def _attention_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int) -> tuple[list[Any], int]:
+    """Fewer sequences, then shorter ones."""
+    batch = max(sizes["B"] // part, 1)
+    sequence = max(sizes["S"] * sizes["B"] // (part * batch), 1)
+    heads = (sizes["H"], sizes["G"], sizes["G"])
+    return [*(_filled(ops, dtype, 1.0, batch, sequence, n, sizes["A"]) for n in heads), sizes["causal"]], 3
+
+
+def _attention_flops(sizes: Mapping[str, Any]) -> float:
+    pairs = sizes["B"] * sizes["S"] ** 2 * (0.5 if sizes["causal"] else 1.0)
+    return 4.0 * pairs * sizes["H"] * sizes["A"]
+
+
 def _chosen(tokens: int, experts: int, choices: int, exponent: float) -> np.ndarray:
     """Distinct experts of each token, (tokens * choices), drawn with unequal probabilities (Gumbel's trick)."""
     random = np.random.default_rng(0)
@@ -136,6 +161,7 @@ def _mlp_flops(rows: int, sizes: Mapping[str, Any]) -> float:
 
 
 SIZED: Mapping[str, Sized] = {
+    "attention": Sized(_attention_sizes, _attention_example, _attention_flops),
     "grouped_mlp": Sized(_grouped_sizes, _grouped_example, lambda sizes: _mlp_flops(sizes["R"], sizes)),
     "routed_mlp": Sized(_routed_sizes, _routed_example, lambda sizes: _mlp_flops(sizes["T"] * sizes["k"], sizes)),
 }

@@ -48,11 +48,6 @@ def check_ranks(config: Config, ranks: int) -> None:
     name = config.backend.name
     if ranks > 1 and not BACKENDS[name].launcher:
         raise UserError(f"backend.name: {name} runs in one process (this job has {ranks} ranks); start it by itself")
-    if ranks > 1 and config.backend.compile and not BACKENDS[name].compiles_on_ranks:
-        raise UserError(
-            f"backend.compile: true needs a single process with {name} (this job has {ranks} ranks); "
-            "expected false or null"
-        )
     parts = ranks * training.gradient_accumulation
     if training.batch_size % parts:
         below = training.batch_size // parts * parts

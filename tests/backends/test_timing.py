@@ -222,6 +222,7 @@ def test_bits_that_are_said_to_be_equal_are_compared(clock):
         torch.use_deterministic_algorithms(False)
 
 
+ATTENTION = {"B": 4, "S": 16, "H": 4, "G": 2, "A": 8, "causal": True}
 SHARED = {"D": 16, "F": 8, "activation": "gelu", "weights": "float32"}
 
 
@@ -230,7 +231,7 @@ SHARED = {"D": 16, "F": 8, "activation": "gelu", "weights": "float32"}
 def test_inputs_have_the_sizes_that_were_asked_for(kernel, dtype):
     ops = TorchOps(CPU)
     rows = {"R": 64} if kernel == "grouped_mlp" else {"T": 64, "k": 2}
-    names = {**rows, "E": 8, "load": "skewed", **SHARED}
+    names = ATTENTION if kernel == "attention" else {**rows, "E": 8, "load": "skewed", **SHARED}
     arguments, _ = SIZED[kernel].example(ops, dtype, names, 1)
     assert dict(SIZED[kernel].sizes_of(ops, *arguments)) == names
     result: Any = getattr(ops, kernel)(*arguments)

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from moeport.backends.torch import compiling
+from moeport.backends.torch.compiling import compile_blocks
 from moeport.config.training import OptimizerConfig
 from tests.backends.models import assert_same_bits, stepped, training_model
 from tests.model.models import ROUTER_CONFIGS, batch_of, model_config, rows
@@ -36,6 +38,38 @@ def test_micro_batches_add_up_to_the_whole_batch(router, dtype, tolerance, parts
     assert got.keys() == whole.keys()
     for name, want in whole.items():
         assert_close(got[name], want, 4 * tolerance, name)
+
+
+def compiled_and_plain(router):
+    torch._dynamo.reset()
+    config = model_config(router)
+    plain, compiled = training_model(config), training_model(config)
+    compile_blocks(compiled.module, compiled.model)
+    batch = batch_of(plain.model)
+    want, got = (model.accumulate(batch, 1.0).loss.item() for model in (plain, compiled))
+    assert_close(got, want, 1e-6)
+    expected = plain.gradients()
+    for name, gradient in compiled.gradients().items():
+        assert_close(gradient, expected[name], 1e-5, name)
+
+
+def test_a_block_is_one_graph(monkeypatch):
+    """Which others of the same kind share."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiling, "COMPILER", count)
+    compiled_and_plain("topk")
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+@every_router
+def test_every_router_trains_compiled(router):
+    compiled_and_plain(router)
 
 
 @every_router

@@ -53,6 +53,7 @@ def compiled(kernel, constants, warps=4, stages=3, capability=90):
     return Compiled(int(spilled[1]), int(registers[1]), built.metadata.shared, ptx)
 
 
+WIDTHS = (64, 128, 1024, 8192)
 TYPES = {
     **dict.fromkeys(("a", "b", "x", "w", "y", "h", "out", "hidden", "activated", "grad", "scaled"), "*bf16"),
     **dict.fromkeys(("grad_hidden", "grad_h"), "*bf16"),
@@ -60,6 +61,10 @@ TYPES = {
     **dict.fromkeys(("order", "position"), "*i64"),
     **dict.fromkeys(("ends", "table", "tiles", "total", "ranked"), "*i32"),
     **dict.fromkeys(("R", "E", "rows", "size"), "i32"),
+    **dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*bf16"),
+    **dict.fromkeys(("weight_ptr", "rstd_ptr", "part_ptr", "cos_ptr", "sin_ptr"), "*fp32"),
+    **dict.fromkeys(("eps", "sign"), "fp32"),
+    **dict.fromkeys(("num_rows", "num_tiles", "sequence"), "i32"),
 }
 
 
@@ -94,7 +99,23 @@ def kernels():
     found["rows of x"] = products.rows_kernel, up_backward, products.ROWS
     found["gradient of w_out"] = products.weights_kernel, w_out, products.WEIGHTS
     found["gradient of w_in"] = products.weights_kernel, w_in, products.WEIGHTS
-    return {name: _with_blocks(*each) for name, each in found.items()}
+    return {name: _with_blocks(*each) for name, each in found.items()} | per_row()
+
+
+def per_row():
+    """The same of RMSNorm and rope, from heads of a width of 64 to the widest rows."""
+    from moeport.backends.torch.cuda.triton import rms_norm, rope, rows
+
+    found: dict[str, tuple[Any, ...]] = {}
+    for width in WIDTHS:
+        count = rows.rows_of_tile(width)
+        sizes, warps = {"D": width, "ROWS": count, "BLOCK": width}, rows.warps(count * width)
+        found[f"norm {width}"] = rms_norm.forward_kernel, sizes, warps, 3
+        found[f"norm_backward {width}"] = rms_norm.backward_kernel, sizes, warps, 3
+    for half, heads in ((32, 16), (256, 8)):
+        sizes = {"H": heads, "HALF": half, "HEADS": min(heads, rows.rows_of_tile(half)), "BLOCK": half}
+        found[f"rope {2 * half}"] = rope.rotate_kernel, sizes, rows.warps(sizes["HEADS"] * half), 3
+    return found
 
 
 def _with_blocks(kernel, constants, *rest):

@@ -23,11 +23,15 @@ CASES = tuple(
     for dtype in dtypes
     for of in ("tokens", "rows")
 )
+NORMS = {"norm": (3, 5, 64), "norm-odd": (2, 3, 4, 40), "norm-parts": (137, 256), "norm-wide": (3, 5000)}
+ROPES = {"rope": (2, 5, 3, 16), "rope-odd": (1, 3, 5, 40), "rope-many": (1, 2, 70, 62)}
+PER_ROW = tuple(f"{case} {dtype}" for case in (*NORMS, *ROPES) for dtype in ("float32", "bfloat16"))
 FEW = (
     "grouped_mm_triton dropped swiglu bfloat16 tokens",
     "grouped_mm_triton dropped gelu float32 rows",
     "triton dropped swiglu float32 tokens",
     "triton empty gelu float16 rows",
+    *PER_ROW,
 )
 """What an ordinary test run computes."""
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2**-5, "float16": 2**-8}
@@ -39,6 +43,8 @@ def problem(case):
 
     from tests.cuda import cases
 
+    if case in PER_ROW:
+        return per_row(*case.split())
     form, load, activation, name, of = case.split()
     dtype = getattr(torch, name)
     what = cases.Load(*LOADS[load])
@@ -49,10 +55,33 @@ def problem(case):
     return cases.wrong(found, expected, TOLERANCE[name])
 
 
+def per_row(case, name):
+    """What is wrong with RMSNorm or rope, value and gradients, on a strided input."""
+    import torch
+
+    from moeport.backends.torch.cuda import norm_rope
+    from moeport.core.ops import Ops
+    from tests.cuda import cases
+
+    shape, dtype = (NORMS | ROPES)[case], getattr(torch, name)
+    torch.manual_seed(0)
+    x = torch.randn(*shape[:-1], 2 * shape[-1]).to(dtype)[..., : shape[-1]]
+    angle_SA = torch.randn(shape[1], shape[-1] // 2).repeat(1, 2)
+    rest = (torch.randn(shape[-1]) + 1, 1e-5) if case in NORMS else (angle_SA.cos(), angle_SA.sin())
+    kernel, differentiated = ("rms_norm", 2) if case in NORMS else ("rope", 1)
+    found, expected = [], []
+    for form, results in ((getattr(norm_rope, kernel), found), (getattr(Ops, kernel), expected)):
+        leaves = [each.clone().requires_grad_() for each in (x, *rest)[:differentiated]]
+        y = form(cases.CPU, *leaves, *(x, *rest)[differentiated:])
+        results += [y, *torch.autograd.grad(y, leaves, torch.cos(torch.arange(y.numel())).view_as(y).to(dtype))]
+    return cases.wrong(found, expected, {"float32": 1e-6, "bfloat16": 2**-7}[name])
+
+
 def shrink():
     """Tiles so small that these loads have several in each dimension."""
-    from moeport.backends.torch.cuda.triton import products
+    from moeport.backends.torch.cuda.triton import products, rms_norm
 
+    rms_norm.PARTS = 3
     tile = products.Blocks(16, 16, 16, 4, 1)
     products.UP = products.ROWS = products.DOWN_BACKWARD = products.WEIGHTS = tile
     products.GROUP = 2

@@ -17,13 +17,17 @@ PASSES = (
     *("gather", "combine", "clear_rows", "clear_unused", "tiles"),
     *(f"{kernel} {activation}" for kernel in ("activate", "activate_backward") for activation in ACTIVATIONS),
 )
+PER_ROW = (
+    *(f"{kernel} {width}" for kernel in ("norm", "norm_backward") for width in compiled.WIDTHS),
+    *("rope 64", "rope 512"),
+)
 PRODUCTS = (
     *(f"{kernel} {activation}" for kernel in ("up", "down_backward") for activation in ACTIVATIONS),
     *("down", "rows of x", "gradient of w_out", "gradient of w_in"),
 )
 FEW = ("gather", "combine", "activate_backward swiglu", "tiles")
 """What an ordinary test run compiles."""
-MORE = tuple(name for name in (*PASSES, *PRODUCTS) if name not in FEW)
+MORE = tuple(name for name in (*PASSES, *PRODUCTS, *PER_ROW) if name not in FEW)
 MOST_SHARED = 227 * 1024
 """Bytes of a block on compute capability 9.0."""
 
@@ -75,4 +79,4 @@ def test_a_kernel_compiles_for_hopper_without_spilling(cache, name):
 
 
 def test_every_kernel_is_compiled():
-    assert {*PASSES, *PRODUCTS} == set(compiled.kernels())
+    assert {*PASSES, *PRODUCTS, *PER_ROW} == set(compiled.kernels())

@@ -1,6 +1,7 @@
 """Steps of a tiny model on the ranks of a job, to be compared with one process.
 
-Run as a script in each process of a job: BACKEND FOLDER [DEVICE]. The first rank writes FOLDER/CASE.npz for every case.
+Run as a script in each process of a job: BACKEND FOLDER [DEVICE [compiled]]. The first rank writes FOLDER/CASE.npz for
+every case.
 """
 
 import functools
@@ -92,6 +93,8 @@ CASES: dict[str, dict[str, Any]] = {
 """Sections of configs; an expert of 0 stands for all ranks, one of -2 for half of them. No case has a locality loss,
 which differs between one node and several.
 """
+COMPILED = ("experts on all ranks", "in chunks, recomputed", "two copies of the experts", "sub-layers", "soft")
+"""Cases that are compared with one process that does not compile."""
 ON_MINDSPORE = (
     "experts on all ranks",
     "experts on each rank",
@@ -219,15 +222,24 @@ def compared(case, found):
     return [name for name in found if name != "exchanged"]
 
 
-def main(name, folder, device="cpu"):
+def compiled(config):
+    """The graphs are those that the compiler is given, but it only runs them: compiling takes minutes."""
+    import moeport.backends.torch.compiling
+
+    moeport.backends.torch.compiling.COMPILER = "aot_eager"
+    return config.model_copy(update={"backend": config.backend.model_copy(update={"compile": True})})
+
+
+def main(name, folder, device="cpu", compiles=""):
     launch = launched()
     own = folder / str(launch.rank)  # each rank writes its text, and none reads what another has half written
     backend = backend_of(config_of(name, "experts on each rank", 1, own, device).backend)
     with backend.communicator(launch, 120.0) as world:
         if world.size == 4:
             world._locate((0, 0, 1, 1))
-        for case in cases_of(name, device):
-            found = run(config_of(name, case, world.size, own, device), world)
+        for case in COMPILED if compiles else cases_of(name, device):
+            config = config_of(name, case, world.size, own, device)
+            found = run(compiled(config) if compiles else config, world)
             if world.rank == 0:
                 np.savez(folder / f"{case}.npz", **found)
 

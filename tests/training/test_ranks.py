@@ -23,11 +23,11 @@ def results_of(tmp_path_factory):
     """The results of all cases of a job, which runs once."""
 
     @functools.cache
-    def of(backend, size):
+    def of(backend, size, *options):
         pytest.importorskip(backend)
         folder = tmp_path_factory.mktemp(f"ranks-{backend}-{size}") / "job"
         script = str(ROOT / "tests/training/ranks.py")
-        job = start(backend, size, [script, backend, str(folder)], folder)
+        job = start(backend, size, [script, backend, str(folder), *options], folder)
         try:
             code = job.wait(280)
             assert (code, job.left()) == (0, []), Job.output_of(folder)[-4000:]
@@ -46,11 +46,20 @@ def alone(backend, case, size, folder):
 
 @pytest.mark.parametrize(("backend", "size"), JOBS)
 def test_ranks_compute_what_one_process_does(results_of, tmp_path, backend, size):
-    results = results_of(backend, size)
-    assert set(results) == set(ranks.cases_of(backend))
+    check(results_of(backend, size), ranks.cases_of(backend), backend, size, tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_ranks_compute_what_one_process_does(results_of, tmp_path):
+    """The exchange is between two graphs of a block; parameters and gradients travel as without graphs."""
+    check(results_of("torch", 2, "cpu", "compiled"), ranks.COMPILED, "torch", 2, tmp_path)
+
+
+def check(results, cases, backend, size, folder):
+    assert set(results) == set(cases)
     faults = [
         fault
         for case, found in results.items()
-        for fault in ranks.faults_of(case, found, alone(backend, case, size, tmp_path))
+        for fault in ranks.faults_of(case, found, alone(backend, case, size, folder))
     ]
     assert not faults, "\n".join(faults)

@@ -124,7 +124,6 @@ def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path, alone):
         ({"parallelism": {"expert": 2}}, 3, "parallelism.expert: 2 does not divide the 3 ranks of this job"),
         ({"parallelism": {"expert": 2, "data": 2}}, 2, "make 4 ranks, and this job has 2; expected 1"),
         ({"training": {"batch_size": 6}}, 4, "6 sequences do not divide among 4 ranks x 1 micro-batches"),
-        ({"backend": {"compile": True}}, 2, "compile: true needs a single process with torch .this job has 2 ranks"),
         ({"parallelism": {"expert": 2}}, 1, "does not divide the 1 ranks"),
         ({"comm": {"ranks_per_node": 3}}, 4, "comm.ranks_per_node: 3 does not divide the 4 ranks of this job"),
     ],

@@ -57,8 +57,8 @@ class TorchBackend(Backend):
         self.chooses_dtype = config.dtype == "auto"
         if not self.chooses_dtype:
             self.dtype = config.dtype
-        self.ops: TorchOps = own_operations(self.torch_device, config.kernels)
         torch.use_deterministic_algorithms(config.deterministic)
+        self.ops: TorchOps = own_operations(self.torch_device, config.kernels)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
         self.watch = watch() if self.torch_device.type == "cpu" else None
 

@@ -32,7 +32,7 @@ from moeport.errors import BackendUnavailableError, UserError
 TABLES = {"npu": "moeport.backends.torch.npu.kernels", "cuda": "moeport.backends.torch.cuda.kernels"}
 """Modules with `CANDIDATES`, by type of device."""
 _made: dict[Any, FusedOps] = {}
-"""By device and setting, since trials take time."""
+"""By device, setting and determinism, since trials take time."""
 
 
 def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) -> TorchOps:
@@ -47,7 +47,8 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
     if device.type not in TABLES:
         refuse_named(setting, device.type)
         return TorchOps(device)
-    key = device, setting if isinstance(setting, str) else tuple(sorted(setting.items()))
+    named = setting if isinstance(setting, str) else tuple(sorted(setting.items()))
+    key = device, named, torch.are_deterministic_algorithms_enabled()  # with which some operators fail their trial
     if key not in _made:
         _made[key] = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)
     return _made[key]

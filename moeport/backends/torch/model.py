@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.torch.compiling import compile_blocks
 from moeport.backends.torch.compute_copies import ComputeCopies
 from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.muon import Muon
@@ -110,8 +111,7 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
     ):
         super().__init__(ops, dtype, model, params, options, mesh)
         if options.compile:
-            for block in self.module.layers:
-                block.compile()
+            compile_blocks(self.module, model)
         held = self.module, self.specs, options.optimizer, self.mesh, ops
         self.optimizer = Muon(*held, dtype) if options.optimizer.name == "muon" else AdamW(*held)
         self.runs_ahead = self.optimizer.refuses and (ops.device.type != "cpu" or self.is_distributed)

@@ -186,8 +186,10 @@ class TorchOps(Ops):
 
     @override
     def bincount(self, ids: Tensor, n: int) -> Tensor:
-        """Compares ids, or sorts them: torch.bincount is not deterministic on CUDA and forces a wait, on an NPU two."""
-        if ids.device.type == "cpu":
+        """Compares ids, or sorts them: torch.bincount is not deterministic on CUDA and forces a wait, on an NPU two. No
+        graph of torch.compile can hold it.
+        """
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
             return torch.bincount(ids, minlength=n)
         if ids.device.type in sorting.KEYED and n > sorting.MOST_COMPARED:
             return sorting.counts(sorting.sorted_keys(ids, n)[0], n)

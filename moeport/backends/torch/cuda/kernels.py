@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeport.backends.torch.cuda import sonic
+from moeport.backends.torch.cuda import attention, norm_rope, sonic
 from moeport.backends.torch.cuda.block import expert_block
 from moeport.backends.torch.cuda.layout import Layout
 from moeport.backends.torch.ops import TorchOps
@@ -122,11 +122,19 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[Callable[..., Any], Callable[..., str 
     ("grouped_mlp", "grouped_mm_triton"): (partial(grouped_mlp, form="grouped_mm_triton"), grouped_mlp_limit),
     ("grouped_mlp", "grouped_mm"): (partial(grouped_mlp, form="grouped_mm"), grouped_mlp_limit),
     ("grouped_mlp", "triton"): (partial(grouped_mlp, form="triton"), serves_all),
+    ("rms_norm", "triton_rms_norm"): (norm_rope.rms_norm, norm_rope.rms_norm_limit),
+    ("rope", "triton_rope"): (norm_rope.rope, norm_rope.rope_limit),
+    ("attention", "flash_attention_3"): (attention.flash_attention_3, attention.flash_attention_3_limit),
+    ("attention", "sdpa_cudnn"): (attention.cudnn, attention.cudnn_limit),
+    ("attention", "sdpa_efficient"): (attention.efficient, attention.efficient_limit),
 }
 """By kernel and name in the table of facts: how it is served, and what it cannot serve."""
 
+EAGER_ONLY = ("sonicmoe", "triton_rms_norm", "triton_rope", "flash_attention_3")
+"""Not for a compiled graph, whose compiler fuses norms and rope with what surrounds them."""
+
 CANDIDATES = tuple(
-    Candidate(fact, *FUNCTIONS[fact.kernel, fact.name], is_traceable=fact.name != "sonicmoe")
+    Candidate(fact, *FUNCTIONS[fact.kernel, fact.name], is_traceable=fact.name not in EAGER_ONLY)
     for fact in BACKENDS["torch"].fused_on("cuda")
 )
 """In the order in which they are tried. Where several pass, time chooses: see `moeport.backends.timing`."""
