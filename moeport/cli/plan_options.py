@@ -19,7 +19,7 @@ from moeport.plan.cost import Cluster, Link, Links
 from moeport.plan.fit import Fit, Sample
 from moeport.plan.planner import Planner
 from moeport.plan.routes import routes
-from moeport.training.metrics import read_metrics
+from moeport.training.metrics import StepMetrics, iterate_metrics
 from moeport.training.run_dir import METRICS_FILE, read_config
 
 BANDWIDTH = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(B/s|bit/s)")
@@ -88,7 +88,8 @@ def fitted_speed(steps: Sequence[str], links: Links, shares: Sharing, traffic: s
             )
         folder = Path(expanded(parts[1]))
         config, cluster = read_config(folder), Cluster(int(parts[2]), int(parts[3]), links, shares)
-        seconds = [record.step_time for record in read_metrics(folder / METRICS_FILE)[0][FIRST_STEPS:]]
+        records = iterate_metrics(folder / METRICS_FILE)
+        seconds = [record.step_time for record in records if isinstance(record, StepMetrics)][FIRST_STEPS:]
         if not seconds:
             raise UserError(f"--step {text}: has no step after the first {FIRST_STEPS}; expected a longer run")
         planned = Planner(config, vocabulary(config), cluster, partial(routes, traffic))

@@ -170,6 +170,9 @@ class MetricsConfig(Section):
     log_interval: PositiveInt = 10
     """Steps between printed lines when the output is not a terminal; metrics.jsonl has every step. On CUDA and with
     several ranks, also the most steps between two times at which the host waits for results."""
+    full_loads_interval: PositiveInt | None = None
+    """Steps between the loads of all experts in metrics.jsonl. Default: every step, and ever fewer once they are more
+    than a million numbers; means, extremes and dead experts are written for every step."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder, if tensorboard is installed."""
     report: bool = True

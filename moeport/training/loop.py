@@ -16,6 +16,7 @@ from moeport.training.fits import non_finite
 from moeport.training.lock import RunLock
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
+from moeport.training.metrics_thinning import Thinning
 from moeport.training.pace import Pace
 from moeport.training.prepare import PreparedRun
 from moeport.training.profile import Window
@@ -57,7 +58,8 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evalu
 def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
     if not run.is_first:
         return nullcontext()
-    return MetricsLog(run.dir, run.config.metrics.tensorboard, run.start_step if run.checkpoint else None)
+    thinning = Thinning(run.config.metrics.full_loads_interval, run.config.training.steps)
+    return MetricsLog(run.dir, run.config.metrics.tensorboard, run.start_step if run.checkpoint else None, thinning)
 
 
 class _Loop:

@@ -18,6 +18,7 @@ from moeport.training.metric import Metric
 from moeport.training.metrics_record import parsed
 from moeport.training.metrics_repair import Cut
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, Record, StepMetrics, scalars
+from moeport.training.metrics_thinning import Thinning
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.tensorboard import EventLog
 
@@ -35,9 +36,11 @@ class MetricsLog:
         run_dir: the run folder; must exist.
         tensorboard: whether to also write events to RUN_DIR/tensorboard.
         resume_step: the step to resume from; records of later steps are dropped. None starts a new file.
+        thinning: which lists are written; default as its own.
     """
 
-    def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None):
+    def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None, thinning: Thinning | None = None):
+        self._thinning = thinning or Thinning()
         path = Path(run_dir) / METRICS_FILE
         self._path, self._evaluated = path, 0
         self.notes: list[str] = []
@@ -67,7 +70,9 @@ class MetricsLog:
     def step(self, metrics: StepMetrics) -> None:
         """Write one step."""
         rows = ROWS[StepMetrics]
-        self._write({name: x for name, x in vars(metrics).items() if not _is_left_out(rows[name], x)})
+        self._write(
+            {name: x for name, x in self._thinning.kept(vars(metrics)).items() if not _is_left_out(rows[name], x)}
+        )
         if self._events:
             self._events.scalars(metrics.step, scalars(metrics))
 

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_origin, get_type_hints
 
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record, StepMetrics
 
-_LISTS = {
-    kind: {name for name, hint in get_type_hints(kind).items() if get_origin(hint) is list}
-    for kind in (StepMetrics, EvaluationMetrics)
-}
+_NUMBERS = {int, float, type(None)}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a field of a record may be."""
+
+    name: str
+    is_needed: bool
+    is_list: bool
+    null: float | None
+    """What null means."""
+
+
+def _known(kind: Kind) -> list[_Known]:
+    hints, rows = get_type_hints(kind), ROWS[kind]
+    return [
+        _Known(
+            each.name,
+            each.default is MISSING and each.default_factory is MISSING,
+            get_origin(hints[each.name]) is list,
+            None if rows[each.name].null_is_none else math.nan,
+        )
+        for each in fields(kind)
+    ]
+
+
+_KNOWN = {kind: _known(kind) for kind in (StepMetrics, EvaluationMetrics)}
 
 
 def is_evaluation(record: dict[str, Any]) -> bool:
@@ -33,29 +57,30 @@ def parsed(record: Any) -> Record | None:
     if record.get("skipped") is True:
         return None
     kind: Kind = EvaluationMetrics if is_evaluation(record) else StepMetrics
-    rows, values = ROWS[kind], dict[str, Any]()
-    for known in fields(kind):
+    values: dict[str, Any] = {}
+    for known in _KNOWN[kind]:
         name = known.name
         if name not in record:
-            if known.default is MISSING and known.default_factory is MISSING:
+            if known.is_needed:
                 raise ValueError(f"has no {name}, which every record of its kind needs")
             continue
         value = record[name]
-        if not (_is_list(value) if name in _LISTS[kind] else _is_number(value)):
-            expected = "a list of numbers" if name in _LISTS[kind] else "a number"
+        if not (_is_list(value) if known.is_list else type(value) in _NUMBERS):
+            expected = "a list of numbers" if known.is_list else "a number"
             raise ValueError(f"{name} is {_short(value)}, expected {expected}")
-        values[name] = math.nan if value is None and not rows[name].null_is_none else value
+        values[name] = known.null if value is None else value
     return kind(**values)
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or type(value) in (int, float)
 
 
 def _is_list(value: Any) -> bool:
     """Whether it is a list of numbers or of lists of numbers."""
-    return isinstance(value, list) and all(
-        all(map(_is_number, entry)) if isinstance(entry, list) else _is_number(entry) for entry in value
+    if not isinstance(value, list):
+        return False
+    kinds = set(map(type, value))
+    if kinds <= _NUMBERS:
+        return True
+    return kinds <= {*_NUMBERS, list} and all(
+        set(map(type, entry)) <= _NUMBERS for entry in value if type(entry) is list
     )
 
 

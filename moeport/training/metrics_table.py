@@ -140,13 +140,42 @@ class StepMetrics:
             ),
         ),
     ]
+    dead_experts: Annotated[
+        float,
+        Metric(
+            "Experts that no assignment chose in the step, over all layers.",
+            tag="moe/dead_experts",
+            chart=Chart(
+                "Routing",
+                Axis("Experts without a token", "over all layers", "{:,.0f}", from_zero=True),
+                unless_zero=True,
+            ),
+        ),
+    ] = math.nan
+    load_entropy: Annotated[
+        float,
+        Metric(
+            "Entropy of the expert loads divided by log E, mean over the layers: 1 is balanced, 0 a single expert.",
+            tag="moe/load_entropy",
+            chart=Chart("Routing", Axis("Entropy of the loads", "of log E", "{:.4f}", references={"balanced": 1.0})),
+        ),
+    ] = math.nan
     expert_load: Annotated[
         list[list[float]], Metric("Each expert's share of the chosen assignments: one list per MoE layer.")
-    ]
+    ] = field(default_factory=list)
     drop_rate_per_layer: Annotated[
         list[float],
         Metric("`drop_rate` of each MoE layer.", tag="moe/drop_rate/{layer}", only_with="capacity_per_layer"),
-    ]
+    ] = field(default_factory=list)
+    imbalance_per_layer: Annotated[
+        list[float], Metric("Largest expert load of each MoE layer divided by the mean load.")
+    ] = field(default_factory=list)
+    dead_experts_per_layer: Annotated[
+        list[int], Metric("Experts of each MoE layer that no assignment chose in the step.")
+    ] = field(default_factory=list)
+    load_entropy_per_layer: Annotated[list[float], Metric("`load_entropy` of each MoE layer.")] = field(
+        default_factory=list
+    )
     assignments_per_layer: Annotated[list[int], Metric("Chosen assignments of each MoE layer.")] = field(
         default_factory=list
     )
@@ -207,13 +236,15 @@ class StepMetrics:
 
     @property
     def inside_nodes_mb(self) -> float:
-        """Megabytes (1e6) exchanged inside nodes, over all layers; 0 unless ranks share the experts."""
-        return sum(inside for inside, _ in self.exchanged_bytes_per_layer) / 1e6
+        """Megabytes (1e6) exchanged inside nodes, over all layers; NaN unless ranks share the experts."""
+        sent = self.exchanged_bytes_per_layer
+        return sum(inside for inside, _ in sent) / 1e6 if sent else math.nan
 
     @property
     def between_nodes_mb(self) -> float:
-        """Megabytes (1e6) exchanged between nodes, over all layers; 0 unless ranks share the experts."""
-        return sum(between for _, between in self.exchanged_bytes_per_layer) / 1e6
+        """Megabytes (1e6) exchanged between nodes, over all layers; NaN unless ranks share the experts."""
+        sent = self.exchanged_bytes_per_layer
+        return sum(between for _, between in sent) / 1e6 if sent else math.nan
 
 
 DERIVED: dict[str, Metric] = {

@@ -30,6 +30,8 @@ def layer_names(config: Config | None, num_layers: int) -> list[str]:
 
 def expert_loads(metrics: RunMetrics, layers: Sequence[str]) -> list[ExpertLoad]:
     """A heat map of each layer."""
+    if metrics.loads is None:
+        return []
     share_BLE = metrics.loads.mean[:, 1:].reshape(-1, len(layers), metrics.num_experts)
     ratio_LEB = share_BLE.transpose(1, 2, 0) * metrics.num_experts
     return [
@@ -44,11 +46,11 @@ def expert_loads(metrics: RunMetrics, layers: Sequence[str]) -> list[ExpertLoad]
 
 def drops(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
     """Mean drop rate of each layer; empty if nothing was dropped."""
-    mean_L = metrics.dropped_L / metrics.num_steps
-    largest = mean_L.max()
+    mean_L = metrics.dropped_L / max(1, metrics.num_listed)
+    largest = mean_L.max(initial=0.0)
     if largest == 0:
         return []
-    limits = [f", capacity {rows:,} at the end" for rows in metrics.last.capacity_per_layer] or [""] * len(layers)
+    limits = [f", capacity {rows:,} at the end" for rows in metrics.capacity_L] or [""] * len(layers)
     return [
         Bar(layer + limit, f"{mean:.2%}", 100 * mean / largest)
         for layer, limit, mean in zip(layers, limits, mean_L, strict=True)
@@ -57,7 +59,7 @@ def drops(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
 
 def position_drops(metrics: RunMetrics, config: Config | None) -> list[Bar]:
     """Mean drop rate in each range of sequence positions; empty if nothing was dropped."""
-    mean_P = metrics.dropped_P / metrics.num_steps
+    mean_P = metrics.dropped_P / max(1, metrics.num_listed)
     if not mean_P.any():
         return []
     length = config.data.tokens_per_sequence if config else len(mean_P)
@@ -70,7 +72,7 @@ def position_drops(metrics: RunMetrics, config: Config | None) -> list[Bar]:
 
 def exchanged(metrics: RunMetrics, layers: Sequence[str]) -> list[Bar]:
     """Mean bytes per step in the all-to-all of each layer; empty unless ranks share the experts."""
-    mean_L2 = metrics.exchanged_L2 / metrics.num_steps / 1e6
+    mean_L2 = metrics.exchanged_L2 / max(1, metrics.num_listed) / 1e6
     if not mean_L2.any():
         return []
     return [

@@ -36,33 +36,54 @@ class RunMetrics:
             kind: BinnedSeries(1 + len(drawn(kind)), CHART_POINTS) for kind in (StepMetrics, EvaluationMetrics)
         }
         self.last_evaluation: EvaluationMetrics | None = None
+        self.num_steps = 0
+        self.num_listed = 0
+        """Steps whose lists are in the file."""
+        self.loads: BinnedSeries | None = None
+        """The step and all loads, flattened; None if the file has none."""
+        self.num_experts = 0
+        self.dropped_L, self.dropped_P = np.zeros(0), np.zeros(0)
+        """Sums over those steps of the drop rate of each layer, and in each range of positions (empty without a
+        capacity)."""
+        self.exchanged_L2 = np.zeros((0, 2))
+        """Sum over those steps of the bytes exchanged inside and between nodes."""
+        self.capacity_L: list[int] = []
+        """Expert capacities at the end; empty without a limit."""
         last: StepMetrics | None = None
         for record in iterate_metrics(path):
             self._lines[type(record)].add(record.step, _values(record))
             if isinstance(record, EvaluationMetrics):
                 self.last_evaluation = record
                 continue
-            load_LE = np.array(record.expert_load, float)
-            if last is None:
-                bins = HEAT_MAP_CELLS // load_LE.size // 2 * 2
-                self.loads = BinnedSeries(1 + load_LE.size, min(CHART_POINTS, max(2, bins)))
-                self.num_experts = load_LE.shape[1]
-                self.dropped_L = np.zeros(len(load_LE))
-                self.num_steps = 0
-                self.dropped_P = np.zeros(len(record.drop_rate_by_position))
-                """Sum over the steps of the drop rate in each range of positions; empty without a capacity."""
-                self.exchanged_L2 = np.zeros((len(load_LE), 2))
-                """Sum over the steps of the bytes exchanged inside and between nodes."""
-            if record.exchanged_bytes_per_layer:
-                self.exchanged_L2 += np.array(record.exchanged_bytes_per_layer, float)
-            self.loads.add(record.step, np.append(record.step, load_LE))
-            self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))
-            self.dropped_P += np.nan_to_num(np.array(record.drop_rate_by_position, float))
             self.num_steps += 1
             last = record
+            if record.drop_rate_per_layer:
+                self._add_layers(record)
+            if record.expert_load:
+                self._add_loads(record)
         if last is None:
             raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
         self.last = last
+
+    def _add_layers(self, record: StepMetrics) -> None:
+        if not self.num_listed:
+            self.dropped_L = np.zeros(len(record.drop_rate_per_layer))
+            self.dropped_P = np.zeros(len(record.drop_rate_by_position))
+            self.exchanged_L2 = np.zeros((len(record.drop_rate_per_layer), 2))
+        if record.exchanged_bytes_per_layer:
+            self.exchanged_L2 += np.array(record.exchanged_bytes_per_layer, float)
+        self.dropped_L += np.nan_to_num(np.array(record.drop_rate_per_layer, float))
+        self.dropped_P += np.nan_to_num(np.array(record.drop_rate_by_position, float))
+        self.capacity_L = record.capacity_per_layer
+        self.num_listed += 1
+
+    def _add_loads(self, record: StepMetrics) -> None:
+        load_LE = np.array(record.expert_load, float)
+        if self.loads is None:
+            bins = HEAT_MAP_CELLS // load_LE.size // 2 * 2
+            self.loads = BinnedSeries(1 + load_LE.size, min(CHART_POINTS, max(2, bins)))
+            self.num_experts = load_LE.shape[1]
+        self.loads.add(record.step, np.append(record.step, load_LE))
 
     def series(self, kind: Kind, name: str, label: str = "") -> Series:
         """A metric of the steps or the evaluations, as a line with a band from its minimum to its maximum."""
@@ -73,7 +94,7 @@ class RunMetrics:
 
     def load_points(self) -> list[str]:
         """A label with the steps of each point of `loads`."""
-        return _points(self.loads)
+        return _points(self.loads) if self.loads else []
 
 
 def _values(record: Record) -> np.ndarray:

@@ -83,6 +83,8 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
     chosen_L, loss = chosen_LE.sum(1), float(terms.cross_entropy)
     estimates = [estimate_from(affinity_3E) for affinity_3E in terms.affinity_L3E] if is_estimated else []
     chosen_P, dropped_P = terms.positions_L2P.sum(0)
+    imbalance_L = _ratio(chosen_LE.max(1) * chosen_LE.shape[1], chosen_L, 1.0)
+    dead_L, entropy_L = (chosen_LE == 0).sum(1), _entropy(chosen_LE)
     return StepMetrics(
         step=ran.step + 1,
         loss=loss,
@@ -96,10 +98,15 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
         load_balance=float(terms.load_balance),
         router_z=float(terms.router_z),
         output_z=float(terms.output_z),
-        imbalance=float(_ratio(chosen_LE.max(1) * chosen_LE.shape[1], chosen_L, 1.0).mean()),
+        imbalance=float(imbalance_L.mean()),
         drop_rate=float(_ratio(chosen_LE.sum() - served_LE.sum(), chosen_LE.sum())),
+        dead_experts=int(dead_L.sum()),
+        load_entropy=round(float(entropy_L.mean()), 6),
         expert_load=[[round(float(x), 6) for x in row] for row in _ratio(chosen_LE, chosen_L[:, None])],
         drop_rate_per_layer=[round(float(x), 6) for x in _ratio(chosen_L - served_LE.sum(1), chosen_L)],
+        imbalance_per_layer=[round(float(x), 3) for x in imbalance_L],
+        dead_experts_per_layer=[int(x) for x in dead_L],
+        load_entropy_per_layer=[round(float(x), 4) for x in entropy_L],
         assignments_per_layer=[int(x) for x in chosen_L],
         capacity_per_layer=[int(x) for x in terms.capacity_L] if terms.capacity_L.any() else [],
         delta_per_layer=[math.nan if e is None else round(e.delta, 6) for e in estimates],
@@ -115,3 +122,10 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
 def _ratio(part: np.ndarray, whole: np.ndarray, empty: float = 0.0) -> np.ndarray:
     """part / whole, or `empty` if the whole is 0, as in a layer whose tokens all chose null experts."""
     return np.where(whole > 0, part / np.maximum(whole, 1), empty)
+
+
+def _entropy(chosen_LE: np.ndarray) -> np.ndarray:
+    """Entropy of the loads of each layer as a share of log E (L,); 1 for a layer that nothing chose."""
+    share_LE = _ratio(chosen_LE, chosen_LE.sum(1, keepdims=True), 1 / chosen_LE.shape[1])
+    nats_L = -(share_LE * np.log(np.where(share_LE > 0, share_LE, 1.0))).sum(1)
+    return nats_L / np.log(max(2, chosen_LE.shape[1]))

@@ -7,13 +7,15 @@ import platform
 import resource
 import statistics
 import sys
+from array import array
 from dataclasses import asdict
 
 from moeport.files import write_json
 from moeport.training.agreed import ENVIRONMENT
 from moeport.training.checkpoint import find_checkpoint
 from moeport.training.evaluate import Evaluation
-from moeport.training.metrics import read_metrics
+from moeport.training.metrics import iterate_metrics
+from moeport.training.metrics_table import StepMetrics
 from moeport.training.prepare import PreparedRun
 from moeport.training.report import write_report
 from moeport.training.run_dir import METRICS_FILE, SUMMARY_FILE
@@ -34,10 +36,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
     of_the_task = run.task.summary(run.trainer.model)
     if not run.is_first:
         return None
-    steps, _ = read_metrics(run.dir / METRICS_FILE)  # may be lost, but for the last evaluation
-    speeds = [record.tokens_per_second for record in steps if not record.profiled] or [
-        record.tokens_per_second for record in steps
-    ]
+    steps = _Steps(run)
     counts = run.trainer.shapes.parameter_counts()
     compilations, compile_seconds = run.backend.compilations()
     summary = RunSummary(
@@ -46,8 +45,8 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         val_loss=evaluation.loss,
         val_bits_per_byte=evaluation.bits_per_byte,
         val_accuracy=evaluation.accuracy,
-        tokens_per_second=statistics.median(speeds) if speeds else None,
-        wall_time=seconds + sum(record.step_time for record in steps if record.step <= run.start_step),
+        tokens_per_second=statistics.median(steps.speeds) if steps.speeds else None,
+        wall_time=seconds + steps.seconds_before,
         peak_memory=_peak_memory(),
         parameters_total=counts.total,
         parameters_active=counts.active,
@@ -61,13 +60,31 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         **of_the_task,
         compilations=compilations,
         compile_seconds=compile_seconds,
-        capacity_per_layer=steps[-1].capacity_per_layer if steps else [],
-        drop_rate=steps[-1].drop_rate if steps else 0.0,
+        capacity_per_layer=steps.last.capacity_per_layer if steps.last else [],
+        drop_rate=steps.last.drop_rate if steps.last else 0.0,
     )
     write_json(run.dir / SUMMARY_FILE, asdict(summary))
-    if run.config.metrics.report and steps:
+    if run.config.metrics.report and steps.last:
         write_report(run.dir)
     return summary
+
+
+class _Steps:
+    """What a summary needs of the steps of a run, some or all of whose records may be lost."""
+
+    def __init__(self, run: PreparedRun):
+        self.last: StepMetrics | None = None
+        self.seconds_before = 0.0
+        """Duration of the steps that were done before this process started."""
+        speeds = array("d")
+        profiled = array("d")
+        for record in iterate_metrics(run.dir / METRICS_FILE):
+            if isinstance(record, StepMetrics):
+                (profiled if record.profiled else speeds).append(record.tokens_per_second)
+                self.seconds_before += record.step_time if record.step <= run.start_step else 0.0
+                self.last = record
+        self.speeds = speeds or profiled
+        """Tokens per second of the steps, without the profiled ones unless all are."""
 
 
 def measure(run: PreparedRun) -> DryRun | None:

@@ -23,6 +23,8 @@ STEP = StepMetrics(
     output_z=0.0,
     imbalance=1.23,
     drop_rate=0.02,
+    dead_experts=0,
+    load_entropy=0.9,
     expert_load=[[0.5, 0.5], [0.25, 0.75]],
     drop_rate_per_layer=[0.0, 0.04],
 )

@@ -14,6 +14,7 @@ from moeport.training.metrics import (
     read_metrics,
 )
 from moeport.training.metrics_table import DERIVED, ROWS, StepMetrics, scalars
+from moeport.training.metrics_thinning import Thinning, stride
 from tests.training.metrics_examples import STEP
 
 
@@ -39,7 +40,7 @@ def test_records_are_read_back_as_written(tmp_path):
 def test_a_line_has_the_documented_keys(tmp_path):
     write(tmp_path, [1, 2])
     first, _, evaluation = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(first) == asdict(STEP)
+    assert json.loads(first) == {name: value for name, value in asdict(STEP).items() if name != "profiled"}
     assert list(json.loads(evaluation)) == ["step", "val_loss", "val_bits_per_byte"]
 
 
@@ -192,3 +193,59 @@ def test_scalars_leave_out_what_a_run_does_not_have():
 def test_metrics_need_no_framework():
     code = "import sys; import moeport.training.metrics; assert not {'torch', 'tensorboard'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers", "expected"),
+    [
+        (1_000_000, 1, 1),
+        (2000, 24, 1),
+        (43_690, 24, 1),
+        (43_691, 24, 2),
+        (67, 61 * 256, 1),
+        (68, 61 * 256, 2),
+        (1_000_000, 61 * 256, 16_384),
+    ],
+)
+def test_the_stride_doubles_when_there_are_too_many_numbers(step, numbers, expected):
+    assert stride(step, numbers) == expected
+
+
+def thinned(path, steps, resume_step=None, interval=None):
+    """The lines of a file of a model of 2 x 8 experts, whose last step is 200."""
+    with MetricsLog(path, False, resume_step, Thinning(interval, last_step=200)) as log:
+        for step in steps:
+            log.step(replace(STEP, step=step, expert_load=[[0.125] * 8] * 2))
+    return (path / "metrics.jsonl").read_text().splitlines()
+
+
+def test_long_runs_keep_all_numbers_and_ever_fewer_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr("moeport.training.metrics_thinning.NUMBERS", 320)  # the loads of 20 steps
+    (tmp_path / "whole").mkdir()
+    whole = thinned(tmp_path / "whole", range(1, 201))
+    steps, _ = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [step.loss for step in steps] == [STEP.loss] * 200
+    loads = [step.step for step in steps if step.expert_load]
+    assert loads == [*range(1, 21), *range(22, 42, 2), *range(44, 84, 4), *range(88, 168, 8), *range(176, 201, 16), 200]
+    layers = [step.step for step in steps if step.drop_rate_per_layer]
+    assert set(loads) <= set(layers)
+    assert len(loads) < len(layers) < 200
+    (tmp_path / "parted").mkdir()
+    thinned(tmp_path / "parted", range(1, 91))
+    assert thinned(tmp_path / "parted", range(61, 201), resume_step=60) == whole
+
+
+def test_loads_are_written_as_often_as_asked(tmp_path):
+    thinned(tmp_path, range(1, 201), interval=50)
+    steps, _ = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step.step for step in steps if step.expert_load] == [1, 50, 100, 150, 200]
+    assert all(step.drop_rate_per_layer for step in steps)
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path):
+    new = {"dead_experts", "load_entropy", "imbalance_per_layer", "dead_experts_per_layer", "load_entropy_per_layer"}
+    old = {name: value for name, value in asdict(STEP).items() if name not in {*new, "profiled"}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n")
+    ((step,), _) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (step.expert_load, step.profiled) == (STEP.expert_load, 0)
+    assert math.isnan(step.dead_experts)

@@ -162,6 +162,14 @@ def test_many_experts_make_a_small_file(tmp_path):
     assert sum(tag == "img" for tag, name, _ in page.attributes if name == "src") == 60
 
 
+def test_a_report_of_few_lists_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("moeport.training.metrics_thinning.NUMBERS", 320)
+    page, text = report(tmp_path / "run", steps=300, layers=4, experts=8, exchanged=[[2_000_000, 500_000]] * 4)
+    assert sum(tag == "img" for tag, name, _ in page.attributes if name == "src") == 4
+    assert "2.5 MB, 0.5 MB of them between nodes" in text
+    assert "step 300" in text
+
+
 def test_layers_are_numbered_as_in_the_model(tmp_path):
     config = resolved_yaml(load_config(None, ["model.num_layers=8", "model.moe.first_dense=2", "model.moe.every=2"]))
     page, _ = report(tmp_path / "run", layers=3, config=config)

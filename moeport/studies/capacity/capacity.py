@@ -189,7 +189,8 @@ def _layer_json(layer: LayerCapacity, target: float) -> dict[str, Any]:
 def _last_steps(path: Path, count: int) -> list[StepMetrics]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the metrics of a run folder")
-    steps = deque((record for record in iterate_metrics(path) if isinstance(record, StepMetrics)), maxlen=count)
+    found = (record for record in iterate_metrics(path) if isinstance(record, StepMetrics) and record.expert_load)
+    steps = deque(found, maxlen=count)
     if not steps:
         raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
     return list(steps)

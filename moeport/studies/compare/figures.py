@@ -100,6 +100,9 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         if isinstance(record, EvaluationMetrics):
             evaluations.add(record.step, np.array([record.step, record.val_loss]))
             continue
+        times.append(record.step_time)
+        if not record.expert_load:  # of a long run, some steps' loads are left out
+            continue
         if not record.assignments_per_layer:
             raise DataError(
                 f"{run_dir}: trained by an older moeport, which did not count rows; delete it and repeat the command"
@@ -108,7 +111,6 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         served = np.dot(record.assignments_per_layer, 1 - np.array(record.drop_rate_per_layer))
         values = np.array([record.drop_rate, record.imbalance, served / rows_LE.size, rows_LE.max(1).mean()])
         steps.add(record.step, np.append(record.step, values))
-        times.append(record.step_time)
         if 2 * record.step > config.training.steps:
             settled.append(values)
             rows_per_token.append(served / (record.tokens / config.training.updates(record.step)))
