@@ -55,6 +55,7 @@ PARTS: Mapping[str, Part] = {
     "communication": Part("communication", whole=True),
     # kernels of Ops
     "linear": _DENSE,
+    "linear_accurate": _DENSE,
     "mlp": _DENSE,
     "rms_norm": _ELEMENTWISE,
     "swiglu": _ELEMENTWISE,
@@ -63,6 +64,8 @@ PARTS: Mapping[str, Part] = {
     "attention": Part("attention", whole=True),
     "grouped_mlp": _EXPERTS,
     "routed_mlp": _EXPERTS,
+    "sort_by_group": Part("permutation", whole=True),
+    "inverse": Part("permutation", whole=True),
     "permute": Part("permutation", whole=True),
     "unpermute": Part("permutation", whole=True),
     "cross_entropy": _LOSS,
