@@ -19,6 +19,7 @@ ALIASES = {
     "model.tie_embeddings": "tie_word_embeddings weight_tying",
     "model.norm_eps": "rms_norm_eps layernorm_epsilon layer_norm_eps",
     "model.init_std": "initializer_range init_method_std",
+    "model.embedding_std": "embedding_init_method_std",
     "model.attention.num_heads": "num_attention_heads n_heads n_head",
     "model.attention.num_kv_heads": "num_key_value_heads num_query_groups n_kv_heads",
     "model.attention.rope_base": "rope_theta rotary_base",

@@ -1,9 +1,9 @@
 """The model section: shapes of the decoder, its mixture-of-experts blocks and its losses."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moeport.core.section import Section
 from moeport.routers import RouterChoice
@@ -215,8 +215,21 @@ class ModelConfig(Section):
     """Epsilon inside the square root of RMSNorm."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of the initial weights; residual outputs get init_std / sqrt(2 L)."""
+    embedding_std: PositiveFloat | None = None
+    """Standard deviation of the initial token embedding; null: init_std. Default: 1 if neither it nor init_std is given
+    and the embedding is not tied, since small embeddings let all tokens look alike to the routers within a few steps
+    (docs/training.md)."""
     output_z_loss: NonNegativeFloat = 0.0
     """Weight of mean(logsumexp(output logits)^2) (PaLM, section 5)."""
+
+    @model_validator(mode="after")
+    def _embedding_default(self) -> Self:
+        """Fill in the default of embedding_std. Every config that moeport has written gives init_std, so that those of
+        versions without the key keep their embeddings.
+        """
+        if not (self.tie_embeddings or {"embedding_std", "init_std"} & self.model_fields_set):
+            object.__setattr__(self, "embedding_std", 1.0)
+        return self
 
     @property
     def num_heads(self) -> int:

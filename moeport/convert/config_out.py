@@ -19,6 +19,7 @@ from moeport.routers.topk import TopKConfig
 
 TRAINING_ONLY = {
     "init_std": 0.02,
+    "embedding_std": None,
     "output_z_loss": 0.0,
     "moe.router_z_loss": 0.0,
     "moe.router_dtype": "float32",
@@ -126,6 +127,7 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "tie_embeddings": model.tie_embeddings,
         "norm_eps": model.norm_eps,
         "init_std": model.init_std,
+        "embedding_std": model.embedding_std,
         "output_z_loss": model.output_z_loss,
         "attention.num_heads": model.num_heads,
         "attention.num_kv_heads": model.num_kv_heads,

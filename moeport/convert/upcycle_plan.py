@@ -251,7 +251,8 @@ _CHANGED = {
 
 def _others(model: ModelConfig) -> dict[str, Any]:
     """The settings that must stay, for a model to compute the same."""
-    exclude: Any = {"moe": _CHANGED, "dense_hidden": True, "init_std": True, "output_z_loss": True}
+    unused = dict.fromkeys(("dense_hidden", "init_std", "embedding_std", "output_z_loss"), True)
+    exclude: Any = {"moe": _CHANGED, **unused}
     return model.model_dump(mode="json", exclude=exclude)
 
 

@@ -37,7 +37,8 @@ class DecoderLM(Transformer):
 
     @override
     def embedding_specs(self) -> list[ParameterSpec]:
-        return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=self.config.init_std)]
+        std = self.config.embedding_std or self.config.init_std
+        return [ParameterSpec("embedding.weight", (self.vocab_size, self.config.d_model), std=std)]
 
     @override
     def head_specs(self) -> list[ParameterSpec]:

@@ -39,6 +39,7 @@ RULES: Mapping[str, Rule] = {
     "run": Rule(Effect.NONE, "the folder may have been moved"),
     "model": Rule(Effect.REFUSED, "it would be another model"),
     "model.moe.router_dtype": Rule(Effect.ONWARD, "equal up to rounding"),
+    "model.embedding_std": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
     "data.cache_dir": Rule(Effect.NONE, "the text and the tokenizer are compared"),
     "training.steps": Rule(Effect.ONWARD, "the schedule follows the new length; fewer than the steps done is refused"),

@@ -19,6 +19,7 @@ def tiny_values(folder: Path, **sections: dict) -> dict:
         "model": {
             "num_layers": 2,
             "d_model": 16,
+            "init_std": 0.02,
             "attention": {"num_heads": 2, "num_kv_heads": 1},
             "moe": {"num_experts": 4, "expert_hidden": 16, "router": {"name": "topk", "top_k": 2}},
         },
