@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def installed():
             yield pytest.param(each, id=each.name, marks=[pytest.mark.slow] if each.packages else [])
 
 
-@pytest.mark.parametrize("contender", installed())
+@pytest.mark.parametrize("contender", list(installed()))
 def test_what_is_installed_computes_the_reference_or_says_why_not(contender):
     verdict = check(contender, SHAPES["tiny"], EXACT)
     assert "reason" not in verdict, verdict
@@ -115,6 +116,32 @@ def test_the_whole_benchmark_writes_table_json_and_plot(tmp_path, capsys):
     assert (tmp_path / "layer.md").read_text() == table(found)
     assert "tiny Zipf(1)" in capsys.readouterr().out
     assert "moeport default" in (tmp_path / "layer.svg").read_text()
+
+
+class Breaks:
+    """A process that ends while `bad` is at work, if that takes part."""
+
+    jobs: ClassVar = []
+
+    def __init__(self, script, job, folder, name):
+        self.names = list(job["contenders"])
+        self.jobs.append(self.names)
+
+    def wait(self, until):
+        return "exit code -6: illegal access" if "bad" in self.names else None
+
+    def result(self):
+        return {"rows": {name: {"both_ms": [1.0]} for name in self.names}, "at": "bad" if "bad" in self.names else None}
+
+
+def test_a_contender_that_breaks_the_device_is_left_out_and_the_others_start_again(monkeypatch):
+    monkeypatch.setattr("contest.contest.Process", Breaks)
+    passed = {name: Contender(name, nothing) for name in ("good", "bad", "better")}
+    found = cell(Contest([SMALL], EXACT, 60, isolate=True), SMALL, passed, None, math.inf, math.inf)
+    assert Breaks.jobs == [["good", "bad", "better"], ["good", "better"]]
+    assert found["rows"]["bad"]["reason"] == "exit code -6: illegal access"
+    assert found["rows"]["better"]["both_ms"] == [1.0]
+    assert "reason" not in found
 
 
 @pytest.mark.slow
