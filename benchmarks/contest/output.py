@@ -156,13 +156,18 @@ def curves(found: Mapping[str, Any], size: str) -> str:
     for index, (name, line) in enumerate(points.items()):
         colour = LINES[index % len(LINES)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in sorted(line)))
-        marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        marks.append(f'<text x="500" y="{44 + 18 * index}" fill="{colour}">{escape(name)}</text>')
+        dashes = "" if index < len(LINES) else ' stroke-dasharray="6 3"'
+        marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
+        marks.append(f'<path d="M500 {40 + 18 * index}h24" stroke="{colour}" stroke-width="2"{dashes}/>')
+        marks.append(f'<text x="530" y="{44 + 18 * index}">{escape(name)}</text>')
     height = max(350, 60 + 18 * len(points))
     return _svg(760, height, f"ms forward and backward, {machine_line(found['machine'])}", marks)
 
 
 def _svg(width: float, height: float, title: str, marks: Sequence[str]) -> str:
+    """The picture, with its title below it in small letters."""
+    marks = [*marks, f'<text x="8" y="{height + 12:g}" font-size="9">{escape(title)}</text>']
+    height += 20
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'font-family="sans-serif" font-size="12"><title>{escape(title)}</title>'
