@@ -61,6 +61,12 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     return f"{what}{threads}; {versions}; {machine['date']}"
 
 
+def place(machine: Mapping[str, Any]) -> str:
+    """Where it was measured, in a few words."""
+    what = machine.get("name") or machine.get("processor") or machine["device"]
+    return f"{what}, torch {machine['versions'].get('torch')}, {machine['date']}"
+
+
 def _cell_table(cell: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     shape = Shape(**cell["shape"])
     held = shape.least_held(2 if found["terms"]["dtype"] == "bfloat16" else 4)
@@ -128,7 +134,7 @@ def bars(found: Mapping[str, Any]) -> str:
                 )
                 marks.append(f'<text x="{246 + 400 * speed / most:.1f}" y="{y}">{speed:.3g}</text>')
         y += 36
-    return _svg(720, y, f"TFLOP/s forward and backward, {machine_line(found['machine'])}", marks)
+    return _svg(720, y, f"TFLOP/s forward and backward; {place(found['machine'])}", marks)
 
 
 def curves(found: Mapping[str, Any], size: str) -> str:
@@ -145,23 +151,23 @@ def curves(found: Mapping[str, Any], size: str) -> str:
         return _svg(720, 60, "nothing was timed", [])
     (x0, x1), (y0, y1) = ((min(axis), max(axis)) for axis in zip(*logs, strict=True))
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def point(x: float, y: float) -> tuple[float, float]:
         return 60 + 420 * (math.log(x) - x0) / (x1 - x0 or 1), 300 - 260 * (math.log(y) - y0) / (y1 - y0 or 1)
 
     marks = [f'<text x="270" y="340" text-anchor="middle">{escape(size)}</text>']
     for x in sorted({x for line in points.values() for x, _ in line}):
-        marks.append(f'<text x="{place(x, math.exp(y0))[0]:.1f}" y="320" text-anchor="middle">{x:g}</text>')
+        marks.append(f'<text x="{point(x, math.exp(y0))[0]:.1f}" y="320" text-anchor="middle">{x:g}</text>')
     for y in (math.exp(y0), math.exp(y1)):
-        marks.append(f'<text x="54" y="{place(math.exp(x0), y)[1]:.1f}" text-anchor="end">{y:.3g}</text>')
+        marks.append(f'<text x="54" y="{point(math.exp(x0), y)[1]:.1f}" text-anchor="end">{y:.3g}</text>')
     for index, (name, line) in enumerate(points.items()):
         colour = LINES[index % len(LINES)]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in sorted(line)))
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (point(x, y) for x, y in sorted(line)))
         dashes = "" if index < len(LINES) else ' stroke-dasharray="6 3"'
         marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         marks.append(f'<path d="M500 {40 + 18 * index}h24" stroke="{colour}" stroke-width="2"{dashes}/>')
         marks.append(f'<text x="530" y="{44 + 18 * index}">{escape(name)}</text>')
     height = max(350, 60 + 18 * len(points))
-    return _svg(760, height, f"ms forward and backward, {machine_line(found['machine'])}", marks)
+    return _svg(760, height, f"ms forward and backward; {place(found['machine'])}", marks)
 
 
 def _svg(width: float, height: float, title: str, marks: Sequence[str]) -> str:

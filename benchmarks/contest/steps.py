@@ -47,11 +47,11 @@ class Variant:
 
 
 def ablations(device: str) -> list[Variant]:
-    """moeport with each kernel that is fused on a device left to its composition in turn, and with all of them."""
+    """moeport without fused kernels, and with each of them left to its composition in turn."""
     kernels = list(dict.fromkeys(fact.kernel for fact in BACKENDS["torch"].fused_on(device)))
     return [
-        *(Variant(f"{OURS} without {kernel}", [f"backend.kernels={{{kernel}: default}}"]) for kernel in kernels),
         Variant(f"{OURS} without fused kernels", ["backend.kernels=default"]),
+        *(Variant(f"{OURS} without {kernel}", [f"backend.kernels={{{kernel}: default}}"]) for kernel in kernels),
     ]
 
 

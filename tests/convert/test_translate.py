@@ -10,12 +10,14 @@ from typer.testing import CliRunner
 from moeport.cli.main import app
 from moeport.config import config_from_dict, load_config
 from moeport.config.keys import walk
+from moeport.config.model import CapacityConfig, LoadBalanceConfig
 from moeport.convert.family import FAMILIES
 from moeport.convert.translate import megatron, mindformers, torchtitan
 from moeport.convert.translate.files import read_options
 from moeport.convert.translate.megatron import dense_layers
 from moeport.convert.translate.translate import FRAMEWORKS, translate
 from moeport.errors import UserError
+from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.topk import TopKConfig
 
 MEGATRON = r"""
@@ -208,6 +210,61 @@ def test_what_megatron_does_by_default_is_refused_if_moeport_does_not(tmp_path):
     found = translate("megatron", path, allow_missing=True)
     assert found.sections["model"]["tie_embeddings"]
     assert not [entry for entry in found.entries if entry.key == "hidden_dropout" and entry.given]
+
+
+@pytest.mark.parametrize(
+    ("options", "moe"),
+    [
+        ("--moe-router-topk 4 --moe-router-pre-softmax", {"router": TopKConfig(top_k=4, normalize_gates=False)}),
+        (
+            "--moe-router-topk 6 --moe-router-score-function sigmoid --moe-router-enable-expert-bias "
+            "--moe-router-bias-update-rate 2e-3 --moe-router-num-groups 8 --moe-router-group-topk 4 "
+            "--moe-router-topk-scaling-factor 2.5 --moe-router-load-balancing-type none",
+            {
+                "router": SigmoidBiasConfig(top_k=6, bias_update_rate=2e-3, num_groups=8, top_groups=4),
+                "routed_scaling_factor": 2.5,
+                "load_balance": LoadBalanceConfig(coefficient=0.0),
+            },
+        ),
+        (
+            "--moe-expert-capacity-factor 1.5 --moe-token-drop-policy position",
+            {"capacity": CapacityConfig(policy="factor", factor=1.5), "router": TopKConfig(top_k=2, softmax="after")},
+        ),
+        (
+            "--moe-shared-expert-intermediate-size 100 --moe-shared-expert-gate",
+            {"num_shared_experts": 1, "shared_hidden": 100, "shared_mixing": "sigmoid"},
+        ),
+        ("--moe-layer-freq 2", {"dense_layers": (1, 3)}),
+    ],
+)
+def test_experts_of_megatron(tmp_path, options, moe):
+    base = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --num-experts 32 --moe-ffn-hidden-size 48 "
+    found = translate("megatron", written(tmp_path, "x.sh", base + options), allow_missing=True)
+    translated = config_from_dict(found.sections).model.moe
+    assert {key: getattr(translated, key) for key in moe} == moe
+    given = {each.lstrip("-").replace("-", "_") for each in options.split() if each.startswith("--")}
+    assert {states(found)[key] for key in given} <= {"understood", "ignored"}
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ("--moe-router-load-balancing-type sinkhorn", "moe_router_load_balancing_type"),
+        ("--moe-router-enable-expert-bias", "moe_router_enable_expert_bias"),
+        ("--moe-layer-freq [1]*3", "moe_layer_freq"),
+        ("--multi-latent-attention", "multi_latent_attention"),
+        ("--lr-decay-style inverse-square-root", "lr_decay_style"),
+        ("--train-iters 10 --lr 1e-3 --lr-decay-iters 5 --lr-decay-style cosine", "lr_decay_iters"),
+        ("--micro-batch-size 2", "micro_batch_size"),
+        ("--fp16", "fp16"),
+        ("--squared-relu", "squared_relu"),
+        ("--seq-length $LENGTH", "seq_length"),
+    ],
+)
+def test_what_of_megatron_cannot_be_expressed_is_named(tmp_path, options, key):
+    base = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --num-experts 32 "
+    found = translate("megatron", written(tmp_path, "x.sh", base + options), allow_missing=True)
+    assert states(found)[key] == "not expressible"
 
 
 def test_options_of_megatron_in_yaml(tmp_path):

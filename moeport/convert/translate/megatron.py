@@ -221,6 +221,7 @@ RULES: dict[str, Rule] = {
     "norm_epsilon": to("model.norm_eps", number, default=1e-5),
     "init_method_std": to("model.init_std", number, default=0.02),
     "swiglu": to("model.moe.activation", lambda on: "swiglu" if on else "gelu", default=False),
+    "squared_relu": _only_off("squared ReLU"),
     "disable_bias_linear": only(True, why="moeport has no biases outside attention", default=False),
     "untie_embeddings_and_output_weights": to("model.tie_embeddings", lambda on: not on, default=False),
     "vocab_size": to("model.vocab_size", integer),
