@@ -131,6 +131,7 @@ _GROUPED = "compute capability 9 or 10; widths that are multiples of 8; fewer th
 _TORCH_CUDA = (
     FusedKernel("routed_mlp", "grouped_mm_triton", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
     FusedKernel("routed_mlp", "grouped_mm", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
+    FusedKernel("routed_mlp", "mixed", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
     FusedKernel("routed_mlp", "triton", ("bfloat16",), "compute capability 8 or later; tokens choose experts"),
     FusedKernel(
         "routed_mlp",
@@ -141,6 +142,7 @@ _TORCH_CUDA = (
     ),
     FusedKernel("grouped_mlp", "grouped_mm_triton", ("bfloat16",), _GROUPED),
     FusedKernel("grouped_mlp", "grouped_mm", ("bfloat16",), _GROUPED),
+    FusedKernel("grouped_mlp", "mixed", ("bfloat16",), _GROUPED),
     FusedKernel("grouped_mlp", "triton", ("bfloat16",), "compute capability 8 or later"),
     FusedKernel("rms_norm", "triton_rms_norm", _SINGLE_OR_HALF, "rows up to 8192 wide"),
     FusedKernel("rope", "triton_rope", _SINGLE_OR_HALF, "heads up to 8192 wide"),

@@ -17,7 +17,11 @@ LOADS = {
 }
 CASES = tuple(
     f"{form} {load} {activation} {dtype} {of}"
-    for form, dtypes in (("grouped_mm_triton", ("float32", "bfloat16")), ("triton", ("float32", "float16")))
+    for form, dtypes in (
+        ("grouped_mm_triton", ("float32", "bfloat16")),
+        ("mixed", ("float32",)),
+        ("triton", ("float32", "float16")),
+    )
     for load in LOADS
     for activation in ("swiglu", "gelu")
     for dtype in dtypes
@@ -29,6 +33,7 @@ PER_ROW = tuple(f"{case} {dtype}" for case in (*NORMS, *ROPES) for dtype in ("fl
 FEW = (
     "grouped_mm_triton dropped swiglu bfloat16 tokens",
     "grouped_mm_triton dropped gelu float32 rows",
+    "mixed empty swiglu float32 tokens",
     "triton dropped swiglu float32 tokens",
     "triton empty gelu float16 rows",
     *PER_ROW,

@@ -57,7 +57,7 @@ def test_in_the_interpreter_values_and_gradients_are_those_of_the_composition(fo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["grouped_mm_triton", "triton"])
+@pytest.mark.parametrize("form", ["grouped_mm_triton", "mixed", "triton"])
 def test_all_loads_activations_and_types_in_the_interpreter(tmp_path, form):
     names = [case for case in interpreted.CASES if case.startswith(f"{form} ")]
     assert {name: fault for name, fault in interpret(tmp_path, names).items() if fault} == {}

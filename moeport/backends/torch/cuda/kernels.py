@@ -22,7 +22,9 @@ from moeport.core.dispatch_plan import DispatchPlan
 from moeport.errors import MoeportError
 from moeport.facts import BACKENDS
 
-CAPABILITIES = {"triton": range(8, 100)} | dict.fromkeys(("grouped_mm", "grouped_mm_triton", "sonicmoe"), range(9, 11))
+CAPABILITIES = {"triton": range(8, 100)} | dict.fromkeys(
+    ("grouped_mm", "grouped_mm_triton", "mixed", "sonicmoe"), range(9, 11)
+)
 """Major compute capabilities of each form. On others torch's grouped product is a loop that waits for the counts."""
 MAX_GROUPS = 1024
 """The experts of torch's grouped product are fewer."""
@@ -117,10 +119,12 @@ def _tokens_choose(
 FUNCTIONS: Mapping[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {
     ("routed_mlp", "grouped_mm_triton"): (partial(routed_mlp, form="grouped_mm_triton"), routed_mlp_limit),
     ("routed_mlp", "grouped_mm"): (partial(routed_mlp, form="grouped_mm"), routed_mlp_limit),
+    ("routed_mlp", "mixed"): (partial(routed_mlp, form="mixed"), routed_mlp_limit),
     ("routed_mlp", "triton"): (partial(routed_mlp, form="triton"), _tokens_choose),
     ("routed_mlp", "sonicmoe"): (sonic_routed_mlp, sonic.limit),
     ("grouped_mlp", "grouped_mm_triton"): (partial(grouped_mlp, form="grouped_mm_triton"), grouped_mlp_limit),
     ("grouped_mlp", "grouped_mm"): (partial(grouped_mlp, form="grouped_mm"), grouped_mlp_limit),
+    ("grouped_mlp", "mixed"): (partial(grouped_mlp, form="mixed"), grouped_mlp_limit),
     ("grouped_mlp", "triton"): (partial(grouped_mlp, form="triton"), serves_all),
     ("rms_norm", "triton_rms_norm"): (norm_rope.rms_norm, norm_rope.rms_norm_limit),
     ("rope", "triton_rope"): (norm_rope.rope, norm_rope.rope_limit),

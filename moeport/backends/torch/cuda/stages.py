@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -109,8 +110,8 @@ def _triton_passes() -> Stages:
     return GroupedStages(_as_passes(import_module("moeport.backends.torch.cuda.triton.passes")))
 
 
-def _triton_products() -> Stages:
-    stages: Stages = import_module("moeport.backends.torch.cuda.triton.products").TritonStages()
+def _triton_products(name: str) -> Stages:
+    stages: Stages = getattr(import_module("moeport.backends.torch.cuda.triton.products"), name)()
     return stages
 
 
@@ -121,7 +122,8 @@ def _as_passes(module: Any) -> Passes:
 FORMS: dict[str, Callable[[], Stages]] = {
     "grouped_mm": _plain,
     "grouped_mm_triton": _triton_passes,
-    "triton": _triton_products,
+    "mixed": partial(_triton_products, "MixedStages"),
+    "triton": partial(_triton_products, "TritonStages"),
 }
 """How the stages of each form are made; raises ImportError if what they need is not installed."""
 

@@ -26,8 +26,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from typing_extensions import override
 
 from moeport.backends.torch.cuda.layout import Layout
+from moeport.backends.torch.cuda.stages import grouped_mm
 from moeport.backends.torch.cuda.triton import passes
 from moeport.backends.torch.cuda.triton.activation import derivatives
 from moeport.backends.torch.cuda.triton.tiles import columns_of, rows_of, table_of, tile_of
@@ -321,8 +323,7 @@ class TritonStages:
 
     def down(self, activated: Tensor, w_out: Tensor, layout: Layout) -> Tensor:
         """One product."""
-        _, width, hidden = w_out.shape
-        return _rows_product(activated, w_out, width, (hidden, 1), layout)
+        return self.rows_product(activated, w_out.contiguous().mT, layout)
 
     def down_backward(
         self, grad: Tensor, gate_N: Tensor | None, w_out: Tensor, hidden: Tensor, layout: Layout, activation: str
@@ -355,68 +356,88 @@ class TritonStages:
             num_warps=DOWN_BACKWARD.warps,
             num_stages=DOWN_BACKWARD.stages,
         )
-        grad_w_out = _weights_product(grad, scaled, layout, gathered="a")
+        grad_w_out = self.weights_product(grad, scaled, layout, gathered="a")
         if gate_N is None:
             return grad_hidden, None, grad_w_out
         return grad_hidden, partial.sum(0).index_select(0, layout.position_N).to(gate_N.dtype), grad_w_out
 
     def up_backward(self, grad: Tensor, x: Tensor, w_in: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Two products, of which one gathers."""
-        grad_w_in = _weights_product(grad, x, layout, gathered="b")
-        return _rows_product(grad, w_in, x.shape[1], (1, x.shape[1]), layout), grad_w_in
+        grad_w_in = self.weights_product(grad, x, layout, gathered="b")
+        return self.rows_product(grad, w_in.contiguous(), layout), grad_w_in
 
     def combine(self, y_RD: Tensor, gate_N: Tensor | None, layout: Layout) -> Tensor:
         """As `passes.combine`."""
         return passes.combine(y_RD, gate_N, layout)
 
+    def rows_product(self, a: Tensor, w_EKN: Tensor, layout: Layout) -> Tensor:
+        """Rows (R, K) times the weights of their experts, (R, N)."""
+        _, inner, width = w_EKN.shape
+        out = a.new_empty(a.shape[0], width)
+        table = table_of(layout, a.shape[0], ROWS.M)
+        rows_kernel[(_programs(a),)](
+            a,
+            w_EKN,
+            layout.ends_E,
+            table.tiles,
+            table.total,
+            out,
+            width,
+            inner,
+            w_EKN.stride(2),
+            w_EKN.stride(1),
+            *ROWS[:3],
+            GROUP,
+            num_warps=ROWS.warps,
+            num_stages=ROWS.stages,
+        )
+        return out
+
+    def weights_product(self, a: Tensor, b: Tensor, layout: Layout, gathered: str) -> Tensor:
+        """a^T b along the rows of each expert, (E, M, N).
+
+        Args:
+            a: rows (R, M).
+            b: rows (R, N).
+            layout: of the rows.
+            gathered: `a` or `b`, which has tokens instead if the layout has an order.
+        """
+        rows = (b if gathered == "a" else a).shape[0]
+        out = a.new_empty(layout.ends_E.shape[0], a.shape[1], b.shape[1])
+        choices = _choices(layout)
+        weights_kernel[(_programs(a),)](
+            a,
+            b,
+            _order(layout),
+            layout.ends_E,
+            table_of(layout, rows, WEIGHTS.M).ranked,
+            out,
+            *out.shape,
+            choices if gathered == "a" else 0,
+            choices if gathered == "b" else 0,
+            *WEIGHTS[:3],
+            GROUP,
+            num_warps=WEIGHTS.warps,
+            num_stages=WEIGHTS.stages,
+        )
+        return out
+
+
+class MixedStages(TritonStages):
+    """The two products with an activation beside them in Triton, the four others by torch's grouped product."""
+
+    @override
+    def rows_product(self, a: Tensor, w_EKN: Tensor, layout: Layout) -> Tensor:
+        return grouped_mm(a, w_EKN, layout.ends_E)
+
+    @override
+    def weights_product(self, a: Tensor, b: Tensor, layout: Layout, gathered: str) -> Tensor:
+        a, b = (passes.gather(x, layout) if name == gathered else x for name, x in (("a", a), ("b", b)))
+        return passes.clear_unused(grouped_mm(a.mT, b, layout.ends_E), layout)
+
 
 GROUP = 8
 """Tiles of rows that take turns before the next columns, so that both stay in the cache."""
-
-
-def _rows_product(a: Tensor, w: Tensor, width: int, strides: tuple[int, int], layout: Layout) -> Tensor:
-    """(R, N) of rows (R, K) and weights (E, ., .) with the strides of N and K."""
-    out = a.new_empty(a.shape[0], width)
-    table = table_of(layout, a.shape[0], ROWS.M)
-    rows_kernel[(_programs(a),)](
-        a,
-        w.contiguous(),
-        layout.ends_E,
-        table.tiles,
-        table.total,
-        out,
-        width,
-        a.shape[1],
-        *strides,
-        *ROWS[:3],
-        GROUP,
-        num_warps=ROWS.warps,
-        num_stages=ROWS.stages,
-    )
-    return out
-
-
-def _weights_product(a: Tensor, b: Tensor, layout: Layout, gathered: str) -> Tensor:
-    """(E, M, N): a^T b along the rows of each expert, of which one, `a` or `b`, is gathered by row if it has tokens."""
-    rows = (b if gathered == "a" else a).shape[0]
-    out = a.new_empty(layout.ends_E.shape[0], a.shape[1], b.shape[1])
-    choices = _choices(layout)
-    weights_kernel[(_programs(a),)](
-        a,
-        b,
-        _order(layout),
-        layout.ends_E,
-        table_of(layout, rows, WEIGHTS.M).ranked,
-        out,
-        *out.shape,
-        choices if gathered == "a" else 0,
-        choices if gathered == "b" else 0,
-        *WEIGHTS[:3],
-        GROUP,
-        num_warps=WEIGHTS.warps,
-        num_stages=WEIGHTS.stages,
-    )
-    return out
 
 
 def _rows(x: Tensor, layout: Layout) -> int:
