@@ -58,6 +58,8 @@ class BackendFacts:
     """Whether it differentiates and has an optimiser."""
     compiles: bool = False
     """Whether it can compile a model."""
+    graphs_on: tuple[str, ...] = ()
+    """Devices on which it can record passes and replay them."""
     extensions: tuple[str, ...] = ()
     """Distributions that add devices to the framework where they are installed."""
     recomputes: bool = False
@@ -185,6 +187,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         rendezvous="moeport.backends.torch.rendezvous",
         trains=True,
         compiles=True,
+        graphs_on=("cuda",),
         extensions=("torch-npu",),
         recomputes=True,
         shards=True,

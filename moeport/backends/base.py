@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -161,6 +161,8 @@ class TrainingOptions:
     """Compile the model; None: the backend's default."""
     shard: bool | None = None
     """Divide parameters, gradients and optimiser state among ranks; None: the backend's default."""
+    cuda_graphs: bool | Literal["auto"] = False
+    """Replay passes as CUDA graphs; auto: where that gives the same and is faster."""
 
 
 class EvaluationModel(ABC):

@@ -95,6 +95,12 @@ BACKEND_RULES = (
         "false or null",
     ),
     Rule(
+        ("backend.cuda_graphs", "backend.name", "backend.device"),
+        lambda wish, name, device: wish is not True or bool({"auto", device} & {"auto", *BACKENDS[name].graphs_on}),
+        "backend {1} has no CUDA graphs on {2}",
+        "auto or false",
+    ),
+    Rule(
         ("parallelism.shard", "backend.name"),
         lambda shard, name: BACKENDS[name].shards or not BACKENDS[name].trains or not shard,
         "backend {1} cannot shard",

@@ -206,6 +206,10 @@ class BackendConfig(Section):
     compile: bool | None = None
     """Compile the model: with torch.compile (off by default), or as a MindSpore graph (on by default; without it a step
     takes about 20 times as long)."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Record forward and backward pass of a micro-batch once, as a CUDA graph, and replay it: for small models, where
+    launches take the time. auto: where a trial in the first steps finds the same results in less time, on one rank.
+    true: a run that cannot is refused. Not run on hardware."""
     kernels: Literal["auto", "default"] | dict[str, str] = "auto"
     """Fused operators of the device. auto: those that give the values and gradients of the default composition when
     they are tried at the start. default: none. Or by kernel, such as {attention: default, swiglu: npu_swiglu}; an
@@ -215,4 +219,4 @@ class BackendConfig(Section):
 
     def on_any_device(self) -> "BackendConfig":
         """For a run that is read where it was not trained: the device that is here, with the kernels that suit it."""
-        return self.model_copy(update={"device": "auto", "kernels": "auto"})
+        return self.model_copy(update={"device": "auto", "kernels": "auto", "cuda_graphs": "auto"})

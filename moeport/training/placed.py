@@ -49,6 +49,10 @@ def place_model(
     """
     exchanges = spread(shapes, mesh, *all_to_all)
     options = TrainingOptions(
-        config.optimizer, config.training.activation_checkpointing, config.backend.compile, config.parallelism.shard
+        config.optimizer,
+        config.training.activation_checkpointing,
+        config.backend.compile,
+        config.parallelism.shard,
+        config.backend.cuda_graphs,
     )
     return PlacedModel(shapes, backend.training_model(shapes, params, options, mesh), mesh, exchanges)

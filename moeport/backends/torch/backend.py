@@ -60,6 +60,8 @@ class TorchBackend(Backend):
         torch.use_deterministic_algorithms(config.deterministic)
         self.ops: TorchOps = own_operations(self.torch_device, config.kernels)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+        self.said: list[str] = []
+        """What models have said since `news` was read."""
         self.watch = watch() if self.torch_device.type == "cpu" else None
 
     @cached_property
@@ -91,7 +93,8 @@ class TorchBackend(Backend):
     def training_model(
         self, model: Transformer, params: Mapping[str, np.ndarray], options: TrainingOptions, mesh: Mesh | None = None
     ) -> TorchTrainingModel:
-        return self._foreseen(TorchTrainingModel(self._prepared(), self.dtype, model, params, options, mesh))
+        ops, say = self._prepared(), self.said.append
+        return self._foreseen(TorchTrainingModel(ops, self.dtype, model, params, options, mesh, say))
 
     @override
     def communicator(
@@ -129,7 +132,8 @@ class TorchBackend(Backend):
 
     @override
     def news(self) -> list[str]:
-        return self.watch.news() if self.watch else []
+        said, self.said[:] = list(self.said), []
+        return said + (self.watch.news() if self.watch else [])
 
     @override
     def communication(self) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from typing_extensions import override
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.torch.compiling import compile_blocks
 from moeport.backends.torch.compute_copies import ComputeCopies
+from moeport.backends.torch.graphs import graphed
 from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.muon import Muon
 from moeport.backends.torch.ops import DTYPES, TorchOps
@@ -108,12 +109,15 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         params: Mapping[str, np.ndarray],
         options: TrainingOptions,
         mesh: Mesh | None,
+        say: Callable[[str], None] = lambda text: None,
     ):
         super().__init__(ops, dtype, model, params, options, mesh)
         if options.compile:
             compile_blocks(self.module, model)
         held = self.module, self.specs, options.optimizer, self.mesh, ops
         self.optimizer = Muon(*held, dtype) if options.optimizer.name == "muon" else AdamW(*held)
+        parameters = self.module.parameters()
+        self.run_pass = graphed(self._differentiated, parameters, options, ops.device, self.mesh.world.size, say)
         self.runs_ahead = self.optimizer.refuses and (ops.device.type != "cpu" or self.is_distributed)
 
     @override
@@ -121,12 +125,16 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         self.module.train()
         if self.is_distributed:
             self.module.set_requires_gradient_sync(is_last)
-        terms = self.module(self.on_device(batch))
+        terms = self.run_pass(self.on_device(batch), share)
+        if is_last:
+            sum_over_ranks(self.whole_on_all, self.mesh.world)
+        return terms
+
+    def _differentiated(self, batch: Batch, share: float) -> LossTerms:
+        terms = self.module(batch)
         (terms.loss if share == 1.0 else terms.loss * share).backward()
         self.copies.take_gradients()
         self.optimizer.watch(terms.loss)
-        if is_last:
-            sum_over_ranks(self.whole_on_all, self.mesh.world)
         return terms.map(Tensor.detach)
 
     @override
