@@ -224,18 +224,19 @@ def _timed(
     batches: Sequence[Batch],
     terms: StepTerms,
 ) -> None:
-    """Rounds in which each has its turn; the last of `steps` is the one whose row is written."""
+    """Rounds in which each has its turn; the last of `steps` is compared with moeport."""
     counts = {name: _steps_of_a_turn(step, batches, terms) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(terms.rounds):
         for name in list(steps) if index % 2 else list(steps)[::-1]:
             times[name].append(_turn(steps[name], batches, counts[name], terms.device))
     name = list(steps)[-1]
-    row, model = rows[name], result["model"]
-    row["step_s"] = times[name]
-    row["over_moeport"] = [own / ours for own, ours in zip(times[name], times[OURS], strict=True)]
-    row["tokens_per_s"] = model["tokens"] / float(np.median(times[name]))
-    row["mfu"] = row["tokens_per_s"] * model["flops_per_token"] / result["peak_flops"]
+    rows[name]["over_moeport"] = [own / ours for own, ours in zip(times[name], times[OURS], strict=True)]
+    for each, found in times.items():  # moeport's row has all of its turns
+        row, model = rows[each], result["model"]
+        row["step_s"] = [*row.get("step_s", []), *found]
+        row["tokens_per_s"] = model["tokens"] / float(np.median(row["step_s"]))
+        row["mfu"] = row["tokens_per_s"] * model["flops_per_token"] / result["peak_flops"]
 
 
 def _steps_of_a_turn(step: Step, batches: Sequence[Batch], terms: StepTerms) -> int:
