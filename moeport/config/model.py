@@ -69,10 +69,14 @@ class AttentionConfig(Section):
 class CapacityConfig(Section):
     """How many tokens an expert may take, and which are dropped when there are more."""
 
-    policy: Literal["dropless", "factor", "locmoe", "locmoe_plus"] = "dropless"
+    policy: Literal["dropless", "factor", "locmoe", "locmoe_plus", "round"] = "dropless"
     """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens per expert. `locmoe`:
     the lower bound that follows from the cosines between tokens and gate rows. `locmoe_plus`: an estimate that follows
-    the distribution of the tokens. Both are at least `floor` and at most what `factor` gives."""
+    the distribution of the tokens. Both are at least `floor` and at most what `factor` gives. `round`: in training,
+    every expert gets the multiple of `tile` rows that is nearest to its load; it drops the assignments with the lowest
+    gates or takes tokens that did not choose it (SonicMoE's token rounding, arXiv 2512.14080). Otherwise dropless."""
+    tile: Annotated[int, Field(ge=2)] = 128
+    """Rows of a tile of a grouped product, for policy `round`."""
     factor: PositiveFloat = 1.25
     """Capacity factor (Switch Transformer, GShard) of policy `factor`, and the upper limit of the estimates."""
     drop: Literal["position", "probability", "affinity", "random"] = "position"
@@ -105,6 +109,11 @@ class CapacityConfig(Section):
     """Steps between updates of the capacity; the first update follows the first step. Ours."""
     freeze_after: PositiveInt | None = None
     """Number of steps after which estimate and capacity stay fixed; 1: after the first, as in LocMoE. null: never."""
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether there is a most that every expert may serve."""
+        return self.policy in ("factor", "locmoe", "locmoe_plus")
 
     @property
     def is_estimated(self) -> bool:

@@ -185,6 +185,13 @@ RULES = (
         + ", ".join(name for name, router in BY_NAME.items() if router.config_class.has_gate_rows),
     ),
     Rule(
+        ("model.moe.capacity.policy", "model.moe.router.name"),
+        lambda policy, name: policy != "round" or _router(name).gates_follow_probs,
+        "gives tokens to experts that they did not choose, but {1} has no gate for these",
+        "another policy, or a router whose gates are in proportion to its scores: "
+        + ", ".join(name for name, router in BY_NAME.items() if router.config_class.gates_follow_probs),
+    ),
+    Rule(
         ("model.moe.router.name", "data.source.name"),
         lambda name, source: source in TEXT_SOURCES or not _router(name).needs_token_ids,
         "{0} looks at token ids, which the patches of data.source.name {1} do not have",
@@ -235,6 +242,7 @@ EFFECTS = (
     Effect(f"{_SCALING}.attention_factor", f"{_SCALING}.type", ("yarn",)),
     Effect("model.moe.router.normalize_gates", "model.moe.router.softmax", ("before",)),
     Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
+    Effect("model.moe.capacity.tile", "model.moe.capacity.policy", ("round",)),
     Effect("model.moe.capacity.drop", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
     *(
         Effect(f"model.moe.capacity.{option}", "model.moe.capacity.policy", ("locmoe", "locmoe_plus"))

@@ -32,6 +32,18 @@ def drop_overflow(
         policy: which assignments are served first.
         noise: for `random` in training, K arrays (T,) of uniform numbers.
     """
+    limit = ops.index(capacity) if isinstance(capacity, int) else capacity
+    return _keep(ops, routing, _rank(ops, routing, policy, noise) < limit)
+
+
+def keep_best(ops: Ops, routing: Routing, capacity_E: Array) -> Routing:
+    """`drop_overflow` by the policy `probability`, with a capacity for each expert, (E,) of the index type."""
+    limit = ops.concat([capacity_E, ops.arange(1)], axis=0)  # none for expert E, which is no expert
+    return _keep(ops, routing, _rank(ops, routing, "probability", ()) < ops.take_rows(limit, routing.expert_N))
+
+
+def _rank(ops: Ops, routing: Routing, policy: str, noise: Sequence[Array]) -> Array:
+    """How many assignments its expert serves before each one, (N,)."""
     experts, tokens = routing.num_experts, routing.num_tokens
     choices = routing.expert_N.shape[0] // tokens
     by_choice = _swapped(ops, ops.arange(tokens * choices), tokens, choices)
@@ -48,11 +60,13 @@ def drop_overflow(
     rank_N = rank_in_group(ops, ops.take_rows(routing.expert_N, by_choice), experts + 1)
     if order is not None:
         rank_N = ops.take_rows(rank_N, ops.inverse(order))
-    rank_N = _swapped(ops, rank_N, choices, tokens)
-    served_N = rank_N < (ops.index(capacity) if isinstance(capacity, int) else capacity)
+    return _swapped(ops, rank_N, choices, tokens)
+
+
+def _keep(ops: Ops, routing: Routing, served_N: Array) -> Routing:
     return replace(
         routing,
-        expert_N=ops.where(served_N, routing.expert_N, ops.index(experts)),
+        expert_N=ops.where(served_N, routing.expert_N, ops.index(routing.num_experts)),
         weight_N=ops.where(served_N, routing.weight_N, ops.constant_like(0.0, routing.weight_N)),
         all_routed=False,
     )

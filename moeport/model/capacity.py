@@ -57,7 +57,7 @@ def expert_capacity(
         params: the layer's parameters, by the names of `capacity_specs`.
         routing: what the router chose.
     """
-    if config.policy == "dropless" or routing.choices_per_token is None:
+    if not config.has_limit or routing.choices_per_token is None:
         return None
     most = factor_bound(config, routing.num_tokens, routing.choices_per_token, routing.num_experts)
     if not config.is_estimated:

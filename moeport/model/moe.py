@@ -17,9 +17,10 @@ from moeport.core.drop import DROP_NOISE, drop_overflow
 from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, subtree, with_prefix
+from moeport.core.rounding import round_to_tile
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
-from moeport.model.moe_metrics import NO_CAPACITY, MoEMetrics, capacity_metrics, measurements
+from moeport.model.moe_metrics import FILL_RATE, NO_CAPACITY, MoEMetrics, capacity_metrics, fill_rate, measurements
 from moeport.routers import build_router
 from moeport.routers.base import Router
 
@@ -68,7 +69,7 @@ class MoELayer:
     @property
     def _drop_noise(self) -> tuple[str, ...]:
         capacity = self.config.capacity
-        if capacity.policy == "dropless" or capacity.drop != "random":
+        if not capacity.has_limit or capacity.drop != "random":
             return ()
         return tuple(DROP_NOISE.format(choice) for choice in range(self.config.router.experts_per_token))
 
@@ -124,7 +125,7 @@ class MoELayer:
 
         run_experts, run_part = run_experts or run_local, run_part or from_params
         if x_TD.shape[0] == 0 and self.exchange is None:
-            return self._empty(ops, x_TD, run_experts, run_part)
+            return self._empty(ops, x_TD, context, run_experts, run_part)
         chosen = run_part("router", partial(self._choose, ops, context), x_TD)
         if isinstance(chosen, SoftRouting):
             y_TD, metrics = self._soft(ops, x_TD, chosen, context, run_experts)
@@ -156,7 +157,9 @@ class MoELayer:
     def _mlp(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
         return ops.mlp(x_TD, params["w_in"], params["w_out"], self.config.activation)
 
-    def _empty(self, ops: Ops, x_TD: Array, run_experts: RunExperts, run_part: RunPart) -> tuple[Array, MoEMetrics]:
+    def _empty(
+        self, ops: Ops, x_TD: Array, context: RouterContext, run_experts: RunExperts, run_part: RunPart
+    ) -> tuple[Array, MoEMetrics]:
         """No rows, no losses, and gradients of 0, since data parallelism waits for the gradient of every parameter."""
 
         def nothing(params: Mapping[str, Array], x_TD: Array) -> Array:
@@ -183,7 +186,7 @@ class MoELayer:
             chosen_E=none_E,
             served_E=none_E,
             **NO_CAPACITY,
-            measured={},
+            measured={FILL_RATE: ops.stop_gradient(loss)} if self._rounds(context) else {},
         )
 
     def _sparse(
@@ -199,10 +202,12 @@ class MoELayer:
         config = self.config
         with ops.part("router"):
             capacity = expert_capacity(ops, config.capacity, params, chosen)
-            routing = chosen
+            kept = routing = chosen
             if capacity is not None:
                 noise = [context.noise[name] for name in self._drop_noise] if context.training else []
-                routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
+                kept = routing = drop_overflow(ops, chosen, capacity, config.capacity.drop, noise)
+            elif self._rounds(context):
+                kept, routing = round_to_tile(ops, chosen, config.capacity.tile)
 
         with ops.part("dispatch"):
             if self.exchange is None:
@@ -213,7 +218,16 @@ class MoELayer:
                 counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
 
         with ops.part("measures"):
-            return y_TD, self._metrics(ops, chosen, routing, capacity, counts_E, context)
+            if kept is not routing:
+                counts_E = chosen_counts(ops, kept.expert_N, config.num_experts)
+            metrics = self._metrics(ops, chosen, kept, capacity, counts_E, context)
+            if kept is not routing:
+                metrics.measured[FILL_RATE] = fill_rate(ops.unrecorded(), kept, routing)
+            return y_TD, metrics
+
+    def _rounds(self, context: RouterContext) -> bool:
+        """Whether rows are rounded to tiles: in training only, where a token may depend on others of its batch."""
+        return self.config.capacity.policy == "round" and context.training
 
     def _metrics(
         self,
@@ -225,7 +239,7 @@ class MoELayer:
         context: RouterContext,
     ) -> MoEMetrics:
         """Losses and measurements of the routed experts: `chosen` by the router, served as `routing` says."""
-        chosen_E = counts_E if capacity is None else chosen_counts(ops, chosen.expert_N, self.config.num_experts)
+        chosen_E = counts_E if routing is chosen else chosen_counts(ops, chosen.expert_N, self.config.num_experts)
         return MoEMetrics(
             load_balance=self._load_balance(ops, chosen, context, chosen_E),
             router_z=self._router_z(ops, chosen.logits_TE),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moeport.core.array import Array
@@ -30,7 +30,7 @@ class MoEMetrics(NamedTuple):
     """Assignments chosen, and dropped, in each range of positions of a sequence. None if there is no limit."""
     affinity_3E: Array | None
     """Statistics that a capacity is estimated from, see `affinity_statistics`. None for other policies."""
-    measured: Mapping[str, Array]
+    measured: dict[str, Array]
     """What is measured only for metrics; see `measurements`."""
 
     @property
@@ -90,18 +90,36 @@ def capacity_metrics(
     Args:
         ops: the backend's operations.
         chosen: what the router chose.
-        served: what remains after drops.
+        served: what remains after drops; `chosen` itself where nothing can be dropped.
         capacity: the result of `expert_capacity`; None: no limit.
         num_sequences: sequences of equal length that make up the tokens.
     """
-    if capacity is None:
+    if served is chosen:
         return dict(NO_CAPACITY)
+    rows = None
     if isinstance(capacity, int):
         zero = ops.zeros((), ops.dtype(chosen.logits_TE))
         rows = zero + ops.constant_like(capacity, zero)
-    else:
+    elif capacity is not None:
         rows = ops.reshape(capacity, ())
     return NO_CAPACITY | {"capacity": rows, "positions_2P": drops_by_position(ops, chosen, served, num_sequences)}
+
+
+FILL_RATE = "fill_rate"
+"""Metric of capacity policy `round`."""
+
+
+def fill_rate(ops: Ops, kept: Routing, filled: Routing) -> Array:
+    """Rows of experts that tokens fill which did not choose them, per chosen assignment; a scalar.
+
+    Args:
+        ops: the backend's operations.
+        kept: what is left of the choices.
+        filled: the same with what fills.
+    """
+    chosen = kept.expert_N.shape[0]
+    fills_N = filled.expert_N[chosen:] < ops.index(filled.num_experts)
+    return ops.sum(ops.cast(fills_N, ops.dtype(kept.logits_TE))) * ops.constant_like(1.0 / chosen, kept.logits_TE)
 
 
 NO_CAPACITY: dict[str, Array | None] = {"capacity": None, "positions_2P": None, "affinity_3E": None}

@@ -40,6 +40,9 @@ class RouterConfig(Section, ABC):
     """Whether each expert has an equal share of the features, so that num_experts must divide d_model."""
     may_use_fewer: ClassVar[bool] = False
     """Whether some tokens may get fewer than K experts even without a capacity limit."""
+    gates_follow_probs: ClassVar[bool] = False
+    """Whether every token chooses K different experts and its gates are in proportion to its normalised scores, which
+    capacity policy `round` continues to the experts that it did not choose."""
     has_affinity: ClassVar[bool] = False
     """Whether it returns affinities, which drop policy `affinity` needs."""
     has_gate_rows: ClassVar[bool] = False

@@ -17,6 +17,7 @@ class CartesianConfig(TopKRouterConfig):
     name: Literal["cartesian"] = "cartesian"
     """`cartesian`"""
     has_gate_rows: ClassVar[bool] = True
+    gates_follow_probs: ClassVar[bool] = True
     sub_layers: ClassVar[int] = 2
     mixes_shared_experts: ClassVar[bool] = True
 

@@ -21,6 +21,7 @@ class SigmoidBiasConfig(TopKRouterConfig):
     name: Literal["sigmoid_bias"] = "sigmoid_bias"
     """`sigmoid_bias`"""
     has_gate_rows: ClassVar[bool] = True
+    gates_follow_probs: ClassVar[bool] = True
     normalize_gates: bool = True
     """Divide the k gates by their sum."""
     num_groups: PositiveInt = 1

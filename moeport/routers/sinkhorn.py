@@ -19,6 +19,7 @@ class SinkhornTokenChoiceConfig(TopKRouterConfig):
     name: Literal["sinkhorn_token_choice"] = "sinkhorn_token_choice"
     """`sinkhorn_token_choice`"""
     has_gate_rows: ClassVar[bool] = True
+    gates_follow_probs: ClassVar[bool] = True
     sinkhorn_iterations: PositiveInt = 20
     """Each makes the rows of the plan sum to 1, then its columns to T / num_experts."""
 

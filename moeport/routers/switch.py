@@ -17,6 +17,7 @@ class SwitchConfig(RouterConfig):
     name: Literal["switch"] = "switch"
     """`switch`"""
     has_gate_rows: ClassVar[bool] = True
+    gates_follow_probs: ClassVar[bool] = True
 
     @property
     def experts_per_token(self) -> int:

@@ -17,6 +17,7 @@ class TopKConfig(TopKRouterConfig):
     name: Literal["topk"] = "topk"
     """`topk`"""
     has_gate_rows: ClassVar[bool] = True
+    gates_follow_probs: ClassVar[bool] = True
     softmax: Literal["before", "after"] = "before"
     """`before`: softmax over all experts, then top-k. `after`: softmax over the k chosen logits."""
     normalize_gates: bool = True

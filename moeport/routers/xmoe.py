@@ -20,6 +20,7 @@ class XMoEConfig(TopKRouterConfig):
     name: Literal["xmoe"] = "xmoe"
     """`xmoe`"""
     has_gate_rows: ClassVar[bool] = True
+    gates_follow_probs: ClassVar[bool] = True
     top_k: PositiveInt = 1
     """Experts per token K; at most num_experts."""
     routing_dim: PositiveInt = 16

@@ -182,10 +182,24 @@ class StepMetrics:
     capacity_per_layer: Annotated[
         list[int],
         Metric(
-            "Expert capacity of each MoE layer, in assignments per micro-batch; empty for `dropless`.",
+            "Expert capacity of each MoE layer, in assignments per micro-batch; empty without a limit.",
             tag="moe/capacity/{layer}",
         ),
     ] = field(default_factory=list)
+    fill_rate: Annotated[
+        float,
+        Metric(
+            "Capacity policy `round`: rows filled by tokens that did not choose the expert, per chosen assignment.",
+            reduction="mean",
+            tag="moe/fill_rate",
+            chart=Chart(
+                "Routing",
+                Axis("Fill rate", "of assignments", "{:.2%}", percent=True, from_zero=True),
+                unless_zero=True,
+            ),
+            left_out_of_file=0.0,
+        ),
+    ] = 0.0
     delta_per_layer: Annotated[
         list[float],
         Metric(

@@ -28,7 +28,7 @@ class ExpertRows:
     def __init__(self, config: MoEConfig, assignments: int):
         experts = config.num_experts
         self.sizes = _sizes(assignments, experts)
-        if config.capacity.policy != "dropless":
+        if config.capacity.has_limit:
             self.sizes = [min(assignments, math.ceil(config.capacity.factor * assignments / experts))]
         if config.router.fixed_load:
             self.sizes = [assignments // experts]
