@@ -199,7 +199,7 @@ class StepMetrics:
             ),
             left_out_of_file=0.0,
         ),
-    ] = 0.0
+    ] = field(default=0.0)
     delta_per_layer: Annotated[
         list[float],
         Metric(
