@@ -30,6 +30,8 @@ class HeldMemory:
     """Bytes that one step needs on one rank."""
 
     parameters: int
+    copies: int
+    """Of parameters in the compute type, where that is another one."""
     gradients: int
     optimizer: int
     activations: Mapping[str, int]

@@ -27,7 +27,7 @@ SKIPPED = 5
 compile and measure."""
 RECENT = 20
 """Steps before the window whose median duration it is compared with."""
-HELD = ("parameters", "gradients", "optimizer", "peak", "temporary")
+HELD = ("parameters", "copies", "gradients", "optimizer", "peak", "temporary")
 
 
 def steps_to_profile(config: Config, start_step: int) -> range:

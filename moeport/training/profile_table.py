@@ -12,6 +12,7 @@ from moeport.pages.tables import Table
 
 HELD_LABELS = {
     "parameters": "parameters",
+    "copies": "parameters in the compute type",
     "gradients": "gradients",
     "optimizer": "state of the optimiser",
 }
@@ -108,7 +109,7 @@ def _time_bars(profile: Mapping[str, Any]) -> list[Bar]:
 
 def _held(memory: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """Bytes by label: what is held, then the activations by kind."""
-    found = {label: memory[name] for name, label in HELD_LABELS.items()}
+    found = {label: memory[name] for name, label in HELD_LABELS.items() if memory[name]["max"]}
     for kind, spread in sorted(memory["activations"].items(), key=lambda item: -item[1]["mean"]):
         found[f"activations: {ACTIVATION_LABELS.get(kind, KINDS[kind])}"] = spread
     return found
@@ -116,7 +117,7 @@ def _held(memory: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
 
 def _memory(memory: Mapping[str, Any]) -> Table:
     planned = memory["planned"]
-    estimates = {label: planned[name] for name, label in HELD_LABELS.items()}
+    estimates = {label: planned[name] for name, label in HELD_LABELS.items() if name in planned}
     rows = [
         [
             label,

@@ -133,8 +133,9 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
     def _differentiated(self, batch: Batch, share: float) -> LossTerms:
         terms = self.module(batch)
         (terms.loss if share == 1.0 else terms.loss * share).backward()
-        self.copies.take_gradients()
-        self.optimizer.watch(terms.loss)
+        with self.ops.part("optimizer"):
+            self.copies.take_gradients()
+            self.optimizer.watch(terms.loss)
         return terms.map(Tensor.detach)
 
     @override

@@ -25,7 +25,7 @@ class SavedTensors:
     and what backward passes keep while they recompute.
 
     Args:
-        parameters: of the model.
+        parameters: of the model, and their copies.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -67,7 +67,8 @@ def _kind(parts: tuple[str, ...]) -> str:
 def measured(model: TorchTrainingModel, keep: Callable[[HeldMemory], None]) -> Iterator[None]:
     """Measure the one whole step that the block does, and pass the result to `keep`."""
     parameters = list(model.module.parameters())
-    saved, gradients = SavedTensors(parameters), 0
+    copies = list(model.copies.copies.values())
+    saved, gradients = SavedTensors([*parameters, *copies]), 0
     apply = model.step
 
     def step(*args: Any, **options: Any) -> None:
@@ -85,6 +86,7 @@ def measured(model: TorchTrainingModel, keep: Callable[[HeldMemory], None]) -> I
     keep(
         HeldMemory(
             parameters=sum(local(p).nbytes for p in parameters),
+            copies=sum(copy.nbytes for copy in copies),
             gradients=gradients,
             optimizer=_state_bytes(model.optimizer),
             activations=dict(saved.by_kind),
