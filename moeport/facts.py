@@ -130,6 +130,15 @@ _TORCH_NPU = (
 they call; the multiple of 4 is what torch-npu's own scaled_dot_product_attention asks for.
 """
 _GROUPED = "compute capability 9 or 10; widths that are multiples of 8; fewer than 1024 experts"
+_TORCH_CPU = tuple(
+    FusedKernel(kernel, name, dtypes, "; ".join(filter(None, (limit, needs))))
+    for kernel, limit in (("routed_mlp", "tokens choose experts"), ("grouped_mlp", ""))
+    for name, dtypes, needs in (
+        ("slices", _ALL, ""),
+        ("grouped_mm", ("float32", "bfloat16"), "PyTorch 2.13"),
+        ("padded_bmm", _ALL, ""),
+    )
+)
 _TORCH_CUDA = (
     FusedKernel("routed_mlp", "grouped_mm_triton", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
     FusedKernel("routed_mlp", "grouped_mm", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),
@@ -191,7 +200,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         extensions=("torch-npu",),
         recomputes=True,
         shards=True,
-        fused={"npu": _TORCH_NPU, "cuda": _TORCH_CUDA},
+        fused={"cpu": _TORCH_CPU, "npu": _TORCH_NPU, "cuda": _TORCH_CUDA},
     ),
     "mindspore": BackendFacts(
         module="moeport.backends.mindspore.backend",

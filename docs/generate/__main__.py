@@ -27,6 +27,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "variables": ascend.variables,
     },
     "docs/backends.md": {
+        "torch cpu": fused.torch_cpu,
         "torch cuda": fused.torch_cuda,
         "torch-npu": fused.torch_npu,
         "mindspore npu": fused.mindspore_npu,

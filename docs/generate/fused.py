@@ -13,6 +13,11 @@ def operators(backend: str, device: str) -> str:
     return "\n".join([head, *rows])
 
 
+def torch_cpu() -> str:
+    """Those of PyTorch on CPUs."""
+    return operators("torch", "cpu")
+
+
 def torch_cuda() -> str:
     """Those of PyTorch on NVIDIA GPUs."""
     return operators("torch", "cuda")

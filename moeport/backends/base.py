@@ -148,6 +148,12 @@ class Backend(ABC):
         """For each kernel for which the device has fused operators, the one that is used, or `composition`."""
         return {}
 
+    def timed_kernels(self) -> dict[str, str] | None:
+        """What the trial by time has chosen on machines of this kind: by case, the form and its milliseconds and those
+        of the others. None: nothing is chosen by time on this device.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class TrainingOptions:

@@ -78,9 +78,10 @@ def report() -> dict[str, Any]:
     Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None if
     there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`,
     `threads`, the libraries of `communication` and, per device, the units with their memory in bytes, and per compute
-    type whether a tiny model ran in it, the speed of a matrix product and the kernels. Where an installed torch-npu
-    keeps PyTorch from starting, these are as found `without_npus`. `cpu`, `accelerators_seen`, `network` and `storage`
-    describe the machine; `ascend` is `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
+    type whether a tiny model ran in it, the speed of a matrix product and the kernels; `timed` is what was chosen by
+    time, by case, and None where nothing is. Where an installed torch-npu keeps PyTorch from starting, these are as
+    found `without_npus`. `cpu`, `accelerators_seen`, `network` and `storage` describe the machine; `ascend` is
+    `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
     """
     return {
         "moeport": VERSION,
@@ -282,7 +283,7 @@ def _device(device: Mapping[str, Any]) -> RenderableType:
     ratio = device["bfloat16_over_float32"]
     if ratio is not None:
         parts.append(Text(f"bfloat16 runs at {ratio:.2f} times the speed of float32"))
-    return Group(*parts, *(_kernels(device["dtypes"])))
+    return Group(*parts, *(_kernels(device["dtypes"])), *map(Text, _timed(device["timed"])))
 
 
 def _kernels(dtypes: Mapping[str, Any]) -> Iterator[Table]:
@@ -300,6 +301,14 @@ def _kernels(dtypes: Mapping[str, Any]) -> Iterator[Table]:
         for implementation, members in by_implementation.items():
             table.add_row(Text(", ".join(members)), Text(implementation))
         yield table
+
+
+def _timed(timed: Mapping[str, str] | None) -> Iterator[str]:
+    """Lines on the kernels that were chosen by time."""
+    if timed is not None:
+        yield "fastest forms, as timed on this machine" + (":" if timed else ": none has been timed yet")
+        for case, found in timed.items():
+            yield f"  {case}: {found}"
 
 
 def _indented(content: RenderableType) -> Padding:

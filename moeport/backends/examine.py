@@ -65,7 +65,7 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
 
 def _device(name: str, device: str) -> dict[str, Any]:
     """Compute on one device in every compute type."""
-    found: dict[str, Any] = {"description": device, "units": [], "dtypes": {}}
+    found: dict[str, Any] = {"description": device, "units": [], "dtypes": {}, "timed": None}
     for dtype in FLOAT_DTYPES:
         try:
             backend = get_backend(BackendConfig(name=name, device=device, dtype=dtype))
@@ -81,6 +81,7 @@ def _device(name: str, device: str) -> dict[str, Any]:
             "matmul_flops_per_second": round(speed),
             "kernels": backend.kernel_choices(),
         }
+        found["timed"] = backend.timed_kernels()
     speeds = {dtype: result.get("matmul_flops_per_second") for dtype, result in found["dtypes"].items()}
     both = speeds["bfloat16"] and speeds["float32"]
     found["bfloat16_over_float32"] = round(speeds["bfloat16"] / speeds["float32"], 2) if both else None

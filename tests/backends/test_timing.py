@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from moeport.backends import timing
+from moeport.backends import get_backend, timing
+from moeport.backends.doctor import _timed
 from moeport.backends.examples import plan_of
 from moeport.backends.sized import SIZED, load_of, power_of_two
 from moeport.backends.timing import Case, Machine, Timed, all_kept, keep, kept, race
-from moeport.backends.torch import timed
+from moeport.backends.torch import fused, timed
 from moeport.backends.torch.fused import FusedOps, _composition
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.trial import Candidate
+from moeport.config.training import BackendConfig
 from moeport.facts import FusedKernel
 
 CPU = torch.device("cpu")
@@ -26,7 +28,10 @@ MACHINE = Machine("a processor", 2, "torch 2.13.0")
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "moeport" / "kernels"
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield tmp_path / "moeport" / "kernels"
+    torch.use_deterministic_algorithms(before)
 
 
 def raced(incumbent, **took):
@@ -144,6 +149,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(timed._Inputs, "results", results)
     monkeypatch.setattr(timed, "seconds_of", seconds_of)
     monkeypatch.setattr(timed, "WORTH_FLOPS", 2**20)
+    monkeypatch.setattr(fused, "WORTH_FLOPS", 2**20)
     return pretend
 
 
@@ -206,20 +212,14 @@ def test_where_results_are_reproducible_time_chooses_among_equal_bits(clock, det
     forms = candidates(first=1, other=1 + 1e-6, same=1)
     clock(forms, first=0.03, other=0.01, same=0.02, composition=0.025)
     torch.use_deterministic_algorithms(deterministic)
-    try:
-        assert served(FusedOps(CPU, forms, "auto"), *arguments()) == ("same" if deterministic else "other")
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert served(FusedOps(CPU, forms, "auto"), *arguments()) == ("same" if deterministic else "other")
 
 
 def test_bits_that_are_said_to_be_equal_are_compared(clock):
     forms = (*candidates(first=1), Candidate(FusedKernel("grouped_mlp", "liar"), mlp(1 + 1e-6), bits="composition"))
     clock(forms, first=0.03, liar=0.01, composition=0.03)
     torch.use_deterministic_algorithms(True)
-    try:
-        assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "first"
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "first"
 
 
 ATTENTION = {"B": 4, "S": 16, "H": 4, "G": 2, "A": 8, "causal": True}
@@ -263,3 +263,16 @@ def test_powers_of_two():
 
 def test_the_clock_of_the_cpu():
     assert 0 < timed.seconds_of(CPU, lambda: torch.ones(8).sum()) < 60
+
+
+def test_doctor_shows_what_was_chosen():
+    backend = get_backend(BackendConfig(name="torch", device="cpu"))
+    assert backend.timed_kernels() == {}
+    assert list(_timed({})) == ["fastest forms, as timed on this machine: none has been timed yet"]
+    keep(timed.machine_of(CPU), CASE, NAMES, FOUND)
+    found = backend.timed_kernels()
+    assert found == {"grouped_mlp in float32, E=8 load=even": "b 9 ms, a 10 ms"}
+    assert list(_timed(found))[1] == "  grouped_mlp in float32, E=8 load=even: b 9 ms, a 10 ms"
+    assert get_backend(BackendConfig(name="torch", device="cpu", kernels="default")).timed_kernels() is None
+    assert get_backend(BackendConfig(name="numpy", device="cpu")).timed_kernels() is None
+    assert not list(_timed(None))

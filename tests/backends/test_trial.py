@@ -187,6 +187,7 @@ def test_transforms_take_the_composition():
 
 
 def test_a_device_without_a_table_has_plain_operations(monkeypatch):
+    monkeypatch.delitem(fused.TABLES, "cpu")
     assert type(operations(CPU)) is TorchOps
     assert type(operations(CPU, {"swiglu": "default"})) is TorchOps
     with pytest.raises(

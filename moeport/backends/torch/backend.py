@@ -16,6 +16,7 @@ from moeport.ascend.installed import versions
 from moeport.ascend.table import DETERMINISM
 from moeport.backends.base import Backend, TrainingModel, TrainingOptions
 from moeport.backends.profiler import Profiler
+from moeport.backends.timing import all_kept
 from moeport.backends.torch.auto_dtype import choose_dtype
 from moeport.backends.torch.communicator import communication_libraries, start
 from moeport.backends.torch.described import kernel_choices
@@ -31,6 +32,7 @@ from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingMode
 from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.profiling.session import TorchProfiler
+from moeport.backends.torch.timed import machine_of
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
 from moeport.comm.job import Job
 from moeport.comm.mesh import Mesh
@@ -157,6 +159,12 @@ class TorchBackend(Backend):
         if not isinstance(self.ops, FusedOps):
             return {}
         return {kernel: choice.operator for kernel, choice in self.ops.prepare(self.dtype).items()}
+
+    @override
+    def timed_kernels(self) -> dict[str, str] | None:
+        if not isinstance(self.ops, FusedOps) or not self.ops.chooses_by_time:
+            return None
+        return {str(case): str(timed) for case, timed in all_kept(machine_of(self.torch_device))}
 
     def _prepared(self) -> TorchOps:
         """The operations, once fused kernels have been tried in the compute type.

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from moeport.backends.examples import EXAMPLES, differentiated_among
-from moeport.backends.sized import SIZED
+from moeport.backends.sized import SIZED, WORTH_FLOPS
 from moeport.backends.timing import COMPOSITION, Case
 from moeport.backends.torch.adamw_trial import ADAMW, step_fault
 from moeport.backends.torch.ops import TorchOps, inside_torch_func
@@ -29,7 +29,7 @@ from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype
 from moeport.errors import BackendUnavailableError, UserError
 
-TABLES = {"npu": "moeport.backends.torch.npu.kernels", "cuda": "moeport.backends.torch.cuda.kernels"}
+TABLES = {kind: f"moeport.backends.torch.{kind}.kernels" for kind in ("cpu", "cuda", "npu")}
 """Modules with `CANDIDATES`, by type of device."""
 _made: dict[Any, FusedOps] = {}
 """By device, setting and determinism, since trials take time."""
@@ -49,8 +49,14 @@ def operations(device: torch.device, setting: str | Mapping[str, str] = AUTO) ->
         return TorchOps(device)
     named = setting if isinstance(setting, str) else tuple(sorted(setting.items()))
     key = device, named, torch.are_deterministic_algorithms_enabled()  # with which some operators fail their trial
+    if key not in _made and torch.compiler.is_compiling():  # a table cannot be read while a graph is traced
+        return TorchOps(device)
     if key not in _made:
-        _made[key] = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)
+        made = FusedOps(device, import_module(TABLES[device.type]).CANDIDATES, setting)
+        if not isinstance(setting, str):
+            others = {kernel: wish for kernel, wish in setting.items() if kernel not in made.fused_kernels}
+            refuse_named(others, device.type)
+        _made[key] = made
     return _made[key]
 
 
@@ -90,6 +96,11 @@ class FusedOps(TorchOps):
         """By what is chosen for."""
         self.given_way: dict[str, str] = {}
         """Why the composition served some arguments though an operator was chosen, by kernel."""
+
+    @property
+    def chooses_by_time(self) -> bool:
+        """Whether there is a kernel whose form time chooses."""
+        return any(wish_for(kernel, self.setting) == AUTO and kernel in SIZED for kernel in self.fused_kernels)
 
     def prepare(self, dtype: str) -> dict[str, Choice]:
         """What computes each kernel in a compute type, once every operator has been tried in it.
@@ -148,7 +159,12 @@ class FusedOps(TorchOps):
             return incumbent
         case = Case(kernel, dtype, sizes, same_bits=torch.are_deterministic_algorithms_enabled())
         if case not in self.timed:
-            self.timed[case] = undisturbed(self.device, lambda: self._by_trial(case, incumbent, args, options))
+            forms = [each for each in self.candidates if each.fact.kernel == kernel]
+            bits = [COMPOSITION, *(each.bits or each.fact.name for each in forms)]
+            if SIZED[kernel].flops(dict(sizes)) < WORTH_FLOPS or (case.same_bits and len(set(bits)) == len(bits)):
+                self.timed[case] = incumbent
+            else:
+                self.timed[case] = undisturbed(self.device, lambda: self._by_trial(case, incumbent, args, options))
         return self.timed[case]
 
     def _by_trial(self, case: Case, incumbent: Choice, args: Sequence[Any], options: Mapping[str, Any]) -> Choice:
@@ -159,13 +175,13 @@ class FusedOps(TorchOps):
         bits = {COMPOSITION: COMPOSITION} | {name: each.bits or name for name, each in found.items()}
         first = incumbent.operator if incumbent.operator in found else next(iter(found), COMPOSITION)
         allowed = [name for name in bits if not case.same_bits or bits[name] == bits[first]]
+        if len(allowed) < 2:
+            return incumbent
         forms = {name: found[name].function if name in found else _composition(case.kernel) for name in allowed}
         ops = copy.copy(self)
         ops.times = False
         timed = fastest(ops, case, forms, first, _composition(case.kernel))
-        chosen = timed.chosen if timed else first
-        label = f"{chosen} ({timed})" if timed else chosen
-        return Choice(found.get(chosen), label)
+        return Choice(found.get(timed.chosen), f"{timed.chosen} ({timed})")
 
     def can_serve(self, kernel: str, choice: Choice, *args: Any, **options: Any) -> bool:
         """Whether what was chosen serves some arguments of its kernel.
@@ -227,13 +243,12 @@ def _composition(kernel: str) -> Callable[..., Any]:
 
 def _overridden(kernel: str) -> Callable[..., Any]:
     """The method of a kernel that may be fused."""
-    composition = _composition(kernel)
 
-    @functools.wraps(composition)
+    @functools.wraps(_composition(kernel))
     def run(self: FusedOps, x: Tensor, *rest: Any, **options: Any) -> Any:
         candidate = self.serving(kernel, x, rest, options) if kernel in self.fused_kernels else None
         if candidate is None:
-            return composition(self, x, *rest, **options)
+            return _composition(kernel)(self, x, *rest, **options)
         y = candidate.function(self, x, *rest, **options)
         return y if candidate.is_smooth else _differentiable_once(y, kernel, candidate.fact.name)
 

@@ -49,7 +49,7 @@ def seconds_of(device: torch.device, run: Callable[[], Any]) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def fastest(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, reference: Form) -> Timed | None:
+def fastest(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, reference: Form) -> Timed:
     """The choice for a case, of the cache or of a trial.
 
     Args:
@@ -58,11 +58,7 @@ def fastest(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, r
         contenders: the forms that may be used, by name, among them the incumbent.
         incumbent: the form that is used unless another is faster.
         reference: the composition, which may be a contender too.
-
-    Returns: None if there is nothing to choose, or too little to compute for it to matter.
     """
-    if len(contenders) < 2 or SIZED[case.kernel].flops(dict(case.sizes)) < WORTH_FLOPS:
-        return None
     machine, names = machine_of(ops.device), frozenset(contenders)
     found = kept(machine, case, names)
     if found is None:
