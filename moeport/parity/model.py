@@ -87,7 +87,9 @@ class Recorded(Transformer):
                 y_BSD, metrics = self._run_block(params, run, x_BSD, context)
             for suffix, layer_metrics in zip(self.blocks[context.layer].moe, metrics, strict=True):
                 for name in ("load_balance", "router_z"):
-                    recorder.add(ops, name + suffix, "loss", getattr(layer_metrics, name))
+                    loss = getattr(layer_metrics, name)
+                    if loss is not None:  # None: it is off
+                        recorder.add(ops, name + suffix, "loss", loss)
                 for name in ("chosen_E", "served_E"):
                     recorder.add(ops, name + suffix, "plan", getattr(layer_metrics, name))
             recorder.add(ops, "output", "activation", y_BSD)
