@@ -245,9 +245,9 @@ CASES = [
         "c.yaml:2:11 backend.device: is not a choice (got gpu); expected one of auto, cpu, cuda, npu; did you mean cuda?",
     ),
     case(
-        "the only choice",
+        "an optimiser that there is not",
         "optimizer:\n  name: lion\n",
-        "c.yaml:2:9 optimizer.name: is not a choice (got lion); expected adamw",
+        "c.yaml:2:9 optimizer.name: is not a choice (got lion); expected one of adamw, muon",
     ),
     case(
         "boolean for a choice",
