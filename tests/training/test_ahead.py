@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moeport.backends import get_backend
+from moeport.backends.torch import sorting
 from moeport.backends.torch.model import TorchTrainingModel
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.comm.mesh import single_mesh
@@ -147,6 +148,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, dtype):
     backend, task = get_backend(config.backend), build_task(config, report=lambda _: None)
     monkeypatch.setattr(TorchOps, "grouped_mlp", of_all_experts)
     monkeypatch.setattr(TorchOps, "one_hot", one_hot)
+    monkeypatch.setattr(TorchOps, "sort_by_group", lambda ops, group_N, groups: sorting.by_group(group_N, groups))
     shapes, mesh = task.model(), single_mesh(backend.ops)
     params = initial_parameters(shapes.parameter_specs(), 0, task.token_counts)
     placed = place_model(config, backend, shapes, params, mesh)
