@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from moeport.core.parameters import ParameterSpec
 class ComputeCopies:
     """The copies that a module uses in place of its parameters; none if parameters have the compute type already.
 
-    They cost 2 bytes per parameter in bfloat16. Gradients reach the copies in the compute type, and `take_gradients`
-    adds them to those of the parameters. That gives the same bits as a cast at every use, unless a parameter is used
-    more than once in a pass: then its gradients are summed in the compute type.
+    They cost 2 bytes per parameter in bfloat16. Gradients reach the copies in the compute type and are added to those
+    of the parameters. That gives the same bits as a cast at every use, unless a parameter is used more than once in a
+    pass: then its gradients are summed in the compute type.
 
     Parameters that `fully_shard` divides are left out, since it casts them as it gathers them.
 
@@ -38,6 +38,9 @@ class ComputeCopies:
         self.copies = {
             name: p.detach().to(dtype).requires_grad_(trains and p.requires_grad) for name, p in self.parameters.items()
         }
+        for name, copy in self.copies.items():
+            if copy.requires_grad:
+                copy.register_post_accumulate_grad_hook(partial(self._pass_on, name))
         module.use_copies(self.copies)
 
     @torch.no_grad()
@@ -47,18 +50,13 @@ class ComputeCopies:
         if changed:
             torch._foreach_copy_([self.copies[name] for name in changed], [self.parameters[name] for name in changed])
 
-    @torch.no_grad()
-    def take_gradients(self) -> None:
-        """Add the gradients of the copies to those of the parameters, and clear the former."""
-        arrived = {name: copy for name, copy in self.copies.items() if copy.grad is not None}
-        first = {name: copy for name, copy in arrived.items() if self.parameters[name].grad is None}
-        for name in first:
-            self.parameters[name].grad = torch.empty_like(self.parameters[name])
-        self._move(first, torch._foreach_copy_)
-        self._move({name: copy for name, copy in arrived.items() if name not in first}, torch._foreach_add_)
-        for copy in arrived.values():
-            copy.grad = None
-
-    def _move(self, copies: Mapping[str, Tensor], function: Callable[..., Any]) -> None:
-        if copies:
-            function([self.parameters[name].grad for name in copies], [copy.grad for copy in copies.values()])
+    def _pass_on(self, name: str, copy: Tensor) -> None:
+        """Add the gradient that has reached a copy to that of its parameter, at once: its memory serves the next."""
+        gradient, parameter = copy.grad, self.parameters[name]
+        copy.grad = None
+        if gradient is None:
+            return
+        if parameter.grad is None:
+            parameter.grad = gradient.to(parameter.dtype)
+        else:
+            parameter.grad.add_(gradient)

@@ -134,7 +134,6 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         terms = self.module(batch)
         (terms.loss if share == 1.0 else terms.loss * share).backward()
         with self.ops.part("optimizer"):
-            self.copies.take_gradients()
             self.optimizer.watch(terms.loss)
         return terms.map(Tensor.detach)
 
