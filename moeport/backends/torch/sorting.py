@@ -28,7 +28,7 @@ def best_ids(x: Tensor, k: int) -> Tensor:
     """
     if k == 1:
         return x.argmax(-1, keepdim=True)
-    if k > MOST_PASSES or x.device.type not in KEYED or not x.is_floating_point():
+    if not _is_few(k) or x.device.type not in KEYED or not x.is_floating_point():
         return x.sort(stable=True, dim=-1, descending=True).indices[..., :k]
     keys = ordered_keys(x)
     taken = torch.iinfo(keys.dtype).min
@@ -37,6 +37,17 @@ def best_ids(x: Tensor, k: int) -> Tensor:
         found.append(keys.argmax(-1, keepdim=True))
         keys.scatter_(-1, found[-1], taken)
     return torch.cat([*found, keys.argmax(-1, keepdim=True)], -1)
+
+
+def _is_few(k: int) -> bool:
+    """Whether passes are faster than sorting; never for a k that varies within a compiled graph, such as the share of
+    the tokens that an expert chooses: a graph has a fixed number of passes.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(k <= MOST_PASSES)
+    return k <= MOST_PASSES
 
 
 def ordered_keys(x: Tensor) -> Tensor:
