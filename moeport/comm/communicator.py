@@ -161,7 +161,8 @@ class Communicator(ABC):
         rest, parts = values.astype(np.float64), []
         for _ in range(3):  # three float32 hold a float64
             parts.append(rest.astype(np.float32))
-            rest = rest - parts[-1]
+            with np.errstate(invalid="ignore"):
+                rest = np.where(np.isfinite(parts[-1]), rest - parts[-1], 0.0)  # nothing is left of an infinity
         gathered = self.ops.to_numpy(self.all_gather(self.ops.from_numpy(np.stack(parts))))
         return gathered.astype(np.float64).sum((0, 1))
 

@@ -5,6 +5,7 @@ every case.
 """
 
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from moeport.backends import get_backend
 from moeport.comm.mesh import Mesh
 from moeport.core.parameters import initial_parameters
+from moeport.errors import NonFiniteError
 from moeport.launch.launcher import launched
 from moeport.training.batches import Batches
 from moeport.training.placed import place_model
@@ -169,16 +171,21 @@ def one_process(config, size):
     return config.model_copy(update={"training": training})
 
 
-def run(config, world):
-    """Losses, gradients and parameters of some steps, and an evaluation."""
-    backend = backend_of(config.backend)
+def trainer_of(config, world, task):
+    """A trainer at its first step."""
     mesh = Mesh(world, config.parallelism.expert if world.size > 1 else 1)
-    task = build_task(config, report=lambda text: None)
     lm = task.model()
     params = initial_parameters(lm.parameter_specs(), config.training.seed, task.token_counts)
-    placed = place_model(config, backend, lm, params, mesh, (config.comm.algorithm, config.comm.chunks))
-    trainer = Trainer(config, placed, Batches(config.training, lm, task.train, world))
-    model = placed.arrays
+    algorithm = config.comm.algorithm, config.comm.chunks
+    placed = place_model(config, backend_of(config.backend), lm, params, mesh, algorithm)
+    return Trainer(config, placed, Batches(config.training, lm, task.train, world))
+
+
+def run(config, world):
+    """Losses, gradients and parameters of some steps, and an evaluation."""
+    task = build_task(config, report=lambda text: None)
+    trainer = trainer_of(config, world, task)
+    model = trainer.model
     found, step = {}, model.step
 
     def observed(learning_rate, norm):
@@ -201,6 +208,34 @@ def run(config, world):
     model.load_parameters(parameters)
     found["again"] = np.array([trainer.step().loss])
     return found
+
+
+def check_refusal(config, world):
+    """If the loss of the last rank alone is infinite, every rank learns it, and nothing changes from that step on."""
+    trainer = trainer_of(config, world, build_task(config, report=lambda text: None))
+    model = trainer.model
+    assert not trainer.waits
+    trainer.advance()
+    before = model.parameters() | model.optimizer_state()
+    if world.rank == world.size - 1:
+        forward = model.module.forward
+
+        def infinite(batch):
+            terms = forward(batch)
+            return terms._replace(loss=terms.loss + math.inf)  # its gradients are finite
+
+        model.module.forward = infinite
+    trainer.advance()
+    trainer.advance()
+    steps = []
+    try:
+        for metrics in trainer.collect():
+            steps.append(metrics.step)
+    except NonFiniteError as error:
+        steps.append(str(error).partition(",")[0])
+    assert steps == [1, "step 2: loss or gradient norm is not finite (loss inf"], steps
+    for name, value in (model.parameters() | model.optimizer_state()).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
 def faults_of(case, found, want):
@@ -242,6 +277,8 @@ def main(name, folder, device="cpu", compiles=""):
             found = run(compiled(config) if compiles else config, world)
             if world.rank == 0:
                 np.savez(folder / f"{case}.npz", **found)
+        if (name, device, compiles) == ("torch", "cpu", ""):
+            check_refusal(config_of(name, "micro-batches", world.size, own), world)
 
 
 if __name__ == "__main__":
