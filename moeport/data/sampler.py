@@ -23,8 +23,8 @@ class Sampler:
         self.num_sequences = num_sequences
         self.batch_size = batch_size
         self.seed = seed
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
+        self._last = -1, np.empty(0, np.int64)
+        """An epoch and its order, replaced together, since batches may be drawn in two threads."""
 
     def indices(self, step: int) -> np.ndarray:
         """Sequence indices of a step, (batch_size,) int64. Steps count from 0."""
@@ -40,7 +40,8 @@ class Sampler:
         return self.indices(step)[first:end]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._order = generator(self.seed, "data", epoch).permutation(self.num_sequences)
-            self._epoch = epoch
-        return self._order
+        last, order = self._last
+        if epoch != last:
+            order = generator(self.seed, "data", epoch).permutation(self.num_sequences)
+            self._last = epoch, order
+        return order

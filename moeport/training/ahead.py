@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -70,15 +70,20 @@ class DrawnAhead:
                 return
 
 
-def drawn_ahead(run: PreparedRun) -> AbstractContextManager[object]:
+@contextmanager
+def drawn_ahead(run: PreparedRun) -> Iterator[None]:
     """Lets the trainer of a run take batches that are drawn ahead, inside the block, if that pays off."""
     if not pays_off(run.backend.device, usable_cores()):
-        return nullcontext()
+        yield
+        return
     training, trainer = run.config.training, run.trainer
     steps = (step for step in range(run.start_step, training.steps) if not training.skips(step + 1))
-    ahead = DrawnAhead(trainer.batches.of_step, steps)
-    trainer.draw = ahead
-    return ahead
+    draw = trainer.draw
+    try:
+        with DrawnAhead(trainer.batches.of_step, steps) as trainer.draw:
+            yield
+    finally:
+        trainer.draw = draw
 
 
 def pays_off(device: str, cores: int) -> bool:
