@@ -266,6 +266,10 @@ EFFECTS = (
             "metrics.sample_prompt",
         )
     ),
+    *(
+        Effect(f"optimizer.muon.{option}", "optimizer.name", ("muon",))
+        for option in ("momentum", "nesterov", "adjust_rate", "adamw_learning_rate")
+    ),
     Effect("optimizer.schedule.decay_fraction", "optimizer.schedule.name", ("wsd",)),
     Effect("optimizer.schedule.final_fraction", "optimizer.schedule.name", ("cosine", "wsd")),
 )

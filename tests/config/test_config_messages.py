@@ -348,7 +348,7 @@ CASES = [
         "misspelled kernel",
         "backend: {kernels: {swigglu: default}}\n",
         "c.yaml:1:20 backend.kernels: swigglu is no kernel that can be chosen (got {swigglu: default}); expected one of "
-        "rms_norm, rope, attention, swiglu, grouped_mlp, permute, unpermute, adamw, routed_mlp; did you mean swiglu?",
+        "routed_mlp, grouped_mlp, rms_norm, rope, attention, swiglu, permute, unpermute, adamw; did you mean swiglu?",
     ),
     case(
         "misspelled operator",
@@ -579,6 +579,11 @@ CASES = [
         "decay_fraction of cosine",
         "optimizer:\n  schedule:\n    decay_fraction: 0.1\n",
         "c.yaml:3:21 optimizer.schedule.decay_fraction: has no effect while optimizer.schedule.name is cosine (got 0.1); expected optimizer.schedule.name wsd, or this key left out",
+    ),
+    case(
+        "momentum of adamw",
+        "optimizer:\n  muon: {momentum: 0.9}\n",
+        "c.yaml:2:20 optimizer.muon.momentum: has no effect while optimizer.name is adamw (got 0.9); expected optimizer.name muon, or this key left out",
     ),
     case(
         "final_fraction of constant",
