@@ -4,8 +4,9 @@
     python benchmarks/moe_layer.py --curve tokens --shapes olmoe
     python benchmarks/moe_layer.py --device cpu --tiny
 
-All layers of a shape have the same weights and tokens, and each is compared with a float32 reference before it is
-timed. They are timed in one process, in rounds in which each has its turn. A contender that is not installed, fails or
+All layers of a shape have the same weights, and each is compared with a float32 reference before it is timed. They are
+timed in one process, in rounds in which each has its turn. Each call has new tokens, as in training: on a CPU, products
+in bfloat16 take several times as long for numbers of rows that are new. A contender that is not installed, fails or
 computes something wrong is listed with the reason. On an accelerator every comparison and every shape has a process of
 its own, and the process that starts them does not touch the device. `--minutes` is kept: shapes share what is left.
 

@@ -10,13 +10,14 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 
 from contest.clock import device_name, held_bytes, host_waits, milliseconds, peak_bytes, synchronize
 from contest.contender import Contender, Layer
-from contest.problem import TOLERANCE, Problem, draw, draw_decided, errors, loads, reference
+from contest.problem import TOLERANCE, Problem, draw, draw_decided, errors, loads, redraw, reference
 from contest.shapes import Shape
 
 Say = Callable[[dict[str, Any]], None]
@@ -139,10 +140,11 @@ def time_shape(
         if "reason" in row:
             ready.pop(name, None)
         free(terms.device)
+    seeds = count(1)
     for index in range(terms.rounds):
         if index >= FEWEST_ROUNDS and time.time() > deadline:
             break
-        _round(index, ready, rows, terms, result)
+        _round(index, ready, rows, terms, result, lambda: redraw(problem, next(seeds)))
         say(result)
     result.pop("at")
     say(result)
@@ -179,8 +181,9 @@ def _round(
     rows: Mapping[str, dict[str, Any]],
     terms: Terms,
     result: dict[str, Any],
+    prepare: Callable[[], None],
 ) -> None:
-    """One turn of each; a contender that fails leaves."""
+    """One turn of each, each call with tokens of its own; a contender that fails leaves."""
     names: Sequence[str] = list(ready)
     start = index % max(1, len(names))
     for name in [*names[start:], *names[:start]]:
@@ -188,6 +191,7 @@ def _round(
         try:
             for fn, key in zip(ready[name], ("forward_ms", "both_ms"), strict=True):
                 if fn is not None:
+                    prepare()
                     rows[name][key].append(milliseconds(fn, terms.device))
         except Exception as error:
             rows[name]["reason"] = short(error)

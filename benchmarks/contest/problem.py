@@ -73,6 +73,13 @@ def draw(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0) -> Proble
     )
 
 
+def redraw(problem: Problem, seed: int) -> None:
+    """Give a problem other tokens, as every step of training has: experts get other numbers of rows."""
+    random = torch.Generator(device=problem.device).manual_seed(seed)
+    with torch.no_grad():
+        problem.x_TD[:, 1:].normal_(generator=random)
+
+
 def draw_decided(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0) -> Problem:
     """A problem in which rounding changes no token's choice of experts, for comparisons."""
     drawn = draw(Shape(**shape.as_dict() | {"tokens": 16 * shape.tokens}), device, dtype, seed)

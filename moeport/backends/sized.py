@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class Sized:
     example: Callable[[Ops, str, Mapping[str, Any], int], tuple[list[Any], int]]
     """Takes the Ops, the compute type, sizes by name, and by which power of two the work should be smaller. Returns
     arguments, and how many of the arrays among them, from the first, are differentiated.
+    """
+    load: Callable[[Ops, Mapping[str, Any], int, int], dict[int, Any]]
+    """Takes the Ops, sizes by name, the power of two, and a counter. Returns the arguments, by their places, that are
+    new in each step of training, where experts get other numbers of rows every time. The example has those of 0.
     """
     flops: Callable[[Mapping[str, Any]], float]
     """Takes sizes by name. Returns the floating-point operations of the forward pass."""
@@ -76,14 +81,22 @@ def _routed_sizes(
 
 def _routed_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int) -> tuple[list[Any], int]:
     """Fewer experts, and as many fewer tokens, so that each has the rows that it would have; then fewer tokens only."""
-    experts, choices = max(sizes["E"] // part, sizes["k"]), sizes["k"]
-    tokens = max(sizes["T"] // part, 1)
-    expert_N = _chosen(tokens, experts, choices, EXPONENTS[sizes["load"]])
-    gates_N = np.random.default_rng(3).uniform(0.1, 1, len(expert_N)).astype(np.float32)
+    experts, tokens = max(sizes["E"] // part, sizes["k"]), max(sizes["T"] // part, 1)
+    gates_N = np.random.default_rng(3).uniform(0.1, 1, tokens * sizes["k"]).astype(np.float32)
     x_TD, *weights = _arrays(ops, dtype, sizes, experts, tokens)
     gates = ops.cast(ops.from_numpy(gates_N), "float64" if dtype == "float64" else "float32")
-    plan = plan_of(ops, expert_N, choices, experts)
+    plan = _routed_load(ops, sizes, part, 0)[_PLAN]
     return [x_TD, gates, plan, *weights, sizes["activation"]], 4
+
+
+_PLAN, _COUNTS = 2, 3
+"""Places of the plan and of the rows per expert among the arguments."""
+
+
+def _routed_load(ops: Ops, sizes: Mapping[str, Any], part: int, turn: int) -> dict[int, Any]:
+    experts, choices = max(sizes["E"] // part, sizes["k"]), sizes["k"]
+    expert_TK = _chosen(max(sizes["T"] // part, 1), experts, choices, EXPONENTS[sizes["load"]], turn)
+    return {_PLAN: plan_of(ops, expert_TK.reshape(-1), choices, experts)}
 
 
 def _grouped_sizes(
@@ -103,8 +116,14 @@ def _grouped_sizes(
 
 def _grouped_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int) -> tuple[list[Any], int]:
     experts, rows = max(sizes["E"] // part, 1), max(sizes["R"] // part, 1)
-    counts = np.bincount(_chosen(rows, experts, 1, EXPONENTS[sizes["load"]]), minlength=experts)
-    return [*_arrays(ops, dtype, sizes, experts, rows), ops.from_numpy(counts), sizes["activation"]], 3
+    counts = _grouped_load(ops, sizes, part, 0)[_COUNTS]
+    return [*_arrays(ops, dtype, sizes, experts, rows), counts, sizes["activation"]], 3
+
+
+def _grouped_load(ops: Ops, sizes: Mapping[str, Any], part: int, turn: int) -> dict[int, Any]:
+    experts, rows = max(sizes["E"] // part, 1), max(sizes["R"] // part, 1)
+    expert_R1 = _chosen(rows, experts, 1, EXPONENTS[sizes["load"]], turn)
+    return {_COUNTS: ops.from_numpy(np.bincount(expert_R1.reshape(-1), minlength=experts))}
 
 
 def _attention_sizes(ops: Ops, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array, causal: bool = True) -> Sizes | None:
@@ -127,16 +146,27 @@ def _attention_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int
     return [*(_filled(ops, dtype, 1.0, batch, sequence, n, sizes["A"]) for n in heads), sizes["causal"]], 3
 
 
+def _same_load(*_: Any) -> dict[int, Any]:
+    """For kernels that no load matters to."""
+    return {}
+
+
 def _attention_flops(sizes: Mapping[str, Any]) -> float:
     pairs = sizes["B"] * sizes["S"] ** 2 * (0.5 if sizes["causal"] else 1.0)
     return 4.0 * pairs * sizes["H"] * sizes["A"]
 
 
-def _chosen(tokens: int, experts: int, choices: int, exponent: float) -> np.ndarray:
-    """Distinct experts of each token, (tokens * choices), drawn with unequal probabilities (Gumbel's trick)."""
-    random = np.random.default_rng(0)
-    score_TE = random.gumbel(size=(tokens, experts)) - exponent * np.log(np.arange(1, experts + 1))
-    return np.argsort(-score_TE, axis=1, kind="stable")[:, :choices].reshape(-1)
+def _chosen(tokens: int, experts: int, choices: int, exponent: float, turn: int) -> np.ndarray:
+    """Experts of each token, (tokens, choices): for a turn above 0, of as many tokens drawn from those of turn 0."""
+    expert_TK = _drawn(tokens, experts, choices, exponent)
+    return expert_TK[np.random.default_rng((turn, 0)).integers(tokens, size=tokens)] if turn else expert_TK
+
+
+@lru_cache(maxsize=2)
+def _drawn(tokens: int, experts: int, choices: int, exponent: float) -> np.ndarray:
+    """Distinct experts of each token, drawn with unequal probabilities (Gumbel's trick)."""
+    score_TE = np.random.default_rng(0).gumbel(size=(tokens, experts)) - exponent * np.log(np.arange(1, experts + 1))
+    return np.argsort(-score_TE, axis=1, kind="stable")[:, :choices].copy()
 
 
 def _arrays(ops: Ops, dtype: str, sizes: Mapping[str, Any], experts: int, rows: int) -> list[Array]:
@@ -161,8 +191,10 @@ def _mlp_flops(rows: int, sizes: Mapping[str, Any]) -> float:
 
 
 SIZED: Mapping[str, Sized] = {
-    "attention": Sized(_attention_sizes, _attention_example, _attention_flops),
-    "grouped_mlp": Sized(_grouped_sizes, _grouped_example, lambda sizes: _mlp_flops(sizes["R"], sizes)),
-    "routed_mlp": Sized(_routed_sizes, _routed_example, lambda sizes: _mlp_flops(sizes["T"] * sizes["k"], sizes)),
+    "attention": Sized(_attention_sizes, _attention_example, _same_load, _attention_flops),
+    "grouped_mlp": Sized(_grouped_sizes, _grouped_example, _grouped_load, lambda sizes: _mlp_flops(sizes["R"], sizes)),
+    "routed_mlp": Sized(
+        _routed_sizes, _routed_example, _routed_load, lambda sizes: _mlp_flops(sizes["T"] * sizes["k"], sizes)
+    ),
 }
 """By kernel."""

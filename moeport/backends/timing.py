@@ -36,6 +36,8 @@ ROUNDS = 3, 15
 """Fewest and most rounds."""
 HOPELESS = 2.0
 """A contender that takes this many times as long as the fastest in the first rounds leaves the trial."""
+METHOD = 2
+"""Of timing; choices that were made by another are not used. From 2 on, every run on a CPU has a new load."""
 FOLDER = "kernels"
 """Of the cache."""
 
@@ -153,6 +155,7 @@ def _key(machine: Machine, case: Case, contenders: frozenset[str]) -> dict[str, 
         "same_bits": case.same_bits,
         "contenders": sorted(contenders),
         "margin": MARGIN,
+        "method": METHOD,
     }
 
 

@@ -242,6 +242,35 @@ def test_inputs_have_the_sizes_that_were_asked_for(kernel, dtype):
         assert SIZED[kernel].sizes_of(ops, *arguments) is not None
 
 
+@pytest.mark.parametrize("kernel", ["routed_mlp", "grouped_mlp"])
+def test_every_run_has_a_load_of_its_own(kernel):
+    ops, rows = TorchOps(CPU), {"R": 512} if kernel == "grouped_mlp" else {"T": 256, "k": 2}
+    sizes: dict[str, Any] = {**rows, "E": 8, "load": "even", **SHARED}
+    arguments, _ = SIZED[kernel].example(ops, "float32", sizes, 1)
+
+    def counts(load):
+        ((place, argument),) = load.items()
+        assert type(argument) is type(arguments[place])
+        return getattr(argument, "counts_E", argument).tolist()
+
+    found = [counts(SIZED[kernel].load(ops, sizes, 1, turn)) for turn in (0, 1, 2, 2)]
+    assert found[0] == counts({place: arguments[place] for place in SIZED[kernel].load(ops, sizes, 1, 0)})
+    assert found[0] != found[1] != found[2] == found[3]
+    assert [sum(each) for each in found] == [512] * 4
+
+    seen: list[list[int]] = []
+    inputs = timed._Inputs(ops, Case(kernel, "float32", tuple(sizes.items())), 1)
+
+    def form(ops, *args):
+        seen.append(counts({place: args[place] for place in SIZED[kernel].load(ops, sizes, 1, 0)}))
+        return _composition(kernel)(ops, *args)
+
+    for _ in range(3):
+        inputs.seconds(form)
+    assert seen[:3] == found[:3]
+    assert seen[3] not in found
+
+
 def test_routers_whose_experts_choose_are_not_timed():
     ops = TorchOps(CPU)
     arguments, _ = SIZED["routed_mlp"].example(ops, "float32", {"T": 8, "k": 1, "E": 2, "load": "even"} | SHARED, 1)

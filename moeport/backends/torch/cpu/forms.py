@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from moeport.backends.torch.cpu.rows import unit_for
+
 
 def grouped_mm(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
     """By torch's grouped product, public from PyTorch 2.13; rows that no expert serves are left out and then 0."""
@@ -17,8 +19,13 @@ def grouped_mm(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, acti
 
 
 def padded_bmm(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-    """By one batched product over all experts, each with as many rows as the one that has the most."""
-    experts, served, most = len(counts_E), int(counts_E.sum()), int(counts_E.max())
+    """By one batched product over all experts, each with as many rows as the one that has the most.
+
+    That number is rounded up as in `moeport.backends.torch.cpu.rows`.
+    """
+    experts, served = len(counts_E), int(counts_E.sum())
+    unit = unit_for(served, experts, x_RD.dtype)
+    most = -(-int(counts_E.max()) // unit) * unit
     first_E = torch.arange(experts) * most - (counts_E.cumsum(0) - counts_E)
     place_R = torch.arange(served) + first_E.repeat_interleave(counts_E)
     padded = x_RD.new_zeros(experts * most, x_RD.shape[1]).index_copy(0, place_R, x_RD[:served])
