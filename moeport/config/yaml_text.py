@@ -106,7 +106,7 @@ def parse(
         return None, [Problem(key, "not valid YAML: nested too deeply", place=whole)]
     if root is None:
         return Node(None, whole, whole, ""), []
-    if _expanded(root, {}) > MOST_VALUES:
+    if expanded(root, {}) > MOST_VALUES:
         return None, [_too_long(key, whole)]
     reader = _Reader(text, loader, place)
     return reader.node(root, key, whole), reader.problems
@@ -176,14 +176,14 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
     return root, problems
 
 
-def _expanded(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+def expanded(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     """Number of keys and values at and below a node; a node that contains itself counts there as one."""
     if node not in known:
         known[node] = 1
         if isinstance(node, yaml.MappingNode):
-            known[node] += sum(_expanded(child, known) for pair in node.value for child in pair)
+            known[node] += sum(expanded(child, known) for pair in node.value for child in pair)
         elif isinstance(node, yaml.SequenceNode):
-            known[node] += sum(_expanded(child, known) for child in node.value)
+            known[node] += sum(expanded(child, known) for child in node.value)
     return known[node]
 
 

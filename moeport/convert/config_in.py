@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moeport.config.model import MOST_LAYERS
 from moeport.convert.family import Family
 from moeport.convert.keys import Keys, shown
 from moeport.convert.rotary import rotary_settings
@@ -136,6 +137,8 @@ def _experts(keys: Keys) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"moe": moe}
     layers = sparse = keys.integer("num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise UserError(f"{keys.place}: num_hidden_layers is {layers}; expected at most {MOST_LAYERS}")
     if family.has_dense_layers:
         dense = keys.get("mlp_only_layers", (list, type(None))) or []
         if not all(type(layer) is int and layer >= 0 for layer in dense):

@@ -72,10 +72,10 @@ class Keys:
 
         Raises UserError if it is none of `kinds`, or if an alias of the key has another value.
         """
-        names = [name for name in (key, ALIASES.get(key, key)) if name in self.values]
+        names = [name for name in dict.fromkeys((key, ALIASES.get(key, key))) if name in self.values]
         self.asked |= {key, *names}
         found = [self.values[name] for name in names] or [self.family.defaults[key]]
-        if found[0] != found[-1]:
+        if len(found) > 1 and found[0] != found[1]:
             raise UserError(f"{self.place}: {names[0]} and {names[1]} differ ({found[0]} and {found[1]}); remove one")
         if type(found[0]) not in kinds:
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)

@@ -259,6 +259,14 @@ def test_experts_of_megatron(tmp_path, options, moe):
         ("--fp16", "fp16"),
         ("--squared-relu", "squared_relu"),
         ("--seq-length $LENGTH", "seq_length"),
+        ("--train-iters $ITERS --lr-warmup-fraction 0.1", "train_iters"),
+        ("--lr $LR --min-lr 1e-5", "lr"),
+        ("--moe-ffn-hidden-size $F --moe-shared-expert-intermediate-size 8", "moe_ffn_hidden_size"),
+        ("--lr-warmup-samples inf --global-batch-size 8", "lr_warmup_samples"),
+        ("--moe-layer-freq 0", "moe_layer_freq"),
+        ("--moe-layer-freq [1]*99999999999", "moe_layer_freq"),
+        ("--moe-token-drop-policy random --moe-expert-capacity-factor 1", "moe_token_drop_policy"),
+        ("--swiglu $SWIGLU", "swiglu"),
     ],
 )
 def test_what_of_megatron_cannot_be_expressed_is_named(tmp_path, options, key):
@@ -292,17 +300,40 @@ def test_shell_scripts_are_read_as_a_shell_would(tmp_path):
     text = (
         "A=3\nB=$((A * 2 + 1))\nX=\"--three $A\n--flag\"\npython run.py --one=$B --two 'a b' $X --four $UNSET  # --no 1"
     )
-    assert (
-        read_options(written(tmp_path, "x.sh", text))
-        == {
-            "three": 3,
-            "flag": True,
-            "one": 7,
-            "two": "a b",
-            "four": "$UNSET",
-        }
-        or read_options(tmp_path / "x.sh")["one"] == 7
-    )
+    found = read_options(written(tmp_path, "x.sh", text))
+    assert found == {"three": 3, "flag": True, "one": 7, "two": "a b", "four": "$UNSET"}
+
+
+def test_variables_that_have_a_default_or_are_not_set(tmp_path):
+    text = 'A=${A:-"2"}\nB=\n--one ${A} --two ${B:-3} --three ${C:-"x"} --four ${C} --five=$((${A:-4} * 5))'
+    found = read_options(written(tmp_path, "x.sh", text))
+    assert found == {"one": 2, "two": 3, "three": "x", "four": "${C}", "five": 10}
+
+
+@pytest.mark.parametrize(
+    ("style", "schedule"),
+    [
+        ("", {"name": "wsd", "decay_fraction": 0.9, "final_fraction": 0.1}),
+        ("--lr-decay-style linear", {"name": "wsd", "decay_fraction": 0.9, "final_fraction": 0.1}),
+        (
+            "--lr-decay-style WSD --lr-wsd-decay-iters 20 --lr-wsd-decay-style linear",
+            {"name": "wsd", "decay_fraction": 0.2, "final_fraction": 0.1},
+        ),
+        ("--lr-decay-style constant", {"name": "constant"}),
+    ],
+)
+def test_schedules_of_megatron(tmp_path, style, schedule):
+    base = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --lr 1e-3 --min-lr 1e-4 --train-iters 100 "
+    path = written(tmp_path, "x.sh", base + f"--lr-warmup-iters 10 {style}")
+    found = translate("megatron", path, allow_missing=True)
+    assert found.sections["optimizer"]["schedule"] == pytest.approx({**schedule, "warmup_steps": 10})
+    assert not {"lr_decay_style", "lr_wsd_decay_style"} & {entry.key for entry in found.of("not expressible")}
+
+
+def test_a_decay_of_megatron_that_is_not_linear_is_refused(tmp_path):
+    path = written(tmp_path, "x.sh", "--hidden-size 64 --lr 1e-3 --train-iters 100 --lr-decay-style WSD")
+    with pytest.raises(UserError, match="lr_wsd_decay_style = exponential: moeport's wsd decays linearly"):
+        translate("megatron", path)
 
 
 def test_torchtitan(tmp_path):
@@ -427,9 +458,35 @@ def test_the_command_writes_a_config_that_loads_and_lists_every_key(tmp_path):
     assert yaml.safe_load(again.stdout) == yaml.safe_load(out.read_text())
 
 
+BOMB = "a: &a [1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join(6 * ['*' + last])}]\n" for last, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize("key", ["lr_schedule.learning_rate", "lr_schedule.total_steps", "optimizer.betas"])
+def test_what_is_no_number_in_mindformers_is_named(tmp_path, key):
+    section, _, last = key.partition(".")
+    values = yaml.safe_load(MINDFORMERS)
+    values[section][last] = "many"
+    found = translate("mindformers", written(tmp_path, "x.yaml", yaml.safe_dump(values)), allow_missing=True)
+    assert states(found)[key] == "not expressible"
+
+
 @pytest.mark.parametrize(
     ("framework", "name", "text", "message"),
     [
+        ("megatron", "x.sh", "A=aa\n" + "A=$A$A\n" * 40, "the value of A is longer than 1,048,576 characters"),
+        ("torchtitan", "x.toml", "a = " + "[" * 5000, "nested too deeply"),
+        ("mindformers", "x.yaml", "a: &a {b: *a}", "nested too deeply"),
+        ("mindformers", "x.yaml", "a: 2024-13-45", "no YAML: month must be in 1..12"),
+        ("mindformers", "x.yaml", "some: 1\nother: 2", "knows none of its 2 keys; expected a YAML file of MindFormers"),
+        ("mindformers", "x.yaml", BOMB, "more than 20,000 keys and values"),
+        (
+            "mindformers",
+            "x.yaml",
+            "model: {model_config: {num_layers: x}}",
+            "x.yaml: what it says makes no valid(.|\n)*model.num_layers",
+        ),
         ("megatron", "x.sh", "echo hello", "no keys found; expected a shell script"),
         ("megatron", "x.sh", "--a 'b", "no shell script: No closing quotation"),
         ("torchtitan", "x.toml", "[a", "no TOML"),

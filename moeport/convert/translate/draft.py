@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 State = Literal["understood", "ignored", "not expressible", "unknown"]
+LEAST, MOST = -1e30, 1e30
+"""Numbers are between them; NaN is not."""
 ABSENT: Any = object()
 """The default of a key that has none, or whose default changes nothing."""
 
@@ -68,10 +70,29 @@ class Draft:
         self.sections: dict[str, Any] = {}
         self.entries: list[Entry] = []
         self.told: set[str] = set()
+        self.refused: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or a default."""
-        return self.values.get(key, default)
+        """The value of a key, or a default where the key is missing, empty (null) or refused by `require`."""
+        value = self.values.get(key)
+        return default if value is None or key in self.refused else value
+
+    def require(self, convert: Callable[[Any], Any], *keys: str) -> None:
+        """Convert the values of keys with which something is computed; refuse those that cannot be, such as `$LAYERS`.
+
+        Args:
+            convert: raises ValueError, with the reason.
+            keys: those that the file lacks are passed over.
+        """
+        for key in keys:
+            value = self.get(key)
+            if value is None:
+                continue
+            try:
+                self.values[key] = convert(value)
+            except ValueError as error:
+                self.tell(key, "not expressible", str(error))
+                self.refused.add(key)
 
     def put(self, path: str, value: Any) -> None:
         """Set a key of the config."""
@@ -146,13 +167,27 @@ def choice(**values: Any) -> Callable[[Any], Any]:
 
 def integer(value: Any) -> int:
     """Converts whole numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if number(value) % 1:
         raise ValueError(f"no whole number: {value}")
     return int(value)
 
 
 def number(value: Any) -> float:
     """Converts numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST < value < MOST:
         raise ValueError(f"no number: {value}")
     return float(value)
+
+
+def name(value: Any) -> str:
+    """Converts names."""
+    if not isinstance(value, str):
+        raise ValueError(f"no name: {value}")
+    return value
+
+
+def switch(value: Any) -> bool:
+    """Converts true and false."""
+    if value not in (True, False):
+        raise ValueError(f"neither true nor false: {value}")
+    return bool(value)

@@ -12,11 +12,13 @@ from typing import Any
 
 import yaml
 
+from moeport.config.yaml_text import MOST_BYTES, MOST_VALUES, expanded
 from moeport.errors import UserError
 from moeport.reading import read_text
 
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
-VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?[-=]([^{}]*))?\})")
+"""With its name, or in braces with its name and the default that `:-` gives."""
 ARITHMETIC = re.compile(r"\$\(\(([^()]*)\)\)")
 SUM = re.compile(r"\d+(?:[+*-]\d+)*")
 
@@ -24,7 +26,7 @@ SUM = re.compile(r"\d+(?:[+*-]\d+)*")
 def read(path: Path) -> str:
     """The text of a file. Raises UserError if it cannot be read."""
     try:
-        return read_text(path)
+        return read_text(path, MOST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -32,26 +34,33 @@ def read(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError."""
+    """The keys of a YAML file, dotted. Raises UserError."""
+    text = read(path)
     try:
-        found = yaml.safe_load(read(path))
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise UserError(f"{path}: is no mapping of keys to values")
+        if expanded(root, {}) > MOST_VALUES:
+            raise UserError(f"{path}: has more than {MOST_VALUES:,} keys and values, with those that aliases repeat")
+        return flat(loader.construct_document(root))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-    return _mapping(path, found)
+    except RecursionError as error:
+        raise UserError(f"{path}: no YAML: nested too deeply") from error
+    except ValueError as error:  # such as a date in a thirteenth month
+        raise UserError(f"{path}: no YAML: {error}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises UserError."""
+    """The keys of a TOML file, dotted. Raises UserError."""
+    text = read(path)
     try:
-        return tomllib.loads(read(path))
-    except tomllib.TOMLDecodeError as error:
+        return flat(tomllib.loads(text))
+    except RecursionError as error:
+        raise UserError(f"{path}: no TOML: nested too deeply") from error
+    except ValueError as error:
         raise UserError(f"{path}: no TOML: {error}") from error
-
-
-def _mapping(path: Path, found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is no mapping of keys to values")
-    return found
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,8 +88,8 @@ def scalar(text: str) -> Any:
 def read_options(path: Path) -> dict[str, Any]:
     """The options of a command in a shell script, without their dashes: `--num-layers 24` is num_layers, 24.
 
-    An option without a value is True, one with several has a list. Variables that the script sets, and sums of products
-    of whole numbers, are filled in; others stay as they are written.
+    An option without a value is True, one with several has a list. Variables that the script sets or gives a default
+    (`${X:-1}`), and sums of products of whole numbers, are filled in; others stay as they are written.
 
     Raises UserError if the script cannot be read.
     """
@@ -108,6 +117,8 @@ def _words(text: str, variables: dict[str, str]) -> list[str]:
             words += filled.split() if VARIABLE.fullmatch(word) else [filled]
             continue
         value = _filled(assignment[2], variables)
+        if len(value) > MOST_BYTES:
+            raise ValueError(f"the value of {assignment[1]} is longer than {MOST_BYTES:,} characters")
         variables[assignment[1]] = value
         if "--" in value:
             words += _words(value, variables)
@@ -121,7 +132,13 @@ def _filled(word: str, variables: Mapping[str, str]) -> str:
         inner = re.sub(r"[A-Za-z_]\w*", lambda name: variables.get(name[0], name[0]), match[1])
         return str(_value(inner)) if SUM.fullmatch(inner) else match[0]
 
-    word = VARIABLE.sub(lambda match: variables.get(match[1], match[0]), word)
+    def value(match: re.Match[str]) -> str:
+        known = variables.get(match[1] or match[2])
+        if match[3] is None:
+            return match[0] if known is None else known
+        return known or match[3].strip("\"'")
+
+    word = VARIABLE.sub(value, word)
     return ARITHMETIC.sub(computed, word)
 
 

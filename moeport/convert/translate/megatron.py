@@ -6,14 +6,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, number, only, to
-from moeport.convert.translate.files import flat, read_options, read_yaml
+from moeport.config.model import MOST_LAYERS
+from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, name, number, only, switch, to
+from moeport.convert.translate.files import read_options, read_yaml
 
 DIVIDED = "how the same model is divided among devices; see parallelism"
 HOW = "how it is computed, not what"
 DATA = "data.source and data.tokenizer say what is trained on; Megatron's binary files are not read"
 FILES = "run.dir holds all files of a run"
 LATENT = "multi-head latent attention"
+WHOLE = (
+    *("num_layers", "hidden_size", "ffn_hidden_size", "num_query_groups", "global_batch_size", "micro_batch_size"),
+    *("num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size"),
+    *("train_iters", "train_samples", "lr_decay_iters", "lr_warmup_iters", "lr_warmup_samples", "lr_wsd_decay_iters"),
+)
+REAL = ("lr", "min_lr", "lr_warmup_fraction", "rope_scaling_factor", "moe_expert_capacity_factor")
+NAMES = ("lr_decay_style", "lr_wsd_decay_style", "moe_router_score_function", "moe_token_drop_policy")
 PATTERN = re.compile(r"\(?\[([01](?:,[01])*)\]\)?(?:\*(\d+))?")
 
 
@@ -21,12 +29,15 @@ def read_file(path: Path) -> dict[str, Any]:
     """The options of a file, with underscores; sections of a YAML file, such as MODEL_ARGS, are left out."""
     if path.suffix not in (".yaml", ".yml"):
         return read_options(path)
-    found = flat(read_yaml(path))
+    found = read_yaml(path)
     return {key.rpartition(".")[2].removeprefix("--").replace("-", "_"): value for key, value in found.items()}
 
 
 def combine(draft: Draft) -> None:
     """What several options say together."""
+    draft.require(integer, *WHOLE)
+    draft.require(number, *REAL)
+    draft.require(name, *NAMES)
     _sizes(draft)
     if draft.get("num_experts"):
         _experts(draft)
@@ -65,7 +76,7 @@ def _experts(draft: Draft) -> None:
     draft.understood("model.dense_hidden", ffn, "ffn_hidden_size")
     shared = draft.get("moe_shared_expert_intermediate_size")
     if shared:
-        many = shared // hidden if shared % hidden == 0 else 1
+        many = shared // hidden if hidden and shared % hidden == 0 else 1
         draft.understood("model.moe.num_shared_experts", many, "moe_shared_expert_intermediate_size")
         if many * hidden != shared:
             draft.put("model.moe.shared_hidden", shared)
@@ -90,7 +101,9 @@ def dense_layers(frequency: Any, layers: int) -> list[int]:
             a factor, as text.
         layers: number of blocks.
     """
-    if isinstance(frequency, int):
+    if layers > MOST_LAYERS:
+        raise ValueError(f"a model of {layers} blocks; moeport has at most {MOST_LAYERS}")
+    if isinstance(frequency, int) and frequency > 0:
         return [layer for layer in range(layers) if layer % frequency]
     pattern = list(frequency) if isinstance(frequency, list) else []
     if isinstance(frequency, str):
@@ -99,7 +112,9 @@ def dense_layers(frequency: Any, layers: int) -> list[int]:
             found = PATTERN.fullmatch(part.replace("(", "").replace(")", ""))
             if not found:
                 raise ValueError(f"a pattern that cannot be read; expected such as ([0]*1+[1]*{max(layers - 1, 1)})")
-            pattern += [int(bit) for bit in found[1].split(",")] * int(found[2] or 1)
+            pattern += [int(bit) for bit in found[1].split(",")] * min(MOST_LAYERS, int(found[2] or 1))
+    elif not isinstance(frequency, list):
+        raise ValueError(f"neither a number of at least 1 nor a pattern: {frequency}")
     if len(pattern) != layers:
         raise ValueError(f"a pattern of {len(pattern)} blocks for a model of {layers}")
     return [layer for layer, bit in enumerate(pattern) if not bit]
@@ -156,7 +171,11 @@ def _capacity(draft: Draft) -> None:
             if key in draft.values:
                 draft.tell(key, "ignored", "no token is dropped without a capacity factor")
         return
-    drop = {"probs": "probability", "position": "position"}[draft.get("moe_token_drop_policy", "probs")]
+    policy = draft.get("moe_token_drop_policy", "probs")
+    drop = {"probs": "probability", "position": "position"}.get(policy)
+    if drop is None:
+        draft.tell("moe_token_drop_policy", "not expressible", "moeport has probs and position")
+        return
     section = {"policy": "factor", "factor": factor, "drop": drop}
     draft.understood("model.moe.capacity", section, "moe_expert_capacity_factor", "moe_token_drop_policy")
 
@@ -171,16 +190,12 @@ def _rate(draft: Draft) -> None:
     steps = draft.sections.get("training", {}).get("steps", draft.get("train_iters"))
     rate, least = draft.get("lr"), draft.get("min_lr", 0.0)
     style = draft.get("lr_decay_style", "linear")
-    section: dict[str, Any] = {"name": {"WSD": "wsd"}.get(style, style)}
-    fraction = least / rate if rate else 0.0
-    if style in ("cosine", "WSD"):
-        section["final_fraction"] = fraction
+    section: dict[str, Any] = {"name": {"linear": "wsd", "WSD": "wsd"}.get(style, style)}
+    if style in ("linear", "cosine", "WSD"):
+        section["final_fraction"] = least / rate if rate else 0.0
     elif style != "constant":
-        draft.tell("lr_decay_style", "not expressible", "moeport has constant, cosine and WSD", style)
+        draft.tell("lr_decay_style", "not expressible", "moeport has constant, linear, cosine and WSD", style)
         section["name"] = "cosine"
-    if style == "WSD" and steps and draft.get("lr_wsd_decay_iters"):
-        section["decay_fraction"] = draft.get("lr_wsd_decay_iters") / steps
-        draft.tell("lr_wsd_decay_iters", "understood", "optimizer.schedule.decay_fraction")
     decay = draft.get("lr_decay_iters", steps)
     if decay != steps:
         draft.tell("lr_decay_iters", "not expressible", f"here the rate decays until the last step ({steps})")
@@ -191,8 +206,21 @@ def _rate(draft: Draft) -> None:
     if draft.get("lr_warmup_samples") and batch:
         warm = draft.get("lr_warmup_samples") // batch
     section["warmup_steps"] = warm
+    if section["name"] == "wsd" and steps:
+        section["decay_fraction"] = _decayed(draft, style, steps, warm)
     keys = ("lr_decay_style", "min_lr", "lr_decay_iters", "lr_warmup_iters", "lr_warmup_fraction", "lr_warmup_samples")
     draft.understood("optimizer.schedule", section, *keys)
+
+
+def _decayed(draft: Draft, style: str, steps: int, warm: int) -> float:
+    """The share of the steps in which the rate falls: of wsd, which is Megatron's linear decay if it is all of them."""
+    if style == "linear":
+        return max(steps - warm, 0) / steps
+    if draft.get("lr_wsd_decay_style", "exponential") != "linear":
+        why = "moeport's wsd decays linearly"
+        draft.tell("lr_wsd_decay_style", "not expressible", why, draft.get("lr_wsd_decay_style", "exponential"))
+    draft.understood("optimizer.schedule.decay_fraction", 0.0, "lr_wsd_decay_style", "lr_wsd_decay_iters")
+    return float(min(draft.get("lr_wsd_decay_iters", 0) / steps, 1.0))
 
 
 def _batch(draft: Draft) -> None:
@@ -213,17 +241,17 @@ RULES: dict[str, Rule] = {
     "hidden_size": to("model.d_model", integer),
     "num_attention_heads": to("model.attention.num_heads", integer),
     "kv_channels": to("model.attention.head_dim", integer),
-    "qk_layernorm": to("model.attention.qk_norm", bool),
+    "qk_layernorm": to("model.attention.qk_norm", switch),
     "rotary_base": to("model.attention.rope_base", number, default=10000),
     "rotary_percent": only(1, 1.0, why="moeport rotates the whole head"),
     "position_embedding_type": only("rope", why="moeport has rotary positions only", default="learned_absolute"),
     "normalization": only("RMSNorm", why="moeport has RMSNorm only", default="LayerNorm"),
     "norm_epsilon": to("model.norm_eps", number, default=1e-5),
     "init_method_std": to("model.init_std", number, default=0.02),
-    "swiglu": to("model.moe.activation", lambda on: "swiglu" if on else "gelu", default=False),
+    "swiglu": to("model.moe.activation", lambda on: "swiglu" if switch(on) else "gelu", default=False),
     "squared_relu": _only_off("squared ReLU"),
     "disable_bias_linear": only(True, why="moeport has no biases outside attention", default=False),
-    "untie_embeddings_and_output_weights": to("model.tie_embeddings", lambda on: not on, default=False),
+    "untie_embeddings_and_output_weights": to("model.tie_embeddings", lambda on: not switch(on), default=False),
     "vocab_size": to("model.vocab_size", integer),
     "hidden_dropout": only(0, 0.0, why="moeport has no dropout", default=0.1),
     "attention_dropout": only(0, 0.0, why="moeport has no dropout", default=0.1),
@@ -256,10 +284,10 @@ RULES: dict[str, Rule] = {
     "adam_beta2": to("optimizer.beta2", number, default=0.999),
     "adam_eps": to("optimizer.eps", number, default=1e-8),
     "clip_grad": to("optimizer.clip_norm", lambda value: number(value) or None, default=1.0),
-    "bf16": to("backend.dtype", lambda on: "bfloat16" if on else "float32"),
+    "bf16": to("backend.dtype", lambda on: "bfloat16" if switch(on) else "float32", default=False),
     "fp16": _only_off("float16"),
     "expert_model_parallel_size": to("parallelism.expert", integer),
-    "recompute_activations": to("training.activation_checkpointing", bool),
+    "recompute_activations": to("training.activation_checkpointing", switch),
     "recompute_granularity": to("training.activation_checkpointing", choice(full=True, selective=True)),
     "save_interval": to("checkpoint.interval", integer),
     "eval_interval": to("training.evaluation_interval", integer),

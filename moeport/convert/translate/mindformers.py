@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, number, only, to
-from moeport.convert.translate.files import flat, read_yaml
+from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, name, number, only, switch, to
+from moeport.convert.translate.files import read_yaml
 
 MODEL, MOE, RUN = "model.model_config.", "moe_config.", "runner_config."
 DIVIDED = "how the same model is divided among devices; see parallelism"
@@ -24,24 +24,37 @@ SIZES = {
     "model.attention.rope_base": ("theta", "rope_theta", "rotary_base"),
 }
 """Keys of model_config by the key of moeport's, in the names of its older and of its newer models."""
+WHOLE = (
+    *(MOE + "expert_num", MODEL + "num_experts", MODEL + "n_routed_experts", MODEL + "vocab_size"),
+    *(RUN + "batch_size", RUN + "gradient_accumulation_steps", "micro_batch_interleave_num"),
+    *(f"parallel_config.{key}" for key in ("data_parallel", "pipeline_stage", "micro_batch_num")),
+    *("lr_schedule.total_steps", "lr_schedule.warmup_steps"),
+)
+REAL = (MOE + "capacity_factor", *(f"lr_schedule.{key}" for key in ("learning_rate", "lr_end", "warmup_ratio")))
+NAMES = ("lr_schedule.type", MODEL + "moe_router_load_balancing_type")
 TYPES = {"float32": "float32", "bfloat16": "bfloat16"}
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The keys of a file, dotted."""
-    return flat(read_yaml(path))
+    return read_yaml(path)
 
 
 def combine(draft: Draft) -> None:
     """What several keys say together."""
+    draft.require(integer, *WHOLE)
+    draft.require(number, *REAL)
+    draft.require(name, *NAMES)
     for path, names in SIZES.items():
-        for name in names:
-            if draft.get(MODEL + name) is not None:
-                draft.understood(path, draft.get(MODEL + name), MODEL + name)
+        for own in names:
+            if draft.get(MODEL + own) is not None:
+                draft.understood(path, draft.get(MODEL + own), MODEL + own)
     if any("qwen3" in str(draft.get(MODEL + key, "")).lower() for key in ("model_type", "architectures")):
         draft.understood("model.attention.qk_norm", True, MODEL + "model_type", MODEL + "architectures")
     betas = draft.get("optimizer.betas")
-    if betas is not None:
+    if betas is not None and not (isinstance(betas, list) and len(betas) == 2):
+        draft.tell("optimizer.betas", "not expressible", "expected two numbers")
+    elif betas is not None:
         draft.put("optimizer.beta1", betas[0])
         draft.understood("optimizer.beta2", betas[1], "optimizer.betas")
     _experts(draft)
@@ -149,7 +162,7 @@ def _rate(draft: Draft) -> None:
     if kind not in names:
         draft.tell("lr_schedule.type", "not expressible", f"moeport has {', '.join(names)}")
     if section["name"] != "constant":
-        section["final_fraction"] = least / rate
+        section["final_fraction"] = least / rate if rate else 0.0
     ratio = draft.get("lr_schedule.warmup_ratio")
     if ratio is not None and steps > 0:
         section["warmup_steps"] = round(ratio * steps)
@@ -194,9 +207,9 @@ RULES: dict[str, Rule] = {
     "recompute_config.recompute": to("training.activation_checkpointing", bool),
     "parallel_config.expert_parallel": to("parallelism.expert", integer),
     "parallel_config.data_parallel": ignored(DIVIDED),
-    MODEL + "tie_word_embeddings": to("model.tie_embeddings", bool),
-    MODEL + "qk_layernorm": to("model.attention.qk_norm", bool),
-    MODEL + "use_qk_norm": to("model.attention.qk_norm", bool),
+    MODEL + "tie_word_embeddings": to("model.tie_embeddings", switch),
+    MODEL + "qk_layernorm": to("model.attention.qk_norm", switch),
+    MODEL + "use_qk_norm": to("model.attention.qk_norm", switch),
     MODEL + "qkv_has_bias": to("model.attention.bias", lambda on: "qkv" if on else "none"),
     MODEL + "add_qkv_bias": to("model.attention.bias", lambda on: "qkv" if on else "none"),
     MODEL + "attention_bias": to("model.attention.bias", lambda on: "all" if on else "none"),

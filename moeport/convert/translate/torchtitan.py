@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, number, only, to
-from moeport.convert.translate.files import flat, read_toml
+from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, number, only, switch, to
+from moeport.convert.translate.files import read_toml
 
 DIVIDED = "how the same model is divided among devices; see parallelism"
 HOW = "how it is computed, not what"
@@ -48,6 +48,10 @@ FLAVORS = {
     }
 }
 """Sizes by model and flavor, as in torchtitan's registry. Untied; other Qwen3 flavors tie their embeddings."""
+WHOLE = (
+    *("training.steps", "training.batch_size", "training.local_batch_size", "training.global_batch_size"),
+    "lr_scheduler.warmup_steps",
+)
 REFUSED = {
     "deepseek_v3": "has multi-head latent attention, which moeport does not",
     "llama4": "leaves positions out of some layers and attends in chunks, which moeport does not",
@@ -56,11 +60,13 @@ REFUSED = {
 
 def read_file(path: Path) -> dict[str, Any]:
     """The keys of a job config."""
-    return flat(read_toml(path))
+    return read_toml(path)
 
 
 def combine(draft: Draft) -> None:
     """What several keys say together."""
+    draft.require(integer, *WHOLE)
+    draft.require(number, "lr_scheduler.min_lr_factor", "lr_scheduler.decay_ratio")
     _model(draft)
     steps, rate = draft.get("training.steps", 10000), draft.get("lr_scheduler.min_lr_factor", 0.0)
     warm, kind = draft.get("lr_scheduler.warmup_steps", 200), draft.get("lr_scheduler.decay_type", "linear")
@@ -120,16 +126,16 @@ RULES: dict[str, Rule] = {
     "training.max_norm": to("optimizer.clip_norm", number, default=1.0),
     "training.seed": to("training.seed", integer),
     "debug.seed": to("training.seed", integer),
-    "training.deterministic": to("backend.deterministic", bool),
-    "debug.deterministic": to("backend.deterministic", bool),
+    "training.deterministic": to("backend.deterministic", switch),
+    "debug.deterministic": to("backend.deterministic", switch),
     "training.mixed_precision_param": to(
         "backend.dtype", choice(bfloat16="bfloat16", float32="float32"), default="bfloat16"
     ),
     "training.dtype": only("float32", why="parameters are float32 here"),
     "training.global_batch_size": ignored("-1: the local batch times the ranks"),
     "training.mixed_precision_reduce": only("float32", why="gradients are added up in float32 here"),
-    "training.compile": to("backend.compile", bool),
-    "compile.enable": to("backend.compile", bool),
+    "training.compile": to("backend.compile", switch),
+    "compile.enable": to("backend.compile", switch),
     "optimizer.name": only("AdamW", why="moeport has AdamW and Muon; translate its options by hand", default="AdamW"),
     "optimizer.lr": to("optimizer.learning_rate", number, default=8e-4),
     "optimizer.beta1": to("optimizer.beta1", number, default=0.9),
@@ -144,7 +150,7 @@ RULES: dict[str, Rule] = {
     ),
     "checkpoint.interval": to("checkpoint.interval", integer),
     "metrics.log_freq": to("metrics.log_interval", integer),
-    "metrics.enable_tensorboard": to("metrics.tensorboard", bool),
+    "metrics.enable_tensorboard": to("metrics.tensorboard", switch),
     "model.converters": only([], why="moeport does not have quantised products"),
     "debug.moe_force_load_balance": only(False, why="tokens go where the router sends them"),
 }

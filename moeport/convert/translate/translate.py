@@ -12,7 +12,7 @@ import yaml
 from moeport.config import config_from_dict
 from moeport.convert.translate import hf, megatron, mindformers, torchtitan
 from moeport.convert.translate.draft import Draft, Entry, Rule, State
-from moeport.errors import UserError, choices
+from moeport.errors import ConfigError, UserError, choices
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def translate(framework: str, path: Path, ranks: int | None = None, allow_missin
     draft = Draft(values, ranks)
     known.combine(draft)
     draft.apply(known.rules, known.prefixes)
+    if all(entry.state == "unknown" for entry in draft.entries if entry.given):
+        raise UserError(f"{path}: moeport knows none of its {len(values)} keys; expected {known.files}")
     order = {key: number for number, key in enumerate(values)}
     entries = sorted(draft.entries, key=lambda entry: order.get(entry.key, len(order)))
     missing = [entry for entry in entries if entry.state == "not expressible"]
@@ -104,14 +106,17 @@ def translate(framework: str, path: Path, ranks: int | None = None, allow_missin
             f"what is trained:{listed}\nWith --allow-missing the others are translated without them"
         )
     _tokenizer(draft)
-    config_from_dict(draft.sections)
+    try:
+        config_from_dict(draft.sections)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: what it says makes no valid config of moeport:\n{error}") from error
     return Translation(draft.sections, entries)
 
 
 def _tokenizer(draft: Draft) -> None:
     """A tokenizer as large as the vocabulary, since the file's own cannot be read; the user replaces it."""
     size = draft.sections.get("model", {}).get("vocab_size")
-    if size:
+    if isinstance(size, int):
         draft.put("data.tokenizer", {"name": "bpe", "vocab_size": size} if size > 257 else {"name": "byte"})
 
 
