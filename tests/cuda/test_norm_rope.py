@@ -7,6 +7,8 @@ from moeport.backends.torch.cuda import attention, norm_rope
 from moeport.backends.torch.ops import TorchOps
 from moeport.core.ops import Ops
 
+pytestmark = pytest.mark.usefixtures("bits_may_change")
+
 OPS = TorchOps(torch.device("cpu"))
 
 
@@ -51,11 +53,9 @@ def test_repeated_keys_are_those_of_grouped_heads(causal, monkeypatch):
 def test_determinism_decides_which_attention_may_serve():
     q = torch.empty(1, 4, 2, 256)
     torch.use_deterministic_algorithms(True)
-    try:
-        assert attention.cudnn_limit(q, q, q) == attention.NOT_DETERMINISTIC
-        assert attention.flash_attention_3_limit(q, q, q).endswith("expected a multiple of 8 up to 192")
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert attention.cudnn_limit(q, q, q) == attention.NOT_DETERMINISTIC
+    assert attention.flash_attention_3_limit(q, q, q).endswith("expected a multiple of 8 up to 192")
+    torch.use_deterministic_algorithms(False)
     assert attention.flash_attention_3_limit(q, q, q) is None
     assert attention.cudnn_limit(q, q, q) == "heads have the width 256; expected a multiple of 8 up to 128"
 

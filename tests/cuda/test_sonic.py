@@ -15,6 +15,8 @@ from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from tests.cuda.cases import CPU, LOADS, inputs, wrong
 
+pytestmark = pytest.mark.usefixtures("bits_may_change")
+
 
 class ActivationType(Enum):
     SWIGLU = "swiglu"
@@ -50,15 +52,6 @@ def moe_general_routing_inputs(
     a = torch.nn.functional.silu(gate) * up
     y = torch.einsum("rf,rdf->rd", a, w2.permute(2, 0, 1)[expert_indices.long()]) * router_scores.to(x.dtype)[:, None]
     return torch.zeros_like(x).index_add(0, token_indices.long(), y), torch.bincount(expert_indices, minlength=E)
-
-
-@pytest.fixture(autouse=True)
-def bits_may_change():
-    """Other tests may have made PyTorch deterministic."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture

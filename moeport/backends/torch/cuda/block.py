@@ -113,7 +113,7 @@ def _operation(
     """`ExpertBlock` as one operation of a compiled graph. Returns: (result, hidden states before the activation)."""
     layout = Layout(ends_E, whole, order_R, position_N, choices)
     y, hidden = _forward(x.contiguous(), gate_N, w_in, w_out, layout, activation, form)
-    return (y.clone() if y is x else y), hidden
+    return y, hidden
 
 
 @_operation.register_fake

@@ -22,7 +22,7 @@ PARTS = 512
 """Most partial sums of the weight's gradient. They do not depend on the device, and neither does the order of sums."""
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tiles"])
+@triton.jit(do_not_specialize=["num_rows"])
 def forward_kernel(
     x_ptr, weight_ptr, y_ptr, rstd_ptr, num_rows, eps, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
