@@ -160,13 +160,18 @@ def test_where_bits_may_differ_values_are_compared(deterministic, fault, monkeyp
         assert graphs._difference([x], [x * torch.nan]) == "it is wrong by nan"
 
 
-def test_a_profile_shows_the_parts_of_a_pass():
-    model, recorder, _ = recorded()
-    train(model, TRIED + 1)
+@pytest.mark.parametrize("done", [0, graphs.WARM_UP, TRIED - 1, TRIED + 1])
+def test_a_profile_shows_the_parts_of_a_pass(done):
+    """It may begin and end while passes are tried, which goes on afterwards."""
+    model, recorder, said = recorded()
+    train(model, done)
     before = len(recorder.log)
     with torch.profiler.profile():
-        train(model, 1)
+        train(model, 3 if done else 1)
     assert len(recorder.log) == before
+    train(model, max(TRIED - done, 0) + 1)
+    assert recorder.log[-1] == "replay"
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(

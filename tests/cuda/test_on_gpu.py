@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moeport.backends.torch.cuda import kernels
+from moeport.backends.torch.cuda.recorder import CudaRecorder
 from moeport.backends.torch.fused import FusedOps, operations
 from moeport.backends.torch.ops import TorchOps
 from moeport.errors import BackendUnavailableError
@@ -80,6 +81,19 @@ def test_it_holds_what_it_must_and_gives_the_same_bits(form):
     assert held <= 1.05 * (y.nbytes + 2 * rows * 2 * LARGE.hidden) + 2**16
     again = of(y.cpu(), [x, gate_N, *weights])
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was():
+    recorder, before = CudaRecorder(), torch.cuda.current_stream()
+    x = torch.ones(4, device="cuda")
+
+    def waits() -> Any:
+        return x.sum().item()
+
+    with pytest.raises(RuntimeError):
+        recorder.record(waits)
+    assert torch.cuda.current_stream() == before
+    assert float(x.sum()) == 4
 
 
 def test_the_choice_is_said_and_time_makes_it():

@@ -91,9 +91,9 @@ class GraphedPass:
     def __call__(self, batch: Batch, share: float) -> LossTerms:
         """A pass, as `Run`."""
         form = self.forms.setdefault(_kind(batch, share), _Form())
-        form.passes += 1
         if form.refused or torch.autograd._profiler_enabled():  # a replay has no parts that a profile could name
             return self.run(batch, share)
+        form.passes += 1
         if form.passes <= WARM_UP:
             return self.recorder.warm(lambda: self.run(batch, share))
         if form.passes == WARM_UP + 1:

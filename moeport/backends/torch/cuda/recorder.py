@@ -27,9 +27,13 @@ class CudaRecorder:
         return result
 
     def record(self, run: Callable[[], LossTerms]) -> tuple[Callable[[], None], LossTerms]:
-        """The graph has memory of its own. Other threads may go on, such as one that prepares batches."""
+        """The graph has memory of its own. Other threads may go on, such as one that prepares batches.
+
+        PyTorch leaves its stream the current one if the recording fails, so the one before is set again.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(torch.cuda.current_stream()), recording:
             result = run()
         return graph.replay, result
 
