@@ -23,7 +23,7 @@ from typing import Any
 
 from moeport.data.cache import cache_dir
 from moeport.errors import WriteError
-from moeport.files import write_json
+from moeport.files import create_text, make_folder, write_text
 from moeport.version import VERSION
 
 COMPOSITION = "composition"
@@ -126,10 +126,23 @@ def kept(machine: Machine, case: Case, contenders: frozenset[str]) -> Timed | No
     return _read(_file(machine, case, contenders), _key(machine, case, contenders))
 
 
-def keep(machine: Machine, case: Case, contenders: frozenset[str], timed: Timed) -> None:
-    """Put a choice into the cache; where it cannot be written, the next process measures again."""
+def keep(machine: Machine, case: Case, contenders: frozenset[str], timed: Timed) -> Timed:
+    """Put a choice into the cache, unless another process has done so meanwhile, and return the one that is there.
+
+    So ranks that measure at the same time use the same form. Where the cache cannot be written, each uses its own, and
+    the next process measures again.
+    """
+    file, key = _file(machine, case, contenders), _key(machine, case, contenders)
+    text = json.dumps({"key": key, **asdict(timed)}, indent=2) + "\n"
     with suppress(WriteError):
-        write_json(_file(machine, case, contenders), {"key": _key(machine, case, contenders), **asdict(timed)})
+        make_folder(file.parent)
+        try:
+            create_text(file, text)
+        except FileExistsError:
+            if other := _read(file, key):
+                return other
+            write_text(file, text)  # it is damaged
+    return timed
 
 
 def all_kept(machine: Machine) -> Iterator[tuple[Case, Timed]]:

@@ -75,6 +75,14 @@ def test_a_choice_is_kept_for_machines_of_the_kind(cache):
     assert not list(all_kept(Machine("another", 2, "torch 2.13.0")))
 
 
+def test_ranks_that_measure_at_the_same_time_use_the_choice_that_was_first(cache):
+    assert keep(MACHINE, CASE, NAMES, FOUND) == FOUND
+    assert keep(MACHINE, CASE, NAMES, Timed("a", {"a": 1.0, "b": 2.0})) == FOUND
+    (file,) = cache.iterdir()
+    file.write_text("damaged")
+    assert keep(MACHINE, CASE, NAMES, FOUND) == FOUND == kept(MACHINE, CASE, NAMES)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -188,6 +196,48 @@ def test_one_that_is_wrong_at_these_sizes_is_left_out(clock, is_first):
     forms = forms[::-1] if is_first else forms
     clock(forms, wrong=0.001, one=0.02, composition=0.03)
     assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "one"
+
+
+def test_one_that_fails_on_larger_inputs_is_left_out(clock):
+    right, sizes = mlp(1), set()
+
+    def narrow(ops, x_RD, *args):
+        sizes.add(len(x_RD))
+        if len(x_RD) > 512:
+            raise RuntimeError("out of resource: shared memory")
+        return right(ops, x_RD, *args)
+
+    forms = [*candidates(one=1), Candidate(FusedKernel("grouped_mlp", "narrow"), narrow)]
+    clock(forms, narrow=1e-6, one=1e-5, composition=1e-4)
+    assert served(FusedOps(CPU, forms, "auto"), *arguments(1024)) == "one"
+    assert max(sizes) > 512
+
+
+def test_a_device_without_room_for_a_trial_keeps_the_first_and_may_try_again(clock, cache):
+    right = mlp(1)
+
+    def large(ops, x_RD, *args):
+        if len(x_RD) > 10:
+            raise torch.OutOfMemoryError("no room")
+        return right(ops, x_RD, *args)
+
+    forms = [*candidates(one=1), Candidate(FusedKernel("grouped_mlp", "large"), large)]
+    clock(forms, large=0.01, one=0.02, composition=0.03)
+    assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "one"
+    assert not cache.exists()
+
+
+def test_a_call_that_the_fastest_cannot_serve_gets_the_first(clock):
+    """Limits may depend on more than the sizes, such as whether every row is served."""
+    beyond: list[str] = []
+    fast = Candidate(FusedKernel("grouped_mlp", "fast"), mlp(1 + 1e-7), lambda *_: beyond[0] if beyond else None)
+    forms = [*candidates(one=1), fast]
+    clock(forms, fast=0.01, one=0.02, composition=0.03)
+    ops = FusedOps(CPU, forms, "auto")
+    assert served(ops, *arguments()) == "fast"
+    beyond.append("some assignments are unrouted")
+    assert served(ops, *arguments()) == "one"
+    assert not ops.given_way
 
 
 @pytest.mark.parametrize("setting", ["default", {"grouped_mlp": "one"}])

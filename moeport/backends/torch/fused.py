@@ -147,7 +147,9 @@ class FusedOps(TorchOps):
             timed = self.by_time(kernel, dtype, choice, (x, *rest), options)
             if timed.candidate is None:
                 self.can_serve(kernel, choice, x, *rest, **options)  # notes why not, if the sizes are beyond it
-            choice = timed
+                return None
+            if timed.candidate.limit(x, *rest, **options) is None:  # other calls of the same sizes may be beyond it
+                return timed.candidate
         return choice.candidate if self.can_serve(kernel, choice, x, *rest, **options) else None
 
     def by_time(
@@ -180,7 +182,10 @@ class FusedOps(TorchOps):
         forms = {name: found[name].function if name in found else _composition(case.kernel) for name in allowed}
         ops = copy.copy(self)
         ops.times = False
-        timed = fastest(ops, case, forms, first, _composition(case.kernel))
+        try:
+            timed = fastest(ops, case, forms, first, _composition(case.kernel))
+        except torch.OutOfMemoryError:  # the device is full, and must not be the reason for which a run fails
+            return incumbent
         return Choice(found.get(timed.chosen), f"{timed.chosen} ({timed})")
 
     def can_serve(self, kernel: str, choice: Choice, *args: Any, **options: Any) -> bool:

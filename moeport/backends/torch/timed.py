@@ -58,12 +58,13 @@ def fastest(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, r
         contenders: the forms that may be used, by name, among them the incumbent.
         incumbent: the form that is used unless another is faster.
         reference: the composition, which may be a contender too.
+
+    Raises torch.OutOfMemoryError if the device has no room for a trial.
     """
     machine, names = machine_of(ops.device), frozenset(contenders)
     found = kept(machine, case, names)
     if found is None:
-        found = _tried(ops, case, contenders, incumbent, reference)
-        keep(machine, case, names, found)
+        found = keep(machine, case, names, _tried(ops, case, contenders, incumbent, reference))
     return found
 
 
@@ -82,6 +83,7 @@ def _tried(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, re
         part //= 2
         inputs = _Inputs(ops, case, part)
         inputs.seconds(able[incumbent])  # warms up
+        able = {name: form for name, form in able.items() if name == incumbent or inputs.serves(form)}
     return race(incumbent, {name: partial(inputs.seconds, form) for name, form in able.items()})
 
 
@@ -131,12 +133,25 @@ class _Inputs:
             form: what is compared.
             expected: value and gradients.
             tolerance: relative to the largest value of each; 0: every bit must be the same.
+
+        Raises torch.OutOfMemoryError, which says nothing about the form.
         """
-        try:
-            received = self.results(form)
-        except Exception:  # it is not used; what is wrong with it concerns nobody
+        received = self._received(form)
+        if received is None:
             return False
         return all(_is_close(got, want, tolerance) for got, want in zip(received, expected, strict=True))
+
+    def serves(self, form: Form) -> bool:
+        """Whether a form runs at these sizes. Raises torch.OutOfMemoryError as `agrees` does."""
+        return self._received(form) is not None
+
+    def _received(self, form: Form) -> Sequence[Tensor] | None:
+        try:
+            return self.results(form)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # it is not used; what is wrong with it concerns nobody
+            return None
 
 
 def _is_close(got: Tensor, want: Tensor, tolerance: float) -> bool:
