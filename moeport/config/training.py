@@ -212,8 +212,9 @@ class BackendConfig(Section):
     true: a run that cannot is refused. Not run on hardware."""
     kernels: Literal["auto", "default"] | dict[str, str] = "auto"
     """Fused operators of the device. auto: those that give the values and gradients of the default composition when
-    they are tried at the start. default: none. Or by kernel, such as {attention: default, swiglu: npu_swiglu}; an
-    operator that is named must pass its trial, and kernels left out are auto."""
+    they are tried at the start; of several for a kernel the first, or the fastest in a trial by time, which with
+    deterministic chooses only among forms that give the same bits. default: none. Or by kernel, such as {attention:
+    default, swiglu: npu_swiglu}; an operator that is named must pass its trial, and kernels left out are auto."""
     deterministic: bool = True
     """Refuse operations whose results can differ in their bits from run to run."""
 

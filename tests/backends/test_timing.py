@@ -185,14 +185,19 @@ def test_the_composition_may_win(clock):
     assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "composition"
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("is_first", [False, True])
-def test_one_that_is_wrong_at_these_sizes_is_left_out(clock, is_first):
+def test_one_that_is_wrong_at_these_sizes_is_left_out(clock, is_first, fails, deterministic):
     right = mlp(1)
+    torch.use_deterministic_algorithms(deterministic)
 
     def wrong(ops, x_RD, *args):
+        if fails and len(x_RD) > 10:
+            raise RuntimeError("not supported")
         return right(ops, x_RD, *args) * (2 if len(x_RD) > 10 else 1)
 
-    forms = [*candidates(one=1), Candidate(FusedKernel("grouped_mlp", "wrong"), wrong)]
+    forms = [*candidates(one=1), Candidate(FusedKernel("grouped_mlp", "wrong"), wrong, bits="composition")]
     forms = forms[::-1] if is_first else forms
     clock(forms, wrong=0.001, one=0.02, composition=0.03)
     assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "one"

@@ -72,12 +72,13 @@ def _tried(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, re
     """Compare and time the contenders on inputs as large as the time allows."""
     part = _smallest_part(case)
     inputs = _Inputs(ops, case, part)
-    expected, bits = inputs.results(reference), inputs.results(contenders[incumbent])
+    expected = inputs.results(reference)
     able = {name: form for name, form in contenders.items() if inputs.agrees(form, expected, TOLERANCE[case.dtype])}
-    if case.same_bits:
-        able = {name: form for name, form in able.items() if inputs.agrees(form, bits, 0.0)}
     if incumbent not in able:  # it passed on small inputs only
         incumbent, able = COMPOSITION, {COMPOSITION: reference} | able
+    if case.same_bits:
+        bits = inputs.results(able[incumbent])
+        able = {name: form for name, form in able.items() if name == incumbent or inputs.agrees(form, bits, 0.0)}
     rounds = (ROUNDS[0] + 1) * len(able)
     while part > 1 and 2 * inputs.seconds(able[incumbent]) * rounds < SECONDS:
         part //= 2
