@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,7 @@ def assert_same_arrays(got, want, tolerance):
 CASES = {
     "topk": (decoder("topk", num_shared_experts=1), 1),
     "topk with capacity, two micro-batches": (decoder("topk", capacity=CapacityConfig(policy="factor", factor=1)), 2),
+    "rounded rows": (decoder("switch", num_experts=8, capacity=CapacityConfig(policy="round", tile=24)), 1),
     "switch": (decoder("switch", activation="gelu"), 1),
     "gshard": (decoder("gshard"), 1),
     "sigmoid_bias": (decoder("sigmoid_bias", router_z_loss=1e-2), 1),
@@ -315,6 +317,25 @@ def test_expert_rows_of_a_handful_of_tokens():
     assert ExpertRows(MoEConfig(num_experts=8), 9).sizes == [8, 9]
     tight = MoEConfig(num_experts=8, capacity=CapacityConfig(policy="factor", factor=1.5))
     assert ExpertRows(tight, 1024).sizes == [192]
+
+
+def test_a_rounded_batch_runs_again_with_room_for_what_fills(monkeypatch):
+    """The loads are of choices; in training an expert's rows are filled to a tile."""
+    import mindspore as ms
+
+    model = training_model(backend_of("mindspore"), CASES["rounded rows"][0])
+    sizes, terms = [], SimpleNamespace(served_LE=ms.Tensor([[14, 9, 9, 8, 8, 0, 0, 0]]))
+
+    def function(self, shape, noise, training, rows):
+        sizes.append(rows)
+        return lambda *_: (terms, {}) if training else terms
+
+    monkeypatch.setattr(type(model), "_function", function)
+    for training in (True, False):
+        model._run(batch_of(model.model, 0), training)
+    first, again, outside = sizes
+    assert (first, outside) == (16, 16)
+    assert 24 <= again <= 48
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

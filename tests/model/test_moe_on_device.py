@@ -29,6 +29,7 @@ CAPACITIES = {
     "at random": {"policy": "factor", "drop": "random"},
     "estimated": {"policy": "locmoe_plus", "delta": "quantile"},
 }
+"""Those that fill no rows."""
 
 
 class Largest(TorchDispatchMode):
@@ -103,6 +104,15 @@ def test_no_capacity_makes_the_host_wait_and_nothing_is_as_large_as_assignments_
     weights = EXPERTS * 2 * HIDDEN * WIDTH
     assert largest.elements == max(TOKENS * 4 * WIDTH, weights), largest.operation
     assert (metrics.capacity is None) == (not capacity)
+
+
+def test_rounding_does_not_make_the_host_wait():
+    """Nor does it make anything larger than its rows, of which each expert may fill half a tile."""
+    config = config_of({"name": "topk", "top_k": 4}, capacity={"policy": "round", "tile": 8})
+    metrics, largest = there_and_back(config)
+    weights = EXPERTS * 2 * HIDDEN * WIDTH
+    assert largest.elements == max((TOKENS * 4 + EXPERTS * 4) * WIDTH, weights), largest.operation
+    assert metrics.measured["fill_rate"].shape == ()
 
 
 def test_the_shares_of_the_load_balancing_loss_take_no_one_hot_vectors():

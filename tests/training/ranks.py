@@ -81,6 +81,11 @@ CASES: dict[str, dict[str, Any]] = {
         "comm": {"algorithm": "node_dedup"},
         **moe("expert_choice", allow_future_tokens=True),
     },
+    "rounded rows": {
+        "parallelism": {"expert": 0},
+        "comm": {"algorithm": "node_dedup", "chunks": 2},
+        **moe(capacity={"policy": "round", "tile": 8}),
+    },
     "router state": {"parallelism": {"expert": 0}, **moe("sigmoid_bias")},
     "estimated capacity": {
         "parallelism": {"expert": 0},

@@ -23,10 +23,12 @@ class ExpertRows:
         config: the `model.moe` section. With a capacity, the size is what its factor gives, the most that any policy
             allows, and never changes; nor does it if every expert always computes the same number of rows.
         assignments: assignments of one batch, including unrouted ones.
+        training: whether the batch is trained on, in which case capacity policy `round` fills rows.
     """
 
-    def __init__(self, config: MoEConfig, assignments: int):
+    def __init__(self, config: MoEConfig, assignments: int, training: bool = False):
         experts = config.num_experts
+        self.tile = config.capacity.tile if training and config.capacity.policy == "round" else 1
         self.sizes = _sizes(assignments, experts)
         if config.capacity.has_limit:
             self.sizes = [min(assignments, math.ceil(config.capacity.factor * assignments / experts))]
@@ -36,8 +38,13 @@ class ExpertRows:
         self._recent = 0
         self._batches = 0
 
-    def fits(self, busiest: int) -> bool:
-        """Record the busiest expert's rows; False if the batch must run again, at a larger size."""
+    def fits(self, served: int) -> bool:
+        """Record the busiest expert's load; False if the batch must run again, at a larger size.
+
+        Args:
+            served: the most choices of tokens that an expert served; those that were rounded up are filled to a tile.
+        """
+        busiest = min(math.ceil(served / self.tile) * self.tile, self.sizes[-1])
         if busiest > self.size:
             self.size = self._smallest_size(busiest)
             self._recent = self._batches = 0

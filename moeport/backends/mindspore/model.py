@@ -113,7 +113,7 @@ class MindSporeEvaluationModel(EvaluationModel):
         passes = moe.router.passes if training else 1  # the loads add up over them
         sequences, length = shape[:2]
         assignments = passes * moe.router.assignments(sequences * length, moe.num_experts, sequences)
-        rows = self._rows.setdefault((training, shape), ExpertRows(moe, assignments))
+        rows = self._rows.setdefault((training, shape), ExpertRows(moe, assignments, training))
         while True:
             out = self._function(shape, noise, training, rows.size)(*arrays)
             terms = out[0] if training else out
