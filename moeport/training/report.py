@@ -80,7 +80,7 @@ def _profile(path: Path) -> ProfileCharts | None:
     """What the profile of a run found; None if there is none, or none that can be read."""
     try:
         return charts(read_json(path))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
 
 

@@ -149,11 +149,13 @@ def test_one_step(tmp_path):
     assert charts(page) == CHARTS
 
 
-def test_a_long_run_makes_a_small_file(tmp_path):
-    _, text = report(tmp_path / "run", steps=20_000, layers=2, experts=4)
-    assert len(text) < 3_000_000
-    assert "steps 1 to 64" in text
-    assert "to 20,000" in text
+@pytest.mark.parametrize(("steps", "first"), [(2_500, 8), pytest.param(20_000, 64, marks=pytest.mark.slow)])
+def test_a_long_run_makes_a_small_file(tmp_path, steps, first):
+    """Twice the steps, in points of twice as many, make a page of the same size."""
+    (_, half), (_, text) = (report(tmp_path / f"{n}", steps=n, layers=2, experts=4) for n in (steps // 2, steps))
+    assert len(text) < min(3_000_000, 1.1 * len(half))
+    assert f"steps 1 to {first}" in text
+    assert f"to {steps:,}" in text
 
 
 def test_many_experts_make_a_small_file(tmp_path):
@@ -168,6 +170,19 @@ def test_a_report_of_few_lists_is_whole(tmp_path, monkeypatch):
     assert sum(tag == "img" for tag, name, _ in page.attributes if name == "src") == 4
     assert "2.5 MB, 0.5 MB of them between nodes" in text
     assert "step 300" in text
+
+
+DAMAGED = {"steps": [1, 2], "ranks": 1, "memory": dict.fromkeys(("parameters", "copies", "gradients", "optimizer"), {})}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", json.dumps(DAMAGED), json.dumps({**DAMAGED, "memory": []}), '{"steps": [1]}']
+)
+def test_a_profile_that_cannot_be_read_is_left_out(tmp_path, text):
+    write_run(tmp_path / "run", 3)
+    (tmp_path / "run" / "profile").mkdir()
+    (tmp_path / "run" / "profile" / "profile.json").write_text(text)
+    assert "Where a step's time goes" not in write_report(tmp_path / "run").read_text(encoding="utf-8")
 
 
 def test_layers_are_numbered_as_in_the_model(tmp_path):
