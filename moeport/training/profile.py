@@ -63,7 +63,8 @@ class Window:
         self.run, self.console = run, console
         self.steps = steps_to_profile(run.config, run.start_step)
         self._profiler = run.backend.profiler(run.trainer.model) if self.steps else None
-        self._done: list[int] = []
+        self._timed: list[int] = []
+        """Steps that were begun under the profiler."""
         self._usual: list[float] = []
         self._is_open = bool(self.steps)
         self._result: dict[str, Any] | None = None
@@ -71,12 +72,21 @@ class Window:
             check_folder(run.dir / PROFILE_DIR)
 
     def __enter__(self) -> Window:
+        metrics, last = self.run.config.metrics, self.run.config.training.steps
+        first = metrics.profile_step or (metrics.profile_start if metrics.profile else None)
+        if first and first > last and self.run.is_first:
+            self.console.print(f"nothing will be profiled: the profile begins at step {first}, the run ends at {last}")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(together=error is None or isinstance(error, InterruptedRunError | NonFiniteError))
+        try:
+            self._close(together=error is None or isinstance(error, InterruptedRunError | NonFiniteError))
+        except Exception as problem:
+            if error is None:
+                raise
+            self.console.print(f"the profile could not be written: {problem}", markup=False)
         if self._result:
             for table in tables(self._result):
                 self.console.print(table.drawn())
@@ -90,9 +100,9 @@ class Window:
             with self._profiler.memory():
                 yield
         else:
+            self._timed.append(step)
             with self._profiler.step():
                 yield
-            self._done.append(step)
             if step >= self.steps.stop - 1:
                 self._close(together=True)
 
@@ -114,12 +124,12 @@ class Window:
         if not self._is_open or self._profiler is None:
             return
         self._is_open = False
-        if not self._done:
+        if not self._timed:
             return
         run, world = self.run, self.run.mesh.world
         folder = run.dir / PROFILE_DIR
         make_folder(folder)
-        name = f"steps-{self._done[0]}-{self._done[-1]}-rank-{world.rank}"
+        name = f"steps-{self._timed[0]}-{self._timed[-1]}-rank-{world.rank}"
         times = self._profiler.finish(folder / name)
         if not together:
             return
@@ -133,14 +143,14 @@ class Window:
 
     def _summed_up(self, times: WorkTimes | None, by_rank: dict[str, np.ndarray]) -> dict[str, Any]:
         """What profile.json holds: means, minima and maxima over the ranks; times are per step."""
-        run, steps = self.run, len(self._done)
+        run, steps = self.run, len(self._timed)
 
         def spread(name: str, divisor: float = 1.0) -> dict[str, float]:
             values = by_rank[name] / divisor
             return {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max())}
 
         result: dict[str, Any] = {
-            "steps": [self._done[0], self._done[-1]],
+            "steps": [self._timed[0], self._timed[-1]],
             "ranks": run.mesh.world.size,
             "device": run.backend.device,
             "usual_step_seconds": statistics.median(self._usual[1:] or self._usual) if self._usual else None,

@@ -1,21 +1,26 @@
 """`moeport train --profile`: which steps are profiled, and what is written of them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from moeport.config import resolved_yaml
 from moeport.core.parts import KINDS
-from moeport.errors import InterruptedRunError
+from moeport.errors import InterruptedRunError, UserError
 from moeport.training.loop import _Loop
 from moeport.training.metrics import read_metrics
-from moeport.training.profile import steps_to_profile
+from moeport.training.profile import Window, steps_to_profile
 from moeport.training.run import train
+from moeport.training.trainer import Trainer
 from tests.comm.jobs import ROOT, start
 from tests.training.tiny import tiny_config
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+from moeport.backends.torch.profiling.session import TorchProfiler  # noqa: E402
+
 QUIET = Console(quiet=True)
 
 
@@ -47,7 +52,10 @@ def traces(folder):
     return sorted(path.name for path in (folder / "run" / "profile").glob("*.gz"))
 
 
-def test_a_profile_is_written_reported_and_marked(tmp_path, capsys):
+FEW = {"training": {"steps": 4, "evaluation_interval": 0}, "checkpoint": {"interval": 0}}
+
+
+def test_a_profile_is_written_reported_and_marked_and_changes_no_result(tmp_path, capsys):
     metrics = {"profile": True, "profile_start": 4, "profile_steps": 2, "report": True}
     summary = train(tiny_config(tmp_path, metrics=metrics), console=Console(width=100))
     printed = capsys.readouterr().out
@@ -71,41 +79,63 @@ def test_a_profile_is_written_reported_and_marked(tmp_path, capsys):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Where a step's time goes" in page
     assert "Memory of a step" in page
-
-
-def test_the_model_is_the_same_with_a_profile(tmp_path):
-    losses = []
-    for name, profile in (("plain", False), ("profiled", True)):
-        metrics = {"profile": profile, "profile_start": 2}
-        train(tiny_config(tmp_path / name, metrics=metrics, training={"steps": 3}), console=QUIET)
-        steps, _ = read_metrics(tmp_path / name / "run" / "metrics.jsonl")
-        losses.append([step.loss for step in steps])
-    assert losses[0] == losses[1]
+    train(tiny_config(tmp_path / "plain"), console=QUIET)
+    plain, _ = read_metrics(tmp_path / "plain" / "run" / "metrics.jsonl")
+    assert [step.loss for step in steps] == [step.loss for step in plain]
 
 
 def test_a_run_that_is_interrupted_in_the_window_leaves_what_it_has(tmp_path, monkeypatch):
-    metrics = {"profile": True, "profile_start": 2, "profile_steps": 4}
-    monkeypatch.setattr(_Loop, "_any_rank_stops", lambda loop: loop.run.trainer.step_number == 3)
-    config = tiny_config(tmp_path, metrics=metrics)
+    metrics = {"profile": True, "profile_start": 2, "profile_steps": 2}
+    monkeypatch.setattr(_Loop, "_any_rank_stops", lambda loop: loop.run.trainer.step_number == 2)
+    config = tiny_config(tmp_path, metrics=metrics, **FEW)
     with pytest.raises(InterruptedRunError):
         train(config, console=QUIET)
-    assert profile_of(tmp_path)["steps"] == [2, 3]
+    assert profile_of(tmp_path)["steps"] == [2, 2]
     monkeypatch.undo()
     train(config, resume=True, console=QUIET)
-    assert profile_of(tmp_path)["steps"] == [4, 5]
-    assert traces(tmp_path) == ["steps-2-3-rank-0.json.gz", "steps-4-5-rank-0.json.gz"]
+    assert profile_of(tmp_path)["steps"] == [3, 3]
+    assert traces(tmp_path) == ["steps-2-2-rank-0.json.gz", "steps-3-3-rank-0.json.gz"]
 
 
-def test_an_error_in_the_window_leaves_the_trace(tmp_path, monkeypatch):
-    def broken(*_):
-        raise RuntimeError("broken")
+def failing_at(step, monkeypatch):
+    advance = Trainer.step
 
-    monkeypatch.setattr(_Loop, "_evaluate", broken)
-    metrics = {"profile": True, "profile_start": 2, "profile_steps": 4}
+    def run(trainer):
+        if trainer.step_number == step - 1:
+            raise RuntimeError("broken")
+        return advance(trainer)
+
+    monkeypatch.setattr(Trainer, "step", run)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_error_in_the_window_leaves_the_trace_and_no_mark(tmp_path, monkeypatch, step):
+    """Also in its first step: the profiler has ended, and operations are as they were."""
+    failing_at(step, monkeypatch)
+    metrics = {"profile": True, "profile_start": 2, "profile_steps": 2}
     with pytest.raises(RuntimeError, match="broken"):
-        train(tiny_config(tmp_path, metrics=metrics), console=QUIET)
-    assert traces(tmp_path) == ["steps-2-3-rank-0.json.gz"]
+        train(tiny_config(tmp_path, metrics=metrics, **FEW), console=QUIET)
+    assert traces(tmp_path) == [f"steps-2-{step}-rank-0.json.gz"]
     assert not (tmp_path / "run" / "profile" / "profile.json").exists()
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_a_profile_that_cannot_be_written_does_not_hide_why_the_run_ended(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    failing_at(2, monkeypatch)
+    monkeypatch.setattr(TorchProfiler, "finish", full)
+    with pytest.raises(RuntimeError, match="broken"):
+        train(tiny_config(tmp_path, metrics={"profile_step": 2}, **FEW), console=Console(width=100))
+    assert "the profile could not be written: the disk is full" in capsys.readouterr().out
+
+
+def test_a_profile_behind_the_end_is_said_to_be_none(tmp_path, capsys):
+    metrics = {"profile": True, "profile_start": 9}
+    with Window(SimpleNamespace(config=tiny_config(tmp_path, metrics=metrics), start_step=0, is_first=True), Console()):
+        pass
+    assert capsys.readouterr().out == "nothing will be profiled: the profile begins at step 9, the run ends at 6\n"
 
 
 def test_ranks_write_a_trace_each_and_are_compared(tmp_path):

@@ -63,9 +63,7 @@ class TorchProfiler(Profiler):
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print its own progress to standard error
             self._marks.enter_context(marking(self.model.ops))
             device = DEVICE_ACTIVITIES.get(self.model.ops.device.type)
-            self._running = torch.profiler.profile(
-                activities=[ProfilerActivity.CPU, *([device] if device else [])], acc_events=True
-            )
+            self._running = torch.profiler.profile(activities=[ProfilerActivity.CPU, *([device] if device else [])])
             self._running.start()
         return record_function(STEP)
 
