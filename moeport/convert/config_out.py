@@ -23,6 +23,7 @@ TRAINING_ONLY = {
     "output_z_loss": 0.0,
     "moe.router_z_loss": 0.0,
     "moe.router_dtype": "float32",
+    "moe.rounded_rows": None,
     "moe.load_balance.scope": "batch",
     "moe.load_balance.coefficient": None,
 }
@@ -100,6 +101,8 @@ def unsaid(model: ModelConfig, family: Family) -> list[str]:
     found = _canonical(model, model.vocab_size)
     keys = ("output_z_loss", "moe.router_z_loss", "moe.router_dtype", "moe.load_balance.scope")
     lines = [f"model.{key}: {found[key]}" for key in keys if found[key] != TRAINING_ONLY[key]]
+    if found["moe.rounded_rows"]:
+        lines.append("model.moe.capacity.policy: round")
     coefficient = found["moe.load_balance.coefficient"]
     if family.is_dense and coefficient:
         lines.append(f"model.moe.load_balance.coefficient: {coefficient}")
@@ -145,7 +148,8 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "moe.shared_mixing": mixing if moe.num_shared_experts else None,
         "moe.residual_hidden": moe.residual_hidden,
         "moe.routed_scaling_factor": moe.routed_scaling_factor,
-        "moe.capacity.policy": moe.capacity.policy,
+        "moe.capacity.policy": "dropless" if moe.capacity.policy == "round" else moe.capacity.policy,
+        "moe.rounded_rows": moe.capacity.tile if moe.capacity.policy == "round" else None,
         "moe.router_z_loss": moe.router_z_loss,
         "moe.router_dtype": moe.router_dtype,
         "moe.load_balance.scope": moe.load_balance.scope,

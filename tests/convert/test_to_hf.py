@@ -138,10 +138,22 @@ def test_a_family_that_is_asked_for(tmp_path):
 
 
 def test_settings_of_training_that_config_json_cannot_say(tmp_path):
-    run = run_of(tmp_path / "run", output_z_loss=1e-4, moe={"router_z_loss": 1e-3, "load_balance": {"scope": "global"}})
-    notes = " ".join(to_hf(run, tmp_path / "hub").notes)
-    for line in ("model.output_z_loss: 0.0001", "model.moe.router_z_loss: 0.001", "load_balance.scope: global"):
-        assert f"only moeport's training uses {line}" in notes or line in notes
+    moe = {
+        "router_z_loss": 1e-3,
+        "router_dtype": "compute",
+        "load_balance": {"scope": "global"},
+        "capacity": {"policy": "round", "tile": 2},
+    }
+    run = run_of(tmp_path / "run", output_z_loss=1e-4, moe=moe)
+    notes = to_hf(run, tmp_path / "hub").notes
+    for line in (
+        "model.output_z_loss: 0.0001",
+        "model.moe.router_z_loss: 0.001",
+        "model.moe.router_dtype: compute",
+        "model.moe.load_balance.scope: global",
+        "model.moe.capacity.policy: round",
+    ):
+        assert any(note.startswith(f"only moeport uses {line};") for note in notes), notes
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
