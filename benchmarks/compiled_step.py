@@ -53,12 +53,12 @@ class Subject:
 
     def __init__(self, config_file: str, dtype: str, router: str, compiles: bool):
         self.config = load_config(config_file, [f"backend.dtype={dtype}", f"model.moe.router={{name: {router}}}"])
-        backend = get_backend(self.config.backend)
+        self.backend = get_backend(self.config.backend)
         vocab_size: Any = getattr(self.config.data.tokenizer, "vocab_size", 257)
         self.shapes = DecoderLM(self.config.model, int(vocab_size))
         params = initial_parameters(self.shapes.parameter_specs(), self.config.training.seed)
         options = TrainingOptions(self.config.optimizer, compile=compiles)
-        self.model = backend.training_model(self.shapes, params, options)
+        self.model = self.backend.training_model(self.shapes, params, options)
         self.random = np.random.default_rng(0)
 
     def step(self, number: int) -> float:

@@ -75,10 +75,7 @@ def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, rep
         (folder / CONFIG).write_text(export.config_text(), encoding="utf-8")
         (folder / CHECKSUMS).write_text(json.dumps(checksums_text(export.checksums)) + "\n", encoding="utf-8")
         _carry(run_dir, config, carried, folder)
-    notes = [
-        f"only moeport uses {line}; config.json cannot say it"
-        for line in unsaid(config.model, export.family)
-    ]
+    notes = [f"only moeport uses {line}; config.json cannot say it" for line in unsaid(config.model, export.family)]
     return Exported(export.family.model_type, len(export.names), files, verified, tuple(notes))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -133,7 +134,8 @@ def test_a_profile_that_cannot_be_written_does_not_hide_why_the_run_ended(tmp_pa
 
 def test_a_profile_behind_the_end_is_said_to_be_none(tmp_path, capsys):
     metrics = {"profile": True, "profile_start": 9}
-    with Window(SimpleNamespace(config=tiny_config(tmp_path, metrics=metrics), start_step=0, is_first=True), Console()):
+    run: Any = SimpleNamespace(config=tiny_config(tmp_path, metrics=metrics), start_step=0, is_first=True)
+    with Window(run, Console()):
         pass
     assert capsys.readouterr().out == "nothing will be profiled: the profile begins at step 9, the run ends at 6\n"
 

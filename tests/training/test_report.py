@@ -9,6 +9,7 @@ import pytest
 
 from moeport.config import load_config, resolved_yaml
 from moeport.errors import UserError
+from moeport.training.profile_table import HELD_LABELS
 from moeport.training.report import write_report
 from tests.training.metrics_examples import SUMMARY, write_run
 
@@ -172,7 +173,7 @@ def test_a_report_of_few_lists_is_whole(tmp_path, monkeypatch):
     assert "step 300" in text
 
 
-DAMAGED = {"steps": [1, 2], "ranks": 1, "memory": dict.fromkeys(("parameters", "copies", "gradients", "optimizer"), {})}
+DAMAGED = {"steps": [1, 2], "ranks": 1, "memory": {key: {"max": 0} for key in HELD_LABELS} | {"activations": []}}
 
 
 @pytest.mark.parametrize(

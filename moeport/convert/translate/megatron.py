@@ -296,7 +296,7 @@ RULES: dict[str, Rule] = {
     "make_vocab_size_divisible_by": ignored("rows of the embedding that no token uses"),
     "use_rotary_position_embeddings": ignored("an older name of position_embedding_type: rope"),
     "no_position_embedding": ignored("there is no table of positions"),
-    "moe_router_dtype": ignored("the router computes in float32 here"),
+    "moe_router_dtype": ignored("the router computes in float32 here, or as model.moe.router_dtype says"),
     "moe_grouped_gemm": ignored(HOW),
     "moe_permute_fusion": ignored(HOW),
     "moe_token_dispatcher_type": ignored(HOW),
