@@ -192,6 +192,7 @@ class StepMetrics:
             "Capacity policy `round`: rows filled by tokens that did not choose the expert, per chosen assignment.",
             reduction="mean",
             tag="moe/fill_rate",
+            only_with="fill_rate",
             chart=Chart(
                 "Routing",
                 Axis("Fill rate", "of assignments", "{:.2%}", percent=True, from_zero=True),

@@ -18,11 +18,12 @@ from moeport.errors import InterruptedRunError, RunError, UserError
 from moeport.model.build import build_model
 from moeport.routers import BY_NAME
 from moeport.studies.compare.compare import compare
-from moeport.studies.compare.figures import all_to_all_bytes
+from moeport.studies.compare.figures import all_to_all_bytes, read_result
 from moeport.studies.compare.page import write_page
 from moeport.studies.compare.plan import COMPARED, IDLE, plan, shared_parameters
 from moeport.studies.compare.table import explanations, markdown, rows, terminal, to_json
 from moeport.training.metrics import read_metrics
+from moeport.training.run_dir import read_config
 from tests.training.test_report import Page
 from tests.training.tiny import tiny_values
 
@@ -140,6 +141,16 @@ class TestComparison:
         assert tight.drop_rate >= 0.5
         assert tight.rows_mean == pytest.approx(TOKENS * 2 / EXPERTS * (1 - tight.drop_rate), rel=1e-4)
         assert tight.rows_max == TOKENS * 2 / EXPERTS * 0.5
+
+    def test_rows_that_fill_a_tile_are_computed_and_sent(self, finished, tmp_path):
+        comparison, folder = finished
+        run = folder / "out" / "topk"
+        for file in (run / "summary.json", run / "metrics.jsonl"):
+            text = file.read_text(encoding="utf-8").replace('"imbalance":', '"fill_rate": 0.25, "imbalance":')
+            (tmp_path / file.name).write_text(text, encoding="utf-8")
+        plain, filled = comparison.figures("topk")[0], read_result(tmp_path, read_config(run), comparison.ranks).figures
+        assert filled.rows_mean == pytest.approx(1.25 * plain.rows_mean)
+        assert filled.all_to_all_bytes == pytest.approx(1.25 * plain.all_to_all_bytes)
 
     def test_bytes_of_the_all_to_all(self, finished):
         comparison, _ = finished

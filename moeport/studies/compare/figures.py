@@ -108,12 +108,12 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
                 f"{run_dir}: trained by an older moeport, which did not count rows; delete it and repeat the command"
             )
         rows_LE = _rows(record, config.training.gradient_accumulation)
-        served = np.dot(record.assignments_per_layer, 1 - np.array(record.drop_rate_per_layer))
-        values = np.array([record.drop_rate, record.imbalance, served / rows_LE.size, rows_LE.max(1).mean()])
+        computed = np.dot(record.assignments_per_layer, 1 - np.array(record.drop_rate_per_layer) + record.fill_rate)
+        values = np.array([record.drop_rate, record.imbalance, computed / rows_LE.size, rows_LE.max(1).mean()])
         steps.add(record.step, np.append(record.step, values))
         if 2 * record.step > config.training.steps:
             settled.append(values)
-            rows_per_token.append(served / (record.tokens / config.training.updates(record.step)))
+            rows_per_token.append(computed / (record.tokens / config.training.updates(record.step)))
     if not settled:
         raise DataError(f"{run_dir}: the metrics of its second half are lost; delete it and repeat the command")
     drop_rate, imbalance, rows_mean, rows_max = np.mean(settled, axis=0).tolist()
@@ -163,7 +163,8 @@ def _rows(record: StepMetrics, micro_batches: int) -> np.ndarray:
     """Rows that each expert computed in a step (L, E).
 
     An expert computes the assignments to it, up to its capacity in each micro-batch. The metrics hold only the load of
-    the whole step, so with a capacity and several micro-batches the result is an upper bound.
+    the whole step, so with a capacity and several micro-batches the result is an upper bound. With policy `round` it is
+    the load, from which an expert's rows differ by at most half a tile in each micro-batch.
     """
     chosen_LE = np.array(record.expert_load) * np.array(record.assignments_per_layer)[:, None]
     if not record.capacity_per_layer:
