@@ -192,6 +192,7 @@ def test_megatron(tmp_path):
         "clip_norm": 1.0,
     }
     assert sections["parallelism"] == {"expert": 8}
+    assert (model.init_std, model.embedding_std) == (0.02, None)
     assert states(found)["moe_grouped_gemm"] == "ignored"
     assert found.of("unknown") == found.of("not expressible") == []
 
@@ -372,6 +373,7 @@ def test_mindformers(tmp_path):
     config = config_from_dict(found.sections)
     model, moe = config.model, config.model.moe
     assert (model.num_layers, model.d_model, model.num_heads, model.num_kv_heads) == (4, 512, 8, 2)
+    assert (model.init_std, model.embedding_std) == (0.02, None)
     assert (moe.num_experts, moe.expert_hidden, moe.router) == (8, 1024, TopKConfig(top_k=2))
     assert (moe.capacity.policy, moe.capacity.factor, moe.load_balance.coefficient) == ("factor", 1.5, 0.05)
     assert (config.training.batch_size, config.training.steps, config.training.seed) == (2 * 8 * 4, 1000, 7)

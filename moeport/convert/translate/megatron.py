@@ -248,6 +248,7 @@ RULES: dict[str, Rule] = {
     "normalization": only("RMSNorm", why="moeport has RMSNorm only", default="LayerNorm"),
     "norm_epsilon": to("model.norm_eps", number, default=1e-5),
     "init_method_std": to("model.init_std", number, default=0.02),
+    "embedding_init_method_std": to("model.embedding_std", number),
     "swiglu": to("model.moe.activation", lambda on: "swiglu" if switch(on) else "gelu", default=False),
     "squared_relu": _only_off("squared ReLU"),
     "disable_bias_linear": only(True, why="moeport has no biases outside attention", default=False),

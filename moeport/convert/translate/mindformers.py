@@ -42,6 +42,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def combine(draft: Draft) -> None:
     """What several keys say together."""
+    draft.put("model.init_std", 0.02)  # of all weights, also where the file has neither of its keys
     draft.require(integer, *WHOLE)
     draft.require(number, *REAL)
     draft.require(name, *NAMES)
