@@ -104,17 +104,20 @@ def unpack(wheels: Path, site: Path) -> int:
 
 def run_command(command: Sequence[str], seconds: float, log: Path) -> str:
     """Run a command for at most so long; returns how it ended. Its output goes to the log."""
-    filled = [text.format(seconds=f"{seconds:.0f}", minutes=f"{seconds / 60:.3f}") for text in command]
+    times = {"{seconds}": f"{seconds:.0f}", "{minutes}": f"{seconds / 60:.3f}"}
+    filled = [times.get(text, text) for text in command]
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             filled, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(seconds + GRACE_S)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # also where the session is interrupted: nothing stays behind on the device
             os.killpg(process.pid, 9)
             process.wait()
-            return "ended: out of time"
+            if isinstance(error, subprocess.TimeoutExpired):
+                return "ended: out of time"
+            raise
     return "done" if code == 0 else f"exit code {code}"
 
 
@@ -207,7 +210,13 @@ def main(given: list[str] | None = None) -> int:
     if missing:
         print(f"not importable: {', '.join(missing)}; put their wheels into a folder and pass --wheels FOLDER")
         return 2
-    chosen = [part for part in parts(out, options.device, options.tiny) if part.name in (options.only or part.name)]
+    known = {part.name: part for part in parts(out, options.device, options.tiny)}
+    names = options.only.split(",") if options.only else list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        print(f"--only: {', '.join(unknown)}: unknown; expected some of {', '.join(known)}")
+        return 2
+    chosen = [part for name, part in known.items() if name in names]
     session = run_parts(chosen, out, options.minutes)
     print((out / "session.md").read_text(encoding="utf-8"))
     return 0 if all(each["word"] == "MET" for each in session["verdicts"]) else 1

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from contest.child import Terms
+from contest.contenders import contenders, is_wanted
 from contest.contest import Contest, run, serve
 from contest.output import bars, curves, table
 from contest.shapes import CURVES, ON_CPUS, ON_DEVICES, SHAPES, TINY, Shape, curve
@@ -37,13 +38,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default=None, help="cpu, cuda, npu; default: the accelerator that torch finds")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--shapes", default=None, help=f"by comma, of {', '.join(SHAPES)}")
-    parser.add_argument("--zipf", default="0", help="exponents of the loads, by comma; 0: even")
+    parser.add_argument("--zipf", type=exponents, default="0", help="exponents of the loads, by comma; 0: even")
     parser.add_argument(
         "--only", default="", help="texts in the names of contenders, by comma; limits always take part"
     )
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=positive, default=12)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--tokens", type=int, default=None, help="instead of the shape's own number")
+    parser.add_argument("--tokens", type=positive, default=None, help="instead of the shape's own number")
     parser.add_argument("--passes", default="both", choices=["both", "backward", "forward"])
     parser.add_argument("--curve", default=None, choices=list(CURVES))
     parser.add_argument("--tiny", action="store_true", help="small shapes, few rounds: checks the benchmark itself")
@@ -65,7 +66,29 @@ def chosen_shapes(options: argparse.Namespace, device: str) -> list[Shape]:
         found = [replace(shape, tokens=options.tokens) for shape in found]
     if options.curve:
         found = [each for shape in found for each in curve(shape, options.curve)]
-    return [replace(shape, zipf=float(zipf)) for shape in found for zipf in options.zipf.split(",")]
+    return [replace(shape, zipf=zipf) for shape in found for zipf in options.zipf]
+
+
+def exponents(text: str) -> list[float]:
+    """Numbers by comma, for options."""
+    return [float(each) for each in text.split(",")]
+
+
+def chosen_names(text: str) -> list[str]:
+    """What names of contenders are to have in them; each of them has to be in one, or this raises SystemExit."""
+    found = [each for each in text.split(",") if each]
+    names = [name for device in ("cpu", "cuda", "npu") for name in contenders(device)]
+    strange = [each for each in found if not any(is_wanted(name, [each]) for name in names)]
+    if strange:
+        raise SystemExit(f"--only: {', '.join(strange)}: in no name; names are {', '.join(dict.fromkeys(names))}")
+    return found
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for options."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def accelerator() -> str:
@@ -90,7 +113,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         forward=options.passes != "backward",
     )
     isolate = device != "cpu" if options.isolate is None else options.isolate
-    only = [text for text in options.only.split(",") if text]
+    only = chosen_names(options.only)
     contest = Contest(chosen_shapes(options, device), terms, options.minutes * 60, only, isolate)
 
     def write(found: dict[str, Any]) -> None:

@@ -30,9 +30,12 @@ from typing import Any
 
 from contest.contest import machine
 from contest.jobs import Process, write_whole
+from contest.models import config_of
 from contest.output import MIB, machine_line
 from contest.steps import PLAIN, TRANSFORMERS, StepTerms, Variant, ablations, time_model
-from moe_layer import accelerator
+from moe_layer import accelerator, positive
+
+from moeport.errors import UserError
 
 MARGIN_S = 20.0
 """A process is ended this long after its share of the budget, if the budget has not ended before."""
@@ -44,7 +47,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", default=None, help="by comma: 844m, quickstart, cpu, tiny, or YAML files")
     parser.add_argument("--device", default=None, help="cpu, cuda, npu; default: the accelerator that torch finds")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=positive, default=8)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--ablate", action="store_true", help="also without each fused kernel")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME:KEY=VALUE[;KEY=VALUE]")
@@ -126,6 +129,15 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     names = (options.models or default).split(",")
     end = time.time() + 60 * options.minutes
     ways, others = variants(options, device), [each for each in options.others.split(",") if each]
+    strange = [each for each in others if each not in (PLAIN, TRANSFORMERS)]
+    if strange:
+        raise SystemExit(f"--others: {', '.join(strange)}: unknown; expected some of {PLAIN}, {TRANSFORMERS}")
+    try:
+        for name in names:
+            for way in (Variant(""), *ways):
+                config_of(name, device, options.dtype, way.overrides)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
     isolate = device != "cpu" if options.isolate is None else options.isolate
     found: dict[str, Any] = {"machine": machine(device), "cells": []}
     with tempfile.TemporaryDirectory() as folder:

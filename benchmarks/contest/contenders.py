@@ -18,8 +18,9 @@ def contenders(device: str, wanted: Sequence[str] = ()) -> dict[str, Contender]:
             name. Empty: all take part.
     """
     found = [*LIMITS, *ours(device), *PEERS]
-    return {each.name: each for each in found if not wanted or each.group == "limit" or _is_wanted(each.name, wanted)}
+    return {each.name: each for each in found if not wanted or each.group == "limit" or is_wanted(each.name, wanted)}
 
 
-def _is_wanted(name: str, wanted: Sequence[str]) -> bool:
+def is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    """Whether one of the texts is in a name, or is the whole of it after a =."""
     return any(name == text[1:] if text.startswith("=") else text.lower() in name.lower() for text in wanted)

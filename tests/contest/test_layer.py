@@ -153,6 +153,13 @@ def test_in_processes_of_their_own_the_results_are_the_same_kind(tmp_path):
     assert "polyline" in (tmp_path / "layer.svg").read_text()
 
 
-def test_an_unknown_shape_is_refused():
-    with pytest.raises(SystemExit, match="--shapes: olmo: unknown; expected some of mixtral, olmoe"):
-        moe_layer.main(["--shapes=olmo", "--device=cpu"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--shapes=olmo", "--shapes: olmo: unknown; expected some of mixtral, olmoe"),
+        ("--only=moeport,=plain", "--only: =plain: in no name; names are dense MLP, large product, moeport,"),
+    ],
+)
+def test_what_is_unknown_is_refused(option, message):
+    with pytest.raises(SystemExit, match=message):
+        moe_layer.main([option, "--device=cpu"])

@@ -24,7 +24,7 @@ def test_every_part_gets_its_time_and_what_is_cut_off_loses_only_itself(tmp_path
         Part(
             "hangs", 0.2, [python("print('begun', flush=True); import time; time.sleep(60)"), python("print('later')")]
         ),
-        Part("ends", 0.6, [python(f"open(r'{tmp_path}/left', 'w').write('{{seconds}}')")]),
+        Part("ends", 0.6, [[*python(f"import sys; open(r'{tmp_path}/left', 'w').write(sys.argv[1])"), "{seconds}"]]),
     ]
     session = run_parts(chosen, tmp_path, 6 / 60)
     ended = {name: part["ended"] for name, part in session["parts"].items()}
@@ -88,6 +88,11 @@ def test_what_is_missing_is_named_before_anything_starts(tmp_path, monkeypatch, 
     assert gpu_session.main([str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert "not importable: no_such_module; put their wheels into a folder" in capsys.readouterr().out
     assert not (tmp_path / "out" / "session.json").exists()
+
+
+def test_an_unknown_part_is_refused(tmp_path, capsys):
+    assert gpu_session.main([str(tmp_path), "--only=steps", "--device=cpu"]) == 2
+    assert "--only: steps: unknown; expected some of tests, trials, layer" in capsys.readouterr().out
 
 
 @pytest.mark.slow

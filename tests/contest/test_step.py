@@ -49,9 +49,18 @@ def test_every_kernel_with_a_fused_form_is_left_out_in_turn():
     assert {way.name for way in ablations("npu")} >= {"moeport without grouped_mlp", "moeport without fused kernels"}
 
 
-def test_a_variant_without_a_key_is_refused():
-    with pytest.raises(SystemExit, match="--variant fast: expected NAME:KEY=VALUE"):
-        step.main([*TINY, "--variant=fast"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--variant=fast", "--variant fast: expected NAME:KEY=VALUE"),
+        ("--variant=fast:backend.fast=true", "backend.fast: unknown key"),
+        ("--others=plain", "--others: plain: unknown; expected some of plain torch"),
+        ("--models=no.yaml", "no.yaml: no such file"),
+    ],
+)
+def test_what_is_unknown_is_refused_before_anything_is_timed(option, message):
+    with pytest.raises(SystemExit, match=message):
+        step.main([*TINY, option])
 
 
 def test_trials_say_what_computes_each_kernel(tmp_path):
