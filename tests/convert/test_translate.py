@@ -207,7 +207,7 @@ def test_what_megatron_does_by_default_is_refused_if_moeport_does_not(tmp_path):
     text = str(error.value)
     for key in ("normalization = LayerNorm", "position_embedding_type = learned_absolute", "hidden_dropout = 0.1"):
         assert key in text
-    assert "disable_bias_linear = false: moeport has no biases outside attention" in text
+    assert "disable_bias_linear = false (not given, the default): moeport has no biases outside attention" in text
     found = translate("megatron", path, allow_missing=True)
     assert found.sections["model"]["tie_embeddings"]
     assert not [entry for entry in found.entries if entry.key == "hidden_dropout" and entry.given]
@@ -333,7 +333,7 @@ def test_schedules_of_megatron(tmp_path, style, schedule):
 
 def test_a_decay_of_megatron_that_is_not_linear_is_refused(tmp_path):
     path = written(tmp_path, "x.sh", "--hidden-size 64 --lr 1e-3 --train-iters 100 --lr-decay-style WSD")
-    with pytest.raises(UserError, match="lr_wsd_decay_style = exponential: moeport's wsd decays linearly"):
+    with pytest.raises(UserError, match=r"lr_wsd_decay_style = exponential \(not given, the default\): moeport"):
         translate("megatron", path)
 
 
@@ -458,6 +458,14 @@ def test_the_command_writes_a_config_that_loads_and_lists_every_key(tmp_path):
         assert f"  {key} = " in result.stderr
     again = CliRunner().invoke(app, ["config", "from", "mindformers", str(path)])
     assert yaml.safe_load(again.stdout) == yaml.safe_load(out.read_text())
+
+
+def test_keys_and_values_stay_in_their_comments(tmp_path):
+    values = yaml.safe_load(MINDFORMERS) | {"a\nrun: {dir: elsewhere}": "b\u2028seed: 8", "c\x1b[2J": 1}
+    found = translate("mindformers", written(tmp_path, "x.yaml", yaml.safe_dump(values)))
+    assert yaml.safe_load(found.as_yaml("x\ny: 1")) == found.sections
+    assert "  a run: {dir: elsewhere} = b seed: 8: not a key that moeport knows of" in "\n".join(found.as_lines())
+    assert not any("\x1b" in line for line in found.as_lines())
 
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1]\n" + "".join(

@@ -54,9 +54,9 @@ class Translation:
 
     def as_yaml(self, source: str) -> str:
         """The config as YAML, with what is missing in it as comments."""
-        lines = [f"# Translated from {source}. Set data.source and data.tokenizer to what it is to train on."]
+        lines = [f"# Translated from {_line(source)}. Set data.source and data.tokenizer to what it is to train on."]
         for entry in (*self.of("not expressible"), *self.of("unknown")):
-            lines.append(f"# {entry.state}: {entry.key} = {_short(entry.value)}: {entry.note}")
+            lines.append(f"# {entry.state}: {_verdict(entry, ': ')}")
         return "\n".join(lines) + "\n" + yaml.safe_dump(dict(self.sections), sort_keys=False)
 
     def as_lines(self) -> list[str]:
@@ -66,9 +66,7 @@ class Translation:
             entries = self.of(state)
             lines.append(f"{state}: {len(entries)}")
             for entry in entries:
-                given = "" if entry.given else " (not given, the default)"
-                arrow = " -> " if state == "understood" else ": "
-                lines.append(f"  {entry.key} = {_short(entry.value)}{given}{arrow}{entry.note}")
+                lines.append(f"  {_verdict(entry, ' -> ' if state == 'understood' else ': ')}")
         return lines
 
 
@@ -100,7 +98,7 @@ def translate(framework: str, path: Path, ranks: int | None = None, allow_missin
     entries = sorted(draft.entries, key=lambda entry: order.get(entry.key, len(order)))
     missing = [entry for entry in entries if entry.state == "not expressible"]
     if missing and not allow_missing:
-        listed = "".join(f"\n  {entry.key} = {_short(entry.value)}: {entry.note}" for entry in missing)
+        listed = "".join(f"\n  {_verdict(entry, ': ')}" for entry in missing)
         raise UserError(
             f"{path}: {len(missing)} {'key' if len(missing) == 1 else 'keys'} cannot be expressed and would change "
             f"what is trained:{listed}\nWith --allow-missing the others are translated without them"
@@ -120,7 +118,14 @@ def _tokenizer(draft: Draft) -> None:
         draft.put("data.tokenizer", {"name": "bpe", "vocab_size": size} if size > 257 else {"name": "byte"})
 
 
-def _short(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    text = text.replace("\n", " ")
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _verdict(entry: Entry, joint: str) -> str:
+    """An entry in one line."""
+    value = _line(str(entry.value).lower() if isinstance(entry.value, bool) else str(entry.value))
+    short = value if len(value) <= 60 else f"{value[:57]}..."
+    given = "" if entry.given else " (not given, the default)"
+    return f"{_line(entry.key)} = {short}{given}{joint}{_line(entry.note)}"
+
+
+def _line(text: str) -> str:
+    """What a file says, without anything that would end a comment or move the cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
