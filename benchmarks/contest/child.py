@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from contest.clock import device_name, held_bytes, host_waits, milliseconds, peak_bytes, synchronize
+from contest.clock import device_name, free_bytes, held_bytes, host_waits, milliseconds, peak_bytes, synchronize
 from contest.contender import Contender, Layer
 from contest.problem import TOLERANCE, Problem, draw, draw_decided, errors, loads, redraw, reference
 from contest.shapes import Shape
@@ -24,6 +24,10 @@ Say = Callable[[dict[str, Any]], None]
 FEWEST_ROUNDS = 3
 READY_SHARE = 0.65
 """Of the time of a shape; after it no contender is prepared any more, so that those that are have their rounds."""
+ROOM = 2.25
+"""A contender that copies the weights takes part if so many times their bytes are free: the copy, the gradients of
+whoever has its turn, and some activations. Without it those that copy nothing would run out of memory in their turns.
+"""
 LONGEST_CALL_S = 20.0
 """A contender whose call takes longer is not timed in rounds."""
 
@@ -132,6 +136,9 @@ def time_shape(
         say(result)
         if time.time() > ready_by:
             row["reason"] = "no time left"
+            continue
+        if contender.copies and free_bytes(terms.device) < ROOM * sum(x.nbytes for x in problem.weights):
+            row["reason"] = "no room for its copy of the weights beside the others"
             continue
         try:
             ready[name] = list(_prepare(contender, problem, terms, row))

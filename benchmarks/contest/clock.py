@@ -55,6 +55,13 @@ def milliseconds(fn: Callable[[], object], device: str) -> float:
     return float(begin.elapsed_time(end))
 
 
+def free_bytes(device: str) -> float:
+    """Memory of the device that nobody uses; infinite where it is not counted."""
+    if torch.device(device).type == "cpu" or not hasattr(runtime(device), "mem_get_info"):
+        return float("inf")
+    return float(runtime(device).mem_get_info()[0])
+
+
 @contextmanager
 def saved_bytes(without: list[Tensor]) -> Iterator[dict[int, int]]:
     """Bytes of every storage that autograd saves for a backward pass inside the block, by address.

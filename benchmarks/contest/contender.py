@@ -42,6 +42,8 @@ class Contender:
     """Types that it computes in; empty: all."""
     group: str = "peer"
     """`ours`, `peer`, or `limit`: no layer, but what a layer cannot beat."""
+    copies: bool = False
+    """Whether it has weights of its own, as large as the problem's, for as long as it takes part."""
     differs: str = ""
     """Why its values cannot be those of the reference; empty: they must be."""
 

@@ -297,8 +297,8 @@ PEERS = [
     Contender("SonicMoE", sonicmoe, ("sonicmoe",), ("cuda",), BF16),
     Contender("ScatterMoE", scattermoe, ("scattermoe",), ("cuda",)),
     Contender("Liger", liger, ("liger_kernel",), ("cuda",)),
-    Contender("MegaBlocks", megablocks, ("megablocks",), ("cuda",), BF16),
-    Contender("torchtitan", torchtitan, ("torchtitan",), dtypes=BF16),
+    Contender("MegaBlocks", megablocks, ("megablocks",), ("cuda",), BF16, copies=True),
+    Contender("torchtitan", torchtitan, ("torchtitan",), dtypes=BF16, copies=True),
     Contender("DeepSpeed", deepspeed, ("deepspeed",)),
     Contender(
         "st-moe-pytorch",

@@ -79,6 +79,20 @@ def test_a_contender_that_fails_is_listed_and_the_others_are_timed():
     assert len(found["rows"]["moeport"]["both_ms"]) == 2
 
 
+@pytest.mark.parametrize(("times", "is_timed"), [(2.2, False), (2.3, True)])
+def test_who_copies_the_weights_is_left_out_where_that_leaves_no_room(monkeypatch, times, is_timed):
+    weights = sum(x.nbytes for x in draw(SMALL, "cpu", torch.float32).weights)
+    monkeypatch.setattr("contest.child.free_bytes", lambda device: times * weights)
+    build = contenders("cpu")["moeport default"].build
+    chosen = {"copies": Contender("copies", build, copies=True), "shares": Contender("shares", build)}
+    rows = cell(Contest([SMALL], EXACT, 60), SMALL, chosen, None, math.inf, math.inf)["rows"]
+    assert rows["copies"].get("reason", "") == (
+        "" if is_timed else "no room for its copy of the weights beside the others"
+    )
+    assert len(rows["copies"]["both_ms"]) == 2 * is_timed
+    assert len(rows["shares"]["both_ms"]) == 2
+
+
 def test_zipf_loads_grow_with_the_exponent_and_leave_weights_in_their_shape():
     shape = Shape("", 4096, 32, 16, 2, 8)
     busiest = [int(loads(draw(Shape(**shape.as_dict() | {"zipf": s}), "cpu", torch.float32)).max()) for s in (0, 1, 2)]
