@@ -5,6 +5,9 @@ only lies in buffers that all experts share, so it stays in cache, and no new me
 for every large array of a step. The hidden states before the activation are kept for the backward pass, which gathers
 the rows and computes the activation again. The gradient of a gate is the product of an activation and its incoming
 gradient, so the experts' outputs are not kept either.
+
+In the backward pass the gates multiply what is of the tokens' width: the rows whose products are gradients of weights,
+and the sums over each token's rows. The hidden states, which are wider, are left without them.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class RoutedMLP(torch.autograd.Function):
         grad_PD, grad_gate_P, grad_w_in, grad_w_out = _backward(
             grad_TD.contiguous(), x_TD, w_in, w_out, hidden, ctx.rows, ctx.activation
         )
-        grad_x = _summed(grad_PD, ctx.rows, None, ctx.plan)
+        grad_x = _summed(grad_PD, ctx.rows, weight_N, ctx.plan)
         return (
             grad_x,
             grad_gate_P.index_select(0, ctx.rows.place_N).to(weight_N.dtype),
@@ -92,7 +95,9 @@ def _forward(x_TD: Tensor, w_in: Tensor, w_out: Tensor, rows: Rows, activation: 
 def _backward(
     grad_TD: Tensor, x_TD: Tensor, w_in: Tensor, w_out: Tensor, hidden: Tensor, rows: Rows, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of rows (P + 1, D) and gates (P + 1), of which the last is 0, and of w_in and w_out."""
+    """Gradients of rows without their gates (P + 1, D) and of gates (P + 1), of which the last is 0, and of w_in and
+    w_out.
+    """
     width, longest = x_TD.shape[1], rows.longest
     grad_PD, grad_gate_P = x_TD.new_empty(rows.total + 1, width), rows.gate_P.new_empty(rows.total + 1)
     grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
@@ -105,17 +110,12 @@ def _backward(
         torch.index_select(grad_TD, 0, rows.token_P[here], out=rows_nD[own])
         torch.mm(rows_nD[own], w_out[expert], out=grad_nF[own])
         _activate_backward(
-            hidden[here],
-            gate_P1[here],
-            activated_nF[own],
-            grad_nF[own],
-            grad_hidden[own],
-            grad_gate_P[here],
-            activation,
+            hidden[here], activated_nF[own], grad_nF[own], grad_hidden[own], grad_gate_P[here], activation
         )
-        torch.mm(rows_nD[own].t(), activated_nF[own], out=grad_w_out[expert])
+        torch.mm(rows_nD[own].mul_(gate_P1[here]).t(), activated_nF[own], out=grad_w_out[expert])
         torch.mm(grad_hidden[own], w_in[expert], out=grad_PD[here])
         torch.index_select(x_TD, 0, rows.token_P[here], out=rows_nD[own])
+        rows_nD[own].mul_(gate_P1[here])
         torch.mm(grad_hidden[own].t(), rows_nD[own], out=grad_w_in[expert])
     for expert in set(range(w_in.shape[0])).difference(expert for expert, *_ in rows.slices):
         grad_w_in[expert], grad_w_out[expert] = 0, 0
@@ -135,27 +135,20 @@ def _activate(hidden: Tensor, out: Tensor, activation: str) -> None:
 
 
 def _activate_backward(
-    hidden: Tensor,
-    gate_n1: Tensor,
-    activated: Tensor,
-    grad: Tensor,
-    grad_hidden: Tensor,
-    grad_gate_n: Tensor,
-    activation: str,
+    hidden: Tensor, activated: Tensor, grad: Tensor, grad_hidden: Tensor, grad_gate_n: Tensor, activation: str
 ) -> None:
     """Recompute the activation of some rows, and apply its gradient and that of the gates.
 
     Args:
         hidden: before the activation.
-        gate_n1: gates.
-        activated: gets the activation times the gate.
-        grad: gradient of the weighted activation; is overwritten.
-        grad_hidden: gets the gradient of `hidden`.
+        activated: gets the activation.
+        grad: gradient of the activation, without gates; is overwritten.
+        grad_hidden: gets the gradient of `hidden`, without gates.
         grad_gate_n: gets the gradient of the gates.
         activation: swiglu or gelu.
     """
     for block in _blocks(hidden):
-        act, incoming, weight = activated[block], grad[block], gate_n1[block]
+        act, incoming = activated[block], grad[block]
         if activation == "gelu":
             torch.ops.aten.gelu.out(hidden[block], out=act)
         else:
@@ -164,8 +157,6 @@ def _activate_backward(
             torch.ops.aten.silu.out(gate, out=grad_gate)  # for a moment
             torch.mul(grad_gate, up, out=act)
         torch.sum(incoming * act, -1, dtype=grad_gate_n.dtype, out=grad_gate_n[block])
-        incoming.mul_(weight)
-        act.mul_(weight)
         if activation == "gelu":
             torch.ops.aten.gelu_backward.grad_input(incoming, hidden[block], grad_input=grad_hidden[block])
         else:
@@ -179,8 +170,8 @@ def _blocks(hidden: Tensor) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, hidden.shape[0], rows)]
 
 
-def _summed(rows_PD: Tensor, rows: Rows, weight_N: Tensor | None, plan: DispatchPlan) -> Tensor:
-    """The sum of each token's rows, weighted if there are weights: one pass, gathered and added in order."""
+def _summed(rows_PD: Tensor, rows: Rows, weight_N: Tensor, plan: DispatchPlan) -> Tensor:
+    """The weighted sum of each token's rows: one pass, gathered and added in order."""
     place_TK = rows.place_N.view(plan.num_tokens, -1)
-    weight_TK = None if weight_N is None else weight_N.to(rows_PD.dtype).view_as(place_TK)
+    weight_TK = weight_N.to(rows_PD.dtype).view_as(place_TK)
     return F.embedding_bag(place_TK, rows_PD, mode="sum", per_sample_weights=weight_TK)
