@@ -24,6 +24,7 @@ from moeport.launch.launcher import Launch
 from moeport.model.batch import Batch
 from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import MEANS, LossTerms
+from moeport.model.planned import Planned
 from moeport.model.transformer import Transformer
 
 
@@ -37,6 +38,8 @@ class Backend(ABC):
     """Label of the device, such as `cpu` or `cuda (NVIDIA H200)`."""
     dtype: str
     """Compute type, one of FLOAT_DTYPES."""
+    planned: Planned | None = None
+    """What will be trained, where that is known before the compute type is asked for, which may be chosen by it."""
 
     @abstractmethod
     def __init__(self, config: BackendConfig):

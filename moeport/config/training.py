@@ -202,7 +202,8 @@ class BackendConfig(Section):
     """Device; auto: the accelerator if there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
     """Compute type; parameters and optimiser stay float32 (float64 for float64).
-    auto: bfloat16 if a matrix product is measurably faster in it, otherwise float32."""
+    auto: bfloat16 if a matrix product is measurably faster in it, otherwise float32. On a CPU a small model must take
+    its steps faster too."""
     compile: bool | None = None
     """Compile the model: with torch.compile (off by default), or as a MindSpore graph (on by default; without it a step
     takes about 20 times as long)."""

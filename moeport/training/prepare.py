@@ -15,6 +15,8 @@ from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError
 from moeport.model.auto_exchange import fastest
+from moeport.model.build import build_model
+from moeport.model.planned import Planned
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint
@@ -27,6 +29,8 @@ from moeport.training.start_from import starting_weights
 from moeport.training.task import Task, build_task_in_turn
 from moeport.training.trainer import Trainer
 
+BYTES = 257
+"""Size of a vocabulary of bytes and the end of text."""
 Say = Callable[[str], None]
 """Prints one plain line."""
 
@@ -96,6 +100,13 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
         placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
     trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
     return PreparedRun(config, backend, mesh, checkpoint, task, trainer)
+
+
+def planned(config: Config, ranks: int) -> Planned:
+    """What will be trained, before the data are read: with the size of vocabulary that was asked for, if any was."""
+    vocab_size = getattr(config.data.tokenizer, "vocab_size", BYTES)
+    batch_size = max(1, config.training.batch_size // (config.training.gradient_accumulation * ranks))
+    return Planned(build_model(config.model, config.data, vocab_size), batch_size, config.data.tokens_per_sequence)
 
 
 def with_dtype(config: Config, dtype: str) -> Config:

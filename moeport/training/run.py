@@ -23,7 +23,7 @@ from moeport.training.announce import announcement
 from moeport.training.checkpoint import Checkpoint, list_checkpoints
 from moeport.training.lock import RunLock, refuse_locked
 from moeport.training.loop import run_steps
-from moeport.training.prepare import PreparedRun, prepare, with_dtype
+from moeport.training.prepare import PreparedRun, planned, prepare, with_dtype
 from moeport.training.ranks import check_ranks, check_trains
 from moeport.training.resume import finished, newest
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of, refuse_used, remove_results, write_config
@@ -86,6 +86,8 @@ def _on_all(
 ) -> RunSummary | DryRun | InterruptedRunError | NonFiniteError | None:
     """Train, or measure; errors that are raised on all ranks alike are returned, so that ranks shut down in order."""
     backend, say = get_backend(config.backend), partial(_say, console)
+    if config.backend.dtype == "auto":
+        backend.planned = planned(config, job.size)
     job.agree(of_backend(backend))
     with backend.communicator(launch, config.comm.timeout, job) as world:
         world.agree(of_dtype(backend), of_kernels(backend))

@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from moeport.backends import get_backend
-from moeport.backends.torch import auto_dtype, backend
+from moeport.backends.examine import TINY, VOCAB_SIZE
+from moeport.backends.torch import auto_dtype, backend, step_trial
 from moeport.backends.torch.auto_dtype import choose_dtype
+from moeport.backends.torch.fused import operations
 from moeport.comm.single import SingleProcess
+from moeport.config import config_from_dict
 from moeport.config.training import BackendConfig
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.launch.launcher import Launch
 from moeport.launch.machine import Processor
+from moeport.model.decoder import DecoderLM
+from moeport.model.planned import Planned
+from moeport.training.prepare import planned as expected
 
 CPU = torch.device("cpu")
 
@@ -92,6 +98,54 @@ def test_a_cache_that_cannot_be_written_costs_a_measurement(machine, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert [choose_dtype(CPU) for _ in range(2)] == ["bfloat16"] * 2
     assert len(measured) == 4
+
+
+def planned(batch_size=2):
+    lm = DecoderLM(TINY, VOCAB_SIZE)
+    return Planned(lm, batch_size, 8)
+
+
+@pytest.mark.parametrize(("steps", "chosen"), [(0.9, "float32"), (1.1, "float32"), (1.3, "bfloat16")])
+def test_a_small_model_must_take_its_steps_faster(machine, monkeypatch, steps, chosen):
+    machine(2.0)
+    trials = []
+
+    def speedup(planned, ops):
+        trials.append(planned)
+        return steps
+
+    monkeypatch.setattr(step_trial, "is_small", lambda planned, rate: True)
+    monkeypatch.setattr(step_trial, "speedup", speedup)
+    assert [choose_dtype(CPU, planned()) for _ in range(2)] == [chosen] * 2
+    assert choose_dtype(CPU) == "bfloat16", "nothing is known of a model"
+    assert len(trials) == 1
+    choose_dtype(CPU, planned(batch_size=4))
+    assert len(trials) == 2, "other steps take another time"
+
+
+@pytest.mark.parametrize(("rate", "small"), [(1e12, True), (1e3, False)])
+def test_steps_of_a_large_model_are_not_timed(machine, monkeypatch, rate, small):
+    machine(2.0)
+    assert step_trial.is_small(planned(), rate) is small
+    monkeypatch.setattr(step_trial, "is_small", lambda planned, rate: False)
+    monkeypatch.setattr(step_trial, "speedup", lambda planned, ops: pytest.fail("was timed"))
+    assert choose_dtype(CPU, planned()) == "bfloat16"
+
+
+def test_steps_are_timed_with_the_model_itself():
+    state = torch.get_rng_state()
+    assert 0 < step_trial.speedup(planned(), operations(CPU)) < 1e3
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_says_what_it_will_train():
+    config = config_from_dict(
+        {"training": {"batch_size": 8, "gradient_accumulation": 2}, "data": {"sequence_length": 32}}
+    )
+    found = expected(config, ranks=2)
+    assert (found.batch_size, found.sequence_length) == (2, 32)
+    assert isinstance(found.model, DecoderLM)
+    assert found.model.vocab_size == 4096
 
 
 class World(SingleProcess):

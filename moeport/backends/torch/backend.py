@@ -69,7 +69,7 @@ class TorchBackend(Backend):
     @cached_property
     def dtype(self) -> str:  # type: ignore[override]
         """The compute type; that of `auto` is chosen when it is first asked for, or by rank 0 for all ranks."""
-        return choose_dtype(self.torch_device)
+        return choose_dtype(self.torch_device, self.planned)
 
     @override
     def value_and_grad(self, fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
