@@ -256,7 +256,7 @@ def test_a_file_of_an_older_version_is_read(tmp_path):
 
 @pytest.mark.slow
 def test_a_long_run_of_many_experts_takes_a_bounded_file(tmp_path):
-    """Of 20,000 steps of 61 x 256 experts, less than 5 kB a step; a million steps have less than 1 kB a step."""
+    """Of 20,000 steps of 61 x 256 experts, less than 5 kB a step."""
     many = replace(STEP, expert_load=[[0.003906] * 256] * 61, drop_rate_per_layer=[0.012345] * 61)
     with MetricsLog(tmp_path, False, None, Thinning(last_step=20_000)) as log:
         for step in range(1, 20_001):

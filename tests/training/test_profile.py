@@ -143,7 +143,8 @@ def test_a_profile_behind_the_end_is_said_to_be_none(tmp_path, capsys):
 def test_ranks_write_a_trace_each_and_are_compared(tmp_path):
     config = tiny_config(
         tmp_path,
-        training={"steps": 3, "batch_size": 4, "evaluation_interval": 0},
+        metrics={"profile_steps": 1},
+        training={"steps": 2, "batch_size": 4, "evaluation_interval": 0},
         checkpoint={"interval": 0},
         parallelism={"expert": 2},
     )
