@@ -468,6 +468,13 @@ def test_keys_and_values_stay_in_their_comments(tmp_path):
     assert not any("\x1b" in line for line in found.as_lines())
 
 
+def test_no_warm_up_needs_no_number_of_steps(tmp_path):
+    text = MINDFORMERS.replace("total_steps: 1000", "total_steps: -1").replace("warmup_ratio: 0.1", "warmup_ratio: 0")
+    found = translate("mindformers", written(tmp_path, "x.yaml", text), allow_missing=True)
+    assert [entry.key for entry in found.of("not expressible")] == ["lr_schedule.total_steps"]
+    assert found.sections["optimizer"]["schedule"]["warmup_steps"] == 0
+
+
 BOMB = "a: &a [1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join(6 * ['*' + last])}]\n" for last, name in zip("abcdefg", "bcdefgh", strict=True)
 )

@@ -165,7 +165,7 @@ def _rate(draft: Draft) -> None:
     if section["name"] != "constant":
         section["final_fraction"] = least / rate if rate else 0.0
     ratio = draft.get("lr_schedule.warmup_ratio")
-    if ratio is not None and steps > 0:
+    if ratio is not None and (steps > 0 or ratio == 0):
         section["warmup_steps"] = round(ratio * steps)
     elif ratio is not None:
         why = "a share of the steps of the dataset, whose number the file does not say; set warmup_steps"
@@ -255,7 +255,16 @@ PREFIXES = {
             ),
             *(
                 MODEL + name
-                for name in ("bos_", "eos_", "pad_", "ignore_", "pretrain_", "checkpoint_name", "input_sliced")
+                for name in (
+                    "bos_",
+                    "eos_",
+                    "pad_",
+                    "ignore_",
+                    "pretrain_",
+                    "checkpoint_name",
+                    "input_sliced",
+                    "qkv_concat",
+                )
             ),
             *(MODEL + name for name in ("repetition", "max_decode", "top_", "do_sample", "compute_in", "moe_grouped")),
             *(
