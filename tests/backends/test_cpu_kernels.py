@@ -192,5 +192,5 @@ def test_the_limit_names_what_is_beyond_it():
     arguments = layer("even")
     arguments[2] = DispatchPlan(**{**vars(arguments[2]), "choices_per_token": None})
     limit = next(each.limit for each in CANDIDATES if each.fact.kernel == "routed_mlp")
-    assert limit(*arguments) == "experts choose their tokens; expected tokens that choose their experts"
+    assert limit(*arguments) == "experts choose tokens, or rows are rounded; expected K rows per token"
     assert torch.equal(operations(CPU).routed_mlp(*arguments), PLAIN.routed_mlp(*arguments))

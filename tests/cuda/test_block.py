@@ -149,7 +149,7 @@ def test_experts_that_choose_have_their_rows_computed(monkeypatch):
     expected = compose(CPU, x.double(), gate_N.double(), plan, *(w.double() for w in weights), "swiglu")
     found = ops.routed_mlp(x, gate_N, plan, *weights, "swiglu")
     assert wrong([found], [expected], 2**-6) is None
-    assert ops.given_way == {"routed_mlp": "experts choose their tokens; expected tokens that choose their experts"}
+    assert ops.given_way == {"routed_mlp": "experts choose tokens, or rows are rounded; expected K rows per token"}
 
 
 def test_second_derivatives_are_refused_and_transforms_take_the_composition():

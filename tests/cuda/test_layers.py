@@ -80,7 +80,7 @@ def test_every_kind_of_layer(options, ran, blocks):
 
 
 def test_a_named_form_that_cannot_serve_the_router_is_refused():
-    with pytest.raises(BackendUnavailableError, match="routed_mlp: grouped_mm: experts choose their tokens"):
+    with pytest.raises(BackendUnavailableError, match="routed_mlp: grouped_mm: experts choose tokens"):
         layer(NAMED, router="expert_choice")(torch.zeros(2, 8, 16, dtype=torch.bfloat16))
 
 

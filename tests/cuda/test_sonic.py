@@ -105,7 +105,7 @@ def test_an_older_interface_is_refused(installed):
     [
         ({"load": LOADS[1]}, "assignments may be unrouted; expected a router and a capacity that serve all"),
         ({"activation": "gelu"}, "the activation is gelu; expected swiglu"),
-        ({"choices_per_token": None}, "experts choose their tokens; expected tokens that choose their experts"),
+        ({"choices_per_token": None}, "experts choose tokens, or rows are rounded; expected K rows per token"),
         ({"load": replace(LOADS[0], width=12)}, "the widths are 12 and 40; expected multiples of 8"),
     ],
 )

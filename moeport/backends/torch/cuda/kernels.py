@@ -112,7 +112,7 @@ def _tokens_choose(
 ) -> str | None:
     """The limit of a sum over the rows of a token."""
     if plan.choices_per_token is None:
-        return "experts choose their tokens; expected tokens that choose their experts"
+        return "experts choose tokens, or rows are rounded; expected K rows per token"
     return None
 
 

@@ -63,7 +63,7 @@ def limit(
     """What its interface cannot say, or does not promise."""
     width, hidden = w_out_EDF.shape[1:]
     if plan.choices_per_token is None:
-        return "experts choose their tokens; expected tokens that choose their experts"
+        return "experts choose tokens, or rows are rounded; expected K rows per token"
     if not plan.serves_every_row:
         return "assignments may be unrouted; expected a router and a capacity that serve all"
     if activation != "swiglu":

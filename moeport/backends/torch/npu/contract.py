@@ -238,7 +238,7 @@ def _index(name: str, index: Tensor, types: tuple[torch.dtype, ...]) -> Iterator
 def assignments(tokens: int, choices: int | None, num_experts: int | None = None) -> Iterator[str]:
     """What npu_moe_token_permute and unpermute ask of the numbers of tokens, of experts per token, and of experts."""
     if choices is None:
-        yield "experts choose their tokens; expected tokens that choose their experts"
+        yield "experts choose tokens, or rows are rounded; expected K rows per token"
     elif choices > MAX_CHOICES:
         yield f"a token has {choices} experts; expected at most {MAX_CHOICES}"
     elif num_experts is not None and choices > num_experts:
