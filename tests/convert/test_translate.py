@@ -510,6 +510,13 @@ def test_what_is_no_number_in_mindformers_is_named(tmp_path, key):
         ("mindformers", "x.yaml", "a: [", "no YAML"),
         ("mindformers", "x.yaml", "- a", "is no mapping"),
         ("hf", "x.json", '{"model_type": "gpt2"}', "model_type gpt2: cannot be converted"),
+        ("hf", "x.json", '{"model_type": "mixtral", "num_hidden_layers": 100000000000}', "expected at most 10000"),
+        (
+            "hf",
+            "x.json",
+            '{"model_type": "mixtral", "num_local_experts": NaN}',
+            "num_local_experts is NaN; expected int",
+        ),
         ("nemo", "x.yaml", "a: 1", "nemo: no framework whose files can be translated; expected one of megatron"),
     ],
 )
