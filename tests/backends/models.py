@@ -6,10 +6,10 @@ from moeport.config.training import BackendConfig, OptimizerConfig
 from tests.model.models import changed, model_and_params
 
 
-def training_model(config, dtype="float32", seed=0, optimizer=None, **options):
+def training_model(config, dtype="float32", seed=0, optimizer=None, kernels="auto", **options):
     """A training model on the CPU whose norms and biases are not at their initial values."""
     model, params = model_and_params(config, seed)
-    backend = get_backend(BackendConfig(name="torch", device="cpu", dtype=dtype))
+    backend = get_backend(BackendConfig(name="torch", device="cpu", dtype=dtype, kernels=kernels))
     return backend.training_model(
         model, changed(params, 50), TrainingOptions(optimizer or OptimizerConfig(), **options)
     )

@@ -14,8 +14,8 @@ every_router = pytest.mark.parametrize("router", ROUTER_CONFIGS)
 
 
 def accumulated(config, dtype, batches, **options):
-    """Loss terms of each micro-batch and the gradients of all."""
-    training = training_model(config, dtype, **options)
+    """Loss terms of each micro-batch and the gradients of all, in a form of the experts that time does not choose."""
+    training = training_model(config, dtype, kernels="default", **options)
     terms = [training.accumulate(batch, 1 / len(batches)) for batch in batches]
     return terms, training.gradients()
 
