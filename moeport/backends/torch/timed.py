@@ -12,7 +12,20 @@ from torch import Tensor
 
 from moeport.backends.examples import differentiated_among
 from moeport.backends.sized import SIZED, WORTH_FLOPS
-from moeport.backends.timing import COMPOSITION, ROUNDS, SECONDS, Case, Machine, Timed, keep, kept, race
+from moeport.backends.timing import (
+    COMPOSITION,
+    MARGIN,
+    MARGIN_ON_CPU,
+    ROUNDS,
+    SECONDS,
+    SECONDS_ON_CPU,
+    Case,
+    Machine,
+    Timed,
+    keep,
+    kept,
+    race,
+)
 from moeport.backends.torch.device import describe_device, synchronize
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.trial import TOLERANCE
@@ -79,13 +92,15 @@ def _tried(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, re
     if case.same_bits:
         bits = inputs.results(able[incumbent])
         able = {name: form for name, form in able.items() if name == incumbent or inputs.agrees(form, bits, 0.0)}
-    rounds = (ROUNDS[0] + 1) * len(able)
-    while part > 1 and 2 * inputs.seconds(able[incumbent]) * rounds < SECONDS:
+    rounds, on_cpu = (ROUNDS[0] + 1) * len(able), ops.device.type == "cpu"
+    seconds = SECONDS_ON_CPU if on_cpu else SECONDS
+    while part > 1 and 2 * inputs.seconds(able[incumbent]) * rounds < seconds:
         part //= 2
         inputs = _Inputs(ops, case, part)
         inputs.seconds(able[incumbent])  # warms up
         able = {name: form for name, form in able.items() if name == incumbent or inputs.serves(form)}
-    return race(incumbent, {name: partial(inputs.seconds, form) for name, form in able.items()})
+    contenders = {name: partial(inputs.seconds, form) for name, form in able.items()}
+    return race(incumbent, contenders, seconds, MARGIN_ON_CPU if on_cpu else MARGIN)
 
 
 def _smallest_part(case: Case) -> int:
