@@ -61,13 +61,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def variants(options: argparse.Namespace, device: str) -> list[Variant]:
     """Ways to train that were asked for."""
-    found = ablations(device) if options.ablate else []
+    found = []
     for text in options.variant:
         name, colon, settings = text.partition(":")
         if not colon or "=" not in settings:
             raise SystemExit(f"--variant {text}: expected NAME:KEY=VALUE, such as compiled:backend.compile=true")
         found.append(Variant(name, settings.split(";")))
-    return found
+    return found + (ablations(device) if options.ablate else [])
 
 
 def table(found: Mapping[str, Any]) -> str:

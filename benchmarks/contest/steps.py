@@ -67,7 +67,17 @@ def our_step(config: Config, weights: Mapping[str, np.ndarray]) -> tuple[Step, T
         model.step(LEARNING_RATE, model.gradient_norm())
         return terms.loss
 
-    return step, backend
+    return deterministic(step, config), backend
+
+
+def deterministic(step: Step, config: Config) -> Step:
+    """A step under the config's `backend.deterministic`, which is one switch for all contenders of a process."""
+
+    def run(batch: Batch) -> torch.Tensor:
+        torch.use_deterministic_algorithms(config.backend.deterministic)
+        return step(batch)
+
+    return run
 
 
 def is_same_model(lm: DecoderLM, weights: Mapping[str, np.ndarray]) -> bool:
@@ -80,7 +90,7 @@ def plain(config: Config, weights: Mapping[str, np.ndarray]) -> Step:
     dtype = getattr(torch, config.backend.dtype)
     model = plain_twin(config, vocabulary_of(config), dict(weights), dtype).to(config.backend.device)
     run = plain_step(model, config)
-    return lambda batch: run(batch, LEARNING_RATE)
+    return deterministic(lambda batch: run(batch, LEARNING_RATE), config)
 
 
 def transformers(config: Config, weights: Mapping[str, np.ndarray]) -> Step:
@@ -123,7 +133,7 @@ def transformers(config: Config, weights: Mapping[str, np.ndarray]) -> Step:
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return step
+    return deterministic(step, config)
 
 
 @dataclass(frozen=True)

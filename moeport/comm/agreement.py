@@ -60,7 +60,7 @@ def _by_rank(key: str, values: Sequence[Mapping[str, str]]) -> str:
     for rank, flat in enumerate(values):
         ranks.setdefault(flat.get(key), []).append(rank)
     texts = _short([ABSENT if value is None else value for value in ranks])
-    return ", ".join(f"{text} on {ranks_in_words(found)}" for text, found in zip(texts, ranks.values(), strict=True))
+    return ", ".join(f"{text} on {name_ranks(found)}" for text, found in zip(texts, ranks.values(), strict=True))
 
 
 def _short(values: Sequence[str]) -> list[str]:
@@ -73,7 +73,7 @@ def _short(values: Sequence[str]) -> list[str]:
     ]
 
 
-def ranks_in_words(ranks: Sequence[int]) -> str:
+def name_ranks(ranks: Sequence[int]) -> str:
     """`rank 2`, `ranks 0-3` or `ranks 0, 2, 5-7`; ascending."""
     spans: list[list[int]] = []
     for rank in ranks:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moeport.comm.agreement import ranks_in_words
+from moeport.comm.agreement import name_ranks
 from moeport.comm.communicator import OPERATIONS, Communicator
 from moeport.core.array import Array
 from moeport.core.ops import FLOAT_DTYPES
@@ -226,7 +226,7 @@ class _Cases:
 
 def _difference(communicator: Communicator, case: str, got: np.ndarray, want: np.ndarray) -> str | None:
     """Describes the first value of a result that is wrong; None if all are right."""
-    among = f" of {ranks_in_words(communicator.ranks)}" if communicator.size > 1 else ""
+    among = f" of {name_ranks(communicator.ranks)}" if communicator.size > 1 else ""
     where = f"{case} on rank {communicator.ranks[communicator.rank]}{among}"
     if got.shape != want.shape:
         return f"{where} gives shape {got.shape}; expected {want.shape}"

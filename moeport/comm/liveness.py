@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from moeport.comm.agreement import Topic, disagreement, ranks_in_words
+from moeport.comm.agreement import Topic, disagreement, name_ranks
 from moeport.comm.places import plain
 from moeport.comm.wire import Message, Peer, Reception, encoded
 from moeport.errors import DisagreementError, MoeportError, RunError
@@ -428,7 +428,7 @@ def _accept(listener: Listener, me: Member, timeout_s: float) -> tuple[dict[int,
         for found in listener.sockets:
             found.close()
     if absent := [rank for rank in range(me.size) if rank not in members]:
-        raise RunError(f"{ranks_in_words(absent)} did not connect to rank 0 within {timeout_s:g} s")
+        raise RunError(f"{name_ranks(absent)} did not connect to rank 0 within {timeout_s:g} s")
     everyone = [members[rank] for rank in range(me.size)]
     for peer in peers.values():
         peer.send({"kind": "welcome", "members": [(member.host, member.pid) for member in everyone]})

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moeport.comm.agreement import ranks_in_words
+from moeport.comm.agreement import name_ranks
 from moeport.comm.wire import Message
 from moeport.errors import MeetingError
 from moeport.launch.launcher import Launch
@@ -107,10 +107,10 @@ def somebody_absent(launch: Launch, records: Sequence[Record], timeout_s: float,
     there = sorted(record.rank for record in records)
     missing = [rank for rank in range(launch.size) if rank not in there]
     hosts = ", ".join(dict.fromkeys(record.host for record in records))
-    came = f"{ranks_in_words(there)} came, from {hosts}" if there else "nobody came"
+    came = f"{name_ranks(there)} came, from {hosts}" if there else "nobody came"
     twice = "".join(f"; {claim}" for claim in claims)
     have = "has" if len(missing) == 1 else "have"
     return (
-        f"{ranks_in_words(missing)} of {launch.size} {have} not come to {launch.place} within {timeout_s:g} s "
+        f"{name_ranks(missing)} of {launch.size} {have} not come to {launch.place} within {timeout_s:g} s "
         f"(comm.timeout); {came}{twice}; start the missing ranks, and let their hosts reach {launch.place}"
     )

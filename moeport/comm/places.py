@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from moeport.errors import MeetingError
-from moeport.launch.addresses import Address, addresses_of, in_words, listening_at
+from moeport.launch.addresses import Address, addresses_of, listening_at, reason_of
 from moeport.launch.launcher import Launch
 
 NAME_SECONDS = 10.0
@@ -62,7 +62,7 @@ def bound(launch: Launch) -> list[socket.socket]:
             user = f"other ranks meet there, so if it is this job that has two of rank 0, correct {rank}"
         raise MeetingError(
             f"{port}: {launch.host_role} cannot listen on port {launch.port} of {socket.gethostname()} "
-            f"({in_words(error)}); {user}, or set {port} to a free port on every rank"
+            f"({reason_of(error)}); {user}, or set {port} to a free port on every rank"
         ) from error
 
 

@@ -72,6 +72,6 @@ def listening(addresses: Sequence[Any]) -> list[socket.socket]:
     return sockets
 
 
-def in_words(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """Why, in the system's words alone: Python adds the address to some."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

@@ -6,7 +6,7 @@ import socket
 import time
 
 from moeport.errors import MeetingError
-from moeport.launch.addresses import addresses_of, in_words, listening_at
+from moeport.launch.addresses import addresses_of, listening_at, reason_of
 
 NAME_SECONDS = 3.0
 """Time in which a name must begin to resolve."""
@@ -25,5 +25,5 @@ def check_place(launcher: str, host: str, port: int, is_first: bool) -> None:
     except OSError as error:
         raise MeetingError(
             f"--master-port {port}: {launcher} cannot listen on port {port} of {socket.gethostname()} "
-            f"({in_words(error)}); end what uses it, or set --master-port to a free port on every node"
+            f"({reason_of(error)}); end what uses it, or set --master-port to a free port on every node"
         ) from error

@@ -118,6 +118,13 @@ class FusedOps(TorchOps):
             )
         return self.choices[key]
 
+    def verdicts(self, dtype: str) -> dict[tuple[str, str], str | None]:
+        """By kernel and name, what is wrong with each operator of the table in a compute type; None if it passes."""
+        return {
+            (each.fact.kernel, each.fact.name): self._fault(each.fact.kernel, _type_of(each.fact.kernel, dtype))(each)
+            for each in self.candidates
+        }
+
     def _fault(self, kernel: str, dtype: str) -> Callable[[Candidate], str | None]:
         """What tries a candidate in a type."""
         plain = TorchOps(self.device)
