@@ -61,12 +61,12 @@ class Case:
     """Whether only forms with the bits of the incumbent will do."""
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The sizes, as in `E=8 D=512`."""
         return " ".join(f"{name}={value}" for name, value in self.sizes) + (" same bits" if self.same_bits else "")
 
     def __str__(self) -> str:
-        return f"{self.kernel} in {self.dtype}, {self.words}"
+        return f"{self.kernel} in {self.dtype}, {self.label}"
 
 
 @dataclass(frozen=True)

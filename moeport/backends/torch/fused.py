@@ -238,7 +238,7 @@ class FusedOps(TorchOps):
                     described[kernel] += f"; where it cannot serve ({self.given_way[kernel]}): {composed[kernel]}"
             for case, timed in self.timed.items():
                 if (case.kernel, case.dtype) == (kernel, dtype) and timed.operator != choice.operator:
-                    described[kernel] += f"; by time for {case.words}: {timed.label}"
+                    described[kernel] += f"; by time for {case.label}: {timed.label}"
         return described
 
 
