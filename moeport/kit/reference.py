@@ -61,7 +61,7 @@ def record_variant(variant: str, replay: Recording | None = None, steps: int = S
 def overrides() -> list[str]:
     """The model and its data, as options."""
     values = training()
-    model = values["model"] | {"d_model": 32, "attention": {"num_heads": 2, "num_kv_heads": 1}}
+    model = values["model"] | {"d_model": 32, "init_std": 0.02, "attention": {"num_heads": 2, "num_kv_heads": 1}}
     moe = model["moe"] | {"num_experts": 4, "expert_hidden": 32, "router_z_loss": 0.001}
     return [*_flat({"model": model | {"moe": moe}, "data": values["data"], "optimizer": values["optimizer"]})]
 

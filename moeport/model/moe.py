@@ -328,14 +328,14 @@ class MoELayer:
             updates |= updated_capacity(self.config.capacity, state, affinity_3E, dim, experts)
         return updates
 
-    def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics) -> Array:
-        """The weighted sum that enters the training loss; 0 if all losses are off."""
+    def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics, dtype: str = "float32") -> Array:
+        """The weighted sum that enters the training loss; a 0 of type `dtype` if all losses are off."""
         coefficients = (self.load_balance_coefficient, self.config.router_z_loss)
         pairs = zip((metrics.load_balance, metrics.router_z), coefficients, strict=True)
         losses = [loss * ops.constant_like(weight, loss) for loss, weight in pairs if loss is not None]
         if metrics.own_loss is not None:
             losses.append(metrics.own_loss)
-        return sum(losses[1:], losses[0]) if losses else ops.zeros((), "float32")
+        return sum(losses[1:], losses[0]) if losses else ops.zeros((), dtype)
 
 
 def _plus_zeros(ops: Ops, x_TD: Array, *params: Array) -> Array:

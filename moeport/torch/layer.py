@@ -134,7 +134,7 @@ class MoE(Holder):
         context = RouterContext(0, self.training, ids_T, noise, sequences, Topology())
         with torch.autocast(kind, enabled=False):
             y_TD, metrics = self.layer.forward(ops, self.own_arrays(), x_TD, context, self._run_experts, self._run_part)
-        self._keep(metrics, self.layer.auxiliary_loss(ops, metrics))
+        self._keep(metrics, self.layer.auxiliary_loss(ops, metrics, ops.dtype(ops.accurate(x_TD[:0]))))
         return _not_a_view(ops.reshape(y_TD, x.shape))
 
     def _run_part(self, part: str, compute: Callable[..., Any], *arrays: Tensor) -> Any:

@@ -90,6 +90,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 def test_what_a_launcher_repeats_is_one_signal(monkeypatch):
     heard, now = [], [0.0]
+    monkeypatch.setattr("moeport.stopping._watch", None)  # an earlier test's, whose thread may come late
     monkeypatch.setattr("moeport.training.signals.time", SimpleNamespace(monotonic=lambda: now[-1]))
     before = install(lambda number, frame: heard.append(number))
     try:

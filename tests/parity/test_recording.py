@@ -93,7 +93,9 @@ def test_every_backend_gives_the_same_sequence(folder, recorded, spec):
     kinds = (*KINDS["gradients"], *KINDS["optimizer"])
     other = record(subject(folder, spec), steps=0)
     mine, its = ([t.name for t in r.tensors.values() if t.kind not in kinds] for r in (recorded, other))
-    assert mine == its
+    fused = [name for name in mine if name.endswith(":routed_mlp")]  # recorded beside its parts where it is fused
+    assert [name for name in mine if name not in fused] == its
+    assert len(fused) == 2
 
 
 def test_recording_and_an_idle_recorder_change_no_bit(folder):
@@ -272,7 +274,8 @@ def test_a_fused_routed_mlp_is_recorded_beside_its_parts(folder):
     def fused(self, *args):
         return TorchOps.routed_mlp(self, *args) * (1.25 if self.calls("routed") else 1.0)
 
-    plain, faulty = record(subject(folder), steps=0), record(faulty_ops(routed_mlp=fused)(subject(folder)), steps=0)
+    plain = record(subject(folder, overrides=["backend.kernels=default"]), steps=0)
+    faulty = record(faulty_ops(routed_mlp=fused)(subject(folder)), steps=0)
     assert "layers.1/moe.experts:routed_mlp" not in plain.tensors
     (a, b), name = (plain.tensors, faulty.tensors), "layers.1/moe.experts:routed_mlp"
     np.testing.assert_array_equal(b["layers.1:unpermute"].values, a["layers.1:unpermute"].values)
