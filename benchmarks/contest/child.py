@@ -25,8 +25,9 @@ FEWEST_ROUNDS = 3
 READY_SHARE = 0.65
 """Of the time of a shape; after it no contender is prepared any more, so that those that are have their rounds."""
 ROOM = 2.25
-"""A contender that copies the weights takes part if so many times their bytes are free: the copy, the gradients of
-whoever has its turn, and some activations. Without it those that copy nothing would run out of memory in their turns.
+"""A contender that copies the weights takes part only if at least this many times their bytes are free, for the copy,
+the gradients of the contender whose turn it is, and activations. Otherwise contenders that copy nothing would run out
+of memory.
 """
 LONGEST_CALL_S = 20.0
 """A contender whose call takes longer is not timed in rounds."""

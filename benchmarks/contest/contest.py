@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def checks(contest: Contest, chosen: Mapping[str, Contender], folder: Path, unti
         elif contest.isolate:
             waiting.append(name)
         else:
-            verdicts[name] = attempt(lambda each=contender: check(each, shape, terms))  # type: ignore[misc]
+            verdicts[name] = attempt(partial(check, contender, shape, terms))
     while waiting:
         batch, waiting = waiting[: contest.jobs], waiting[contest.jobs :]
         started = {}

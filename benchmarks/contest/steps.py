@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -178,14 +179,11 @@ def time_model(
     result["kernels"] = backend.fused_kernels()
     say(result)
     builders: dict[str, Callable[[], Step]] = {
-        variant.name: lambda variant=variant: our_step(  # type: ignore[misc]
-            config_of(name, terms.device, terms.dtype, variant.overrides), weights
-        )[0]
-        for variant in variants
+        variant.name: partial(_varied, name, terms, variant.overrides, weights) for variant in variants
     }
     for label, build in ((PLAIN, plain), (TRANSFORMERS, transformers)):
         if label in others:
-            builders[label] = lambda build=build: build(config, weights)  # type: ignore[misc]
+            builders[label] = partial(build, config, weights)
     same = {variant.name for variant in variants if not any(o.startswith("model.") for o in variant.overrides)} | {
         PLAIN
     }
@@ -203,6 +201,10 @@ def time_model(
         free(terms.device)
         say(result)
     return result
+
+
+def _varied(name: str, terms: StepTerms, overrides: Sequence[str], weights: Mapping[str, np.ndarray]) -> Step:
+    return our_step(config_of(name, terms.device, terms.dtype, overrides), weights)[0]
 
 
 def _against(

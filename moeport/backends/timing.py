@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,14 @@ class Timed:
     """Name of a contender."""
     milliseconds: Mapping[str, float]
     """Median time of each contender; those that failed are left out."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong, at these sizes, with each contender that was left out."""
 
     def __str__(self) -> str:
         others = {name: took for name, took in self.milliseconds.items() if name != self.chosen}
         own = self.milliseconds[self.chosen]
-        return ", ".join([f"{self.chosen} {own:.3g} ms", *(f"{name} {took:.3g} ms" for name, took in others.items())])
+        times = [f"{self.chosen} {own:.3g} ms", *(f"{name} {took:.3g} ms" for name, took in others.items())]
+        return ", ".join([*times, *(f"{name} {why}" for name, why in self.failed.items())])
 
 
 def race(
@@ -196,7 +199,9 @@ def _read(file: Path, key: dict[str, Any]) -> Timed | None:
         or not all(type(value) in (int, float) for value in took.values())
     ):
         return None
-    return Timed(str(chosen), {str(name): float(value) for name, value in took.items()})
+    failed = found.get("failed")
+    reasons = {str(name): str(why) for name, why in failed.items()} if isinstance(failed, dict) else {}
+    return Timed(str(chosen), {str(name): float(value) for name, value in took.items()}, reasons)
 
 
 def _json(file: Path) -> dict[str, Any]:

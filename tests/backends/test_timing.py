@@ -214,8 +214,14 @@ def test_one_that_fails_on_larger_inputs_is_left_out(clock):
 
     forms = [*candidates(one=1), Candidate(FusedKernel("grouped_mlp", "narrow"), narrow)]
     clock(forms, narrow=1e-6, one=1e-5, composition=1e-4)
-    assert served(FusedOps(CPU, forms, "auto"), *arguments(1024)) == "one"
+    ops = FusedOps(CPU, forms, "auto")
+    assert served(ops, *arguments(1024)) == "one"
     assert max(sizes) > 512
+    again = FusedOps(CPU, forms, "auto")  # which reads the choice from the cache
+    served(again, *arguments(1024))
+    for each in (ops, again):
+        (choice,) = each.timed.values()
+        assert "narrow fails on this device: out of resource: shared memory" in choice.label
 
 
 def test_a_device_without_room_for_a_trial_keeps_the_first_and_may_try_again(clock, cache):

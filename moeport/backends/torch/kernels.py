@@ -105,7 +105,7 @@ def _grouped_forward(
     out = torch.empty_like(x_RD)
     for expert, start, end in _slices(counts):
         torch.mm(x_RD[start:end], w_in[expert].t(), out=hidden[start:end])
-    activated = _activate(hidden, activation)
+    activated = activate(hidden, activation)
     for expert, start, end in _slices(counts):
         torch.mm(activated[start:end], w_out[expert].t(), out=out[start:end])
     out[sum(counts) :] = 0
@@ -117,13 +117,13 @@ def _grouped_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, w_in and w_out."""
     grad_RD = grad_RD.contiguous()
-    activated = _activate(hidden, activation)
+    activated = activate(hidden, activation)
     grad_activated = torch.empty_like(activated)
     grad_w_out, grad_w_in = torch.empty_like(w_out), torch.empty_like(w_in)
     for expert, start, end in _slices(counts):
         torch.mm(grad_RD[start:end], w_out[expert], out=grad_activated[start:end])
         torch.mm(grad_RD[start:end].t(), activated[start:end], out=grad_w_out[expert])
-    grad_hidden = _activate_backward(grad_activated, hidden, activation)
+    grad_hidden = activate_backward(grad_activated, hidden, activation)
     grad_x = torch.empty_like(x_RD)
     for expert, start, end in _slices(counts):
         torch.mm(grad_hidden[start:end], w_in[expert], out=grad_x[start:end])
@@ -189,14 +189,16 @@ def _slices(counts: list[int]) -> list[tuple[int, int, int]]:
     return slices
 
 
-def _activate(hidden: Tensor, activation: str) -> Tensor:
+def activate(hidden: Tensor, activation: str) -> Tensor:
+    """The activation of hidden states (R, 2F) for swiglu, (R, F) for gelu; returns (R, F)."""
     if activation == "gelu":
         return F.gelu(hidden)
     gate, up = hidden.chunk(2, -1)
     return F.silu(gate).mul_(up)
 
 
-def _activate_backward(grad: Tensor, hidden: Tensor, activation: str) -> Tensor:
+def activate_backward(grad: Tensor, hidden: Tensor, activation: str) -> Tensor:
+    """The gradient of `hidden`, from that of its activation, which may be overwritten."""
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(grad, hidden)
     gate, up = hidden.chunk(2, -1)

@@ -103,7 +103,7 @@ class AdamW:
         return torch.sqrt(total[0])
 
     def _shares(self, names: tuple[str, ...], like: Tensor) -> Tensor:
-        """Of each parameter, the part of the square that this rank adds: ranks that hold the same share it."""
+        """The share of each parameter's squared norm that this rank adds: one over the number of ranks that hold it."""
         if names not in self._shares_of:
             shares = [1.0 / num_copies(self.parameters[name], self.specs[name], self.mesh) for name in names]
             self._shares_of = {names: torch.tensor(shares, dtype=like.dtype, device=like.device)}

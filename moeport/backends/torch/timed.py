@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from moeport.backends.timing import (
 )
 from moeport.backends.torch.device import describe_device, synchronize
 from moeport.backends.torch.ops import TorchOps
-from moeport.backends.trial import TOLERANCE
+from moeport.backends.trial import TOLERANCE, failure
 from moeport.launch.machine import processor
 
 Form = Callable[..., Tensor]
@@ -86,21 +87,31 @@ def _tried(ops: TorchOps, case: Case, contenders: Contenders, incumbent: str, re
     part = _smallest_part(case)
     inputs = _Inputs(ops, case, part)
     expected = inputs.results(reference)
-    able = {name: form for name, form in contenders.items() if inputs.agrees(form, expected, TOLERANCE[case.dtype])}
+    failed: dict[str, str] = {}
+    able = _without_faults(contenders, lambda form: inputs.fault(form, expected, TOLERANCE[case.dtype]), failed)
     if incumbent not in able:  # it passed on small inputs only
         incumbent, able = COMPOSITION, {COMPOSITION: reference} | able
     if case.same_bits:
         bits = inputs.results(able[incumbent])
-        able = {name: form for name, form in able.items() if name == incumbent or inputs.agrees(form, bits, 0.0)}
+        first = able.pop(incumbent)
+        able = {incumbent: first} | _without_faults(able, lambda form: inputs.fault(form, bits, 0.0), failed)
     rounds, on_cpu = (ROUNDS[0] + 1) * len(able), ops.device.type == "cpu"
     seconds = SECONDS_ON_CPU if on_cpu else SECONDS
     while part > 1 and 2 * inputs.seconds(able[incumbent]) * rounds < seconds:
         part //= 2
         inputs = _Inputs(ops, case, part)
         inputs.seconds(able[incumbent])  # warms up
-        able = {name: form for name, form in able.items() if name == incumbent or inputs.serves(form)}
+        first = able.pop(incumbent)
+        able = {incumbent: first} | _without_faults(able, inputs.failure, failed)
     contenders = {name: partial(inputs.seconds, form) for name, form in able.items()}
-    return race(incumbent, contenders, seconds, MARGIN_ON_CPU if on_cpu else MARGIN)
+    return replace(race(incumbent, contenders, seconds, MARGIN_ON_CPU if on_cpu else MARGIN), failed=failed)
+
+
+def _without_faults(forms: Contenders, fault: Callable[[Form], str | None], failed: dict[str, str]) -> dict[str, Form]:
+    """The forms without a fault; what is wrong with the others goes to `failed`."""
+    faults = {name: fault(form) for name, form in forms.items()}
+    failed.update({name: why for name, why in faults.items() if why})
+    return {name: form for name, form in forms.items() if not faults[name]}
 
 
 def _smallest_part(case: Case) -> int:
@@ -142,8 +153,8 @@ class _Inputs:
                 self.arguments[place] = argument
         return seconds_of(self.ops.device, lambda: self.results(form))
 
-    def agrees(self, form: Form, expected: Sequence[Tensor], tolerance: float) -> bool:
-        """Whether a form gives the value and gradients that it should at these sizes too.
+    def fault(self, form: Form, expected: Sequence[Tensor], tolerance: float) -> str | None:
+        """What is wrong with the value and gradients that a form gives at these sizes; None if they agree.
 
         Args:
             form: what is compared.
@@ -152,22 +163,23 @@ class _Inputs:
 
         Raises torch.OutOfMemoryError, which says nothing about the form.
         """
-        received = self._received(form)
-        if received is None:
-            return False
-        return all(_is_close(got, want, tolerance) for got, want in zip(received, expected, strict=True))
+        received, reason = self._received(form)
+        if reason or all(_is_close(got, want, tolerance) for got, want in zip(received, expected, strict=True)):
+            return reason
+        return "is wrong at these sizes" if tolerance else "has other bits"
 
-    def serves(self, form: Form) -> bool:
-        """Whether a form runs at these sizes. Raises torch.OutOfMemoryError as `agrees` does."""
-        return self._received(form) is not None
+    def failure(self, form: Form) -> str | None:
+        """Why a form does not run at these sizes; None if it does. Raises torch.OutOfMemoryError as `fault` does."""
+        return self._received(form)[1]
 
-    def _received(self, form: Form) -> Sequence[Tensor] | None:
+    def _received(self, form: Form) -> tuple[Sequence[Tensor], str | None]:
+        """Value and gradients, or why there are none."""
         try:
-            return self.results(form)
+            return self.results(form), None
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # it is not used; what is wrong with it concerns nobody
-            return None
+        except Exception as error:
+            return (), failure(error)
 
 
 def _is_close(got: Tensor, want: Tensor, tolerance: float) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moeport.backends.torch.cpu import forms
 from moeport.backends.torch.cpu.block import RoutedMLP
+from moeport.backends.torch.limits import tokens_choose
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.trial import Candidate, serves_all
 from moeport.core.dispatch_plan import DispatchPlan
@@ -70,15 +71,6 @@ def grouped_by(
     if not int(counts_E.sum()):
         return TorchOps.grouped_mlp(ops, x_RD, w_in, w_out_EDF, counts_E, activation)
     return form(x_RD, w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype), counts_E, activation)
-
-
-def tokens_choose(
-    x_TD: Tensor, weight_N: Tensor, plan: DispatchPlan, w_in: Tensor, w_out_EDF: Tensor, activation: str
-) -> str | None:
-    """The limit of a sum over the rows of a token."""
-    if plan.choices_per_token is None:
-        return "experts choose tokens, or rows are rounded; expected K rows per token"
-    return None
 
 
 def _counts(plan: DispatchPlan) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from moeport.backends.torch.cuda import attention, norm_rope, sonic
 from moeport.backends.torch.cuda.block import expert_block
 from moeport.backends.torch.cuda.layout import Layout
+from moeport.backends.torch.limits import tokens_choose
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.trial import Candidate, serves_all
 from moeport.core.dispatch_plan import DispatchPlan
@@ -55,7 +56,7 @@ def routed_mlp_limit(
     x_TD: Tensor, weight_N: Tensor, plan: DispatchPlan, w_in: Tensor, w_out_EDF: Tensor, activation: str
 ) -> str | None:
     """Of torch's grouped product, and of a sum over the rows of a token."""
-    return _tokens_choose(x_TD, weight_N, plan, w_in, w_out_EDF, activation) or _product_limit(x_TD, w_out_EDF)
+    return tokens_choose(x_TD, weight_N, plan, w_in, w_out_EDF, activation) or _product_limit(x_TD, w_out_EDF)
 
 
 def grouped_mlp(
@@ -107,20 +108,11 @@ def _product_limit(x: Tensor, w_out_EDF: Tensor) -> str | None:
     return None
 
 
-def _tokens_choose(
-    x_TD: Tensor, weight_N: Tensor, plan: DispatchPlan, w_in: Tensor, w_out_EDF: Tensor, activation: str
-) -> str | None:
-    """The limit of a sum over the rows of a token."""
-    if plan.choices_per_token is None:
-        return "experts choose tokens, or rows are rounded; expected K rows per token"
-    return None
-
-
 FUNCTIONS: Mapping[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {
     ("routed_mlp", "grouped_mm_triton"): (partial(routed_mlp, form="grouped_mm_triton"), routed_mlp_limit),
     ("routed_mlp", "grouped_mm"): (partial(routed_mlp, form="grouped_mm"), routed_mlp_limit),
     ("routed_mlp", "mixed"): (partial(routed_mlp, form="mixed"), routed_mlp_limit),
-    ("routed_mlp", "triton"): (partial(routed_mlp, form="triton"), _tokens_choose),
+    ("routed_mlp", "triton"): (partial(routed_mlp, form="triton"), tokens_choose),
     ("routed_mlp", "sonicmoe"): (sonic_routed_mlp, sonic.limit),
     ("grouped_mlp", "grouped_mm_triton"): (partial(grouped_mlp, form="grouped_mm_triton"), grouped_mlp_limit),
     ("grouped_mlp", "grouped_mm"): (partial(grouped_mlp, form="grouped_mm"), grouped_mlp_limit),

@@ -6,10 +6,11 @@ Rows behind the last expert's hold undefined numbers, which may be NaN: nothing 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from moeport.backends.torch import kernels
 from moeport.backends.torch.cuda.layout import Layout
+from moeport.backends.torch.kernels import activate as activate
 
 
 def gather(x_TD: Tensor, layout: Layout) -> Tensor:
@@ -17,14 +18,6 @@ def gather(x_TD: Tensor, layout: Layout) -> Tensor:
     if layout.order_R is None:
         return x_TD
     return x_TD.index_select(0, layout.order_R // layout.choices)
-
-
-def activate(hidden: Tensor, activation: str) -> Tensor:
-    """The activation (R, F) of hidden states (R, 2F) for swiglu, gate first, or (R, F) for gelu."""
-    if activation == "gelu":
-        return F.gelu(hidden)
-    gate, up = hidden.chunk(2, -1)
-    return F.silu(gate).mul_(up)
 
 
 def activate_backward(
@@ -46,14 +39,14 @@ def activate_backward(
     """
     activated = activate(hidden, activation)
     if gate_N is None:
-        return _gradient(hidden, grad.clone(), activation), activated, None
+        return kernels.activate_backward(grad.clone(), hidden, activation), activated, None
     grad_gate_R = (grad * activated).sum(-1, dtype=_wide(hidden))
     if not layout.whole:
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         grad_gate_R = torch.where(rows < layout.ends_E[-1], grad_gate_R, 0)
     gate_R1 = gate_N.index_select(0, layout.order_R).to(hidden.dtype).unsqueeze(1)
     grad_gate_N = grad_gate_R.to(gate_N.dtype).index_select(0, layout.position_N)
-    return _gradient(hidden, grad * gate_R1, activation), activated.mul_(gate_R1), grad_gate_N
+    return kernels.activate_backward(grad * gate_R1, hidden, activation), activated.mul_(gate_R1), grad_gate_N
 
 
 def combine(y_RD: Tensor, gate_N: Tensor | None, layout: Layout) -> Tensor:
@@ -85,18 +78,6 @@ def clear_unused(grad_E: Tensor, layout: Layout) -> Tensor:
 def _cleared(y_RD: Tensor, ends_E: Tensor) -> Tensor:
     rows = torch.arange(y_RD.shape[0], device=y_RD.device)
     return y_RD.masked_fill_((rows >= ends_E[-1]).unsqueeze(1), 0)
-
-
-def _gradient(hidden: Tensor, grad: Tensor, activation: str) -> Tensor:
-    """The gradient of `hidden`; overwrites `grad`."""
-    if activation == "gelu":
-        return torch.ops.aten.gelu_backward(grad, hidden)
-    gate, up = hidden.chunk(2, -1)
-    grad_hidden = torch.empty_like(hidden)
-    grad_gate, grad_up = grad_hidden.chunk(2, -1)
-    torch.mul(grad, F.silu(gate), out=grad_up)
-    torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
-    return grad_hidden
 
 
 def _wide(x: Tensor) -> torch.dtype:
