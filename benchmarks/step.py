@@ -88,7 +88,7 @@ def _cell_table(cell: Mapping[str, Any]) -> str:
         return f"**{cell['name']}**: {cell['reason']}"
     lines = [
         f"**{model['name']}**: {model['parameters']:,} parameters ({model['active']:,} active), {model['tokens']:,} "
-        f"tokens a step, {cell['dtype']}; a large product {cell['peak_flops'] / 1e12:.3g} TFLOP/s",
+        f"tokens per step, {cell['dtype']}; a large product {cell['peak_flops'] / 1e12:.3g} TFLOP/s",
         "",
         "| | step, ms | tokens/s | MFU | over moeport | held, MiB | peak, MiB | waits |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

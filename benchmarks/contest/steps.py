@@ -257,7 +257,7 @@ def _steps_of_a_turn(step: Step, batches: Sequence[Batch], terms: StepTerms) -> 
 
 
 def _turn(step: Step, batches: Sequence[Batch], count: int, device: str) -> float:
-    """Seconds a step of several; the host may run ahead within them, as in training."""
+    """Mean seconds per step over several steps, between which the host may run ahead, as in training."""
     synchronize(device)
     start = time.perf_counter()
     for index in range(count):

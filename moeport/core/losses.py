@@ -31,7 +31,7 @@ def load_balance_loss(
     Null experts take part, each with the mean of their shares, since null experts are interchangeable (AdaMoE, arXiv
     2406.13233, eq. 6, where f is K times ours).
 
-    f comes from counts, so nothing of the size of tokens times experts is made for it. If the caller has counted all
+    f comes from counts, so no array of tokens by experts is allocated for it. If the caller has counted all
     assignments per expert already, it passes them as `chosen_E`.
     """
     experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts

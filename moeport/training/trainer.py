@@ -103,9 +103,9 @@ class Trainer:
         self.step_number += 1
 
     def collect(self) -> Iterator[StepMetrics]:
-        """Wait for the steps that were begun since the last call, which take turns in the result; every rank calls it.
+        """Wait for the steps begun since the last call, and yield their metrics in order; every rank calls it.
 
-        Their duration is the mean of them all.
+        Each is given the mean duration of these steps.
 
         Raises NonFiniteError at the first step whose loss or gradient is not finite; no parameter has changed since.
         """
