@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import parameter_dtype, subtree
 from moeport.core.routing import RouterContext
+from moeport.core.weights import Box, Shard
 from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS, BackendFacts
 from moeport.launch.launcher import Launch
@@ -174,6 +175,11 @@ class TrainingOptions:
     """Replay passes as CUDA graphs; auto: where that gives the same and is faster."""
 
 
+def whole_shards(arrays: Mapping[str, np.ndarray]) -> Iterator[Shard]:
+    """Whole arrays as shards."""
+    return (Shard(name, x.shape, Box.whole(x.shape), x) for name, x in arrays.items())
+
+
 class EvaluationModel(ABC):
     """A model on a device. Arrays cross this interface as numpy: float32, or float64 if that is the compute type."""
 
@@ -191,7 +197,15 @@ class EvaluationModel(ABC):
 
     @abstractmethod
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        """Replace some or all parameters by name."""
+        """Replace some or all parameters by name; of `Weights` only the local part is read."""
+
+    def shards(self) -> Iterator[Shard]:
+        """The parts of the parameters that this rank is to write: over all ranks, every entry exactly once.
+
+        Every rank calls it. The arrays may be views of live memory, which the next step changes. This default, of whole
+        arrays, is for one rank.
+        """
+        return whole_shards(self.parameters())
 
 
 class TrainingModel(EvaluationModel):
@@ -235,6 +249,10 @@ class TrainingModel(EvaluationModel):
     @abstractmethod
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """`exp_avg.NAME` and `exp_avg_sq.NAME` of every trained parameter; empty before the first step."""
+
+    def optimizer_shards(self) -> Iterator[Shard]:
+        """The parts of the optimiser's state that this rank is to write, as `shards` gives them."""
+        return whole_shards(self.optimizer_state())
 
     @abstractmethod
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:

@@ -1,0 +1,99 @@
+"""Arrays by name of which a process reads and holds parts, so that none holds the whole model."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of an array."""
+
+    start: tuple[int, ...]
+    """First index along each dimension."""
+    shape: tuple[int, ...]
+    """Number of indices along each dimension."""
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Box:
+        """All of an array of this shape."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What to index the whole array with."""
+        return tuple(slice(first, first + count) for first, count in zip(self.start, self.shape, strict=True))
+
+    def rows(self, first: int, count: int) -> Box:
+        """Of this part, `count` rows (indices of the first dimension) from its row `first` on."""
+        return Box((self.start[0] + first, *self.start[1:]), (count, *self.shape[1:]))
+
+    def intersection(self, other: Box) -> Box | None:
+        """What both parts have in common; None if there is nothing."""
+        starts = tuple(map(max, self.start, other.start))
+        ends = [min(s + n, t + m) for s, n, t, m in zip(self.start, self.shape, other.start, other.shape, strict=True)]
+        shape = tuple(end - start for start, end in zip(starts, ends, strict=True))
+        return Box(starts, shape) if all(count > 0 for count in shape) else None
+
+    def within(self, other: Box) -> Box:
+        """This part, counted from the beginning of another that contains it."""
+        return Box(tuple(s - t for s, t in zip(self.start, other.start, strict=True)), self.shape)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a named array, and its contents."""
+
+    name: str
+    whole: tuple[int, ...]
+    """Shape of the whole array."""
+    box: Box
+    """Which part of it this is."""
+    array: np.ndarray
+    """The contents, of shape `box.shape`."""
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Arrays by name that are read, drawn or computed only when they are asked for, whole or in part.
+
+    Names are in a fixed order. Each access makes a new array.
+    """
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, without reading it. Raises KeyError for a name that is not there."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> str:
+        """Numpy's name of the type of its elements."""
+
+    @abstractmethod
+    def read(self, name: str, box: Box) -> np.ndarray:
+        """A part of an array; no more than it and one block more are held meanwhile."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.read(name, Box.whole(self.shape(name)))
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+
+
+def read_part(arrays: Mapping[str, np.ndarray], name: str, box: Box) -> np.ndarray:
+    """A part of a named array; of a plain mapping it is a view."""
+    return arrays.read(name, box) if isinstance(arrays, Weights) else arrays[name][box.slices]
+
+
+def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+    """The shape of a named array, which is not read if it is one of `Weights`."""
+    return arrays.shape(name) if isinstance(arrays, Weights) else arrays[name].shape
