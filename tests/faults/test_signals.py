@@ -88,9 +88,17 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def no_signal_is_ignored():
+    """As in a terminal: a shell without job control starts what it runs in the background with SIGINT ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    yield
+    restore(before)
+
+
+@pytest.mark.usefixtures("no_signal_is_ignored")
 def test_what_a_launcher_repeats_is_one_signal(monkeypatch):
     heard, now = [], [0.0]
-    monkeypatch.setattr("moeport.stopping._watch", None)  # an earlier test's, whose thread may come late
     monkeypatch.setattr("moeport.training.signals.time", SimpleNamespace(monotonic=lambda: now[-1]))
     before = install(lambda number, frame: heard.append(number))
     try:
