@@ -105,7 +105,8 @@ class FileTokenizer(Section):
     name: Literal["file"] = "file"
     """`file`"""
     path: UserPath
-    """The tokenizer.json."""
+    """A tokenizer.json, a folder that has one, or a name on the Hugging Face hub, such as Qwen/Qwen3-30B-A3B, that is
+    in the hub's cache or can be downloaded."""
     end_of_text: str = "<|endoftext|>"
     """The token that ends a document; must be in the vocabulary."""
 

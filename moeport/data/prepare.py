@@ -19,6 +19,7 @@ from moeport.data.left_out import LeftOut
 from moeport.data.packed import FORMAT_VERSION, PackedTokens, write_tokens
 from moeport.data.sources import read_documents, split_rule
 from moeport.data.tokenizer import ENCODING_VERSION, SPLIT_PATTERN, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+from moeport.data.tokenizer_file import tokenizer_file
 from moeport.errors import DataError, WriteError
 from moeport.files import make_folder, remove_leftovers, write_text
 from moeport.reading import read_bytes
@@ -149,5 +150,5 @@ def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
     if isinstance(config.tokenizer, BPETokenizer):
         return None
     if isinstance(config.tokenizer, FileTokenizer):
-        return load_tokenizer(config.tokenizer.path, config.tokenizer.end_of_text)
+        return load_tokenizer(tokenizer_file(config.tokenizer.path), config.tokenizer.end_of_text)
     return ByteTokenizer()

@@ -167,6 +167,43 @@ def test_given_tokenizer(entry, tmp_path):
     refused(f"{path}: JSON, but not a tokenizer.json", tokenizer=FileTokenizer(path=path))
 
 
+def test_tokenizer_of_a_folder(entry, tmp_path):
+    os.mkdir("folder")
+    (tmp_path / "folder" / "tokenizer.json").write_bytes((entry / "tokenizer.json").read_bytes())
+    data, _ = prepare(tokenizer=FileTokenizer(path="folder"))
+    assert data.tokenizer.fingerprint == prepare()[0].tokenizer.fingerprint
+    refused("data.tokenizer.path: the folder data has no tokenizer.json; ", tokenizer=FileTokenizer(path="data"))
+
+
+def test_tokenizer_by_its_name_on_the_hub(entry, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--owner--model-1.5B" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").write_bytes((entry / "tokenizer.json").read_bytes())
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    data, _ = prepare(tokenizer=FileTokenizer(path="owner/model-1.5B"))
+    assert data.tokenizer.fingerprint == prepare()[0].tokenizer.fingerprint
+    refused(
+        f"data.tokenizer.path: 'owner/other' is no file or folder, and the hub's cache {tmp_path}/hub has none of that "
+        "name; HF_HUB_OFFLINE is set: run `hf download owner/other tokenizer.json` where",
+        tokenizer=FileTokenizer(path="owner/other"),
+    )
+    refused("data/none.json: cannot read the tokenizer: No such file", tokenizer=FileTokenizer(path="data/none.json"))
+
+
+def test_a_tokenizer_is_downloaded_where_that_is_allowed(tmp_path, monkeypatch):
+    def unreachable(name, file):
+        raise ConnectionError(f"no route to {name}/{file}")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(DataError, match=r"it cannot be downloaded \(no route to owner/model/tokenizer.json\): "):
+        prepare(tokenizer=FileTokenizer(path="owner/model"))
+
+
 def test_default_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     prepare(cache_dir=None)
