@@ -103,7 +103,7 @@ _TORCH_NPU = (
         "npu_fusion_attention",
         _SINGLE_OR_HALF,
         "1 to 256 query heads, a multiple of the key and value heads; heads of width 1 to 768, in float32 a multiple "
-        "of 4; 1 to 1,048,576 positions",
+        "of 4, and the same for values; 1 to 1,048,576 positions",
     ),
     FusedKernel("swiglu", "npu_swiglu", _SINGLE_OR_HALF, "an even width; 1 to 8 dimensions"),
     FusedKernel(
@@ -162,13 +162,14 @@ _TORCH_CUDA = (
         "flash_attention_3",
         _HALF,
         "compute capability 9, the package flash-attn-3; heads whose width is a multiple of 8 up to 256, with "
-        "backend.deterministic up to 192",
+        "backend.deterministic up to 192, and the same for values",
     ),
     FusedKernel(
         "attention",
         "sdpa_cudnn",
         _HALF,
-        "training without backend.deterministic; heads whose width is a multiple of 8 up to 128",
+        "training without backend.deterministic; heads whose width is a multiple of 8 up to 128, and the same for "
+        "values",
     ),
     FusedKernel("attention", "sdpa_efficient", ("float32",), "fewer key and value heads than query heads"),
 )
@@ -179,7 +180,7 @@ _MINDSPORE_NPU = (
     FusedKernel("rms_norm", "mindspore.ops.rms_norm"),
     FusedKernel("swiglu", "mindspore.ops.swiglu"),
     FusedKernel("rope", "mindspore.ops.rotary_position_embedding"),
-    FusedKernel("attention", "mindspore.ops.flash_attention_score"),
+    FusedKernel("attention", "mindspore.ops.flash_attention_score", limits="values as wide as queries and keys"),
 )
 """Not run on hardware."""
 

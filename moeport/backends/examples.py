@@ -45,10 +45,10 @@ def _rope(ops: Ops, dtype: str) -> tuple[list[Any], int]:
     return [_draw(ops, dtype, 0, BATCH, SEQUENCE, HEADS, WIDTH), *(ops.cast(x, _held(dtype)) for x in tables)], 1
 
 
-def _attention(causal: bool) -> Example:
+def _attention(causal: bool, *scale: float) -> Example:
     def example(ops: Ops, dtype: str) -> tuple[list[Any], int]:
         heads = (HEADS, GROUPS, GROUPS)
-        return [*(_draw(ops, dtype, i, BATCH, SEQUENCE, n, WIDTH) for i, n in enumerate(heads)), causal], 3
+        return [*(_draw(ops, dtype, i, BATCH, SEQUENCE, n, WIDTH) for i, n in enumerate(heads)), causal, *scale], 3
 
     return example
 
@@ -113,7 +113,7 @@ def _routed_mlp(expert_N: list[int], experts: int, activation: str) -> Example:
 EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "rms_norm": (_rms_norm,),
     "rope": (_rope,),
-    "attention": (_attention(True), _attention(False)),
+    "attention": (_attention(True), _attention(False), _attention(True, 0.2)),
     "swiglu": (_swiglu,),
     "grouped_mlp": (
         _grouped_mlp([3, 0, 5], "swiglu"),

@@ -126,7 +126,9 @@ def _grouped_load(ops: Ops, sizes: Mapping[str, Any], part: int, turn: int) -> d
     return {_COUNTS: ops.from_numpy(np.bincount(expert_R1.reshape(-1), minlength=experts))}
 
 
-def _attention_sizes(ops: Ops, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array, causal: bool = True) -> Sizes | None:
+def _attention_sizes(
+    ops: Ops, q_BSHA: Array, k_BSGA: Array, v_BSGW: Array, causal: bool = True, scale: float | None = None
+) -> Sizes | None:
     batch, sequence, heads, width = q_BSHA.shape
     return (
         ("B", power_of_two(batch)),
@@ -134,6 +136,7 @@ def _attention_sizes(ops: Ops, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array, caus
         ("H", heads),
         ("G", k_BSGA.shape[2]),
         ("A", width),
+        ("W", v_BSGW.shape[3]),
         ("causal", causal),
     )
 
@@ -142,8 +145,8 @@ def _attention_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int
     """Fewer sequences, then shorter ones."""
     batch = max(sizes["B"] // part, 1)
     sequence = max(sizes["S"] * sizes["B"] // (part * batch), 1)
-    heads = (sizes["H"], sizes["G"], sizes["G"])
-    return [*(_filled(ops, dtype, 1.0, batch, sequence, n, sizes["A"]) for n in heads), sizes["causal"]], 3
+    shapes = ((sizes["H"], sizes["A"]), (sizes["G"], sizes["A"]), (sizes["G"], sizes["W"]))
+    return [*(_filled(ops, dtype, 1.0, batch, sequence, *shape) for shape in shapes), sizes["causal"]], 3
 
 
 def _same_load(*_: Any) -> dict[int, Any]:
@@ -153,7 +156,7 @@ def _same_load(*_: Any) -> dict[int, Any]:
 
 def _attention_flops(sizes: Mapping[str, Any]) -> float:
     pairs = sizes["B"] * sizes["S"] ** 2 * (0.5 if sizes["causal"] else 1.0)
-    return 4.0 * pairs * sizes["H"] * sizes["A"]
+    return 2.0 * pairs * sizes["H"] * (sizes["A"] + sizes["W"])
 
 
 def _chosen(tokens: int, experts: int, choices: int, exponent: float, turn: int) -> np.ndarray:

@@ -75,15 +75,17 @@ def rope(x_BSHA: np.ndarray, angle_SP: np.ndarray) -> np.ndarray:
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = True) -> np.ndarray:
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = True, scale: float | None = None
+) -> np.ndarray:
     """Query by query: the softmax of its scores of the keys that it sees, times their values."""
-    out = np.zeros_like(q)
+    out = np.zeros((*q.shape[:3], v.shape[3]))
     batch, sequence, heads, width = q.shape
-    share = heads // k.shape[2]
+    share, factor = heads // k.shape[2], 1 / math.sqrt(width) if scale is None else scale
     for b, s, h in np.ndindex(batch, sequence, heads):
         seen = s + 1 if causal else sequence
         keys, values = k[b, :seen, h // share], v[b, :seen, h // share]
-        out[b, s, h] = softmax([float(q[b, s, h] @ key) / math.sqrt(width) for key in keys]) @ values
+        out[b, s, h] = softmax([float(q[b, s, h] @ key) * factor for key in keys]) @ values
     return out
 
 

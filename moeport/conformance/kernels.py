@@ -80,6 +80,13 @@ def _attention() -> Iterator[Case]:
             lambda q, k, v: formulas.attention(q, k, v, causal=False),
             arrays,
         )
+        yield Case(
+            "attention",
+            f"{heads} heads on {groups}, narrow values and another scale",
+            lambda ops, q, k, v: ops.attention(q, k, v, scale=0.3),
+            lambda q, k, v: formulas.attention(q, k, v, scale=0.3),
+            (grid(6, 2, 4, heads, 6), grid(7, 2, 4, groups, 6), grid(8, 2, 4, groups, 4)),
+        )
     yield Case(
         "attention",
         "one token",

@@ -11,7 +11,8 @@ and comparison operators, slicing and `.shape` that every array type has. Its ru
 by a fused form if it has one, and the conformance suite holds every replacement against the default.
 
 Shape suffixes: T tokens, D model width, F expert hidden width, E experts, K experts per token, N = T * K assignments,
-R rows sent to experts, V vocabulary, B batch, S sequence, H query heads, G key/value heads, A head width.
+R rows sent to experts, V vocabulary, B batch, S sequence, H query heads, G key/value heads, A head width, W width of
+values.
 """
 
 from __future__ import annotations
@@ -246,25 +247,33 @@ class Ops(ABC):
         low, high = self.split(x, (width // 2, width // 2), axis=3)
         return self.cast(x * cos + self.concat((-high, low), axis=3) * sin, self.dtype(x_BSHA))
 
-    def attention(self, q_BSHA: Array, k_BSGA: Array, v_BSGA: Array, causal: bool = True) -> Array:
+    def attention(
+        self, q_BSHA: Array, k_BSGA: Array, v_BSGW: Array, causal: bool = True, scale: float | None = None
+    ) -> Array:
         """Scaled-dot-product attention with grouped heads: query head h reads key/value head h // (H / G).
 
-        Args: q (B, S, H, A); k and v (B, S, G, A); causal: no position sees a later one. Returns (B, S, H, A) in the
-        type of q.
+        Args:
+            q_BSHA: queries.
+            k_BSGA: keys.
+            v_BSGW: values, whose width W need not be that of queries and keys.
+            causal: whether no position sees a later one.
+            scale: multiplies the scores; None: 1 / sqrt(A).
+
+        Returns: (B, S, H, W) in the type of q.
         """
         batch, sequence, heads, width = q_BSHA.shape
-        groups = k_BSGA.shape[2]
+        groups, value_width = v_BSGW.shape[2:]
         q = self.transpose(self.reshape(q_BSHA, (batch, sequence, groups, heads // groups, width)), (0, 2, 3, 1, 4))
         k = self.reshape(self.transpose(k_BSGA, (0, 2, 3, 1)), (batch, groups, 1, width, sequence))
-        v = self.reshape(self.transpose(v_BSGA, (0, 2, 1, 3)), (batch, groups, 1, sequence, width))
+        v = self.reshape(self.transpose(v_BSGW, (0, 2, 1, 3)), (batch, groups, 1, sequence, value_width))
         scores = self.accurate(self.matmul(q, k))
-        scores = scores * self.constant_like(width**-0.5, scores)
+        scores = scores * self.constant_like(width**-0.5 if scale is None else scale, scores)
         if causal:
             position = self.arange(sequence)
             future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
             scores = self.where(future, self.constant_like(-np.inf, scores), scores)
         out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
-        return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, width))
+        return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, value_width))
 
     def swiglu(self, gate_up: Array) -> Array:
         """silu(gate) * up (Shazeer 2020). Args: gate_up (..., 2F), gate first. Returns (..., F)."""

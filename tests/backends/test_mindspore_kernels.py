@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """Fused operators are used only where they give what the default composition gives."""
 
+import numpy as np
 import pytest
 
 ms = pytest.importorskip("mindspore")
@@ -11,10 +12,11 @@ from moeport.backends import get_backend
 from moeport.backends.mindspore import kernels
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.ops import MindSporeOps
-from moeport.backends.trial import Candidate
+from moeport.backends.trial import Candidate, Choice
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
-from moeport.facts import FusedKernel
+from moeport.facts import BACKENDS, FusedKernel
+from tests.support import assert_close, rng
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,16 @@ def test_one_that_agrees_is_used(monkeypatch, dtype):
     ops = with_fused(MindSporeOps(), choices)
     assert type(ops).swiglu is silu_product
     assert isinstance(ops, MindSporeOps)
+
+
+def test_what_it_cannot_serve_is_left_to_the_composition():
+    (fact,) = (each for each in BACKENDS["mindspore"].fused_on("npu") if each.kernel == "attention")
+    candidate = Candidate(fact, lambda ops, q, k, v, *_: v * 0, kernels.attention_limit)
+    ops = with_fused(MindSporeOps(), {"attention": Choice(candidate, fact.name)})
+    q, k, v = (ops.from_numpy(rng(i).standard_normal((1, 3, 2, 4)).astype(np.float32)) for i in range(3))
+    assert not ops.to_numpy(ops.attention(q, k, v)).any()
+    narrow = ops.attention(q, k, v[..., :2], True, 0.5)
+    assert_close(ops.to_numpy(narrow), ops.to_numpy(MindSporeOps().attention(q, k, v, True, 0.5))[..., :2], 1e-6)
 
 
 @pytest.mark.parametrize("function", [wrong_value, wrong_gradient])

@@ -283,7 +283,7 @@ def test_bits_that_are_said_to_be_equal_are_compared(clock):
     assert served(FusedOps(CPU, forms, "auto"), *arguments()) == "first"
 
 
-ATTENTION = {"B": 4, "S": 16, "H": 4, "G": 2, "A": 8, "causal": True}
+ATTENTION = {"B": 4, "S": 16, "H": 4, "G": 2, "A": 8, "W": 12, "causal": True}
 SHARED = {"D": 16, "F": 8, "activation": "gelu", "weights": "float32"}
 
 

@@ -20,7 +20,7 @@ from mindspore import ops as msops
 
 from moeport.backends.examples import differentiated_among
 from moeport.backends.mindspore.ops import MindSporeOps
-from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of
+from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, serves_all
 from moeport.facts import BACKENDS
 
 OpsT = TypeVar("OpsT", bound=MindSporeOps)
@@ -45,13 +45,34 @@ def rope(ops: MindSporeOps, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> T
     return ops.cast(msops.rotary_position_embedding(x, cos, sin, 0), ops.dtype(x_BSHA))
 
 
-def attention(ops: MindSporeOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+def attention(
+    ops: MindSporeOps,
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+) -> Tensor:
     """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: hidden) if causal."""
     sequence, heads, width = q_BSHA.shape[1:]
     future = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if causal else None
     return msops.flash_attention_score(
-        q_BSHA, k_BSGA, v_BSGA, heads, attn_mask=future, scalar_value=width**-0.5, input_layout="BSND"
+        q_BSHA,
+        k_BSGA,
+        v_BSGW,
+        heads,
+        attn_mask=future,
+        scalar_value=width**-0.5 if scale is None else scale,
+        input_layout="BSND",
     )
+
+
+def attention_limit(
+    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> str | None:
+    """Of flash_attention_score, whose documentation has one width for queries, keys and values."""
+    width, value_width = q_BSHA.shape[-1], v_BSGW.shape[-1]
+    return None if width == value_width else f"values have the width {value_width}, and queries and keys {width}"
 
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -62,7 +83,13 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 """How each operator of the table of facts is called."""
 
-CANDIDATES = tuple(Candidate(fact, FUNCTIONS[fact.name]) for fact in BACKENDS["mindspore"].fused_on("npu"))
+LIMITS: dict[str, Callable[..., str | None]] = {"mindspore.ops.flash_attention_score": attention_limit}
+"""What some of them cannot serve."""
+
+CANDIDATES = tuple(
+    Candidate(fact, FUNCTIONS[fact.name], LIMITS.get(fact.name, serves_all))
+    for fact in BACKENDS["mindspore"].fused_on("npu")
+)
 
 
 def try_fused(ops: MindSporeOps, dtype: str, setting: str | Mapping[str, str] = AUTO) -> dict[str, Choice]:
@@ -82,13 +109,29 @@ def try_fused(ops: MindSporeOps, dtype: str, setting: str | Mapping[str, str] = 
 
 def with_fused(ops: OpsT, choices: Mapping[str, Choice]) -> OpsT:
     """The same operations with the fused forms that passed."""
-    chosen = {kernel: choice.function for kernel, choice in choices.items() if choice.function}
+    chosen = {
+        kernel: _within_limit(choice.candidate, getattr(type(ops), kernel))
+        for kernel, choice in choices.items()
+        if choice.candidate
+    }
     if not chosen:
         return ops
     kind: Any = type(f"Fused{type(ops).__name__}", (type(ops),), chosen)
     fused: OpsT = kind.__new__(kind)
     vars(fused).update(vars(ops))
     return fused
+
+
+def _within_limit(candidate: Candidate, composed: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A fused form, and the composition for arguments that it cannot serve."""
+    if candidate.limit is serves_all:
+        return candidate.function
+
+    def kernel(ops: MindSporeOps, *arguments: Any) -> Tensor:
+        form = composed if candidate.limit(*arguments) else candidate.function
+        return form(ops, *arguments)
+
+    return kernel
 
 
 def _value_and_gradients(

@@ -67,22 +67,26 @@ class StaticOps(MindSporeOps):
         return self.cast(x * cos + msops.reshape(swapped, x.shape) * sin, self.dtype(x_BSHA))
 
     @override
-    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+    def attention(
+        self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    ) -> Tensor:
         """Batched products with an additive mask."""
         batch, sequence, heads, width = q_BSHA.shape
-        groups = k_BSGA.shape[2]
+        groups, value_width = v_BSGW.shape[2:]
         share = heads // groups
-        q = msops.reshape(q_BSHA * Tensor(width**-0.5, q_BSHA.dtype), (batch, sequence, groups, share, width))
+        factor = Tensor(width**-0.5 if scale is None else scale, q_BSHA.dtype)
+        q = msops.reshape(q_BSHA * factor, (batch, sequence, groups, share, width))
         q = msops.reshape(msops.transpose(q, (0, 2, 3, 1, 4)), (batch * groups, share * sequence, width))
         k, v = (
-            msops.reshape(msops.transpose(x, (0, 2, 1, 3)), (batch * groups, sequence, width)) for x in (k_BSGA, v_BSGA)
+            msops.reshape(msops.transpose(x, (0, 2, 1, 3)), (batch * groups, sequence, x.shape[3]))
+            for x in (k_BSGA, v_BSGW)
         )
         scores: Tensor = self.accurate(msops.BatchMatMul(transpose_b=True)(q, k))
         if causal:
             future = np.where(np.tri(sequence, dtype=bool), np.float32(0), -np.float32(np.inf))
             scores = scores + Tensor(np.tile(future, (share, 1))).astype(scores.dtype)
         out = msops.BatchMatMul()(self.cast(msops.softmax(scores, -1), self.dtype(v)), v)
-        out = msops.reshape(out, (batch, heads, sequence, width))
+        out = msops.reshape(out, (batch, heads, sequence, value_width))
         return msops.transpose(out, (0, 2, 1, 3))
 
     @override

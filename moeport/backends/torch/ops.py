@@ -230,10 +230,13 @@ class TorchOps(Ops):
         return torch.addcmul(x * cos_SA.unsqueeze(1), x.roll(half, -1), signed.unsqueeze(1)).to(x_BSHA.dtype)
 
     @override
-    def attention(self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGA))
+    def attention(
+        self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    ) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGW))
         grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+        return out.transpose(1, 2)
 
     @override
     def swiglu(self, gate_up: Tensor) -> Tensor:

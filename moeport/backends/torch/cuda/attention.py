@@ -19,57 +19,71 @@ from moeport.backends.torch.ops import TorchOps
 NOT_DETERMINISTIC = "its gradient is not deterministic; expected backend.deterministic: false"
 
 
-def flash_attention_3(ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+def flash_attention_3(
+    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> Tensor:
     """FlashAttention-3 of the package flash-attn-3, in the layout of the arguments, so that nothing is transposed.
 
     Its gradient is deterministic where PyTorch's switch asks for it.
     """
     attend = import_module("flash_attn_interface").flash_attn_func
     deterministic = torch.are_deterministic_algorithms_enabled()
-    out = attend(q_BSHA, k_BSGA, v_BSGA, causal=causal, deterministic=deterministic)
+    out = attend(q_BSHA, k_BSGA, v_BSGW, causal=causal, softmax_scale=scale, deterministic=deterministic)
     return out[0] if isinstance(out, tuple) else out  # some releases also return the log-partition
 
 
-def flash_attention_3_limit(q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> str | None:
+def flash_attention_3_limit(
+    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> str | None:
     """Of flash-attn-3; its deterministic gradient lacks the widest heads."""
     most = 192 if torch.are_deterministic_algorithms_enabled() else 256
-    return _width_fault(q_BSHA, most)
+    return _width_fault(q_BSHA, v_BSGW, most)
 
 
-def cudnn(ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+def cudnn(
+    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> Tensor:
     """cuDNN's attention, in training only: it makes a plan for each length, and the lengths of generation vary."""
     if not torch.is_grad_enabled():
-        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGA, causal)
+        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGW, causal, scale)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGA, causal)
+        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGW, causal, scale)
 
 
-def cudnn_limit(q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> str | None:
+def cudnn_limit(
+    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> str | None:
     """Of cuDNN, as PyTorch calls it: its gradient is not deterministic, so PyTorch refuses it where that is asked."""
     if torch.are_deterministic_algorithms_enabled():
         return NOT_DETERMINISTIC
-    return _width_fault(q_BSHA, 128)
+    return _width_fault(q_BSHA, v_BSGW, 128)
 
 
-def efficient(ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+def efficient(
+    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> Tensor:
     """The memory-efficient kernel for grouped heads in float32, for which PyTorch alone would make all S x S scores.
 
     It has no grouped heads, so each key and value is repeated for its query heads; their gradients are sums over them.
     """
     repeats = q_BSHA.shape[2] // k_BSGA.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGA))
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGW))
     k, v = (x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2) for x in (k, v))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
 
 
-def efficient_limit(q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> str | None:
+def efficient_limit(
+    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> str | None:
     """Without grouped heads PyTorch chooses this kernel by itself."""
     return "heads are not grouped" if q_BSHA.shape[2] == k_BSGA.shape[2] else None
 
 
-def _width_fault(q_BSHA: Tensor, most: int) -> str | None:
-    width = q_BSHA.shape[-1]
+def _width_fault(q_BSHA: Tensor, v_BSGW: Tensor, most: int) -> str | None:
+    width, value_width = q_BSHA.shape[-1], v_BSGW.shape[-1]
+    if width != value_width:
+        return f"values have the width {value_width}, and queries and keys {width}; expected the same"
     if width % 8 or width > most:
         return f"heads have the width {width}; expected a multiple of 8 up to {most}"
     return None

@@ -47,14 +47,18 @@ def rope_limit(x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> str | None:
     return first(contract.heads(x_BSHA))
 
 
-def attention(ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> Tensor:
+def attention(
+    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> Tensor:
     """In the layout of the arguments, so that nothing is transposed."""
-    return operators.fusion_attention(q_BSHA, k_BSGA, v_BSGA, _causal_mask(q_BSHA) if causal else None)
+    return operators.fusion_attention(q_BSHA, k_BSGA, v_BSGW, _causal_mask(q_BSHA) if causal else None, scale)
 
 
-def attention_limit(q_BSHA: Tensor, k_BSGA: Tensor, v_BSGA: Tensor, causal: bool = True) -> str | None:
+def attention_limit(
+    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+) -> str | None:
     """Of npu_fusion_attention."""
-    return first(contract.attention(q_BSHA, k_BSGA, v_BSGA))
+    return first(contract.attention(q_BSHA, k_BSGA, v_BSGW))
 
 
 def swiglu(ops: TorchOps, gate_up: Tensor) -> Tensor:

@@ -48,9 +48,10 @@ def swiglu(x: Tensor) -> Tensor:
     return _npu.npu_swiglu.default(x, dim=-1)
 
 
-def fusion_attention(q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor | None) -> Tensor:
+def fusion_attention(q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor | None, scale: float | None = None) -> Tensor:
     """Scaled-dot-product attention. Args: q (B, S, H, A); k and v (B, S, G, A); causal_mask (2048, 2048), true: hidden,
-    which stands for a causal mask of any size; None: every position sees all.
+    which stands for a causal mask of any size; None: every position sees all; scale multiplies the scores, None:
+    1 / sqrt(A).
     """
     options: dict[str, Any] = {
         "head_num": q.shape[2],
@@ -59,7 +60,8 @@ def fusion_attention(q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor | None
         "sparse_mode": 0 if causal_mask is None else 2,
     }
     check("npu_fusion_attention", contract.fusion_attention(q, k, v, **options))
-    return _npu.npu_fusion_attention.default(q, k, v, **options, scale=q.shape[-1] ** -0.5)[0]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _npu.npu_fusion_attention.default(q, k, v, **options, scale=scale)[0]
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, group_type: int) -> Tensor:
