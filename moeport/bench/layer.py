@@ -6,7 +6,7 @@ Shape suffixes as in `moeport.core.ops`; e: experts of one rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from moeport.comm.mesh import Mesh
 from moeport.config.model import MoEConfig
 from moeport.config.schema import Config
 from moeport.core.array import Array
-from moeport.core.parameters import ParameterSpec, generator, initial_value
+from moeport.core.parameters import InitialWeights, ParameterSpec, generator
 from moeport.core.routing import RouterContext
+from moeport.core.weights import Box
 from moeport.errors import UserError
 from moeport.model.auto_exchange import FastestExchange, fastest
 from moeport.model.moe import MoELayer
@@ -242,7 +243,6 @@ class _Inputs:
 
 
 def _initial(spec: ParameterSpec, experts: range) -> np.ndarray:
-    """The initial value; of routed experts, only those of `experts`, each drawn from its own generator."""
-    if not spec.is_expert:
-        return initial_value(spec, 0)
-    return np.stack([initial_value(replace(spec, name=f"{spec.name}.{e}", shape=spec.shape[1:]), 0) for e in experts])
+    """The initial value; of routed experts, only those of `experts`."""
+    box = Box.whole(spec.shape)
+    return InitialWeights([spec], 0).read(spec.name, box.rows(experts[0], len(experts)) if spec.is_expert else box)

@@ -15,7 +15,7 @@ from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
 from moeport.core.losses import symmetric_divergence
 from moeport.core.ops import Ops
-from moeport.core.parameters import ParameterSpec, generator, subtree, with_prefix
+from moeport.core.parameters import ParameterSpec, subtree, uniform_rows, with_prefix
 from moeport.core.routing import RouterContext, Topology
 from moeport.model import rope
 from moeport.model.batch import Batch
@@ -86,12 +86,21 @@ class Transformer(ABC):
         specs.append(ParameterSpec("final_norm.weight", (self.config.d_model,), "ones"))
         return specs + self.head_specs()
 
-    def noise(self, batch_size: int, sequence_length: int, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Routing noise for the whole batch of one step, (B, S) float32 each; slice it as the batch is sliced."""
+    def noise(
+        self, batch_size: int, sequence_length: int, seed: int, step: int, first: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Routing noise (B, S) of sequences of one step, float32; no others are drawn.
+
+        Args:
+            batch_size: B, the number of sequences.
+            sequence_length: S.
+            seed: seed of the run.
+            step: number of the step.
+            first: position of the first of them in the batch of all ranks.
+        """
+        rows = range(first, first + batch_size)
         return {
-            f"{block.layer}.{name}": generator(seed, "noise", step, block.layer, name).random(
-                (batch_size, sequence_length), np.float32
-            )
+            f"{block.layer}.{name}": uniform_rows(rows, sequence_length, seed, "noise", step, block.layer, name)
             for block in self.blocks
             for suffix, moe in block.moe.items()
             for name in (f"{suffix}.{plain}" if suffix else plain for plain in moe.noise)

@@ -13,7 +13,7 @@ import numpy as np
 
 from moeport.ascend.table import COMPUTES
 from moeport.core.ops import FLOAT_DTYPES
-from moeport.core.parameters import generator
+from moeport.core.parameters import INITIAL_VALUES_VERSION, generator
 from moeport.errors import UserError
 from moeport.parity.options import SAMPLE_SIZE
 from moeport.version import VERSION
@@ -212,6 +212,7 @@ def environment(backend: str, device: str, versions: Mapping[str, str], kernels:
     """What a recording tells about the machine it was made on."""
     return {
         "moeport": VERSION,
+        "initial_values": INITIAL_VALUES_VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),

@@ -18,6 +18,7 @@ from moeport.ascend.table import COMPUTES
 from moeport.backends.base import Backend
 from moeport.comm.agreement import Topic
 from moeport.config.schema import Config
+from moeport.core.parameters import INITIAL_VALUES_VERSION
 from moeport.data import Examples
 from moeport.facts import BACKENDS
 from moeport.training.checkpoint import META_FILE, Checkpoint, file_digest
@@ -90,7 +91,8 @@ def of_command(
 ) -> list[Topic]:
     """The same for a command without a config. `backend` is its name."""
     facts = BACKENDS[backend]
-    versions = {"moeport": VERSION} | {name: _version(name) for name in (facts.framework, *facts.extensions, "numpy")}
+    packages = {name: _version(name) for name in (facts.framework, *facts.extensions, "numpy")}
+    versions = {"moeport": VERSION, "the initial values": INITIAL_VALUES_VERSION} | packages
     return [
         Topic(SAME_COMMAND, {"the command": f"moeport {command}", **options}),
         Topic(SAME_VERSION, {f"the version of {name}": found for name, found in versions.items()}),

@@ -48,8 +48,7 @@ class Batches:
             yield Batch(token_BS[rows], target_BS[rows], {name: u_BS[rows] for name, u_BS in noise.items()})
 
     def _noise(self, step: int) -> dict[str, np.ndarray]:
-        """This rank's rows of the noise, which is drawn for the whole batch regardless of the number of ranks."""
+        """The noise of this rank's sequences, which depends on their positions in the whole batch only."""
         config, world = self.config, self.world
-        whole = self.shapes.noise(config.batch_size, self.examples.sequence_length, config.seed, step)
         first, end = (config.batch_size * rank // world.size for rank in (world.rank, world.rank + 1))
-        return {name: u_BS[first:end] for name, u_BS in whole.items()}
+        return self.shapes.noise(end - first, self.examples.sequence_length, config.seed, step, first)
