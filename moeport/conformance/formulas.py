@@ -89,6 +89,28 @@ def attention(
     return out
 
 
+def cached_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    position_BQ: np.ndarray,
+    scale: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The new rows are written, then each query reads the positions up to its own."""
+    keys, values = keys.copy(), values.copy()
+    for b, i in np.ndindex(*position_BQ.shape):
+        keys[b, position_BQ[b, i]], values[b, position_BQ[b, i]] = k[b, i], v[b, i]
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    out = np.zeros((*q.shape[:3], v.shape[3]))
+    for b, i, h in np.ndindex(*q.shape[:3]):
+        group, seen = h // (q.shape[2] // k.shape[2]), position_BQ[b, i] + 1
+        scores = [float(q[b, i, h] @ key) * scale for key in keys[b, :seen, group]]
+        out[b, i, h] = softmax(scores) @ values[b, :seen, group]
+    return out, keys, values
+
+
 def swiglu(row: np.ndarray) -> np.ndarray:
     """SiLU of the first half, times the second."""
     half = row.shape[-1] // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,38 @@ def _attention() -> Iterator[Case]:
         lambda q, k, v: v,
         (grid(6, 2, 1, 2, 4), grid(7, 2, 1, 2, 4), grid(8, 2, 1, 2, 4)),
     )
+
+
+NEW_POSITIONS = {
+    "one each": [[3], [0]],
+    "two each": [[1, 2], [3, 4]],
+    "in another order": [[4, 0, 2], [1, 3, 2]],
+    "of an empty cache": [[0], [0]],
+}
+"""Positions in two texts; the caches have room for five."""
+
+
+def _cached_attention() -> Iterator[Case]:
+    for label, positions in NEW_POSITIONS.items():
+        position_BQ = np.array(positions, np.int64)
+        new = position_BQ.shape[1]
+        kinds = [(4, 2, 2, None), (2, 2, 2, None), (4, 1, 2, None), (2, 2, 4, 0.25)]
+        for heads, groups, wide, scale in kinds if label == "two each" else kinds[:1]:
+            yield Case(
+                "cached_attention",
+                f"{label}, {heads} heads on {groups}, values of width {wide}",
+                lambda ops, *arrays, s=scale: ops.cached_attention(*arrays, s),
+                partial(formulas.cached_attention, scale=scale),
+                (
+                    grid(6, 2, new, heads, 2),
+                    grid(7, 2, new, groups, 2),
+                    grid(8, 2, new, groups, wide),
+                    grid(9, 2, 5, groups, 2),
+                    grid(10, 2, 5, groups, wide),
+                    position_BQ,
+                ),
+                differentiable=False,
+            )
 
 
 def _activations() -> Iterator[Case]:
@@ -301,6 +334,7 @@ CASES = [
     *_rms_norm(),
     *_rope(),
     *_attention(),
+    *_cached_attention(),
     *_activations(),
     *_mlps(),
     *_sorting(),

@@ -275,6 +275,54 @@ class Ops(ABC):
         out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
         return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, value_width))
 
+    def cached_attention(
+        self,
+        q_BQHA: Array,
+        k_BQGA: Array,
+        v_BQGW: Array,
+        keys_BCGA: Array,
+        values_BCGW: Array,
+        position_BQ: Array,
+        scale: float | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Attention of new positions to a cache of earlier ones, to which their own keys and values are added first.
+
+        For generation: nothing is differentiated, and the caches passed in are no longer valid afterwards, since a
+        backend may write into them.
+
+        Args:
+            q_BQHA: queries of Q new positions of each text, at least one; heads are grouped as in `attention`.
+            k_BQGA: their keys.
+            v_BQGW: their values, of any width W.
+            keys_BCGA: keys by position; C is the room, and what lies beyond a text's last position is never read.
+            values_BCGW: values by position.
+            position_BQ: position of each new token, below C, of the index type; all different within a text.
+            scale: multiplies the scores; None: 1 / sqrt(A).
+
+        Returns: (attention to all positions up to each query's own (B, Q, H, W) in the type of q, keys, values).
+        """
+        (batch, new, heads, width), (room, groups, value_width) = q_BQHA.shape, values_BCGW.shape[1:]
+        hit_BQC = self.one_hot(position_BQ, room, self.dtype(keys_BCGA))
+        taken_BC11 = self.reshape(self.max(hit_BQC, axis=1), (batch, room, 1, 1))
+        is_taken = taken_BC11 > self.constant_like(0.5, taken_BC11)
+        hit_BCQ = self.transpose(hit_BQC, (0, 2, 1))
+
+        def added(cache: Array, x: Array) -> Array:
+            placed = self.matmul(hit_BCQ, self.reshape(x, (batch, new, -1)))
+            return self.where(is_taken, self.reshape(placed, cache.shape), cache)
+
+        keys_BCGA, values_BCGW = added(keys_BCGA, k_BQGA), added(values_BCGW, v_BQGW)
+        q = self.transpose(self.reshape(q_BQHA, (batch, new, groups, heads // groups, width)), (0, 2, 3, 1, 4))
+        k = self.reshape(self.transpose(keys_BCGA, (0, 2, 3, 1)), (batch, groups, 1, width, room))
+        v = self.reshape(self.transpose(values_BCGW, (0, 2, 1, 3)), (batch, groups, 1, room, value_width))
+        scores = self.accurate(self.matmul(q, k))
+        scores = scores * self.constant_like(width**-0.5 if scale is None else scale, scores)
+        later = self.arange(room) > self.reshape(position_BQ, (batch, 1, 1, new, 1))
+        scores = self.where(later, self.constant_like(-np.inf, scores), scores)
+        out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
+        out = self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, new, heads, value_width))
+        return out, keys_BCGA, values_BCGW
+
     def swiglu(self, gate_up: Array) -> Array:
         """silu(gate) * up (Shazeer 2020). Args: gate_up (..., 2F), gate first. Returns (..., F)."""
         width = gate_up.shape[-1] // 2
@@ -395,6 +443,7 @@ KERNELS = (
     "rms_norm",
     "rope",
     "attention",
+    "cached_attention",
     "swiglu",
     "gelu",
     "mlp",

@@ -62,6 +62,7 @@ PARTS: Mapping[str, Part] = {
     "gelu": _ELEMENTWISE,
     "rope": Part("attention"),
     "attention": Part("attention", whole=True),
+    "cached_attention": Part("attention", whole=True),
     "grouped_mlp": _EXPERTS,
     "routed_mlp": _EXPERTS,
     "sort_by_group": Part("permutation", whole=True),

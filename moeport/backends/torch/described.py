@@ -22,6 +22,7 @@ def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
         "rms_norm": "one autograd node, few passes over memory" if cpu else "torch.nn.functional.rms_norm",
         "rope": "rolled halves and addcmul",
         "attention": "torch.nn.functional.scaled_dot_product_attention",
+        "cached_attention": "torch.nn.functional.scaled_dot_product_attention with a mask; writes into the cache",
         "swiglu": "silu, then multiply",
         "gelu": "torch.nn.functional.gelu",
         "mlp": "default composition of linear and activation",

@@ -195,6 +195,25 @@ def _attention(s: Sizes) -> tuple[Inputs, Call]:
     return inputs, lambda ops, a: ops.attention(a["q"], a["k"], a["v"])
 
 
+def _cached_attention(s: Sizes) -> tuple[Inputs, Call]:
+    """The last positions of a text, and a cache of all, of which the kernel gets a copy that it may write into."""
+    room, groups = min(s.tokens, 1024), s.heads // 2
+    new = min(room, 16)
+    inputs = {
+        "q": _heads(s, 0, s.heads)[:, :new],
+        "k": _heads(s, 1, groups)[:, :new],
+        "v": _heads(s, 2, groups)[:, :new],
+    }
+    inputs |= {"keys": _heads(s, 3, groups)[:, :room], "values": _heads(s, 4, groups)[:, :room]}
+    inputs["position"] = np.arange(room - new, room)[None]
+
+    def call(ops: Ops, a: Mapping[str, Array]) -> Array:
+        keys, values = (a[name] + ops.zeros(a[name].shape, ops.dtype(a[name])) for name in ("keys", "values"))
+        return ops.cached_attention(a["q"], a["k"], a["v"], keys, values, a["position"])[0]
+
+    return inputs, call
+
+
 def _swiglu(s: Sizes) -> tuple[Inputs, Call]:
     return {"x": _normal(0, s.tokens, 2 * s.hidden)}, lambda ops, a: ops.swiglu(a["x"])
 
@@ -294,6 +313,7 @@ _WORKLOADS: Mapping[str, Callable[[Sizes], tuple[Inputs, Call]]] = {
     "rms_norm": _rms_norm,
     "rope": _rope,
     "attention": _attention,
+    "cached_attention": _cached_attention,
     "swiglu": _swiglu,
     "gelu": _gelu,
     "mlp": _mlp,

@@ -96,6 +96,8 @@ def scaled_dot_product_attention(
     q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):
     """PyTorch's composition of operators, with its derivative."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # the composition adds its mask
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, float("-inf"))
     composed = torch.ops.aten._scaled_dot_product_attention_math
     return composed(q, k, v, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa)[0]
 
