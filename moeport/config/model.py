@@ -42,24 +42,44 @@ class RopeScalingConfig(Section):
     beta_slow: PositiveFloat = 1.0
     """yarn: turns at which it ends."""
     attention_factor: PositiveFloat | None = None
-    """yarn: multiplies queries and keys after the rotation. Default: 0.1 ln(factor) + 1."""
+    """yarn: multiplies queries and keys after the rotation. Default: 0.1 ln(factor) + 1, or with mscale and
+    mscale_all_dim (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)."""
+    mscale: PositiveFloat | None = None
+    """yarn, in multi-head latent attention (DeepSeek-V2): goes with mscale_all_dim; see attention_factor."""
+    mscale_all_dim: PositiveFloat | None = None
+    """yarn, in multi-head latent attention: the scores are multiplied by (0.1 mscale_all_dim ln(factor) + 1)^2."""
 
 
 class AttentionConfig(Section):
-    """Grouped-query attention with rotary position embedding; causal in language models."""
+    """Attention with rotary position embedding; causal in language models."""
 
+    kind: Literal["grouped", "mla"] = "grouped"
+    """`grouped`: grouped-query attention. `mla`: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section
+    2.1), in which keys and values are made from one narrow latent vector per token, which a cache would hold."""
     num_heads: PositiveInt = 8
     """Query heads H."""
     num_kv_heads: PositiveInt | None = None
-    """Key and value heads; must divide num_heads. Default: num_heads (multi-head attention)."""
+    """Key and value heads; must divide num_heads. Default: num_heads (multi-head attention), as always in mla."""
     head_dim: PositiveInt | None = None
-    """Width of one head; even. Default: d_model / num_heads."""
+    """grouped: width of one head; even. Default: d_model / num_heads."""
+    q_lora_rank: PositiveInt | None = None
+    """mla: width of the latent vector of the queries. null: none; they are projected from the hidden state."""
+    kv_lora_rank: PositiveInt = 512
+    """mla: width of the latent vector of keys and values."""
+    qk_nope_head_dim: PositiveInt = 128
+    """mla: width of that part of a head's queries and keys which is not rotated."""
+    qk_rope_head_dim: PositiveInt = 64
+    """mla: width of the rotated part; even. All heads share the rotated part of the key."""
+    v_head_dim: PositiveInt = 128
+    """mla: width of a head's values."""
+    latent_norm_eps: PositiveFloat = 1e-6
+    """mla: epsilon of the RMSNorm of the latent vectors. DeepSeek's models have 1e-6 here, whatever norm_eps is."""
     qk_norm: bool | Literal["whole"] = False
-    """RMS-normalise queries and keys before the rotation: each head by itself (true, as in Qwen3), or all heads
-    together (whole, as in OLMoE)."""
+    """grouped: RMS-normalise queries and keys before the rotation: each head by itself (true, as in Qwen3), or all
+    heads together (whole, as in OLMoE)."""
     bias: Literal["none", "qkv", "all"] = "none"
     """Which projections add a bias: none of them; those of queries, keys and values (as in Qwen2); or the output
-    projection too."""
+    projection too. In mla, all means those to the latent vectors and the output projection (as in DeepSeek-V2)."""
     rope_base: PositiveFloat = 10000.0
     """Base of the rotary angles."""
     rope_scaling: RopeScalingConfig = RopeScalingConfig()
@@ -252,8 +272,21 @@ class ModelConfig(Section):
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.attention.head_dim or self.d_model // self.attention.num_heads
+        """Width of one head's queries and keys."""
+        attention = self.attention
+        if attention.kind == "mla":
+            return attention.qk_nope_head_dim + attention.qk_rope_head_dim
+        return attention.head_dim or self.d_model // attention.num_heads
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of the rotated part of a head."""
+        return self.attention.qk_rope_head_dim if self.attention.kind == "mla" else self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one head's values."""
+        return self.attention.v_head_dim if self.attention.kind == "mla" else self.head_dim
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether block `layer` (from 0) has experts."""
@@ -294,7 +327,7 @@ class ModelConfig(Section):
         width, moe = self.d_model, self.moe
         matrices = 3 if moe.activation == "swiglu" else 2
         expert = matrices * width * moe.expert_hidden
-        attention = 2 * width * self.head_dim * (self.num_heads + self.num_kv_heads)
+        attention = self._attention_matrices
         moe_layers, layers = len(self.moe_layers), self.num_layers
         router = moe.router.parameter_count(width, moe.num_experts)
         total = layers * (attention + self._vectors)
@@ -309,9 +342,25 @@ class ModelConfig(Section):
         return ParameterCounts(total, total - idle)
 
     @property
+    def _attention_matrices(self) -> int:
+        """Parameters of the projections of a block's attention."""
+        width, attention, heads = self.d_model, self.attention, self.num_heads
+        if attention.kind == "grouped":
+            return 2 * width * self.head_dim * (heads + self.num_kv_heads)
+        rank, queries = attention.q_lora_rank, heads * self.head_dim
+        q = width * queries if rank is None else rank * (width + queries)
+        kv = width * (attention.kv_lora_rank + attention.qk_rope_head_dim)
+        kv += attention.kv_lora_rank * heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+        return q + kv + heads * attention.v_head_dim * width
+
+    @property
     def _vectors(self) -> int:
         """Parameters of a block that are in no matrix product: norms, of which one per feed-forward, and biases."""
         attention, heads = self.attention, self.num_heads + self.num_kv_heads
+        if attention.kind == "mla":
+            latents = (attention.q_lora_rank or 0) + attention.kv_lora_rank
+            biases = latents + attention.qk_rope_head_dim + self.d_model if attention.bias == "all" else 0
+            return 2 * self.d_model + latents + biases
         normed = {False: 0, True: 2, "whole": heads}[attention.qk_norm]
         biases = {
             "none": 0,
@@ -328,11 +377,13 @@ class ModelConfig(Section):
     def block_flops_per_token(self, sequence_length: int) -> int:
         """Floating-point operations of one token's forward and backward pass through all blocks.
 
-        6 per active parameter in a matrix product (2 forward, 4 backward) and 12 L H A S for attention over
-        S positions, not halved for the causal mask: the convention of PaLM (arXiv 2204.02311, appendix B).
+        6 per active parameter in a matrix product (2 forward, 4 backward) and 6 L H (A + W) S for attention over
+        S positions, where A is the width of queries and keys and W that of values, not halved for the causal mask: the
+        convention of PaLM (arXiv 2204.02311, appendix B).
         """
         width = self.d_model
         vectors = self.num_layers * self._vectors
         vectors += len(self.moe_layers) * (self.moe.router.sub_layers - 1) * width
         in_products = self.block_counts.active - vectors
-        return 6 * in_products + 12 * self.num_layers * self.num_heads * self.head_dim * sequence_length
+        widths = self.num_heads * (self.head_dim + self.value_dim)
+        return 6 * in_products + 6 * self.num_layers * widths * sequence_length

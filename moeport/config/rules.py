@@ -16,6 +16,8 @@ from moeport.routers import BY_NAME
 from moeport.routers.base import RouterConfig
 
 _HEADS = "model.attention.num_heads"
+_KIND = "model.attention.kind"
+_SCALING = "model.attention.rope_scaling"
 
 
 def _router(name: str) -> type[RouterConfig]:
@@ -33,14 +35,16 @@ def _is_encoding(name: str) -> bool:
 
 RULES = (
     Rule(
-        (_HEADS, "model.d_model", "model.attention.head_dim"),
-        lambda heads, d_model, head_dim: head_dim is not None or d_model % heads == 0,
+        (_HEADS, "model.d_model", "model.attention.head_dim", _KIND),
+        lambda heads, d_model, head_dim, kind: kind == "mla" or head_dim is not None or d_model % heads == 0,
         "does not divide model.d_model = {1}",
         "a divisor of {1}, or model.attention.head_dim given",
     ),
     Rule(
-        ("model.d_model", _HEADS, "model.attention.head_dim"),
-        lambda d_model, heads, head_dim: head_dim is not None or d_model % heads or d_model // heads % 2 == 0,
+        ("model.d_model", _HEADS, "model.attention.head_dim", _KIND),
+        lambda d_model, heads, head_dim, kind: (
+            kind == "mla" or head_dim is not None or d_model % heads or d_model // heads % 2 == 0
+        ),
         "makes heads of odd width with " + _HEADS + " = {1}",
         "an even multiple of {1}",
     ),
@@ -67,6 +71,30 @@ RULES = (
         lambda kv_heads, heads: kv_heads is None or heads % kv_heads == 0,
         "does not divide " + _HEADS + " = {1}",
         "a divisor of {1}",
+    ),
+    Rule(
+        ("model.attention.num_kv_heads", _HEADS, _KIND),
+        lambda kv_heads, heads, kind: kind != "mla" or kv_heads in (None, heads) or heads % kv_heads,
+        "groups heads, which multi-head latent attention does not",
+        "{1}, or this key left out",
+    ),
+    Rule(
+        ("model.attention.bias", _KIND),
+        lambda bias, kind: kind != "mla" or bias != "qkv",
+        "is for grouped-query attention",
+        "none or all with " + _KIND + " = mla",
+    ),
+    Rule(
+        ("model.attention.qk_rope_head_dim",),
+        lambda width: width % 2 == 0,
+        "is odd",
+        "an even number, since rotary embedding rotates pairs",
+    ),
+    Rule(
+        (f"{_SCALING}.mscale", f"{_SCALING}.mscale_all_dim"),
+        lambda one, other: (one is None) == (other is None),
+        "goes with " + f"{_SCALING}.mscale_all_dim" + " = {1}",
+        "both of them or none",
     ),
     Rule(
         ("model.moe.first_dense", "model.num_layers"),
@@ -230,8 +258,6 @@ RULES = (
     *BACKEND_RULES,
 )
 
-_SCALING = "model.attention.rope_scaling"
-
 EFFECTS = (
     Effect(f"{_SCALING}.factor", f"{_SCALING}.type", ("linear", "llama3", "yarn")),
     Effect(f"{_SCALING}.original_positions", f"{_SCALING}.type", ("llama3", "yarn")),
@@ -240,6 +266,23 @@ EFFECTS = (
     Effect(f"{_SCALING}.beta_fast", f"{_SCALING}.type", ("yarn",)),
     Effect(f"{_SCALING}.beta_slow", f"{_SCALING}.type", ("yarn",)),
     Effect(f"{_SCALING}.attention_factor", f"{_SCALING}.type", ("yarn",)),
+    *(
+        Effect(f"{_SCALING}.{option}", selector, (value,))
+        for option in ("mscale", "mscale_all_dim")
+        for selector, value in ((f"{_SCALING}.type", "yarn"), (_KIND, "mla"))
+    ),
+    *(Effect(f"model.attention.{option}", _KIND, ("grouped",)) for option in ("head_dim", "qk_norm")),
+    *(
+        Effect(f"model.attention.{option}", _KIND, ("mla",))
+        for option in (
+            "q_lora_rank",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "latent_norm_eps",
+        )
+    ),
     Effect("model.moe.router.normalize_gates", "model.moe.router.softmax", ("before",)),
     Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
     Effect("model.moe.capacity.tile", "model.moe.capacity.policy", ("round",)),

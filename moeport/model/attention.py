@@ -1,4 +1,4 @@
-"""Grouped-query attention with rotary positions."""
+"""Attention with rotary positions: grouped-query attention, or the latent one of `moeport.model.latent_attention`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.model.forward_pass import Pass
+from moeport.model.latent_attention import latent_attention_forward, latent_specs
+from moeport.model.projection import project
 
 BIASED = {"none": (), "qkv": ("q", "k", "v"), "all": ("q", "k", "v", "out")}
-"""The projections that add a bias, by the value of `model.attention.bias`."""
+"""The projections of grouped-query attention that add a bias, by the value of `model.attention.bias`."""
 
 
 def attention_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
     """Weights of one attention block: q (H A, D), k and v (G A, D), out (D, H A), their biases, and the norms of
-    queries and keys: of each head (A,), or of all of them (H A,) and (G A,).
+    queries and keys: of each head (A,), or of all of them (H A,) and (G A,). Of a latent one, those of `latent_specs`.
     """
+    if config.attention.kind == "mla":
+        return latent_specs(config, out_std)
     width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     specs = [
         ParameterSpec("q", (width, config.d_model), std=config.init_std, matrices=1, in_compute_type=True),
@@ -57,9 +61,11 @@ def attention_forward(
 
     Returns: (B, S, D).
     """
+    if config.attention.kind == "mla":
+        return latent_attention_forward(run, config, params, x_BSD, causal)
     ops, (batch, sequence, _) = run.ops, x_BSD.shape
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-    q, k, v = (_project(ops, params, name, x_BSD) for name in ("q", "k", "v"))
+    q, k, v = (project(ops, params, name, x_BSD) for name in ("q", "k", "v"))
     qk_norm = config.attention.qk_norm
     if qk_norm == "whole":
         q, k = _normed(ops, config, params, q, k)
@@ -69,14 +75,7 @@ def attention_forward(
     if qk_norm is True:
         q, k = _normed(ops, config, params, q, k)
     out = ops.attention(ops.rope(q, *run.rope), ops.rope(k, *run.rope), v, causal)
-    return _project(ops, params, "out", ops.reshape(out, (batch, sequence, heads * width)))
-
-
-def _project(ops: Ops, params: Mapping[str, Array], name: str, x: Array) -> Array:
-    """x times a weight, plus its bias if it has one."""
-    y = ops.linear(x, params[name])
-    bias = params.get(f"{name}_bias")
-    return y if bias is None else y + ops.cast(bias, ops.dtype(y))
+    return project(ops, params, "out", ops.reshape(out, (batch, sequence, heads * width)))
 
 
 def _normed(ops: Ops, config: ModelConfig, params: Mapping[str, Array], q: Array, k: Array) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moeport.comm.communicator import ITEM_BYTES
+from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
 from moeport.core.muon import moment_names
 from moeport.facts import BACKENDS
@@ -102,19 +103,28 @@ def activation_bytes(config: Config, item_bytes: int) -> float:
     """Bytes that a token leaves for the backward pass; an estimate.
 
     A block keeps its input and both normed ones (3 D), queries, keys and values before and after the rotation and the
-    attention's output, and for each expert of the token, shared ones too, its row (2 D: in and out) and hidden values
-    (3 F of SwiGLU, 2 F of GELU). With checkpointing a block keeps its input, and one block all.
+    attention's output, latent vectors before and after their norm, and for each expert of the token, shared ones too,
+    its row (2 D: in and out) and hidden values (3 F of SwiGLU, 2 F of GELU). With checkpointing a block keeps its
+    input, and one block all.
     """
     model, moe = config.model, config.model.moe
-    heads = model.head_dim * (3 * model.num_heads + 4 * model.num_kv_heads)
     hidden = 3 if moe.activation == "swiglu" else 2
     experts = moe.router.experts_per_token + moe.num_shared_experts
     widths = moe.router.experts_per_token * moe.expert_hidden + moe.shared_width
     per_moe = moe.router.sub_layers * (experts * 2 * model.d_model + hidden * widths) + hidden * moe.residual_hidden
     per_dense = 2 * model.d_model + hidden * model.dense_width
     moe_layers, layers = len(model.moe_layers), model.num_layers
-    block = 3 * model.d_model + heads
+    block = 3 * model.d_model + _attention_numbers(model)
     total = layers * block + moe_layers * per_moe + (layers - moe_layers) * per_dense
     if config.training.activation_checkpointing:
         total = layers * model.d_model + block + max(per_moe, per_dense)
     return float(item_bytes * total)
+
+
+def _attention_numbers(model: ModelConfig) -> int:
+    """Numbers that a block's attention keeps of a token."""
+    attention, heads = model.attention, model.num_heads
+    if attention.kind == "grouped":
+        return model.head_dim * (3 * heads + 4 * model.num_kv_heads)
+    latents = 2 * ((attention.q_lora_rank or 0) + attention.kv_lora_rank) + attention.qk_rope_head_dim
+    return latents + heads * (4 * model.head_dim + 3 * attention.v_head_dim)

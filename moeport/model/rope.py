@@ -24,11 +24,26 @@ def rope_tables(
 
 
 def attention_factor(scaling: RopeScalingConfig) -> float:
-    """What the tables are multiplied by: 0.1 ln(factor) + 1 with YaRN (arXiv 2309.00071, eq. 22), otherwise 1."""
+    """What the tables are multiplied by: 0.1 ln(factor) + 1 with YaRN (arXiv 2309.00071, eq. 22), or what DeepSeek-V2
+    makes of `mscale` and `mscale_all_dim`; otherwise 1.
+    """
     if scaling.type != "yarn":
         return 1.0
-    default = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    default = _magnitude(scaling.factor, 1.0)
+    if scaling.mscale is not None and scaling.mscale_all_dim is not None:
+        default = _magnitude(scaling.factor, scaling.mscale) / _magnitude(scaling.factor, scaling.mscale_all_dim)
     return scaling.attention_factor or default
+
+
+def score_factor(scaling: RopeScalingConfig) -> float:
+    """What the scores of latent attention are multiplied by besides 1 / sqrt(A), as in DeepSeek-V2."""
+    if scaling.type != "yarn" or scaling.mscale_all_dim is None:
+        return 1.0
+    return _magnitude(scaling.factor, scaling.mscale_all_dim) ** 2
+
+
+def _magnitude(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _frequencies(head_dim: int, base: float, scaling: RopeScalingConfig) -> np.ndarray:

@@ -108,7 +108,7 @@ class Transformer(ABC):
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
         """Rotary tables (S, A) on the device, in float32 or wider."""
-        cos, sin = rope.of_config(self.config.attention, sequence_length, self.config.head_dim)
+        cos, sin = rope.of_config(self.config.attention, sequence_length, self.config.rope_dim)
         kind = "float32" if dtype == "bfloat16" else dtype
         return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
 

@@ -60,6 +60,16 @@ def test_what_checkpoints_from_elsewhere_need_is_as_on_torch():
     assert_same_as_torch(values, "float64", 1e-12, move=lambda params: changed(params, 1))
 
 
+@pytest.mark.parametrize("queries", [None, 6])
+def test_latent_attention_is_as_on_torch(queries):
+    scaling = {"type": "yarn", "factor": 4.0, "original_positions": 8, "mscale": 1.0, "mscale_all_dim": 0.7}
+    widths = {"kv_lora_rank": 7, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 5}
+    attention = {"kind": "mla", "num_heads": 3, "q_lora_rank": queries, **widths, "rope_scaling": scaling}
+    values = {"num_layers": 1, "d_model": 16, "attention": {**attention, "bias": "all"}}
+    moe = {"num_experts": 4, "expert_hidden": 12, "router": {"name": "sigmoid_bias"}}
+    assert_same_as_torch({**values, "moe": moe}, "float64", 1e-12, move=lambda params: changed(params, 1))
+
+
 def assert_same_as_torch(values, dtype, tolerance, move=lambda params: params):
     lm = DecoderLM(ModelConfig.model_validate({**values, "init_std": 0.2, "output_z_loss": 1e-3}), VOCAB)
     params = move(initial_parameters(lm.parameter_specs(), 0))

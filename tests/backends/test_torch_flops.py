@@ -17,12 +17,22 @@ from moeport.model.decoder import DecoderLM
 
 VOCAB, BATCH, SEQUENCE = 40, 3, 16
 
+LATENT = {
+    "kind": "mla",
+    "num_heads": 3,
+    "kv_lora_rank": 9,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 5,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"tie_embeddings": True},
     "shared experts and dense blocks": {"moe": {"num_shared_experts": 2, "every": 2}},
     "gelu": {"moe": {"activation": "gelu", "first_dense": 1}},
     "grouped heads": {"attention": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": True}},
+    "latent attention": {"attention": {**LATENT, "q_lora_rank": 7}},
+    "latent attention, plain queries": {"attention": LATENT},
     "switch": {"moe": {"router": {"name": "switch"}}},
     "sigmoid_bias": {"moe": {"router": {"name": "sigmoid_bias", "top_k": 3}}},
 }
@@ -45,7 +55,8 @@ def test_products_with_weights_cost_what_the_config_says(name):
     not_counted = 2 * VOCAB * config.d_model * BATCH * SEQUENCE  # the head's weight gradient: addmm_ is unknown to it
     executed = sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm)) + not_counted
     stated = config.training_flops_per_token(VOCAB, SEQUENCE) * BATCH * SEQUENCE
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * SEQUENCE * BATCH * SEQUENCE
+    widths = config.num_heads * (config.head_dim + config.value_dim)
+    attention = 6 * config.num_layers * widths * SEQUENCE * BATCH * SEQUENCE
     assert executed == stated - attention
 
 

@@ -25,8 +25,9 @@ def arguments_of(model: Transformer, module: nn.Module, dtype: torch.dtype) -> d
 
     config = model.config
     heads, groups, width = config.num_heads, config.num_kv_heads, config.head_dim
-    q, k, tables = empty(1, 1, heads, width), empty(1, 1, groups, width), empty(1, width)
-    found: dict[str, tuple[Any, ...]] = {"attention": (q, k, k), "rope": (q, tables, tables)}
+    q, k, v = empty(1, 1, heads, width), empty(1, 1, groups, width), empty(1, 1, groups, config.value_dim)
+    rotated, tables = empty(1, 1, heads, config.rope_dim), empty(1, config.rope_dim)
+    found: dict[str, tuple[Any, ...]] = {"attention": (q, k, v), "rope": (rotated, tables, tables)}
     parameters = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     for name, w_in in parameters.items():
         if name.endswith("experts.w_in"):
