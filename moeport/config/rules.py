@@ -93,7 +93,7 @@ RULES = (
     Rule(
         (f"{_SCALING}.mscale", f"{_SCALING}.mscale_all_dim"),
         lambda one, other: (one is None) == (other is None),
-        "goes with " + f"{_SCALING}.mscale_all_dim" + " = {1}",
+        lambda one, _: f"is {'missing beside' if one is None else 'given without'} {_SCALING}.mscale_all_dim",
         "both of them or none",
     ),
     Rule(

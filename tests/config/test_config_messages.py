@@ -465,6 +465,41 @@ CASES = [
         "c.yaml:3:28 model.attention.rope_scaling.factor: has no effect while model.attention.rope_scaling.type is none (got 8.0); expected model.attention.rope_scaling.type linear or llama3 or yarn, or this key left out",
     ),
     case(
+        "latent attention of grouped heads",
+        "model:\n  attention: {kind: mla, num_heads: 4, num_kv_heads: 2}\n",
+        "c.yaml:2:54 model.attention.num_kv_heads: groups heads, which multi-head latent attention does not (got 2); expected 4, or this key left out",
+    ),
+    case(
+        "latent attention with biases of queries, keys and values",
+        "model:\n  attention: {kind: mla, bias: qkv}\n",
+        "c.yaml:2:32 model.attention.bias: is for grouped-query attention (got qkv); expected none or all with model.attention.kind = mla",
+    ),
+    case(
+        "a latent vector that attention does not have",
+        "model:\n  attention: {kv_lora_rank: 64}\n",
+        "c.yaml:2:29 model.attention.kv_lora_rank: has no effect while model.attention.kind is grouped (got 64); expected model.attention.kind mla, or this key left out",
+    ),
+    case(
+        "a width of heads that latent attention does not have",
+        "model:\n  attention: {kind: mla, head_dim: 64}\n",
+        "c.yaml:2:36 model.attention.head_dim: has no effect while model.attention.kind is mla (got 64); expected model.attention.kind grouped, or this key left out",
+    ),
+    case(
+        "an odd rotated part",
+        "model:\n  attention: {kind: mla, qk_rope_head_dim: 5}\n",
+        "c.yaml:2:44 model.attention.qk_rope_head_dim: is odd (got 5); expected an even number, since rotary embedding rotates pairs",
+    ),
+    case(
+        "half of DeepSeek's YaRN",
+        "model:\n  attention:\n    kind: mla\n    rope_scaling: {type: yarn, factor: 8.0, mscale: 1.0}\n",
+        "c.yaml:4:53 model.attention.rope_scaling.mscale: is given without model.attention.rope_scaling.mscale_all_dim (got 1.0); expected both of them or none",
+    ),
+    case(
+        "DeepSeek's YaRN without latent attention",
+        "model:\n  attention:\n    rope_scaling: {type: yarn, factor: 8.0, mscale: 1.0, mscale_all_dim: 1.0}\n",
+        "c.yaml:3:53 model.attention.rope_scaling.mscale: has no effect while model.attention.kind is grouped (got 1.0); expected model.attention.kind mla, or this key left out\nc.yaml:3:74 model.attention.rope_scaling.mscale_all_dim: has no effect while model.attention.kind is grouped (got 1.0); expected model.attention.kind mla, or this key left out",
+    ),
+    case(
         "a dense layer that is not there",
         "model:\n  moe:\n    dense_layers: [4]\n",
         "c.yaml:3:19 model.moe.dense_layers: names a block that the model does not have (got [4]); expected numbers below model.num_layers (4)",

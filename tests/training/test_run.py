@@ -44,12 +44,25 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
     assert first != other
 
 
+LATENT = {
+    "kind": "mla",
+    "num_kv_heads": None,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
+
+
 @pytest.mark.parametrize("router", BY_NAME)
 def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, router):
+    """One of them with latent attention."""
     moe = {"router": {"name": router}, "allow_future_tokens": True}
+    attention = LATENT if router == "sigmoid_bias" else {}
     if not BY_NAME[router].config_class.fixed_load:
         moe["capacity"] = {"policy": "factor", "factor": 1.0}
-    config = tiny_config(tmp_path, model={"moe": moe}, training={"gradient_accumulation": 2})
+    config = tiny_config(tmp_path, model={"moe": moe, "attention": attention}, training={"gradient_accumulation": 2})
     train(config, console=QUIET)
     weights, metrics = contents(last(config)), (config.run.dir / "metrics.jsonl").read_text()
     stop_after(config, 2)
