@@ -19,7 +19,7 @@ from moeport.backends import get_backend
 from moeport.data import prepare_data
 from moeport.data.sources import read_documents
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", nargs="?", type=Path, default=Path("runs/quickstart"))
-    checkpoint = load_checkpoint(find_checkpoint(parser.parse_args().run_dir / CHECKPOINT_DIR, "latest"))
+    checkpoint = open_checkpoint(find_checkpoint(parser.parse_args().run_dir / CHECKPOINT_DIR, "latest"))
     config = config_of(checkpoint)
     documents = read_documents(config.data).validation
     data = prepare_data(config.data, report=print)

@@ -28,7 +28,7 @@ def worker(pipe: Connection, name: str, run_dir: str | None, compiled: bool | No
     from moeport.data import Sampler, prepare_data
     from moeport.model.batch import Batch
     from moeport.model.decoder import DecoderLM
-    from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+    from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 
     config = load_config(ROOT / "configs/quickstart.yaml")
     data = prepare_data(config.data, report=lambda text: None).train
@@ -36,7 +36,7 @@ def worker(pipe: Connection, name: str, run_dir: str | None, compiled: bool | No
     backend = get_backend(BackendConfig(name=name, device="cpu", compile=compiled))
     params = initial_parameters(lm.parameter_specs(), 0)
     if run_dir:
-        params = load_checkpoint(find_checkpoint(Path(run_dir) / "checkpoints", "latest")).model
+        params = dict(open_checkpoint(find_checkpoint(Path(run_dir) / "checkpoints", "latest")).model)
     sampler = Sampler(data.num_sequences, config.training.batch_size, config.training.seed)
     model = backend.training_model(lm, params, TrainingOptions(config.optimizer))
 

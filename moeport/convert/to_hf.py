@@ -24,12 +24,13 @@ from moeport.convert.from_hf import check_cover
 from moeport.convert.parts import Part, parts
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FILE, FOLDER, Record, checksums_text, find_record
+from moeport.convert.stored import open_stored
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import CheckpointError, RunError, UserError
 from moeport.files import atomic_folder
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import find_checkpoint, open_checkpoint
+from moeport.training.checkpoint import find_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, end_of_text, read_config
 from moeport.training.tensor_file import NewTensor, StoredTensor, write_tensors
@@ -62,7 +63,7 @@ def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, rep
         raise UserError(f"{target}: is already there; choose another folder, or remove it")
     if not (run_dir / CHECKPOINT_DIR).is_dir():
         read_config(run_dir)
-    meta, stored = open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))
+    meta, stored = open_stored(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))
     config = config_from_dict(meta.config)
     if config.data.is_images:
         raise UserError(f"{run_dir}: was trained to classify images; expected the run of a language model")

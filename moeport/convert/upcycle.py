@@ -16,9 +16,10 @@ from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import find_record, refuse_other, write_record
+from moeport.convert.stored import open_stored
 from moeport.convert.upcycle_plan import Plan, UpcycleOptions, slices_of
 from moeport.errors import UserError
-from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
+from moeport.training.checkpoint import find_checkpoint, save_streamed
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, TOKENIZER_FILE, refuse_used, write_config
 from moeport.version import VERSION
@@ -63,7 +64,7 @@ def upcycle(
     old = load_config(source / CONFIG_FILE)
     if old.data.is_images:
         raise UserError(f"{source}: was trained to classify images; expected the run of a language model")
-    meta, stored = open_checkpoint(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
+    meta, stored = open_stored(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
     plan = Plan(old.model, _new_config(source, run_dir, old, overrides), stored, options)
     tensors = reported(plan.tensors(), report)
     found = find_record(source, old)

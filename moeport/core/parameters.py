@@ -69,12 +69,17 @@ class ParameterSpec:
     @property
     def is_expert(self) -> bool:
         """Whether its first dimension runs over the routed experts, which may be divided among ranks."""
-        return "experts" in self.name.split(".")[:-1]
+        return is_expert(self.name)
 
     @property
     def decays(self) -> bool:
         """Whether weight decay applies: to matrices, but not to norms and vectors."""
         return self.trainable and len(self.shape) >= 2
+
+
+def is_expert(name: str) -> bool:
+    """Whether the first dimension of a parameter, or of its moments, runs over the routed experts."""
+    return "experts" in name.split(".")[:-1]
 
 
 def parameter_dtype(dtype: str) -> str:

@@ -97,3 +97,8 @@ def read_part(arrays: Mapping[str, np.ndarray], name: str, box: Box) -> np.ndarr
 def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     """The shape of a named array, which is not read if it is one of `Weights`."""
     return arrays.shape(name) if isinstance(arrays, Weights) else arrays[name].shape
+
+
+def dtype_of(arrays: Mapping[str, np.ndarray], name: str) -> str:
+    """Numpy's name of the type of a named array, which is not read if it is one of `Weights`."""
+    return arrays.dtype(name) if isinstance(arrays, Weights) else arrays[name].dtype.name

@@ -21,7 +21,7 @@ from moeport.errors import UserError
 from moeport.files import atomic_folder
 from moeport.parity.recording import Recording, Statistics, Step, TensorRecord
 from moeport.reading import NUMBER, check_types, read_json
-from moeport.training.checkpoint import file_digest
+from moeport.training.checkpoint_meta import file_digest
 
 FORMAT = "moeport-parity-bundle"
 FORMAT_VERSION = 2

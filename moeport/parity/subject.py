@@ -24,7 +24,7 @@ from moeport.facts import BACKENDS
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
-from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 from moeport.training.fits import check_parameters
 from moeport.training.ranks import check_ranks
 from moeport.training.run_dir import CHECKPOINT_DIR
@@ -241,9 +241,9 @@ def subject_on(
     task = build_task_in_turn(config, mesh.world, report=report)
     specs = task.model().parameter_specs()
     if checkpoint is None:
-        params = initial_parameters(specs, config.training.seed, task.token_counts)
+        params: Mapping[str, np.ndarray] = initial_parameters(specs, config.training.seed, task.token_counts)
     else:
-        loaded = load_checkpoint(checkpoint_path(checkpoint))
+        loaded = open_checkpoint(checkpoint_path(checkpoint))
         check_parameters(loaded, specs)
         params = loaded.model
     return Subject(name, config, backend, params, task.train, task.vocab_size, mesh)

@@ -21,7 +21,8 @@ from moeport.config.schema import Config
 from moeport.core.parameters import INITIAL_VALUES_VERSION
 from moeport.data import Examples
 from moeport.facts import BACKENDS
-from moeport.training.checkpoint import META_FILE, Checkpoint, file_digest
+from moeport.training.checkpoint import Checkpoint
+from moeport.training.checkpoint_meta import META_FILE, file_digest
 from moeport.training.run_dir import leaves
 from moeport.version import VERSION
 

@@ -1,50 +1,61 @@
 """Checkpoints: safetensors and JSON, complete or absent.
 
-`RUN_DIR/checkpoints/step-000100/` holds `model.safetensors`, `optimizer.safetensors` and `meta.json`, which records
-the step, the config, and the size and SHA-256 of the other two. A checkpoint is written under a temporary name, flushed
-to disk and renamed, so a folder named `step-*` is always complete, whenever the process dies.
+`RUN_DIR/checkpoints/step-000100/` holds for each rank that wrote it, of R ranks,
+
+    model-00000-of-0000R.safetensors       parts of the parameters, and of the routers' state
+    optimizer-00000-of-0000R.safetensors   parts of the optimiser's state
+    index-00000-of-0000R.json              which parts these are, with a checksum of every block
+
+and `meta.json`, which records the step, the config, and the size and SHA-256 of all other files. A checkpoint is
+written under a temporary name, flushed to disk and renamed, so a folder named `step-*` is always complete, whenever a
+process dies. It is read a part at a time, by any number of ranks.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from moeport.core.weights import Box, Shard
 from moeport.errors import CheckpointError
 from moeport.files import atomic_folder, remove, remove_leftovers
+from moeport.reading import read_bytes
+from moeport.training.checkpoint_index import KINDS, Arrays, read_arrays
 from moeport.training.checkpoint_meta import (
-    ARRAY_FILES,
     META_FILE,
-    MODEL_FILE,
-    OPTIMIZER_FILE,
+    UNDIVIDED,
     CheckpointMeta,
     checkpoint_name,
-    meta_text,
+    file_digest,
+    index_files,
     read_meta_file,
 )
-from moeport.training.tensor_file import NewTensor, StoredTensor, read_header, write_tensors
+from moeport.training.checkpoint_reading import StoredWeights, undivided
+from moeport.training.checkpoint_writing import NewPart, complete, part_of, whole_part, write_rank
+from moeport.training.tensor_file import NewTensor
 
 _NAME = re.compile(r"step-(\d{6,})")
+_MAX_INDEX = 2**30
+"""Bytes; an index has some ten for every million entries."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read from disk."""
+    """A checkpoint on disk, whose arrays are read when they are asked for."""
 
     path: Path
     meta: CheckpointMeta
-    model: dict[str, np.ndarray]
-    """Parameters by name."""
-    optimizer: dict[str, np.ndarray]
-    """Optimiser state by name."""
+    model: Mapping[str, np.ndarray]
+    """Parameters by name; `Weights`."""
+    optimizer: Mapping[str, np.ndarray]
+    """Optimiser state by name; `Weights`."""
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -62,13 +73,11 @@ def save_checkpoint(
 
     Raises WriteError if it cannot be written.
     """
-    final = directory / checkpoint_name(meta.step)
-    with atomic_folder(final) as folder:
-        save_file(dict(model), folder / MODEL_FILE)
-        save_file(dict(optimizer), folder / OPTIMIZER_FILE)
-        files = {name: file_digest(folder / name) for name in ARRAY_FILES}
-        (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")
-    return final
+
+    def parts(arrays: Mapping[str, np.ndarray]) -> list[NewPart]:
+        return [part_of(Shard(name, x.shape, Box.whole(x.shape), x)) for name, x in arrays.items()]
+
+    return _save(directory, meta, parts(model), parts(optimizer))
 
 
 def save_streamed(
@@ -79,27 +88,23 @@ def save_streamed(
     `before` is called once all parameters are written, and before there is a checkpoint; if it raises an error, there
     is none.
     """
+    return _save(directory, meta, [whole_part(tensor) for tensor in model], [], before)
+
+
+def _save(
+    directory: Path,
+    meta: CheckpointMeta,
+    model: Sequence[NewPart],
+    optimizer: Sequence[NewPart],
+    before: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write a checkpoint from one process."""
     final = directory / checkpoint_name(meta.step)
     with atomic_folder(final) as folder:
-        write_tensors(folder / MODEL_FILE, model)
-        save_file({}, folder / OPTIMIZER_FILE)
-        files = {name: file_digest(folder / name) for name in ARRAY_FILES}
-        (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")
+        write_rank(folder, 0, 1, model, optimizer)
+        complete(folder, meta, 1, 0.0)
         before()
     return final
-
-
-def open_checkpoint(path: Path) -> tuple[CheckpointMeta, dict[str, StoredTensor]]:
-    """The metadata of a checkpoint, and its parameters by name, to be read a block at a time. It is verified first.
-
-    Raises CheckpointError as `load_checkpoint` does.
-    """
-    meta, files = read_meta_file(path)
-    try:
-        _check_files(path, files)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; use another checkpoint") from error
-    return meta, read_header(path / MODEL_FILE)
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> None:
@@ -156,21 +161,62 @@ def find_checkpoint(directory: Path, which: str) -> Path:
     raise CheckpointError(f"{directory}: there is no checkpoint {which}; expected latest, best or one of {names}")
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The metadata of a checkpoint, and its arrays, to be read a part at a time.
 
-    Raises CheckpointError if it is truncated, altered or not written by moeport.
+    What can be told from the sizes of its files and its indexes is checked now, and every block when it is read. Files
+    of format versions 1 and 2, which have no checksums of blocks, are read once for theirs.
+
+    Raises CheckpointError if it is incomplete, altered or not written by moeport, now or when a block is read.
     """
     meta, files = read_meta_file(path)
+    with _reading(path):
+        _check_sizes(path, files)
+        indexes = index_files(files)
+        for name in indexes or files:
+            _check_digest(path / name, files[name])
+        arrays = _indexed(path, indexes) if indexes else {kind: undivided(path / UNDIVIDED[kind]) for kind in KINDS}
+    return Checkpoint(path, meta, *(StoredWeights(arrays[kind]) for kind in KINDS))
+
+
+def verify_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint that was read from end to end, and is what was written.
+
+    Raises CheckpointError, which names the array and the expert, or else the file, that is damaged.
+    """
+    checkpoint = open_checkpoint(path)
+    for arrays in (checkpoint.model, checkpoint.optimizer):
+        assert isinstance(arrays, StoredWeights)
+        for name in arrays:
+            for _ in arrays.blocks(name):
+                pass
+    _, files = read_meta_file(path)
+    with _reading(path):
+        for name, expected in files.items():
+            _check_digest(path / name, expected)
+    return checkpoint
+
+
+def _indexed(path: Path, names: Sequence[str]) -> dict[str, Arrays]:
+    indexes = {}
+    for name in names:
+        try:
+            indexes[name] = json.loads(read_bytes(path / name, _MAX_INDEX))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path / name}: not valid JSON ({error}); use another checkpoint") from error
+    return read_arrays(path, indexes)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        _check_files(path, files)
-        return Checkpoint(path, meta, *(_arrays(path / name) for name in ARRAY_FILES))
+        yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; use another checkpoint") from error
 
 
-def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Compare the files of a checkpoint with those that its meta.json lists."""
+def _check_sizes(path: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Refuse files that are missing, of another size than meta.json lists, or not listed."""
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
@@ -181,35 +227,20 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
                 f"{file}: truncated or altered: expected {expected['bytes']} bytes, "
                 f"found {size}; use another checkpoint"
             )
-        if file_digest(file) != expected:
-            raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
     listed = {META_FILE, *files}
     others = sorted(file.name for file in path.iterdir() if file.name not in listed and file.name[0] != ".")
     if others:
         raise CheckpointError(
-            f"{path / others[0]}: does not belong to the checkpoint, which has {', '.join(sorted(listed))}; "
+            f"{path / others[0]}: does not belong to the checkpoint, whose files {META_FILE} lists; "
             "move it to another folder"
         )
 
 
-def _arrays(file: Path) -> dict[str, np.ndarray]:
-    try:
-        arrays = load_file(file)
-        for array in arrays.values():
-            if array.dtype.kind == "V":  # a type that numpy has from an extension, if one happens to be imported
-                raise TypeError(f"data type {array.dtype.name!r} not understood")
-    except (SafetensorError, TypeError, AttributeError, ValueError) as error:  # the latter: types that numpy lacks
-        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}; use another checkpoint") from error
-    return arrays
+def _check_digest(file: Path, expected: dict[str, Any]) -> None:
+    if file_digest(file) != expected:
+        raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
 
 
 def read_meta(path: Path) -> CheckpointMeta:
     """The metadata of a checkpoint, without reading its arrays."""
     return read_meta_file(path)[0]
-
-
-def file_digest(file: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file, as checkpoints and bundles list them."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}

@@ -1,6 +1,8 @@
 """meta.json of a checkpoint: what it says, and whether it can be trusted.
 
-Since format version 2 it holds a digest of itself. Version 1 did not, and is still read.
+Since format version 3 each rank has files of its own, with the parts of the arrays that it holds, and an index of them.
+Versions 1 and 2, which are still read, have two files, with all arrays whole. Since version 2 meta.json holds a digest
+of itself.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from moeport.errors import CheckpointError
 from moeport.reading import read_json
 
 FORMAT = "moeport-checkpoint"
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, FORMAT_VERSION)
-MODEL_FILE, OPTIMIZER_FILE, META_FILE = "model.safetensors", "optimizer.safetensors", "meta.json"
-ARRAY_FILES = (MODEL_FILE, OPTIMIZER_FILE)
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, FORMAT_VERSION)
+META_FILE = "meta.json"
+UNDIVIDED = {"model": "model.safetensors", "optimizer": "optimizer.safetensors"}
+"""The files of versions 1 and 2."""
+_INDEX = re.compile(r"index-\d{5,}-of-\d{5,}\.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -50,6 +54,28 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def array_file(kind: str, rank: int, ranks: int) -> str:
+    """The file of a rank with parts of the parameters (`model`) or of the optimiser's state (`optimizer`)."""
+    return f"{kind}-{rank:05d}-of-{ranks:05d}.safetensors"
+
+
+def index_file(rank: int, ranks: int) -> str:
+    """The index of the files of a rank."""
+    return f"index-{rank:05d}-of-{ranks:05d}.json"
+
+
+def index_files(files: Iterable[str]) -> list[str]:
+    """The indexes among the files of a checkpoint; none if it is of version 1 or 2."""
+    return sorted(name for name in files if _INDEX.fullmatch(name))
+
+
+def file_digest(file: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as checkpoints and bundles list them."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
 def meta_text(meta: CheckpointMeta, files: dict[str, dict[str, Any]]) -> str:
     """The contents of meta.json, given size and SHA-256 of the other files."""
     values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(meta), "files": files}
@@ -70,7 +96,7 @@ def read_meta_file(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]
     if version not in READABLE_VERSIONS:
         raise CheckpointError(
             f"{file}: format version {version}, but this moeport reads versions "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; use a moeport version that reads it"
+            f"{READABLE_VERSIONS[0]} to {FORMAT_VERSION}; use a moeport version that reads it"
         )
     missing = [key for key in (*_WANTED, *(["digest"] if version > 1 else [])) if key not in data]
     if missing:
@@ -127,7 +153,7 @@ def _is_number_or_none(value: Any) -> bool:
 def _is_list_of_files(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and sorted(value) == sorted(ARRAY_FILES)
+        and _are_names(value)
         and all(
             isinstance(entry, dict)
             and sorted(entry) == ["bytes", "sha256"]
@@ -139,6 +165,15 @@ def _is_list_of_files(value: Any) -> bool:
     )
 
 
+def _are_names(names: Collection[str]) -> bool:
+    """Whether they are the files of versions 1 and 2, or those of all ranks."""
+    if not (indexes := index_files(names)):
+        return sorted(names) == sorted(UNDIVIDED.values())
+    ranks = len(indexes)
+    wanted = [array_file(kind, rank, ranks) for kind in UNDIVIDED for rank in range(ranks)]
+    return sorted(names) == sorted([*wanted, *(index_file(rank, ranks) for rank in range(ranks))])
+
+
 _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_count, "an integer of at least 0"),
     "tokens": (_is_count, "an integer of at least 0"),
@@ -147,6 +182,6 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data": (lambda value: isinstance(value, str), "a string"),
     "config": (lambda value: isinstance(value, dict), "an object"),
     "version": (lambda value: isinstance(value, str), "a string"),
-    "files": (_is_list_of_files, f"size and SHA-256 of {' and '.join(ARRAY_FILES)}, and of nothing else"),
+    "files": (_is_list_of_files, "size and SHA-256 of the model, optimizer and index files of every rank, and no more"),
 }
 """For each key of meta.json, whether a value is valid, and what is."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
+from typing_extensions import override
 
 from moeport.core.muon import moment_names
-from moeport.core.parameters import ParameterSpec
+from moeport.core.parameters import ParameterSpec, is_expert
+from moeport.core.weights import Box, Weights, dtype_of, read_part, shape_of
 from moeport.errors import CheckpointError
 from moeport.training.checkpoint import Checkpoint
-from moeport.training.checkpoint_meta import OPTIMIZER_FILE
+from moeport.training.checkpoint_index import blocks
 
 DTYPES = ("float32", "float64")
 """Types that parameters and moments are stored in."""
@@ -41,7 +44,7 @@ def check_optimizer(checkpoint: Checkpoint, specs: list[ParameterSpec], updates:
     faults = _faults(checkpoint.optimizer, shapes if updates else {})
     if faults:
         raise CheckpointError(
-            f"{checkpoint.path / OPTIMIZER_FILE}: does not fit the model of the config: {_shown(faults)}; "
+            f"{checkpoint.path}: the optimiser's state does not fit the model of the config: {_shown(faults)}; "
             "use another checkpoint"
         )
 
@@ -53,14 +56,63 @@ def check_finite(checkpoint: Checkpoint) -> None:
     """
     name = non_finite(checkpoint.model) or non_finite(checkpoint.optimizer)
     if name:
-        raise CheckpointError(
-            f"{checkpoint.path}: {name} holds a NaN or an infinity: the run had diverged; use an earlier checkpoint"
-        )
+        raise _diverged(checkpoint, name)
+
+
+def finite(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, of which what is read is checked as `check_finite` does, by the rank that reads it."""
+    model, optimizer = (_Finite(checkpoint, arrays) for arrays in (checkpoint.model, checkpoint.optimizer))
+    return replace(checkpoint, model=model, optimizer=optimizer)
+
+
+class _Finite(Weights):
+    """Arrays of a checkpoint; a NaN or an infinity that is read is an error."""
+
+    def __init__(self, checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray]):
+        self._checkpoint, self._arrays = checkpoint, arrays
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        return shape_of(self._arrays, name)
+
+    @override
+    def dtype(self, name: str) -> str:
+        return dtype_of(self._arrays, name)
+
+    @override
+    def read(self, name: str, box: Box) -> np.ndarray:
+        values = read_part(self._arrays, name, box)
+        if not is_finite(values):
+            raise _diverged(self._checkpoint, name)
+        return values
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def _diverged(checkpoint: Checkpoint, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.path}: {name} holds a NaN or an infinity: the run had diverged; use an earlier checkpoint"
+    )
 
 
 def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Name of the first array with a NaN or an infinity; None if there is none."""
-    return next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
+    """Name of the first array with a NaN or an infinity; None if there is none. It reads a block at a time."""
+    for name in arrays:
+        for block in blocks(Box.whole(shape_of(arrays, name)), is_expert(name)):
+            if not np.isfinite(read_part(arrays, name, block)).all():
+                return name
+    return None
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether an array has no NaN and no infinity; a block at a time, so that it takes no memory."""
+    return all(np.isfinite(values[block.slices]).all() for block in blocks(Box.whole(values.shape), by_row=False))
 
 
 def _faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -68,11 +120,11 @@ def _faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
     faults = [f"{name}: missing" for name in shapes.keys() - arrays.keys()]
     faults += [f"{name}: not in this model" for name in arrays.keys() - shapes.keys()]
     for name in shapes.keys() & arrays.keys():
-        value, shape = arrays[name], shapes[name]
-        if value.shape != shape:
-            faults.append(f"{name}: shape {value.shape}, expected {shape}")
-        elif value.dtype.name not in DTYPES:
-            faults.append(f"{name}: {value.dtype.name}, expected {' or '.join(DTYPES)}")
+        found, shape = shape_of(arrays, name), shapes[name]
+        if found != shape:
+            faults.append(f"{name}: shape {found}, expected {shape}")
+        elif (dtype := dtype_of(arrays, name)) not in DTYPES:
+            faults.append(f"{name}: {dtype}, expected {' or '.join(DTYPES)}")
     return sorted(faults)
 
 

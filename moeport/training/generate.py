@@ -12,8 +12,8 @@ from moeport.core.parameters import generator
 from moeport.data import Tokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import find_checkpoint, load_checkpoint
-from moeport.training.fits import check_finite, check_parameters
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint
+from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of, read_config
 from moeport.training.side_files import read_tokenizer
 
@@ -52,7 +52,7 @@ def generate(
     run_dir = Path(run_dir)
     if not (run_dir / CHECKPOINT_DIR).is_dir():
         read_config(run_dir)
-    loaded = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint))
+    loaded = finite(open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint)))
     config = config_of(loaded)
     if config.data.is_images:
         raise UserError(
@@ -62,7 +62,6 @@ def generate(
     tokenizer = read_tokenizer(run_dir, loaded)
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())
-    check_finite(loaded)
     model = get_backend(config.backend.on_any_device()).evaluation_model(lm, loaded.model)
     return sample(model, tokenizer, prompt, config.data.sequence_length, max_tokens, temperature, top_k, seed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from moeport.training.fits import check_optimizer, check_parameters
 from moeport.training.host_memory import check_memory
 from moeport.training.placed import place_model
 from moeport.training.resumable import announced, check_resumable
+from moeport.training.resume import telling_way_back
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.start_from import starting_weights
 from moeport.training.task import Task, build_task_in_turn
@@ -94,10 +96,11 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     check_memory(config, shapes.parameter_specs(), config.training.batch_size // batches.num_parts)
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
     params = _params(config, checkpoint, task, shapes, say)
-    placed = place_model(config, backend, shapes, params, mesh, all_to_all)
     start_step = checkpoint.meta.step if checkpoint else 0
-    if checkpoint:
-        placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
+    with telling_way_back(config) if checkpoint else nullcontext():
+        placed = place_model(config, backend, shapes, params, mesh, all_to_all)
+        if checkpoint:
+            placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
     trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
     return PreparedRun(config, backend, mesh, checkpoint, task, trainer)
 

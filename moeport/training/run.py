@@ -66,13 +66,14 @@ def train(
         checkpoint = newest(config) if resume and not dry_run else None
         if checkpoint and config.backend.dtype == "auto":
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
-        summary = finished(config, checkpoint, say) if checkpoint else None
+        is_first = launch is None or launch.rank == 0
+        summary = finished(config, checkpoint, say, is_first) if checkpoint else None
         job.agree(of_checkpoint(checkpoint, summary is not None))
         if summary:
             return summary
         if not (resume or dry_run):
             refuse_used(config.run.dir)
-        if not dry_run and (launch is None or launch.rank == 0):
+        if not dry_run and is_first:
             check_folder(config.run.dir)
         check_trains(config)
         outcome = _on_all(config, checkpoint, launch, job, dry_run, console)

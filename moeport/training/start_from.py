@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import CheckpointError, UserError
-from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 from moeport.training.checkpoint_meta import META_FILE
-from moeport.training.fits import check_finite, check_parameters
+from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR
 
 KEY = "training.start_from"
@@ -28,20 +29,20 @@ def start_folders(path: Path) -> tuple[Path, Path]:
     return path, find_checkpoint(path / CHECKPOINT_DIR, "latest")
 
 
-def starting_weights(path: Path, specs: list[ParameterSpec], tokenizer: str | None) -> dict[str, np.ndarray]:
-    """The parameters of a run or of a checkpoint, whole, by name.
+def starting_weights(path: Path, specs: list[ParameterSpec], tokenizer: str | None) -> Mapping[str, np.ndarray]:
+    """The parameters of a run or of a checkpoint by name, read when they are asked for.
 
     Args:
         path: the value of `training.start_from`.
         specs: the parameters of the model.
         tokenizer: fingerprint of the new run's tokenizer; None for images.
 
-    Raises UserError if they are damaged, of another model, or of another tokenizer, whose ids mean something else.
+    Raises UserError, also later when they are read, if they are damaged, of another model, or of another tokenizer,
+    whose ids mean something else.
     """
     _, folder = start_folders(path)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = finite(open_checkpoint(folder))
     check_parameters(checkpoint, specs)
-    check_finite(checkpoint)
     if checkpoint.meta.tokenizer not in (None, tokenizer):
         raise CheckpointError(
             f"{KEY}: {folder} has another tokenizer than data.tokenizer gives, so its embedding would not fit; "

@@ -36,6 +36,22 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 """Bytes of an element of each type, by its name in the format."""
+NUMPY_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Of the types that numpy has, its name by that in the format."""
+CODES = {name: code for code, name in NUMPY_TYPES.items()}
 BLOCK_BYTES = 2**20
 """Most bytes that are read at once."""
 _MAX_HEADER = 100 * 2**20
@@ -122,8 +138,13 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return _checked(file, entries, 8 + length, total)
 
 
-def write_tensors(file: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors in the order in which they are given, each block by block.
+def write_tensors(
+    file: Path,
+    tensors: Sequence[NewTensor],
+    metadata: Mapping[str, str] | None = None,
+    watch: Callable[[bytes | memoryview], object] = lambda written: None,
+) -> None:
+    """Write tensors in the order in which they are given, each block by block; `watch` is given all that is written.
 
     Raises OSError if the file cannot be written.
     """
@@ -134,12 +155,15 @@ def write_tensors(file: Path, tensors: Sequence[NewTensor], metadata: Mapping[st
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
     with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.write(head)
+        watch(head)
         for tensor in tensors:
             before = stream.tell()
             for block in tensor.blocks():
                 stream.write(block)
+                watch(block)
             written = stream.tell() - before
             if written != tensor.num_bytes:
                 raise AssertionError(f"{tensor.name}: {written} bytes of {tensor.num_bytes}")

@@ -8,8 +8,8 @@ from moeport.config import config_from_dict
 from moeport.config.training import BackendConfig
 from moeport.convert.from_hf import from_hf
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import load_checkpoint
 from tests.support import assert_close
+from tests.training.whole import load_checkpoint
 
 pytest.importorskip("mindspore")
 pytest.importorskip("transformers", minversion="5.0")

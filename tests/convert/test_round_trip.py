@@ -8,9 +8,9 @@ from moeport.backends import get_backend
 from moeport.config import config_from_dict
 from moeport.config.training import BackendConfig
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import load_checkpoint
 from moeport.training.fits import check_parameters
 from tests.support import assert_close
+from tests.training.whole import load_checkpoint
 
 pytest.importorskip("transformers", minversion="5.0")
 

@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 
 from moeport.errors import UserError
-from moeport.training.checkpoint import load_checkpoint
 from moeport.training.run import train
 from tests.training.tiny import tiny_config
+from tests.training.whole import load_checkpoint
 
 
 def run(folder, name, resume=False, start=None, steps=2, **sections):

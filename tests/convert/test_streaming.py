@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from moeport.convert.from_hf import from_hf
+from moeport.convert.stored import open_stored
 from moeport.convert.to_hf import to_hf
-from moeport.training.checkpoint import list_checkpoints, open_checkpoint, save_checkpoint
+from moeport.training.checkpoint import list_checkpoints, save_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.tensor_file import NewTensor, read_header, write_tensors
 from tests.convert.folders import config_of, values_of, write
@@ -37,7 +38,7 @@ def test_memory_is_below_one_and_a_half_times_the_largest_tensor(tmp_path):
     used = peak(from_hf, tmp_path / "hub", tmp_path / "run", without_tokenizer=True)
     back = peak(to_hf, tmp_path / "run", tmp_path / "back")
     assert max(used, back) < 1.5 * LARGEST
-    assert (tmp_path / "run/checkpoints/step-000000/model.safetensors").stat().st_size > LARGEST
+    assert (tmp_path / "run/checkpoints/step-000000/model-00000-of-00001.safetensors").stat().st_size > LARGEST
 
 
 def halves(x):
@@ -70,6 +71,6 @@ def test_checkpoints_are_opened_as_they_were_saved(tmp_path):
     model = {"x": rng(1).standard_normal((3, 4)).astype(np.float32)}
     save_checkpoint(tmp_path, CheckpointMeta(3, 1, None, None, "d", {}, "0"), model, {})
     (path,) = list_checkpoints(tmp_path)
-    meta, stored = open_checkpoint(path)
+    meta, stored = open_stored(path)
     assert meta.step == 3
     assert b"".join(stored["x"].blocks()) == model["x"].tobytes()

@@ -15,11 +15,12 @@ from moeport.convert.from_hf import from_hf
 from moeport.convert.to_hf import to_hf
 from moeport.errors import CheckpointError, RunError, UserError
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import load_checkpoint, save_checkpoint
+from moeport.training.checkpoint import save_checkpoint
 from moeport.training.run import train
 from tests.convert.folders import edit_json, hub_folder
 from tests.convert.runs import VOCABULARY, run_of
 from tests.support import assert_close, rng
+from tests.training.whole import load_checkpoint
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")

@@ -16,12 +16,12 @@ from moeport.convert.upcycle_plan import UpcycleOptions
 from moeport.errors import UserError
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import load_checkpoint
 from moeport.training.fits import check_parameters
 from moeport.training.run import train
 from tests.convert.folders import hub_folder
 from tests.convert.runs import run_of
 from tests.support import assert_close, rng
+from tests.training.whole import load_checkpoint
 
 TOKENS = rng(5).integers(0, 257, (2, 12))
 BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:])

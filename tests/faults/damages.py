@@ -101,14 +101,15 @@ GENERATE = ("generate", "done/run", "--prompt", "def", "--max-tokens", "2")
 CAPACITY = ("capacity", "done/run", "--output", "page.html")
 COMPARE = ("parity", "compare", "bundle", "bundle")
 LATEST, FINAL = "stopped/run/checkpoints/step-000002", "done/run/checkpoints/step-000004"
+FILES = [*(f"{kind}-00000-of-00001.safetensors" for kind in ("model", "optimizer")), "index-00000-of-00001.json"]
 VICTIMS = [
-    *(Victim(f"{LATEST}/{name}.safetensors", RESUME, "stopped") for name in ("model", "optimizer")),
+    *(Victim(f"{LATEST}/{name}", RESUME, "stopped") for name in FILES),
     Victim(f"{LATEST}/meta.json", RESUME, "stopped"),
     *(Victim(f"stopped/run/{name}", RESUME, "stopped") for name in ("config.yaml", "tokenizer.json", "metrics.jsonl")),
     *(Victim(f"done/run/{name}", AGAIN) for name in ("summary.json", "config.yaml", "metrics.jsonl", "report.html")),
     *(Victim(f"fresh/cache/*/{name}.tokens", PREPARE, "fresh") for name in ("train", "validation")),
     *(Victim(f"fresh/cache/*/{name}.json", PREPARE, "fresh") for name in ("train", "tokenizer", "compression")),
-    *(Victim(f"{FINAL}/{name}", GENERATE) for name in ("model.safetensors", "meta.json")),
+    *(Victim(f"{FINAL}/{name}", GENERATE) for name in (FILES[0], FILES[2], "meta.json")),
     *(Victim(f"done/run/{name}", GENERATE) for name in ("tokenizer.json", "config.yaml")),
     *(Victim(f"done/run/{name}", CAPACITY) for name in ("metrics.jsonl", "config.yaml")),
     *(Victim(f"bundle/{name}", COMPARE) for name in ("manifest.json", "tensors.safetensors")),

@@ -52,7 +52,7 @@ class Reference:
             found.append(outcome(place / "run"))
         one, other = found
         self.values = {name: value for name, value in one.items() if other.get(name) == value}
-        assert any("model.safetensors" in name for name in self.values)
+        assert any("model-00000-of-00001.safetensors" in name for name in self.values)
         self.lines = sum(name.endswith(": step") for name in self.values)
 
     def differences(self, folder):

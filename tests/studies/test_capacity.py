@@ -21,7 +21,7 @@ from moeport.core.parameters import initial_parameters
 from moeport.errors import UserError
 from moeport.studies.capacity.capacity import Loads, run_capacity, select_layer
 from moeport.training.batches import Batches
-from moeport.training.checkpoint import list_checkpoints, load_checkpoint
+from moeport.training.checkpoint import list_checkpoints
 from moeport.training.metrics import read_metrics
 from moeport.training.metrics_table import printed, scalars
 from moeport.training.placed import place_model
@@ -29,6 +29,7 @@ from moeport.training.run import train
 from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
 from tests.training.tiny import tiny_config
+from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
 CONFIGS = Path(__file__).parents[2] / "configs" / "capacity"
@@ -76,10 +77,10 @@ def comparable(config):
 def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, capacity):
     config, _ = run(tmp_path, capacity, training={"gradient_accumulation": 2})
     last = list_checkpoints(config.run.dir / "checkpoints")[-1]
-    weights, metrics = (last / "model.safetensors").read_bytes(), comparable(config)
+    weights, metrics = (last / "model-00000-of-00001.safetensors").read_bytes(), comparable(config)
     stop_after(config, 2)
     train(config, resume=True, console=QUIET)
-    assert (last / "model.safetensors").read_bytes() == weights
+    assert (last / "model-00000-of-00001.safetensors").read_bytes() == weights
     assert comparable(config) == metrics
 
 

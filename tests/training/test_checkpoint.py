@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from moeport.core.parameters import ParameterSpec
+from moeport.core.weights import Box, read_part
 from moeport.errors import CheckpointError
 from moeport.training import checkpoint_meta
 from moeport.training.checkpoint import (
@@ -18,12 +19,19 @@ from moeport.training.checkpoint import (
     file_digest,
     find_checkpoint,
     list_checkpoints,
-    load_checkpoint,
+    open_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
 from moeport.training.fits import check_finite, check_optimizer, check_parameters
+from tests.training.older import made_older, save_older
+from tests.training.whole import load_checkpoint
 
+WEIGHTS, STATE, INDEX = (
+    "model-00000-of-00001.safetensors",
+    "optimizer-00000-of-00001.safetensors",
+    "index-00000-of-00001.json",
+)
 MODEL = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, np.float32)}
 MOMENTS = {f"{moment}.{name}": value * 2 for name, value in MODEL.items() for moment in ("exp_avg", "exp_avg_sq")}
 
@@ -49,14 +57,14 @@ def test_what_is_saved_is_loaded(saved):
 
 
 def flip_byte(path):
-    data = bytearray((path / "model.safetensors").read_bytes())
+    data = bytearray((path / WEIGHTS).read_bytes())
     data[-3] ^= 1
-    (path / "model.safetensors").write_bytes(bytes(data))
+    (path / WEIGHTS).write_bytes(bytes(data))
 
 
 def truncate(path):
-    data = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(data[:100])
+    data = (path / WEIGHTS).read_bytes()
+    (path / WEIGHTS).write_bytes(data[:100])
 
 
 def edit_meta(resign=False, **changes):
@@ -92,13 +100,6 @@ def replace_arrays(path, name, data):
     write_meta(path, meta)
 
 
-def of_version_1(path):
-    """A checkpoint as moeport wrote it before meta.json had a digest."""
-    data = json.loads((path / "meta.json").read_text())
-    del data["digest"]
-    (path / "meta.json").write_text(json.dumps(data | {"format_version": 1}))
-
-
 def pipe(path):
     (path / "meta.json").unlink()
     os.mkfifo(path / "meta.json")
@@ -106,21 +107,21 @@ def pipe(path):
 
 def bfloat16(path):
     header = b'{"a.weight":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
-    replace_arrays(path, "model.safetensors", len(header).to_bytes(8, "little") + header + b"1234")
+    replace_arrays(path, WEIGHTS, len(header).to_bytes(8, "little") + header + b"1234")
 
 
 FAULTS = {
     "truncated": (
         truncate,
-        "{path}/model.safetensors: truncated or altered: expected {size} bytes, found 100; use another checkpoint",
+        "{path}/" + WEIGHTS + ": truncated or altered: expected {size} bytes, found 100; use another checkpoint",
     ),
     "flipped": (
         flip_byte,
-        "{path}/model.safetensors: contents do not match their checksum; use another checkpoint",
+        "{path}/" + WEIGHTS + ": b: contents do not match their checksum; use another checkpoint",
     ),
     "no file": (
-        lambda path: (path / "optimizer.safetensors").unlink(),
-        "{path}/optimizer.safetensors: missing; the checkpoint is incomplete, use another one",
+        lambda path: (path / STATE).unlink(),
+        "{path}/" + STATE + ": missing; the checkpoint is incomplete, use another one",
     ),
     "no meta": (
         lambda path: (path / "meta.json").unlink(),
@@ -136,7 +137,7 @@ FAULTS = {
     ),
     "newer": (
         edit_meta(format_version=9),
-        "{path}/meta.json: format version 9, but this moeport reads versions 1 and 2; "
+        "{path}/meta.json: format version 9, but this moeport reads versions 1 to 3; "
         "use a moeport version that reads it",
     ),
     "incomplete meta": (
@@ -144,13 +145,12 @@ FAULTS = {
         "{path}/meta.json: incomplete: missing step, tokenizer; use another checkpoint",
     ),
     "foreign arrays": (
-        lambda path: replace_arrays(path, "model.safetensors", b"PK\x03\x04 not tensors at all"),
-        "{path}/model.safetensors: cannot be read as safetensors: Error while deserializing header: header too large; "
-        "use another checkpoint",
+        lambda path: replace_arrays(path, WEIGHTS, b"PK\x03\x04 not tensors at all"),
+        "{path}/" + WEIGHTS + ": is no safetensors file, or cut off; use another checkpoint",
     ),
     "arrays of a type that numpy lacks": (
         bfloat16,
-        "{path}/model.safetensors: cannot be read as safetensors: data type 'bfloat16' not understood; "
+        "{path}/" + WEIGHTS + ": a.weight is BF16 of shape (2,), but F32 of shape (3, 4) in the index; "
         "use another checkpoint",
     ),
     "a value of meta changed": (
@@ -164,18 +164,17 @@ FAULTS = {
     "no digest": (edit_meta(digest=None), "{path}/meta.json: incomplete: missing digest; use another checkpoint"),
     "a file too many in meta": (
         lambda path: edit_meta(resign=True, files=listed(path) | {"../x": {"bytes": 1, "sha256": "0" * 64}})(path),
-        "{path}/meta.json: files is {listed}, expected size and SHA-256 of model.safetensors and "
-        "optimizer.safetensors, and of nothing else; use another checkpoint",
+        "{path}/meta.json: files is {listed}, expected size and SHA-256 of the model, optimizer and index files of "
+        "every rank, and no more; use another checkpoint",
     ),
     "a file too few in meta": (
         edit_meta(resign=True, files={}),
-        "{path}/meta.json: files is {{}}, expected size and SHA-256 of model.safetensors and optimizer.safetensors, "
-        "and of nothing else; use another checkpoint",
+        "{path}/meta.json: files is {{}}, expected size and SHA-256 of the model, optimizer and index files of every "
+        "rank, and no more; use another checkpoint",
     ),
     "a file too many": (
         lambda path: (path / "more.bin").write_text("x"),
-        "{path}/more.bin: does not belong to the checkpoint, which has meta.json, model.safetensors, "
-        "optimizer.safetensors; move it to another folder",
+        "{path}/more.bin: does not belong to the checkpoint, whose files meta.json lists; move it to another folder",
     ),
     "of another step": (
         edit_meta(resign=True, step=8),
@@ -215,7 +214,7 @@ def listed(path):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_damaged_checkpoint_is_refused(saved, fault):
-    size = (saved / "model.safetensors").stat().st_size
+    size = (saved / WEIGHTS).stat().st_size
     damage, message = FAULTS[fault]
     damage(saved)
     with pytest.raises(CheckpointError) as error:
@@ -236,7 +235,7 @@ def refusal(path):
 
 def test_every_flipped_bit_of_a_checkpoint_is_refused_by_the_name_of_its_file(saved):
     """Except in meta.json's white space, where it may change nothing."""
-    for name in ("meta.json", "model.safetensors", "optimizer.safetensors"):
+    for name in ("meta.json", WEIGHTS, STATE, INDEX):
         data = (saved / name).read_bytes()
         for place in range(0, len(data), 7):
             flipped = bytearray(data)
@@ -250,13 +249,33 @@ def test_every_flipped_bit_of_a_checkpoint_is_refused_by_the_name_of_its_file(sa
         (saved / name).write_bytes(data)
 
 
-def test_checkpoints_of_version_1_are_read(saved):
-    whole = load_checkpoint(saved)
-    of_version_1(saved)
-    assert load_checkpoint(saved).meta == whole.meta
-    edit_meta(step=8)(saved)
-    with pytest.raises(CheckpointError, match="holds the checkpoint of step 8"):
-        load_checkpoint(saved)
+@pytest.mark.parametrize("version", [1, 2])
+def test_checkpoints_of_older_versions_are_read(tmp_path, version):
+    path = save_older(tmp_path, meta(7, 1.5), MODEL, MOMENTS, version)
+    loaded = load_checkpoint(path)
+    assert loaded.meta == meta(7, 1.5)
+    for name, value in (MODEL | MOMENTS).items():
+        np.testing.assert_array_equal((loaded.model | loaded.optimizer)[name], value)
+    part = read_part(open_checkpoint(path).model, "a.weight", Box((1, 2), (2, 1)))
+    np.testing.assert_array_equal(part, MODEL["a.weight"][1:3, 2:3])
+    flipped = bytearray((path / "optimizer.safetensors").read_bytes())
+    flipped[-3] ^= 1
+    (path / "optimizer.safetensors").write_bytes(flipped)
+    with pytest.raises(CheckpointError, match=r"/optimizer\.safetensors: contents do not match their checksum"):
+        open_checkpoint(path)
+    edit_meta(step=8)(path)
+    with pytest.raises(CheckpointError, match="holds the checkpoint of step 8" if version == 1 else "checksum"):
+        load_checkpoint(path)
+
+
+def test_a_type_that_numpy_lacks_is_refused(tmp_path):
+    path = save_older(tmp_path, meta(7), MODEL, MOMENTS, 2)
+    header = b'{"a.weight":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    replace_arrays(path, "model.safetensors", len(header).to_bytes(8, "little") + header + b"1234")
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: a\.weight has the type BF16, which numpy lacks; use"
+    ):
+        open_checkpoint(path)
 
 
 def test_hidden_files_in_a_checkpoint_are_no_part_of_it(saved):
@@ -307,7 +326,7 @@ def test_an_optimiser_state_of_another_model_is_refused(saved, changes, updates,
     with pytest.raises(CheckpointError) as error:
         check_optimizer(replace(load_checkpoint(saved), optimizer=state), BIASED, updates)
     assert str(error.value) == (
-        f"{saved}/optimizer.safetensors: does not fit the model of the config: {message}; use another checkpoint"
+        f"{saved}: the optimiser's state does not fit the model of the config: {message}; use another checkpoint"
     )
 
 
@@ -351,8 +370,7 @@ def test_a_loss_that_is_not_finite_is_not_the_best(tmp_path):
         path = save_checkpoint(tmp_path, meta(step, loss), MODEL, {})
     assert load_checkpoint(path).meta.val_loss is None
     assert best_checkpoint(tmp_path).name == "step-000003"
-    of_version_1(path)
-    edit_meta(val_loss=float("nan"))(path)
+    edit_meta(val_loss=float("nan"))(made_older(path, load_checkpoint(path), 1))
     assert best_checkpoint(tmp_path).name == "step-000003"
 
 
@@ -386,12 +404,19 @@ class Killed(BaseException):
 
 def test_a_death_at_any_moment_leaves_only_whole_checkpoints(tmp_path, monkeypatch):
     """Die at each successive system call of a save that replaces and prunes; every step-* left must load."""
-    calls = {"open": os.open, "fsync": os.fsync, "rename": os.rename, "mkdir": os.mkdir, "unlink": os.unlink}
+    calls = {
+        "open": os.open,
+        "fsync": lambda descriptor: None,
+        "rename": os.rename,
+        "mkdir": os.mkdir,
+        "unlink": os.unlink,
+    }
     survived = 0
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "before", meta(step, float(step)), MODEL, MOMENTS)
     for deadline in range(200):
         folder = tmp_path / str(deadline)
-        save_checkpoint(folder, meta(1, 1.0), MODEL, MOMENTS)
-        save_checkpoint(folder, meta(2, 2.0), MODEL, MOMENTS)
+        shutil.copytree(tmp_path / "before", folder)
         count = 0
 
         def dying(call, last=deadline):

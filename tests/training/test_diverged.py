@@ -10,7 +10,7 @@ from rich.console import Console
 
 from moeport.config import load_config
 from moeport.errors import CheckpointError, ConfigError, NonFiniteError
-from moeport.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from moeport.training.checkpoint import list_checkpoints, save_checkpoint
 from moeport.training.evaluate import Evaluation
 from moeport.training.generate import generate
 from moeport.training.run import train
@@ -18,6 +18,7 @@ from moeport.training.task import TextTask
 from moeport.training.trainer import Trainer
 from tests.training.test_run import comparable, contents, last, stop_after
 from tests.training.tiny import tiny_config
+from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
 WAY_ON = "Lower optimizer.learning_rate or lengthen optimizer.schedule.warmup_steps and "

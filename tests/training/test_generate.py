@@ -5,9 +5,10 @@ from rich.console import Console
 
 from moeport.config.training import BackendConfig
 from moeport.errors import CheckpointError, UserError
-from moeport.training.generate import config_of, find_checkpoint, generate, load_checkpoint
+from moeport.training.generate import config_of, find_checkpoint, generate
 from moeport.training.run import train
 from tests.training.tiny import LINES, tiny_config
+from tests.training.whole import load_checkpoint
 
 
 @pytest.fixture(scope="module")

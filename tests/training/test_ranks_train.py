@@ -9,13 +9,14 @@ import pytest
 
 from moeport.config import resolved_yaml
 from moeport.errors import UserError
-from moeport.training.checkpoint import find_checkpoint, load_checkpoint
+from moeport.training.checkpoint import find_checkpoint
 from moeport.training.metrics import read_metrics
 from moeport.training.ranks import check_ranks
 from moeport.training.run import train
 from tests.comm.jobs import ROOT, launch, start
 from tests.training.ranks import one_process
 from tests.training.tiny import tiny_config
+from tests.training.whole import load_checkpoint
 
 STEPS = 24
 TRAINING = {"steps": STEPS, "batch_size": 4, "evaluation_interval": 8}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from moeport.config.keys import keys, subsection, variants
 from moeport.errors import UserError
-from moeport.training.checkpoint import Checkpoint, load_checkpoint
+from moeport.training.checkpoint import Checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.resumable import RULES, Change, Effect, announced, changes, check_resumable, rule_of
 from moeport.training.run import train
@@ -20,6 +20,7 @@ from moeport.training.schedule import learning_rate
 from tests.training.test_diverged import records
 from tests.training.test_run import comparable, contents, last, stop_after
 from tests.training.tiny import tiny_config, tiny_values
+from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
 SINGLE = {key.path: key for key in keys() if not (subsection(key.field) or variants(key.field))}

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from moeport.errors import CheckpointError, NonFiniteError, UserError
 from moeport.routers import BY_NAME
-from moeport.training.checkpoint import list_checkpoints, load_checkpoint
+from moeport.training.checkpoint import list_checkpoints
 from moeport.training.run import train
 from moeport.training.summary import DryRun
 from tests.training.tiny import LINES, tiny_config
+from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
 

@@ -234,7 +234,7 @@ def test_a_continued_run_is_not_finished_until_it_is(run, monkeypatch):
 
 
 def damage_checkpoint(path):
-    file = path / "optimizer.safetensors"
+    file = path / "optimizer-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
 
 
@@ -247,7 +247,9 @@ def test_a_damaged_newest_checkpoint_is_refused_with_the_way_back(run):
     damage_checkpoint(paths[-2])
     with pytest.raises(CheckpointError) as error:
         train(longer, resume=True, console=QUIET)
-    assert str(error.value).startswith(f"{paths[-1]}/optimizer.safetensors: truncated or altered: expected ")
+    assert str(error.value).startswith(
+        f"{paths[-1]}/optimizer-00000-of-00001.safetensors: truncated or altered: expected "
+    )
     assert str(error.value).endswith(
         f"; use another checkpoint. To continue from {paths[-3].name}, the newest good one, delete {paths[-2]}, "
         f"{paths[-1]} or move it to another folder"

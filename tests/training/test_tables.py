@@ -11,12 +11,13 @@ from moeport.core.parameters import initial_parameters
 from moeport.errors import CheckpointError
 from moeport.model.decoder import DecoderLM
 from moeport.routers import BY_NAME
-from moeport.training.checkpoint import list_checkpoints, load_checkpoint
+from moeport.training.checkpoint import list_checkpoints
 from moeport.training.run import train
 from tests.backends.models import training_model
 from tests.model.models import batch_of, model_config
 from tests.training.test_run import contents, last, stop_after
 from tests.training.tiny import tiny_config
+from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
 TABLES = {"hash": "experts", "rre": "experts", "random": "experts", "maskmoe": "visible"}

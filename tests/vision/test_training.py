@@ -16,13 +16,14 @@ from moeport.config.training import BackendConfig
 from moeport.data import read_images
 from moeport.errors import CheckpointError, UserError
 from moeport.model.build import build_model
-from moeport.training.checkpoint import list_checkpoints, load_checkpoint
+from moeport.training.checkpoint import list_checkpoints
 from moeport.training.evaluate import evaluate_images
 from moeport.training.generate import generate
 from moeport.training.metrics import EvaluationMetrics, read_metrics
 from moeport.training.metrics_table import scalars
 from moeport.training.run import train
 from moeport.training.summary import DryRun
+from tests.training.whole import load_checkpoint
 from tests.vision.tiny import digits_config
 
 pytest.importorskip("torch")
@@ -121,10 +122,10 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, router):
     model = {"num_layers": 2, "d_model": 16, "attention": {"num_heads": 2}, "moe": moe}
     config = digits_config(tmp_path, model=model, training={"steps": 6, "batch_size": 8, "gradient_accumulation": 2})
     train(config, console=QUIET)
-    weights, whole = last(config).joinpath("model.safetensors").read_bytes(), losses(config)
+    weights, whole = last(config).joinpath("model-00000-of-00001.safetensors").read_bytes(), losses(config)
     stop_after(config, 2)
     train(config, resume=True, console=QUIET)
-    assert last(config).joinpath("model.safetensors").read_bytes() == weights
+    assert last(config).joinpath("model-00000-of-00001.safetensors").read_bytes() == weights
     assert losses(config) == whole
 
 

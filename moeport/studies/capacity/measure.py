@@ -22,8 +22,8 @@ from moeport.model.build import build_model
 from moeport.model.capacity import Estimate, estimate_from
 from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
-from moeport.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from moeport.training.fits import check_finite, check_parameters
+from moeport.training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 from moeport.training.task import build_task
 
@@ -49,12 +49,11 @@ def measure_cosines(run_dir: Path, config: Config, report: Callable[[str], None]
     if not router.has_gate_rows:
         return {}, f"No bounds: router {router.name} has no gate row for each expert."
     try:
-        checkpoint = load_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, "latest"))
+        checkpoint = finite(open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, "latest")))
         config = config_of(checkpoint)
         backend = get_backend(config.backend.on_any_device().model_copy(update={"compile": None}))
         task = build_task(config, report=report)
         check_parameters(checkpoint, task.model().parameter_specs())
-        check_finite(checkpoint)
     except MoeportError as error:
         return {}, f"No bounds: {error}"
     names, found = config.model.moe_layer_names, dict[str, Measurement]()
@@ -107,7 +106,7 @@ def _statistics(
     ops = backend.ops
     batch = next(Batches(config.training, lm, train, SingleProcess(ops)).of_step(checkpoint.meta.step))
     untrained = [spec for spec in lm.parameter_specs() if not spec.trainable]
-    values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | checkpoint.model
+    values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | dict(checkpoint.model)
     params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}
     noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
     placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
