@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, TopKRouterConfig, assign, normalized
+from moeport.routers.base import Router, assign, normalized
+from moeport.routers.groups import GroupLimitedConfig, inside_best_groups
 
 
-class SigmoidBiasConfig(TopKRouterConfig):
+class SigmoidBiasConfig(GroupLimitedConfig):
     """Sigmoid scores, selection by score + bias, gates from the scores alone."""
 
     name: Literal["sigmoid_bias"] = "sigmoid_bias"
@@ -24,30 +25,8 @@ class SigmoidBiasConfig(TopKRouterConfig):
     gates_follow_probs: ClassVar[bool] = True
     normalize_gates: bool = True
     """Divide the k gates by their sum."""
-    num_groups: PositiveInt = 1
-    """Groups of consecutive experts; must divide num_experts."""
-    top_groups: PositiveInt = 1
-    """Groups a token may use: those with the largest sum of their two best biased scores."""
     bias_update_rate: NonNegativeFloat = 1e-3
     """u: after each step, bias += u * sign(mean load - load)."""
-
-    def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
-        """Groups must divide the experts and hold top_k of them."""
-        found = super().problems(num_experts)
-        usable = self.top_groups * num_experts // self.num_groups
-        if num_experts % self.num_groups:
-            found.append(
-                (
-                    "num_groups",
-                    "does not divide the experts",
-                    f"a divisor of model.moe.num_experts ({num_experts})",
-                )
-            )
-        elif self.top_groups > self.num_groups:
-            found.append(("top_groups", "more groups than there are", f"at most num_groups ({self.num_groups})"))
-        elif usable < self.top_k <= num_experts:
-            found.append(("top_k", "more experts per token than its groups hold", f"at most {usable}"))
-        return found
 
 
 class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
@@ -71,26 +50,14 @@ class SigmoidBiasRouter(Router[SigmoidBiasConfig]):
         logits_TE = self.logits(ops, params, x_TD)
         scores_TE = ops.sigmoid(logits_TE)
         selection_TE = ops.stop_gradient(scores_TE) + ops.cast(params["bias"], ops.dtype(scores_TE))
-        if self.config.top_groups < self.config.num_groups:
-            selection_TE = self._inside_best_groups(ops, selection_TE)
+        if self.config.limits_groups:
+            groups = self.config.num_groups, self.config.top_groups
+            selection_TE = inside_best_groups(ops, selection_TE, *groups, best=2)
         expert_TK = ops.topk_ids(selection_TE, self.config.top_k)
         weight_TK = ops.take_last(scores_TE, expert_TK)
         if self.config.normalize_gates:
             weight_TK = normalized(ops, weight_TK)
         return assign(ops, expert_TK, weight_TK, logits_TE, normalized(ops, scores_TE), all_routed=True)
-
-    def _inside_best_groups(self, ops: Ops, selection_TE: Array) -> Array:
-        """Selection scores with minus infinity outside each token's best groups."""
-        groups = self.config.num_groups
-        grouped = ops.reshape(selection_TE, (-1, groups, self.num_experts // groups))
-        best_two = ops.take_last(grouped, ops.topk_ids(grouped, min(2, self.num_experts // groups)))
-        chosen = ops.topk_ids(ops.sum(best_two, axis=-1), self.config.top_groups)
-        allowed = ops.sum(ops.one_hot(chosen, groups, ops.dtype(selection_TE)), axis=1)
-        half = ops.constant_like(0.5, selection_TE)
-        outside = ops.constant_like(-np.inf, selection_TE)
-        return ops.reshape(
-            ops.where(ops.reshape(allowed, (-1, groups, 1)) > half, grouped, outside), (-1, self.num_experts)
-        )
 
     def update_state(self, state: Mapping[str, np.ndarray], load_E: np.ndarray) -> dict[str, np.ndarray]:
         """bias += u * sign(mean load - load) (arXiv 2408.15664, Algorithm 1)."""

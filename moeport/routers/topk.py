@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, TopKRouterConfig, assign, normalized
+from moeport.routers.base import Router, assign, normalized
+from moeport.routers.groups import GroupLimitedConfig, inside_best_groups
 
 
-class TopKConfig(TopKRouterConfig):
+class TopKConfig(GroupLimitedConfig):
     """Top-k of a softmax."""
 
     name: Literal["topk"] = "topk"
@@ -32,13 +33,20 @@ class TopKConfig(TopKRouterConfig):
 class TopKRouter(Router[TopKConfig]):
     """Softmax gates over the k best experts (Shazeer et al. 2017, eq. 3 to 5, without noise)."""
 
-    paper = "Sparsely-Gated MoE, arXiv 1701.06538, section 2.1; Mixtral, arXiv 2401.04088, section 2.1"
+    paper = (
+        "Sparsely-Gated MoE, arXiv 1701.06538, section 2.1; Mixtral, arXiv 2401.04088, section 2.1; groups: "
+        "DeepSeek-V2, arXiv 2405.04434, section 2.2.2"
+    )
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
-        """The k experts with the highest logits."""
+        """The k experts with the highest logits, within the groups with the highest one."""
         logits_TE = self.logits(ops, params, x_TD)
         probs_TE = ops.softmax(logits_TE)
-        expert_TK = ops.topk_ids(logits_TE, self.config.top_k)
+        selection_TE = logits_TE
+        if self.config.limits_groups:
+            groups = self.config.num_groups, self.config.top_groups
+            selection_TE = inside_best_groups(ops, ops.stop_gradient(logits_TE), *groups, best=1)
+        expert_TK = ops.topk_ids(selection_TE, self.config.top_k)
         if self.config.softmax == "after":
             weight_TK = ops.softmax(ops.take_last(logits_TE, expert_TK))
         else:

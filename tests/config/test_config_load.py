@@ -73,7 +73,7 @@ def test_mapping_override_merges(load):
 
 
 class TestChoice:
-    FILE = "model: {moe: {router: {name: sigmoid_bias, top_k: 4, num_groups: 2, top_groups: 2}}}\n"
+    FILE = "model: {moe: {router: {name: sigmoid_bias, top_k: 4, bias_update_rate: 0.5}}}\n"
 
     def test_new_name_drops_what_the_new_choice_lacks(self, load):
         assert load(self.FILE, "model.moe.router.name=topk").model.moe.router == TopKConfig(top_k=4)
@@ -81,11 +81,11 @@ class TestChoice:
 
     def test_same_name_keeps_the_options(self, load):
         router = load(self.FILE, "model.moe.router.name=sigmoid_bias").model.moe.router
-        assert router == SigmoidBiasConfig(top_k=4, num_groups=2, top_groups=2)
+        assert router == SigmoidBiasConfig(top_k=4, bias_update_rate=0.5)
 
     def test_options_of_the_override_are_not_dropped(self, load):
-        with pytest.raises(ConfigError, match="num_groups: is an option of sigmoid_bias, not of topk"):
-            load(self.FILE, "model.moe.router.num_groups=2", "model.moe.router.name=topk")
+        with pytest.raises(ConfigError, match="bias_update_rate: is an option of sigmoid_bias, not of topk"):
+            load(self.FILE, "model.moe.router.bias_update_rate=2", "model.moe.router.name=topk")
 
     def test_override_needs_no_name(self, load):
         assert load("", "model.moe.router.top_k=3").model.moe.router == TopKConfig(top_k=3)
@@ -157,7 +157,7 @@ model:
   d_model: "256"
   moe:
     num_experts: 4
-    router: {name: topk, top_k: 8, top_groups: 2}
+    router: {name: topk, top_k: 8, bias_update_rate: 2}
 backend:
   name: numpy
   dtype: bfloat16
@@ -188,14 +188,14 @@ model:
   attention: {num_heads: 6, num_kv_heads: 4}
   moe:
     num_experts: 4
-    router: {name: topk, top_k: 8, top_groups: 2}
+    router: {name: topk, top_k: 8, bias_update_rate: 2}
 """
         )
     assert [line.split(": ")[0] for line in str(error.value).splitlines()] == [
         "c.yaml:2:12 model.d_model",
         "c.yaml:3:43 model.attention.num_kv_heads",
         "c.yaml:6:33 model.moe.router.top_k",
-        "c.yaml:6:36 model.moe.router.top_groups",
+        "c.yaml:6:36 model.moe.router.bias_update_rate",
     ]
 
 

@@ -276,8 +276,8 @@ CASES = [
     ),
     case(
         "option of another router",
-        "model:\n  moe:\n    router:\n      name: topk\n      top_groups: 2\n",
-        "c.yaml:5:7 model.moe.router.top_groups: is an option of sigmoid_bias, not of topk",
+        "model:\n  moe:\n    router:\n      name: topk\n      bias_update_rate: 2\n",
+        "c.yaml:5:7 model.moe.router.bias_update_rate: is an option of sigmoid_bias, not of topk",
     ),
     case(
         "option of two others",

@@ -8,6 +8,7 @@ import pytest
 from moeport.parity.run import GOLDEN, compare_subjects, run
 from moeport.parity.subject import Size, build_subject
 from moeport.routers import BY_NAME
+from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from tests.conformance.targets import with_default_kernels
 from tests.parity.tiny import MODEL, config_file
 
@@ -39,8 +40,8 @@ def assert_passes(report, comparisons):
 
 
 def options(config):
-    """The router's defaults, with groups where it has them."""
-    return config.model_validate({"num_groups": 2} if "num_groups" in config.model_fields else {})
+    """The router's defaults, with groups in the one that has a bias."""
+    return config.model_validate({"num_groups": 2} if config is SigmoidBiasConfig else {})
 
 
 @pytest.mark.parametrize(

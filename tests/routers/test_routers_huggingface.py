@@ -14,6 +14,7 @@ from tests.support import assert_close, rng
 mixtral = pytest.importorskip("transformers.models.mixtral")
 qwen3_moe = pytest.importorskip("transformers.models.qwen3_moe")
 olmoe = pytest.importorskip("transformers.models.olmoe")
+deepseek_v2 = pytest.importorskip("transformers.models.deepseek_v2")
 deepseek_v3 = pytest.importorskip("transformers.models.deepseek_v3")
 
 EXPERTS, WIDTH, TOKENS = 8, 16, 64
@@ -70,6 +71,24 @@ def test_olmoe(normalize):
     config = olmoe.OlmoeConfig(hidden_size=WIDTH, num_experts=EXPERTS, num_experts_per_tok=3, norm_topk_prob=normalize)
     want = theirs(olmoe.modeling_olmoe.OlmoeTopKRouter(config))
     assert_same_routing(ours(TopKConfig(top_k=3, normalize_gates=normalize)), want, 3)
+
+
+@pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (2, 1), (4, 2), (8, 3)])
+def test_deepseek_v2(groups, top_groups):
+    """Their routed_scaling_factor is as in V3."""
+    config = deepseek_v2.DeepseekV2Config(
+        hidden_size=WIDTH,
+        n_routed_experts=EXPERTS,
+        num_experts_per_tok=2,
+        num_attention_heads=4,
+        topk_method="greedy" if groups == 1 else "group_limited_greedy",
+        n_group=groups,
+        topk_group=top_groups,
+        routed_scaling_factor=16.0,
+    )
+    own = TopKConfig(top_k=2, normalize_gates=False, num_groups=groups, top_groups=top_groups)
+    want = theirs(deepseek_v2.modeling_deepseek_v2.DeepseekV2TopkRouter(config))
+    assert_same_routing(16 * ours(own), want, 2)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 2.5])

@@ -11,6 +11,8 @@ VARIANTS = [
     TopKConfig(top_k=3, softmax="after"),
     TopKConfig(top_k=1),
     TopKConfig(top_k=EXPERTS),
+    TopKConfig(top_k=3, num_groups=4, top_groups=2, normalize_gates=False),
+    TopKConfig(top_k=3, num_groups=2, softmax="after"),
 ]
 """Further configs for the tests of all routers."""
 LOGITS = np.array([[0.5, 2.0, 1.0, -1.0], [1.0, 1.0, -3.0, 1.0]])
@@ -24,6 +26,13 @@ def routed(**options):
 def test_experts_come_best_first(k):
     experts, _ = routed(top_k=k)
     assert experts.tolist() == [[1, 2, 0, 3][:k], [0, 1, 3, 2][:k]]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_choice_stays_inside_the_group_with_the_best_expert(k):
+    experts, gates = routed(top_k=k, num_groups=2, normalize_gates=False)
+    assert experts.tolist() == [[1, 0][:k], [0, 1][:k]]
+    assert_close(gates, [softmax(LOGITS[0])[[1, 0][:k]], softmax(LOGITS[1])[[0, 1][:k]]], 1e-15)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
