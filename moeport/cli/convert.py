@@ -1,18 +1,15 @@
 """`moeport convert`."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from moeport.cli.options import Overrides, output_folder
+from moeport.cli.progress import FileProgress
 
 if TYPE_CHECKING:
     from moeport.pages.console import PlainConsole
-
-SECONDS_BETWEEN_LINES = 15.0
-"""Between lines of progress where standard error is no terminal."""
 
 RunToMake = Annotated[
     Path, output_folder("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
@@ -52,7 +49,7 @@ def from_hf(
     from moeport.pages.console import wide_console
 
     console = wide_console()
-    with _Progress() as progress:
+    with FileProgress() as progress:
         found = convert(
             folder,
             output,
@@ -109,7 +106,7 @@ def to_hf(
 
     options = ExportOptions(family, layout, dtype, parse_size(max_shard_size), checkpoint)
     console = wide_console()
-    with _Progress() as progress:
+    with FileProgress() as progress:
         done = convert(run_dir, folder, options, progress.add)
     files = f"{done.files} file{'s' if done.files > 1 else ''}"
     console.print(f"{folder}: {done.family}, {done.tensors:,} tensors in {files}", soft_wrap=True)
@@ -146,7 +143,7 @@ def upcycle(
     from moeport.pages.console import wide_console
 
     console = wide_console()
-    with _Progress() as progress:
+    with FileProgress() as progress:
         made = make(run_dir, output, overrides or (), UpcycleOptions(noise, router, seed, checkpoint), progress.add)
     moe = made.config.model.moe
     cut = f", each block cut into {made.slices}" if made.slices > 1 else ""
@@ -163,32 +160,3 @@ def _print_next(console: "PlainConsole", run_dir: Path) -> None:
     """How to train from a run that was made."""
     command = f"moeport train {run_dir}/config.yaml --set run.dir=FOLDER"
     console.print(f"train: {command}", soft_wrap=True)
-
-
-class _Progress:
-    """How much has been written, on standard error: on a terminal one line that changes, otherwise one now and then."""
-
-    def __init__(self) -> None:
-        from moeport.pages.console import PlainConsole
-
-        self.console = PlainConsole(stderr=True)
-        self.status = self.console.status("reading") if self.console.is_terminal else None
-        self.last = time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        if self.status:
-            self.status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.status:
-            self.status.stop()
-
-    def add(self, name: str, done: int, total: int) -> None:
-        """Show that a tensor was written."""
-        line = f"{done / total:4.0%}  {done / 1e9:.2f} of {total / 1e9:.2f} GB  {name}"
-        if self.status:
-            self.status.update(line)
-        elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
-            self.last = time.monotonic()
-            self.console.print(line, soft_wrap=True)

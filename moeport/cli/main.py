@@ -22,6 +22,7 @@ COMMANDS = (
     "generate",
     "capacity",
     "convert",
+    "data",
     "config",
     "routers",
     "doctor",
@@ -35,7 +36,7 @@ COMMANDS = (
 """Each command is a module of `moeport.cli` with a function of the same name, or with an `app` if it has subcommands.
 README.md lists them."""
 
-LASTING = {"train", "compare", "launch", "emulate", "kit"}
+LASTING = {"train", "compare", "launch", "emulate", "kit", "data"}
 """Commands that go on when nobody reads their output."""
 
 app = typer.Typer(

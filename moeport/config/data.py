@@ -56,6 +56,9 @@ class HuggingFaceSource(Section):
     """Branch, tag or commit of the dataset on the hub. Default: its main branch."""
     split: str = "train"
     """Training split."""
+    streaming: bool = False
+    """Whether rows are read as they come from the hub, and only their texts are kept, compressed, in data.cache_dir,
+    rather than all files of the dataset downloaded and converted."""
     validation_split: str | None = None
     """Validation split. Default: a share of the documents; see data.validation_fraction."""
     text_field: str = "text"

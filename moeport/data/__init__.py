@@ -1,8 +1,9 @@
 """From text and images to sequences: sources, tokenizers, packing and order. Imports no framework."""
 
+from moeport.data.entry import PreparedData
 from moeport.data.images import ImageSet, ImageSplit, read_images
 from moeport.data.packed import PackedTokens
-from moeport.data.prepare import PreparedData, prepare_data
+from moeport.data.prepare import prepare_data
 from moeport.data.sampler import Sampler
 from moeport.data.tokenizer import Tokenizer, load_tokenizer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from moeport.data.left_out import LeftOut
@@ -27,33 +27,66 @@ class Document(NamedTuple):
         return len(self.text.encode())
 
 
+class Tally:
+    """Number, size and fingerprint of documents, as they pass."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Documents so far."""
+        self.num_bytes = 0
+        """Their length in UTF-8 bytes."""
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, data: bytes) -> None:
+        """Count a document by its name and the UTF-8 of its text."""
+        self.count += 1
+        self.num_bytes += len(data)
+        for part in (_name_bytes(name), data):
+            self._digest.update(len(part).to_bytes(8, "big"))
+            self._digest.update(part)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of all names and texts in order."""
+        return self._digest.hexdigest()
+
+
+class Documents:
+    """Documents with text, which are read from their source whenever they are iterated over.
+
+    Args:
+        read: gives them in order.
+        count: how many there are.
+        num_bytes: their length in UTF-8 bytes.
+        fingerprint: `Tally.fingerprint`.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Document]], count: int, num_bytes: int, fingerprint: str):
+        self._read, self._count = read, count
+        self.num_bytes, self.fingerprint = num_bytes, fingerprint
+
+    def __iter__(self) -> Iterator[Document]:
+        return self._read()
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class Corpus(NamedTuple):
     """Training documents and validation documents, without empty ones."""
 
-    train: Sequence[Document]
-    validation: Sequence[Document]
+    train: Documents
+    validation: Documents
+
+
+def place(name: str, purpose: bytes = b"") -> int:
+    """A hash of a document's name, below 2^64; another one for each purpose."""
+    return int.from_bytes(hashlib.blake2b(_name_bytes(name), digest_size=8, person=purpose).digest(), "big")
 
 
 def is_validation(name: str, validation_fraction: float) -> bool:
     """Whether the document with this name is held out, decided by a hash of the name."""
-    digest = hashlib.blake2b(_name_bytes(name), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < validation_fraction
-
-
-def split_by_name(documents: Iterable[Document], validation_fraction: float, left_out: LeftOut) -> Corpus:
-    """Splits the documents with `is_validation`. Held-out texts that are also trained on are left out."""
-    train: list[Document] = []
-    validation: list[Document] = []
-    for document in documents:
-        (validation if is_validation(document.name, validation_fraction) else train).append(document)
-    left_out.kept_side = "training"
-    return Corpus(_with_text(train), _unshared(validation, train, left_out))
-
-
-def split_as_given(train: Iterable[Document], validation: Sequence[Document], left_out: LeftOut) -> Corpus:
-    """The split that a config names. Training texts that are also held out are left out."""
-    left_out.kept_side = "validation"
-    return Corpus(_unshared(train, validation, left_out), _with_text(validation))
+    return place(name) / 2**64 < validation_fraction
 
 
 def check_split(corpus: Corpus, rule: str, left_out: LeftOut) -> None:
@@ -98,11 +131,10 @@ def no_column(columns: Sequence[str], text_field: str, where: str) -> DataError:
 
 def documents_fingerprint(documents: Iterable[Document]) -> str:
     """Hexadecimal SHA-256 of all names and texts in order."""
-    digest = hashlib.sha256()
+    tally = Tally()
     for document in documents:
-        for part in (_name_bytes(document.name), document.text.encode()):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
+        tally.add(document.name, document.text.encode())
+    return tally.fingerprint
 
 
 def count_label(number: int) -> str:
@@ -110,25 +142,9 @@ def count_label(number: int) -> str:
     return f"{number:,} document{'' if number == 1 else 's'}"
 
 
-def size_label(documents: Sequence[Document]) -> str:
+def size_label(documents: Documents) -> str:
     """A count and size such as `1,234 documents (9.7 MB)`."""
-    return f"{count_label(len(documents))} ({sum(document.num_bytes for document in documents) / 1e6:.1f} MB)"
-
-
-def _with_text(documents: Iterable[Document]) -> list[Document]:
-    return [document for document in documents if document.text]
-
-
-def _unshared(documents: Iterable[Document], others: Iterable[Document], left_out: LeftOut) -> list[Document]:
-    """The documents with text whose text is not among the others; counts those that are left out."""
-    taken = {hashlib.blake2b(document.text.encode(), digest_size=16).digest() for document in others}
-    kept = []
-    for document in _with_text(documents):
-        if hashlib.blake2b(document.text.encode(), digest_size=16).digest() in taken:
-            left_out.shared += 1
-        else:
-            kept.append(document)
-    return kept
+    return f"{count_label(len(documents))} ({documents.num_bytes / 1e6:.1f} MB)"
 
 
 def _name_bytes(name: str) -> bytes:

@@ -52,7 +52,7 @@ class FileReader:
         """Whether the suffix is that of a file that can be read."""
         return self._reader(path) is not None
 
-    def read(self, paths: Sequence[str], left_out: LeftOut) -> list[Document]:
+    def read(self, paths: Sequence[str], left_out: LeftOut) -> Iterator[Document]:
         """The documents of the files in order. Rows are named `path:row` and lines `path:line`, counted from 1.
 
         What cannot be read is added to `left_out`.
@@ -60,14 +60,12 @@ class FileReader:
         Raises:
             MissingPackageError: a package that is needed is not installed.
         """
-        documents: list[Document] = []
         for path in paths:
             for found in self._documents(path):
                 if isinstance(found, Document):
-                    documents.append(found)
+                    yield found
                 else:
                     left_out.add_fault(str(found))
-        return documents
 
     def refuse_faults(self, left_out: LeftOut) -> None:
         """Refuse a source with files or rows that cannot be read, unless it skips them.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import os
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +16,7 @@ from moeport.config.data import HuggingFaceSource
 from moeport.data.documents import Document, MissingPackageError, checked_text, no_column
 from moeport.data.left_out import LeftOut
 from moeport.errors import DataError
+from moeport.files import atomic_file
 
 
 def import_datasets() -> ModuleType:
@@ -29,21 +35,58 @@ def import_datasets() -> ModuleType:
     return datasets
 
 
-def read_split(source: HuggingFaceSource, split: str) -> list[Document]:
+def read_split(source: HuggingFaceSource, split: str, folder: Path) -> Iterator[Document]:
     """One document per row, named `dataset:split:row`, counted from 1.
+
+    Args:
+        source: the dataset.
+        split: its split.
+        folder: keeps the texts of a dataset that is streamed, so that it is read from the hub only once.
 
     Raises:
         DataError: the dataset, the split or the column does not exist or cannot be read, or rows hold no text.
     """
-    documents, faults = [], LeftOut()
-    for found in row_documents(_load(source, split), source.text_field, f"{source.dataset}:{split}"):
-        if isinstance(found, Document):
-            documents.append(found)
+    name = f"{source.dataset}:{split}"
+    if not source.streaming:
+        yield from _documents(row_documents(_load(source, split), source.text_field, name))
+        return
+    kept = streamed_file(source, split, folder)
+    if not kept.exists():
+        rows = row_documents(_load(source, split), source.text_field, name)
+        with atomic_file(kept) as temporary, gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8") as file:
+            for document in _documents(rows):
+                file.write(json.dumps(document.text) + "\n")
+    with gzip.open(kept, "rt", encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield Document(f"{name}:{number}", json.loads(line))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise DataError(f"{kept}: damaged ({error}); delete it, and it will be made again") from error
+
+
+def streamed_file(source: HuggingFaceSource, split: str, folder: Path) -> Path:
+    """The file that keeps the texts of a streamed split."""
+    key = json.dumps([source.dataset, source.subset, source.revision, split, source.text_field])
+    return folder / f"stream-{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl.gz"
+
+
+def dataset_files(source: HuggingFaceSource, split: str, folder: Path) -> list[str]:
+    """The files on this machine that hold a split."""
+    if source.streaming:
+        return [str(streamed_file(source, split, folder))]
+    return [file["filename"] for file in _load(source, split).cache_files]
+
+
+def _documents(found: Iterator[Document | DataError]) -> Iterator[Document]:
+    """The documents; raises DataError after the last one if there were faults."""
+    faults = LeftOut()
+    for each in found:
+        if isinstance(each, Document):
+            yield each
         else:
-            faults.add_fault(str(found))
+            faults.add_fault(str(each))
     if faults.unreadable:
         raise DataError(faults.listed("\n  "))
-    return documents
 
 
 def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document | DataError]:
@@ -57,8 +100,9 @@ def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document | 
     Raises:
         DataError: the column does not exist.
     """
-    if text_field not in rows.column_names:
-        raise no_column(rows.column_names, text_field, name)
+    columns = rows.column_names or list(next(iter(rows), {}))  # a stream may not know them beforehand
+    if columns and text_field not in columns:
+        raise no_column(columns, text_field, name)
     number = 0
     for batch in rows.select_columns([text_field]).iter(batch_size=1000):
         for value in batch[text_field]:
@@ -72,11 +116,12 @@ def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document | 
 
 def _load(source: HuggingFaceSource, split: str) -> Any:
     datasets = import_datasets()
+    streaming = {"streaming": True} if source.streaming else {}
     is_folder = source.dataset.startswith((".", "/"))
     if is_folder and not os.path.isdir(source.dataset):
         raise DataError(f"data.source.dataset: there is no folder {source.dataset}")
     try:
-        return datasets.load_dataset(source.dataset, source.subset, split=split, revision=source.revision)
+        return datasets.load_dataset(source.dataset, source.subset, split=split, revision=source.revision, **streaming)
     except ConnectionError as error:
         raise DataError(
             f"data.source.dataset: {source.dataset!r} is not in the local cache and the Hugging Face hub cannot be "

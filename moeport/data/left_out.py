@@ -21,6 +21,8 @@ class LeftOut:
     """Documents that are left out of one side of the split, since their text is on the other."""
     kept_side: str = ""
     """The side that keeps them: training or validation."""
+    is_exchanged: bool = False
+    """Whether a document changed sides, since the rule of the split left one without text."""
     notes: list[str] = field(default_factory=list)
     """What was passed over in folders."""
     faults: list[str] = field(default_factory=list)

@@ -1,84 +1,21 @@
-"""Documents packed into one memory-mapped file of tokens."""
+"""Documents packed into memory-mapped files of tokens."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
-from moeport.core.section import Section
-from moeport.data.documents import Document, documents_fingerprint
-from moeport.data.tokenizer import Tokenizer
-from moeport.errors import DataError
-from moeport.files import atomic_file, write_text
-from moeport.reading import open_file, read_bytes
+from moeport.data.token_files import check_files, read_metadata, shard_path
 
-FORMAT_VERSION = 1
-CHARACTERS_PER_BATCH = 1_000_000
 TOKENS_PER_BLOCK = 1 << 24
 
 
-class TokenMetadata(Section):
-    """Contents of the JSON file beside a token file."""
-
-    format_version: int
-    """Layout of the token file."""
-    vocab_size: PositiveInt
-    """Every id is below it."""
-    tokenizer_fingerprint: str
-    """`Tokenizer.fingerprint`."""
-    source_fingerprint: str
-    """SHA-256 of the names and texts of the documents."""
-    num_tokens: PositiveInt
-    """Tokens in the file, including the end of text before the first document."""
-    num_documents: NonNegativeInt
-    """Documents in the file."""
-    num_bytes: NonNegativeInt
-    """UTF-8 bytes of the documents."""
-    sha256: str
-    """SHA-256 of the token file."""
-
-
-def write_tokens(path: Path, documents: Sequence[Document], tokenizer: Tokenizer) -> TokenMetadata:
-    """Writes a token file and, at `metadata_path(path)`, its metadata, replacing existing files.
-
-    The file holds one end of text, then each document followed by an end of text. Tokens are little-endian: uint16 for
-    vocabularies of at most 65536 ids, uint32 for larger ones.
-
-    Args:
-        path: the token file.
-        documents: texts in order.
-        tokenizer: encodes the texts.
-    """
-    dtype = _dtype(tokenizer.vocab_size)
-    end = np.array([tokenizer.end_of_text], dtype)
-    digest = hashlib.sha256()
-    num_tokens = 0
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        for tokens in _encoded(documents, tokenizer, end):
-            data = tokens.astype(dtype).tobytes()
-            file.write(data)
-            digest.update(data)
-            num_tokens += len(tokens)
-    metadata = TokenMetadata(
-        format_version=FORMAT_VERSION,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        source_fingerprint=documents_fingerprint(documents),
-        num_tokens=num_tokens,
-        num_documents=len(documents),
-        num_bytes=sum(document.num_bytes for document in documents),
-        sha256=digest.hexdigest(),
-    )
-    write_text(metadata_path(path), metadata.model_dump_json(indent=2) + "\n")
-    return metadata
-
-
 class PackedTokens:
-    """A token file, cut into sequences of S tokens, whose targets are the tokens that follow.
+    """A stream of tokens, in one file or several shards, cut into sequences of S tokens.
+
+    The targets are the tokens that follow.
 
     Args:
         path: the token file.
@@ -89,15 +26,17 @@ class PackedTokens:
     """
 
     def __init__(self, path: Path, sequence_length: int):
-        self.metadata = _read_metadata(metadata_path(path))
+        self.metadata = read_metadata(path)
         self.sequence_length = sequence_length
-        dtype = _dtype(self.metadata.vocab_size)
-        _check_file(path, self.metadata.num_tokens * dtype.itemsize, self.metadata.sha256)
-        self._tokens = np.memmap(path, dtype, mode="r")
+        check_files(path, self.metadata)
+        files = self.metadata.files
+        self._shards = [np.memmap(shard_path(path, number), self.metadata.dtype, "r") for number in range(len(files))]
+        self._starts = np.cumsum([0, *(file.num_tokens for file in files)])
+        """Place in the stream at which each shard starts, and the end of the stream."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the file. All except the first are predicted."""
+        """Tokens in the stream. All except the first are predicted."""
         return self.metadata.num_tokens
 
     @property
@@ -107,19 +46,20 @@ class PackedTokens:
 
     @property
     def num_documents(self) -> int:
-        """Documents in the file."""
+        """Documents in the stream."""
         return self.metadata.num_documents
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of the token file."""
+        """Hexadecimal SHA-256 of the tokens, however they are divided into files."""
         return self.metadata.sha256
 
     def token_counts(self) -> np.ndarray:
-        """Number of occurrences of each vocabulary id in the file, (V,) int64."""
+        """Number of occurrences of each vocabulary id in the stream, (V,) int64."""
         counts_V = np.zeros(self.metadata.vocab_size, np.int64)
-        for start in range(0, self.num_tokens, TOKENS_PER_BLOCK):
-            counts_V += np.bincount(self._tokens[start : start + TOKENS_PER_BLOCK], minlength=len(counts_V))
+        for shard in self._shards:
+            for start in range(0, len(shard), TOKENS_PER_BLOCK):
+                counts_V += np.bincount(shard[start : start + TOKENS_PER_BLOCK], minlength=len(counts_V))
         return counts_V
 
     def first(self, count: int) -> np.ndarray:
@@ -155,59 +95,11 @@ class PackedTokens:
             yield tokens[:, :-1], tokens[:, 1:]
 
     def _window(self, start: int, length: int) -> np.ndarray:
-        return self._tokens[start : start + length + 1].astype(np.int64)
-
-
-def metadata_path(path: Path) -> Path:
-    """Path of the metadata of a token file."""
-    return path.with_suffix(".json")
-
-
-def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-def _encoded(documents: Sequence[Document], tokenizer: Tokenizer, end: np.ndarray) -> Iterator[np.ndarray]:
-    yield end
-    for texts in _text_batches(documents):
-        for tokens in tokenizer.encode_batch(texts):
-            yield tokens
-            yield end
-
-
-def _text_batches(documents: Sequence[Document]) -> Iterator[list[str]]:
-    """Texts in order, in batches small enough to encode in little memory."""
-    texts: list[str] = []
-    size = 0
-    for document in documents:
-        texts.append(document.text)
-        size += len(document.text)
-        if size >= CHARACTERS_PER_BATCH:
-            yield texts
-            texts, size = [], 0
-    yield texts
-
-
-def _read_metadata(path: Path) -> TokenMetadata:
-    try:
-        metadata = TokenMetadata.model_validate_json(read_bytes(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the metadata of the tokens: {error.strerror}") from error
-    except ValidationError as error:
-        raise DataError(f"{path}: not the metadata of a token file") from error
-    if metadata.format_version != FORMAT_VERSION:
-        raise DataError(f"{path}: format version {metadata.format_version}, expected {FORMAT_VERSION}")
-    return metadata
-
-
-def _check_file(path: Path, size: int, sha256: str) -> None:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise DataError(f"{path}: {found:,} bytes, expected {size:,}: the tokens are truncated or foreign")
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the tokens: {error.strerror}") from error
-    if digest != sha256:
-        raise DataError(f"{path}: the checksum of the tokens is not the one in their metadata")
+        end = min(start + length + 1, self.num_tokens)
+        number = int(np.searchsorted(self._starts, start, "right")) - 1
+        parts = [np.empty(0, np.int64)]
+        while start < end:
+            offset, stop = self._starts[number], min(end, self._starts[number + 1])
+            parts.append(self._shards[number][start - offset : stop - offset])
+            start, number = stop, number + 1
+        return np.concatenate(parts)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moeport.config.data import DataConfig, FilesSource, HuggingFaceSource, StdlibSource
-from moeport.data.documents import Corpus, Document, split_as_given, split_by_name
+from moeport.data.cache import cache_dir
+from moeport.data.documents import Corpus, Document
 from moeport.data.files import FileReader
 from moeport.data.find import file_key, find_files
-from moeport.data.huggingface import read_split
+from moeport.data.huggingface import dataset_files, read_split
 from moeport.data.left_out import LeftOut
+from moeport.data.split import Source, split
 from moeport.errors import DataError
 
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -28,14 +30,28 @@ def read_documents(config: DataConfig, left_out: LeftOut | None = None) -> Corpu
     Raises:
         DataError: files or rows are missing, unreadable or not text, or the source holds images.
     """
-    source = config.source
     left_out = LeftOut() if left_out is None else left_out
+    source = open_source(config, left_out)
+    return split(source, config.validation_fraction, left_out, None, lambda what, done, total: None)
+
+
+def open_source(config: DataConfig, left_out: LeftOut) -> Source:
+    """The source of a config; nothing is read yet but the names of files.
+
+    Args:
+        config: the source.
+        left_out: what is passed over is added to it.
+
+    Raises:
+        DataError: files are missing, or the source holds images.
+    """
+    source = config.source
     if isinstance(source, StdlibSource):
-        return split_by_name(_stdlib(), config.validation_fraction, left_out)
+        return Source(lambda _: _stdlib(), None, _refuse_nothing, lambda: None)
     if isinstance(source, FilesSource):
-        return _files(source, config.validation_fraction, left_out)
+        return _files(source, left_out)
     if isinstance(source, HuggingFaceSource):
-        return _huggingface(source, config.validation_fraction, left_out)
+        return _huggingface(source, cache_dir(config.cache_dir))
     raise DataError(f"data.source.name: {source.name} has images; expected text: stdlib, files or huggingface")
 
 
@@ -49,18 +65,14 @@ def split_rule(config: DataConfig) -> str:
     return f"data.validation_fraction is {config.validation_fraction}"
 
 
-def _files(source: FilesSource, validation_fraction: float, left_out: LeftOut) -> Corpus:
+def _files(source: FilesSource, left_out: LeftOut) -> Source:
     reader = FileReader(source)
 
     def find(patterns: Sequence[str], option: str) -> list[str]:
         return find_files(patterns, source.exclude, reader.is_readable, reader.kinds, option, left_out)
 
     train_paths = find(source.paths, "data.source.paths")
-    if not source.validation_paths:
-        documents = reader.read(train_paths, left_out)
-        reader.refuse_faults(left_out)
-        return split_by_name(documents, validation_fraction, left_out)
-    validation_paths = find(source.validation_paths, "data.source.validation_paths")
+    validation_paths = find(source.validation_paths, "data.source.validation_paths") if source.validation_paths else []
     train_files = {file_key(path) for path in train_paths}
     for path in validation_paths:
         if file_key(path) in train_files:
@@ -68,31 +80,55 @@ def _files(source: FilesSource, validation_fraction: float, left_out: LeftOut) -
                 f"{path} is named by both data.source.paths and data.source.validation_paths; "
                 "validation data must not be trained on: narrow one of the globs"
             )
-    train, validation = (reader.read(paths, left_out) for paths in (train_paths, validation_paths))
-    reader.refuse_faults(left_out)
-    return split_as_given(train, validation, left_out)
+    return Source(
+        lambda left_out: reader.read(train_paths, left_out),
+        (lambda left_out: reader.read(validation_paths, left_out)) if validation_paths else None,
+        reader.refuse_faults,
+        lambda: _stamp([*train_paths, *validation_paths]),
+    )
 
 
-def _huggingface(source: HuggingFaceSource, validation_fraction: float, left_out: LeftOut) -> Corpus:
-    if source.validation_split == source.split:
+def _huggingface(source: HuggingFaceSource, folder: Path) -> Source:
+    held_out = source.validation_split
+    if held_out == source.split:
         raise DataError(
             f"data.source.split and data.source.validation_split are both {source.split!r}; "
             "validation data must not be trained on: name another split or leave validation_split out"
         )
-    train = read_split(source, source.split)
-    if source.validation_split is None:
-        return split_by_name(train, validation_fraction, left_out)
-    return split_as_given(train, read_split(source, source.validation_split), left_out)
+    splits = [source.split, *([] if held_out is None else [held_out])]
+    return Source(
+        lambda _: read_split(source, source.split, folder),
+        None if held_out is None else (lambda _: read_split(source, held_out, folder)),
+        _refuse_nothing,
+        lambda: _stamp([file for split in splits for file in dataset_files(source, split, folder)]),
+    )
 
 
-def _stdlib() -> list[Document]:
+def _refuse_nothing(left_out: LeftOut) -> None:
+    """Faults of a dataset are refused where it is read, and what is no text in the standard library is passed over."""
+
+
+def _stamp(paths: Sequence[str]) -> list[tuple[str, int, int, int]] | None:
+    """Names, sizes, times of change and inodes of files; None if one is not there."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        found.append((os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino))
+    return found or None
+
+
+def _stdlib() -> Iterator[Document]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    documents = []
+    paths = {}
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in STDLIB_EXCLUDED]
         for path in (Path(folder, file) for file in files if file.endswith(".py")):
-            try:
-                documents.append(Document(path.relative_to(root).as_posix(), path.read_bytes().decode()))
-            except UnicodeDecodeError:
-                continue
-    return sorted(documents)
+            paths[path.relative_to(root).as_posix()] = path
+    for name, path in sorted(paths.items()):
+        try:
+            yield Document(name, path.read_bytes().decode())
+        except UnicodeDecodeError:
+            continue

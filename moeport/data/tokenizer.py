@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -48,7 +49,7 @@ class Tokenizer:
     """
 
     def __init__(self, definition: str, end_of_text: str = END_OF_TEXT):
-        self._definition = definition
+        self._definition, self._end_of_text = definition, end_of_text
         tree, self._tokenizer = parse_definition(definition)
         vocabulary = self._tokenizer.get_vocab()
         check_vocabulary(vocabulary)
@@ -62,6 +63,10 @@ class Tokenizer:
         """Number of ids, including unused ones below the largest."""
         self.fingerprint = hashlib.sha256(f"{end_of_text}\n{definition}".encode()).hexdigest()
         """Hexadecimal SHA-256 of the definition and the end-of-text token."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The library would lose what keeps added tokens out of text."""
+        return Tokenizer, (self._definition, self._end_of_text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, uint32, without end-of-text tokens.
@@ -104,6 +109,10 @@ class ByteTokenizer(Tokenizer):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         super().__init__(tokenizer.to_str())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A byte tokenizer needs nothing."""
+        return ByteTokenizer, ()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The bytes of each text, uint32: the same ids as the tokenizer.json gives, in far less memory."""

@@ -14,7 +14,7 @@ from moeport.config import config_from_dict
 from moeport.config.data import DataConfig, FilesSource
 from moeport.data import streams
 from moeport.data.left_out import LeftOut
-from moeport.data.sources import read_documents
+from moeport.data.sources import open_source, read_documents
 from moeport.errors import ConfigError, DataError
 
 TEXT = "naïve café — 日本語\r\n"
@@ -36,8 +36,10 @@ def read(*paths, **options):
     """All documents, by name."""
     source = FilesSource(paths=paths, **options)
     left_out = LeftOut()
-    corpus = read_documents(DataConfig(source=source, validation_fraction=1e-9), left_out)
-    return dict([*corpus.train, *corpus.validation]), left_out
+    opened = open_source(DataConfig(source=source), left_out)
+    documents = dict(opened.train(left_out))
+    opened.refuse_faults(left_out)
+    return {name: text for name, text in documents.items() if text}, left_out
 
 
 def refused(message, *paths, **options):
@@ -315,16 +317,21 @@ def test_deep_folders():
     assert list(read("deep")[0]) == [f"{path}/x.txt"]
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
-def test_no_text_is_on_both_sides(fraction):
-    write("a.jsonl", "".join(json.dumps({"text": str(number % 40)}) + "\n" for number in range(400)))
+@pytest.mark.parametrize(
+    ("fraction", "texts", "is_exchanged"), [(0.1, 40, True), (0.5, 40, True), (0.9, 40, False), (0.5, 200, False)]
+)
+def test_no_text_is_on_both_sides(fraction, texts, is_exchanged):
+    write("a.jsonl", "".join(json.dumps({"text": str(number % texts)}) + "\n" for number in range(400)))
     left_out = LeftOut()
     config = DataConfig(source=FilesSource(paths=("a.jsonl",)), validation_fraction=fraction)
     train, validation = read_documents(config, left_out)
     assert not {document.text for document in train} & {document.text for document in validation}
+    assert [len(list(side)) for side in (train, validation)] == [len(train), len(validation)]
     assert len(train) + len(validation) + left_out.shared == 400
     assert left_out.shared
-    assert left_out.lines() == [f"{left_out.shared} documents left out, since the same text is used for training"]
+    other = "the other side of the split" if is_exchanged else "training"
+    assert left_out.lines()[-1] == f"{left_out.shared} documents left out, since the same text is used for {other}"
+    assert left_out.is_exchanged == is_exchanged
 
 
 def test_texts_of_a_given_validation_set_are_not_trained_on():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from moeport.data.documents import Document, documents_fingerprint
-from moeport.data.packed import PackedTokens, metadata_path, write_tokens
+from moeport.data.packed import PackedTokens
+from moeport.data.token_files import metadata_path, write_tokens
 from moeport.data.tokenizer import ByteTokenizer, Tokenizer
 from moeport.errors import DataError
 
@@ -28,7 +29,7 @@ def test_the_file_is_documents_between_ends_of_text(path):
 
 
 def test_batches_of_many_documents_do_not_change_the_file(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("moeport.data.packed.CHARACTERS_PER_BATCH", 1)
+    monkeypatch.setattr("moeport.data.token_files.CHARACTERS_PER_BATCH", 1)
     write_tokens(tmp_path / "again.tokens", DOCUMENTS, ByteTokenizer())
     assert (tmp_path / "again.tokens").read_bytes() == path.read_bytes()
 

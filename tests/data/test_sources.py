@@ -2,12 +2,13 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from moeport.config import config_from_dict
 from moeport.config.data import DataConfig, FilesSource, HuggingFaceSource
-from moeport.data.documents import check_split, is_validation
+from moeport.data.documents import check_split, is_validation, place
 from moeport.data.left_out import LeftOut
 from moeport.data.sources import read_documents, split_rule
 from moeport.errors import ConfigError, DataError
@@ -41,7 +42,7 @@ def usable(config, left_out=None):
     left_out = left_out or LeftOut()
     corpus = read_documents(config, left_out)
     check_split(corpus, split_rule(config), left_out)
-    return corpus
+    return SimpleNamespace(train=list(corpus.train), validation=list(corpus.validation))
 
 
 def refused(message, *paths, **options):
@@ -55,7 +56,7 @@ def test_stdlib_has_library_code_but_no_tests_and_no_installed_packages():
     assert "json/decoder.py" in names
     assert len(names) > 300
     assert not [name for name in names if {"test", "tests", "site-packages"} & set(name.split("/")[:-1])]
-    assert all(sorted(part) == part for part in corpus)
+    assert all(sorted(part) == list(part) for part in corpus)
     assert all(is_validation(document.name, 0.05) for document in corpus.validation)
     assert not any(is_validation(document.name, 0.05) for document in corpus.train)
 
@@ -197,26 +198,66 @@ def test_only_empty_documents():
 
 
 def test_nothing_left_for_one_side():
-    advice = "add documents, change data.validation_fraction or name validation data in data.source"
     write("a.txt", "text")
-    refused(
-        "data.source: no text is left for validation (1 document with text, data.validation_fraction is 1e-09); "
-        + advice,
-        "a.txt",
-        fraction=1e-9,
-    )
-    refused(
-        "data.source: no text is left for training (1 document with text, data.validation_fraction is 0.999999999)",
-        "a.txt",
-        fraction=1 - 1e-9,
-    )
     write("v.txt", "")
     refused(
-        "data.source: no text is left for validation (1 document with text, "
-        "data.source.validation_paths names the validation files)",
+        "data.source: no text is left for validation (1 document with text, data.source.validation_paths names the "
+        "validation files); add documents, change data.validation_fraction or name validation data in data.source",
         "a.txt",
         validation_paths=("v.txt",),
     )
+    write("b.txt", "x")
+    refused("data.source: no text is left for training (1 document with text, data.validation_fraction is", "b.txt")
+
+
+class TestOneDocumentIsAlwaysHeldOut:
+    def test_the_closest_to_the_rule(self):
+        for number in range(18):
+            write(f"{number}.txt", f"text {number}")
+        left_out = LeftOut()
+        corpus = read_files("*", fraction=1e-9, left_out=left_out)
+        (held_out,) = corpus.validation
+        closest = min((f"{number}.txt" for number in range(18)), key=place)
+        assert held_out.name == closest
+        assert is_validation(closest, (place(closest) + 1) / 2**64 + 1e-15)
+        assert len(corpus.train) == 17
+        assert left_out.lines() == [
+            f"held out {closest}: data.validation_fraction 1e-09 would hold out none of the texts of 18 documents"
+        ]
+
+    def test_another_document_of_its_text_is_not_trained_on(self):
+        for number in range(18):
+            write(f"{number}.txt", f"text {number % 3}")
+        left_out = LeftOut()
+        corpus = read_files("*", fraction=1e-9, left_out=left_out)
+        (held_out,) = corpus.validation
+        assert len(corpus.train) == 12
+        assert held_out.text not in {document.text for document in corpus.train}
+        assert "5 documents left out, since the same text is used for the other side of the split" in left_out.lines()
+
+    def test_one_is_trained_on_if_all_are_held_out(self):
+        for number in range(5):
+            write(f"{number}.txt", f"text {number}")
+        left_out = LeftOut()
+        corpus = read_files("*", fraction=1 - 1e-9, left_out=left_out)
+        (trained_on,) = corpus.train
+        assert trained_on.name == max((f"{number}.txt" for number in range(5)), key=place)
+        assert len(corpus.validation) == 4
+        assert left_out.lines() == [
+            f"training on {trained_on.name}: data.validation_fraction 0.999999999 would hold out all 5 documents"
+        ]
+
+    @pytest.mark.parametrize("names", [("a.txt",), ("a.txt", "b.txt", "c.txt")])
+    def test_the_end_of_the_only_text(self, names):
+        for name in names:
+            write(name, "word " * 100)
+        left_out = LeftOut()
+        corpus = read_files("*", fraction=0.1, left_out=left_out)
+        (train,), (held_out,) = corpus.train, corpus.validation
+        assert train.text + held_out.text == "word " * 100
+        assert held_out.text == "word " * 10
+        assert f"held out the last 50 bytes of {train.name}, since it is the only text" in left_out.lines()[0]
+        assert len(left_out.lines()) == (1 if len(names) == 1 else 2)
 
 
 def test_overlapping_training_and_validation_files(tmp_path):

@@ -1,0 +1,216 @@
+"""A folder of the cache: a tokenizer, the tokens of both sides of a split, and how well gzip and xz compress."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import PositiveFloat, ValidationError
+
+from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
+from moeport.core.section import Section
+from moeport.data.cache import cache_dir
+from moeport.data.compression import MAX_BYTES, compression_baselines
+from moeport.data.documents import Corpus, Documents, place, size_label
+from moeport.data.packed import PackedTokens
+from moeport.data.split import Progress
+from moeport.data.token_files import FORMAT_VERSION, Shard, Writing, write_tokens
+from moeport.data.tokenizer import ENCODING_VERSION, SPLIT_PATTERN, Tokenizer, load_tokenizer, train_bpe
+from moeport.errors import DataError, WriteError
+from moeport.files import make_folder, remove_leftovers, write_text
+from moeport.reading import read_bytes
+
+MAX_TOKENIZER_BYTES = 2**28
+"""Bytes of text that a BPE tokenizer is trained on; of more, a sample of the documents by a hash of their names."""
+SIDES = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokenized text, ready for training."""
+
+    train: PackedTokens
+    validation: PackedTokens
+    tokenizer: Tokenizer
+    baselines: dict[str, float]
+    """Bits per byte of the validation documents under `gzip` and `xz`."""
+    unreadable: int = 0
+    """Files and rows that were skipped since they cannot be read."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How an entry is built."""
+
+    report: Callable[[str], None]
+    """Receives messages and warnings."""
+    progress: Progress
+    """Is told how much was done."""
+    workers: int
+    """Processes that encode."""
+
+
+class Baselines(Section):
+    """Contents of compression.json."""
+
+    gzip: PositiveFloat
+    """Bits per byte."""
+    xz: PositiveFloat
+    """Bits per byte."""
+
+
+class _Unfinished(Section):
+    """What an interrupted process has written; deleted when everything is."""
+
+    tokenizer_fingerprint: str
+    shards: dict[str, tuple[Shard, ...]]
+
+
+class Entry:
+    """A folder of the cache. Files are written atomically, compression.json last: it marks the entry complete.
+
+    Args:
+        config: cache folder, tokenizer and sequence length.
+        corpus: the documents.
+        given: the tokenizer; None: one is trained on the training documents.
+    """
+
+    def __init__(self, config: DataConfig, corpus: Corpus, given: Tokenizer | None):
+        self._config, self._corpus, self._given = config, corpus, given
+        self._fingerprints = [documents.fingerprint for documents in corpus]
+        tokenizer = given.fingerprint if given else [config.tokenizer.model_dump(), SPLIT_PATTERN]
+        rules = [ENCODING_VERSION] if isinstance(config.tokenizer, FileTokenizer) else []
+        key = json.dumps([FORMAT_VERSION, self._fingerprints, tokenizer, *rules])
+        self.folder = cache_dir(config.cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32]
+        """The folder, which may not exist yet."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has been written."""
+        return self._path("compression.json").exists()
+
+    def shards(self) -> dict[str, Sequence[Shard]]:
+        """By side, the shards that an interrupted process has written."""
+        unfinished = self._unfinished()
+        return dict(unfinished.shards) if unfinished else {}
+
+    def load(self, report: Callable[[str], None]) -> PreparedData | None:
+        """The cached data; None if there is none or, after a warning, if it is damaged."""
+        if not self.is_complete:
+            return None
+        try:
+            data = self.open()
+        except DataError as error:
+            report(f"warning: the cache is damaged and will be built again ({error})")
+            return None
+        report(f"using {data.train.num_tokens:,} training tokens from the cache {self.folder}")
+        return data
+
+    def build(self, work: Work) -> PreparedData:
+        """Writes all files and opens them. What an interrupted process has written is kept."""
+        train, validation = self._corpus
+        try:
+            make_folder(self.folder)
+            remove_leftovers(self.folder)
+            tokenizer, shards = self._started(work)
+            work.report(f"encoding {size_label(train)} for training and {size_label(validation)} for validation")
+            for name, documents in zip(SIDES, self._corpus, strict=True):
+                self._write(name, documents, tokenizer, shards, work)
+            work.report(f"compressing {_compressed_label(validation)} with gzip and xz for comparison")
+            baselines = Baselines.model_validate(compression_baselines(validation))
+            write_text(self._path("compression.json"), baselines.model_dump_json() + "\n")
+            self._path("unfinished.json").unlink(missing_ok=True)
+        except WriteError as error:
+            raise WriteError(f"{error} (data.cache_dir or XDG_CACHE_HOME sets the folder)") from error
+        return self.open()
+
+    def open(self) -> PreparedData:
+        """The data of a complete entry.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        tokenizer = self._given or load_tokenizer(self._path("tokenizer.json"))
+        splits = []
+        for name, fingerprint in zip(SIDES, self._fingerprints, strict=True):
+            path = self._path(f"{name}.tokens")
+            tokens = PackedTokens(path, self._config.sequence_length)
+            if tokens.metadata.tokenizer_fingerprint != tokenizer.fingerprint:
+                raise DataError(f"{path}: encoded with another tokenizer")
+            if tokens.metadata.source_fingerprint != fingerprint:
+                raise DataError(f"{path}: encoded from other documents")
+            splits.append(tokens)
+        train, validation = splits
+        return PreparedData(train, validation, tokenizer, self._baselines())
+
+    def _started(self, work: Work) -> tuple[Tokenizer, dict[str, tuple[Shard, ...]]]:
+        """The tokenizer, which is saved, and the shards that an interrupted process has written with it."""
+        unfinished = self._unfinished()
+        tokenizer = self._given
+        if tokenizer is None and unfinished:
+            try:
+                tokenizer = load_tokenizer(self._path("tokenizer.json"))
+            except DataError:
+                unfinished = None
+        if tokenizer is None:
+            tokenizer = self._train(work.report)
+        shards: dict[str, tuple[Shard, ...]] = {}
+        if unfinished and unfinished.tokenizer_fingerprint == tokenizer.fingerprint:
+            shards = unfinished.shards
+            kept = sum(map(len, shards.values()))
+            work.report(f"continuing in {self.folder}: {kept} shard{'' if kept == 1 else 's'} of tokens there")
+        tokenizer.save(self._path("tokenizer.json"))
+        return tokenizer, dict(shards)
+
+    def _write(
+        self, name: str, documents: Documents, tokenizer: Tokenizer, shards: dict[str, tuple[Shard, ...]], work: Work
+    ) -> None:
+        def keep(done: Sequence[Shard]) -> None:
+            shards[name] = tuple(done)
+            unfinished = _Unfinished(tokenizer_fingerprint=tokenizer.fingerprint, shards=shards)
+            write_text(self._path("unfinished.json"), unfinished.model_dump_json() + "\n")
+
+        writing = Writing(work.workers, shards.get(name, ()), keep, work.progress, documents.num_bytes)
+        written = write_tokens(self._path(f"{name}.tokens"), documents, tokenizer, writing)
+        if written.source_fingerprint != documents.fingerprint:
+            raise DataError("data.source: the documents were changed while they were read; start again")
+
+    def _train(self, report: Callable[[str], None]) -> Tokenizer:
+        assert isinstance(self._config.tokenizer, BPETokenizer)
+        documents, vocab_size = self._corpus.train, self._config.tokenizer.vocab_size
+        share = "" if documents.num_bytes <= MAX_TOKENIZER_BYTES else f"{MAX_TOKENIZER_BYTES / 1e6:.0f} MB of "
+        report(f"training a BPE tokenizer of {vocab_size:,} tokens on {share}{size_label(documents)}")
+        return train_bpe(tokenizer_texts([documents]), vocab_size)
+
+    def _unfinished(self) -> _Unfinished | None:
+        try:
+            return _Unfinished.model_validate_json(read_bytes(self._path("unfinished.json")))
+        except (OSError, ValidationError):
+            return None
+
+    def _baselines(self) -> dict[str, float]:
+        path = self._path("compression.json")
+        try:
+            return Baselines.model_validate_json(read_bytes(path)).model_dump()
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{path}: cannot read the compression baselines") from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name
+
+
+def tokenizer_texts(several: Sequence[Documents]) -> Iterator[str]:
+    """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their names."""
+    num_bytes = sum(documents.num_bytes for documents in several)
+    limit = 2**64 * MAX_TOKENIZER_BYTES // max(1, num_bytes)
+    for documents in several:
+        yield from (each.text for each in documents if limit >= 2**64 or place(each.name, b"tokenizer") < limit)
+
+
+def _compressed_label(documents: Documents) -> str:
+    if documents.num_bytes <= MAX_BYTES:
+        return size_label(documents)
+    return f"the first {MAX_BYTES / 1e6:.0f} MB of {size_label(documents)}"

@@ -1,0 +1,93 @@
+"""What was found when a large source was read, so that it need not be read again while its files stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from moeport.config.data import DataConfig
+from moeport.core.section import Section
+from moeport.data.cache import cache_dir
+from moeport.data.documents import Corpus
+from moeport.data.left_out import LeftOut
+from moeport.data.sources import open_source
+from moeport.data.split import Progress, restored, split
+from moeport.files import make_folder, write_text
+from moeport.reading import read_bytes
+
+VERSION = 1
+MIN_BYTES = 2**26
+"""Smaller sources are read at every start, which takes a second at most."""
+SETTLED_NS = 2 * 10**9
+"""Age of a file from which a further change would show in its time of change, whose steps may be coarse."""
+
+
+class _Scan(Section):
+    sizes: list[tuple[int, int, str]]
+    """Number, bytes and fingerprint of the documents of each side."""
+    unreadable: int
+    other_names: int
+    notes: list[str]
+    faults: list[str]
+
+
+def scanned(config: DataConfig, left_out: LeftOut, progress: Progress) -> Corpus:
+    """The documents of a config's source, split; see `read_documents`.
+
+    A source of more than `MIN_BYTES` whose files have the names, sizes, times of change and inodes that they had is
+    taken to be unchanged.
+
+    Args:
+        config: source and split.
+        left_out: what is left out is added to it.
+        progress: is told how much was read.
+
+    Raises:
+        DataError: see `read_documents`.
+    """
+    source = open_source(config, left_out)
+    stamp, now = source.stamp(), time.time_ns()
+    if config.source.name == "huggingface" or (stamp and sum(size for _, size, _, _ in stamp) >= MIN_BYTES):
+        folder = cache_dir(config.cache_dir)
+        make_folder(folder)
+    else:
+        return split(source, config.validation_fraction, left_out, None, progress)
+    if not stamp or not all(changed < now - SETTLED_NS for _, _, changed, _ in stamp):
+        return split(source, config.validation_fraction, left_out, folder, progress)
+    key = json.dumps([VERSION, config.source.model_dump(mode="json"), config.validation_fraction, stamp])
+    path = folder / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    found = _read(path)
+    if found is None:
+        corpus = split(source, config.validation_fraction, left_out, folder, progress)
+        _keep(path, corpus, left_out)
+        return corpus
+    left_out.unreadable, left_out.other_names = found.unreadable, found.other_names
+    left_out.notes, left_out.faults = found.notes, found.faults
+    return restored(source, config.validation_fraction, found.sizes)
+
+
+def _read(path: Path) -> _Scan | None:
+    try:
+        return _Scan.model_validate_json(read_bytes(path))
+    except (OSError, ValidationError):
+        return None
+
+
+def _keep(path: Path, corpus: Corpus, left_out: LeftOut) -> None:
+    if left_out.shared or left_out.is_exchanged or not all(map(len, corpus)):
+        return
+    write_text(
+        path,
+        _Scan(
+            sizes=[(len(side), side.num_bytes, side.fingerprint) for side in corpus],
+            unreadable=left_out.unreadable,
+            other_names=left_out.other_names,
+            notes=left_out.notes,
+            faults=left_out.faults,
+        ).model_dump_json()
+        + "\n",
+    )
