@@ -16,6 +16,7 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import Topology
+from moeport.core.weights import Box
 from moeport.errors import UserError
 
 
@@ -38,12 +39,17 @@ class Mesh:
         """The ranks that hold the same experts."""
         self.topology = _topology(self.experts)
 
-    def local(self, spec: ParameterSpec, value: np.ndarray) -> np.ndarray:
-        """What of a whole parameter this rank holds, with its optimiser state."""
+    def box(self, spec: ParameterSpec) -> Box:
+        """The part of a parameter that this rank holds, with its optimiser state."""
+        whole = Box.whole(spec.shape)
         if not spec.is_expert:
-            return value
-        size = len(value) // self.experts.size
-        return value[self.experts.rank * size : (self.experts.rank + 1) * size]
+            return whole
+        size = spec.shape[0] // self.experts.size
+        return whole.rows(self.experts.rank * size, size)
+
+    def local(self, spec: ParameterSpec, value: np.ndarray) -> np.ndarray:
+        """What of a whole array, which has the shape of a parameter, this rank holds."""
+        return value[self.box(spec).slices]
 
     def whole(self, spec: ParameterSpec, local: np.ndarray) -> np.ndarray:
         """The whole parameter from what each rank holds; every rank calls it."""

@@ -36,7 +36,37 @@ class Box:
 
     def rows(self, first: int, count: int) -> Box:
         """Of this part, `count` rows (indices of the first dimension) from its row `first` on."""
-        return Box((self.start[0] + first, *self.start[1:]), (count, *self.shape[1:]))
+        return self.along(0, first, count)
+
+    def along(self, dim: int, first: int, count: int) -> Box:
+        """Of this part, `count` indices of a dimension from its index `first` on."""
+        start, shape = list(self.start), list(self.shape)
+        start[dim], shape[dim] = start[dim] + first, count
+        return Box(tuple(start), tuple(shape))
+
+    def pieces(self, entries: int) -> Iterator[Box]:
+        """Parts, in order, that make up this one and have at most `entries` entries each.
+
+        Pieces are rows that follow each other; of rows that are too large, pieces of one row at a time.
+        """
+        if self.size <= entries:
+            yield from [self] if self.size else []
+            return
+        dim = next(dim for dim, count in enumerate(self.shape) if count > 1)
+        step = max(1, entries // (self.size // self.shape[dim]))
+        for first in range(0, self.shape[dim], step):
+            yield from self.along(dim, first, min(step, self.shape[dim] - first)).pieces(entries)
+
+    def share(self, index: int, count: int) -> Box:
+        """One of `count` parts of about the same size that make up this one, which may be empty.
+
+        It is cut along the first dimension that is long enough, or along the longest.
+        """
+        if not self.shape:
+            return Box((0,), (0,)) if index else self
+        dim = next((d for d, n in enumerate(self.shape) if n >= count), int(np.argmax(self.shape)))
+        first, end = (self.shape[dim] * i // count for i in (index, index + 1))
+        return self.along(dim, first, end - first)
 
     def intersection(self, other: Box) -> Box | None:
         """What both parts have in common; None if there is nothing."""
@@ -87,6 +117,13 @@ class Weights(Mapping[str, np.ndarray]):
     @abstractmethod
     def __iter__(self) -> Iterator[str]:
         """The names."""
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self.shape(str(name))
+        except KeyError:
+            return False
+        return True
 
 
 def read_part(arrays: Mapping[str, np.ndarray], name: str, box: Box) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
-from moeport.backends.torch.sharding import sharded_like
 from moeport.core.parameters import ParameterSpec, initial_value
 
 WIDE = (torch.float32, torch.float64)
@@ -62,7 +62,7 @@ class Holder(nn.Module):
                 continue
             if self._seed is not None or spec.is_table:
                 seed = int(torch.randint(2**62, (), device="cpu")) if self._seed is None else self._seed
-                value.copy_(sharded_like(value, initial_value(spec, seed, self._token_counts_V)))
+                value.copy_(_sharded_like(value, initial_value(spec, seed, self._token_counts_V)))
             elif spec.init == "normal":
                 nn.init.normal_(value, std=spec.std)
             else:
@@ -126,3 +126,11 @@ class Part(Holder):
 def _kept(spec: ParameterSpec, dtype: torch.dtype) -> torch.dtype:
     """The type of an untrained parameter in a module of this type."""
     return torch.float64 if dtype is torch.float64 and not spec.is_table else torch.float32
+
+
+def _sharded_like(x: Tensor, value: np.ndarray) -> Tensor:
+    """A whole array as a tensor with the sharding, device and type of `x`, which may have any."""
+    tensor = torch.tensor(value, device=x.device, dtype=x.dtype)
+    if not isinstance(x, DTensor):
+        return tensor
+    return distribute_tensor(tensor, x.device_mesh, x.placements, src_data_rank=None)

@@ -14,7 +14,8 @@ import numpy as np
 
 from moeport.backends import get_backend
 from moeport.comm.mesh import Mesh
-from moeport.core.parameters import initial_parameters
+from moeport.core.parameters import InitialWeights
+from moeport.core.weights import Box
 from moeport.errors import NonFiniteError
 from moeport.launch.launcher import launched
 from moeport.training.batches import Batches
@@ -180,7 +181,7 @@ def trainer_of(config, world, task):
     """A trainer at its first step."""
     mesh = Mesh(world, config.parallelism.expert if world.size > 1 else 1)
     lm = task.model()
-    params = initial_parameters(lm.parameter_specs(), config.training.seed, task.token_counts)
+    params = InitialWeights(lm.parameter_specs(), config.training.seed, task.token_counts)
     algorithm = config.comm.algorithm, config.comm.chunks
     placed = place_model(config, backend_of(config.backend), lm, params, mesh, algorithm)
     return Trainer(config, placed, Batches(config.training, lm, task.train, world))
@@ -207,12 +208,45 @@ def run(config, world):
     state, parameters = model.optimizer_state(), model.parameters()
     found |= {f"parameter.{name}": value for name, value in parameters.items()}
     found |= {f"state.{name}": value for name, value in state.items()}
+    if config.backend.name == "torch":
+        check_boxes(model)
+        check_shards(model.shards(), parameters, world)
+        check_shards(model.optimizer_shards(), state, world)
     evaluation = task.evaluate(world, model, EVALUATION_BATCH)
     found["evaluation"] = np.array([evaluation.loss])
     model.load_optimizer_state(state, STEPS)
     model.load_parameters(parameters)
     found["again"] = np.array([trainer.step().loss])
     return found
+
+
+def check_shards(shards, whole, world):
+    """What the ranks are to write is every entry of every array once, with the values of the whole array."""
+    values, counts = ({name: np.zeros(x.shape) for name, x in whole.items()} for _ in range(2))
+    for shard in shards:
+        assert shard.whole == whole[shard.name].shape
+        assert shard.array.dtype == whole[shard.name].dtype
+        values[shard.name][shard.box.slices] += shard.array
+        counts[shard.name][shard.box.slices] += 1
+    if world.size > 1:
+        assert sum(map(np.sum, counts.values())) <= 0.75 * sum(x.size for x in whole.values())
+    flat = [np.concatenate([arrays[name].ravel() for name in whole]) for arrays in (values, counts, whole)]
+    assert np.all(world.sum_of_numbers(flat[1]) == 1)
+    np.testing.assert_array_equal(world.sum_of_numbers(flat[0]), flat[2])
+
+
+def check_boxes(model):
+    """What a rank holds by our arithmetic is what DTensor holds there."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    for name, x in model.module.state_dict().items():
+        part = model.mesh.box(model.specs[name])
+        if isinstance(x, DTensor):
+            shape, offset = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
+            part = Box(tuple(np.add(part.start, offset)), tuple(shape))
+        found = model.held[name].box
+        assert found == part or found.size == part.size == 0, (name, found, part)
 
 
 def check_refusal(config, world):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from moeport.backends.torch.module import TransformerModule
 from moeport.backends.torch.muon import Muon
 from moeport.backends.torch.ops import DTYPES, TorchOps
 from moeport.backends.torch.optimizer import AdamW
-from moeport.backends.torch.sharding import distribute, sharded_like, sum_over_ranks, to_whole
+from moeport.backends.torch.placing import held
+from moeport.backends.torch.sharding import distribute, local, sum_over_ranks, to_whole
 from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
+from moeport.core.weights import Shard
 from moeport.model.batch import Batch
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
@@ -45,17 +47,23 @@ class TorchEvaluationModel(EvaluationModel):
         self.module = TransformerModule(
             model,
             ops,
-            {name: self.mesh.local(spec, params[name]) for name, spec in self.specs.items()},
-            ops.device,
+            lambda spec: self.mesh.box(spec).shape,
             DTYPES[parameter_dtype(dtype)],
             dtype,
             options is not None and options.activation_checkpointing,
         ).eval()
-        self.whole_on_all: list[nn.Parameter] = []
+        whole_on_all = list[str]()
         if options and self.is_distributed:
-            self.whole_on_all = distribute(
+            whole_on_all = distribute(
                 self.module, self.mesh, options.shard is not False, ops.device, DTYPES[dtype], self.specs
             )
+        self.module.to_empty(device=ops.device)
+        by_name = dict(self.module.named_parameters())
+        self.whole_on_all: list[nn.Parameter] = [by_name[name] for name in whole_on_all]
+        state = self.module.state_dict()
+        self.held = {name: held(state[name], spec, self.mesh) for name, spec in self.specs.items()}
+        """What this rank holds of each parameter."""
+        self._fill(self.specs, params)
         self.copies = ComputeCopies(self.module, self.specs, DTYPES[dtype], trains=options is not None)
 
     def on_device(self, batch: Batch) -> Batch:
@@ -88,11 +96,19 @@ class TorchEvaluationModel(EvaluationModel):
 
     @override
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        state = self.module.state_dict()
-        with torch.no_grad():
-            for name, value in params.items():
-                state[name].copy_(sharded_like(state[name], self.mesh.local(self.specs[name], value)))
+        self._fill(params, params)
         self.copies.refresh(params)
+
+    @override
+    def shards(self) -> Iterator[Shard]:
+        parts = (self.held[name].shard(name, local(x)) for name, x in self.module.state_dict().items())
+        return (part for part in parts if part.box.size)
+
+    @torch.no_grad()
+    def _fill(self, names: Iterable[str], params: Mapping[str, np.ndarray]) -> None:
+        state = self.module.state_dict()
+        for name in names:
+            self.held[name].fill(local(state[name]), params, name)
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
         return self.mesh.whole(self.specs[name], to_whole(x))
@@ -155,6 +171,10 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
     @override
     def optimizer_state(self) -> dict[str, np.ndarray]:
         return self.optimizer.state()
+
+    @override
+    def optimizer_shards(self) -> Iterator[Shard]:
+        return (part for part in self.optimizer.state_shards() if part.box.size)
 
     @override
     def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:

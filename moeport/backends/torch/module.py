@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +18,7 @@ from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
+HeldShape = Callable[[ParameterSpec], tuple[int, ...]]
 COPY = "{}_in_compute_type"
 """Name of the attribute beside a parameter that holds its copy."""
 
@@ -35,20 +35,15 @@ class ExpertsModule(nn.Module):
 class ParameterTree(nn.Module):
     """Parameters with dotted names, so that `state_dict` has the names of the specs.
 
+    They are on the meta device until the whole module is distributed and filled (`moeport.backends.torch.placing`).
+
     Args:
         specs: names and shapes; untrained ones become buffers.
-        values: arrays by name.
-        device: where to put them.
+        held: the shape of what this rank has of a parameter before it is distributed.
         dtype: type of the parameters.
     """
 
-    def __init__(
-        self,
-        specs: Iterable[ParameterSpec],
-        values: Mapping[str, np.ndarray],
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
+    def __init__(self, specs: Iterable[ParameterSpec], held: HeldShape, dtype: torch.dtype):
         super().__init__()
         self._owners: list[tuple[str, nn.Module, str]] = []
         for spec in specs:
@@ -59,7 +54,7 @@ class ParameterTree(nn.Module):
                     owner.add_module(part, ExpertsModule() if part == "experts" else nn.Module())
                 owner = getattr(owner, part)
             kind = torch.float32 if spec.is_table else dtype
-            value = torch.tensor(values[spec.name], device=device, dtype=kind)
+            value = torch.empty(held(spec), device="meta", dtype=kind)
             if spec.trainable:
                 owner.register_parameter(leaf, nn.Parameter(value))
             else:
@@ -86,12 +81,11 @@ class BlockModule(ParameterTree):
     def __init__(
         self,
         block: Block,
-        values: Mapping[str, np.ndarray],
-        device: torch.device,
+        held: HeldShape,
         dtype: torch.dtype,
         activation_checkpointing: bool,
     ):
-        super().__init__(block.parameter_specs(), values, device, dtype)
+        super().__init__(block.parameter_specs(), held, dtype)
         self.block, self.activation_checkpointing = block, activation_checkpointing
 
     @override
@@ -112,9 +106,8 @@ class TransformerModule(ParameterTree):
 
     Args:
         model: shapes and forward pass.
-        ops: operations on `device`.
-        values: initial parameters by name.
-        device: where to put them.
+        ops: operations on the device that it will be on.
+        held: see `ParameterTree`.
         dtype: type of the parameters.
         compute_dtype: type of activations, and of weights in products.
         activation_checkpointing: recompute blocks in the backward pass.
@@ -124,18 +117,14 @@ class TransformerModule(ParameterTree):
         self,
         model: Transformer,
         ops: TorchOps,
-        values: Mapping[str, np.ndarray],
-        device: torch.device,
+        held: HeldShape,
         dtype: torch.dtype,
         compute_dtype: str,
         activation_checkpointing: bool = False,
     ):
         outside = [spec for spec in model.parameter_specs() if not spec.name.startswith("layers.")]
-        super().__init__(outside, values, device, dtype)
-        self.layers = nn.ModuleList(
-            BlockModule(block, subtree(f"layers.{block.layer}", values), device, dtype, activation_checkpointing)
-            for block in model.blocks
-        )
+        super().__init__(outside, held, dtype)
+        self.layers = nn.ModuleList(BlockModule(block, held, dtype, activation_checkpointing) for block in model.blocks)
         self.model, self.ops, self.compute_dtype = model, ops, compute_dtype
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
 from moeport.core.muon import COEFFICIENTS, EPS, ITERATIONS, batch_shape, rate_factor, rule_of
 from moeport.core.parameters import ParameterSpec
+from moeport.core.weights import Shard
 
 
 def orthogonalized(x_BRC: Tensor) -> Tensor:
@@ -38,8 +39,8 @@ def orthogonalized(x_BRC: Tensor) -> Tensor:
 class Muon(AdamW):
     """Muon (see `moeport.core.muon`); what it does not update is left to AdamW.
 
-    The iterations need whole matrices. Experts on this rank are whole, also where FSDP2 divides those of a layer, since
-    it divides them by expert. Other sharded matrices are gathered, one at a time, and every rank iterates on them.
+    The iterations need whole matrices. Experts on this rank are whole, also where FSDP2 divides those of a layer by
+    expert. Other sharded matrices are gathered, one parameter at a time, and every rank iterates on them.
 
     Args: as for AdamW, and
 
@@ -83,7 +84,7 @@ class Muon(AdamW):
         """The local shard of the orthogonalised direction, times the factor of the rate."""
         spec, whole = self.specs[name], direction
         sharded = from_local(direction, self.parameters[name])
-        gathers = isinstance(sharded, DTensor) and not spec.is_expert
+        gathers = isinstance(sharded, DTensor) and not (spec.is_expert and sharded.placements[-1].is_shard(0))
         if gathers:
             whole = sharded.full_tensor()
         shape = batch_shape(spec, whole.shape)
@@ -104,8 +105,15 @@ class Muon(AdamW):
         return super().state() | momenta
 
     @override
+    def state_shards(self) -> Iterator[Shard]:
+        yield from super().state_shards()
+        for name, momentum in self.momenta.items():
+            yield self.held[name].shard(f"momentum_buffer.{name}", momentum)
+
+    @override
     def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
         super().load_state(state, steps)
         for name in self.matrices:
-            if f"momentum_buffer.{name}" in state:
-                self.momenta[name] = self._shard(name, state[f"momentum_buffer.{name}"])
+            key = f"momentum_buffer.{name}"
+            if key in state:
+                self.momenta[name] = self._shard(name, state, key)

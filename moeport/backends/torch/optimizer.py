@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from moeport.backends.torch.adamw_trial import ADAMW
 from moeport.backends.torch.fused import FusedOps
 from moeport.backends.torch.ops import TorchOps, name_of
-from moeport.backends.torch.sharding import from_local, local, num_copies, sharded_like, to_whole
+from moeport.backends.torch.placing import held
+from moeport.backends.torch.sharding import from_local, local, to_whole
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
 from moeport.core.array import Array
 from moeport.core.muon import MOMENTS, rule_of
 from moeport.core.parameters import ParameterSpec
+from moeport.core.weights import Shard
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which torch.optim.AdamW is fused without a trial."""
@@ -59,6 +61,7 @@ class AdamW:
         self.parameters = dict(module.named_parameters())
         self.shards = {name: p if local(p) is p else local(p).detach() for name, p in self.parameters.items()}
         """The local shard of each parameter."""
+        self.held = {name: held(p, specs[name], mesh) for name, p in self.parameters.items()}
         self._shares_of: dict[tuple[str, ...], Tensor] = {}
         own = [name for name in self.shards if rule_of(specs[name], config.name) == "adamw"]
         groups = [
@@ -105,7 +108,7 @@ class AdamW:
     def _shares(self, names: tuple[str, ...], like: Tensor) -> Tensor:
         """The share of each parameter's squared norm that this rank adds: one over the number of ranks that hold it."""
         if names not in self._shares_of:
-            shares = [1.0 / num_copies(self.parameters[name], self.specs[name], self.mesh) for name in names]
+            shares = [1.0 / self.held[name].copies for name in names]
             self._shares_of = {names: torch.tensor(shares, dtype=like.dtype, device=like.device)}
         return self._shares_of[names]
 
@@ -138,6 +141,13 @@ class AdamW:
             for moment in MOMENTS["adamw"]
         }
 
+    def state_shards(self) -> Iterator[Shard]:
+        """What this rank is to write of `state`; some may be empty."""
+        state = self.optimizer.state
+        for name, shard in self.shards.items():
+            for moment in MOMENTS["adamw"] if shard in state else ():
+                yield self.held[name].shard(f"{moment}.{name}", state[shard][moment])
+
     def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
         """Restore the moments after `steps` steps."""
         self.failed.zero_()
@@ -146,15 +156,17 @@ class AdamW:
             if f"exp_avg.{name}" in state:
                 self.optimizer.state[self.shards[name]] = {
                     "step": torch.tensor(float(steps), dtype=torch.float32, device=step_device),
-                    **{moment: self._shard(name, state[f"{moment}.{name}"]) for moment in MOMENTS["adamw"]},
+                    **{moment: self._shard(name, state, f"{moment}.{name}") for moment in MOMENTS["adamw"]},
                 }
 
     def _local_gradients(self) -> dict[str, Tensor]:
         return {name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
 
-    def _shard(self, name: str, value: np.ndarray) -> Tensor:
+    def _shard(self, name: str, state: Mapping[str, np.ndarray], key: str) -> Tensor:
         """The local shard of an array with the shape of a whole parameter."""
-        return local(sharded_like(self.parameters[name], self.mesh.local(self.specs[name], value)))
+        shard = torch.empty_like(self.shards[name])
+        self.held[name].fill(shard, state, key)
+        return shard
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
         return self.mesh.whole(self.specs[name], to_whole(x))

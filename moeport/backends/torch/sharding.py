@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from moeport.backends.torch.module import ExpertsModule, TransformerModule
 from moeport.comm.communicator import Communicator
 from moeport.comm.mesh import Mesh
 from moeport.core.parameters import ParameterSpec
+
+UNEVEN = 1.125
+"""How much larger than the mean the largest part of a parameter may be."""
 
 
 def distribute(
@@ -26,8 +28,11 @@ def distribute(
     device: torch.device,
     dtype: torch.dtype,
     specs: Mapping[str, ParameterSpec],
-) -> list[nn.Parameter]:
+) -> list[str]:
     """Apply `fully_shard`: experts over the ranks that hold the same ones, everything else over all ranks.
+
+    A parameter is divided along its first dimension, or along another if only that gives all ranks about the same: few
+    experts, over ranks that do not divide them.
 
     In a compute type narrower than the parameters, those of the blocks are gathered in it, and their gradients summed
     in the type of the parameters. Gathering in one type is for a whole block, so the few parameters that compute in
@@ -38,18 +43,19 @@ def distribute(
     for parameters that see the tokens of all ranks and for those that see the tokens of one rank.
 
     Args:
-        module: the model of this rank, with only its local experts.
+        module: the model of this rank, with only its local experts, on the meta device.
         mesh: the ranks, at least two.
         shard: divide parameters, gradients and optimiser state; otherwise every rank keeps whole copies.
-        device: device of the module.
+        device: device that it will be on.
         dtype: compute type.
         specs: all parameters by name.
 
-    Returns: the parameters that every rank holds whole, whose gradients `sum_over_ranks` must add.
+    Returns: names of the parameters that every rank holds whole, whose gradients `sum_over_ranks` must add.
     """
-    whole_on_all, policy = [], MixedPrecisionPolicy()
+    whole_on_all, policy = dict[str, nn.Parameter](), MixedPrecisionPolicy()
     if dtype.itemsize < next(module.parameters()).dtype.itemsize:
-        whole_on_all = [p for name, p in module.layers.named_parameters("layers") if not specs[name].in_compute_type]
+        in_blocks = module.layers.named_parameters("layers")
+        whole_on_all = {name: p for name, p in in_blocks if not specs[name].in_compute_type}
         policy = MixedPrecisionPolicy(dtype, next(module.parameters()).dtype, cast_forward_inputs=False)
     all_ranks = _device_mesh(device, mesh.world.size, shard)
     experts = [part for part in module.modules() if isinstance(part, ExpertsModule)]
@@ -59,17 +65,34 @@ def distribute(
     else:
         across_copies = _device_mesh(device, mesh.copies.size, shard, mesh.experts.size)
         for part in experts:
-            fully_shard(part, mesh=across_copies, mp_policy=policy)
-    ignored = unshared.union(whole_on_all)
+            fully_shard(part, mesh=across_copies, mp_policy=policy, shard_placement_fn=_placing(across_copies))
+    ignored = unshared.union(whole_on_all.values())
+    placing = _placing(all_ranks)
     for block in module.layers:
-        fully_shard(block, mesh=all_ranks, mp_policy=policy, ignored_params=ignored)
-    fully_shard(module, mesh=all_ranks, ignored_params=ignored)
+        fully_shard(block, mesh=all_ranks, mp_policy=policy, ignored_params=ignored, shard_placement_fn=placing)
+    fully_shard(module, mesh=all_ranks, ignored_params=ignored, shard_placement_fn=placing)
     register_fsdp_forward_method(module, "logits")
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-    return whole_on_all
+    return list(whole_on_all)
+
+
+def _placing(mesh: DeviceMesh) -> Callable[[nn.Parameter], Shard]:
+    """What says along which dimension a parameter is divided over the last axis of a mesh."""
+    ranks = mesh.size(mesh.ndim - 1)
+    return lambda parameter: Shard(shard_dim(tuple(parameter.shape), ranks))
+
+
+def shard_dim(shape: tuple[int, ...], ranks: int) -> int:
+    """The first dimension, unless the largest part would be much larger than the mean and another dimension divides.
+
+    FSDP2 divides no other dimension than the first unevenly.
+    """
+    if -(-shape[0] // ranks) * ranks <= UNEVEN * shape[0]:
+        return 0
+    return next((dim for dim, size in enumerate(shape) if size % ranks == 0), 0)
 
 
 def sum_over_ranks(parameters: Sequence[nn.Parameter], world: Communicator) -> None:
@@ -94,14 +117,6 @@ def local(x: Tensor) -> Tensor:
     return x.detach().to_local() if isinstance(x, DTensor) else x
 
 
-def num_copies(x: Tensor, spec: ParameterSpec, mesh: Mesh) -> int:
-    """Number of ranks that hold the same shard."""
-    if not isinstance(x, DTensor):
-        return mesh.copies.size if spec.is_expert else mesh.world.size
-    sizes = (x.device_mesh.size(dim) for dim, placement in enumerate(x.placements) if placement.is_replicate())
-    return math.prod(sizes)
-
-
 def from_local(x: Tensor, parameter: Tensor) -> Tensor:
     """The tensor of which `x` is the local shard, sharded like `parameter`."""
     if not isinstance(parameter, DTensor):
@@ -118,11 +133,3 @@ def whole(x: Tensor) -> Tensor:
 def to_whole(x: Tensor) -> np.ndarray:
     """The whole parameter, on the host; every rank that holds a shard must call it."""
     return whole(x).detach().cpu().numpy().copy()
-
-
-def sharded_like(x: Tensor, value: np.ndarray) -> Tensor:
-    """A whole array as a tensor with the sharding, device and type of `x`."""
-    tensor = torch.tensor(value, device=x.device, dtype=x.dtype)
-    if not isinstance(x, DTensor):
-        return tensor
-    return distribute_tensor(tensor, x.device_mesh, x.placements, src_data_rank=None)
