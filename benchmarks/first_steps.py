@@ -27,6 +27,8 @@ from moeport.backends import get_backend
 from moeport.comm.mesh import single_mesh
 from moeport.config import config_from_dict
 from moeport.config.schema import Config
+from moeport.core.parameters import InitialWeights
+from moeport.core.weights import Box
 from moeport.training import prepare as preparation
 from moeport.training.evaluate import evaluate
 from moeport.training.prepare import PreparedRun, prepare
@@ -140,18 +142,17 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepared(config: Config, variant: Variant) -> PreparedRun:
     """A run at its first step, with scaled initial weights."""
-    drawn = preparation.initial_parameters
 
-    def scaled(*args: Any) -> dict[str, np.ndarray]:
-        params = drawn(*args)
-        for name in params:
+    class Scaled(InitialWeights):
+        def read(self, name: str, box: Box) -> np.ndarray:
+            values = super().read(name, box)
             for part, factor in variant.scale.items():
                 if part in name:
-                    params[name] *= np.float32(factor)
-        return params
+                    values *= np.float32(factor)
+            return values
 
     backend = get_backend(config.backend)
-    with mock.patch.object(preparation, "initial_parameters", scaled):
+    with mock.patch.object(preparation, "InitialWeights", Scaled):
         return prepare(config, None, backend, single_mesh(backend.ops), lambda line: None)
 
 

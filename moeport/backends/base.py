@@ -85,7 +85,7 @@ class Backend(ABC):
 
         Args:
             model: its shapes; on several ranks, after `moeport.model.spread.spread`.
-            params: whole parameters by name.
+            params: parameters by name: whole arrays, or `Weights`, of which each rank reads its part.
             options: see `TrainingOptions`.
             mesh: the ranks that train together, each of which calls this; None: only this process.
         """

@@ -9,27 +9,33 @@ from math import prod
 from moeport.config.schema import Config
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import UserError
+from moeport.facts import BACKENDS
 
 BYTES = 4
 """Of a parameter on the host, whatever the compute type."""
 
 
-def check_memory(config: Config, specs: Sequence[ParameterSpec], micro_batch: int) -> None:
+def check_memory(
+    config: Config, specs: Sequence[ParameterSpec], micro_batch: int, ranks: int = 1, ranks_here: int = 1
+) -> None:
     """Refuse what cannot fit even if nothing else needs memory.
 
     Args:
         config: the whole config.
         specs: the whole model's parameters.
         micro_batch: sequences or images of one micro-batch on one rank.
+        ranks: number of ranks.
+        ranks_here: how many of them hold their parameters in this machine's memory.
 
     Raises UserError: the parameters, or the outputs of the blocks for one micro-batch, exceed the machine's memory.
     """
     memory = physical_memory()
-    parameters = BYTES * sum(prod(spec.shape) for spec in specs)
+    parameters = ranks_here * rank_parameter_bytes(config, specs, ranks)
     if parameters > memory:
         largest = max(specs, key=lambda spec: prod(spec.shape))
+        owners = "its parameters" if ranks_here == 1 else f"its parameters on {ranks_here} ranks"
         raise UserError(
-            f"model: its parameters need {_gib(parameters)} and this machine has {_gib(memory)}; the largest, "
+            f"model: {owners} need {_gib(parameters)} and this machine has {_gib(memory)}; the largest, "
             f"{largest.name}, is {' x '.join(map(str, largest.shape))}. Choose smaller sizes"
         )
     model, length = config.model, config.data.tokens_per_sequence
@@ -40,6 +46,13 @@ def check_memory(config: Config, specs: Sequence[ParameterSpec], micro_batch: in
             f"{length:,} tokens need {_gib(outputs)} and this machine has {_gib(memory)}; raise "
             "training.gradient_accumulation, or choose smaller sizes"
         )
+
+
+def rank_parameter_bytes(config: Config, specs: Sequence[ParameterSpec], ranks: int) -> float:
+    """Bytes of the parameters that a rank holds: of experts its part, and of everything a part where it is divided."""
+    sharded = BACKENDS[config.backend.name].shards and config.parallelism.shard is not False
+    expert = config.parallelism.expert if ranks > 1 else 1
+    return sum(BYTES * prod(spec.shape) / (ranks if sharded else expert if spec.is_expert else 1) for spec in specs)
 
 
 def physical_memory() -> float:

@@ -43,7 +43,7 @@ def place_model(
         config: the whole config.
         backend: where it runs.
         shapes: its shapes; its layers are told where their experts are.
-        params: whole parameters by name.
+        params: parameters by name, whole or to be read in part.
         mesh: the ranks.
         all_to_all: an algorithm in EXCHANGES, and the number of chunks; used only if ranks share the experts.
     """

@@ -13,8 +13,9 @@ from moeport.backends.base import Backend
 from moeport.comm.mesh import Mesh
 from moeport.comm.start import check_start
 from moeport.config.schema import Config
-from moeport.core.parameters import initial_parameters
+from moeport.core.parameters import InitialWeights
 from moeport.errors import CheckpointError
+from moeport.launch.machine import usable_cores
 from moeport.model.auto_exchange import fastest
 from moeport.model.build import build_model
 from moeport.model.planned import Planned
@@ -93,9 +94,12 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
     batches = Batches(config.training, shapes, task.train, mesh.world)
-    check_memory(config, shapes.parameter_specs(), config.training.batch_size // batches.num_parts)
+    here = mesh.world.nodes.count(mesh.world.nodes[mesh.world.rank])
+    on_host = here if backend.device.startswith("cpu") else 1
+    micro_batch = config.training.batch_size // batches.num_parts
+    check_memory(config, shapes.parameter_specs(), micro_batch, mesh.world.size, on_host)
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
-    params = _params(config, checkpoint, task, shapes, say)
+    params = _params(config, checkpoint, task, shapes, max(1, usable_cores() // here), say)
     start_step = checkpoint.meta.step if checkpoint else 0
     with telling_way_back(config) if checkpoint else nullcontext():
         placed = place_model(config, backend, shapes, params, mesh, all_to_all)
@@ -143,16 +147,16 @@ def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, 
 
 
 def _params(
-    config: Config, checkpoint: Checkpoint | None, task: Task, shapes: Transformer, say: Say
+    config: Config, checkpoint: Checkpoint | None, task: Task, shapes: Transformer, threads: int, say: Say
 ) -> Mapping[str, np.ndarray]:
-    """Whole parameters by name: the initial ones, those of a run to start from, or those of a checkpoint that the run
-    can resume exactly.
+    """Parameters by name: the initial ones, drawn by `threads` threads as they are read, those of a run to start from,
+    or those of a checkpoint that the run can resume exactly.
     """
     specs = shapes.parameter_specs()
     if checkpoint is None and config.training.start_from is not None:
         return starting_weights(config.training.start_from, specs, task.tokenizer_fingerprint)
     if checkpoint is None:
-        return initial_parameters(specs, config.training.seed, task.token_counts)
+        return InitialWeights(specs, config.training.seed, task.token_counts, threads)
     if not checkpoint.meta.data:
         raise CheckpointError(
             f"{checkpoint.path}: holds converted weights and no training that could be resumed; start a run from them "

@@ -40,3 +40,32 @@ def test_what_fits_is_taken():
 def test_a_machine_that_does_not_say_refuses_nothing(monkeypatch):
     monkeypatch.delattr(host_memory.os, "sysconf")
     check(moe={"num_experts": 10**9})
+
+
+def bytes_of(ranks, backend="torch", **parallelism):
+    model, moe = MODEL | {"tie_embeddings": True}, {"num_experts": 4, "expert_hidden": 1000}
+    sections = {"model": model | {"moe": moe}, "backend": {"name": backend}, "parallelism": parallelism}
+    config = config_from_dict(sections)
+    specs = build_model(config.model, config.data, 257).parameter_specs()
+    experts = sum(4 * spec.size for spec in specs if spec.is_expert)
+    others = sum(4 * spec.size for spec in specs if not spec.is_expert)
+    return host_memory.rank_parameter_bytes(config, specs, ranks), experts, others
+
+
+def test_a_rank_holds_its_part():
+    held, experts, others = bytes_of(4)
+    assert held == (experts + others) / 4
+    assert bytes_of(4, expert=2)[0] == held
+    assert bytes_of(4, expert=2, shard=False)[0] == experts / 2 + others
+    assert bytes_of(4, "mindspore", expert=4)[0] == experts / 4 + others
+    assert bytes_of(1, expert=4)[0] == experts + others
+
+
+def test_the_parameters_of_all_ranks_of_a_machine_count(monkeypatch):
+    config = config_from_dict({"model": MODEL | {"moe": {"num_experts": 4}}, "parallelism": {"shard": False}})
+    specs = build_model(config.model, config.data, 257).parameter_specs()
+    need = host_memory.rank_parameter_bytes(config, specs, 2)
+    monkeypatch.setattr(host_memory, "physical_memory", lambda: 1.5 * need)
+    host_memory.check_memory(config, specs, 1, 2, ranks_here=1)
+    with pytest.raises(UserError, match=r"model: its parameters on 2 ranks need .* GiB and this machine has"):
+        host_memory.check_memory(config, specs, 1, 2, ranks_here=2)

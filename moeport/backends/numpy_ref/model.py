@@ -10,6 +10,7 @@ from typing_extensions import override
 from moeport.backends.base import EvaluationModel
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import parameter_dtype
+from moeport.core.weights import Weights
 from moeport.model.batch import Batch
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
@@ -39,4 +40,5 @@ class NumpyEvaluationModel(EvaluationModel):
 
     @override
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
-        self.params |= {name: value.astype(parameter_dtype(self.dtype)) for name, value in params.items()}
+        kind, copy = parameter_dtype(self.dtype), not isinstance(params, Weights)  # which makes an array per access
+        self.params |= {name: value.astype(kind, copy=copy) for name, value in params.items()}
