@@ -23,6 +23,8 @@ from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS, BackendFacts
 from moeport.launch.launcher import Launch
 from moeport.model.batch import Batch
+from moeport.model.cache import NewTokens
+from moeport.model.decoding import CachedDecoder, Decoder, RecomputingDecoder, new_cache
 from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import MEANS, LossTerms
 from moeport.model.planned import Planned
@@ -183,6 +185,17 @@ def whole_shards(arrays: Mapping[str, np.ndarray]) -> Iterator[Shard]:
 class EvaluationModel(ABC):
     """A model on a device. Arrays cross this interface as numpy: float32, or float64 if that is the compute type."""
 
+    ops: Ops
+    dtype: str
+    """Compute type."""
+    model: Transformer
+
+    def decoder(self, context: int) -> Decoder:
+        """What continues texts with this model, which sees at most `context` tokens at once."""
+        if not self.model.is_incremental:
+            return RecomputingDecoder(context, self.logits)
+        return CachedDecoder(context, lambda: new_cache(self.model, self.ops, self.dtype, context), self.read)
+
     @abstractmethod
     def evaluate(self, batch: Batch) -> LossTerms:
         """Loss terms without gradients, on the device."""
@@ -190,6 +203,12 @@ class EvaluationModel(ABC):
     @abstractmethod
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
         """Next-token scores (B, S, V) of ids (B, S), or class scores (B, V) of patches (B, S, P)."""
+
+    @abstractmethod
+    def read(self, new: NewTokens) -> np.ndarray:
+        """Read tokens that follow those in a cache, to which they are added. Returns scores (B, V), as `next_scores`
+        of `moeport.model.decoding`.
+        """
 
     @abstractmethod
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:

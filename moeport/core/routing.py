@@ -99,3 +99,7 @@ class RouterContext:
     """Where tokens and experts are."""
     pass_number: int = 0
     """Which of the router's `passes` this is, from 0."""
+    position_T: Array | None = None
+    """Position of each token in its text, where the sequences continue texts; None: each sequence is a text."""
+    first_id_T: Array | None = None
+    """Vocabulary id of the first token of each token's text, likewise."""

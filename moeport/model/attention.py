@@ -74,7 +74,7 @@ def attention_forward(
     v = ops.reshape(v, (batch, sequence, kv_heads, width))
     if qk_norm is True:
         q, k = _normed(ops, config, params, q, k)
-    out = ops.attention(ops.rope(q, *run.rope), ops.rope(k, *run.rope), v, causal)
+    out = run.attend(run.rotated(q), run.rotated(k), v, causal)
     return project(ops, params, "out", ops.reshape(out, (batch, sequence, heads * width)))
 
 

@@ -67,11 +67,11 @@ def latent_attention_forward(
     latent = ops.rms_norm(latent, params["kv_norm"], attention.latent_norm_eps)
     up = ops.reshape(project(ops, params, "kv_up", latent), (batch, sequence, heads, -1))
     k_plain, v_BSHW = ops.split(up, (plain, attention.v_head_dim), axis=3)
-    k_rotated = ops.rope(ops.reshape(k_rotated, (batch, sequence, 1, rotated)), *run.rope)
+    k_rotated = run.rotated(ops.reshape(k_rotated, (batch, sequence, 1, rotated)))
     k_rotated = k_rotated + ops.zeros((1, 1, heads, 1), ops.dtype(k_rotated))  # one for all heads
-    q_BSHA = ops.concat([q_plain, ops.rope(q_rotated, *run.rope)], axis=3)
+    q_BSHA = ops.concat([q_plain, run.rotated(q_rotated)], axis=3)
     k_BSHA = ops.concat([k_plain, k_rotated], axis=3)
-    out = ops.attention(q_BSHA, k_BSHA, v_BSHW, causal, score_scale(config))
+    out = run.attend(q_BSHA, k_BSHA, v_BSHW, causal, score_scale(config))
     return project(ops, params, "out", ops.reshape(out, (batch, sequence, heads * attention.v_head_dim)))
 
 

@@ -46,6 +46,15 @@ class Transformer(ABC):
         """Every MoE layer by the prefix of its parameters' names, in the order of execution."""
         return {f"layers.{block.layer}.moe{suffix}": moe for block in self.blocks for suffix, moe in block.moe.items()}
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether what a token gives depends only on itself and the tokens before it, in evaluation.
+
+        It does not if a router looks ahead, or a capacity drops what has no room beside other tokens.
+        """
+        moe = self.config.moe
+        return not self.moe_layers or not (moe.router.looks_ahead or moe.capacity.has_limit)
+
     @abstractmethod
     def parameter_counts(self) -> ParameterCounts:
         """Numbers of trained parameters."""
@@ -127,7 +136,11 @@ class Transformer(ABC):
         Returns: (x_BSD in the compute type, metrics per MoE layer).
         """
         ops, run_block = run.ops, run.run_block or partial(self._run_block, params)
-        token_ids_T = self.token_ids(ops, batch)
+        token_ids_T, position_T, first_id_T = self.token_ids(ops, batch), None, None
+        if run.continuation is not None:
+            position_T, first_id_T = (
+                ops.reshape(x_BQ, (-1,)) for x_BQ in (run.continuation.position_BQ, run.continuation.first_id_BQ)
+            )
         with ops.part("embedding"):
             x_BSD = self.embed(run, params, batch)
         metrics: list[MoEMetrics] = []
@@ -147,9 +160,11 @@ class Transformer(ABC):
                 num_sequences=sequences,
                 topology=self.topology,
                 pass_number=run.number,
+                position_T=position_T,
+                first_id_T=first_id_T,
             )
             with ops.part("block"):
-                x_BSD, block_metrics = run_block(run, x_BSD, context)
+                x_BSD, block_metrics = run_block(run.in_block(block.layer), x_BSD, context)
             metrics += block_metrics
         return ops.rms_norm(x_BSD, params["final_norm.weight"], self.config.norm_eps), metrics
 

@@ -73,7 +73,7 @@ class RandomRouter(TableRouter[RandomConfig]):
             if self.config.inference == "sequence":
                 key_T = first_ids(ops, context, tokens)
             else:
-                key_T = (ids_of(context) + position(ops, context, tokens)[0]) % ops.index(table_V1.shape[0])
+                key_T = (ids_of(context) + position(ops, context, tokens)) % ops.index(table_V1.shape[0])
             expert_T1 = experts_at(ops, table_V1, key_T, self.num_experts)
         return fixed_routing(ops, expert_T1, self.num_experts, x_TD)
 

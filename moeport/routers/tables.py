@@ -92,15 +92,22 @@ def ids_of(context: RouterContext) -> Array:
 
 def first_ids(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
     """The id of the first token of each token's sequence, (T,)."""
-    return ops.take_rows(ids_of(context), position(ops, context, num_tokens)[1])
+    if context.first_id_T is not None:
+        return context.first_id_T
+    return ops.take_rows(ids_of(context), _first(ops, context, num_tokens))
 
 
-def position(ops: Ops, context: RouterContext, num_tokens: int) -> tuple[Array, Array]:
-    """Each token's position in its sequence, from 0, and the index of the first token of that sequence; (T,) each."""
-    index_T = ops.arange(num_tokens)
+def position(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
+    """Each token's position in its sequence, from 0, (T,)."""
+    if context.position_T is not None:
+        return context.position_T
+    return ops.arange(num_tokens) - _first(ops, context, num_tokens)
+
+
+def _first(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
+    """The index of the first token of each token's sequence, (T,)."""
     length = ops.index(num_tokens // context.num_sequences)
-    start_T = index_T // length * length
-    return index_T - start_T, start_T
+    return ops.arange(num_tokens) // length * length
 
 
 def fixed_routing(ops: Ops, expert_TK: Array, num_experts: int, x_TD: Array) -> Routing:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,10 +84,12 @@ def test_positions_and_first_ids(target):
     ops = target.build().ops
     ids_T = ops.from_numpy(np.array([5, 6, 7, 3, 2, 1]))
     context = RouterContext(0, training=False, token_ids_T=ids_T, num_sequences=2)
-    place_T, start_T = position(ops, context, 6)
-    assert ops.to_numpy(place_T).tolist() == [0, 1, 2, 0, 1, 2]
-    assert ops.to_numpy(start_T).tolist() == [0, 0, 0, 3, 3, 3]
+    assert ops.to_numpy(position(ops, context, 6)).tolist() == [0, 1, 2, 0, 1, 2]
     assert ops.to_numpy(first_ids(ops, context, 6)).tolist() == [5, 5, 5, 3, 3, 3]
+    given_T = ops.from_numpy(np.arange(6))
+    continued = replace(context, position_T=given_T, first_id_T=given_T)
+    assert ops.to_numpy(position(ops, continued, 6)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert ops.to_numpy(first_ids(ops, continued, 6)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_fixed_routing_has_equal_gates_and_no_z_loss_gradient():

@@ -24,6 +24,8 @@ from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
 from moeport.model.batch import Batch
+from moeport.model.cache import NewTokens
+from moeport.model.decoding import next_scores
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
@@ -39,6 +41,8 @@ class MindSporeEvaluationModel(EvaluationModel):
         params: whole parameters by name.
         mesh: the ranks that hold the model together; None: only this process.
     """
+
+    ops: MindSporeOps
 
     def __init__(
         self,
@@ -73,6 +77,11 @@ class MindSporeEvaluationModel(EvaluationModel):
         ops, dtype = self.ops, self.dtype
         run, ids = self.model.forward_pass(ops, token_BS.shape[1], dtype), ops.from_numpy(token_BS)
         return ops.to_numpy(self.model.logits(run, self.shaped(), Batch(ids, ids)))
+
+    @override
+    def read(self, new: NewTokens) -> np.ndarray:
+        """Never compiled, as `logits`."""
+        return self.ops.to_numpy(next_scores(self.model, self.ops, self.dtype, self.shaped(), new))
 
     @override
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:

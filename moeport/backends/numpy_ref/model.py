@@ -12,6 +12,8 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import parameter_dtype
 from moeport.core.weights import Weights
 from moeport.model.batch import Batch
+from moeport.model.cache import NewTokens
+from moeport.model.decoding import next_scores
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
@@ -33,6 +35,10 @@ class NumpyEvaluationModel(EvaluationModel):
     def logits(self, token_BS: np.ndarray) -> np.ndarray:
         run = self.model.forward_pass(self.ops, token_BS.shape[1], self.dtype)
         return self.ops.to_numpy(self.model.logits(run, self.params, Batch(token_BS, token_BS)))
+
+    @override
+    def read(self, new: NewTokens) -> np.ndarray:
+        return self.ops.to_numpy(next_scores(self.model, self.ops, self.dtype, self.params, new))
 
     @override
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:

@@ -24,12 +24,15 @@ from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
 from moeport.core.weights import Shard
 from moeport.model.batch import Batch
+from moeport.model.cache import NewTokens
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
 
 class TorchEvaluationModel(EvaluationModel):
     """A model on one device, as a module."""
+
+    ops: TorchOps
 
     def __init__(
         self,
@@ -88,6 +91,13 @@ class TorchEvaluationModel(EvaluationModel):
         self.module.eval()
         with torch.no_grad():
             return self.ops.to_numpy(self.module.logits(self.ops.from_numpy(token_BS)))
+
+    @override
+    def read(self, new: NewTokens) -> np.ndarray:
+        """Never compiled, since the cache is written in place."""
+        self.module.eval()
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            return self.ops.to_numpy(self.module.read(new))
 
     @override
     def parameters(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:

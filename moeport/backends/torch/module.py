@@ -14,6 +14,8 @@ from moeport.core.parameters import ParameterSpec, subtree
 from moeport.core.routing import RouterContext
 from moeport.model.batch import Batch
 from moeport.model.block import Block
+from moeport.model.cache import NewTokens
+from moeport.model.decoding import next_scores
 from moeport.model.forward_pass import BlockOutput, Pass
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
@@ -154,3 +156,7 @@ class TransformerModule(ParameterTree):
     def logits(self, token_BS: Tensor) -> Tensor:
         """Next-token or class scores in the compute type."""
         return self.model.logits(self._pass(token_BS.shape[1]), self.arrays(), Batch(token_BS, token_BS))
+
+    def read(self, new: NewTokens) -> Tensor:
+        """Scores (B, V) after new tokens, which are added to their cache."""
+        return next_scores(self.model, self.ops, self.compute_dtype, self.arrays(), new, self._run_block)
