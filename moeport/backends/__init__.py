@@ -21,12 +21,15 @@ def get_backend(config: BackendConfig) -> Backend:
     Raises BackendUnavailableError, with what to do, if its framework, device or dtype is missing.
     """
     facts = BACKENDS[config.name]
-    backend: type[Backend] = _found(config.name, facts.module, facts.cls)
+    backend: type[Backend] = found(config.name, facts.module, facts.cls)
     return backend(config)
 
 
-def _found(name: str, module: str, attribute: str) -> Any:
-    """Something in a module that needs the framework of a backend."""
+def found(name: str, module: str, attribute: str, asked: str | None = None) -> Any:
+    """Something in a module that needs the framework of a backend; `asked` is what the user asked for.
+
+    Raises BackendUnavailableError, with what to do, if the framework is missing.
+    """
     try:
         with guarded(BACKENDS[name].framework, BACKENDS[name].extensions):
             return getattr(importlib.import_module(module), attribute)
@@ -34,7 +37,7 @@ def _found(name: str, module: str, attribute: str) -> Any:
         if error.name and error.name.startswith("moeport"):
             raise
         raise BackendUnavailableError(
-            f"backend.name: {name} needs {error.name}, which is not installed; install it with: "
+            f"{asked or f'backend.name: {name}'} needs {error.name}, which is not installed; install it with: "
             f"{BACKENDS[name].install}"
         ) from error
 
@@ -55,5 +58,5 @@ def join_job(launch: Launch | None, timeout_s: float, config: BackendConfig) -> 
     if launch.is_scheduler:
         own = config if config.name == launch.backend else BackendConfig(name=launch.backend)
         get_backend(own).communicator(launch, timeout_s)
-    meeting_of = _found(launch.backend, BACKENDS[launch.backend].rendezvous, "meeting_of")
+    meeting_of = found(launch.backend, BACKENDS[launch.backend].rendezvous, "meeting_of")
     return Job(meeting_of(launch, timeout_s))

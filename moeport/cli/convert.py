@@ -15,7 +15,11 @@ RunToMake = Annotated[
     Path, output_folder("-o", "--output", metavar="RUN_DIR", help="Run folder to make.", show_default=False)
 ]
 
-app = typer.Typer(name="convert", help="Convert checkpoints from and to Hugging Face.", no_args_is_help=True)
+app = typer.Typer(
+    name="convert",
+    help="Convert checkpoints from and to Hugging Face and torch.distributed.checkpoint.",
+    no_args_is_help=True,
+)
 
 
 @app.command("from-hf")
@@ -154,6 +158,78 @@ def upcycle(
     )
     console.print(f"  the model {same}", soft_wrap=True)
     _print_next(console, output)
+
+
+@app.command("dcp")
+def dcp(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, or of a checkpoint.", show_default=False)
+    ],
+    output: Annotated[
+        Path, output_folder("-o", "--output", metavar="FOLDER", help="Folder to make.", show_default=False)
+    ],
+    names: Annotated[
+        Literal["moeport", "torchtitan"],
+        typer.Option(help="What the tensors are called: as here, or as in torchtitan's Qwen3 and Qwen3-MoE."),
+    ] = "moeport",
+    checkpoint: Annotated[
+        str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to convert: latest, best or step-N.")
+    ] = "latest",
+) -> None:
+    """Convert a checkpoint to a folder of torch.distributed.checkpoint, with the optimiser's state.
+
+    Example: moeport convert dcp runs/qwen3 -o qwen3-dcp --names torchtitan
+    """
+    from moeport.convert.dcp import to_dcp
+    from moeport.pages.console import wide_console
+
+    console = wide_console()
+    with _Progress() as progress:
+        done = to_dcp(source, output, names, checkpoint, progress.add)
+    state = "with the optimiser's state" if done.moments else "without an optimiser's state"
+    console.print(
+        f"{output}: {done.tensors:,} tensors of {done.checkpoint.name}, {done.parameters:,} parameters, {state}",
+        soft_wrap=True,
+    )
+
+
+@app.command("from-dcp")
+def from_dcp(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder that torch.distributed.checkpoint wrote.", show_default=False),
+    ],
+    output: RunToMake,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Config whose model section describes a folder that moeport did not write.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Convert a folder of torch.distributed.checkpoint to a run.
+
+    One that `convert dcp` wrote becomes the same run again, and can be resumed; any other gives weights to start from.
+
+    Example: moeport convert from-dcp outputs/checkpoint/step-1000 -o runs/qwen3 --config qwen3.yaml
+    """
+    from moeport.convert.dcp import from_dcp as convert
+    from moeport.pages.console import wide_console
+
+    console = wide_console()
+    with _Progress() as progress:
+        done = convert(folder, output, config, progress.add)
+    console.print(
+        f"{output}: {done.tensors:,} tensors by the names of {done.names}, as {done.checkpoint.name}", soft_wrap=True
+    )
+    for note in done.notes:
+        console.print(f"  {note}", soft_wrap=True)
+    if done.resumes:
+        console.print(f"resume: moeport train {output}/config.yaml --resume", soft_wrap=True)
+    else:
+        _print_next(console, output)
 
 
 def _print_next(console: "PlainConsole", run_dir: Path) -> None:

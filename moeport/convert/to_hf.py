@@ -24,16 +24,16 @@ from moeport.convert.from_hf import check_cover
 from moeport.convert.parts import Part, parts
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FILE, FOLDER, Record, checksums_text, find_record
-from moeport.convert.stored import open_stored
 from moeport.core.parameters import ParameterSpec
+from moeport.core.weights import Weights
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import CheckpointError, RunError, UserError
 from moeport.files import atomic_folder
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import find_checkpoint
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, end_of_text, read_config
-from moeport.training.tensor_file import NewTensor, StoredTensor, write_tensors
+from moeport.training.tensor_file import NewTensor, write_tensors
 
 EMBEDDING = "embedding.weight"
 
@@ -63,13 +63,13 @@ def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, rep
         raise UserError(f"{target}: is already there; choose another folder, or remove it")
     if not (run_dir / CHECKPOINT_DIR).is_dir():
         read_config(run_dir)
-    meta, stored = open_stored(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))
-    config = config_from_dict(meta.config)
+    checkpoint = open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))
+    config = config_from_dict(checkpoint.meta.config)
     if config.data.is_images:
         raise UserError(f"{run_dir}: was trained to classify images; expected the run of a language model")
     found = find_record(run_dir, config)
     record, carried = found or (None, None)
-    export = Export(run_dir, config, meta, stored, record, options)
+    export = Export(run_dir, config, checkpoint.meta, checkpoint.model, record, options)
     with atomic_folder(target) as folder:
         files = export.write_weights(folder, report)
         verified = export.verify()
@@ -87,7 +87,7 @@ class Export:
     run_dir: Path
     config: Config
     meta: CheckpointMeta
-    stored: Mapping[str, StoredTensor]
+    stored: Weights
     record: Record | None
     options: ExportOptions
     checksums: dict[str, str] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Export:
     def _vocab_size(self) -> int:
         if EMBEDDING not in self.stored:
             raise CheckpointError(f"{self.run_dir}: the checkpoint has no {EMBEDDING}; use another one")
-        return self.config.model.vocab_size or self.stored[EMBEDDING].shape[0]
+        return self.config.model.vocab_size or self.stored.shape(EMBEDDING)[0]
 
     def _family(self) -> tuple[Family, dict[str, Any]]:
         """The family, and the keys of config.json. Raises UserError if it lacks something that the model has."""
@@ -142,7 +142,7 @@ class Export:
         """Element type of a tensor of these parts: theirs, or one that holds each of theirs exactly."""
         if self.options.dtype is not None:
             return CODES[self.options.dtype]
-        default = self.stored[EMBEDDING].dtype
+        default = CODES[self.stored.dtype(EMBEDDING)]
         codes = {self.record.dtypes.get(label, default) if self.record else default for label in labels}
         return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
 
@@ -183,9 +183,8 @@ class Export:
 
     def _write(self, several: Sequence[Part], code: str) -> Iterator[bytes]:
         for part in several:
-            tensor, digest = self.stored[part.parameter], hashlib.sha256()
-            for block in tensor.blocks(part.offset, part.size):
-                values = decoded(block, tensor.dtype)
+            digest = hashlib.sha256()
+            for values in self.stored.run(part.parameter, part.offset, part.size):
                 out = encoded(values, code)
                 if not np.isfinite(decoded(out, code)).all():
                     raise CheckpointError(_not_finite(part, values, code))
@@ -251,12 +250,12 @@ def _carry(run_dir: Path, config: Config, carried: Path | None, folder: Path) ->
         (folder / "tokenizer_config.json").write_text(_json(settings), encoding="utf-8")
 
 
-def _check_stored(stored: Mapping[str, StoredTensor], specs: Iterable[ParameterSpec], run_dir: Path) -> None:
+def _check_stored(stored: Weights, specs: Iterable[ParameterSpec], run_dir: Path) -> None:
     """Refuse a checkpoint whose parameters are not those of its config."""
     shapes = {spec.name: spec.shape for spec in specs}
     wrong = sorted(stored.keys() ^ shapes.keys())
-    wrong += [name for name, shape in shapes.items() if name in stored and stored[name].shape != shape]
-    wrong += [name for name, tensor in stored.items() if tensor.dtype not in ("F32", "F64")]
+    wrong += [name for name, shape in shapes.items() if name in stored and stored.shape(name) != shape]
+    wrong += [name for name in stored if stored.dtype(name) not in ("float32", "float64")]
     if wrong:
         raise CheckpointError(
             f"{run_dir}: the checkpoint does not fit the model of its config: {wrong[0]} is missing, unknown, or of "

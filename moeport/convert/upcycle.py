@@ -16,10 +16,9 @@ from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import find_record, refuse_other, write_record
-from moeport.convert.stored import open_stored
 from moeport.convert.upcycle_plan import Plan, UpcycleOptions, slices_of
 from moeport.errors import UserError
-from moeport.training.checkpoint import find_checkpoint, save_streamed
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, TOKENIZER_FILE, refuse_used, write_config
 from moeport.version import VERSION
@@ -64,8 +63,8 @@ def upcycle(
     old = load_config(source / CONFIG_FILE)
     if old.data.is_images:
         raise UserError(f"{source}: was trained to classify images; expected the run of a language model")
-    meta, stored = open_stored(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
-    plan = Plan(old.model, _new_config(source, run_dir, old, overrides), stored, options)
+    checkpoint = open_checkpoint(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))
+    plan = Plan(old.model, _new_config(source, run_dir, old, overrides), checkpoint.model, options)
     tensors = reported(plan.tensors(), report)
     found = find_record(source, old)
 
@@ -76,7 +75,7 @@ def upcycle(
             record, folder = found
             write_record(folder, run_dir, replace(record, checksums={}))  # the weights are no longer those
 
-    new_meta = CheckpointMeta(0, 0, None, meta.tokenizer, "", plan.config.model_dump(mode="json"), VERSION)
+    new_meta = CheckpointMeta(0, 0, None, checkpoint.meta.tokenizer, "", plan.config.model_dump(mode="json"), VERSION)
     save_streamed(run_dir / CHECKPOINT_DIR, new_meta, tensors, write_others)
     write_config(run_dir, plan.config)
     return Upcycled(plan.config, plan.slices, plan.is_same)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -11,13 +11,14 @@ import numpy as np
 
 from moeport.config.model import ModelConfig, MoEConfig
 from moeport.config.schema import Config
-from moeport.convert.floats import decoded
+from moeport.convert.floats import CODES
 from moeport.core.parameters import ParameterSpec, generator, initial_value
+from moeport.core.weights import Box, Weights
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
 from moeport.routers import BY_NAME
 from moeport.routers.topk import TopKConfig
-from moeport.training.tensor_file import NewTensor, StoredTensor
+from moeport.training.tensor_file import NewTensor
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class Plan:
         options: what the source does not say.
     """
 
-    def __init__(self, old: ModelConfig, config: Config, stored: Mapping[str, StoredTensor], options: UpcycleOptions):
+    def __init__(self, old: ModelConfig, config: Config, stored: Weights, options: UpcycleOptions):
         self.old, self.new, self.config = old, config.model, config
         self.stored, self.options = stored, options
         self.slices = slices_of(old, self.new)
-        self.vocab_size = stored["embedding.weight"].shape[0]
+        self.vocab_size = stored.shape("embedding.weight")[0]
         self.specs = DecoderLM(self.new, self.vocab_size).parameter_specs()
-        self.dtype = stored["embedding.weight"].dtype
+        self.dtype = CODES[stored.dtype("embedding.weight")]
         for layer in self.new.moe_layers:
             self._check_experts(layer)
         self._check_router()
@@ -118,9 +119,9 @@ class Plan:
         if spec.is_expert:
             name, cut = self._block_of(spec.name), 0 if spec.name.endswith(".w_in") else 1
             wanted = tuple(size * (self.slices if dim == cut else 1) for dim, size in enumerate(spec.shape[1:]))
-        found = self.stored.get(name)
-        if found is None or found.shape[-len(wanted) :] != wanted:
-            shape = found.shape if found else "nothing"
+        found = self.stored.shape(name) if name in self.stored else None
+        if found is None or found[-len(wanted) :] != wanted:
+            shape = "nothing" if found is None else found
             raise UserError(f"{spec.name}: the new model needs {wanted}, and the source has {shape}; {_ONLY}")
         return name
 
@@ -174,18 +175,17 @@ class Plan:
         elif _is_state(spec):
             yield initial_value(spec, self.options.seed)
         else:
-            tensor = self.stored[self._name_of(spec)]
-            yield from (decoded(block, tensor.dtype) for block in tensor.blocks())
+            yield from self.stored.run(self._name_of(spec), 0, spec.size)
 
     def _expert(self, name: str, expert: int) -> np.ndarray:
         """One expert's w_in or w_out: a slice of a block of the source."""
         copy, part = divmod(expert, self.slices)
         width, hidden = self.new.moe.expert_hidden * self.slices, self.new.moe.expert_hidden
-        tensor = self.stored[self._block_of(name)]
-        shape = tensor.shape[-2:]
-        size = shape[0] * shape[1]
-        start = copy % (tensor.size // size) * size
-        values = decoded(b"".join(tensor.blocks(start, size)), tensor.dtype).reshape(shape)
+        block = self._block_of(name)
+        whole = Box.whole(self.stored.shape(block))
+        shape = whole.shape[-2:]
+        own = whole.rows(copy % whole.shape[0], 1) if len(whole.shape) == 3 else whole
+        values = self.stored.read(block, own).reshape(shape)
         if name.endswith(".w_out"):
             return values[:, part * hidden : (part + 1) * hidden]
         halves = values.reshape(-1, width, shape[1])  # gate and up, or one for GELU
@@ -218,9 +218,7 @@ class Plan:
         has_rows = BY_NAME[old.router.name].config_class.has_gate_rows
         if old.num_experts == 1 or name not in self.stored or not has_rows:
             return None
-        tensor = self.stored[name]
-        values = decoded(b"".join(tensor.blocks()), tensor.dtype).reshape(tensor.shape)
-        return values[: old.num_experts]
+        return self.stored[name][: old.num_experts]
 
 
 def _plain_router(moe: MoEConfig) -> TopKConfig | None:

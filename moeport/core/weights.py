@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+RUN_ENTRIES = 2**20
+"""Most elements that are read at once of a run of consecutive ones."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -111,8 +114,25 @@ class Weights(Mapping[str, np.ndarray]):
     def read(self, name: str, box: Box) -> np.ndarray:
         """A part of an array; no more than it and one block more are held meanwhile."""
 
+    def bands(self, name: str) -> list[Box]:
+        """The array cut along its first dimension, so that reading all bands reads what is stored about once."""
+        return [Box.whole(self.shape(name))]
+
+    def run(self, name: str, start: int, count: int) -> Iterator[np.ndarray]:
+        """`count` consecutive elements, row by row, from `start` on, in blocks (entries,) of at most RUN_ENTRIES."""
+        for box in run_boxes(self.shape(name), start, count):
+            yield self.read(name, box).reshape(-1)
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name, Box.whole(self.shape(name)))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such an array; none is read."""
+        try:
+            self.shape(str(name))
+        except KeyError:
+            return False
+        return True
 
     @abstractmethod
     def __iter__(self) -> Iterator[str]:
@@ -124,6 +144,32 @@ class Weights(Mapping[str, np.ndarray]):
         except KeyError:
             return False
         return True
+
+
+def run_boxes(shape: tuple[int, ...], start: int, count: int, most: int = RUN_ENTRIES) -> Iterator[Box]:
+    """A run of consecutive elements, row by row, as parts of at most `most` elements, in order.
+
+    Args:
+        shape: of the whole array.
+        start: first element.
+        count: number of elements.
+        most: of a part.
+    """
+    if not shape:
+        yield Box((), ())
+        return
+    inner = math.prod(shape[1:])
+    while count:
+        row, offset = divmod(start, inner)
+        if offset == 0 and count >= inner and inner <= most:
+            rows = min(count // inner, most // inner)
+            yield Box((row, *(0 for _ in shape[1:])), (rows, *shape[1:]))
+            done = rows * inner
+        else:
+            done = min(count, inner - offset)
+            for box in run_boxes(shape[1:], offset, done, most):
+                yield Box((row, *box.start), (1, *box.shape))
+        start, count = start + done, count - done
 
 
 def read_part(arrays: Mapping[str, np.ndarray], name: str, box: Box) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from moeport.core.weights import Box, Shard
+from moeport.core.weights import Box, Shard, Weights
 from moeport.errors import CheckpointError
 from moeport.files import atomic_folder, remove, remove_leftovers
 from moeport.reading import read_bytes
@@ -52,10 +52,10 @@ class Checkpoint:
 
     path: Path
     meta: CheckpointMeta
-    model: Mapping[str, np.ndarray]
-    """Parameters by name; `Weights`."""
-    optimizer: Mapping[str, np.ndarray]
-    """Optimiser state by name; `Weights`."""
+    model: Weights
+    """Parameters by name."""
+    optimizer: Weights
+    """Optimiser state by name."""
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -81,14 +81,18 @@ def save_checkpoint(
 
 
 def save_streamed(
-    directory: Path, meta: CheckpointMeta, model: Sequence[NewTensor], before: Callable[[], None] = lambda: None
+    directory: Path,
+    meta: CheckpointMeta,
+    model: Sequence[NewTensor],
+    before: Callable[[], None] = lambda: None,
+    optimizer: Sequence[NewTensor] = (),
 ) -> Path:
-    """Write a checkpoint without optimiser state as `save_checkpoint` does, a block of a parameter at a time.
+    """Write a checkpoint as `save_checkpoint` does, a block of an array at a time.
 
-    `before` is called once all parameters are written, and before there is a checkpoint; if it raises an error, there
-    is none.
+    `before` is called once all arrays are written, and before there is a checkpoint; if it raises an error, there is
+    none.
     """
-    return _save(directory, meta, [whole_part(tensor) for tensor in model], [], before)
+    return _save(directory, meta, [whole_part(new) for new in model], [whole_part(new) for new in optimizer], before)
 
 
 def _save(

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from moeport.convert.from_hf import from_hf
-from moeport.convert.stored import open_stored
 from moeport.convert.to_hf import to_hf
-from moeport.training.checkpoint import list_checkpoints, save_checkpoint
+from moeport.core.weights import run_boxes
+from moeport.training.checkpoint import list_checkpoints, open_checkpoint, save_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.tensor_file import NewTensor, read_header, write_tensors
 from tests.convert.folders import config_of, values_of, write
@@ -71,6 +71,19 @@ def test_checkpoints_are_opened_as_they_were_saved(tmp_path):
     model = {"x": rng(1).standard_normal((3, 4)).astype(np.float32)}
     save_checkpoint(tmp_path, CheckpointMeta(3, 1, None, None, "d", {}, "0"), model, {})
     (path,) = list_checkpoints(tmp_path)
-    meta, stored = open_stored(path)
-    assert meta.step == 3
-    assert b"".join(stored["x"].blocks()) == model["x"].tobytes()
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.meta.step == 3
+    assert checkpoint.model["x"].tobytes() == model["x"].tobytes()
+    (run,) = checkpoint.model.run("x", 5, 3)
+    assert run.tobytes() == model["x"].tobytes()[20:32]
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 3, 4), (2, 1, 5), (3, 4, 2, 2)])
+def test_runs_are_cut_into_parts_of_whole_rows(shape):
+    whole = np.arange(np.prod(shape)).reshape(shape)
+    for start in range(whole.size):
+        for count in range(1, whole.size - start + 1):
+            boxes = list(run_boxes(shape, start, count, most=4))
+            assert max(box.size for box in boxes) <= 4
+            found = np.concatenate([whole[box.slices].reshape(-1) for box in boxes])
+            assert found.tolist() == list(range(start, start + count))

@@ -28,7 +28,8 @@ SINGLE = {key.path: key for key in keys() if not (subsection(key.field) or varia
 
 def checkpoint_of(config, step=3):
     meta = CheckpointMeta(step, 0, None, None, "", config.model_dump(mode="json"), "")
-    return Checkpoint(Path("run/checkpoints/step-000003"), meta, {}, {})
+    nothing: Any = {}
+    return Checkpoint(Path("run/checkpoints/step-000003"), meta, nothing, nothing)
 
 
 def test_every_key_has_a_rule_and_every_rule_keys():

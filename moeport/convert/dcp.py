@@ -1,0 +1,365 @@
+"""Checkpoints of torch.distributed.checkpoint (DCP), which torchtitan and others train with, in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from typing_extensions import override
+
+from moeport.backends.dcp import METADATA, read_dcp, write_dcp
+from moeport.config import config_from_dict, load_config
+from moeport.config.schema import Config
+from moeport.convert.dcp_names import (
+    ASIDE,
+    PREFIXES,
+    STATES,
+    TITAN_BIAS,
+    Names,
+    Ours,
+    Piece,
+    Theirs,
+    check_shapes,
+    pieces_of,
+)
+from moeport.convert.progress import Report, reported, silent
+from moeport.core.muon import moment_names
+from moeport.core.parameters import ParameterSpec
+from moeport.core.weights import Box, Weights, shape_of
+from moeport.errors import DataError, UserError
+from moeport.files import atomic_folder, write_json
+from moeport.model.decoder import DecoderLM
+from moeport.reading import check_types, read_json
+from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
+from moeport.training.checkpoint_meta import META_FILE, CheckpointMeta
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, read_config, refuse_used, write_config
+from moeport.training.tensor_file import NewTensor
+from moeport.version import VERSION
+
+EMBEDDING = "embedding.weight"
+FILE = "moeport-dcp.json"
+"""Beside the tensors: what moeport knows of them."""
+FORMAT, FORMAT_VERSION = "moeport-dcp", 1
+CODES = {"float32": "F32", "float64": "F64"}
+
+
+@dataclass(frozen=True)
+class ToDcp:
+    """What was written."""
+
+    checkpoint: Path
+    tensors: int
+    parameters: int
+    """Number of elements of the parameters."""
+    moments: bool
+    """Whether the optimiser's state is there too."""
+
+
+@dataclass(frozen=True)
+class FromDcp:
+    """What was read."""
+
+    checkpoint: Path
+    tensors: int
+    names: Names
+    resumes: bool
+    """Whether the run can be continued where it was."""
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+
+
+def to_dcp(
+    source: Path, target: Path, names: Names = "moeport", checkpoint: str = "latest", report: Report = silent
+) -> ToDcp:
+    """Write a checkpoint as torch.distributed.checkpoint does, in a folder that appears once it is complete.
+
+    Args:
+        source: a run folder, or a checkpoint.
+        target: the folder to make.
+        names: what the tensors are called.
+        checkpoint: latest, best or step-N, if `source` is a run folder.
+        report: is told of each part that was written.
+
+    Raises: BackendUnavailableError if PyTorch is missing; UserError for a model that these names have no place for;
+        CheckpointError if the checkpoint is damaged.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is already there; choose another folder, or remove it")
+    path = source
+    if not (source / META_FILE).is_file():
+        if not (source / CHECKPOINT_DIR).is_dir():
+            read_config(source)
+        path = find_checkpoint(source / CHECKPOINT_DIR, checkpoint)
+    opened = open_checkpoint(path)
+    config = config_from_dict(opened.meta.config)
+    specs = _specs(config, shape_of(opened.model, EMBEDDING)[0], str(source))
+    pieces = pieces_of(names, config.model, specs)
+    arrays = Theirs(pieces, names, opened.model, opened.optimizer, config.training.updates(opened.meta.step))
+    with atomic_folder(target) as folder:
+        digests = write_dcp(folder, _Reported(arrays, report, "a NaN or an infinity: the run had diverged"))
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, "names": names, "sha256": digests}
+        write_json(folder / FILE, {**values, "meta": asdict(opened.meta)})
+        if (tokenizer := path.resolve().parent.parent / TOKENIZER_FILE).is_file():
+            shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    return ToDcp(path, len(arrays), sum(spec.size for spec in specs), bool(len(opened.optimizer)))
+
+
+def from_dcp(source: Path, run_dir: Path, config_file: Path | None = None, report: Report = silent) -> FromDcp:
+    """Convert a folder of torch.distributed.checkpoint to a run with one checkpoint.
+
+    Args:
+        source: the folder.
+        run_dir: the run folder to make.
+        config_file: describes the model, for a folder that moeport did not write.
+        report: is told of each array that was written.
+
+    Raises: BackendUnavailableError if PyTorch is missing; UserError or DataError for every tensor that is missing,
+        damaged, unknown, of another shape or not finite; nothing is dropped without a note.
+    """
+    refuse_used(run_dir)
+    if not (source / METADATA).is_file():
+        raise UserError(f"{source}: has no {METADATA}; expected a folder that torch.distributed.checkpoint wrote")
+    job = _Import(source, config_file, run_dir)
+    save_streamed(
+        run_dir / CHECKPOINT_DIR,
+        job.meta,
+        reported(job.parameters(), report),
+        job.write_others,
+        job.moments(),
+    )
+    write_config(run_dir, job.config)
+    path = find_checkpoint(run_dir / CHECKPOINT_DIR, "latest")
+    return FromDcp(path, len(job.stored), job.names, bool(job.meta.data), job.notes())
+
+
+class _Import:
+    """One folder on its way in: every tensor has a place, or is refused."""
+
+    def __init__(self, source: Path, config_file: Path | None, run_dir: Path):
+        self.source, self.record = source, _record(source)
+        self.stored, self.no_tensors = read_dcp(source)
+        stored = self.stored
+        self.names, prefix, self._state = _names_in(stored, self.record)
+        self.config, self.meta = self._settings(config_file, run_dir)
+        embedding = prefix + ("tok_embeddings.weight" if self.names == "torchtitan" else EMBEDDING)
+        if embedding not in stored:
+            raise UserError(f"{source}: {embedding} is missing; expected a language model by the names of {self.names}")
+        self.specs = _specs(self.config, stored.shape(embedding)[0], str(source))
+        self.pieces = pieces_of(self.names, self.config.model, self.specs)
+        self._shapes = {spec.name: spec.shape for spec in self.specs}
+        moments_of = moment_names(self.specs, self.config.optimizer.name)
+        self._moment_shapes = {name: spec.shape for name, spec in moments_of.items()}
+        own = [replace(piece, tensor=prefix + piece.tensor) for piece in self.pieces]
+        moments = self._moments()
+        check_shapes([*own, *moments], stored, str(source))
+        self.left_aside = self._others({piece.tensor for piece in (*own, *moments)}, prefix)
+        self.model, self.optimizer = Ours(own, stored), Ours(moments, stored)
+
+    def _settings(self, config_file: Path | None, run_dir: Path) -> tuple[Config, CheckpointMeta]:
+        """The config of the run, and the metadata of its checkpoint."""
+        if self.record is not None and config_file is None:
+            meta = CheckpointMeta(**self.record["meta"])
+            config = config_from_dict({**meta.config, "run": {**meta.config["run"], "dir": str(run_dir)}})
+            return config, meta
+        if config_file is None:
+            raise UserError(
+                f"{self.source}: has no {FILE}, which moeport writes, so it does not say what model it holds; give a "
+                "config whose model section does: --config FILE"
+            )
+        config = load_config(config_file, [f"run.dir={run_dir}", f"training.start_from={run_dir}"])
+        return config, CheckpointMeta(0, 0, None, None, "", config.model_dump(mode="json"), VERSION)
+
+    def _moments(self) -> list[Piece]:
+        """The moments, if the run that they belong to is there too, so that it can be continued."""
+        if not self.meta.data:
+            return []
+        wanted = [
+            Piece(f"{self._state}{piece.tensor}.{moment}", piece.shape, f"{moment}.{piece.parameter}", piece.box)
+            for piece in self.pieces
+            for moment in STATES
+            if f"{moment}.{piece.parameter}" in self._moment_shapes
+        ]
+        return wanted if any(piece.tensor in self.stored for piece in wanted) else []
+
+    def _others(self, used: set[str], prefix: str) -> list[str]:
+        """Tensors that are not needed, each for a known reason. Raises UserError for one without."""
+        tied = self.config.model.tie_embeddings and self.names == "torchtitan"
+        left = []
+        for name in self.stored:
+            if name in used:
+                continue
+            if name.startswith(ASIDE[self.names]) and (name.endswith(".step") or not self.meta.data):
+                left.append(name)
+            elif tied and name == "lm_head.weight":
+                self._check_tied(name, f"{prefix}tok_embeddings.weight")
+            elif self.names == "torchtitan" and name.endswith(TITAN_BIAS):
+                if np.any(self.stored[name]):
+                    raise UserError(f"{self.source}: {name} is not zero: moeport's topk has no bias of the experts")
+            else:
+                raise UserError(
+                    f"{self.source}: {name} has no place in the model of the config; expected tensors of "
+                    f"{self.names} only"
+                )
+        return left
+
+    def _check_tied(self, name: str, embedding: str) -> None:
+        for box in self.stored.bands(name):
+            if not np.array_equal(self.stored.read(name, box), self.stored.read(embedding, box)):
+                raise UserError(
+                    f"{self.source}: {name} is not {embedding}, though the config says tie_embeddings; set it to false"
+                )
+
+    def parameters(self) -> list[NewTensor]:
+        """The parameters, each read while it is written."""
+        return self._tensors(self.model, self._shapes)
+
+    def moments(self) -> list[NewTensor]:
+        """The optimiser's state, if it is there."""
+        return self._tensors(self.optimizer, self._moment_shapes) if self.optimizer else []
+
+    def _tensors(self, arrays: Ours, shapes: Mapping[str, tuple[int, ...]]) -> list[NewTensor]:
+        """What is there, and zeros for the router of an only expert, whose gate is always 1."""
+        return [
+            NewTensor(name, CODES[arrays.dtype(name)], shape, partial(self._blocks, arrays, name))
+            if name in arrays
+            else NewTensor(name, "F32", shape, partial(_zeros, shape))
+            for name, shape in shapes.items()
+        ]
+
+    def _blocks(self, arrays: Ours, name: str) -> Iterator[bytes]:
+        for box in self._bands(arrays, name):
+            values = arrays.read(name, box)
+            if not np.isfinite(values).all():
+                raise DataError(f"{self.source}: {name} holds a NaN or an infinity; use another checkpoint")
+            yield np.ascontiguousarray(values).tobytes()
+
+    def _bands(self, arrays: Ours, name: str) -> list[Box]:
+        """The array cut along its first dimension where all that it is made of is cut."""
+        whole = Box.whole(arrays.shape(name))
+        pieces = arrays.pieces[name]
+        if any(len(piece.shape) < len(whole.shape) for piece in pieces) or not whole.shape:
+            return [whole]
+        starts = {
+            piece.ours(box).start[0] for piece in pieces for box in self.stored.bands(piece.tensor) if box.shape[0]
+        }
+        firsts = sorted(starts)
+        ends = [*firsts[1:], whole.shape[0]]
+        return [whole.rows(first, end - first) for first, end in zip(firsts, ends, strict=True)]
+
+    def write_others(self) -> None:
+        """What belongs to the run beside its checkpoint, once that is written."""
+        self._check_digests()
+        if (self.source / TOKENIZER_FILE).is_file():
+            shutil.copyfile(self.source / TOKENIZER_FILE, self.config.run.dir / TOKENIZER_FILE)
+
+    def _check_digests(self) -> None:
+        """Compare the tensors with their checksums, if moeport wrote them. Raises DataError, which names the first."""
+        if self.record is None:
+            return
+        known: dict[str, str] = self.record["sha256"]
+        for name in self.stored:
+            digest = hashlib.sha256()
+            for box in self.stored.bands(name):
+                digest.update(np.ascontiguousarray(self.stored.read(name, box)).tobytes())
+            if known.get(name) != digest.hexdigest():
+                raise DataError(
+                    f"{self.source}: {name} is not what was written: it is damaged, or was changed; delete {FILE} and "
+                    "give --config if it was changed on purpose"
+                )
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        notes = []
+        if self.left_aside and not self.meta.data:
+            notes.append(
+                f"left aside: {len(self.left_aside)} tensors of the optimiser and the run ({self.left_aside[0]}, ...): "
+                "a run that starts from these weights begins with a state of its own"
+            )
+        if self.no_tensors:
+            shown = ", ".join(self.no_tensors[:3]) + (", ..." if self.no_tensors[3:] else "")
+            notes.append(f"left aside: {len(self.no_tensors)} entries that are no tensors ({shown})")
+        return tuple(notes)
+
+
+def _zeros(shape: tuple[int, ...]) -> Iterator[bytes]:
+    yield bytes(4 * math.prod(shape))
+
+
+class _Reported(Weights):
+    """Arrays of which every part is looked at on its way, and reported."""
+
+    def __init__(self, arrays: Weights, report: Report, fault: str):
+        self.arrays, self.report, self.fault = arrays, report, fault
+        self.done = 0
+        self.total = sum(np.dtype(arrays.dtype(name)).itemsize * Box.whole(arrays.shape(name)).size for name in arrays)
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.arrays.shape(name)
+
+    @override
+    def dtype(self, name: str) -> str:
+        return self.arrays.dtype(name)
+
+    @override
+    def read(self, name: str, box: Box) -> np.ndarray:
+        values = self.arrays.read(name, box)
+        if not np.isfinite(values).all():
+            raise DataError(f"{name} holds {self.fault}; use an earlier checkpoint")
+        self.done += values.nbytes
+        self.report(name, self.done, self.total)
+        return values
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+def _specs(config: Config, rows: int, place: str) -> Sequence[ParameterSpec]:
+    """The parameters of a config's model; `rows` are those of its embedding."""
+    if config.data.is_images:
+        raise UserError(f"{place}: was trained to classify images; expected a language model")
+    return DecoderLM(config.model, config.model.vocab_size or rows).parameter_specs()
+
+
+def _names_in(stored: Weights, record: dict[str, Any] | None) -> tuple[Names, str, str]:
+    """Whose names they are, what stands before those of parameters, and before those of their moments."""
+    names: Names = "torchtitan" if "tok_embeddings.weight" in stored else "moeport"
+    if record is not None:
+        names = record["names"]
+    prefix, state = PREFIXES[names]
+    if names == "moeport" and "embedding.weight" in stored:
+        prefix = ""
+    return names, prefix, state
+
+
+def _record(source: Path) -> dict[str, Any] | None:
+    """What moeport wrote beside the tensors; None if there is nothing. Raises DataError if it is damaged."""
+    file = source / FILE
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file, limit=2**30)
+        meta = dict.fromkeys(CheckpointMeta.__dataclass_fields__, object)
+        check_types(values, {"format": str, "format_version": int, "names": str, "sha256": {...: str}, "meta": dict})
+        if values["format"] != FORMAT or values["format_version"] != FORMAT_VERSION:
+            raise ValueError(f'expected "format": "{FORMAT}" of version {FORMAT_VERSION}')
+        if values["names"] not in get_args(Names) or values["meta"].keys() != meta.keys():
+            raise ValueError("expected names and metadata as moeport writes them")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: {error}; delete it, and give --config, if it is not needed") from error
+    found: dict[str, Any] = values
+    return found
