@@ -126,14 +126,6 @@ class Weights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name, Box.whole(self.shape(name)))
 
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such an array; none is read."""
-        try:
-            self.shape(str(name))
-        except KeyError:
-            return False
-        return True
-
     @abstractmethod
     def __iter__(self) -> Iterator[str]:
         """The names."""
