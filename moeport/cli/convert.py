@@ -184,7 +184,7 @@ def dcp(
     from moeport.pages.console import wide_console
 
     console = wide_console()
-    with _Progress() as progress:
+    with FileProgress() as progress:
         done = to_dcp(source, output, names, checkpoint, progress.add)
     state = "with the optimiser's state" if done.moments else "without an optimiser's state"
     console.print(
@@ -219,7 +219,7 @@ def from_dcp(
     from moeport.pages.console import wide_console
 
     console = wide_console()
-    with _Progress() as progress:
+    with FileProgress() as progress:
         done = convert(folder, output, config, progress.add)
     console.print(
         f"{output}: {done.tensors:,} tensors by the names of {done.names}, as {done.checkpoint.name}", soft_wrap=True
