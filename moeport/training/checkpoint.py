@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ from moeport.training.checkpoint_meta import (
 )
 from moeport.training.checkpoint_reading import StoredWeights, undivided
 from moeport.training.checkpoint_writing import NewPart, complete, part_of, whole_part, write_rank
-from moeport.training.tensor_file import NewTensor
+from moeport.training.tensor_file import ITEM_BYTES, NewTensor
 
 _NAME = re.compile(r"step-(\d{6,})")
+FILE_BYTES = 5 * 10**9
+"""Most bytes of a file that one process writes, unless one array has more."""
 _MAX_INDEX = 2**30
 """Bytes; an index has some ten for every million entries."""
 
@@ -102,13 +105,28 @@ def _save(
     optimizer: Sequence[NewPart],
     before: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write a checkpoint from one process."""
+    """Write a checkpoint from one process, as several ranks would if it is large."""
     final = directory / checkpoint_name(meta.step)
+    files = list(zip_longest(_files(model), _files(optimizer), fillvalue=()))
     with atomic_folder(final) as folder:
-        write_rank(folder, 0, 1, model, optimizer)
-        complete(folder, meta, 1, 0.0)
+        for rank, parts in enumerate(files):
+            write_rank(folder, rank, len(files), *parts)
+        complete(folder, meta, len(files), 0.0)
         before()
     return final
+
+
+def _files(parts: Sequence[NewPart]) -> list[list[NewPart]]:
+    """The parts that share a file: of FILE_BYTES together, unless one has more."""
+    files: list[list[NewPart]] = [[]]
+    size = 0
+    for part in parts:
+        size += ITEM_BYTES[part.code] * part.box.size
+        if files[-1] and size > FILE_BYTES:
+            files.append([])
+            size = ITEM_BYTES[part.code] * part.box.size
+        files[-1].append(part)
+    return files
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_best: bool) -> None:

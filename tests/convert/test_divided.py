@@ -12,6 +12,7 @@ from moeport.convert.to_hf import to_hf
 from moeport.convert.upcycle import upcycle
 from moeport.core.weights import Box, Shard
 from moeport.errors import CheckpointError
+from moeport.training import checkpoint
 from moeport.training.checkpoint import list_checkpoints, open_checkpoint
 from moeport.training.checkpoint_writing import complete, part_of, write_rank
 from tests.convert.folders import hub_folder
@@ -48,6 +49,21 @@ def older(run_dir):
     """Write the checkpoint of a run again, in the format before it was divided."""
     (path,) = list_checkpoints(run_dir / "checkpoints")
     made_older(path, load_checkpoint(path))
+
+
+def test_a_large_checkpoint_is_in_several_files(tmp_path, monkeypatch):
+    hub = hub_folder(tmp_path / "hub", "qwen3_moe")
+    from_hf(hub, tmp_path / "one")
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 3000)
+    from_hf(hub, tmp_path / "several")
+    (one,), (several,) = (list_checkpoints(tmp_path / name / "checkpoints") for name in ("one", "several"))
+    files = sorted(several.glob("model-*.safetensors"))
+    assert len(files) > 3
+    assert max(sum(x.nbytes for x in found.values()) for found in map(load_file, files) if len(found) > 1) <= 3000
+    before, after = open_checkpoint(one).model, open_checkpoint(several).model
+    assert list(before) == list(after)
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert to_hf(tmp_path / "several", tmp_path / "back").verified
 
 
 @pytest.mark.parametrize("change", [divide, older])
