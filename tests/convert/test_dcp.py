@@ -15,7 +15,7 @@ from moeport.backends.torch import dcp as library
 from moeport.cli.main import main
 from moeport.config import config_from_dict
 from moeport.convert.dcp import from_dcp, to_dcp
-from moeport.convert.dcp_names import pieces_of
+from moeport.convert.dcp_names import Ours, Theirs, pieces_of
 from moeport.core.muon import moment_names
 from moeport.errors import DataError, UserError
 from moeport.model.decoder import DecoderLM
@@ -128,6 +128,28 @@ def test_what_fsdp2_modules_write_is_read_here(of_ranks, tmp_path, names):
     for piece in pieces_of(done.names, config.model, specs_of(config)):
         part = found[piece.parameter][piece.box.slices].reshape(piece.shape)
         assert np.array_equal(part, value_of(piece.tensor, piece.shape)), piece.tensor
+
+
+def test_no_more_than_a_part_is_read_at_once(tmp_path, monkeypatch):
+    read: list[int] = []
+
+    def noted(function):
+        def inner(self, name, box):
+            read.append(4 * box.size)
+            return function(self, name, box)
+
+        return inner
+
+    monkeypatch.setattr(library, "FILE_BYTES", 1000)
+    monkeypatch.setattr(Theirs, "read", noted(Theirs.read))
+    run_of(tmp_path / "run", QWEN3)
+    to_dcp(tmp_path / "run", tmp_path / "dcp")
+    written, read[:] = max(read), []
+    monkeypatch.setattr(Ours, "read", noted(Ours.read))
+    monkeypatch.setattr(library.DcpWeights, "read", noted(library.DcpWeights.read))
+    from_dcp(tmp_path / "dcp", tmp_path / "back")
+    assert 500 < written <= 1000
+    assert 500 < max(read) <= 1000
 
 
 def test_torch_reads_the_whole_folder(tmp_path):
