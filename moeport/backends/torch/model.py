@@ -47,27 +47,32 @@ class TorchEvaluationModel(EvaluationModel):
         self.mesh = mesh or single_mesh(ops)
         self.is_distributed = self.mesh.world.size > 1
         self.specs = {spec.name: spec for spec in model.parameter_specs()}
-        self.module = TransformerModule(
-            model,
-            ops,
-            lambda spec: self.mesh.box(spec).shape,
-            DTYPES[parameter_dtype(dtype)],
-            dtype,
-            options is not None and options.activation_checkpointing,
-        ).eval()
-        whole_on_all = list[str]()
-        if options and self.is_distributed:
-            whole_on_all = distribute(
-                self.module, self.mesh, options.shard is not False, ops.device, DTYPES[dtype], self.specs
-            )
-        self.module.to_empty(device=ops.device)
-        by_name = dict(self.module.named_parameters())
-        self.whole_on_all: list[nn.Parameter] = [by_name[name] for name in whole_on_all]
+        self.module, self.whole_on_all = self._without_values(options)
         state = self.module.state_dict()
         self.held = {name: held(state[name], spec, self.mesh) for name, spec in self.specs.items()}
         """What this rank holds of each parameter."""
         self._fill(self.specs, params)
         self.copies = ComputeCopies(self.module, self.specs, DTYPES[dtype], trains=options is not None)
+
+    def _without_values(self, options: TrainingOptions | None) -> tuple[TransformerModule, list[nn.Parameter]]:
+        """The module, on several ranks only this rank's part of it, and the parameters that all of them hold whole."""
+        ops, distributes = self.ops, options is not None and self.is_distributed
+        module = TransformerModule(
+            self.model,
+            ops,
+            lambda spec: self.mesh.box(spec).shape,
+            "meta" if distributes else ops.device,
+            DTYPES[parameter_dtype(self.dtype)],
+            self.dtype,
+            options is not None and options.activation_checkpointing,
+        ).eval()
+        if not distributes:
+            return module, []
+        shard = options is None or options.shard is not False
+        whole_on_all = distribute(module, self.mesh, shard, ops.device, DTYPES[self.dtype], self.specs)
+        module.to_empty(device=ops.device)
+        parameters = dict(module.named_parameters())
+        return module, [parameters[name] for name in whole_on_all]
 
     def on_device(self, batch: Batch) -> Batch:
         """The same batch as device arrays; CUDA copies them without being waited for."""

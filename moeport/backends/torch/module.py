@@ -37,15 +37,16 @@ class ExpertsModule(nn.Module):
 class ParameterTree(nn.Module):
     """Parameters with dotted names, so that `state_dict` has the names of the specs.
 
-    They are on the meta device until the whole module is distributed and filled (`moeport.backends.torch.placing`).
+    Their values are not set: `moeport.backends.torch.placing` fills them.
 
     Args:
         specs: names and shapes; untrained ones become buffers.
         held: the shape of what this rank has of a parameter before it is distributed.
+        device: where they are; the meta device if they will be distributed.
         dtype: type of the parameters.
     """
 
-    def __init__(self, specs: Iterable[ParameterSpec], held: HeldShape, dtype: torch.dtype):
+    def __init__(self, specs: Iterable[ParameterSpec], held: HeldShape, device: torch.device | str, dtype: torch.dtype):
         super().__init__()
         self._owners: list[tuple[str, nn.Module, str]] = []
         for spec in specs:
@@ -56,7 +57,7 @@ class ParameterTree(nn.Module):
                     owner.add_module(part, ExpertsModule() if part == "experts" else nn.Module())
                 owner = getattr(owner, part)
             kind = torch.float32 if spec.is_table else dtype
-            value = torch.empty(held(spec), device="meta", dtype=kind)
+            value = torch.empty(held(spec), device=device, dtype=kind)
             if spec.trainable:
                 owner.register_parameter(leaf, nn.Parameter(value))
             else:
@@ -84,10 +85,11 @@ class BlockModule(ParameterTree):
         self,
         block: Block,
         held: HeldShape,
+        device: torch.device | str,
         dtype: torch.dtype,
         activation_checkpointing: bool,
     ):
-        super().__init__(block.parameter_specs(), held, dtype)
+        super().__init__(block.parameter_specs(), held, device, dtype)
         self.block, self.activation_checkpointing = block, activation_checkpointing
 
     @override
@@ -110,6 +112,7 @@ class TransformerModule(ParameterTree):
         model: shapes and forward pass.
         ops: operations on the device that it will be on.
         held: see `ParameterTree`.
+        device: see `ParameterTree`.
         dtype: type of the parameters.
         compute_dtype: type of activations, and of weights in products.
         activation_checkpointing: recompute blocks in the backward pass.
@@ -120,13 +123,16 @@ class TransformerModule(ParameterTree):
         model: Transformer,
         ops: TorchOps,
         held: HeldShape,
+        device: torch.device | str,
         dtype: torch.dtype,
         compute_dtype: str,
         activation_checkpointing: bool = False,
     ):
         outside = [spec for spec in model.parameter_specs() if not spec.name.startswith("layers.")]
-        super().__init__(outside, held, dtype)
-        self.layers = nn.ModuleList(BlockModule(block, held, dtype, activation_checkpointing) for block in model.blocks)
+        super().__init__(outside, held, device, dtype)
+        self.layers = nn.ModuleList(
+            BlockModule(block, held, device, dtype, activation_checkpointing) for block in model.blocks
+        )
         self.model, self.ops, self.compute_dtype = model, ops, compute_dtype
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
