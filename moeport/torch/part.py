@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
-from moeport.core.parameters import ParameterSpec, initial_value
+from moeport.backends.torch.placing import Held, held_of_sharded, is_plain
+from moeport.backends.torch.sharding import local
+from moeport.core.parameters import InitialWeights, ParameterSpec
+from moeport.core.weights import Box, Weights
 
 WIDE = (torch.float32, torch.float64)
 """Types in which state that grows in small steps loses none of them."""
@@ -56,13 +59,15 @@ class Holder(nn.Module):
 
     @torch.no_grad()
     def _draw(self) -> None:
+        counts_V = self._token_counts_V
+        token_counts = None if counts_V is None else lambda: counts_V
         for name, spec in self._specs.items():
             value: Tensor = getattr(self, name)
             if value.device.type == "meta":
                 continue
             if self._seed is not None or spec.is_table:
                 seed = int(torch.randint(2**62, (), device="cpu")) if self._seed is None else self._seed
-                value.copy_(_sharded_like(value, initial_value(spec, seed, self._token_counts_V)))
+                _set(value, spec.name, InitialWeights([spec], seed, token_counts))
             elif spec.init == "normal":
                 nn.init.normal_(value, std=spec.std)
             else:
@@ -128,9 +133,13 @@ def _kept(spec: ParameterSpec, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 and not spec.is_table else torch.float32
 
 
-def _sharded_like(x: Tensor, value: np.ndarray) -> Tensor:
-    """A whole array as a tensor with the sharding, device and type of `x`, which may have any."""
-    tensor = torch.tensor(value, device=x.device, dtype=x.dtype)
-    if not isinstance(x, DTensor):
-        return tensor
-    return distribute_tensor(tensor, x.device_mesh, x.placements, src_data_rank=None)
+def _set(target: Tensor, name: str, weights: Weights) -> None:
+    """Draw a tensor's initial value, of one that is distributed only what is here where that is a plain part."""
+    if isinstance(target, DTensor) and not is_plain(target):
+        whole = torch.tensor(weights[name], device=target.device, dtype=target.dtype)
+        target.copy_(distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None))
+        return
+    shape = weights.shape(name)
+    box = Box.whole(shape)
+    here = held_of_sharded(target, shape, box) if isinstance(target, DTensor) else Held(shape, box, 0, 1)
+    here.fill(local(target), weights, name)

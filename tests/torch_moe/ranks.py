@@ -92,6 +92,12 @@ def sharded_parts(name):
         fully_shard(part)
     assert isinstance(model.ffn.experts.w_in, DTensor)
     shards = dict(model.named_parameters())
+    with torch.no_grad():
+        for shard in model.ffn.parameters():
+            shard.fill_(float("nan"))
+    model.ffn.reset_parameters()
+    for key, whole in Block(name).ffn.named_parameters():
+        assert torch.equal(shards[f"ffn.{key}"].full_tensor(), whole), key
     check(name, train(model, dist.group.WORLD, mine), alone(name))
     single = Block(name)
     (single(torch.cat([batch(0, 0, rank) for rank in (0, 1)])).square().mean()).backward()

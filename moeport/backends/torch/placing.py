@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as Sharded
-from torch.distributed.tensor.placement_types import Placement
 
 from moeport.comm.mesh import Mesh
 from moeport.core.parameters import BLOCK_ENTRIES, ParameterSpec
@@ -59,24 +58,38 @@ def held(x: Tensor, spec: ParameterSpec, mesh: Mesh) -> Held:
         spec: the parameter.
         mesh: the ranks.
     """
-    box = mesh.box(spec)
-    if not isinstance(x, DTensor):
-        group = mesh.copies if spec.is_expert else mesh.world
-        return Held(spec.shape, box, group.rank, group.size)
+    if isinstance(x, DTensor):
+        return held_of_sharded(x, spec.shape, mesh.box(spec))
+    group = mesh.copies if spec.is_expert else mesh.world
+    return Held(spec.shape, mesh.box(spec), group.rank, group.size)
+
+
+def held_of_sharded(x: DTensor, whole: tuple[int, ...], box: Box) -> Held:
+    """What this rank holds of a part of a parameter that is divided in a plain way (`is_plain`).
+
+    Args:
+        x: the part, as a tensor that is distributed.
+        whole: shape of the parameter.
+        box: which part of it that is.
+    """
     copy, copies = 0, 1
     for dim, placement in enumerate(x.placements):
         size, rank = x.device_mesh.size(dim), x.device_mesh.get_local_rank(dim)
-        if isinstance(placement, Replicate):
-            copy, copies = copy * size + rank, copies * size
+        if isinstance(placement, Sharded):
+            box = divided(box, placement.dim, rank, size)
         else:
-            box = divided(box, placement, rank, size)
-    return Held(spec.shape, box, copy, copies)
+            copy, copies = copy * size + rank, copies * size
+    return Held(whole, box, copy, copies)
 
 
-def divided(box: Box, placement: Placement, rank: int, ranks: int) -> Box:
-    """The part of a part that a rank holds, as torch.chunk cuts it: all but the last parts are of equal size."""
-    assert isinstance(placement, Sharded)
-    size = box.shape[placement.dim]
+def is_plain(x: DTensor) -> bool:
+    """Whether a tensor is replicated and divided along dimensions, and in no other way."""
+    return all(type(placement) in (Sharded, Replicate) for placement in x.placements)
+
+
+def divided(box: Box, dim: int, rank: int, ranks: int) -> Box:
+    """What a rank holds of a part, as torch.chunk cuts a dimension: all but the last chunks are equally long."""
+    size = box.shape[dim]
     step = -(-size // ranks)
     first = min(rank * step, size)
-    return box.along(placement.dim, first, min(step, size - first))
+    return box.along(dim, first, min(step, size - first))
