@@ -88,11 +88,20 @@ class Tokenizer:
     def continuation(self, ids: Sequence[int], start: int) -> str:
         """The text that the ids from `start` on add to those before.
 
-        Decoding the added ids alone would lose the space that many tokenizers drop at the start of a text.
+        Decoding the added ids alone would lose the space that many tokenizers drop at the start of a text. Where there
+        are none before, the text is that which gives the first id.
         """
+        if not start:
+            return self._space_before(ids[:1]) + self.decode(ids)
         before, whole = self.decode(ids[:start]), self.decode(ids)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
         return whole[shared:]
+
+    def _space_before(self, first: Sequence[int]) -> str:
+        """A space, if a text that begins with this id begins with one that `decode` drops."""
+        text = self.decode(first)
+        plain, spaced = (ids.tolist() for ids in self.encode_batch([text, f" {text}"]))
+        return " " if plain != list(first) == spaced else ""
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer.json. Raises WriteError."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from moeport.backends import get_backend
 from moeport.backends.base import EvaluationModel
-from moeport.core.parameters import generator
 from moeport.data import Tokenizer
 from moeport.errors import UserError
-from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import find_checkpoint, open_checkpoint
-from moeport.training.fits import check_parameters, finite
-from moeport.training.run_dir import CHECKPOINT_DIR, config_of, read_config
-from moeport.training.side_files import read_tokenizer
+from moeport.training.continued import ContinuedText, Generated, OnText
+from moeport.training.sampling import Sampling, draw
+from moeport.training.trained import trained_text
+
+BATCH_SIZE = 16
+"""Texts that are continued together."""
 
 
 def generate(
@@ -25,6 +23,8 @@ def generate(
     max_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 50,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
     seed: int = 0,
     checkpoint: str = "latest",
 ) -> str:
@@ -36,6 +36,8 @@ def generate(
         max_tokens: maximum number of tokens to add; generation stops earlier at an end of text.
         temperature: divides the logits; 0 always takes the most likely token.
         top_k: sample among this many most likely tokens.
+        top_p: of these, among the fewest most likely ones whose probabilities sum to at least this.
+        stop: the text ends before the first of these strings.
         seed: the same seed gives the same text.
         checkpoint: latest, best or step-N.
 
@@ -43,50 +45,97 @@ def generate(
 
     Raises: UserError or CheckpointError for errors that the user can fix.
     """
-    if temperature < 0 or top_k < 1 or max_tokens < 1:
-        raise UserError(
-            f"temperature must be at least 0, top_k and max_tokens at least 1 "
-            f"(got {temperature}, {top_k}, {max_tokens})"
-        )
-    _check_text(prompt)
-    run_dir = Path(run_dir)
-    if not (run_dir / CHECKPOINT_DIR).is_dir():
-        read_config(run_dir)
-    loaded = finite(open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint)))
-    config = config_of(loaded)
-    if config.data.is_images:
-        raise UserError(
-            f"{run_dir}: was trained to classify images (data.source.name: {config.data.source.name}) and cannot "
-            "continue text; expected the folder of a language model"
-        )
-    tokenizer = read_tokenizer(run_dir, loaded)
-    lm = DecoderLM(config.model, tokenizer.vocab_size)
-    check_parameters(loaded, lm.parameter_specs())
-    model = get_backend(config.backend.on_any_device()).evaluation_model(lm, loaded.model)
-    return sample(model, tokenizer, prompt, config.data.sequence_length, max_tokens, temperature, top_k, seed)
+    sampling = Sampling(max_tokens, temperature, top_k, top_p, tuple(stop))
+    return next(generate_texts(run_dir, [prompt], sampling, seeds=[seed], checkpoint=checkpoint)).text
+
+
+def generate_texts(
+    run_dir: Path | str,
+    prompts: Sequence[str],
+    sampling: Sampling | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+    checkpoint: str = "latest",
+    batch_size: int = BATCH_SIZE,
+    on_text: OnText | None = None,
+) -> Iterator[Generated]:
+    """Continue several prompts, in batches; each text is what it would be by itself.
+
+    Args:
+        run_dir: the run folder.
+        prompts: texts to continue.
+        sampling: how tokens are drawn, and when a text ends.
+        seeds: one for all prompts, or one for each; for a single prompt, one for each text that is wanted.
+        checkpoint: latest, best or step-N.
+        batch_size: most texts that are continued together.
+        on_text: is given what is added to a single text, as it comes.
+
+    Returns: the texts in order, each batch as soon as it is done.
+
+    Raises: UserError or CheckpointError for errors that the user can fix.
+    """
+    pairs = _pairs(prompts, seeds)
+    for prompt in prompts:
+        _check_text(prompt)
+    trained = trained_text(Path(run_dir), checkpoint)
+    return continue_texts(
+        trained.model, trained.tokenizer, pairs, trained.context, sampling or Sampling(), batch_size, on_text
+    )
+
+
+def continue_texts(
+    model: EvaluationModel,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[str, int]],
+    context: int,
+    sampling: Sampling,
+    batch_size: int = BATCH_SIZE,
+    on_text: OnText | None = None,
+) -> Iterator[Generated]:
+    """Continue prompts, each with its seed. The model sees at most `context` tokens of a text, as `Decoder` says."""
+    for first in range(0, len(pairs), batch_size):
+        texts = [
+            ContinuedText(tokenizer, prompt, seed, sampling, on_text if len(pairs) == 1 else None)
+            for prompt, seed in pairs[first : first + batch_size]
+        ]
+        _continue(model, texts, context, sampling)
+        yield from (text.result() for text in texts)
 
 
 def sample(
-    model: EvaluationModel,
-    tokenizer: Tokenizer,
-    prompt: str,
-    context: int,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
+    model: EvaluationModel, tokenizer: Tokenizer, prompt: str, context: int, sampling: Sampling, seed: int = 0
 ) -> str:
-    """Continue `prompt`, which follows an end-of-text token; the model sees the last `context` tokens."""
-    random = generator(seed, "sample")
-    ids = [tokenizer.end_of_text, *(int(i) for i in tokenizer.encode_batch([prompt])[0])]
-    start = len(ids)
-    for _ in range(max_tokens):
-        logits_V = model.logits(np.array([ids[-context:]]))[0, -1, : tokenizer.vocab_size].astype(np.float64)
-        token = _draw(logits_V, temperature, top_k, random)
-        if token == tokenizer.end_of_text:
-            break
-        ids.append(token)
-    return tokenizer.continuation(ids[1:], start - 1)
+    """What is added to one prompt; arguments as of `continue_texts`."""
+    return next(continue_texts(model, tokenizer, [(prompt, seed)], context, sampling)).text
+
+
+def _continue(model: EvaluationModel, texts: Sequence[ContinuedText], context: int, sampling: Sampling) -> None:
+    """Continue texts together until all have ended."""
+    decoder, running = model.decoder(context), list(texts)
+    scores = decoder.start([text.ids for text in running])
+    while True:
+        for text, scores_V in zip(running, scores, strict=True):
+            text.add(draw(scores_V[: text.tokenizer.vocab_size], sampling, text.random))
+        going = [index for index, text in enumerate(running) if text.finish is None]
+        if not going:
+            return
+        if len(going) < len(running):
+            decoder.keep(going)
+            running = [running[index] for index in going]
+        scores = decoder.step([text.ids[-1] for text in running])
+
+
+def _pairs(prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Every prompt with its seed."""
+    if len(seeds) == 1:
+        return [(prompt, seeds[0]) for prompt in prompts]
+    if len(prompts) == 1:
+        return [(prompts[0], seed) for seed in seeds]
+    if len(prompts) != len(seeds):
+        raise UserError(
+            f"there are {len(prompts)} prompts and {len(seeds)} seeds; expected one seed, or one for each prompt"
+        )
+    return list(zip(prompts, seeds, strict=True))
 
 
 def _check_text(prompt: str) -> None:
@@ -99,12 +148,3 @@ def _check_text(prompt: str) -> None:
         raise UserError(
             f"prompt: is not text: {found} stands after {error.start:,} characters; expected text in UTF-8"
         ) from error
-
-
-def _draw(logits_V: np.ndarray, temperature: float, top_k: int, random: np.random.Generator) -> int:
-    order = np.argsort(-logits_V, kind="stable")[:top_k]
-    if temperature == 0:
-        return int(order[0])
-    scaled = logits_V[order] / temperature
-    probabilities = np.exp(scaled - scaled[0])
-    return int(random.choice(order, p=probabilities / probabilities.sum()))

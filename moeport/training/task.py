@@ -22,6 +22,7 @@ from moeport.training.agreed import of_data
 from moeport.training.evaluate import Evaluation, evaluate, evaluate_images
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
+from moeport.training.sampling import Sampling
 from moeport.training.summary import SAMPLE_PROMPT_CHARACTERS, SAMPLE_TOKENS
 
 
@@ -115,7 +116,7 @@ class TextTask(Task):
         """Bits per byte of general-purpose compressors, a sample, and what was skipped."""
         context = self.config.data.sequence_length
         prompt = self._sample_prompt()
-        text = sample(model, self.data.tokenizer, prompt, context, SAMPLE_TOKENS, 0.8, 50, 0)
+        text = sample(model, self.data.tokenizer, prompt, context, Sampling(max_tokens=SAMPLE_TOKENS))
         return {
             "baselines": {f"{name} -9": bits for name, bits in self.data.baselines.items()},
             "sample": {"prompt": prompt, "text": text},

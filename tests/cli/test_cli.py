@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from moeport.config import Config, json_schema, resolved_yaml
 from moeport.config.model import ModelConfig
 from moeport.errors import RunError
 from moeport.routers import BY_NAME
+from moeport.training.continued import Generated
+from moeport.training.sampling import Sampling
 from moeport.version import VERSION
 
 
@@ -134,10 +137,10 @@ class TestStandardInput:
         assert "other processes read the config too; expected a file" in err
 
     def test_a_prompt(self, run, stub, typed):
-        calls = stub("moeport.training.generate", "generate", lambda: " time")
-        typed("Once upon à".encode())
-        assert run("generate", "runs/a", "--prompt", "-")[:2] == (0, "Once upon à time\n")
-        assert calls[0][0] == (Path("runs/a"), "Once upon à")
+        calls = stub("moeport.training.generate", "generate_texts", lambda: [Generated("à", " b", 0, 1, "length")])
+        typed("à".encode())
+        assert run("generate", "runs/a", "--prompt", "-")[:2] == (0, "à b\n")
+        assert calls[0][0] == (Path("runs/a"), ["à"], Sampling())
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
@@ -186,10 +189,47 @@ class TestCallsOfOtherModules:
         assert calls[1][0][0].metrics.profile
 
     def test_generate(self, run, stub):
-        calls = stub("moeport.training.generate", "generate", lambda: " time")
-        assert run("generate", "runs/a", "--prompt", "Once upon a", "--top-k", "5")[:2] == (0, "Once upon a time\n")
-        options = {"max_tokens": 200, "temperature": 0.8, "top_k": 5, "seed": 0, "checkpoint": "latest"}
-        assert calls == [((Path("runs/a"), "Once upon a"), options)]
+        text = Generated("Once upon a", " time", 0, 1, "length")
+        calls = stub("moeport.training.generate", "generate_texts", lambda: [text])
+        words = ("--prompt", "Once upon a", "--top-k", "5", "--top-p", "0.9", "--stop", ".", "--stop", "!")
+        assert run("generate", "runs/a", *words)[:2] == (0, "Once upon a time\n")
+        options = {"seeds": [0], "checkpoint": "latest", "batch_size": 16, "on_text": None}
+        assert calls == [((Path("runs/a"), ["Once upon a"], Sampling(200, 0.8, 5, 0.9, (".", "!"))), options)]
+
+    def test_generate_several(self, run, stub):
+        texts = [Generated("a", "b", 3, 1, "length"), Generated("c\u2028", "d", 4, 2, "stop")]
+        calls = stub("moeport.training.generate", "generate_texts", lambda: texts)
+        Path("lines.txt").write_text("c\u2028\r\n", encoding="utf-8")
+        words = ("generate", "runs/a", "--prompt", "a", "--prompts", "lines.txt", "--seed", "3", "--seed", "4")
+        assert run(*words)[:2] == (0, "--- text 1, seed 3\nab\n--- text 2, seed 4\nc\u2028d\n")
+        code, out, _ = run(*words, "--json")
+        assert (code, [json.loads(line) for line in out.split("\n")[:-1]]) == (0, [vars(text) for text in texts])
+        assert [(args[1], options["seeds"]) for args, options in calls] == [(["a", "c\u2028"], [3, 4])] * 2
+
+    @pytest.mark.parametrize(
+        ("line", "found"),
+        [
+            ("{", "lines.jsonl:2: not JSON: .*; expected a line of JSON"),
+            ("[1]", 'lines.jsonl:2: has no text under "prompt"; .*'),
+            ('{"prompt": 1}', 'lines.jsonl:2: has no text under "prompt"; .*'),
+        ],
+    )
+    def test_generate_from_lines_of_json(self, run, stub, line, found):
+        calls = stub("moeport.training.generate", "generate_texts", list)
+        Path("lines.jsonl").write_text(f'{{"prompt": "x y"}}\n{line}\n')
+        code, _, err = run("generate", "runs/a", "--prompts", "lines.jsonl")
+        assert code == 2
+        assert re.fullmatch(f"error: {found}\n", err)
+        Path("lines.jsonl").write_text('{"prompt": "x y"}\n\n{"prompt": ""}\n')
+        assert run("generate", "runs/a", "--prompts", "lines.jsonl")[0] == 0
+        assert calls[0][0][1] == ["x y", ""]
+
+    def test_generate_without_a_prompt(self, run):
+        Path("none.txt").write_text("")
+        expected = "error: there is no prompt; expected --prompt TEXT or --prompts FILE with one per line\n"
+        assert run("generate", "runs/a") == (2, "", expected)
+        assert run("generate", "runs/a", "--prompts", "none.txt") == (2, "", expected)
+        assert run("generate", "runs/a", "--prompts", "no.txt")[2].startswith("error: no.txt: cannot be read: ")
 
     def test_doctor(self, run, stub):
         report = {"moeport": VERSION, "backends": {"numpy": {"available": True, "devices": ["cpu"]}, "torch": None}}

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers
 
 from moeport.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 
@@ -191,3 +193,17 @@ def test_a_continuation_keeps_its_space(decoder, pieces):
     tokenizer = Tokenizer(definition(model, (END, True), first=3, decoder=decoder), END)
     assert "hello" + tokenizer.continuation([0, 1], 1) == "hello world"
     assert tokenizer.continuation([0, 1], 0) == "hello world"
+
+
+@pytest.mark.parametrize(("scheme", "first"), [("never", " hello"), ("always", "hello")])
+def test_a_text_without_a_prompt_keeps_the_space_that_it_begins_with(scheme, first):
+    """Metaspace as a decoder drops the first space, also of a tokenizer that adds none."""
+    vocabulary = {"\u2581hello": 0, "hello": 1, "\u2581world": 2, END: 3}
+    hugging_face = HFTokenizer(models.WordLevel(vocabulary, unk_token=END))
+    hugging_face.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    hugging_face.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer = Tokenizer(hugging_face.to_str(), END)
+    assert tokenizer.continuation([0, 2], 0) == f"{first} world"
+    assert tokenizer.continuation([1, 2], 0) == "hello world"
+    assert tokenizer.continuation([1, 2], 1) == " world"
+    assert tokenizer.continuation([], 0) == ""

@@ -1,12 +1,17 @@
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from moeport.config.training import BackendConfig
 from moeport.errors import CheckpointError, UserError
-from moeport.training.generate import config_of, find_checkpoint, generate
+from moeport.training.checkpoint import find_checkpoint
+from moeport.training.continued import Generated
+from moeport.training.generate import generate, generate_texts
 from moeport.training.run import train
+from moeport.training.run_dir import config_of
+from moeport.training.sampling import Sampling, draw
 from tests.training.tiny import LINES, tiny_config
 from tests.training.whole import load_checkpoint
 
@@ -53,7 +58,7 @@ def test_a_run_of_another_device_continues_text_here(run_dir, monkeypatch):
     elsewhere = config_of(load_checkpoint(find_checkpoint(run_dir / "checkpoints", "latest"))).model_copy(
         update={"backend": backend}
     )
-    monkeypatch.setattr("moeport.training.generate.config_of", lambda loaded: elsewhere)
+    monkeypatch.setattr("moeport.training.trained.config_of", lambda loaded: elsewhere)
     assert generate(run_dir, "d", temperature=0, max_tokens=5) == here
 
 
@@ -96,3 +101,87 @@ def test_a_prompt_that_is_no_text(run_dir, prompt, found):
 @pytest.mark.parametrize("prompt", ["\0", "   ", "<|endoftext|>", "x" * 300, "\x1b[31m\u202e"])
 def test_odd_prompts_are_text(run_dir, prompt):
     assert isinstance(generate(run_dir, prompt, max_tokens=2, temperature=1.0), str)
+
+
+PROMPTS = ["def f3(x):\n", "", "d", "def f7(x):\n    return x * 7" * 4]
+
+
+def test_a_batch_gives_what_each_prompt_gives_by_itself(run_dir):
+    """Also where texts end at different steps, and where one is longer than the context."""
+    sampling = Sampling(max_tokens=90, temperature=1.2, top_p=0.95, stop=("return",))
+    together = list(generate_texts(run_dir, PROMPTS, sampling, seeds=[5, 6, 7, 8], batch_size=3))
+    alone = []
+    for prompt, seed in zip(PROMPTS, (5, 6, 7, 8), strict=True):
+        alone += generate_texts(run_dir, [prompt], sampling, seeds=[seed])
+    assert together == alone
+    assert len({text.tokens for text in together}) > 1
+
+
+def test_a_prompt_and_several_seeds_are_several_texts(run_dir):
+    sampling = Sampling(max_tokens=9, temperature=1.5)
+    texts = list(generate_texts(run_dir, ["def "], sampling, seeds=[1, 2, 1]))
+    assert [text.seed for text in texts] == [1, 2, 1]
+    assert texts[0] == texts[2] != texts[1]
+    assert texts[0].text == generate(run_dir, "def ", max_tokens=9, temperature=1.5, seed=1)
+    with pytest.raises(UserError, match=r"^there are 2 prompts and 3 seeds; expected one seed, or one for each"):
+        generate_texts(run_dir, ["a", "b"], seeds=[1, 2, 3])
+
+
+def test_a_text_ends_before_a_stop_string(run_dir):
+    """The tokens are bytes, so that each string spans several."""
+    whole = generate(run_dir, "def f7(x):\n", temperature=0, max_tokens=40)
+    sampling = Sampling(max_tokens=40, temperature=0.0, stop=("zzz", "turn", "return"))
+    pieces = []
+    text = next(generate_texts(run_dir, ["def f7(x):\n"], sampling, on_text=pieces.append))
+    assert text == Generated("def f7(x):\n", "    ", 0, len("    return"), "stop")
+    assert whole.startswith("    return")
+    assert "".join(pieces) == text.text
+
+
+def test_a_stop_string_that_never_ends_is_shown_in_the_end(run_dir):
+    sampling = Sampling(max_tokens=8, temperature=0.0, stop=("    retX",))
+    pieces = []
+    text = next(generate_texts(run_dir, ["def f7(x):\n"], sampling, on_text=pieces.append))
+    assert (text.text, text.finish, "".join(pieces)) == ("    retu", "length", "    retu")
+
+
+def test_the_finish_of_a_text_that_the_model_ends(run_dir):
+    texts = list(generate_texts(run_dir, [""], Sampling(max_tokens=300, temperature=3.0, top_k=257), seeds=[*range(5)]))
+    ended = [text for text in texts if text.finish == "end_of_text"]
+    assert ended
+    assert all(text.tokens < 300 for text in ended)
+
+
+class TestDraw:
+    LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
+
+    def drawn(self, **options):
+        random = np.random.default_rng(0)
+        return {draw(self.LOGITS, Sampling(temperature=1.0, **options), random) for _ in range(400)}
+
+    @pytest.mark.parametrize(("top_p", "kept"), [(0.3, {1}), (0.41, {1, 3}), (0.75, {1, 2, 3}), (1.0, {0, 1, 2, 3})])
+    def test_top_p_keeps_the_fewest_that_sum_to_it(self, top_p, kept):
+        assert self.drawn(top_p=top_p) == kept
+
+    def test_top_p_is_of_what_top_k_leaves(self):
+        """Of 0.4 and 0.3, the first has 0.57."""
+        assert self.drawn(top_k=2, top_p=0.5) == {1}
+        assert self.drawn(top_k=2, top_p=0.6) == {1, 3}
+
+    def test_of_equal_scores_the_lower_id_comes_first(self):
+        logits = np.array([1.0, 2.0, 2.0, 2.0, 0.0])
+        assert draw(logits, Sampling(temperature=0.0, top_k=2), np.random.default_rng(0)) == 1
+        assert {draw(logits, Sampling(top_k=2), np.random.default_rng(seed)) for seed in range(40)} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_p": 0.0}, r"top_p must be above 0 and at most 1 \(got 0.0\)"),
+        ({"top_p": 1.5}, r"top_p must be above 0 and at most 1 \(got 1.5\)"),
+        ({"stop": ("",)}, "stop: is empty, and every text would end at once; expected at least one character"),
+    ],
+)
+def test_other_impossible_options_are_refused(options, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        Sampling(**options)
