@@ -35,6 +35,9 @@ def from_hf(
     without_tokenizer: Annotated[
         bool, typer.Option("--without-tokenizer", help="Convert the weights although there is no tokenizer.")
     ] = False,
+    without_mtp: Annotated[
+        bool, typer.Option("--without-mtp", help="Leave out the layers of multi-token prediction of DeepSeek-V3.")
+    ] = False,
     ignore_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,8 +47,8 @@ def from_hf(
 ) -> None:
     """Convert a folder of the Hugging Face hub to a run.
 
-    Families: mixtral, qwen2_moe, qwen3_moe, olmoe, and, as a start for upcycling, llama, qwen2, qwen3. Every tensor and
-    every key of config.json is converted, or refused by name.
+    Families: mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2, deepseek_v3, and, as a start for upcycling, llama,
+    qwen2, qwen3. Every tensor and every key of config.json is converted, or refused by name.
 
     Example: moeport convert from-hf Qwen3-30B-A3B -o runs/qwen3
     """
@@ -60,6 +63,7 @@ def from_hf(
             ignored=ignore_key or (),
             tokenizer=tokenizer,
             without_tokenizer=without_tokenizer,
+            without_mtp=without_mtp,
             report=progress.add,
         )
     console.print(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeport.config.model import MOST_LAYERS
+from moeport.convert.deepseek import MTP, expert_settings, latent_settings
 from moeport.convert.family import Family
 from moeport.convert.keys import Keys, shown
 from moeport.convert.rotary import rotary_settings
@@ -59,7 +60,7 @@ def settings_of(family: Family, values: Mapping[str, Any], place: str, ignored: 
     Raises UserError, which names the first key that cannot be translated.
     """
     keys = Keys(family, values, place)
-    for key, wanted in {**ALWAYS, **family.only}.items():
+    for key, wanted in fixed_values(family, values).items():
         if key not in ignored:
             keys.only(key, wanted)
     _check_architecture(keys)
@@ -69,10 +70,21 @@ def settings_of(family: Family, values: Mapping[str, Any], place: str, ignored: 
     }
     positions = keys.integer("max_position_embeddings")
     _check_window(keys, positions)
-    model["attention"] = _attention(keys)
-    model |= _dense_blocks(keys) if family.is_dense else _experts(keys)
+    model["attention"] = latent_settings(keys) if family.is_latent else _attention(keys)
+    if family.is_latent:
+        model |= expert_settings(keys)
+    else:
+        model |= _dense_blocks(keys) if family.is_dense else _experts(keys)
+    if MTP in family.defaults:
+        keys.get(MTP, (int, type(None)))  # its layers are tensors, which from_hf looks for
     keys.refuse_others(ignored)
     return Settings(model, positions)
+
+
+def fixed_values(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys for which moeport has one value only, with that value."""
+    own = {"auto_map": dict(family.own_code)} if family.own_code and values.get("auto_map") == family.own_code else {}
+    return {**ALWAYS, **family.only, **own}
 
 
 def _check_architecture(keys: Keys) -> None:

@@ -6,15 +6,18 @@ setting that is not the same on both sides is one that the family cannot express
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moeport.config.model import ModelConfig
+from moeport.config.model import LoadBalanceConfig, ModelConfig
 from moeport.convert.config_in import DIRECT, settings_of
+from moeport.convert.deepseek import WIDTHS, expert_keys, latent_keys
 from moeport.convert.family import FAMILIES, Family
 from moeport.convert.rotary import rotary_canonical, rotary_keys
 from moeport.routers import build_router
+from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.topk import TopKConfig
 
 TRAINING_ONLY = {
@@ -61,8 +64,10 @@ def keys_of(family: Family, model: ModelConfig, vocab_size: int, sequence_length
         "max_position_embeddings": sequence_length,
         "num_attention_heads": model.num_heads,
         "num_key_value_heads": model.num_kv_heads,
-        "rope_parameters": rotary_keys(attention),
+        "rope_parameters": rotary_keys(attention, family.is_latent),
     }
+    if family.is_latent:
+        return {**keys, **latent_keys(model, family.router), **expert_keys(model, family.router, _balance(model))}
     if family.has_head_dim:
         keys["head_dim"] = model.head_dim
     if family.bias in ("attention_bias", "qkv_bias"):
@@ -99,7 +104,10 @@ def differences(family: Family, model: ModelConfig, vocab_size: int, keys: Mappi
 def unsaid(model: ModelConfig, family: Family) -> list[str]:
     """The settings for training that config.json has no key for, as `key: value`."""
     found = _canonical(model, model.vocab_size)
-    keys = ("output_z_loss", "moe.router_z_loss", "moe.router_dtype", "moe.load_balance.scope")
+    keys = ["output_z_loss", "moe.router_z_loss", "moe.router_dtype"]
+    keys += (
+        ["moe.load_balance.scope"] if family.balance != "aux_loss_alpha" or _balance(model).scope == "global" else []
+    )
     lines = [f"model.{key}: {found[key]}" for key in keys if found[key] != TRAINING_ONLY[key]]
     if found["moe.rounded_rows"]:
         lines.append("model.moe.capacity.policy: round")
@@ -107,6 +115,16 @@ def unsaid(model: ModelConfig, family: Family) -> list[str]:
     if family.is_dense and coefficient:
         lines.append(f"model.moe.load_balance.coefficient: {coefficient}")
     return lines
+
+
+def balance_differs(family: Family, model: ModelConfig, keys: Mapping[str, Any]) -> bool:
+    """Whether the load-balancing loss is not the one that the keys of a config.json describe."""
+    if family.is_dense:
+        return False
+    now, default = keys_of(family, model, 0, 1), family.defaults[family.balance]
+    before = {family.balance: float(keys.get(family.balance, default) or 0.0), "seq_aux": keys.get("seq_aux", True)}
+    close = math.isclose(before[family.balance], now[family.balance], rel_tol=1e-9)
+    return not close or (now.get("seq_aux", True) != before["seq_aux"] and now[family.balance] > 0)
 
 
 def fitting(model: ModelConfig, vocab_size: int, sequence_length: int) -> tuple[Family, list[Difference]]:
@@ -120,7 +138,7 @@ def fitting(model: ModelConfig, vocab_size: int, sequence_length: int) -> tuple[
 
 def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
     """The settings of a model by key, so that two models that compute the same have the same ones."""
-    attention, moe = model.attention, model.moe
+    moe = model.moe
     dense = [layer for layer in range(model.num_layers) if not model.is_moe_layer(layer)]
     mixing = {0: "add", 1: "sigmoid", 2: "softmax"}[moe.mixing_rows]
     found = {
@@ -132,13 +150,7 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "init_std": model.init_std,
         "embedding_std": model.embedding_std,
         "output_z_loss": model.output_z_loss,
-        "attention.num_heads": model.num_heads,
-        "attention.num_kv_heads": model.num_kv_heads,
-        "attention.head_dim": model.head_dim,
-        "attention.qk_norm": attention.qk_norm,
-        "attention.bias": attention.bias,
-        "attention.rope_base": attention.rope_base,
-        **rotary_canonical(attention.rope_scaling),
+        **_attention(model),
         "dense_hidden": model.dense_width if dense else None,
         "moe.dense_layers": dense,
         "moe.num_experts": moe.num_experts,
@@ -156,19 +168,36 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "moe.load_balance.coefficient": _coefficient(model),
     }
     router = moe.router
-    if not isinstance(router, TopKConfig):
+    if not isinstance(router, TopKConfig | SigmoidBiasConfig):
         return {**found, "moe.router.name": router.name}
     return {
         **found,
-        "moe.router.name": "topk",
+        "moe.router.name": router.name,
         "moe.router.top_k": router.top_k,
-        "moe.router.normalize_gates": _normalizes(model) or moe.num_experts == 1,
+        "moe.router.normalize_gates": _normalizes(model) or (router.name == "topk" and moe.num_experts == 1),
+        "moe.router.num_groups": router.num_groups if router.limits_groups else 1,
+        "moe.router.top_groups": router.top_groups if router.limits_groups else 1,
     }
+
+
+def _attention(model: ModelConfig) -> dict[str, Any]:
+    """The settings of attention that have an effect."""
+    attention = model.attention
+    if attention.kind == "grouped":
+        own: dict[str, Any] = {"num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim}
+        own["qk_norm"] = attention.qk_norm
+    else:
+        own = {key: getattr(attention, key) for key in ("q_lora_rank", "latent_norm_eps", *WIDTHS)}
+    own |= {"kind": attention.kind, "num_heads": model.num_heads, "bias": attention.bias}
+    found = {f"attention.{key}": value for key, value in {**own, "rope_base": attention.rope_base}.items()}
+    return found | rotary_canonical(attention.rope_scaling)
 
 
 def _normalizes(model: ModelConfig) -> bool:
     router = model.moe.router
-    return not isinstance(router, TopKConfig) or router.gates_sum_to_one
+    if isinstance(router, TopKConfig):
+        return router.gates_sum_to_one
+    return getattr(router, "normalize_gates", True)
 
 
 def _coefficient(model: ModelConfig) -> float:
@@ -177,6 +206,10 @@ def _coefficient(model: ModelConfig) -> float:
     if moe.load_balance.coefficient is not None:
         return moe.load_balance.coefficient
     return build_router(moe.router, model.d_model, moe.num_experts, vocab_size=1).load_balance
+
+
+def _balance(model: ModelConfig) -> LoadBalanceConfig:
+    return LoadBalanceConfig(coefficient=_coefficient(model), scope=model.moe.load_balance.scope)
 
 
 def _dense_layers(model: ModelConfig) -> dict[str, Any]:

@@ -45,6 +45,14 @@ class Family:
     """Names of an expert's projections in that layout."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Keys for which moeport has the one value given here."""
+    is_latent: bool = False
+    """Whether it is a model of DeepSeek: latent attention, and experts as `moeport.convert.deepseek` reads them."""
+    router: Literal["topk", "sigmoid_bias"] = "topk"
+    """Our router."""
+    balance: Literal["router_aux_loss_coef", "aux_loss_alpha"] = "router_aux_loss_coef"
+    """The key of the weight of the load-balancing loss."""
+    own_code: Mapping[str, str] = field(default_factory=dict)
+    """The value of auto_map in folders that bring the code from which the class of transformers was made."""
 
     @property
     def is_dense(self) -> bool:
@@ -82,6 +90,34 @@ _QWEN_DENSE = {
     "max_position_embeddings": 32768,
     "max_window_layers": 28,
 }
+
+_DEEPSEEK = {
+    "attention_bias": False,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "pretraining_tp": 1,
+    "aux_loss_alpha": None,
+    "seq_aux": None,
+}
+_DEEPSEEK_ONLY = {"pretraining_tp": 1, "moe_layer_freq": 1, "ep_size": 1}
+_LATENT: dict[str, Any] = {
+    "is_latent": True,
+    "has_head_dim": False,
+    "experts": "n_routed_experts",
+    "balance": "aux_loss_alpha",
+}
+
+
+def _code_of(name: str) -> dict[str, str]:
+    parts = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+    return {
+        key: f"{'configuration' if part == 'Config' else 'modeling'}_deepseek.{name}{part}"
+        for key, part in parts.items()
+    }
+
 
 FAMILIES = (
     Family(
@@ -196,6 +232,64 @@ FAMILIES = (
         experts="num_experts",
         has_dense_layers=True,
         has_shared_expert=True,
+    ),
+    Family(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {
+            **_COMMON,
+            **_DEEPSEEK,
+            "vocab_size": 102400,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 2048,
+            "moe_intermediate_size": 1407,
+            "num_experts_per_tok": None,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 0,
+            "routed_scaling_factor": 1.0,
+            "n_group": None,
+            "topk_group": None,
+            "topk_method": "greedy",
+            "norm_topk_prob": False,
+            "mlp_bias": False,
+        },
+        **_LATENT,
+        own_code=_code_of("DeepseekV2"),
+        only={**_DEEPSEEK_ONLY, "scoring_func": "softmax", "norm_topk_prob": False, "mlp_bias": False},
+    ),
+    Family(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {
+            **_COMMON,
+            **_DEEPSEEK,
+            "vocab_size": 129280,
+            "hidden_size": 7168,
+            "intermediate_size": 18432,
+            "num_hidden_layers": 61,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "max_position_embeddings": 4096,
+            "moe_intermediate_size": 2048,
+            "num_experts_per_tok": 8,
+            "n_routed_experts": 256,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 3,
+            "routed_scaling_factor": 2.5,
+            "n_group": 8,
+            "topk_group": 4,
+            "norm_topk_prob": True,
+            "rope_interleave": True,
+            "num_nextn_predict_layers": 1,
+        },
+        **_LATENT,
+        router="sigmoid_bias",
+        own_code=_code_of("DeepseekV3"),
+        only={**_DEEPSEEK_ONLY, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": True},
     ),
     Family(
         "llama",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from moeport.config import config_from_dict
 from moeport.config.schema import Config
 from moeport.convert.config_in import settings_of
+from moeport.convert.deepseek import MTP, prediction_tensors
 from moeport.convert.extra import check_extra, known_extra
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import DTYPES, decoded
@@ -22,6 +23,7 @@ from moeport.convert.folder import CHECKSUMS, Folder, check_tensors, read_folder
 from moeport.convert.parts import Layout, Part, parts
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import Record, read_checksums, refuse_other, write_record
+from moeport.convert.rows import blocks_of
 from moeport.convert.text import tokenizer_of
 from moeport.core.parameters import ParameterSpec
 from moeport.data.tokenizer import Tokenizer
@@ -55,6 +57,7 @@ def from_hf(
     ignored: Collection[str] = (),
     tokenizer: Path | None = None,
     without_tokenizer: bool = False,
+    without_mtp: bool = False,
     report: Report = silent,
 ) -> Converted:
     """Convert a folder to a run with one checkpoint, of step 0.
@@ -65,6 +68,7 @@ def from_hf(
         ignored: keys of config.json that are taken to have no effect.
         tokenizer: a tokenizer.json, if the folder has none.
         without_tokenizer: convert although there is no tokenizer.json.
+        without_mtp: leave out the layers of multi-token prediction, which moeport does not have.
         report: is told of each parameter that was written.
 
     Raises: UserError or DataError for everything in the folder that is missing, damaged, unknown or cannot be
@@ -77,7 +81,7 @@ def from_hf(
     _check_counts(folder)
     text, end = tokenizer_of(folder, tokenizer, without_tokenizer)
     config = _config(folder, family, run_dir, ignored, text, end)
-    job = Job(folder, family, config)
+    job = Job(_without_prediction(folder, without_mtp), family, config)
     carried: list[str] = []
 
     def write_others() -> None:
@@ -90,7 +94,11 @@ def from_hf(
     save_streamed(run_dir / CHECKPOINT_DIR, meta, reported(job.tensors(), report), write_others)
     write_config(run_dir, config)
     return Converted(
-        family.model_type, job.layout, sum(spec.size for spec in job.specs), len(folder.tensors), _notes(job, carried)
+        family.model_type,
+        job.layout,
+        sum(spec.size for spec in job.specs),
+        len(job.folder.tensors),
+        (*_left_out(folder, job.folder), *_notes(job, carried)),
     )
 
 
@@ -148,11 +156,12 @@ class Job:
     def _read(self, own: Sequence[Part], code: str) -> Iterator[bytes]:
         for part in own:
             tensor, digest = self.folder.tensors[part.tensor], hashlib.sha256()
-            for block in tensor.blocks(part.start, part.size):
+            for block in blocks_of(tensor, part.start, part.size, part.pairs):
                 digest.update(block)
                 values = decoded(block, tensor.dtype)
                 if not np.isfinite(values).all():
                     raise DataError(f"{tensor.file}: {part.label} holds a NaN or an infinity; use another checkpoint")
+                values = part.pairs.to_ours(values) if part.pairs else values
                 wide = values.astype("<f8", copy=False) if code == "F64" else values
                 yield wide.tobytes()
             self.checksums[part.label] = digest.hexdigest()
@@ -181,12 +190,16 @@ class Job:
             source=str(self.folder.path.resolve()),
             family=self.family.model_type,
             layout=self.layout,
-            config=self.folder.config,
+            config={key: value for key, value in self.folder.config.items() if not self._is_own_code(key)},
             dtypes=dtypes,
             extra=self.extra,
             ignored=list(ignored),
             checksums=self.checksums,
         )
+
+    def _is_own_code(self, key: str) -> bool:
+        """Whether a key names code that is not carried along, since transformers has the model itself."""
+        return key == "auto_map" and self.folder.config[key] == self.family.own_code
 
 
 def check_cover(spec: ParameterSpec, own: Sequence[Part]) -> None:
@@ -212,10 +225,36 @@ def _zeros(spec: ParameterSpec) -> Iterable[bytes]:
     return [bytes(4 * spec.size)]
 
 
+def _without_prediction(folder: Folder, without_mtp: bool) -> Folder:
+    """The folder without its layers of multi-token prediction.
+
+    Raises UserError if it has some, and the user has not said that they are to be left out.
+    """
+    names = prediction_tensors(folder.tensors, folder.config)
+    if names and not without_mtp:
+        raise UserError(
+            f"{folder.path}: has {len(names)} tensors of multi-token prediction ({MTP}), such as {names[0]}, which "
+            "moeport does not have; leave them out with --without-mtp"
+        )
+    if not names:
+        return folder
+    kept = {name: tensor for name, tensor in folder.tensors.items() if name not in {*names}}
+    return replace(folder, tensors=kept, config={**folder.config, MTP: 0})
+
+
+def _left_out(before: Folder, after: Folder) -> Iterator[str]:
+    number = len(before.tensors) - len(after.tensors)
+    if number:
+        yield f"left out: {number} tensors of multi-token prediction; {MTP} is 0 on the way back"
+    elif before.config.get(MTP):
+        yield f"{MTP} is {before.config[MTP]}, but the folder has no such layers"
+
+
 def _check_counts(folder: Folder) -> None:
     """Refuse more layers or experts than the tensors can hold, before all are listed."""
     rows = max((tensor.shape[0] for tensor in folder.tensors.values() if tensor.shape), default=0)
-    most = {"num_hidden_layers": len(folder.tensors), "num_experts": rows, "num_local_experts": rows}
+    most = {"num_hidden_layers": len(folder.tensors)}
+    most |= dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), rows)
     for key, limit in most.items():
         number = folder.config.get(key)
         if type(number) is int and number > limit:
@@ -257,7 +296,12 @@ def _notes(job: Job, carried: Sequence[str]) -> tuple[str, ...]:
     notes = [f"carried along: {', '.join(carried) or 'no other files'}"]
     if job.folder.left_aside:
         notes.append(f"left aside, since the index does not name them: {', '.join(job.folder.left_aside)}")
-    if not job.family.is_dense:
+    if job.folder.config != job.record(()).config:
+        notes.append("auto_map is left out: transformers has this model without code of its own")
+    weight = job.config.model.moe.load_balance.coefficient
+    if job.family.balance == "aux_loss_alpha" and weight:
+        notes.append(f"aux_loss_alpha is model.moe.load_balance.coefficient {weight:.6g}; transformers does not add it")
+    if not job.family.is_dense and job.family.balance == "router_aux_loss_coef":
         coefficient = config.get("router_aux_loss_coef", job.family.defaults["router_aux_loss_coef"])
         ours = job.config.model.moe.load_balance.coefficient
         notes.append(

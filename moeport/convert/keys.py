@@ -48,8 +48,20 @@ CARRIED = frozenset(
 )
 """Keys on which neither logits nor moeport's training depend; they are kept for the way back."""
 
-ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+ALIASES = {
+    "num_experts": "num_local_experts",
+    "num_local_experts": "num_experts",
+    "num_nextn_predict_layers": "num_mtp_layers",
+}
 """Other names that transformers takes for a key."""
+
+
+ADVICE = {
+    "quantization_config": "convert the weights to bfloat16 first, and remove the key: transformers does so with "
+    "from_pretrained(..., quantization_config=FineGrainedFP8Config(dequantize=True)) and save_pretrained, or for "
+    "DeepSeek-V3 its repository's inference/fp8_cast_bf16.py",
+}
+"""What to do about a key that moeport does not have."""
 
 
 class Keys:
@@ -103,9 +115,8 @@ class Keys:
         value = self.values.get(key, wanted)
         self.asked.add(key)
         if value != wanted:
-            raise UserError(
-                f"{self.place}: {key} is {shown(value)}, which moeport does not have; expected {shown(wanted)}"
-            )
+            advice = ADVICE.get(key, f"expected {shown(wanted)}")
+            raise UserError(f"{self.place}: {key} is {shown(value)}, which moeport does not have; {advice}")
 
     def refuse_others(self, ignored: Collection[str]) -> None:
         """Refuse keys that nobody has asked for: what they do is unknown."""

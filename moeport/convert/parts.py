@@ -14,13 +14,26 @@ from typing import Literal
 
 from moeport.config.model import ModelConfig
 from moeport.convert.family import Family
+from moeport.convert.rows import Pairs
 from moeport.model.attention import BIASED
+from moeport.model.latent_attention import latent_specs
 
 Layout = Literal["experts", "fused"]
 """A tensor per expert and projection, or two per layer that hold all experts, as transformers 5 has them in memory."""
 
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
 """Their name of each projection of attention."""
+LATENT = {
+    "q": "q_proj",
+    "q_down": "q_a_proj",
+    "q_norm": "q_a_layernorm",
+    "q_up": "q_b_proj",
+    "kv_down": "kv_a_proj_with_mqa",
+    "kv_norm": "kv_a_layernorm",
+    "kv_up": "kv_b_proj",
+    "out": "o_proj",
+}
+"""Their names of the parameters of latent attention."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,8 @@ class Part:
     """First element in the parameter."""
     size: int
     """Number of elements."""
+    pairs: Pairs | None = None
+    """Rows that have another order in the parameter, of tensors whose rows are rotated in pairs of neighbours."""
 
 
 def parts(family: Family, config: ModelConfig, vocab_size: int, layout: Layout) -> list[Part]:
@@ -64,7 +79,8 @@ def parts(family: Family, config: ModelConfig, vocab_size: int, layout: Layout) 
 def _layer(family: Family, config: ModelConfig, layer: int, layout: Layout) -> Iterator[Part]:
     theirs, ours, width = f"model.layers.{layer}", f"layers.{layer}", config.d_model
     yield _whole(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight", (width,))
-    yield from _attention(config, f"{theirs}.self_attn", f"{ours}.attention")
+    attention = _latent_attention if family.is_latent else _attention
+    yield from attention(config, f"{theirs}.self_attn", f"{ours}.attention")
     yield _whole(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight", (width,))
     if not config.is_moe_layer(layer):
         yield from _mlp(f"{theirs}.mlp", f"{ours}.mlp", width, config.dense_width)
@@ -87,6 +103,18 @@ def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Part]:
         for name in ("q", "k"):
             size = rows[name] if attention.qk_norm == "whole" else width
             yield _whole(f"{theirs}.{name}_norm.weight", f"{ours}.{name}_norm", (size,))
+
+
+def _latent_attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Part]:
+    """The rotated rows are those at the end of each head's queries, and of the key that all heads share."""
+    shapes = {spec.name: spec.shape for spec in latent_specs(config, out_std=0.0)}
+    for name, shape in shapes.items():
+        stem = name.removesuffix("_bias")
+        whole = _whole(f"{theirs}.{LATENT[stem]}.{'weight' if stem == name else 'bias'}", f"{ours}.{name}", shape)
+        rotated, columns = config.rope_dim, math.prod(shape[1:])
+        periods = {"q": config.head_dim, "q_up": config.head_dim, "kv_down": shape[0]}
+        period = periods.get(stem)
+        yield replace(whole, pairs=Pairs(period, period - rotated, columns)) if period else whole
 
 
 def _mlp(theirs: str, ours: str, width: int, hidden: int) -> Iterator[Part]:
@@ -116,8 +144,12 @@ def _experts(family: Family, config: ModelConfig, theirs: str, ours: str, layout
                     yield Part(label, fused, whole, offset, f"{ours}.experts.{place}", offset, matrix)
                 else:
                     yield Part(label, label, shape, 0, f"{ours}.experts.{place}", offset, matrix)
+    if family.router == "sigmoid_bias":
+        yield _whole(f"{block}.gate.e_score_correction_bias", f"{ours}.router.bias", (moe.num_experts,))
     if moe.num_shared_experts:
-        yield from _mlp(f"{block}.shared_expert", f"{ours}.shared", width, moe.shared_width)
+        shared = "shared_experts" if family.is_latent else "shared_expert"
+        yield from _mlp(f"{block}.{shared}", f"{ours}.shared", width, moe.shared_width)
+    if moe.num_shared_experts and family.has_shared_expert:
         yield _whole(f"{block}.shared_expert_gate.weight", f"{ours}.mixing.weight", (1, width))
 
 

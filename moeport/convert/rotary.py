@@ -27,7 +27,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
 }
 """By type, their options and ours."""
-_OPTIONAL = {"beta_fast", "beta_slow", "attention_factor"}
+LATENT_OPTIONS = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}
+"""Further options of yarn, in families with latent attention."""
+_OPTIONAL = {"beta_fast", "beta_slow", "attention_factor", *LATENT_OPTIONS}
 
 
 def rotary_settings(keys: Keys) -> dict[str, Any]:
@@ -53,11 +55,11 @@ def rotary_settings(keys: Keys) -> dict[str, Any]:
     return found | ({"rope_scaling": scalings[0]} if scalings and scalings[0] else {})
 
 
-def rotary_keys(attention: AttentionConfig) -> dict[str, Any]:
-    """rope_parameters of a config."""
+def rotary_keys(attention: AttentionConfig, is_latent: bool) -> dict[str, Any]:
+    """rope_parameters of a config, for a family with latent attention or another one."""
     scaling = attention.rope_scaling
     kind = "default" if scaling.type == "none" else scaling.type
-    values = {theirs: getattr(scaling, ours) for theirs, ours in OPTIONS[kind].items()}
+    values = {theirs: getattr(scaling, ours) for theirs, ours in _known(kind, is_latent).items()}
     values = {name: value for name, value in values.items() if value is not None}
     return {"rope_type": kind, "rope_theta": attention.rope_base, **values}
 
@@ -65,7 +67,7 @@ def rotary_keys(attention: AttentionConfig) -> dict[str, Any]:
 def rotary_canonical(scaling: RopeScalingConfig) -> dict[str, Any]:
     """The settings of a scaling that have an effect."""
     kind = "default" if scaling.type == "none" else scaling.type
-    options = {ours: getattr(scaling, ours) for ours in OPTIONS[kind].values()}
+    options = {ours: getattr(scaling, ours) for ours in _known(kind, is_latent=True).values()}
     return {"attention.rope_scaling.type": scaling.type} | {
         f"attention.rope_scaling.{name}": value for name, value in options.items()
     }
@@ -73,7 +75,7 @@ def rotary_canonical(scaling: RopeScalingConfig) -> dict[str, Any]:
 
 def _scaling(keys: Keys, key: str, section: dict[str, Any]) -> dict[str, Any]:
     kind = section.get("rope_type", section.get("type", "default"))
-    known = OPTIONS.get(kind) if isinstance(kind, str) else None
+    known = _known(kind, keys.family.is_latent) if isinstance(kind, str) and kind in OPTIONS else None
     options = {name: value for name, value in section.items() if name not in ("rope_type", "type", "rope_theta")}
     whole = options.pop("partial_rotary_factor", 1.0) == 1.0
     if known is None or options.keys() - known.keys() or not whole:
@@ -88,5 +90,18 @@ def _scaling(keys: Keys, key: str, section: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{keys.place}: {key} is {section}; expected the numbers {wanted}")
     if kind == "default":
         return {}
+    given = [options.get(name) for name in LATENT_OPTIONS]
+    if not all(given):
+        if given[1] or given[0] not in (None, 0, 1):
+            raise UserError(
+                f"{keys.place}: {key} is {section}: transformers and DeepSeek's own code differ with one of mscale and "
+                "mscale_all_dim; expected both"
+            )
+        options = {name: value for name, value in options.items() if name not in LATENT_OPTIONS}
     ours = {known[name]: value for name, value in options.items() if value is not None}
     return {"type": kind, **ours}
+
+
+def _known(kind: str, is_latent: bool) -> dict[str, str]:
+    """The options of a type, and ours."""
+    return {**OPTIONS[kind], **(LATENT_OPTIONS if is_latent and kind == "yarn" else {})}

@@ -15,7 +15,7 @@ import numpy as np
 from moeport.config import config_from_dict
 from moeport.config.data import ByteTokenizer as ByteConfig
 from moeport.config.schema import Config
-from moeport.convert.config_out import Difference, differences, fitting, keys_of, unsaid
+from moeport.convert.config_out import Difference, balance_differs, differences, fitting, keys_of, unsaid
 from moeport.convert.export_options import ExportOptions
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import CODES, DTYPES, decoded, encoded
@@ -184,13 +184,22 @@ class Export:
     def _write(self, several: Sequence[Part], code: str) -> Iterator[bytes]:
         for part in several:
             digest = hashlib.sha256()
-            for values in self.stored.run(part.parameter, part.offset, part.size):
+            for values in self._values(part):
                 out = encoded(values, code)
                 if not np.isfinite(decoded(out, code)).all():
                     raise CheckpointError(_not_finite(part, values, code))
                 digest.update(out)
                 yield out
             self.checksums[part.label], self.codes[part.label] = digest.hexdigest(), code
+
+    def _values(self, part: Part) -> Iterator[np.ndarray]:
+        """The elements of a part in the order of their tensor; whole heads at a time if some rows are in pairs."""
+        if part.pairs is None:
+            yield from self.stored.run(part.parameter, part.offset, part.size)
+            return
+        for place, step in part.pairs.heads(part.size):
+            values = np.concatenate([*self.stored.run(part.parameter, part.offset + place, step)])
+            yield part.pairs.to_theirs(values)
 
     def verify(self) -> bool:
         """Compare what was written with what was once read, unless it was trained or is of another type.
@@ -215,7 +224,8 @@ class Export:
             base = {"architectures": [family.architecture], "model_type": family.model_type}
             return _json({**base, "dtype": DTYPES[self.code_of(self.parts[0].label)], **self.keys, **ids})
         kept = {key: value for key, value in record.config.items() if key not in record.ignored}
-        if differences(family, self.config.model, self.vocab_size, kept) or self._coefficient_differs(kept):
+        model = self.config.model
+        if differences(family, model, self.vocab_size, kept) or balance_differs(family, model, kept):
             renamed = {"rope_theta", "rope_scaling", "num_experts", "num_local_experts"}
             kept = {key: value for key, value in record.config.items() if key not in renamed} | self.keys
             kept["max_position_embeddings"] = record.config.get(
@@ -226,14 +236,6 @@ class Export:
         if self.options.dtype is not None:
             kept["torch_dtype" if "torch_dtype" in kept else "dtype"] = self.options.dtype
         return _json(kept)
-
-    def _coefficient_differs(self, kept: Mapping[str, Any]) -> bool:
-        """Whether the weight of the load-balancing loss is not the one in the folder's config.json."""
-        if self.family.is_dense:
-            return False
-        before = float(kept.get("router_aux_loss_coef", self.family.defaults["router_aux_loss_coef"]))
-        now = float(self.keys["router_aux_loss_coef"])
-        return abs(now - before) > 1e-9 * max(abs(before), abs(now))
 
 
 def _carry(run_dir: Path, config: Config, carried: Path | None, folder: Path) -> None:

@@ -33,6 +33,21 @@ OWN = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4, "norm_topk_prob": True},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }
+LATENT = {
+    "num_key_value_heads": 2,
+    "q_lora_rank": 5,
+    "kv_lora_rank": 6,
+    "qk_nope_head_dim": 3,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 4,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+OWN["deepseek_v2"] = {**LATENT, "q_lora_rank": None}
+OWN["deepseek_v3"] = {**LATENT, "n_group": 2, "topk_group": 1}
 OWN["qwen2_moe"]["shared_expert_intermediate_size"] = 5
 
 

@@ -73,9 +73,11 @@ def random_case(family, seed):
     }
     if not known.has_head_dim:
         del options["head_dim"]
+    if known.is_latent:
+        options |= _latent(family, one, options)
     if known.bias in ("attention_bias", "qkv_bias"):
         options[known.bias] = one(True, False)
-    if not known.is_dense:
+    if not known.is_dense and not known.is_latent:
         options |= {
             known.experts: experts,
             "num_experts_per_tok": one(1, 2, experts),
@@ -93,6 +95,34 @@ def random_case(family, seed):
     return Case(family, seed, one("float32", "bfloat16", "float16"), one(True, False), one(True, False), options)
 
 
+def _latent(family, one, options):
+    """Options of DeepSeek's models. V2 of transformers computes only with even widths."""
+    experts = one((4, 1, 1), (4, 2, 1), (8, 4, 2), (6, 2, 2))
+    found = {
+        "num_key_value_heads": None,
+        "q_lora_rank": one(None, 5, 8),
+        "kv_lora_rank": one(4, 6),
+        "qk_nope_head_dim": one(2, 4),
+        "qk_rope_head_dim": one(2, 4, 6),
+        "v_head_dim": one(3, 4, 6),
+        "attention_bias": one(True, False),
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": one(0, 1),
+        "moe_intermediate_size": one(3, 6),
+        "n_shared_experts": one(1, 2),
+        "n_routed_experts": experts[0],
+        "num_experts_per_tok": one(1, 2),
+        "n_group": experts[1],
+        "topk_group": experts[2],
+        "routed_scaling_factor": one(1.0, 2.5),
+    }
+    if options["rope_parameters"]["rope_type"] == "yarn" and one(True, False):
+        mscales = {"mscale": one(1.0, 0.7), "mscale_all_dim": one(1.0, 0.4)}
+        found["rope_parameters"] = {**options["rope_parameters"], "factor": 40.0, **mscales}
+    own = {"norm_topk_prob": one(True, False)}
+    return found | (own if family == "deepseek_v3" else {"topk_method": one("greedy", "group_limited_greedy")})
+
+
 def model_of(case):
     """The model with random weights, none of which is its initial value."""
     kind = BY_TYPE[case.family].architecture
@@ -103,6 +133,9 @@ def model_of(case):
         centre = 1.0 if "norm" in name else 0.0
         values = centre + 0.3 * rng((case.seed, number)).standard_normal(parameter.shape)
         parameter.data = torch.tensor(values, dtype=torch.float32)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.tensor(0.1 * rng((case.seed, len(name))).standard_normal(buffer.shape)))
     model.tie_weights()
     return model
 

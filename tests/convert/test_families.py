@@ -47,8 +47,9 @@ def test_what_transformers_takes_for_missing_keys(family):
 def test_every_key_that_the_class_has_is_known(family):
     config = getattr(transformers, family.architecture.replace("ForCausalLM", "Config"))()
     config.architectures = [family.architecture]
-    settings_of(family, config.to_dict(), "config.json")
-    settings_of(family, {"model_type": family.model_type}, "config.json")
+    needed = {"num_experts_per_tok": 6} if family.model_type == "deepseek_v2" else {}  # its class has no default
+    settings_of(family, config.to_dict() | needed, "config.json")
+    settings_of(family, {"model_type": family.model_type} | needed, "config.json")
 
 
 @every_family
@@ -85,7 +86,7 @@ def test_keys_that_are_written_say_what_was_read(family):
     assert differences(family, model, 260, keys) == []
     again = ModelConfig.model_validate(settings_of(family, keys, "config.json").model)
     assert differences(family, again, 260, config) == []
-    if not family.is_dense:
+    if not family.is_dense and family.balance == "router_aux_loss_coef":
         assert keys["router_aux_loss_coef"] == pytest.approx(family.defaults["router_aux_loss_coef"], rel=1e-12)
 
 

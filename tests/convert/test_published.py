@@ -199,6 +199,115 @@ PUBLISHED = {
 }
 
 
+LATENT = {
+    "attention_bias": False,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "moe_layer_freq": 1,
+    "pretraining_tp": 1,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "v_head_dim": 128,
+}
+YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
+V2 = {
+    **LATENT,
+    "model_type": "deepseek_v2",
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_deepseek.DeepseekV2Config",
+        "AutoModel": "modeling_deepseek.DeepseekV2Model",
+        "AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM",
+    },
+    "aux_loss_alpha": 0.001,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_experts_per_tok": 6,
+    "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "scoring_func": "softmax",
+    "seq_aux": True,
+    "vocab_size": 102400,
+}
+PUBLISHED |= {
+    "DeepSeek-V2-Lite": (
+        {
+            **V2,
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "moe_intermediate_size": 1408,
+            "n_group": 1,
+            "n_routed_experts": 64,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "num_key_value_heads": 16,
+            "q_lora_rank": None,
+            "routed_scaling_factor": 1.0,
+            "topk_group": 1,
+            "topk_method": "greedy",
+        },
+        15.7e9,
+        2.66e9,
+    ),
+    "DeepSeek-V2": (
+        {
+            **V2,
+            "hidden_size": 5120,
+            "intermediate_size": 12288,
+            "moe_intermediate_size": 1536,
+            "n_group": 8,
+            "n_routed_experts": 160,
+            "num_attention_heads": 128,
+            "num_hidden_layers": 60,
+            "num_key_value_heads": 128,
+            "q_lora_rank": 1536,
+            "routed_scaling_factor": 16.0,
+            "topk_group": 3,
+            "topk_method": "group_limited_greedy",
+        },
+        236e9,
+        21.4e9,
+    ),
+    "DeepSeek-V3": (
+        {
+            **LATENT,
+            "model_type": "deepseek_v3",
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+                "AutoModel": "modeling_deepseek.DeepseekV3Model",
+                "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+            },
+            "ep_size": 1,
+            "first_k_dense_replace": 3,
+            "hidden_size": 7168,
+            "intermediate_size": 18432,
+            "moe_intermediate_size": 2048,
+            "n_group": 8,
+            "n_routed_experts": 256,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_attention_heads": 128,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 61,
+            "num_key_value_heads": 128,
+            "num_nextn_predict_layers": 1,
+            "q_lora_rank": 1536,
+            "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "sigmoid",
+            "topk_group": 4,
+            "topk_method": "noaux_tc",
+            "vocab_size": 129280,
+        },
+        671e9,
+        37.5e9,
+    ),
+}
+
+
 @pytest.mark.parametrize(("keys", "total", "active"), PUBLISHED.values(), ids=PUBLISHED)
 def test_published_models(keys, total, active):
     found = settings_of(BY_TYPE[keys["model_type"]], {**PLAIN, **keys}, "config.json")

@@ -17,8 +17,8 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
 KEYS = {
     "a type of its own": (
         "mixtral",
-        {"model_type": "deepseek_v3"},
-        r"model_type deepseek_v3: cannot be converted; expec",
+        {"model_type": "gpt_neox"},
+        r"model_type gpt_neox: cannot be converted; expec",
     ),
     "a classifier": (
         "llama",
@@ -96,6 +96,56 @@ KEYS = {
     "another activation": ("llama", {"hidden_act": "gelu"}, r'hidden_act is "gelu", which .*; expected "silu"'),
     "biases of the blocks": ("llama", {"mlp_bias": True}, r"mlp_bias is true"),
     "products in parts": ("llama", {"pretraining_tp": 2}, r"pretraining_tp is 2"),
+    "weights in fp8": (
+        "deepseek_v3",
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+        r"quantization_config is .*fp8.*convert the weights to bfloat16 first, and remove the key: .*fp8_cast_bf16",
+    ),
+    "code of its own for DeepSeek": ("deepseek_v3", {"auto_map": {"AutoModel": "modeling.X"}}, r"auto_map is"),
+    "grouped heads in latent attention": (
+        "deepseek_v3",
+        {"num_key_value_heads": 1},
+        r"num_key_value_heads is 1; expected 2, as multi-head latent attention has it",
+    ),
+    "heads of another width than the rotated part": ("deepseek_v3", {"head_dim": 8}, r"head_dim is 8; expected 4"),
+    "rotated halves": ("deepseek_v3", {"rope_interleave": False}, r"rope_interleave is false, .*; expected true"),
+    "softmax in V3": ("deepseek_v3", {"scoring_func": "softmax"}, r'scoring_func is "softmax", .*"sigmoid"'),
+    "choices by another method": ("deepseek_v3", {"topk_method": "greedy"}, r'topk_method is "greedy", .*"noaux_tc"'),
+    "choices of V3 in V2": ("deepseek_v2", {"topk_method": "noaux_tc"}, r"topk_method is .*expected greedy or group_"),
+    "gates that transformers does not normalise": (
+        "deepseek_v2",
+        {"norm_topk_prob": True},
+        r"norm_topk_prob is true, .*; expected false",
+    ),
+    "groups of one expert": (
+        "deepseek_v3",
+        {"n_group": 4},
+        r"n_group is 4, of 4 experts; expected groups of two or more",
+    ),
+    "groups that do not divide the experts": (
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2},
+        r"num_groups: does not divide the experts",
+    ),
+    "only dense layers": (
+        "deepseek_v2",
+        {"first_k_dense_replace": 2},
+        r"first_k_dense_replace is 2, of 2 layers; expected at least one with experts",
+    ),
+    "experts in every other layer": ("deepseek_v2", {"moe_layer_freq": 2}, r"moe_layer_freq is 2, .*; expected 1"),
+    "no shared experts": ("deepseek_v3", {"n_shared_experts": None}, r"n_shared_experts is null; expected int"),
+    "one of two factors of YaRN": (
+        "deepseek_v3",
+        {
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "mscale_all_dim": 0.5,
+            }
+        },
+        r"rope_scaling is .*code differ with one of mscale and mscale_all_dim; expected both",
+    ),
     "quantised weights": ("mixtral", {"quantization_config": {"quant_method": "fp8"}}, r"quantization_config is .*fp8"),
     "code of its own": ("llama", {"auto_map": {"AutoModel": "modeling.X"}}, r"auto_map is"),
     "an unknown key": (

@@ -58,6 +58,15 @@ def our_logits(run, edit=lambda values: None):
     )
 
 
+LATENT = {
+    "kind": "mla",
+    "num_kv_heads": None,
+    "kv_lora_rank": 6,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 3,
+}
+SCALED = {"type": "yarn", "factor": 8.0, "original_positions": 4, "mscale": 1.0, "mscale_all_dim": 0.5}
 RUNS = {
     "mixtral": {},
     "mixtral, softmax after": {"moe": {"router": {**TOP2, "softmax": "after"}}},
@@ -77,6 +86,21 @@ RUNS = {
         "attention": {"bias": "qkv"},
         "moe": {"num_shared_experts": 2, "shared_mixing": "sigmoid", "dense_layers": [0]},
     },
+    "deepseek_v3": {
+        "attention": LATENT | {"q_lora_rank": 6, "bias": "all", "rope_scaling": SCALED},
+        "num_layers": 3,
+        "moe": {
+            "first_dense": 1,
+            "num_shared_experts": 2,
+            "routed_scaling_factor": 2.5,
+            "router": {"name": "sigmoid_bias", "num_groups": 2},
+        },
+    },
+    "deepseek_v2": {
+        "attention": LATENT,
+        "norm_eps": 1e-3,
+        "moe": {"num_shared_experts": 1, "router": {**TOP2, "normalize_gates": False, "num_groups": 2}},
+    },
     "llama": {"moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
     "qwen2": {"attention": {"bias": "qkv"}, "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
     "qwen3": {"attention": {"qk_norm": True}, "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
@@ -94,7 +118,36 @@ def test_a_run_that_was_trained_here_opens_in_transformers(tmp_path, name, model
     assert tokenizer.eos_token_id == 256
 
 
+SIGMOID = {"num_shared_experts": 1, "router": {"name": "sigmoid_bias"}}
 REFUSED = {
+    "latent attention without shared experts": (
+        {"attention": LATENT, "moe": {"router": {"name": "sigmoid_bias"}}},
+        r"deepseek_v3, .*: model\.moe\.shared_hidden is 0, and the nearest that it has is 6",
+    ),
+    "latent vectors with another epsilon": (
+        {"attention": {**LATENT, "latent_norm_eps": 1e-5}, "moe": SIGMOID},
+        r"deepseek_v3, .*latent_norm_eps is 1e-05, .* is 1e-06",
+    ),
+    "gates of V2 that are normalised": (
+        {"attention": LATENT, "moe": {"num_shared_experts": 1, "router": TOP2}},
+        r"deepseek_v2, .*: model\.moe\.router\.normalize_gates is True, and the nearest that it has is False",
+    ),
+    "heads that do not divide the width of V2": (
+        {
+            "attention": {**LATENT, "num_heads": 3},
+            "moe": {"num_shared_experts": 1, "router": {**TOP2, "normalize_gates": False}},
+        },
+        r"deepseek_v2, .*: model\.attention\.num_heads is 3, and the nearest that it has is 1",
+    ),
+    "groups of one expert": (
+        {"attention": LATENT, "moe": {**SIGMOID, "router": {"name": "sigmoid_bias", "num_groups": 4, "top_k": 1}}},
+        r"deepseek_v3, .*: model\.moe\.router\.num_groups is 4, and the nearest that it has is 2",
+    ),
+    "groups of experts": ({"moe": {"router": {**TOP2, "num_groups": 2}}}, r"mixtral, .*num_groups is 2, .* is 1"),
+    "sigmoid scores in grouped-query attention": (
+        {"moe": {"router": {"name": "sigmoid_bias"}}},
+        r"mixtral, .*router\.name is sigmoid_bias, and the nearest that it has is topk",
+    ),
     "another router": ({"moe": {"router": {"name": "switch"}}}, r"model\.moe\.router\.name is switch, and .* is topk"),
     "null experts": ({"moe": {"router": {"name": "adamoe"}}}, r"router\.name is adamoe, and the nearest .* is topk"),
     "a capacity": ({"moe": {"capacity": {"policy": "factor"}}}, r"capacity\.policy is factor, .* is dropless"),
@@ -359,6 +412,100 @@ def test_mutants_of_the_config_change_the_logits_or_are_refused(tmp_path):
 
     for mutant in (plain_gates, other_base, other_eps):
         assert np.abs(our_logits(tmp_path / "run", mutant) - want).max() > 1e-3 * np.abs(want).max()
+
+
+def test_mutants_of_deepseek_change_the_logits(tmp_path):
+    """The order of the rotated rows, the gates, the groups, the bias of the scores and their scale."""
+    from safetensors.numpy import load_file, save_file
+
+    own = {"factor": 8.0, "original_max_position_embeddings": 4, "mscale": 1.0, "mscale_all_dim": 0.5}
+    hub = hub_folder(tmp_path / "hub", "deepseek_v3", rope_scaling={"type": "yarn", **own})
+    values = load_file(hub / "model.safetensors")
+    values["model.layers.1.mlp.gate.e_score_correction_bias"] *= 0.2  # so that it does not decide alone
+    save_file(values, hub / "model.safetensors")
+    from_hf(tmp_path / "hub", tmp_path / "run")
+    want = their_logits(tmp_path / "hub")
+    assert_close(our_logits(tmp_path / "run"), want, 1e-5)
+
+    def edit(path, value):
+        def change(values):
+            *sections, key = path.split(".")
+            section = values["model"]
+            for name in sections:
+                section = section[name]
+            assert section[key] != value
+            section[key] = value
+
+        return change
+
+    mutants = {
+        "moe.routed_scaling_factor": 1.0,
+        "moe.router.normalize_gates": False,
+        "moe.router.num_groups": 1,
+        "attention.latent_norm_eps": 1e-2,
+        "attention.rope_base": 1e6,
+        "attention.rope_scaling.mscale_all_dim": 1.0,
+        "attention.rope_scaling.mscale": 0.5,
+    }
+    for path, value in mutants.items():
+        assert np.abs(our_logits(tmp_path / "run", edit(path, value)) - want).max() > 1e-3 * np.abs(want).max(), path
+
+    def rows_as_theirs(params):
+        params["layers.0.attention.kv_down"][-4:] = params["layers.0.attention.kv_down"][-4:][[0, 2, 1, 3]]
+
+    def no_bias(params):
+        params["layers.1.moe.router.bias"][:] = 0
+
+    for mutant in (rows_as_theirs, no_bias):
+        rewrite(tmp_path / "run", mutant)
+        assert np.abs(our_logits(tmp_path / "run") - want).max() > 1e-3 * np.abs(want).max()
+        with pytest.raises(RunError, match=r"is not what was read from"):
+            to_hf(tmp_path / "run", tmp_path / "back")
+
+
+def test_layers_of_multi_token_prediction_are_left_out_on_request_only(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    hub = hub_folder(tmp_path / "hub", "deepseek_v3", num_nextn_predict_layers=1)
+    weights = hub / "model.safetensors"
+    save_file(load_file(weights) | {"model.layers.2.eh_proj.weight": np.ones((8, 16), np.float32)}, weights)
+    with pytest.raises(
+        UserError, match=r"1 tensors of multi-token .*model\.layers\.2\.eh_proj\.weight, .*--without-mtp"
+    ):
+        from_hf(hub, tmp_path / "run")
+    notes = from_hf(hub, tmp_path / "run", without_mtp=True).notes
+    assert any("1 tensors of multi-token prediction" in note for note in notes)
+    to_hf(tmp_path / "run", tmp_path / "back")
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert after == before | {"num_nextn_predict_layers": 0}
+    assert load_file(tmp_path / "back/model.safetensors").keys() == load_file(weights).keys() - {
+        "model.layers.2.eh_proj.weight"
+    }
+    edit_json(hub / "config.json", lambda config: config.update(num_nextn_predict_layers=0))
+    with pytest.raises(UserError, match=r"model\.layers\.2\.eh_proj\.weight: unknown"):
+        from_hf(hub, tmp_path / "other", without_mtp=True)
+
+
+def test_code_of_deepseek_is_left_out_and_its_balance_comes_back(tmp_path):
+    code = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+    names = {
+        key: f"{'configuration' if part == 'Config' else 'modeling'}_deepseek.DeepseekV2{part}"
+        for key, part in code.items()
+    }
+    hub_folder(tmp_path / "hub", "deepseek_v2", auto_map=names, aux_loss_alpha=0.001, seq_aux=True)
+    notes = from_hf(tmp_path / "hub", tmp_path / "run").notes
+    assert any(note.startswith("auto_map is left out") for note in notes)
+    assert to_hf(tmp_path / "run", tmp_path / "back").notes == ()
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
+    assert before.pop("auto_map") == names
+    assert after == before
+    (path,) = (tmp_path / "run/checkpoints").iterdir()
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.meta.config["model"]["moe"]["load_balance"] == {"coefficient": 0.001, "scope": "sequence"}
+    checkpoint.meta.config["model"]["moe"]["load_balance"]["scope"] = "batch"
+    save_checkpoint(path.parent, checkpoint.meta, checkpoint.model, {})
+    to_hf(tmp_path / "run", tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())["seq_aux"] is False
 
 
 def test_keys_that_no_longer_hold_are_rewritten_and_others_stay(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.config_in import ALWAYS, settings_of
+from moeport.convert.config_in import fixed_values, settings_of
 from moeport.convert.family import family_of
 from moeport.convert.folder import read_object
 from moeport.convert.keys import CARRIED, shown
@@ -23,7 +23,7 @@ def read_file(path: Path) -> dict[str, Any]:
 def combine(draft: Draft) -> None:
     """Judge all keys. Raises UserError for another family, and for values that contradict each other."""
     family = family_of(str(draft.get("model_type")))
-    fixed = {**ALWAYS, **family.only}
+    fixed = fixed_values(family, draft.values)
     known = set(family.defaults) | {"rope_parameters", "rope_scaling"} | set(fixed) | CARRIED
     unexpressed = {key for key, wanted in fixed.items() if draft.get(key, wanted) != wanted}
     strangers = {key for key in draft.values if key not in known}
