@@ -30,7 +30,7 @@ tokenizer = Tokenizer.from_file(sys.argv[1])
 texts = json.load(open(sys.argv[2]))
 size = sum(len(text.encode()) for text in texts)
 start = time.perf_counter()
-tokens = sum(len(encoding.ids) for first in range(0, len(texts), 100) for encoding in tokenizer.encode_batch(
+tokens = sum(len(encoding.ids) for first in range(0, len(texts), 100) for encoding in tokenizer.encode_batch_fast(
     texts[first : first + 100], add_special_tokens=False))
 seconds = time.perf_counter() - start
 print(json.dumps([tokens / seconds, size / seconds / 1e6]))

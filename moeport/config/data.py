@@ -1,13 +1,16 @@
 """The data section: where text or images come from, and how they become sequences of tokens."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from moeport.config.path_types import UserPath, UserPattern
 from moeport.core.section import Section
 
 DIGITS_SIDE, DIGITS_CLASSES = 8, 10
+SEQUENCES_PER_CYCLE = 4096
+"""In every run of this many sequences, a mixture takes a fixed number from each source."""
 TEXT_SOURCES = ("stdlib", "files", "huggingface")
 
 
@@ -63,6 +66,20 @@ class HuggingFaceSource(Section):
     """Validation split. Default: a share of the documents; see data.validation_fraction."""
     text_field: str = "text"
     """Column that holds the text."""
+
+
+TextSource = Annotated[StdlibSource | FilesSource | HuggingFaceSource, Field(discriminator="name")]
+
+
+class MixedSource(Section):
+    """A source of a mixture."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """What it is called in messages and summaries."""
+    weight: PositiveFloat = 1.0
+    """Its share of the sequences, as a part of the sum of all weights."""
+    source: TextSource
+    """Where its documents come from, as in data.source."""
 
 
 class DigitsSource(Section):
@@ -121,6 +138,9 @@ class DataConfig(Section):
         StdlibSource()
     )
     """Where documents or images come from."""
+    sources: tuple[MixedSource, ...] = ()
+    """Several sources of text, mixed by weight, in place of data.source: a list of mappings with a `name`, a `weight`
+    (1.0 by default) and a `source`, which has the keys of data.source."""
     tokenizer: Annotated[ByteTokenizer | BPETokenizer | FileTokenizer, Field(discriminator="name")] = BPETokenizer()
     """How text becomes tokens."""
     sequence_length: PositiveInt = 512
@@ -139,3 +159,8 @@ class DataConfig(Section):
     def tokens_per_sequence(self) -> int:
         """S: `sequence_length`, or the number of patches per image."""
         return self.source.num_patches if isinstance(self.source, DigitsSource) else self.sequence_length
+
+
+def shares(sources: Sequence[MixedSource]) -> list[float]:
+    """What part of the sequences each source of a mixture gives."""
+    return [each.weight / sum(every.weight for every in sources) for each in sources]

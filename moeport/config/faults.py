@@ -13,6 +13,7 @@ from moeport.config.keys import (
     choices,
     describe,
     describe_item,
+    item_section,
     keys,
     names,
     subsection,
@@ -70,7 +71,7 @@ def locate(loc: Sequence[str | int]) -> tuple[Parts, type[Section]]:
             elif variants(field):
                 below = variants(field).get(str(next(rest, "")), below)
             else:
-                below = subsection(field)
+                below = subsection(field) or item_section(field)
         parts.append(part)
     return tuple(parts), section
 

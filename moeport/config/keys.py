@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -106,6 +106,12 @@ def subsection(field: FieldInfo) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
+def item_section(field: FieldInfo) -> type[Section] | None:
+    """The section that each item of a list holds; None for any other field."""
+    item = next(iter(get_args(field.annotation)), None) if get_origin(field.annotation) is tuple else None
+    return item if isinstance(item, type) and issubclass(item, Section) else None
+
+
 def names(field: FieldInfo) -> list[str]:
     """The possible values of `name` in the section that the field holds; empty if it has none."""
     below = subsection(field)
@@ -160,6 +166,8 @@ def describe_item(section: type[Section], name: str) -> str:
 def _describe(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_describe(choice) for choice in schema["anyOf"])
+    if "$ref" in schema:
+        return "a mapping"
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:

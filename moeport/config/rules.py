@@ -7,11 +7,20 @@ from typing import Any
 
 from moeport.config import step_ranges
 from moeport.config.backend_rules import BACKEND_RULES
-from moeport.config.data import DIGITS_SIDE, TEXT_SOURCES
+from moeport.config.data import (
+    DIGITS_SIDE,
+    SEQUENCES_PER_CYCLE,
+    TEXT_SOURCES,
+    FilesSource,
+    HuggingFaceSource,
+    StdlibSource,
+    shares,
+)
 from moeport.config.problem import Problem
 from moeport.config.rule import Effect, Rule
 from moeport.config.schema import Config
 from moeport.config.tree import shown
+from moeport.core.section import Section
 from moeport.routers import BY_NAME
 from moeport.routers.base import RouterConfig
 
@@ -31,6 +40,21 @@ def _is_encoding(name: str) -> bool:
     except (LookupError, ValueError):
         return False
     return True
+
+
+def _is_usable(source: Section) -> bool:
+    """Whether a source of a mixture obeys the rules for data.source."""
+    if isinstance(source, FilesSource):
+        return _is_encoding(source.encoding) and all(map(_is_suffix, source.text_suffixes))
+    return not isinstance(source, HuggingFaceSource) or _is_hub_revision(source.revision, source.dataset)
+
+
+def _is_suffix(text: str) -> bool:
+    return text == "*" or re.fullmatch(r"\.[^./]+", text) is not None
+
+
+def _is_hub_revision(revision: str | None, dataset: str) -> bool:
+    return revision is None or not dataset.startswith((".", "/"))
 
 
 RULES = (
@@ -239,15 +263,39 @@ RULES = (
     ),
     Rule(
         ("data.source.text_suffixes",),
-        lambda suffixes: all(suffix == "*" or re.fullmatch(r"\.[^./]+", suffix) for suffix in suffixes),
+        lambda suffixes: all(map(_is_suffix, suffixes)),
         "has an item that is no suffix",
         "suffixes with their dot, such as .tex, or *",
     ),
     Rule(
         ("data.source.revision", "data.source.dataset"),
-        lambda revision, dataset: revision is None or not dataset.startswith((".", "/")),
+        _is_hub_revision,
         "names a version on the hub, but data.source.dataset is the local folder {1}",
         "this key left out",
+    ),
+    Rule(
+        ("data.sources", "data.source"),
+        lambda sources, source: not sources or source == StdlibSource(),
+        "mixes several sources, and data.source is given too",
+        "one of them",
+    ),
+    Rule(
+        ("data.sources",),
+        lambda sources: len({each.name for each in sources}) == len(sources),
+        "has two sources of one name",
+        "a name of its own for each",
+    ),
+    Rule(
+        ("data.sources",),
+        lambda sources: all(SEQUENCES_PER_CYCLE * share >= 1 for share in shares(sources)),
+        f"has a weight of less than 1/{SEQUENCES_PER_CYCLE:,} of the sum",
+        "larger weights, or this source left out",
+    ),
+    Rule(
+        ("data.sources",),
+        lambda sources: all(_is_usable(each.source) for each in sources),
+        "has a source with an encoding that Python does not know, a suffix without its dot, or a revision of a folder",
+        "a source that data.source would take",
     ),
     Rule(
         ("data.source.patch_size",),

@@ -2,18 +2,20 @@
 
 from moeport.data.entry import PreparedData
 from moeport.data.images import ImageSet, ImageSplit, read_images
+from moeport.data.mixture import MixedTokens
 from moeport.data.packed import PackedTokens
 from moeport.data.prepare import prepare_data
 from moeport.data.sampler import Sampler
 from moeport.data.tokenizer import Tokenizer, load_tokenizer
 
-Examples = PackedTokens | ImageSet
+Examples = PackedTokens | MixedTokens | ImageSet
 """The data that a run trains on or is evaluated on."""
 
 __all__ = [
     "Examples",
     "ImageSet",
     "ImageSplit",
+    "MixedTokens",
     "PackedTokens",
     "PreparedData",
     "Sampler",

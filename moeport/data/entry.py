@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import PositiveFloat, ValidationError
 
@@ -14,26 +15,41 @@ from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
 from moeport.core.section import Section
 from moeport.data.cache import cache_dir
 from moeport.data.compression import MAX_BYTES, compression_baselines
-from moeport.data.documents import Corpus, Documents, place, size_label
+from moeport.data.documents import Corpus, Documents, count_label, place, size_label
+from moeport.data.mixture import MixedTokens
 from moeport.data.packed import PackedTokens
 from moeport.data.split import Progress
 from moeport.data.token_files import FORMAT_VERSION, Shard, Writing, write_tokens
-from moeport.data.tokenizer import ENCODING_VERSION, SPLIT_PATTERN, Tokenizer, load_tokenizer, train_bpe
+from moeport.data.tokenizer import (
+    ENCODING_VERSION,
+    SPLIT_PATTERN,
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_bpe,
+)
 from moeport.errors import DataError, WriteError
 from moeport.files import make_folder, remove_leftovers, write_text
+from moeport.launch.machine import cores_per_rank
 from moeport.reading import read_bytes
 
-MAX_TOKENIZER_BYTES = 2**28
-"""Bytes of text that a BPE tokenizer is trained on; of more, a sample of the documents by a hash of their names."""
+MAX_TOKENIZER_BYTES = 3 * 2**24
+"""Bytes of text that a BPE tokenizer is trained on, which takes some ten times as much memory; of more, a sample of the
+documents by a hash of their names."""
+MIN_BYTES_FOR_WORKERS = 2**25
+"""Less text is encoded before processes would have started."""
 SIDES = ("train", "validation")
 
 
+Tokens = TypeVar("Tokens", bound=PackedTokens | MixedTokens, covariant=True)
+
+
 @dataclass(frozen=True)
-class PreparedData:
+class PreparedData(Generic[Tokens]):
     """Tokenized text, ready for training."""
 
-    train: PackedTokens
-    validation: PackedTokens
+    train: Tokens
+    validation: Tokens
     tokenizer: Tokenizer
     baselines: dict[str, float]
     """Bits per byte of the validation documents under `gzip` and `xz`."""
@@ -49,8 +65,15 @@ class Work:
     """Receives messages and warnings."""
     progress: Progress
     """Is told how much was done."""
-    workers: int
-    """Processes that encode."""
+    workers: int | None
+    """Processes that encode; None: one per core, unless there is little text."""
+
+    def workers_for(self, tokenizer: Tokenizer, num_bytes: int) -> int:
+        """Processes that encode this much text."""
+        if self.workers is not None:
+            return self.workers
+        is_little = num_bytes < MIN_BYTES_FOR_WORKERS or isinstance(tokenizer, ByteTokenizer)
+        return 1 if is_little else cores_per_rank(None)
 
 
 class Baselines(Section):
@@ -97,7 +120,7 @@ class Entry:
         unfinished = self._unfinished()
         return dict(unfinished.shards) if unfinished else {}
 
-    def load(self, report: Callable[[str], None]) -> PreparedData | None:
+    def load(self, report: Callable[[str], None]) -> PreparedData[PackedTokens] | None:
         """The cached data; None if there is none or, after a warning, if it is damaged."""
         if not self.is_complete:
             return None
@@ -109,7 +132,7 @@ class Entry:
         report(f"using {data.train.num_tokens:,} training tokens from the cache {self.folder}")
         return data
 
-    def build(self, work: Work) -> PreparedData:
+    def build(self, work: Work) -> PreparedData[PackedTokens]:
         """Writes all files and opens them. What an interrupted process has written is kept."""
         train, validation = self._corpus
         try:
@@ -127,7 +150,7 @@ class Entry:
             raise WriteError(f"{error} (data.cache_dir or XDG_CACHE_HOME sets the folder)") from error
         return self.open()
 
-    def open(self) -> PreparedData:
+    def open(self) -> PreparedData[PackedTokens]:
         """The data of a complete entry.
 
         Raises:
@@ -156,7 +179,7 @@ class Entry:
             except DataError:
                 unfinished = None
         if tokenizer is None:
-            tokenizer = self._train(work.report)
+            tokenizer = train_tokenizer(self._config, [self._corpus.train], work.report)
         shards: dict[str, tuple[Shard, ...]] = {}
         if unfinished and unfinished.tokenizer_fingerprint == tokenizer.fingerprint:
             shards = unfinished.shards
@@ -173,17 +196,11 @@ class Entry:
             unfinished = _Unfinished(tokenizer_fingerprint=tokenizer.fingerprint, shards=shards)
             write_text(self._path("unfinished.json"), unfinished.model_dump_json() + "\n")
 
-        writing = Writing(work.workers, shards.get(name, ()), keep, work.progress, documents.num_bytes)
+        workers = work.workers_for(tokenizer, documents.num_bytes)
+        writing = Writing(workers, shards.get(name, ()), keep, work.progress, documents.num_bytes)
         written = write_tokens(self._path(f"{name}.tokens"), documents, tokenizer, writing)
         if written.source_fingerprint != documents.fingerprint:
             raise DataError("data.source: the documents were changed while they were read; start again")
-
-    def _train(self, report: Callable[[str], None]) -> Tokenizer:
-        assert isinstance(self._config.tokenizer, BPETokenizer)
-        documents, vocab_size = self._corpus.train, self._config.tokenizer.vocab_size
-        share = "" if documents.num_bytes <= MAX_TOKENIZER_BYTES else f"{MAX_TOKENIZER_BYTES / 1e6:.0f} MB of "
-        report(f"training a BPE tokenizer of {vocab_size:,} tokens on {share}{size_label(documents)}")
-        return train_bpe(tokenizer_texts([documents]), vocab_size)
 
     def _unfinished(self) -> _Unfinished | None:
         try:
@@ -202,12 +219,36 @@ class Entry:
         return self.folder / name
 
 
+def train_tokenizer(config: DataConfig, several: Sequence[Documents], report: Callable[[str], None]) -> Tokenizer:
+    """A BPE tokenizer for the training documents of one or more sources."""
+    assert isinstance(config.tokenizer, BPETokenizer)
+    vocab_size, num_bytes = config.tokenizer.vocab_size, sum(documents.num_bytes for documents in several)
+    share = "" if num_bytes <= MAX_TOKENIZER_BYTES else f"{MAX_TOKENIZER_BYTES / 1e6:.0f} MB of "
+    label = f"{count_label(sum(map(len, several)))} ({num_bytes / 1e6:.1f} MB)"
+    report(f"training a BPE tokenizer of {vocab_size:,} tokens on {share}{label}")
+    return train_bpe(tokenizer_texts(several), vocab_size)
+
+
 def tokenizer_texts(several: Sequence[Documents]) -> Iterator[str]:
     """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their names."""
     num_bytes = sum(documents.num_bytes for documents in several)
     limit = 2**64 * MAX_TOKENIZER_BYTES // max(1, num_bytes)
     for documents in several:
         yield from (each.text for each in documents if limit >= 2**64 or place(each.name, b"tokenizer") < limit)
+
+
+def check_length(tokens: PackedTokens, sequence_length: int) -> None:
+    """Refuse a text that is shorter than one sequence.
+
+    Raises:
+        DataError: it is.
+    """
+    if not tokens.num_sequences:
+        raise DataError(
+            f"the training text is too short: it has {tokens.num_tokens:,} tokens and one sequence of "
+            f"data.sequence_length {sequence_length:,} needs {sequence_length + 1:,}; "
+            "add documents or lower data.sequence_length"
+        )
 
 
 def _compressed_label(documents: Documents) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from moeport.config.data import DataConfig
-from moeport.data.documents import size_label
+from moeport.config.data import SEQUENCES_PER_CYCLE, DataConfig
+from moeport.data.documents import Corpus, size_label
 from moeport.data.entry import SIDES, Entry
 from moeport.data.left_out import LeftOut
-from moeport.data.prepare import given_tokenizer
+from moeport.data.prepare_mixture import known_tokenizer, read_sources
+from moeport.data.sampler import apportioned
 from moeport.data.scans import scanned
 from moeport.data.split import Progress
 from moeport.data.token_files import read_metadata
+from moeport.data.tokenizer_file import given_tokenizer
 from moeport.errors import DataError
 
 
@@ -23,12 +25,33 @@ def described(config: DataConfig, progress: Progress = lambda what, done, total:
     Raises:
         DataError: the data cannot be used.
     """
+    if config.sources:
+        return _of_mixture(config, progress)
     left_out = LeftOut()
     corpus = scanned(config, left_out, progress)
     entry = Entry(config, corpus, given_tokenizer(config))
-    lines = [f"folder      {entry.folder}", *(f"            {line}" for line in left_out.lines())]
-    shards = entry.shards()
-    for name, documents in zip(SIDES, corpus, strict=True):
+    return [*_of_entry(entry, corpus), *left_out.lines()]
+
+
+def _of_mixture(config: DataConfig, progress: Progress) -> list[str]:
+    left_out: list[str] = []
+    corpora, _ = read_sources(config, left_out.append, progress)
+    tokenizer = known_tokenizer(config, corpora)
+    lines = []
+    per_cycle = apportioned([each.weight for each in config.sources], SEQUENCES_PER_CYCLE).tolist()
+    for each, number in zip(config.sources, per_cycle, strict=True):
+        lines.append(f"source      {each.name}: {number:,} of every {SEQUENCES_PER_CYCLE:,} sequences")
+        corpus = corpora[each.name]
+        if tokenizer:
+            lines += _of_entry(Entry(config, corpus, tokenizer), corpus)
+        else:
+            lines += [_line(name, corpus, "not ingested") for name in SIDES]
+    return lines + left_out
+
+
+def _of_entry(entry: Entry, corpus: Corpus) -> list[str]:
+    lines, shards = [f"folder      {entry.folder}"], entry.shards()
+    for name in SIDES:
         if entry.is_complete:
             state = _complete(entry, name)
         elif name in shards:
@@ -36,8 +59,12 @@ def described(config: DataConfig, progress: Progress = lambda what, done, total:
             state = f"interrupted: {tokens:,} tokens in {_shards(len(shards[name]))}"
         else:
             state = "not ingested"
-        lines.append(f"{name:<12}{size_label(documents)}; {state}")
+        lines.append(_line(name, corpus, state))
     return lines
+
+
+def _line(name: str, corpus: Corpus, state: str) -> str:
+    return f"{name:<12}{size_label(corpus[SIDES.index(name)])}; {state}"
 
 
 def _complete(entry: Entry, name: str) -> str:

@@ -1,10 +1,12 @@
-"""Where the tokenizer.json of a config is: a file, a folder, or a name on the Hugging Face hub."""
+"""The tokenizer of a config, and where its tokenizer.json is: a file, a folder, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
+from moeport.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from moeport.errors import DataError
 
 FILE = "tokenizer.json"
@@ -33,6 +35,19 @@ def tokenizer_file(path: Path) -> Path:
     if path.exists() or not _HUB_NAME.fullmatch(str(path)) or path.parent.is_dir():
         return path
     return _of_hub(str(path))
+
+
+def given_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """The tokenizer, or None if it has to be trained.
+
+    Raises:
+        DataError: it cannot be found or used.
+    """
+    if isinstance(config.tokenizer, BPETokenizer):
+        return None
+    if isinstance(config.tokenizer, FileTokenizer):
+        return load_tokenizer(tokenizer_file(config.tokenizer.path), config.tokenizer.end_of_text)
+    return ByteTokenizer()
 
 
 def _of_hub(name: str) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moeport.comm.communicator import Communicator
 from moeport.config.training import TrainingConfig
-from moeport.data import Examples, Sampler
+from moeport.data import Examples, MixedTokens, Sampler
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
 
@@ -25,7 +25,11 @@ class Batches:
 
     def __init__(self, config: TrainingConfig, shapes: Transformer, examples: Examples, world: Communicator):
         self.config, self.shapes, self.examples, self.world = config, shapes, examples, world
-        self.sampler = Sampler(examples.num_sequences, config.batch_size, config.seed)
+        self.sampler = (
+            examples.sampler(config.batch_size, config.seed)
+            if isinstance(examples, MixedTokens)
+            else Sampler(examples.num_sequences, config.batch_size, config.seed)
+        )
 
     @property
     def tokens_per_step(self) -> int:

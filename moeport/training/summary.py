@@ -61,6 +61,8 @@ class RunSummary:
     """`prompt` and the generated `text`; None for images."""
     skipped: int = 0
     """Files and rows of the source that were skipped since they cannot be read."""
+    sources: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a mixture, by source, the `tokens` that were trained on and how many `epochs` of it they are."""
     compilations: int = 0
     """Number of graphs that the backend compiled in this process; PyTorch's are not counted."""
     compile_seconds: float = 0.0
@@ -92,6 +94,8 @@ class RunSummary:
         if self.skipped:
             what = f"{self.skipped:,} file{'' if self.skipped == 1 else 's'} or row{'' if self.skipped == 1 else 's'}"
             table.add_row("skipped", f"{what} that cannot be read (data.source.bad_files)")
+        for name, drawn in self.sources.items():
+            table.add_row(f"source {name}", f"{drawn['tokens']:,.0f} tokens, {drawn['epochs']:.2f} epochs")
         table.add_row("checkpoint", self.checkpoint)
         run = Path(self.run_dir)
         table.add_row("metrics", str(run / "metrics.jsonl"))

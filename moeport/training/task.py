@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,8 @@ from typing_extensions import override
 from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
 from moeport.config.schema import Config
-from moeport.data import Examples, ImageSplit, PreparedData, prepare_data, read_images
+from moeport.config.step_ranges import up_to
+from moeport.data import Examples, ImageSplit, MixedTokens, PreparedData, prepare_data, read_images
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
@@ -101,6 +103,7 @@ class TextTask(Task):
         return (
             f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
             f"{train.num_tokens:,} tokens; {held_out:,} documents held out"
+            + (f"; {train.shares_label()} of the sequences" if isinstance(train, MixedTokens) else "")
         )
 
     @override
@@ -113,7 +116,7 @@ class TextTask(Task):
         self.data.tokenizer.save(run_dir / TOKENIZER_FILE)
 
     def summary(self, model: EvaluationModel) -> dict[str, Any]:
-        """Bits per byte of general-purpose compressors, a sample, and what was skipped."""
+        """Bits per byte of general-purpose compressors, a sample, what was skipped, and what each source gave."""
         context = self.config.data.sequence_length
         prompt = self._sample_prompt()
         text = sample(model, self.data.tokenizer, prompt, context, Sampling(max_tokens=SAMPLE_TOKENS))
@@ -121,6 +124,22 @@ class TextTask(Task):
             "baselines": {f"{name} -9": bits for name, bits in self.data.baselines.items()},
             "sample": {"prompt": prompt, "text": text},
             "skipped": self.data.unreadable,
+            "sources": self._sources(),
+        }
+
+    def _sources(self) -> dict[str, dict[str, float]]:
+        """Tokens and epochs that the run takes from each source of a mixture."""
+        train, training = self.data.train, self.config.training
+        if not isinstance(train, MixedTokens):
+            return {}
+        sampler = train.sampler(training.batch_size, training.seed)
+        sequences = Counter(sampler.drawn(training.steps))
+        for first, last in up_to(training.skipped, training.steps):
+            sequences.subtract(sampler.drawn(last))
+            sequences.update(sampler.drawn(first - 1))
+        return {
+            name: {"tokens": number * train.sequence_length, "epochs": number / train.parts[name].num_sequences}
+            for name, number in sequences.items()
         }
 
     def _sample_prompt(self) -> str:
