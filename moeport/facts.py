@@ -13,6 +13,9 @@ from typing import Literal
 Launcher = Literal["torchrun", "msrun"]
 """Command that starts ranks."""
 
+Sharded = Literal["parameters", "gradients", "moments"]
+"""What ranks that hold copies of parameters can divide: the parameters, their gradients, the optimiser's moments."""
+
 _ALL = ("float32", "bfloat16", "float64")
 _SINGLE_OR_HALF = ("float32", "bfloat16", "float16")
 _HALF = ("bfloat16", "float16")
@@ -64,8 +67,8 @@ class BackendFacts:
     """Distributions that add devices to the framework where they are installed."""
     recomputes: bool = False
     """Whether it can recompute activations in the backward pass."""
-    shards: bool = False
-    """Whether it can divide parameters, gradients and optimiser state among ranks, which is then the default."""
+    shards: tuple[Sharded, ...] = ()
+    """What it can divide among the ranks that hold copies, and does by default; nothing: each keeps whole copies."""
     fused: Mapping[str, tuple[FusedKernel, ...]] = field(default_factory=dict)
     """Fused operators by device. Each is tried before it is used; of several for a kernel, the first that passes."""
 
@@ -200,7 +203,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         graphs_on=("cuda",),
         extensions=("torch-npu",),
         recomputes=True,
-        shards=True,
+        shards=("parameters", "gradients", "moments"),
         fused={"cpu": _TORCH_CPU, "npu": _TORCH_NPU, "cuda": _TORCH_CUDA},
     ),
     "mindspore": BackendFacts(
@@ -213,6 +216,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         launcher="msrun",
         trains=True,
         compiles=True,
+        shards=("moments",),
         fused={"npu": _MINDSPORE_NPU},
     ),
     "numpy": BackendFacts(

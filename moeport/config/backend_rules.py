@@ -102,7 +102,7 @@ BACKEND_RULES = (
     ),
     Rule(
         ("parallelism.shard", "backend.name"),
-        lambda shard, name: BACKENDS[name].shards or not BACKENDS[name].trains or not shard,
+        lambda shard, name: bool(BACKENDS[name].shards) or not BACKENDS[name].trains or not shard,
         "backend {1} cannot shard",
         "false or null",
     ),

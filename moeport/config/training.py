@@ -132,8 +132,8 @@ class ParallelismConfig(Section):
     data: PositiveInt | None = None
     """Number of copies of the experts. Default: number of ranks / parallelism.expert."""
     shard: bool | None = None
-    """Divide parameters, gradients and optimiser state among the ranks that would hold copies of them (torch's FSDP2).
-    Default: true with torch, otherwise false."""
+    """Divide what ranks that hold the same parameters would each hold: with torch parameters, gradients and the
+    optimiser's state (FSDP2), with MindSpore the optimiser's state. Default: true."""
 
 
 class CommConfig(Section):

@@ -8,7 +8,7 @@ from moeport.comm.communicator import ITEM_BYTES
 from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
 from moeport.core.muon import moment_names
-from moeport.facts import BACKENDS
+from moeport.facts import BACKENDS, Sharded
 from moeport.model.build import build_model
 
 
@@ -50,8 +50,8 @@ class ModelSizes:
     """Of a number in the compute type."""
     row_bytes: int
     """Of one token in the compute type."""
-    shard: bool
-    """Whether ranks that hold copies divide them (FSDP)."""
+    sharded: tuple[Sharded, ...]
+    """What ranks that hold copies divide."""
 
     @classmethod
     def of(cls, config: Config, vocab_size: int) -> ModelSizes:
@@ -69,7 +69,6 @@ class ModelSizes:
                     blocks[key] = blocks.get(key, 0) + spec.size
         dtype = config.backend.dtype
         item_bytes = 2 if dtype == "auto" else ITEM_BYTES[dtype]
-        shard = config.parallelism.shard
         return cls(
             dense_total=totals[False],
             expert_total=totals[True],
@@ -80,23 +79,24 @@ class ModelSizes:
             parameter_bytes=8 if dtype == "float64" else 4,
             item_bytes=item_bytes,
             row_bytes=config.model.d_model * item_bytes,
-            shard=BACKENDS[config.backend.name].shards if shard is None else shard,
+            sharded=() if config.parallelism.shard is False else BACKENDS[config.backend.name].shards,
         )
 
 
 def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: int) -> Memory:
     """Bytes of one rank: parameters, gradients and the optimiser's moments in the parameters' type, and activations."""
-    dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
 
-    def held(dense: int, experts: int) -> float:
+    def held(kind: Sharded, dense: int, experts: int) -> float:
+        dense_copies, expert_copies = (ranks, ranks // expert) if kind in sizes.sharded else (1, 1)
         return sizes.parameter_bytes * (dense / dense_copies + experts / expert / expert_copies)
 
-    parameters = held(sizes.dense_total, sizes.expert_total)
-    moments = held(sizes.dense_moments, sizes.expert_moments)
+    parameters = held("parameters", sizes.dense_total, sizes.expert_total)
+    gradients = held("gradients", sizes.dense_total, sizes.expert_total)
+    moments = held("moments", sizes.dense_moments, sizes.expert_moments)
     block = sizes.parameter_bytes * (sizes.dense_block + sizes.expert_block / expert)
-    gathered = 2.0 * block if sizes.shard and ranks > 1 else 0.0
+    gathered = 2.0 * block if "parameters" in sizes.sharded and ranks > 1 else 0.0
     activations = activation_bytes(config, sizes.item_bytes) * tokens
-    return Memory(parameters, parameters, moments, gathered, activations)
+    return Memory(parameters, gradients, moments, gathered, activations)
 
 
 def activation_bytes(config: Config, item_bytes: int) -> float:

@@ -163,7 +163,7 @@ class Planner:
             busiest: rows of the experts on the busiest processor over their mean.
         """
         sizes, ranks, each = self.sizes, self.cluster.ranks, self.cluster.sharing
-        dense_copies, expert_copies = (ranks, ranks // expert) if sizes.shard else (1, 1)
+        dense_copies, expert_copies = (ranks, ranks // expert) if "moments" in sizes.sharded else (1, 1)
         parameters = sizes.dense_total / dense_copies + sizes.expert_total / expert / expert_copies
         passes = self.config.model.moe.router.passes * self.config.training.gradient_accumulation
         return Work(
@@ -187,7 +187,7 @@ def gradient_seconds(cluster: Cluster, expert: int, sizes: ModelSizes, micro_bat
     experts have a ring for each part, and a link of a node carries those of all its ranks. Latency is left out.
     """
     copies, parts = cluster.ranks // expert, min(expert, cluster.ranks_per_node)
-    turns = (3 * micro_batches if sizes.shard else 2) * sizes.parameter_bytes
+    turns = (3 * micro_batches if "parameters" in sizes.sharded else 2) * sizes.parameter_bytes
     dense = turns * sizes.dense_total * (cluster.ranks - 1) / cluster.ranks
     experts = turns * sizes.expert_total / expert * (copies - 1) / copies
     intra = (dense + experts) * cluster.sharing / cluster.links.intra.bandwidth if cluster.ranks > 1 else 0.0

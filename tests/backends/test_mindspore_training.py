@@ -193,7 +193,7 @@ def put_gradients(reference, model, gradients):
 
     for name, p in reference.optimizer.parameters.items():
         p.grad = torch.tensor(gradients[name])
-    model._accumulated = {name: Tensor(gradient.reshape(-1)) for name, gradient in gradients.items()}
+    model._summed = {f"{name}[0]": Tensor(gradient.reshape(-1)) for name, gradient in gradients.items()}
 
 
 def test_compiled_steps_follow_parameters_batches_and_shapes():
@@ -250,7 +250,7 @@ def test_no_token_is_lost_when_all_go_to_one_expert_and_nothing_is_compiled_in_s
     for expert in (0, 3):
         for each in (model, plain):
             each.load_parameters(collapsed(plain.parameters(), expert))
-            each._accumulated = {}
+            each._summed = {}
             terms = each.accumulate(batch, 1.0)
             assert terms.served_LE.asnumpy()[0, expert] == batch.token_BS.size
         assert_same_arrays(model.gradients(), plain.gradients(), 1e-12)

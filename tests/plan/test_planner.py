@@ -178,7 +178,7 @@ def test_memory_is_that_of_the_parameters_a_rank_holds():
     expert = 16 * 3 * 32 * 8
     sizes = ModelSizes.of(whole, 257)
     assert (sizes.expert_total, sizes.dense_total) == (expert, counts.total - expert)
-    assert (sizes.expert_block, sizes.row_bytes, sizes.shard) == (expert, 128, False)
+    assert (sizes.expert_block, sizes.row_bytes, sizes.sharded) == (expert, 128, ())
     held = 4 * (counts.total - expert + expert / 4)
     found = memory(whole, sizes, ranks=8, expert=4, tokens=64)
     assert (found.parameters, found.gradients, found.moments, found.gathered) == (held, held, 2 * held, 0)

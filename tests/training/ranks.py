@@ -64,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
         "backend": {"dtype": "bfloat16"},
     },
     "muon": {"parallelism": {"expert": 0}, "optimizer": {"name": "muon"}},
+    "muon on copies": {"parallelism": {"expert": -2}, "optimizer": {"name": "muon", "clip_norm": 0.1}},
     "muon, float64": {
         "parallelism": {"expert": -2},
         "backend": {"dtype": "float64"},
@@ -109,7 +110,10 @@ ON_MINDSPORE = (
     "node_dedup with capacity",
     "in chunks",
     "two copies of the experts",
+    "whole copies",
+    "micro-batches",
     "muon",
+    "muon on copies",
 )
 ON_NPU = (
     "experts on all ranks",
@@ -200,6 +204,8 @@ def run(config, world):
         step(learning_rate, norm)
 
     model.step = observed
+    if hasattr(model, "copies"):
+        assert model.copies.divides == (config.parallelism.shard is not False)
     for number in range(STEPS):
         metrics = trainer.step()
         found[f"loss.{number}"] = np.array([metrics.loss, metrics.total_loss, metrics.grad_norm, metrics.drop_rate])

@@ -21,9 +21,10 @@ from moeport.backends.mindspore.communicator import start
 from moeport.backends.mindspore.device import accelerators, describe_device, resolve_device, resolve_dtype, use_device
 from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
-from moeport.backends.mindspore.model import MindSporeEvaluationModel, MindSporeTrainingModel
+from moeport.backends.mindspore.model import MindSporeEvaluationModel
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.profiler import MindSporeProfiler
+from moeport.backends.mindspore.training_model import MindSporeTrainingModel
 from moeport.backends.profiler import Profiler
 from moeport.backends.trial import Choice, refuse_named
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator

@@ -1,8 +1,8 @@
-"""Models on a MindSpore device: evaluation, gradients, optimiser steps; compiled or operation by operation."""
+"""A model on a MindSpore device: its parameters, losses and gradients; compiled or operation by operation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,13 @@ from mindspore import Parameter, Tensor
 from mindspore import ops as msops
 from typing_extensions import override
 
-from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
-from moeport.backends.mindspore.device import is_on_cpu
+from moeport.backends.base import EvaluationModel
 from moeport.backends.mindspore.expert_rows import ExpertRows
 from moeport.backends.mindspore.graphs import Graphs
-from moeport.backends.mindspore.muon import Muon
 from moeport.backends.mindspore.ops import MindSporeOps
-from moeport.backends.mindspore.optimizer import AdamW
+from moeport.backends.mindspore.placing import box_of, fill, placed
 from moeport.backends.mindspore.trace import compiled
 from moeport.comm.mesh import Mesh, single_mesh
-from moeport.core.array import Array
 from moeport.core.parameters import parameter_dtype
 from moeport.model.batch import Batch
 from moeport.model.cache import NewTokens
@@ -38,7 +35,7 @@ class MindSporeEvaluationModel(EvaluationModel):
         dtype: compute type.
         graphs: how to compile; None: operation by operation.
         model: shapes and forward pass.
-        params: whole parameters by name.
+        params: whole parameters by name, of which only the local parts are read.
         mesh: the ranks that hold the model together; None: only this process.
     """
 
@@ -60,7 +57,7 @@ class MindSporeEvaluationModel(EvaluationModel):
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shapes of the local parameters."""
         self.params: dict[str, Parameter] = {}
-        self.load_parameters({name: params[name] for name in self.specs})
+        self._load(params, self.specs)
         self.graphs = None if _communicates(model) else graphs
         self._rows: dict[tuple[Any, ...], ExpertRows] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -90,15 +87,17 @@ class MindSporeEvaluationModel(EvaluationModel):
 
     @override
     def load_parameters(self, params: Mapping[str, np.ndarray]) -> None:
+        self._load(params, params)
+
+    def _load(self, params: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+        """Make or replace parameters with these names from the local part of each."""
         kind = parameter_dtype(self.dtype)
-        for name, whole in params.items():
-            value = self.mesh.local(self.specs[name], np.asarray(whole, kind))
-            self.shapes[name] = value.shape
-            tensor = Tensor(value.reshape(-1).copy())
-            if name in self.params:
-                msops.assign(self.params[name], tensor)
-            else:
-                self.params[name] = Parameter(tensor, name=name, requires_grad=name in self.trained)
+        for name in names:
+            box = box_of(self.mesh, self.specs[name])
+            if name not in self.params:
+                self.shapes[name] = box.shape
+                self.params[name] = placed(name, box.size, kind, requires_grad=name in self.trained)
+            fill(self.params[name], params, name, [box], kind)
 
     def _whole(self, name: str, x: Tensor) -> np.ndarray:
         """The whole of a parameter, or of an array with its shape, from the parts on the ranks."""
@@ -192,94 +191,3 @@ def _communicates(model: Transformer) -> bool:
         layer.exchange is not None or (layer.mean_over_ranks is not None and balances_over_ranks)
         for layer in model.moe_layers.values()
     )
-
-
-class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
-    """A model with gradients and an optimiser."""
-
-    def __init__(
-        self,
-        ops: MindSporeOps,
-        dtype: str,
-        graphs: Graphs | None,
-        model: Transformer,
-        params: Mapping[str, np.ndarray],
-        options: TrainingOptions,
-        mesh: Mesh | None,
-    ):
-        super().__init__(ops, dtype, graphs, model, params, mesh)
-        specs = [self.specs[name] for name in self.trained]
-        held = {spec.name: self.params[spec.name] for spec in specs}, specs, options.optimizer
-        muon = options.optimizer.name == "muon"
-        self.optimizer: AdamW | Muon = Muon(*held, self.shapes, dtype) if muon else AdamW(*held)
-        self._accumulated: dict[str, Tensor] = {}
-
-    @override
-    def accumulate(self, batch: Batch, share: float, is_last: bool = True) -> LossTerms:
-        terms, gradients = self._run(batch, training=True, share=share)
-        new = dict(zip(self.optimizer.parameters, gradients, strict=True))
-        present = self._accumulated
-        self._accumulated = {name: present[name] + value for name, value in new.items()} if present else new
-        if is_last and self.mesh.world.size > 1:
-            self._add_over_ranks()
-        return terms
-
-    def _add_over_ranks(self) -> None:
-        """Sum the gradients over the ranks that hold the same parameters, in one collective per kind."""
-        for is_expert, communicator in ((False, self.mesh.world), (True, self.mesh.copies)):
-            mine = [name for name in self._accumulated if self.specs[name].is_expert == is_expert]
-            if communicator.size > 1 and mine:
-                sizes = [self._accumulated[name].size for name in mine]
-                total = communicator.all_reduce(msops.concat([self._accumulated[name] for name in mine]))
-                parts = self.ops.split(total, sizes, axis=0)
-                self._accumulated |= dict(zip(mine, parts, strict=True))
-
-    @override
-    def gradient_norm(self) -> Array:
-        if self.mesh.experts.size > 1:
-            return self._norm_over_ranks()
-        if is_on_cpu():  # its memory is the host's, and numpy is ten times as fast
-            arrays = [gradient.asnumpy() for gradient in self._accumulated.values()]
-            return Tensor(np.sqrt(np.sum([np.dot(array, array) for array in arrays])))
-        return msops.sqrt(msops.stack([(x * x).sum() for x in self._accumulated.values()]).sum())
-
-    def _norm_over_ranks(self) -> Tensor:
-        """The norm when experts are divided among ranks."""
-        squares = {False: 0.0, True: 0.0}
-        for name, gradient in self._accumulated.items():
-            host = gradient.asnumpy()
-            squares[self.specs[name].is_expert] += float(np.dot(host, host))
-        of_experts = self.mesh.experts.sum_of_numbers(np.array([squares[True]]))[0]
-        return Tensor(np.array(np.sqrt(squares[False] + of_experts), parameter_dtype(self.dtype)))
-
-    @override
-    def step(self, learning_rate: float, norm: Tensor) -> None:
-        self.optimizer.step(self._accumulated, learning_rate, float(norm.asnumpy()))
-        self._accumulated = {}
-
-    @override
-    def gradients(self) -> dict[str, np.ndarray]:
-        return {name: self._whole(name, gradient) for name, gradient in self._accumulated.items()}
-
-    @override
-    def optimizer_state(self) -> dict[str, np.ndarray]:
-        found = {}
-        for key, moment in self.optimizer.state().items():
-            name = key.partition(".")[2]
-            found[key] = self.mesh.whole(self.specs[name], moment.reshape(self.shapes[name]))
-        return found
-
-    @override
-    def load_optimizer_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        local = {key: self.mesh.local(self.specs[key.partition(".")[2]], value) for key, value in state.items()}
-        self.optimizer.load_state(local, steps)
-
-    @override
-    def first_non_finite(self, batch: Batch) -> str | None:
-        ops = self.ops
-        placed = Batch(
-            ops.from_numpy(batch.token_BS),
-            ops.from_numpy(batch.target_BS),
-            {name: ops.from_numpy(u) for name, u in batch.noise.items()},
-        )
-        return find_non_finite(ops, self.model, self.shaped(), placed, self.dtype, self.gradients())

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore import ops as msops
 
-from moeport.backends.mindspore.ops import numpy_type
+from moeport.backends.mindspore.placing import placed
 from moeport.config.training import OptimizerConfig
+from moeport.core.muon import MOMENTS
 from moeport.core.parameters import ParameterSpec
 
 
@@ -26,41 +26,46 @@ class AdamW:
     the fused operator behind the former gets a rate, an eps and a decay that include the correction; in float64, where
     that operator rounds its scalars to float32, the update is composed of primitives.
 
+    A step begins with `begin` and updates each piece of the parameters once.
+
     Args:
-        parameters: trained parameters by name, one-dimensional; updated in place.
-        specs: they say which parameters decay.
+        sizes: of the pieces of parameters that are updated here, one-dimensional, by key.
+        specs: of the parameter that each is a piece of, by key; they say which decay.
         config: the optimizer section.
+        kind: type of parameters and moments.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], specs: list[ParameterSpec], config: OptimizerConfig):
+    def __init__(
+        self, sizes: Mapping[str, int], specs: Mapping[str, ParameterSpec], config: OptimizerConfig, kind: str
+    ):
         self.config = config
-        self.parameters = parameters
-        self.decay = {spec.name: config.weight_decay if spec.decays else 0.0 for spec in specs}
+        self.decay = {key: config.weight_decay if specs[key].decays else 0.0 for key in sizes}
         self.steps = 0
         self.moments = {
-            f"{moment}.{name}": Parameter(msops.zeros_like(p), name=f"{moment}.{name}")
-            for name, p in parameters.items()
-            for moment in ("exp_avg", "exp_avg_sq")
+            moment: {key: placed(f"{moment}.{key}", size, kind) for key, size in sizes.items()}
+            for moment in MOMENTS["adamw"]
         }
+        """Of each piece by its key, by the name of the moment."""
         self.fused = msops.AdamWeightDecay()
 
-    def step(self, gradients: Mapping[str, Tensor], learning_rate: float, norm: float) -> None:
-        """Scale gradients to the clip norm if theirs is larger, then update."""
-        config = self.config
+    def begin(self, learning_rate: float, norm: float) -> None:
+        """Begin a step, in which gradients are scaled to the clip norm if theirs is larger."""
         self.steps += 1
+        self.learning_rate, self.scale = learning_rate, clip_scale(self.config, norm)
+
+    def update(self, key: str, p: Parameter, gradient: Tensor) -> None:
+        """Update a piece of a parameter in place."""
+        config, learning_rate = self.config, self.learning_rate
         correction1, correction2 = 1 - config.beta1**self.steps, 1 - config.beta2**self.steps
-        scale = clip_scale(config, norm)
-        for name, p in self.parameters.items():
-            gradient = gradients[name]
-            if scale < 1.0:
-                gradient = gradient * Tensor(scale, gradient.dtype)
-            mean, square = self.moments[f"exp_avg.{name}"], self.moments[f"exp_avg_sq.{name}"]
-            if p.dtype == ms.float32:
-                rate = learning_rate * correction2**0.5 / correction1
-                eps, decay = config.eps * correction2**0.5, self.decay[name] * learning_rate / rate
-                self.fused(p, mean, square, rate, config.beta1, config.beta2, eps, decay, gradient)
-            else:
-                self._composed(p, mean, square, gradient, learning_rate, self.decay[name], correction1, correction2)
+        if self.scale < 1.0:
+            gradient = gradient * Tensor(self.scale, gradient.dtype)
+        mean, square = self.moments["exp_avg"][key], self.moments["exp_avg_sq"][key]
+        if p.dtype == ms.float32:
+            rate = learning_rate * correction2**0.5 / correction1
+            eps, decay = config.eps * correction2**0.5, self.decay[key] * learning_rate / rate
+            self.fused(p, mean, square, rate, config.beta1, config.beta2, eps, decay, gradient)
+        else:
+            self._composed(p, mean, square, gradient, self.decay[key], correction1, correction2)
 
     def _composed(
         self,
@@ -68,7 +73,6 @@ class AdamW:
         mean: Parameter,
         square: Parameter,
         gradient: Tensor,
-        learning_rate: float,
         decay: float,
         correction1: float,
         correction2: float,
@@ -76,7 +80,7 @@ class AdamW:
         def number(value: float) -> Tensor:
             return Tensor(value, p.dtype)
 
-        config = self.config
+        config, learning_rate = self.config, self.learning_rate
         new_mean = mean * number(config.beta1) + gradient * number(1 - config.beta1)
         new_square = square * number(config.beta2) + gradient * gradient * number(1 - config.beta2)
         root = msops.sqrt(new_square) / number(correction2**0.5) + number(config.eps)
@@ -84,15 +88,3 @@ class AdamW:
         msops.assign(p, decayed - number(learning_rate / correction1) * new_mean / root)
         msops.assign(mean, new_mean)
         msops.assign(square, new_square)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """`exp_avg.NAME` and `exp_avg_sq.NAME`, one-dimensional; empty before the first step."""
-        return {name: moment.asnumpy().copy() for name, moment in self.moments.items()} if self.steps else {}
-
-    def load_state(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        """Restore the moments after `steps` steps."""
-        self.steps = steps
-        for name, moment in self.moments.items():
-            if name in state:
-                values = state[name].reshape(-1).astype(numpy_type(moment.dtype))
-                msops.assign(moment, Tensor(values))
