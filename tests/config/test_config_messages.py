@@ -2,12 +2,14 @@
 
 # ruff: noqa: E501
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moeport.config import load_config
+from moeport.config import config_from_dict, load_config
 from moeport.errors import ConfigError
+from moeport.facts import BACKENDS
 from moeport.routers import BY_NAME
 
 WITH_TOP_K = [name for name, router in BY_NAME.items() if "top_k" in router.config_class.model_fields]
@@ -643,9 +645,8 @@ CASES = [
     ),
     case(
         "ranks",
-        "parallelism:\n  expert: 3\n  shard: true\nbackend: {name: mindspore}\n",
-        "c.yaml:2:11 parallelism.expert: does not divide model.moe.num_experts = 8 (got 3); expected a divisor of 8\n"
-        "c.yaml:3:10 parallelism.shard: backend mindspore cannot shard (got true); expected false or null",
+        "parallelism:\n  expert: 3\n",
+        "c.yaml:2:11 parallelism.expert: does not divide model.moe.num_experts = 8 (got 3); expected a divisor of 8",
     ),
     case(
         "algorithm of one rank",
@@ -760,3 +761,9 @@ def test_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mes
     with pytest.raises(ConfigError) as error:
         load_config("c.yaml", overrides)
     assert str(error.value) == message
+
+
+def test_a_backend_that_trains_on_whole_copies_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(BACKENDS, "mindspore", replace(BACKENDS["mindspore"], shards=()))
+    with pytest.raises(ConfigError, match="backend mindspore cannot shard"):
+        config_from_dict({"backend": {"name": "mindspore"}, "parallelism": {"shard": True}})

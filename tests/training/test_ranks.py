@@ -49,6 +49,15 @@ def test_ranks_compute_what_one_process_does(results_of, tmp_path, backend, size
     check(results_of(backend, size), ranks.cases_of(backend), backend, size, tmp_path)
 
 
+def test_divided_updates_are_those_of_whole_copies(results_of):
+    """Two numbers have one sum, and no gradient is clipped."""
+    results = results_of("mindspore", 2)
+    divided, whole = results["two copies of the experts"], results["whole copies"]
+    for name, x in whole.items():
+        if not name.startswith("loss."):
+            np.testing.assert_array_equal(divided[name], x, err_msg=name)
+
+
 @pytest.mark.slow
 def test_compiled_ranks_compute_what_one_process_does(results_of, tmp_path):
     """The exchange is between two graphs of a block; parameters and gradients travel as without graphs."""

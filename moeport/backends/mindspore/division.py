@@ -14,7 +14,6 @@ from math import prod
 
 from moeport.core.muon import batch_shape, rule_of
 from moeport.core.parameters import ParameterSpec
-from moeport.core.weights import Box
 
 BUCKET = 2**23
 """Most entries of a bucket, unless one matrix per rank is more: 32 MiB in float32."""
@@ -108,22 +107,3 @@ def _cut(pieces: Sequence[Piece], first: int, count: int) -> tuple[Piece, ...]:
             found.append(Piece(piece.name, piece.first + start - begin, end - start))
         begin += piece.count
     return tuple(found)
-
-
-def boxes(shape: Sequence[int], first: int, count: int) -> Iterator[Box]:
-    """A range of the entries of an array, in the order in which they are stored, as rectangular parts."""
-    if len(shape) < 2:
-        yield Box((first,) * len(shape), (count,) * len(shape))
-        return
-    row, end = prod(shape[1:]), first + count
-    while first < end:
-        index, within = divmod(first, row)
-        rows = 0 if within else (end - first) // row
-        if rows:
-            yield Box((index,) + (0,) * (len(shape) - 1), (rows, *shape[1:]))
-            first += rows * row
-        else:
-            part = min(end, (index + 1) * row) - first
-            for box in boxes(shape[1:], within, part):
-                yield Box((index, *box.start), (1, *box.shape))
-            first += part

@@ -14,6 +14,9 @@ from moeport.comm.mesh import Mesh
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Box, read_part
 
+FILLED = 2**23
+"""Most elements that are read at a time: enough to be drawn on several cores."""
+
 
 def placed(name: str, size: int, kind: str, requires_grad: bool = False) -> Parameter:
     """Zeros.
@@ -24,7 +27,7 @@ def placed(name: str, size: int, kind: str, requires_grad: bool = False) -> Para
 
 
 def fill(p: Parameter, arrays: Mapping[str, np.ndarray], name: str, parts: Iterable[Box], kind: str) -> None:
-    """Set a parameter to parts of a named array, one behind the other; only a block more is held meanwhile.
+    """Set a parameter to parts of a named array, one behind the other; no more than FILLED elements are read at a time.
 
     Args:
         p: one-dimensional.
@@ -35,7 +38,7 @@ def fill(p: Parameter, arrays: Mapping[str, np.ndarray], name: str, parts: Itera
     """
     first = 0
     for part in parts:
-        for block in part.pieces():
+        for block in part.pieces(FILLED):
             values = np.ascontiguousarray(read_part(arrays, name, block), kind)
             put(p, Piece(name, first, block.size), Tensor(values.reshape(-1)))
             first += block.size

@@ -12,7 +12,7 @@ from typing_extensions import override
 from moeport.backends.base import TrainingModel, TrainingOptions, find_non_finite
 from moeport.backends.mindspore.copies import Copies
 from moeport.backends.mindspore.device import is_on_cpu
-from moeport.backends.mindspore.division import Piece, boxes, divide
+from moeport.backends.mindspore.division import Piece, divide
 from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.model import MindSporeEvaluationModel
 from moeport.backends.mindspore.muon import Muon
@@ -23,7 +23,7 @@ from moeport.comm.mesh import Mesh
 from moeport.core.array import Array
 from moeport.core.muon import MOMENTS, moment_names, rule_of
 from moeport.core.parameters import parameter_dtype
-from moeport.core.weights import Box, Shard
+from moeport.core.weights import Box, Shard, run_boxes
 from moeport.model.batch import Batch
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
@@ -126,7 +126,7 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
     def _boxes(self, piece: Piece) -> Iterator[Box]:
         """The parts of the whole parameter that a piece of the local one is."""
         start = box_of(self.mesh, self.specs[piece.name]).start
-        for box in boxes(self.shapes[piece.name], piece.first, piece.count):
+        for box in run_boxes(self.shapes[piece.name], piece.first, piece.count, piece.count):
             yield Box(tuple(s + t for s, t in zip(start, box.start, strict=True)), box.shape)
 
     @override
