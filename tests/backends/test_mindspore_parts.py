@@ -10,12 +10,15 @@ import pytest
 
 from moeport.backends.base import TrainingOptions
 from moeport.backends.mindspore.division import divide
+from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.muon import moment_names
 from moeport.core.parameters import InitialWeights, ParameterSpec
 from moeport.core.weights import Weights
 from moeport.model.batch import Batch
 from tests.backends.test_mindspore_training import VOCAB, decoder
+
+pytest.importorskip("mindspore")
 
 SPECS = [
     ParameterSpec("embedding.weight", (31, 6)),
@@ -73,19 +76,18 @@ class Recorded(Weights):
         return len(self.arrays)
 
 
-def mesh_of(ops, size, expert, rank):
+class SilentMesh(Mesh):
     """The mesh of a rank, as far as nothing is sent."""
-    world, experts, copies = (
-        SimpleNamespace(size=n, rank=r, ops=ops)
-        for n, r in ((size, rank), (expert, rank % expert), (size // expert, rank // expert))
-    )
-    return SimpleNamespace(world=world, experts=experts, copies=copies)
+
+    def __init__(self, ops, size, expert, rank):
+        groups = {"world": (size, rank), "experts": (expert, rank % expert), "copies": (size // expert, rank // expert)}
+        for name, (ranks, own) in groups.items():
+            setattr(self, name, SimpleNamespace(size=ranks, rank=own, ops=ops))
 
 
 def trained(lm, name, arrays, state, mesh=None, shard=None, steps=1):
-    backend = pytest.importorskip("mindspore") and mindspore_backend()
     options = TrainingOptions(OptimizerConfig(name=name), shard=shard)
-    model = backend.training_model(lm, arrays, options, mesh)
+    model = mindspore_backend().training_model(lm, arrays, options, mesh)
     model.load_optimizer_state(state, steps)
     return model
 
@@ -100,7 +102,7 @@ def mindspore_backend():
 @pytest.mark.parametrize(("optimizer", "shard"), [("adamw", None), ("muon", None), ("adamw", False)])
 def test_ranks_read_their_parts_and_write_every_entry_once(monkeypatch, size, expert, optimizer, shard):
     monkeypatch.setattr("moeport.backends.mindspore.division.BUCKET", 400)
-    ops = pytest.importorskip("moeport.backends.mindspore.ops").MindSporeOps()
+    ops = mindspore_backend().ops
     lm, random = decoder("sigmoid_bias", layers=1), np.random.default_rng(0)
     specs = lm.parameter_specs()
     arrays = {spec.name: random.standard_normal(spec.shape).astype(np.float32) for spec in specs}
@@ -112,7 +114,7 @@ def test_ranks_read_their_parts_and_write_every_entry_once(monkeypatch, size, ex
     read = np.zeros(2)
     for rank in range(size):
         own, moments = Recorded(arrays), Recorded(state)
-        model = trained(lm, optimizer, own, moments, mesh_of(ops, size, expert, rank), shard)
+        model = trained(lm, optimizer, own, moments, SilentMesh(ops, size, expert, rank), shard)
         for spec in specs:
             times, part = own.times[spec.name], len(own.times[spec.name]) // expert
             mine = slice(rank % expert * part, (rank % expert + 1) * part) if spec.is_expert else slice(None)
@@ -133,8 +135,7 @@ def test_ranks_read_their_parts_and_write_every_entry_once(monkeypatch, size, ex
 
 def test_loaded_moments_are_updated_as_if_they_had_been_there(monkeypatch):
     """Filled in several blocks, arrays are still those that the fused update changes."""
-    placing = pytest.importorskip("moeport.backends.mindspore.placing")
-    monkeypatch.setattr(placing, "FILLED", 100)
+    monkeypatch.setattr("moeport.backends.mindspore.placing.FILLED", 100)
     lm = decoder()
     arrays = InitialWeights(lm.parameter_specs(), 0)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 13))
@@ -156,10 +157,11 @@ import sys
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.config.model import ModelConfig
+from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.parameters import InitialWeights
 from moeport.model.decoder import DecoderLM
-from tests.backends.test_mindspore_parts import decoder, mesh_of
+from tests.backends.test_mindspore_parts import SilentMesh, decoder
 
 def memory(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
@@ -174,7 +176,7 @@ before = memory("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 params = InitialWeights(lm.parameter_specs(), 0)
-model = backend.training_model(lm, params, TrainingOptions(OptimizerConfig()), mesh_of(backend.ops, ranks, ranks, 0))
+model = backend.training_model(lm, params, TrainingOptions(OptimizerConfig()), SilentMesh(backend.ops, ranks, ranks, 0))
 whole = 12 * sum(spec.size for spec in lm.parameter_specs())
 print(memory("VmHWM") - before, whole)
 """
@@ -183,7 +185,6 @@ print(memory("VmHWM") - before, whole)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_rank_starts_with_its_part_and_a_block():
     """Parameters and moments are 331 MB in all, and a rank of four has 83 of them; a copy of the whole adds 110."""
-    pytest.importorskip("mindspore")
     done = subprocess.run([sys.executable, "-c", START, "4"], capture_output=True, text=True, timeout=300, check=True)
     grown, whole = map(int, done.stdout.split()[-2:])
     assert grown < 0.25 * whole + 2**26, (grown, whole)

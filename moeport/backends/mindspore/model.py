@@ -16,7 +16,7 @@ from moeport.backends.base import EvaluationModel
 from moeport.backends.mindspore.expert_rows import ExpertRows
 from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.ops import MindSporeOps
-from moeport.backends.mindspore.placing import box_of, fill, placed
+from moeport.backends.mindspore.placing import fill, placed
 from moeport.backends.mindspore.trace import compiled
 from moeport.comm.mesh import Mesh, single_mesh
 from moeport.core.parameters import parameter_dtype
@@ -93,7 +93,7 @@ class MindSporeEvaluationModel(EvaluationModel):
         """Make or replace parameters with these names from the local part of each."""
         kind = parameter_dtype(self.dtype)
         for name in names:
-            box = box_of(self.mesh, self.specs[name])
+            box = self.mesh.box(self.specs[name])
             if name not in self.params:
                 self.shapes[name] = box.shape
                 self.params[name] = placed(name, box.size, kind, requires_grad=name in self.trained)

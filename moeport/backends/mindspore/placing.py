@@ -10,8 +10,6 @@ from mindspore import ops as msops
 
 from moeport.backends.mindspore.device import is_on_cpu
 from moeport.backends.mindspore.division import Piece
-from moeport.comm.mesh import Mesh
-from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Box, read_part
 
 FILLED = 2**23
@@ -61,12 +59,3 @@ def on_host(p: Parameter, piece: Piece) -> np.ndarray:
     if is_on_cpu():
         return p.asnumpy()[piece.slice]
     return p[piece.slice].asnumpy()
-
-
-def box_of(mesh: Mesh, spec: ParameterSpec) -> Box:
-    """The part of a parameter that a rank of the mesh holds."""
-    whole = Box.whole(spec.shape)
-    if not spec.is_expert:
-        return whole
-    rows = spec.shape[0] // mesh.experts.size
-    return whole.rows(mesh.experts.rank * rows, rows)

@@ -18,7 +18,7 @@ from moeport.backends.mindspore.model import MindSporeEvaluationModel
 from moeport.backends.mindspore.muon import Muon
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.mindspore.optimizer import AdamW
-from moeport.backends.mindspore.placing import box_of, fill, on_host
+from moeport.backends.mindspore.placing import fill, on_host
 from moeport.comm.mesh import Mesh
 from moeport.core.array import Array
 from moeport.core.muon import MOMENTS, moment_names, rule_of
@@ -125,7 +125,7 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
 
     def _boxes(self, piece: Piece) -> Iterator[Box]:
         """The parts of the whole parameter that a piece of the local one is."""
-        start = box_of(self.mesh, self.specs[piece.name]).start
+        start = self.mesh.box(self.specs[piece.name]).start
         for box in run_boxes(self.shapes[piece.name], piece.first, piece.count, piece.count):
             yield Box(tuple(s + t for s, t in zip(start, box.start, strict=True)), box.shape)
 
