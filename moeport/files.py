@@ -26,6 +26,8 @@ MAX_NAME = 255
 """Bytes of a file's name that every usual file system takes."""
 ABANDONED_SECONDS = 24 * 3600.0
 """Age from which a temporary file of another host counts as left behind."""
+LOOK_SECONDS = 0.02
+"""From one look for a file of another process to the next."""
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 """Errors of file systems that have no hard links."""
@@ -140,24 +142,62 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises WriteError if it cannot be written; then `path` is as it was.
     """
+    temporary = start_folder(path)
+    try:
+        with writing(path):
+            yield temporary
+        put_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def start_folder(path: Path) -> Path:
+    """Make a temporary folder beside `path`, for `put_folder`. Missing folders are made.
+
+    Raises WriteError if it cannot be made.
+    """
     with writing(path):
         target = Path(os.path.realpath(path))
         _refuse_long(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent, target.name)
         temporary = _temporary(target)
-        try:
-            temporary.mkdir()
-            mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
-            yield temporary
-            for file in temporary.iterdir():
-                file.chmod(mode)
-                sync(file)
-            sync(temporary)
-            _put(temporary, target)
-            sync(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        return temporary
+
+
+def put_folder(temporary: Path, path: Path) -> None:
+    """Flush a temporary folder to disk, and let it take the place of `path`.
+
+    Raises WriteError if it cannot be done; then `path` is as it was.
+    """
+    with writing(path):
+        target = Path(os.path.realpath(path))
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
+        for file in temporary.iterdir():
+            file.chmod(mode)
+            sync(file)
+        sync(temporary)
+        _put(temporary, target)
+        sync(target.parent)
+
+
+def token_of(temporary: Path) -> int:
+    """A number of 32 bits by which another process finds a temporary file or folder of this one."""
+    found = _TEMPORARY.fullmatch(temporary.name)
+    assert found
+    return int(found["token"], 16)
+
+
+def find_temporary(folder: Path, token: int, seconds: float) -> Path | None:
+    """The temporary file or folder in `folder` that another process has made; None if it does not appear in time."""
+    end = time.monotonic() + seconds
+    while True:
+        if found := next(iter(folder.glob(f".*-{token:08x}.tmp")), None):
+            return found
+        if time.monotonic() > end:
+            return None
+        time.sleep(LOOK_SECONDS)
 
 
 def write_text(path: Path, text: str) -> None:

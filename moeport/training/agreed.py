@@ -27,7 +27,7 @@ from moeport.training.run_dir import leaves
 from moeport.version import VERSION
 
 MAY_DIFFER: Mapping[str, str] = {
-    "run.dir": "only the first rank writes there, and the checkpoint that ranks resume from is compared",
+    "run.dir": "hosts may mount it under other paths; that all see the same folder is checked before step 1",
     "data.cache_dir": "each host may have its own; what is read from it is compared",
     "data.source.paths": "files may lie elsewhere on another host; their text is compared",
     "data.source.validation_paths": "as data.source.paths",

@@ -21,7 +21,7 @@ from typing import Any
 from moeport.core.parameters import is_expert
 from moeport.core.weights import Box, Shard
 from moeport.errors import WriteError
-from moeport.files import sync
+from moeport.files import LOOK_SECONDS, sync
 from moeport.training.checkpoint_index import (
     KINDS,
     Arrays,
@@ -34,9 +34,6 @@ from moeport.training.checkpoint_index import (
 )
 from moeport.training.checkpoint_meta import META_FILE, CheckpointMeta, array_file, file_digest, index_file, meta_text
 from moeport.training.tensor_file import CODES, ITEM_BYTES, NewTensor, write_tensors
-
-LOOK_SECONDS = 0.02
-"""From one look for the indexes of other ranks to the next."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class NewPart:
 def part_of(shard: Shard) -> NewPart:
     """A shard, to be written from its array."""
     array = shard.array
-    return NewPart(shard.name, CODES[array.dtype.name], shard.whole, shard.box, lambda: _bytes(shard))
+    return NewPart(shard.name, CODES[array.dtype.name], shard.whole, shard.box, lambda: bytes_of(shard))
 
 
 def whole_part(tensor: NewTensor) -> NewPart:
@@ -64,7 +61,7 @@ def whole_part(tensor: NewTensor) -> NewPart:
     return NewPart(tensor.name, tensor.dtype, tensor.shape, Box.whole(tensor.shape), tensor.blocks)
 
 
-def _bytes(shard: Shard) -> Iterator[memoryview]:
+def bytes_of(shard: Shard) -> Iterator[memoryview]:
     """The bytes of a shard, a block at a time, so that one which is not contiguous is never copied whole."""
     for block in blocks(shard.box, is_expert(shard.name)):
         values = shard.array[block.within(shard.box).slices]

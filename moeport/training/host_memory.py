@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 
 from moeport.config.schema import Config
 from moeport.core.parameters import ParameterSpec
@@ -35,7 +36,7 @@ def check_memory(
         largest = max(specs, key=lambda spec: prod(spec.shape))
         owners = "its parameters" if ranks_here == 1 else f"its parameters on {ranks_here} ranks"
         raise UserError(
-            f"model: {owners} need {_gib(parameters)} and this machine has {_gib(memory)}; the largest, "
+            f"model: {owners} need {gib(parameters)} and this machine has {gib(memory)}; the largest, "
             f"{largest.name}, is {' x '.join(map(str, largest.shape))}. Choose smaller sizes"
         )
     model, length = config.model, config.data.tokens_per_sequence
@@ -43,7 +44,7 @@ def check_memory(
     if outputs > memory:
         raise UserError(
             f"training.batch_size: the outputs of {model.num_layers} blocks for a micro-batch of {micro_batch:,} x "
-            f"{length:,} tokens need {_gib(outputs)} and this machine has {_gib(memory)}; raise "
+            f"{length:,} tokens need {gib(outputs)} and this machine has {gib(memory)}; raise "
             "training.gradient_accumulation, or choose smaller sizes"
         )
 
@@ -63,5 +64,20 @@ def physical_memory() -> float:
         return float("inf")
 
 
-def _gib(size: float) -> str:
+def available_memory() -> float:
+    """Bytes of main memory that are free, within the limit of the container; half of all where it is not known."""
+    free = physical_memory() / 2
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = 1024.0 * int(line.split()[1])
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):
+        return free
+    return min(free, limit - used)
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
     return f"{size / 2**30:,.1f} GiB"

@@ -12,7 +12,6 @@ from moeport.errors import InterruptedRunError, NonFiniteError
 from moeport.training.ahead import drawn_ahead
 from moeport.training.checkpoint_meta import checkpoint_name
 from moeport.training.evaluate import Evaluation
-from moeport.training.fits import non_finite
 from moeport.training.lock import RunLock
 from moeport.training.metrics import MetricsLog
 from moeport.training.metrics_table import EvaluationMetrics, StepMetrics
@@ -28,7 +27,7 @@ REPEATS_SECONDS = 2.0
 """A launcher that is asked to end passes that on to its ranks, which may have been asked as well."""
 
 
-def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evaluation:
+def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> tuple[Evaluation, float]:
     """Run all remaining steps.
 
     Args:
@@ -36,23 +35,24 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> Evalu
         lock: that of the run folder, on the first rank.
         console: where progress goes.
 
-    Returns: the evaluation after the last step.
+    Returns: the evaluation after the last step, and the seconds for which training waited for checkpoints.
 
     Raises:
         NonFiniteError: a loss, a gradient, a parameter or a moment is not finite; the last good checkpoint remains.
         InterruptedRunError: a signal arrived; the last complete step was saved.
     """
-    config, saver = run.config, Saver(run, lock)
+    config = run.config
     with (
         Window(run, console) as window,
         _log(run) as log,
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
         StopRequest(REPEATS_SECONDS if run.mesh.world.size > 1 else 0.0) as stop,
         drawn_ahead(run),
+        Saver(run, lock, progress.say) as saver,
     ):
         for note in log.notes if log else ():
             progress.say(note)
-        return _Loop(run, log, progress, stop, saver, window).run_all()
+        return _Loop(run, log, progress, stop, saver, window).run_all(), saver.seconds
 
 
 def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
@@ -76,6 +76,8 @@ class _Loop:
     ):
         self.run, self.log, self.progress, self.stop, self.saver = run, log, progress, stop, saver
         self.window = window
+        self._waited = 0.0
+        """Seconds of the saver's that the metrics have."""
         self.last = run.config.training.steps
         self.pace = Pace(run.mesh.world, run.config.metrics.log_interval)
 
@@ -86,6 +88,7 @@ class _Loop:
             try:
                 evaluation = self._run(step)
             except NonFiniteError as error:
+                self.saver.finish()
                 raise NonFiniteError(f"{error}. {self._way_on(error.step or step)}") from error
         return evaluation or self._evaluate(self.last)
 
@@ -101,8 +104,9 @@ class _Loop:
         if looks:
             self.pace.looked()
         evaluation = self._evaluate(step) if evaluates else None
+        self.saver.check()
         if saves or self.saver.keeps(evaluation):
-            self._save(evaluation)
+            self._save(evaluation, waits=step == self.last)
         if looks and self._any_rank_stops() and step < self.last:
             self._interrupt(evaluation)
         return evaluation
@@ -143,6 +147,8 @@ class _Loop:
 
     def _write(self, metrics: StepMetrics) -> None:
         self.window.note(metrics)
+        metrics = replace(metrics, save_time=self.saver.seconds - self._waited)
+        self._waited = self.saver.seconds
         if self.window.slowed(metrics.step):
             metrics = replace(metrics, profiled=1)
         if self.log:
@@ -151,11 +157,11 @@ class _Loop:
         for line in self.run.backend.news():
             self.progress.say(f"step: {metrics.step}/{self.last}  {line}")
 
-    def _save(self, evaluation: Evaluation | None) -> None:
+    def _save(self, evaluation: Evaluation | None, waits: bool) -> None:
         if self.log:
             self.log.sync()
         with self.window.paused():
-            self.saver.save(evaluation)
+            self.saver.save(evaluation, waits)
 
     def _evaluate(self, step: int) -> Evaluation:
         run, training = self.run, self.run.config.training
@@ -167,7 +173,7 @@ class _Loop:
             self.log.evaluation(metrics)
         self.progress.evaluation(metrics)
         if not math.isfinite(result.loss):
-            named = non_finite(run.trainer.model.parameters())
+            named = self.saver.non_finite()
             raise NonFiniteError(
                 f"step {step}: the validation loss after it is {result.loss}"
                 f"{f', since parameter {named} is not finite' if named else ''}, and nothing of this step was saved"
@@ -181,7 +187,8 @@ class _Loop:
     def _interrupt(self, evaluation: Evaluation | None) -> None:
         step = self.run.trainer.step_number
         if self.saver.saved_step != step:
-            self._save(evaluation)
+            self._save(evaluation, waits=True)
+        self.saver.finish()
         self.run.mesh.world.barrier()  # a launcher kills the other ranks once one has ended
         raise InterruptedRunError(
             f"stopped after step {step} of {self.last}; everything is saved in {self.run.dir}. "

@@ -240,6 +240,16 @@ class StepMetrics:
             "unless ranks share the experts."
         ),
     ] = field(default_factory=list)
+    save_time: Annotated[
+        float,
+        Metric(
+            "Seconds for which training waited for a checkpoint before this step: for the copy of the model if it is "
+            "written beside training. Missing if there was none.",
+            tag="performance/save_time",
+            only_with="save_time",
+            left_out_of_file=0.0,
+        ),
+    ] = 0.0
     profiled: Annotated[
         int, Metric("1 if the step was profiled, which takes longer; missing otherwise.", left_out_of_file=0)
     ] = 0

@@ -28,6 +28,7 @@ from moeport.training.ranks import check_ranks, check_trains
 from moeport.training.resume import finished, newest
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of, refuse_used, remove_results, write_config
 from moeport.training.starts import record_start
+from moeport.training.storage import check_shared
 from moeport.training.summarise import measure, summarise
 from moeport.training.summary import DryRun, RunSummary
 
@@ -132,11 +133,12 @@ def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSumma
         record_start(run.dir, run.start_step, run.mesh.world.size, run.task.describe())
         if run.is_unfinished:
             remove_results(run.dir)
+    check_shared(run)
     for line in announcement(run):
         _say(console, line)
     started = time.perf_counter()
-    evaluation = run_steps(run, lock, console)
-    return summarise(run, evaluation, time.perf_counter() - started)
+    evaluation, save_time = run_steps(run, lock, console)
+    return summarise(run, evaluation, time.perf_counter() - started, save_time)
 
 
 def _trained_with(run: PreparedRun) -> Config:

@@ -23,13 +23,14 @@ from moeport.training.summary import DryRun, RunSummary
 from moeport.version import VERSION
 
 
-def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSummary | None:
+def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float, save_time: float) -> RunSummary | None:
     """Draw a sample, and write summary and report; every rank calls it.
 
     Args:
         run: all of its steps are done.
         evaluation: that after the last step.
         seconds: time that this process spent on steps, evaluations and checkpoints.
+        save_time: part of it for which training waited for checkpoints.
 
     Returns: the summary on the first rank; None on the others.
     """
@@ -47,6 +48,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float) -> RunSu
         val_accuracy=evaluation.accuracy,
         tokens_per_second=statistics.median(steps.speeds) if steps.speeds else None,
         wall_time=seconds + steps.seconds_before,
+        save_time=save_time,
         peak_memory=_peak_memory(),
         parameters_total=counts.total,
         parameters_active=counts.active,

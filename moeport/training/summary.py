@@ -59,6 +59,8 @@ class RunSummary:
     """Bits per byte of general compressors on the same files, each compressed separately; empty for images."""
     sample: dict[str, str] | None = None
     """`prompt` and the generated `text`; None for images."""
+    save_time: float = 0.0
+    """Seconds of this process for which training waited for checkpoints."""
     skipped: int = 0
     """Files and rows of the source that were skipped since they cannot be read."""
     sources: dict[str, dict[str, float]] = field(default_factory=dict)

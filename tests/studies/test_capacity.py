@@ -28,7 +28,7 @@ from moeport.training.placed import place_model
 from moeport.training.run import train
 from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
-from tests.training.tiny import tiny_config
+from tests.training.tiny import TIMED, tiny_config
 from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
@@ -67,10 +67,7 @@ def stop_after(config, step):
 
 def comparable(config):
     lines = (config.run.dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in ("tokens_per_second", "step_time", "mfu")}
-        for line in lines
-    ]
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMED} for line in lines]
 
 
 @every_policy

@@ -11,7 +11,7 @@ from moeport.routers import BY_NAME
 from moeport.training.checkpoint import list_checkpoints
 from moeport.training.run import train
 from moeport.training.summary import DryRun
-from tests.training.tiny import LINES, tiny_config
+from tests.training.tiny import LINES, TIMED, tiny_config
 from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
@@ -75,9 +75,7 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, router):
 
 
 def comparable(line):
-    return {
-        key: value for key, value in json.loads(line).items() if key not in ("tokens_per_second", "step_time", "mfu")
-    }
+    return {key: value for key, value in json.loads(line).items() if key not in TIMED}
 
 
 @pytest.mark.parametrize(("given", "prompt"), [(None, LINES[100]), ("x = ", "x = "), ("", "")])

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from moeport.config import config_from_dict
 
+TIMED = ("tokens_per_second", "step_time", "mfu", "save_time")
+"""Metrics that depend on the machine's load."""
 LINES = [f"def f{i}(x):\n    return x * {i} + {i % 7}\n" for i in range(120)]
 
 
