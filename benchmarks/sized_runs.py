@@ -55,16 +55,18 @@ class Size:
 
 
 def corpus(folder: Path) -> Path:
-    """A folder of text files, written if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(40):
-        text = "".join(f"line {line} of text {number}: {line * number % 97}\n" for line in range(200))
-        (folder / f"{number}.txt").write_text(text)
+    """A folder of text files in `train` and a short one in `held-out`, written if they are not there."""
+    for part, files, lines in (("train", 40, 200), ("held-out", 1, 12)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for number in range(files):
+            text = "".join(f"line {line} of text {number}: {line * number % 97}\n" for line in range(lines))
+            (folder / part / f"{number}.txt").write_text(text)
     return folder
 
 
 def config_of(size: Size, backend: str, ranks: int, folder: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run in `folder` in which `ranks` ranks share the experts; `sections` are laid over it."""
+    texts = corpus(folder.parent / "corpus")
     values: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
         "model": {
@@ -79,12 +81,16 @@ def config_of(size: Size, backend: str, ranks: int, folder: Path, **sections: Ma
             },
         },
         "data": {
-            "source": {"name": "files", "paths": [str(corpus(folder.parent / "corpus"))]},
+            "source": {
+                "name": "files",
+                "paths": [str(texts / "train")],
+                "validation_paths": [str(texts / "held-out")],
+            },
             "tokenizer": {"name": "byte"},
             "sequence_length": LENGTH,
             "cache_dir": str(folder.parent / "cache"),
         },
-        "training": {"steps": 2, "batch_size": BATCH, "evaluation_interval": 0, "evaluation_batch_size": 1},
+        "training": {"steps": 2, "batch_size": BATCH, "evaluation_interval": 0},
         "parallelism": {"expert": ranks},
         "metrics": {"report": False, "tensorboard": False, "peak_tflops": 1.0},
         "backend": {"name": backend, "device": "cpu", "dtype": "float32", "compile": False},
