@@ -23,8 +23,8 @@ from sized_runs import Size, config_of, run, write_found
 
 PHASES = {
     "start": "from the command to the first step",
-    "steps": "two steps and an evaluation",
-    "save": "from the call that saves to the end",
+    "steps": "the first step",
+    "save": "two checkpoints, one of them beside a step",
     "resume": "from the command to the first step, from a checkpoint",
 }
 MIB = 2**20
@@ -72,7 +72,7 @@ def _peaks(backend: str, ranks: int, size: Size, tree: Path) -> dict[str, int]:
     scratch = Path(tempfile.mkdtemp(prefix="memory-"))
     try:
         folder = scratch / "job"
-        config = config_of(size, backend, ranks, folder)
+        config = config_of(size, backend, ranks, folder, checkpoint={"interval": 1})
         found = run("memory.py", backend, ranks, config, [], tree)
         config["training"]["steps"] += 1
         resumed = run("memory.py", backend, ranks, config, ["--resume"], tree)

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="sequences of a step")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tree", type=Path, default=HERE, help="the repository to measure")
     parser.add_argument("--before", type=Path, help="a git worktree of the commit to compare with")
     parser.add_argument("--folder", type=Path, help="where the runs are written; default: the temporary folder")
     Size.add_options(parser)
@@ -57,12 +58,12 @@ def main() -> None:
 
 def measured(given: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of the timed steps of each run, by contender."""
-    interval, size = given.interval, Size.of(given)
+    interval, size, tree = given.interval, Size.of(given), given.tree.resolve()
     never: dict[str, Any] = {"interval": 0}
     contenders: dict[str, tuple[Path, dict[str, Any]]] = {
-        "no saving": (HERE, never),
-        "synchronous": (HERE, {"interval": interval, "asynchronous": False}),
-        "asynchronous": (HERE, {"interval": interval, "asynchronous": True}),
+        "no saving": (tree, never),
+        "synchronous": (tree, {"interval": interval, "asynchronous": False}),
+        "asynchronous": (tree, {"interval": interval, "asynchronous": True}),
     }
     if given.before:
         contenders["before"] = (given.before.resolve(), {"interval": interval})
@@ -71,13 +72,13 @@ def measured(given: argparse.Namespace) -> dict[str, list[float]]:
     for number in range(given.rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            tree, checkpoint = contenders[name]
+            own, checkpoint = contenders[name]
             scratch = Path(tempfile.mkdtemp(prefix="saving-", dir=given.folder))
             try:
                 config = config_of(size, given.backend, given.ranks, scratch / "job", checkpoint=checkpoint)
                 config["training"] |= {"steps": interval * (WINDOWS + 1), "batch_size": given.batch}
                 config["data"]["sequence_length"] = given.length
-                ends = run("saving.py", given.backend, given.ranks, config, [], tree)
+                ends = run("saving.py", given.backend, given.ranks, config, [], own)
             finally:
                 shutil.rmtree(scratch)
             times[name].append(max(each[-1] - each[interval - 1] for each in ends))
