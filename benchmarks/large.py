@@ -27,6 +27,9 @@ from sized_runs import Size, config_of, run
 
 LIMIT = 1e-6
 """Relative difference of two losses."""
+RATE = 1e-5
+"""Of learning. AdamW's first steps have nearly this size in every entry, with the sign of a gradient that may be
+rounding only; a large one would make of that a difference of the losses that says nothing."""
 STATE_BYTES = 12
 """Of a parameter and its two moments."""
 
@@ -96,7 +99,8 @@ def _linked(source: str, target: str) -> None:
 
 def _config(size: Size, backend: str, ranks: int, folder: Path, steps: int) -> dict[str, Any]:
     checkpoint = {"asynchronous": False, "keep_last": 1, "keep_best": False}
-    return config_of(size, backend, ranks, folder, training={"steps": steps}, checkpoint=checkpoint)
+    rate = {"learning_rate": RATE}
+    return config_of(size, backend, ranks, folder, training={"steps": steps}, checkpoint=checkpoint, optimizer=rate)
 
 
 def _say(what: str, found: list[dict[str, int]], seconds: float) -> None:
