@@ -1,10 +1,11 @@
 """A corpus of real size, ingested: memory of all processes, and tokens per second beside the tokenizers library alone.
 
-    python benchmarks/ingest.py [--gigabytes 2] [--workers N] [--folder FOLDER]
+    python benchmarks/ingest.py [--gigabytes 2] [--tokenizer bpe|byte] [--workers N] [--folder FOLDER]
 
-The corpus is made of the Python sources that are installed here, each again and again with its lines in another order,
-so that no two documents are alike. It is written to FOLDER and deleted afterwards. Memory is the sum of the peaks
-(VmHWM) of the process and of those that it starts, so pages that they share count several times.
+The corpus is made of the Python sources of at most 1 MB that are installed here, each again and again with its lines in
+another order, so that no two documents are alike. (The memory of a worker depends on the longest document.) It is
+written to FOLDER and deleted afterwards. Memory is the sum of the peaks (VmHWM) of the process and of those that it
+starts, so pages that they share count several times.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 FILE_BYTES = 100e6
+LONGEST_BYTES = 1e6
 SAMPLE_BYTES = 16e6
 ALONE = """
 import json, sys, time
@@ -42,6 +44,7 @@ def main() -> None:
     """Make the corpus, ingest it and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--tokenizer", choices=("bpe", "byte"), default="bpe")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
@@ -50,8 +53,9 @@ def main() -> None:
         size, documents = write_corpus(folder, options.gigabytes * 1e9)
         print(f"corpus: {size / 1e9:.2f} GB, {documents:,} documents, {options.workers} workers", flush=True)
         config = folder / "config.yaml"
+        tokenizer = "{name: byte}" if options.tokenizer == "byte" else "{name: bpe, vocab_size: 16384}"
         config.write_text(
-            f"data: {{source: {{name: files, paths: [{folder}/*.jsonl]}}, tokenizer: {{name: bpe, vocab_size: 16384}}, "
+            f"data: {{source: {{name: files, paths: [{folder}/*.jsonl]}}, tokenizer: {tokenizer}, "
             f"cache_dir: {folder}/cache}}\n"
         )
         ingest = [sys.executable, "-m", "moeport", "data", "ingest", str(config), "--workers", str(options.workers)]
@@ -65,9 +69,10 @@ def main() -> None:
     encoding = sum(end - start for what, start, end in phases(lines) if what == "encoding")
     tokens = metadata["num_tokens"]
     print(f"{'':34s} {'seconds':>8s} {'tokens/s':>10s} {'memory':>8s}")
-    row("ingest, all of it", seconds, tokens, memory)
+    row("ingest, all of it", seconds, tokens, sum(memory.values()))
+    print("  peaks: " + ", ".join(f"{peak:.0f} MB" for peak in memory.values()))
     row("  of which encoding", encoding, tokens, None)
-    row("again, from the cache", again, None, memory_again)
+    row("again, from the cache", again, None, sum(memory_again.values()))
     for number, (tokens_per_second, megabytes) in enumerate(alone):
         print(f"{f'tokenizers alone, {megabytes:.1f} MB/s ({number + 1})':34s} {'':8s} {tokens_per_second:10,.0f}")
 
@@ -99,7 +104,8 @@ def write_corpus(folder: Path, size: float) -> tuple[int, int]:
 def texts() -> Iterator[str]:
     """Python sources, and then each of them again with other lines first, without end."""
     roots = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib")]
-    paths = sorted({path for root in roots for path in root.rglob("*.py")})
+    found = {path for root in roots for path in root.rglob("*.py")}
+    paths = sorted(path for path in found if path.stat().st_size <= LONGEST_BYTES)
     turn = 0
     while True:
         for path in paths:
@@ -112,8 +118,8 @@ def texts() -> Iterator[str]:
         turn += 1
 
 
-def watched(command: list[str]) -> tuple[float, float, list[tuple[float, str]]]:
-    """Seconds, the peak memory of all processes in MB, and the lines that were printed with their times."""
+def watched(command: list[str]) -> tuple[float, dict[int, float], list[tuple[float, str]]]:
+    """Seconds, the peak memory of each process in MB, and the lines that were printed with their times."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout
@@ -127,7 +133,7 @@ def watched(command: list[str]) -> tuple[float, float, list[tuple[float, str]]]:
     if process.returncode:
         sys.exit(f"{command}: exit code {process.returncode}")
     lines += [(time.perf_counter() - start, line.rstrip()) for line in process.stdout.readlines()]
-    return time.perf_counter() - start, sum(peaks.values()), lines
+    return time.perf_counter() - start, peaks, lines
 
 
 def family(pid: int) -> list[int]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-SECONDS_BETWEEN_LINES = 15.0
-"""Between lines of progress where standard error is no terminal."""
+SECONDS_BETWEEN_UPDATES, SECONDS_BETWEEN_LINES = 0.1, 15.0
+"""Between changes of the bar on a terminal, and between lines where standard error is none."""
 
 
 class FileProgress:
@@ -37,10 +37,13 @@ class FileProgress:
             done: bytes that are.
             total: of how many; 0: not known.
         """
+        now = time.monotonic()
+        if now - self.last < (SECONDS_BETWEEN_UPDATES if self.live else SECONDS_BETWEEN_LINES):
+            return
+        self.last = now
         if self.live:
             self.live.update(self.task, completed=done, total=total or None, description=_line(name, done, total))
-        elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
-            self.last = time.monotonic()
+        else:
             self.console.print(_line(name, done, total), soft_wrap=True)
 
     def _bar(self) -> "Progress":

@@ -35,46 +35,57 @@ def import_datasets() -> ModuleType:
     return datasets
 
 
-def read_split(source: HuggingFaceSource, split: str, folder: Path) -> Iterator[Document]:
-    """One document per row, named `dataset:split:row`, counted from 1.
+class HubReader:
+    """Reads a dataset, which it opens once.
 
     Args:
         source: the dataset.
-        split: its split.
         folder: keeps the texts of a dataset that is streamed, so that it is read from the hub only once.
-
-    Raises:
-        DataError: the dataset, the split or the column does not exist or cannot be read, or rows hold no text.
     """
-    name = f"{source.dataset}:{split}"
-    if not source.streaming:
-        yield from _documents(row_documents(_load(source, split), source.text_field, name))
-        return
-    kept = streamed_file(source, split, folder)
-    if not kept.exists():
-        rows = row_documents(_load(source, split), source.text_field, name)
-        with atomic_file(kept) as temporary, gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8") as file:
-            for document in _documents(rows):
-                file.write(json.dumps(document.text) + "\n")
-    with gzip.open(kept, "rt", encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                yield Document(f"{name}:{number}", json.loads(line))
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise DataError(f"{kept}: damaged ({error}); delete it, and it will be made again") from error
 
+    def __init__(self, source: HuggingFaceSource, folder: Path):
+        self._source, self._folder = source, folder
+        self._rows: dict[str, Any] = {}
 
-def streamed_file(source: HuggingFaceSource, split: str, folder: Path) -> Path:
-    """The file that keeps the texts of a streamed split."""
-    key = json.dumps([source.dataset, source.subset, source.revision, split, source.text_field])
-    return folder / f"stream-{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl.gz"
+    def read(self, split: str) -> Iterator[Document]:
+        """One document per row of a split, named `dataset:split:row`, counted from 1.
 
+        Raises:
+            DataError: the dataset, the split or the column does not exist or cannot be read, or rows hold no text.
+        """
+        name = f"{self._source.dataset}:{split}"
+        if not self._source.streaming:
+            yield from _documents(row_documents(self._opened(split), self._source.text_field, name))
+            return
+        kept = self._streamed(split)
+        if not kept.exists():
+            rows = row_documents(_load(self._source, split), self._source.text_field, name)
+            with atomic_file(kept) as temporary, gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8") as file:
+                for document in _documents(rows):
+                    file.write(json.dumps(document.text) + "\n")
+        with gzip.open(kept, "rt", encoding="utf-8") as file:
+            try:
+                for number, line in enumerate(file, 1):
+                    yield Document(f"{name}:{number}", json.loads(line))
+            except (OSError, EOFError, ValueError, zlib.error) as error:
+                raise DataError(f"{kept}: damaged ({error}); delete it, and it will be made again") from error
 
-def dataset_files(source: HuggingFaceSource, split: str, folder: Path) -> list[str]:
-    """The files on this machine that hold a split."""
-    if source.streaming:
-        return [str(streamed_file(source, split, folder))]
-    return [file["filename"] for file in _load(source, split).cache_files]
+    def files(self, split: str) -> list[str]:
+        """The files on this machine that hold a split."""
+        if self._source.streaming:
+            return [str(self._streamed(split))]
+        return [file["filename"] for file in self._opened(split).cache_files]
+
+    def _opened(self, split: str) -> Any:
+        if split not in self._rows:
+            self._rows[split] = _load(self._source, split)
+        return self._rows[split]
+
+    def _streamed(self, split: str) -> Path:
+        """The file that keeps the texts of a streamed split."""
+        source = self._source
+        key = json.dumps([source.dataset, source.subset, source.revision, split, source.text_field])
+        return self._folder / f"stream-{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl.gz"
 
 
 def _documents(found: Iterator[Document | DataError]) -> Iterator[Document]:

@@ -12,7 +12,7 @@ from moeport.data.cache import cache_dir
 from moeport.data.documents import Corpus, Document
 from moeport.data.files import FileReader
 from moeport.data.find import file_key, find_files
-from moeport.data.huggingface import dataset_files, read_split
+from moeport.data.huggingface import HubReader
 from moeport.data.left_out import LeftOut
 from moeport.data.split import Source, split
 from moeport.errors import DataError
@@ -95,12 +95,13 @@ def _huggingface(source: HuggingFaceSource, folder: Path) -> Source:
             f"data.source.split and data.source.validation_split are both {source.split!r}; "
             "validation data must not be trained on: name another split or leave validation_split out"
         )
+    reader = HubReader(source, folder)
     splits = [source.split, *([] if held_out is None else [held_out])]
     return Source(
-        lambda _: read_split(source, source.split, folder),
-        None if held_out is None else (lambda _: read_split(source, held_out, folder)),
+        lambda _: reader.read(source.split),
+        None if held_out is None else (lambda _: reader.read(held_out)),
         _refuse_nothing,
-        lambda: _stamp([file for split in splits for file in dataset_files(source, split, folder)]),
+        lambda: _stamp([file for split in splits for file in reader.files(split)]),
     )
 
 
