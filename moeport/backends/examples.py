@@ -45,10 +45,16 @@ def _rope(ops: Ops, dtype: str) -> tuple[list[Any], int]:
     return [_draw(ops, dtype, 0, BATCH, SEQUENCE, HEADS, WIDTH), *(ops.cast(x, _held(dtype)) for x in tables)], 1
 
 
-def _attention(causal: bool, *scale: float) -> Example:
+def _attention(causal: bool, *scale: float, starts: Sequence[Sequence[int]] = ()) -> Example:
+    """`starts` are the first positions of each sequence's documents, if there are any."""
+
     def example(ops: Ops, dtype: str) -> tuple[list[Any], int]:
         heads = (HEADS, GROUPS, GROUPS)
-        return [*(_draw(ops, dtype, i, BATCH, SEQUENCE, n, WIDTH) for i, n in enumerate(heads)), causal, *scale], 3
+        arguments = [*(_draw(ops, dtype, i, BATCH, SEQUENCE, n, WIDTH) for i, n in enumerate(heads)), causal, *scale]
+        if starts:
+            document_BS = np.stack([np.repeat(each, np.diff([*each, SEQUENCE])) for each in starts])
+            arguments.append(ops.from_numpy(document_BS))
+        return arguments, 3
 
     return example
 
@@ -113,7 +119,12 @@ def _routed_mlp(expert_N: list[int], experts: int, activation: str) -> Example:
 EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "rms_norm": (_rms_norm,),
     "rope": (_rope,),
-    "attention": (_attention(True), _attention(False), _attention(True, 0.2)),
+    "attention": (
+        _attention(True),
+        _attention(False),
+        _attention(True, 0.2),
+        _attention(True, 0.2, starts=((0, 5, 6), (0,))),
+    ),
     "swiglu": (_swiglu,),
     "grouped_mlp": (
         _grouped_mlp([3, 0, 5], "swiglu"),

@@ -25,6 +25,8 @@ EXPONENTS = {"even": 0.0, "unknown": 0.5, "skewed": 1.0}
 """By load: expert e is chosen with a probability in proportion to (e + 1)^-exponent, so `skewed` is Zipf's law. A load
 is unknown where reading it would make the host wait for a device.
 """
+DOCUMENTS = 4
+"""Documents per sequence where they are masked: how many a call has is not read, since a device would be waited for."""
 WORTH_FLOPS = 2**28
 """Fewest floating-point operations of the forward pass for which it is worth while to time a kernel."""
 
@@ -127,9 +129,16 @@ def _grouped_load(ops: Ops, sizes: Mapping[str, Any], part: int, turn: int) -> d
 
 
 def _attention_sizes(
-    ops: Ops, q_BSHA: Array, k_BSGA: Array, v_BSGW: Array, causal: bool = True, scale: float | None = None
+    ops: Ops,
+    q_BSHA: Array,
+    k_BSGA: Array,
+    v_BSGW: Array,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Array | None = None,
 ) -> Sizes | None:
     batch, sequence, heads, width = q_BSHA.shape
+    documents = () if document_BS is None else (("documents", DOCUMENTS),)
     return (
         ("B", power_of_two(batch)),
         ("S", power_of_two(sequence)),
@@ -138,6 +147,7 @@ def _attention_sizes(
         ("A", width),
         ("W", v_BSGW.shape[3]),
         ("causal", causal),
+        *documents,
     )
 
 
@@ -146,7 +156,11 @@ def _attention_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int
     batch = max(sizes["B"] // part, 1)
     sequence = max(sizes["S"] * sizes["B"] // (part * batch), 1)
     shapes = ((sizes["H"], sizes["A"]), (sizes["G"], sizes["A"]), (sizes["G"], sizes["W"]))
-    return [*(_filled(ops, dtype, 1.0, batch, sequence, *shape) for shape in shapes), sizes["causal"]], 3
+    arguments = [*(_filled(ops, dtype, 1.0, batch, sequence, *shape) for shape in shapes), sizes["causal"]]
+    if "documents" in sizes:
+        length = -(-sequence // sizes["documents"])
+        arguments += [None, ops.from_numpy(np.tile(np.arange(sequence) // length * length, (batch, 1)))]
+    return arguments, 3
 
 
 def _same_load(*_: Any) -> dict[int, Any]:
@@ -155,7 +169,7 @@ def _same_load(*_: Any) -> dict[int, Any]:
 
 
 def _attention_flops(sizes: Mapping[str, Any]) -> float:
-    pairs = sizes["B"] * sizes["S"] ** 2 * (0.5 if sizes["causal"] else 1.0)
+    pairs = sizes["B"] * sizes["S"] ** 2 * (0.5 if sizes["causal"] else 1.0) / sizes.get("documents", 1)
     return 2.0 * pairs * sizes["H"] * (sizes["A"] + sizes["W"])
 
 

@@ -145,6 +145,9 @@ class DataConfig(Section):
     """How text becomes tokens."""
     sequence_length: PositiveInt = 512
     """Tokens per sequence, S."""
+    document_mask: bool = False
+    """Attention stays within documents: a token sees no other document of its sequence, and positions count from the
+    beginning of its document, at an end of text."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the data held out, chosen by a hash of each document's name or each image's index."""
     cache_dir: UserPath | None = None

@@ -350,6 +350,7 @@ EFFECTS = (
         Effect(option, "data.source.name", TEXT_SOURCES)
         for option in (
             "data.sequence_length",
+            "data.document_mask",
             "data.tokenizer.vocab_size",
             "model.vocab_size",
             "model.tie_embeddings",

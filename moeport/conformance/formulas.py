@@ -69,22 +69,29 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def rope(x_BSHA: np.ndarray, angle_SP: np.ndarray) -> np.ndarray:
-    """Each pair (i, i + A/2) as a complex number, turned by its angle."""
+    """Each pair (i, i + A/2) as a complex number, turned by its angle (S, P) or (B, S, P)."""
     half = x_BSHA.shape[-1] // 2
-    turned = (x_BSHA[..., :half] + 1j * x_BSHA[..., half:]) * np.exp(1j * angle_SP)[None, :, None]
+    turned = (x_BSHA[..., :half] + 1j * x_BSHA[..., half:]) * np.exp(1j * angle_SP)[..., None, :]
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = True, scale: float | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    causal: bool = True,
+    scale: float | None = None,
+    document: np.ndarray | None = None,
 ) -> np.ndarray:
     """Query by query: the softmax of its scores of the keys that it sees, times their values."""
     out = np.zeros((*q.shape[:3], v.shape[3]))
     batch, sequence, heads, width = q.shape
     share, factor = heads // k.shape[2], 1 / math.sqrt(width) if scale is None else scale
     for b, s, h in np.ndindex(batch, sequence, heads):
-        seen = s + 1 if causal else sequence
-        keys, values = k[b, :seen, h // share], v[b, :seen, h // share]
+        seen = np.arange(s + 1 if causal else sequence)
+        if document is not None:
+            seen = seen[document[b, seen] == document[b, s]]
+        keys, values = k[b, seen, h // share], v[b, seen, h // share]
         out[b, s, h] = softmax([float(q[b, s, h] @ key) * factor for key in keys]) @ values
     return out
 

@@ -63,6 +63,16 @@ def _rope() -> Iterator[Case]:
 
     yield Case("rope", "pairs", call, lambda x: formulas.rope(x, angle_SP), (grid(5, 2, 3, 2, 4),))
 
+    angle_BSP = np.stack([angle_SP, angle_SP[[0, 0, 1]]])
+
+    def call_each(ops: Ops, x: Array) -> Array:
+        tables = [ops.from_numpy(np.tile(table, 2)) for table in (np.cos(angle_BSP), np.sin(angle_BSP))]
+        return ops.rope(
+            x, *(ops.cast(table, "float64" if ops.dtype(x) == "float64" else "float32") for table in tables)
+        )
+
+    yield Case("rope", "angles by sequence", call_each, lambda x: formulas.rope(x, angle_BSP), (grid(5, 2, 3, 2, 4),))
+
 
 def _attention() -> Iterator[Case]:
     for heads, groups in ((2, 2), (2, 1), (4, 2), (4, 1)):
@@ -88,6 +98,7 @@ def _attention() -> Iterator[Case]:
             lambda q, k, v: formulas.attention(q, k, v, scale=0.3),
             (grid(6, 2, 4, heads, 6), grid(7, 2, 4, groups, 6), grid(8, 2, 4, groups, 4)),
         )
+    yield from _attention_within_documents()
     yield Case(
         "attention",
         "one token",
@@ -95,6 +106,23 @@ def _attention() -> Iterator[Case]:
         lambda q, k, v: v,
         (grid(6, 2, 1, 2, 4), grid(7, 2, 1, 2, 4), grid(8, 2, 1, 2, 4)),
     )
+
+
+def _attention_within_documents() -> Iterator[Case]:
+    """Three documents of 1, 2 and 2 tokens, and a sequence that is one."""
+    document = np.array([[0, 1, 1, 3, 3], [0, 0, 0, 0, 0]])
+    for heads, groups, causal, scale, width in (
+        (2, 2, True, None, 2),
+        (4, 2, True, 0.3, 4),
+        (4, 2, False, None, 2),
+    ):
+        yield Case(
+            "attention",
+            f"{heads} heads on {groups} within documents{'' if causal else ', not causal'}",
+            lambda ops, q, k, v, d, c=causal, scale=scale: ops.attention(q, k, v, c, scale, d),
+            lambda q, k, v, d, c=causal, scale=scale: formulas.attention(q, k, v, c, scale, d),
+            (grid(6, 2, 5, heads, width), grid(7, 2, 5, groups, width), grid(8, 2, 5, groups, 2), document),
+        )
 
 
 NEW_POSITIONS = {

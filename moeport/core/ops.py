@@ -238,17 +238,24 @@ class Ops(ABC):
     def rope(self, x_BSHA: Array, cos_SA: Array, sin_SA: Array) -> Array:
         """Rotary embedding, rotate-half pairing (Su et al. 2021; pairs (i, i + A/2) as in GPT-NeoX).
 
-        Args: x (B, S, H, A); cos and sin (S, A), whose two halves are equal. Returns the shape and type of x.
+        Args: x (B, S, H, A); cos and sin (S, A), or (B, S, A) where positions differ between sequences; their two
+        halves are equal. Returns the shape and type of x.
         """
         sequence, width = x_BSHA.shape[1], x_BSHA.shape[3]
         x = self.accurate(x_BSHA)
-        cos = self.reshape(self.cast(cos_SA, self.dtype(x)), (1, sequence, 1, width))
-        sin = self.reshape(self.cast(sin_SA, self.dtype(x)), (1, sequence, 1, width))
+        cos = self.reshape(self.cast(cos_SA, self.dtype(x)), (-1, sequence, 1, width))
+        sin = self.reshape(self.cast(sin_SA, self.dtype(x)), (-1, sequence, 1, width))
         low, high = self.split(x, (width // 2, width // 2), axis=3)
         return self.cast(x * cos + self.concat((-high, low), axis=3) * sin, self.dtype(x_BSHA))
 
     def attention(
-        self, q_BSHA: Array, k_BSGA: Array, v_BSGW: Array, causal: bool = True, scale: float | None = None
+        self,
+        q_BSHA: Array,
+        k_BSGA: Array,
+        v_BSGW: Array,
+        causal: bool = True,
+        scale: float | None = None,
+        document_BS: Array | None = None,
     ) -> Array:
         """Scaled-dot-product attention with grouped heads: query head h reads key/value head h // (H / G).
 
@@ -258,6 +265,8 @@ class Ops(ABC):
             v_BSGW: values, whose width W need not be that of queries and keys.
             causal: whether no position sees a later one.
             scale: multiplies the scores; None: 1 / sqrt(A).
+            document_BS: where each position's document begins, an index of the sequence: no position sees another
+                document; None: each sequence is one document.
 
         Returns: (B, S, H, W) in the type of q.
         """
@@ -272,6 +281,10 @@ class Ops(ABC):
             position = self.arange(sequence)
             future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
             scores = self.where(future, self.constant_like(-np.inf, scores), scores)
+        if document_BS is not None:
+            own, others = ((batch, 1, 1, *shape) for shape in ((sequence, 1), (1, sequence)))
+            same = self.reshape(document_BS, own) == self.reshape(document_BS, others)
+            scores = self.where(same, scores, self.constant_like(-np.inf, scores))
         out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
         return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, value_width))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from moeport.core.array import Array
 
 ArrayT = TypeVar("ArrayT", bound=Array)
 """np.ndarray for a batch on the host, Array for one on the device."""
+OtherT = TypeVar("OtherT", bound=Array)
+"""The same of another batch."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,26 @@ class Batch(Generic[ArrayT]):
     """Next ids (B, S); for images the classes, (B, 1)."""
     noise: Mapping[str, ArrayT] = field(default_factory=dict)
     """Uniform random numbers (B, S) by `layer.name`, for routers that use them; empty outside training."""
+    document_BS: ArrayT | None = None
+    """Where each token's document begins, an index of the sequence; attention then stays within documents, and their
+    positions count from there. None: a sequence is one document.
+    """
+
+    @property
+    def arrays(self) -> tuple[ArrayT, ...]:
+        """All arrays, in the order in which `mapped` takes them."""
+        documents = () if self.document_BS is None else (self.document_BS,)
+        return (self.token_BS, self.target_BS, *self.noise.values(), *documents)
+
+    def mapped(self, function: Callable[[ArrayT], OtherT]) -> Batch[OtherT]:
+        """The batch of what a function makes of each array, such as its copy on a device."""
+        return Batch(
+            function(self.token_BS),
+            function(self.target_BS),
+            {name: function(u_BS) for name, u_BS in self.noise.items()},
+            None if self.document_BS is None else function(self.document_BS),
+        )
+
+    def rows(self, start: int, end: int) -> Batch[ArrayT]:
+        """Some of the examples."""
+        return self.mapped(lambda x: cast(ArrayT, x[start:end]))

@@ -26,7 +26,9 @@ class Pass:
     dtype: str
     """Compute type, one of FLOAT_DTYPES."""
     rope: tuple[Array, Array]
-    """Cosine and sine (S, A) of the batch's sequence length, from `Transformer.rope`; (B, S, A) of a continuation."""
+    """Cosine and sine (S, A) of the batch's sequence length, from `Transformer.rope`; (B, S, A) of a continuation, and
+    within `Transformer.hidden` where positions count from the beginnings of documents.
+    """
     training: bool = False
     """Whether routers may draw noise."""
     number: int = 0
@@ -35,6 +37,8 @@ class Pass:
     """How to run a block; None: with the parameters passed to the model."""
     continuation: Continuation | None = None
     """Where the tokens are in texts whose earlier positions are in a cache; None: whole sequences."""
+    document_BS: Array | None = None
+    """That of the batch, which `Transformer.hidden` sets."""
 
     def in_block(self, layer: int) -> Pass:
         """The same pass in a block."""
@@ -44,19 +48,15 @@ class Pass:
 
     def rotated(self, x_BSHA: Array) -> Array:
         """Queries or keys, turned by the angles of their positions."""
-        if self.continuation is None:
-            return self.ops.rope(x_BSHA, *self.rope)
-        flat = self.ops.reshape(x_BSHA, (1, -1, *x_BSHA.shape[2:]))
-        cos, sin = (self.ops.reshape(table, (-1, table.shape[2])) for table in self.rope)
-        return self.ops.reshape(self.ops.rope(flat, cos, sin), x_BSHA.shape)
+        return self.ops.rope(x_BSHA, *self.rope)
 
     def attend(
         self, q_BSHA: Array, k_BSGA: Array, v_BSGW: Array, causal: bool = True, scale: float | None = None
     ) -> Array:
-        """Attention within the sequences, or in a continuation also to the earlier positions of their texts.
+        """Attention within sequences or their documents, or in a continuation also to earlier positions of the texts.
 
         Args and result as of `Ops.attention`.
         """
         if self.continuation is None:
-            return self.ops.attention(q_BSHA, k_BSGA, v_BSGW, causal, scale)
+            return self.ops.attention(q_BSHA, k_BSGA, v_BSGW, causal, scale, self.document_BS)
         return self.continuation.attend(self.ops, q_BSHA, k_BSGA, v_BSGW, scale)

@@ -135,6 +135,7 @@ class Transformer(ABC):
 
         Returns: (x_BSD in the compute type, metrics per MoE layer).
         """
+        run = _within_documents(run, batch)
         ops, run_block = run.ops, run.run_block or partial(self._run_block, params)
         token_ids_T, position_T, first_id_T = self.token_ids(ops, batch), None, None
         if run.continuation is not None:
@@ -256,6 +257,17 @@ class Transformer(ABC):
             new = moe.updated_state(subtree(prefix, state), chosen_E, affinity_3E)
             updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates
+
+
+def _within_documents(run: Pass, batch: Batch[Array]) -> Pass:
+    """The pass over a batch whose documents do not see each other: the angles are those of a position's distance from
+    the beginning of its document.
+    """
+    if batch.document_BS is None:
+        return run
+    position_BS = run.ops.arange(batch.document_BS.shape[1]) - batch.document_BS
+    cos, sin = (run.ops.take_rows(table_SA, position_BS) for table_SA in run.rope)
+    return replace(run, rope=(cos, sin), document_BS=batch.document_BS)
 
 
 def _stack_layers(ops: Ops, layers: list[Array]) -> Array:

@@ -64,7 +64,8 @@ class Recorded(Transformer):
             return super().hidden(run, params, batch)
         recorder.name_arrays("parameter", params)
         noise = {f"noise.{name}": u_BS for name, u_BS in batch.noise.items()}
-        inputs = {"batch": {"token_BS": batch.token_BS, "target_BS": batch.target_BS, **noise}}
+        documents = {} if batch.document_BS is None else {"document_BS": batch.document_BS}
+        inputs = {"batch": {"token_BS": batch.token_BS, "target_BS": batch.target_BS, **noise, **documents}}
         inputs["rope"] = {"cos_SA": run.rope[0], "sin_SA": run.rope[1]}
         for scope, arrays in inputs.items():
             with recorder.scope(scope):
@@ -80,6 +81,7 @@ class Recorded(Transformer):
     ) -> BlockOutput:
         """Run a block and record its results: as `given` runs blocks, or on `run`, which also records its inside."""
         recorder, ops = self.recorder, given.ops
+        given = replace(given, rope=run.rope, document_BS=run.document_BS)
         with recorder.layer(context.layer):
             if given.run_block:
                 y_BSD, metrics = given.run_block(given, x_BSD, context)

@@ -72,8 +72,7 @@ def _placed(subject: Subject, lm: Transformer) -> dict[str, Array]:
 def _loss(subject: Subject, lm: Transformer, batch: Batch) -> Callable[[Mapping[str, Array]], Array]:
     """The training loss of a micro-batch as a function of the parameters."""
     ops, dtype = subject.backend.ops, subject.backend.dtype
-    noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
-    placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
+    placed = batch.mapped(ops.from_numpy)
     run = lm.forward_pass(ops, subject.train.sequence_length, dtype, training=True)
 
     def loss(arrays: Mapping[str, Array]) -> Array:

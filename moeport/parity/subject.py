@@ -128,6 +128,8 @@ class Subject:
     vocab_size: int
     mesh: Mesh
     """The ranks that compute it together, of which this process is one."""
+    first_token: int | None = None
+    """As of `moeport.training.task.Task`."""
 
     @property
     def opaque_blocks(self) -> bool:
@@ -151,7 +153,7 @@ class Subject:
 
     def batches(self, lm: Transformer) -> Batches:
         """The batches that the trainer trains on."""
-        return Batches(self.config.training, lm, self.train, self.mesh.world)
+        return Batches(self.config.training, lm, self.train, self.mesh.world, self.first_token)
 
 
 def build_subject(
@@ -246,4 +248,4 @@ def subject_on(
         loaded = open_checkpoint(checkpoint_path(checkpoint))
         check_parameters(loaded, specs)
         params = loaded.model
-    return Subject(name, config, backend, params, task.train, task.vocab_size, mesh)
+    return Subject(name, config, backend, params, task.train, task.vocab_size, mesh, task.first_token)

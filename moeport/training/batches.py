@@ -9,6 +9,7 @@ import numpy as np
 from moeport.comm.communicator import Communicator
 from moeport.config.training import TrainingConfig
 from moeport.data import Examples, MixedTokens, Sampler
+from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
 
@@ -21,10 +22,19 @@ class Batches:
         shapes: the model, which knows what noise its routers need.
         examples: the training data.
         world: the ranks that share each batch, of which this process is one.
+        first_token: id at which documents begin that attention stays within; None: it crosses them.
     """
 
-    def __init__(self, config: TrainingConfig, shapes: Transformer, examples: Examples, world: Communicator):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        shapes: Transformer,
+        examples: Examples,
+        world: Communicator,
+        first_token: int | None = None,
+    ):
         self.config, self.shapes, self.examples, self.world = config, shapes, examples, world
+        self.first_token = first_token
         self.sampler = (
             examples.sampler(config.batch_size, config.seed)
             if isinstance(examples, MixedTokens)
@@ -45,11 +55,10 @@ class Batches:
         """This rank's micro-batches of `step`, counted from 0."""
         world = self.world
         token_BS, target_BS = self.examples.batch(self.sampler.rank_indices(step, world.rank, world.size))
-        noise = self._noise(step)
+        whole = Batch(token_BS, target_BS, self._noise(step), document_starts(token_BS, self.first_token))
         size = len(token_BS) // self.config.gradient_accumulation
         for start in range(0, len(token_BS), size):
-            rows = slice(start, start + size)
-            yield Batch(token_BS[rows], target_BS[rows], {name: u_BS[rows] for name, u_BS in noise.items()})
+            yield whole.rows(start, start + size)
 
     def _noise(self, step: int) -> dict[str, np.ndarray]:
         """The noise of this rank's sequences, which depends on their positions in the whole batch only."""

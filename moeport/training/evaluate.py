@@ -11,6 +11,7 @@ import numpy as np
 
 from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
+from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
 
 
@@ -29,12 +30,20 @@ class Evaluation:
 
 
 def evaluate(
-    world: Communicator, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_bytes: int
+    world: Communicator,
+    model: EvaluationModel,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_bytes: int,
+    first_token: int | None = None,
 ) -> Evaluation:
-    """Evaluate on batches of (tokens_BS, targets_BS) that together cover every token once; the ranks share them."""
+    """Evaluate on batches of (tokens_BS, targets_BS) that together cover every token once; the ranks share them.
+
+    Attention stays within documents that begin at `first_token`; None: it crosses them.
+    """
     nats = tokens = 0.0
     for (token_BS, target_BS), counts in _share_of_rank(batches, world):
-        cross_entropy = float(world.ops.to_numpy(model.evaluate(Batch(token_BS, target_BS)).cross_entropy))
+        batch = Batch(token_BS, target_BS, document_BS=document_starts(token_BS, first_token))
+        cross_entropy = float(world.ops.to_numpy(model.evaluate(batch).cross_entropy))
         if counts:
             nats += cross_entropy * target_BS.size
             tokens += target_BS.size

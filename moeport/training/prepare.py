@@ -93,7 +93,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     config = with_dtype(config, backend.dtype)
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
-    batches = Batches(config.training, shapes, task.train, mesh.world)
+    batches = Batches(config.training, shapes, task.train, mesh.world, task.first_token)
     here = mesh.world.nodes.count(mesh.world.nodes[mesh.world.rank])
     on_host = here if backend.device.startswith("cpu") else 1
     micro_batch = config.training.batch_size // batches.num_parts

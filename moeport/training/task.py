@@ -17,6 +17,7 @@ from moeport.comm.communicator import Communicator
 from moeport.config.schema import Config
 from moeport.config.step_ranges import up_to
 from moeport.data import Examples, ImageSplit, MixedTokens, PreparedData, prepare_data, read_images
+from moeport.data.document_starts import document_starts, hidden_share
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
@@ -26,6 +27,9 @@ from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
 from moeport.training.sampling import Sampling
 from moeport.training.summary import SAMPLE_PROMPT_CHARACTERS, SAMPLE_TOKENS
+
+LOOKED_AT = 256
+"""Sequences whose documents tell how many pairs of tokens attention does not see."""
 
 
 class Task(ABC):
@@ -47,6 +51,8 @@ class Task(ABC):
     """What to restore if they have changed."""
     token_counts: Callable[[], np.ndarray] | None = None
     """Counts the vocabulary ids in the training data; None for data without ids."""
+    first_token: int | None = None
+    """Id at which documents begin that attention stays within; None: it crosses them."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -86,6 +92,8 @@ class TextTask(Task):
         self.data, self.train, self.validation = data, data.train, data.validation
         self.vocab_size, self.tokenizer_fingerprint = data.tokenizer.vocab_size, data.tokenizer.fingerprint
         self.token_counts = data.train.token_counts
+        if config.data.document_mask:
+            self.first_token = data.tokenizer.end_of_text
 
     @override
     def model(self) -> Transformer:
@@ -100,16 +108,26 @@ class TextTask(Task):
     @override
     def describe(self) -> str:
         train, held_out = self.data.train, self.data.validation.num_documents
-        return (
+        line = (
             f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
             f"{train.num_tokens:,} tokens; {held_out:,} documents held out"
             + (f"; {train.shares_label()} of the sequences" if isinstance(train, MixedTokens) else "")
         )
+        return line + self._hidden_pairs()
+
+    def _hidden_pairs(self) -> str:
+        """Says how much the mask of documents hides, if there is one, from some sequences."""
+        count = self.train.num_sequences
+        token_BS, _ = self.train.batch(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(np.int64))
+        document_BS = document_starts(token_BS, self.first_token)
+        if document_BS is None:
+            return ""
+        return f"; attention within them, which hides {hidden_share(document_BS):.0%} of the pairs of tokens"
 
     @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
         validation = self.data.validation
-        return evaluate(world, model, validation.windows(batch_size), validation.num_bytes)
+        return evaluate(world, model, validation.windows(batch_size), validation.num_bytes, self.first_token)
 
     def save(self, run_dir: Path) -> None:
         """Write the tokenizer."""

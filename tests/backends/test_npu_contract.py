@@ -83,7 +83,7 @@ FORBIDDEN = {
     ),
     "half the table": (
         contract.rotary_mul(of(2, 16, 4, 64), of(1, 16, 1, 32), of(1, 16, 1, 32)),
-        "cos has the shape (1, 16, 1, 32); expected (1, 16, 1, 64)",
+        "cos has the shape (1, 16, 1, 32); expected (1, 16, 1, 64) or (2, 16, 1, 64)",
     ),
     "a table of another type": (
         contract.rotary_mul(of(2, 16, 4, 64), of(1, 16, 1, 64, dtype=torch.float32), of(1, 16, 1, 64)),
@@ -128,7 +128,11 @@ FORBIDDEN = {
         attend(mask=of(16, 16, dtype=torch.bool), sparse_mode=2),
         "atten_mask has the shape (16, 16); expected (2048, 2048) with sparse_mode 2",
     ),
-    "another mode": (attend(sparse_mode=4), "sparse_mode is 4; expected 0, or 2 for a causal mask"),
+    "another mode": (attend(sparse_mode=4), "sparse_mode is 4; expected 0, 1 for all pairs, 2 for a causal mask"),
+    "a mask of all pairs of one sequence": (
+        attend(atten_mask=torch.ones(1, 1, 16, 16, dtype=torch.bool), sparse_mode=1),
+        "atten_mask has the shape (1, 1, 16, 16); expected (2, 1, 16, 16) with sparse_mode 1",
+    ),
     "group_list of int32": (gmm(group_list=counts(dtype=torch.int32)), "group_list is int32; expected int64"),
     "group_list of another length": (
         gmm(group_list=counts(5)),

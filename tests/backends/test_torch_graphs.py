@@ -11,9 +11,10 @@ from moeport.backends.base import TrainingOptions
 from moeport.backends.torch import graphs
 from moeport.backends.torch.graphs import GraphedPass, graphed, why_not
 from moeport.config.training import OptimizerConfig
+from moeport.data.document_starts import document_starts
 from moeport.errors import BackendUnavailableError
 from tests.backends.models import training_model
-from tests.model.models import batch_of, model_config, rows
+from tests.model.models import VOCABULARY, batch_of, model_config, rows
 
 OPTIONS = TrainingOptions(OptimizerConfig(), cuda_graphs="auto")
 CUDA = torch.device("cuda")
@@ -76,11 +77,13 @@ def recorded(router="topk", must=False, **faults):
     return model, recorder, said
 
 
-def train(model, steps, parts=1):
+def train(model, steps, parts=1, documents=False):
     """The loss terms of each micro-batch, and the gradients of each step."""
     found = []
     for number in range(steps):
         batch = batch_of(model.model, seed=number)
+        if documents:
+            batch = replace(batch, document_BS=document_starts(batch.token_BS, number % VOCABULARY))
         size = 4 // parts
         for start in range(0, 4, size):
             terms = model.accumulate(rows(batch, start, start + size), 1 / parts)
@@ -95,6 +98,13 @@ def assert_same(found, expected):
         assert got.keys() == want.keys()
         for name in want:
             assert torch.equal(torch.as_tensor(got[name]), torch.as_tensor(want[name])), name
+
+
+def test_a_replay_masks_the_documents_of_its_batch():
+    model, recorder, _ = recorded()
+    expected = train(training_model(model_config("topk"), "float32"), TRIED + 2, documents=True)
+    assert_same(train(model, TRIED + 2, documents=True), expected)
+    assert recorder.log[-1] == "replay"
 
 
 @pytest.mark.parametrize("parts", [1, 2])

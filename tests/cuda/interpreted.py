@@ -28,7 +28,8 @@ CASES = tuple(
     for of in ("tokens", "rows")
 )
 NORMS = {"norm": (3, 5, 64), "norm-odd": (2, 3, 4, 40), "norm-parts": (137, 256), "norm-wide": (3, 5000)}
-ROPES = {"rope": (2, 5, 3, 16), "rope-odd": (1, 3, 5, 40), "rope-many": (1, 2, 70, 62)}
+ROPES = {"rope": (2, 5, 3, 16), "rope-odd": (1, 3, 5, 40), "rope-many": (1, 2, 70, 62), "rope-each": (2, 3, 5, 40)}
+"""The angles of the last differ between sequences."""
 PER_ROW = tuple(f"{case} {dtype}" for case in (*NORMS, *ROPES) for dtype in ("float32", "bfloat16"))
 FEW = (
     "grouped_mm_triton dropped swiglu bfloat16 tokens",
@@ -71,8 +72,9 @@ def per_row(case, name):
     shape, dtype = (NORMS | ROPES)[case], getattr(torch, name)
     torch.manual_seed(0)
     x = torch.randn(*shape[:-1], 2 * shape[-1]).to(dtype)[..., : shape[-1]]
-    angle_SA = torch.randn(shape[1], shape[-1] // 2).repeat(1, 2)
-    rest = (torch.randn(shape[-1]) + 1, 1e-5) if case in NORMS else (angle_SA.cos(), angle_SA.sin())
+    sequences = shape[:1] if case == "rope-each" else ()
+    angle = torch.randn(*sequences, shape[1], shape[-1] // 2).repeat(*(1 for _ in sequences), 1, 2)
+    rest = (torch.randn(shape[-1]) + 1, 1e-5) if case in NORMS else (angle.cos(), angle.sin())
     kernel, differentiated = ("rms_norm", 2) if case in NORMS else ("rope", 1)
     found, expected = [], []
     for form, results in ((getattr(norm_rope, kernel), found), (getattr(Ops, kernel), expected)):

@@ -41,6 +41,14 @@ def test_what_the_kernels_do_not_serve():
     assert attention.cudnn_limit(odd, odd, odd) == fault
 
 
+def test_kernels_without_a_mask_do_not_serve_documents():
+    q, k, documents = torch.empty(1, 4, 2, 64), torch.empty(1, 4, 1, 64), torch.zeros(1, 4, dtype=torch.int64)
+    limits = attention.flash_attention_3_limit, attention.cudnn_limit, attention.efficient_limit
+    for limit in limits:
+        assert limit(q, k, k) is None
+        assert limit(q, k, k, document_BS=documents) == "documents are masked (data.document_mask)"
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_repeated_keys_are_those_of_grouped_heads(causal, monkeypatch):
     """The kernel is CUDA's, but what is asked of it is the attention of grouped heads."""
@@ -66,9 +74,9 @@ def test_flash_attention_3_is_called_in_the_layout_of_the_arguments(monkeypatch)
 
         class Interface:
             @staticmethod
-            def flash_attn_func(q, k, v, *, causal, deterministic, wrap=wrap):
+            def flash_attn_func(q, k, v, *, causal, softmax_scale, deterministic, wrap=wrap):
                 assert not deterministic
-                return wrap(TorchOps.attention(OPS, q, k, v, causal))
+                return wrap(TorchOps.attention(OPS, q, k, v, causal, softmax_scale))
 
         monkeypatch.setattr(attention, "import_module", {"flash_attn_interface": Interface}.get)
         arguments = [draw((2, 9, heads, 16), seed=heads) for heads in (6, 2, 2)]

@@ -63,11 +63,7 @@ def batch_of(model, batch_size=4, sequence_length=5, seed=1):
 
 def rows(batch, start, end):
     """Some sequences of a batch, with their noise."""
-    return Batch(
-        batch.token_BS[start:end],
-        batch.target_BS[start:end],
-        {name: noise[start:end] for name, noise in batch.noise.items()},
-    )
+    return batch.rows(start, end)
 
 
 def changed(values, seed):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moeport.core.parameters import generator
+from moeport.data.document_starts import document_starts
 from moeport.training.batches import Batches
 from moeport.training.task import build_task
 from tests.training.tiny import tiny_config
@@ -61,6 +62,26 @@ def test_ranks_and_micro_batches_cut_the_batch_and_its_noise_in_order(task_of, r
     assert found.keys() == whole.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 2)])
+def test_documents_are_those_of_the_tokens(tmp_path, ranks, parts):
+    data = {"document_mask": True, "sequence_length": 64}
+    task = build_task(
+        tiny_config(tmp_path, data=data, training={"batch_size": 8, "gradient_accumulation": parts}),
+        report=lambda _: None,
+    )
+    ends = 0
+    for rank in range(ranks):
+        batches = Batches(task.config.training, task.model(), task.train, world_of(rank, ranks), task.first_token)
+        for step in range(8):
+            for batch in batches.of_step(step):
+                ends += (batch.token_BS == task.first_token).sum()
+                expected = document_starts(batch.token_BS, task.first_token)
+                np.testing.assert_array_equal(batch.document_BS, expected)
+                assert len(batch.document_BS) == 8 // ranks // parts
+    assert ends
+    assert task.describe().endswith("% of the pairs of tokens")
 
 
 def test_noise_is_that_of_its_key(task_of):

@@ -40,7 +40,7 @@ def swiglu(ops: MindSporeOps, gate_up: Tensor) -> Tensor:
 def rope(ops: MindSporeOps, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
     """mindspore.ops.rotary_position_embedding, mode 0 (halves)."""
     x = ops.accurate(x_BSHA)
-    shape = (1, x.shape[1], 1, x.shape[3])
+    shape = (-1, x.shape[1], 1, x.shape[3])
     cos, sin = (msops.reshape(ops.cast(table, ops.dtype(x)), shape) for table in (cos_SA, sin_SA))
     return ops.cast(msops.rotary_position_embedding(x, cos, sin, 0), ops.dtype(x_BSHA))
 
@@ -52,16 +52,20 @@ def attention(
     v_BSGW: Tensor,
     causal: bool = True,
     scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> Tensor:
-    """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: hidden) if causal."""
+    """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: hidden) if causal or of documents."""
     sequence, heads, width = q_BSHA.shape[1:]
-    future = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if causal else None
+    hidden = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if causal else None
+    if document_BS is not None:
+        others = msops.expand_dims(document_BS, 2) != msops.expand_dims(document_BS, 1)
+        hidden = msops.expand_dims(others if hidden is None else msops.logical_or(others, hidden), 1)
     return msops.flash_attention_score(
         q_BSHA,
         k_BSGA,
         v_BSGW,
         heads,
-        attn_mask=future,
+        attn_mask=hidden,
         scalar_value=width**-0.5 if scale is None else scale,
         input_layout="BSND",
     )

@@ -26,6 +26,9 @@ from moeport.model.decoding import next_scores
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
+BatchForm = tuple[tuple[int, ...], tuple[str, ...], bool]
+"""The shape (B, S), or (B, S, P) for patches, the names of the noise arrays, and whether there are documents."""
+
 
 class MindSporeEvaluationModel(EvaluationModel):
     """Parameters as one-dimensional MindSpore tensors, and the model as a pure function of them and a batch.
@@ -112,40 +115,38 @@ class MindSporeEvaluationModel(EvaluationModel):
 
         Returns: loss terms; in training, loss terms and the gradients of the trained parameters.
         """
-        inputs = [self.ops.from_numpy(x.reshape(-1)) for x in (batch.token_BS, batch.target_BS, *batch.noise.values())]
+        inputs = [self.ops.from_numpy(x.reshape(-1)) for x in batch.arrays]
         arrays = [*self.params.values(), *inputs, Tensor(np.array([share], parameter_dtype(self.dtype)))]
-        shape, noise = batch.token_BS.shape, tuple(batch.noise)
+        shape = batch.token_BS.shape
+        form = shape, tuple(batch.noise), batch.document_BS is not None
         if self.graphs is None:
-            return self._function(shape, noise, training, None)(*arrays)
+            return self._function(form, training, None)(*arrays)
         moe = self.model.config.moe
         passes = moe.router.passes if training else 1  # the loads add up over them
         sequences, length = shape[:2]
         assignments = passes * moe.router.assignments(sequences * length, moe.num_experts, sequences)
         rows = self._rows.setdefault((training, shape), ExpertRows(moe, assignments, training))
         while True:
-            out = self._function(shape, noise, training, rows.size)(*arrays)
+            out = self._function(form, training, rows.size)(*arrays)
             terms = out[0] if training else out
             if rows.fits(int(terms.served_LE.asnumpy().max())):
                 return out
 
-    def _function(
-        self, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, rows: int | None
-    ) -> Callable[..., Any]:
+    def _function(self, form: BatchForm, training: bool, rows: int | None) -> Callable[..., Any]:
         """The loss, or in training the loss and its gradients, as a function of the arrays of `_run`.
 
         Args:
-            shape: (B, S), or (B, S, P) for patches.
-            noise: names of the noise arrays.
+            form: of the batch.
             training: as in `_run`.
             rows: rows per expert in a compiled graph; None: not compiled.
         """
-        key = (shape, noise, training, rows)
+        key = (form, training, rows)
         if key not in self._functions:
             graphs = self.graphs if rows else None
             ops = graphs.ops(rows, training) if graphs and rows else self.ops
 
             def loss(*arrays: Tensor) -> tuple[Tensor, ...]:
-                return self._loss(ops, shape, noise, training, *arrays)
+                return self._loss(ops, form, training, *arrays)
 
             if graphs:
                 loss = compiled(loss, graphs.compilations)
@@ -154,18 +155,18 @@ class MindSporeEvaluationModel(EvaluationModel):
             )
         return self._functions[key]
 
-    def _loss(
-        self, ops: MindSporeOps, shape: tuple[int, ...], noise: tuple[str, ...], training: bool, *arrays: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _loss(self, ops: MindSporeOps, form: BatchForm, training: bool, *arrays: Tensor) -> tuple[Tensor, ...]:
         """The loss times the last array, which is the share of the micro-batch, and all loss terms."""
-        dtype = self.dtype
+        dtype, (shape, noise, has_documents) = self.dtype, form
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
         tokens, targets, *drawn, share = rest
+        documents = msops.reshape(drawn.pop(), shape[:2]) if has_documents else None
         batch = Batch(
             msops.reshape(tokens, shape),
             msops.reshape(targets, (shape[0], -1)),
             {name: msops.reshape(u, shape[:2]) for name, u in zip(noise, drawn, strict=True)},
+            documents,
         )
         terms = self.model.loss(self.model.forward_pass(ops, shape[1], dtype, training), params, batch)
         self._measured = tuple(terms.measured)

@@ -62,13 +62,19 @@ class StaticOps(MindSporeOps):
         half = np.arange(width // 2)
         swap[half + width // 2, half], swap[half, half + width // 2] = -1, 1
         kind = self.dtype(x)
-        cos, sin = (msops.reshape(self.cast(table, kind), (1, sequence, 1, width)) for table in (cos_SA, sin_SA))
+        cos, sin = (msops.reshape(self.cast(table, kind), (-1, sequence, 1, width)) for table in (cos_SA, sin_SA))
         swapped = msops.matmul(msops.reshape(x, (-1, width)), Tensor(swap).astype(x.dtype))
         return self.cast(x * cos + msops.reshape(swapped, x.shape) * sin, self.dtype(x_BSHA))
 
     @override
     def attention(
-        self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+        self,
+        q_BSHA: Tensor,
+        k_BSGA: Tensor,
+        v_BSGW: Tensor,
+        causal: bool = True,
+        scale: float | None = None,
+        document_BS: Tensor | None = None,
     ) -> Tensor:
         """Batched products with an additive mask."""
         batch, sequence, heads, width = q_BSHA.shape
@@ -85,9 +91,17 @@ class StaticOps(MindSporeOps):
         if causal:
             future = np.where(np.tri(sequence, dtype=bool), np.float32(0), -np.float32(np.inf))
             scores = scores + Tensor(np.tile(future, (share, 1))).astype(scores.dtype)
+        if document_BS is not None:
+            scores = self._within_documents(msops.reshape(scores, (batch, heads, sequence, sequence)), document_BS)
+            scores = msops.reshape(scores, (batch * groups, share * sequence, sequence))
         out = msops.BatchMatMul()(self.cast(msops.softmax(scores, -1), self.dtype(v)), v)
         out = msops.reshape(out, (batch, heads, sequence, value_width))
         return msops.transpose(out, (0, 2, 1, 3))
+
+    def _within_documents(self, scores_BHSS: Tensor, document_BS: Tensor) -> Tensor:
+        """The scores of pairs in one document; those of others become minus infinity."""
+        hidden = msops.expand_dims(document_BS, 2) != msops.expand_dims(document_BS, 1)
+        return msops.masked_fill(scores_BHSS, msops.expand_dims(hidden, 1), Tensor(-np.inf, scores_BHSS.dtype))
 
     @override
     def swiglu(self, gate_up: Tensor) -> Tensor:

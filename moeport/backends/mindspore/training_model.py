@@ -158,10 +158,5 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
 
     @override
     def first_non_finite(self, batch: Batch) -> str | None:
-        ops = self.ops
-        placed = Batch(
-            ops.from_numpy(batch.token_BS),
-            ops.from_numpy(batch.target_BS),
-            {name: ops.from_numpy(u) for name, u in batch.noise.items()},
-        )
+        ops, placed = self.ops, batch.mapped(self.ops.from_numpy)
         return find_non_finite(ops, self.model, self.shaped(), placed, self.dtype, self.gradients())

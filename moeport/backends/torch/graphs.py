@@ -144,7 +144,7 @@ class GraphedPass:
 
     def _record(self, form: _Form, batch: Batch, share: float) -> None:
         """Record a pass that writes its gradients to arrays of its own."""
-        form.batch = _map(torch.clone, batch)
+        form.batch = batch.mapped(torch.clone)
         static = form.batch
         self._set_gradients([None] * len(self.parameters))
         form.replay, form.terms = self.recorder.record(lambda: self.run(static, share))
@@ -158,7 +158,7 @@ class GraphedPass:
         earlier = self._gradients()
         if any(gradient is own is not None for gradient, own in zip(earlier, form.gradients, strict=True)):
             earlier = _copies(earlier)
-        for own, new in zip(_arrays(form.batch), _arrays(batch), strict=True):
+        for own, new in zip(form.batch.arrays, batch.arrays, strict=True):
             own.copy_(new)
         form.replay()
         self._set_gradients([old if own is None else own for own, old in zip(form.gradients, earlier, strict=True)])
@@ -187,17 +187,7 @@ class GraphedPass:
 
 
 def _kind(batch: Batch, share: float) -> tuple[object, ...]:
-    arrays = _arrays(batch)
-    return (share, *batch.noise, *((tuple(x.shape), x.dtype) for x in arrays))
-
-
-def _arrays(batch: Batch) -> list[Tensor]:
-    return [batch.token_BS, batch.target_BS, *batch.noise.values()]
-
-
-def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    noise = {name: function(x) for name, x in batch.noise.items()}
-    return Batch(function(batch.token_BS), function(batch.target_BS), noise)
+    return (share, *batch.noise, *((tuple(x.shape), x.dtype) for x in batch.arrays))
 
 
 def _copies(gradients: Iterable[Tensor | None]) -> list[Tensor | None]:

@@ -77,7 +77,7 @@ class TorchEvaluationModel(EvaluationModel):
     def on_device(self, batch: Batch) -> Batch:
         """The same batch as device arrays; CUDA copies them without being waited for."""
         move = self.ops.from_numpy if self.ops.device.type != "cuda" else self._pinned
-        return Batch(move(batch.token_BS), move(batch.target_BS), {k: move(v) for k, v in batch.noise.items()})
+        return batch.mapped(move)
 
     def _pinned(self, array: np.ndarray) -> Tensor:
         """A copy on CUDA, by way of pinned memory. Not run on hardware."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from moeport.backends.torch import kernels, sorting
+from moeport.backends.torch.documents import masked_attention
 from moeport.backends.torch.wide import WideLinear, has_wide_products
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import Ops
@@ -226,13 +227,21 @@ class TorchOps(Ops):
     @override
     def rope(self, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
         x, half = self.accurate(x_BSHA), x_BSHA.shape[-1] // 2
-        signed = torch.cat((-sin_SA[:, :half], sin_SA[:, half:]), -1)
-        return torch.addcmul(x * cos_SA.unsqueeze(1), x.roll(half, -1), signed.unsqueeze(1)).to(x_BSHA.dtype)
+        signed = torch.cat((-sin_SA[..., :half], sin_SA[..., half:]), -1)
+        return torch.addcmul(x * cos_SA.unsqueeze(-2), x.roll(half, -1), signed.unsqueeze(-2)).to(x_BSHA.dtype)
 
     @override
     def attention(
-        self, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+        self,
+        q_BSHA: Tensor,
+        k_BSGA: Tensor,
+        v_BSGW: Tensor,
+        causal: bool = True,
+        scale: float | None = None,
+        document_BS: Tensor | None = None,
     ) -> Tensor:
+        if document_BS is not None:
+            return masked_attention(q_BSHA, k_BSGA, v_BSGW, causal, scale, document_BS)
         q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGW))
         grouped = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)

@@ -9,6 +9,10 @@ from typing import Any, Literal
 State = Literal["understood", "ignored", "not expressible", "unknown"]
 LEAST, MOST = -1e30, 1e30
 """Numbers are between them; NaN is not."""
+NEAREST_RESET = (
+    "the nearest is data.document_mask: true, with which an end of text belongs to the document that follows it"
+)
+"""Why resets at documents, after the end of text, cannot be expressed."""
 ABSENT: Any = object()
 """The default of a key that has none, or whose default changes nothing."""
 

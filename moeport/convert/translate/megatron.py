@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from moeport.config.model import MOST_LAYERS
-from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, name, number, only, switch, to
+from moeport.convert.translate.draft import (
+    NEAREST_RESET,
+    Draft,
+    Rule,
+    choice,
+    ignored,
+    integer,
+    name,
+    number,
+    only,
+    switch,
+    to,
+)
 from moeport.convert.translate.files import read_options, read_yaml
 
 DIVIDED = "how the same model is divided among devices; see parallelism"
@@ -266,10 +278,8 @@ RULES: dict[str, Rule] = {
     },
     "mtp_num_layers": _only_off("prediction of several tokens"),
     "window_size": only(None, why="moeport attends to all earlier positions"),
-    **{
-        key: _only_off("resets at the ends of documents")
-        for key in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")
-    },
+    **{key: only(False, None, 0, why=NEAREST_RESET) for key in ("reset_position_ids", "reset_attention_mask")},
+    "eod_mask_loss": _only_off("a loss without the ends of documents"),
     "seq_length": to("data.sequence_length", integer),
     "train_iters": to("training.steps", integer),
     "global_batch_size": to("training.batch_size", integer),

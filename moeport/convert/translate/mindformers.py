@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, name, number, only, switch, to
+from moeport.convert.translate.draft import (
+    NEAREST_RESET,
+    Draft,
+    Rule,
+    choice,
+    ignored,
+    integer,
+    name,
+    number,
+    only,
+    switch,
+    to,
+)
 from moeport.convert.translate.files import read_yaml
 
 MODEL, MOE, RUN = "model.model_config.", "moe_config.", "runner_config."
@@ -187,11 +199,10 @@ RULES: dict[str, Rule] = {
         None, "", why="the model is that of a Hugging Face folder; translate its config.json with hf too"
     ),
     **{
-        f"train_dataset.data_loader.config.{key}": only(
-            False, why="moeport's tokens see all earlier ones of a sequence"
-        )
-        for key in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss")
+        f"train_dataset.data_loader.config.{key}": only(False, why=NEAREST_RESET)
+        for key in ("reset_position_ids", "reset_attention_mask")
     },
+    "train_dataset.data_loader.config.eod_mask_loss": only(False, why="moeport's loss has the ends of documents too"),
     "run_mode": only("train", why="a config of training is expected"),
     "optimizer.type": only(
         *("AdamW", "FusedAdamWeightDecay", "FP32StateAdamWeightDecay", "PmaAdamW"),

@@ -15,9 +15,7 @@ from moeport.comm.single import SingleProcess
 from moeport.config.model import CapacityConfig
 from moeport.config.schema import Config
 from moeport.core.bounds import FORMS, controller_bound, lower_bound
-from moeport.data import Examples
 from moeport.errors import MoeportError
-from moeport.model.batch import Batch
 from moeport.model.build import build_model
 from moeport.model.capacity import Estimate, estimate_from
 from moeport.model.transformer import Transformer
@@ -25,7 +23,7 @@ from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
-from moeport.training.task import build_task
+from moeport.training.task import Task, build_task
 
 ESTIMATORS = ("minimum", "quantile", "mean", "maximum")
 
@@ -60,7 +58,7 @@ def measure_cosines(run_dir: Path, config: Config, report: Callable[[str], None]
     for estimator in ESTIMATORS:
         measuring = _measuring(config, estimator)
         lm = build_model(measuring.model, measuring.data, task.vocab_size)
-        affinity_L3E = _statistics(measuring, backend, lm, task.train, checkpoint)
+        affinity_L3E = _statistics(measuring, backend, lm, task, checkpoint)
         moe_layers = [moe for block in lm.blocks for moe in block.moe.values()]
         for name, moe, affinity_3E in zip(names, moe_layers, affinity_L3E, strict=True):
             estimate = estimate_from(affinity_3E)
@@ -99,16 +97,14 @@ def _measuring(config: Config, estimator: str) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"moe": moe})})
 
 
-def _statistics(
-    config: Config, backend: Backend, lm: Transformer, train: Examples, checkpoint: Checkpoint
-) -> np.ndarray:
+def _statistics(config: Config, backend: Backend, lm: Transformer, task: Task, checkpoint: Checkpoint) -> np.ndarray:
     """`affinity_L3E` of the first micro-batch after a checkpoint."""
     ops = backend.ops
-    batch = next(Batches(config.training, lm, train, SingleProcess(ops)).of_step(checkpoint.meta.step))
+    batches = Batches(config.training, lm, task.train, SingleProcess(ops), task.first_token)
+    batch = next(batches.of_step(checkpoint.meta.step))
     untrained = [spec for spec in lm.parameter_specs() if not spec.trainable]
     values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | dict(checkpoint.model)
     params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}
-    noise = {name: ops.from_numpy(u) for name, u in batch.noise.items()}
-    placed = Batch(ops.from_numpy(batch.token_BS), ops.from_numpy(batch.target_BS), noise)
+    placed = batch.mapped(ops.from_numpy)
     run = lm.forward_pass(ops, batch.token_BS.shape[1], backend.dtype, training=True)
     return ops.to_numpy(lm.loss(run, params, placed).affinity_L3E)

@@ -17,10 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from moeport.backends.torch.ops import TorchOps
 
 NOT_DETERMINISTIC = "its gradient is not deterministic; expected backend.deterministic: false"
+MASKED = "documents are masked (data.document_mask)"
 
 
 def flash_attention_3(
-    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    ops: TorchOps,
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> Tensor:
     """FlashAttention-3 of the package flash-attn-3, in the layout of the arguments, so that nothing is transposed.
 
@@ -33,15 +40,28 @@ def flash_attention_3(
 
 
 def flash_attention_3_limit(
-    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> str | None:
     """Of flash-attn-3; its deterministic gradient lacks the widest heads."""
+    if document_BS is not None:
+        return MASKED
     most = 192 if torch.are_deterministic_algorithms_enabled() else 256
     return _width_fault(q_BSHA, v_BSGW, most)
 
 
 def cudnn(
-    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    ops: TorchOps,
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> Tensor:
     """cuDNN's attention, in training only: it makes a plan for each length, and the lengths of generation vary."""
     if not torch.is_grad_enabled():
@@ -51,16 +71,29 @@ def cudnn(
 
 
 def cudnn_limit(
-    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> str | None:
     """Of cuDNN, as PyTorch calls it: its gradient is not deterministic, so PyTorch refuses it where that is asked."""
+    if document_BS is not None:
+        return MASKED
     if torch.are_deterministic_algorithms_enabled():
         return NOT_DETERMINISTIC
     return _width_fault(q_BSHA, v_BSGW, 128)
 
 
 def efficient(
-    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    ops: TorchOps,
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> Tensor:
     """The memory-efficient kernel for grouped heads in float32, for which PyTorch alone would make all S x S scores.
 
@@ -74,9 +107,16 @@ def efficient(
 
 
 def efficient_limit(
-    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> str | None:
-    """Without grouped heads PyTorch chooses this kernel by itself."""
+    """Without grouped heads PyTorch chooses this kernel by itself, and under a mask the composition has it too."""
+    if document_BS is not None:
+        return MASKED
     return "heads are not grouped" if q_BSHA.shape[2] == k_BSGA.shape[2] else None
 
 

@@ -30,6 +30,8 @@ MAX_HEADS, MAX_HEAD_WIDTH, MAX_SEQUENCE, MAX_BATCH = 256, 768, 2**20, 2**21
 """Of npu_fusion_attention."""
 CAUSAL_MASK = 2048
 """Side of the mask that stands for a causal one of any size (sparse_mode 2 and 3)."""
+GIVEN, LEFT_UP = 1, 2
+"""Values of its sparse_mode: a mask of all pairs (allMask); one that stands for a causal mask (leftUpCausal)."""
 MAX_CHOICES = 512
 """Experts per token of npu_moe_token_permute and unpermute."""
 MAX_INDEX = 16_777_215
@@ -99,13 +101,13 @@ def heads(x: Tensor) -> Iterator[str]:
 
 
 def rotary_mul(x: Tensor, cos: Tensor, sin: Tensor) -> Iterator[str]:
-    """npu_rotary_mul in mode half: x (B, S, H, A); cos and sin (1, S, 1, A)."""
+    """npu_rotary_mul in mode half: x (B, S, H, A); cos and sin (1, S, 1, A) or (B, S, 1, A)."""
     yield from _same_type(x=x, cos=cos, sin=sin)
     yield from heads(x)
     for name, table in (("cos", cos), ("sin", sin)):
-        expected = (1, x.shape[1], 1, x.shape[-1])
-        if tuple(table.shape) != expected:
-            yield f"{name} has the shape {_shape(table)}; expected {expected}"
+        expected = [(batch, x.shape[1], 1, x.shape[-1]) for batch in (1, x.shape[0])]
+        if tuple(table.shape) not in expected:
+            yield f"{name} has the shape {_shape(table)}; expected {expected[0]} or {expected[1]}"
 
 
 def swiglu(x: Tensor) -> Iterator[str]:
@@ -156,17 +158,18 @@ def fusion_attention(
     yield from attention(q, k, v)
     if q.dim() == 4 and head_num != q.shape[2]:
         yield f"head_num is {head_num}; expected {q.shape[2]}, the heads of q"
-    if sparse_mode not in (0, 2):
-        yield f"sparse_mode is {sparse_mode}; expected 0, or 2 for a causal mask"
+    if sparse_mode not in (0, GIVEN, LEFT_UP):
+        yield f"sparse_mode is {sparse_mode}; expected 0, {GIVEN} for all pairs, {LEFT_UP} for a causal mask"
     if atten_mask is None:
         if sparse_mode:
             yield f"atten_mask is missing; expected one with sparse_mode {sparse_mode}"
         return
     if atten_mask.dtype not in (torch.bool, torch.uint8):
         yield f"atten_mask is {_type(atten_mask)}; expected bool or uint8"
-    side = (CAUSAL_MASK, CAUSAL_MASK) if sparse_mode == 2 else (q.shape[1], k.shape[1])
-    if tuple(atten_mask.shape) != side:
-        yield f"atten_mask has the shape {_shape(atten_mask)}; expected {side} with sparse_mode {sparse_mode}"
+    shapes = {LEFT_UP: (CAUSAL_MASK, CAUSAL_MASK), GIVEN: (q.shape[0], 1, q.shape[1], k.shape[1])}
+    expected = shapes.get(sparse_mode, (q.shape[1], k.shape[1]))
+    if tuple(atten_mask.shape) != expected:
+        yield f"atten_mask has the shape {_shape(atten_mask)}; expected {expected} with sparse_mode {sparse_mode}"
 
 
 def experts(count: int, *widths: int) -> Iterator[str]:

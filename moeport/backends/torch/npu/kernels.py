@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from moeport.backends.torch.documents import hidden_pairs
 from moeport.backends.torch.npu import contract, operators
 from moeport.backends.torch.npu.contract import first
 from moeport.backends.torch.ops import TorchOps
@@ -38,7 +39,7 @@ def rms_norm_limit(x: Tensor, weight: Tensor, eps: float) -> str | None:
 def rope(ops: TorchOps, x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
     """In float32, as the composition: tables in a narrower type would round the angles."""
     x = ops.accurate(x_BSHA).contiguous()
-    cos, sin = (table.to(x.dtype)[None, :, None, :] for table in (cos_SA, sin_SA))
+    cos, sin = (table.to(x.dtype).reshape(-1, x.shape[1], 1, x.shape[3]) for table in (cos_SA, sin_SA))
     return operators.rotary_mul(x, cos, sin).to(x_BSHA.dtype)
 
 
@@ -48,14 +49,28 @@ def rope_limit(x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> str | None:
 
 
 def attention(
-    ops: TorchOps, q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    ops: TorchOps,
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> Tensor:
-    """In the layout of the arguments, so that nothing is transposed."""
-    return operators.fusion_attention(q_BSHA, k_BSGA, v_BSGW, _causal_mask(q_BSHA) if causal else None, scale)
+    """In the layout of the arguments, so that nothing is transposed; with documents, under a mask of all pairs."""
+    mask = _causal_mask(q_BSHA) if causal else None
+    if document_BS is not None:
+        mask = hidden_pairs(document_BS, causal)
+    return operators.fusion_attention(q_BSHA, k_BSGA, v_BSGW, mask, scale)
 
 
 def attention_limit(
-    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> str | None:
     """Of npu_fusion_attention."""
     return first(contract.attention(q_BSHA, k_BSGA, v_BSGW))

@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotary_mul(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x * cos + (-x_high, x_low) * sin. Args: x (B, S, H, A); cos and sin (1, S, 1, A)."""
+    """x * cos + (-x_high, x_low) * sin. Args: x (B, S, H, A); cos and sin (1, S, 1, A) or (B, S, 1, A)."""
     check("npu_rotary_mul", contract.rotary_mul(x, cos, sin))
     return _npu.npu_rotary_mul.default(x, cos, sin, rotary_mode="half")
 
@@ -48,16 +48,16 @@ def swiglu(x: Tensor) -> Tensor:
     return _npu.npu_swiglu.default(x, dim=-1)
 
 
-def fusion_attention(q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor | None, scale: float | None = None) -> Tensor:
-    """Scaled-dot-product attention. Args: q (B, S, H, A); k and v (B, S, G, A); causal_mask (2048, 2048), true: hidden,
-    which stands for a causal mask of any size; None: every position sees all; scale multiplies the scores, None:
-    1 / sqrt(A).
+def fusion_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """Scaled-dot-product attention. Args: q (B, S, H, A); k and v (B, S, G, A); mask, true: hidden: (2048, 2048), which
+    stands for a causal one of any size, or (B, 1, S, S); None: every position sees all; scale multiplies the scores,
+    None: 1 / sqrt(A).
     """
     options: dict[str, Any] = {
         "head_num": q.shape[2],
         "input_layout": "BSND",
-        "atten_mask": causal_mask,
-        "sparse_mode": 0 if causal_mask is None else 2,
+        "atten_mask": mask,
+        "sparse_mode": 0 if mask is None else contract.GIVEN if mask.dim() == 4 else contract.LEFT_UP,
     }
     check("npu_fusion_attention", contract.fusion_attention(q, k, v, **options))
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -16,24 +16,27 @@ from torch import Tensor
 from moeport.backends.torch.cuda.triton.rows import rows_of_tile, warps
 
 
-@triton.jit(do_not_specialize=["sequence"])
+@triton.jit(do_not_specialize=["period"])
 def rotate_kernel(
     x_ptr,
     cos_ptr,
     sin_ptr,
     y_ptr,
     sign,
-    sequence,
+    period,
     H: tl.constexpr,
     HALF: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The pairs (i, i + A/2) of some heads of a token, turned by the angle of its position; backwards if sign is -1."""
+    """The pairs (i, i + A/2) of some heads of a token, turned by the angle of its position; backwards if sign is -1.
+
+    The angles repeat after `period` tokens: a sequence, or the whole batch where positions differ between sequences.
+    """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pair = tl.arange(0, BLOCK)
-    angle = (token % sequence) * 2 * HALF + pair
+    angle = (token % period) * 2 * HALF + pair
     cos = tl.load(cos_ptr + angle, mask=pair < HALF, other=0.0).to(tl.float32)[None, :]
     sin = tl.load(sin_ptr + angle, mask=pair < HALF, other=0.0).to(tl.float32)[None, :] * sign
     inside = (head < H)[:, None] & (pair < HALF)[None, :]
@@ -68,5 +71,6 @@ def _rotated(x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor, sign: float) -> Ten
     block = triton.next_power_of_2(width // 2)
     rows = min(rows_of_tile(block), triton.next_power_of_2(heads))
     grid = (batch * sequence, triton.cdiv(heads, rows))
-    rotate_kernel[grid](x, cos, sin, y, sign, sequence, heads, width // 2, rows, block, num_warps=warps(rows * block))
+    period = cos.numel() // width
+    rotate_kernel[grid](x, cos, sin, y, sign, period, heads, width // 2, rows, block, num_warps=warps(rows * block))
     return y
