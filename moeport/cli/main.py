@@ -21,6 +21,7 @@ COMMANDS = (
     "compare",
     "generate",
     "capacity",
+    "checkpoint",
     "convert",
     "data",
     "config",
