@@ -20,6 +20,7 @@ from moeport.version import VERSION
 if TYPE_CHECKING:
     from moeport.backends.doctor import report as doctor
     from moeport.config import Config, config_from_dict, json_schema, load_config, resolved_yaml
+    from moeport.convert.evaluation import evaluate, evaluate_tasks
     from moeport.convert.from_hf import from_hf
     from moeport.convert.to_hf import to_hf
     from moeport.convert.upcycle import upcycle
@@ -33,6 +34,8 @@ _PLACES = {
     "Config": "moeport.config:Config",
     "config_from_dict": "moeport.config:config_from_dict",
     "doctor": "moeport.backends.doctor:report",
+    "evaluate": "moeport.convert.evaluation:evaluate",
+    "evaluate_tasks": "moeport.convert.evaluation:evaluate_tasks",
     "from_hf": "moeport.convert.from_hf:from_hf",
     "generate": "moeport.training.generate:generate",
     "json_schema": "moeport.config:json_schema",
@@ -50,6 +53,8 @@ __all__ = [
     "__version__",
     "config_from_dict",
     "doctor",
+    "evaluate",
+    "evaluate_tasks",
     "from_hf",
     "generate",
     "json_schema",

@@ -7,6 +7,7 @@ import pytest
 PACKAGES = (
     "datasets",
     "jsonschema",
+    "lm_eval",
     "matplotlib",
     "mindspore",
     "pyarrow",

@@ -20,6 +20,7 @@ COMMANDS = (
     "launch",
     "compare",
     "generate",
+    "eval",
     "capacity",
     "checkpoint",
     "convert",

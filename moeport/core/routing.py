@@ -103,3 +103,8 @@ class RouterContext:
     """Position of each token in its text, where the sequences continue texts; None: each sequence is a text."""
     first_id_T: Array | None = None
     """Vocabulary id of the first token of each token's text, likewise."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the sequences continue texts; then only the output is wanted, and nothing is measured."""
+        return self.position_T is not None

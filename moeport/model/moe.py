@@ -217,6 +217,8 @@ class MoELayer:
                 y_TD = self.exchange(ops, x_TD, routing, self._experts(ops, run_experts))
                 counts_E = chosen_counts(ops, routing.expert_N, config.num_experts)
 
+        if context.continues:
+            return y_TD, MoEMetrics(None, None, None, chosen_E=counts_E, served_E=counts_E, **NO_CAPACITY, measured={})
         with ops.part("measures"):
             if kept is not routing:
                 counts_E = chosen_counts(ops, kept.expert_N, config.num_experts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from moeport.backends import get_backend
 from moeport.backends.base import EvaluationModel
 from moeport.config.schema import Config
+from moeport.config.training import BackendConfig
 from moeport.data import Tokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
@@ -34,13 +35,19 @@ class TrainedText:
         return self.config.data.sequence_length
 
 
-def trained_text(run_dir: Path, checkpoint: str = "latest", purpose: str = "continue text") -> TrainedText:
+def trained_text(
+    run_dir: Path,
+    checkpoint: str = "latest",
+    purpose: str = "continue text",
+    backend: BackendConfig | None = None,
+) -> TrainedText:
     """Read a checkpoint, and place its model on a device.
 
     Args:
         run_dir: the run folder.
         checkpoint: latest, best or step-N.
         purpose: what a model of images cannot do, for the message.
+        backend: what computes; None: the backend of the run, on any device of this machine.
 
     Raises: UserError or CheckpointError for errors that the user can fix.
     """
@@ -56,5 +63,5 @@ def trained_text(run_dir: Path, checkpoint: str = "latest", purpose: str = "cont
     tokenizer = read_tokenizer(run_dir, loaded)
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())
-    model = get_backend(config.backend.on_any_device()).evaluation_model(lm, loaded.model)
+    model = get_backend(backend or config.backend.on_any_device()).evaluation_model(lm, loaded.model)
     return TrainedText(model, tokenizer, config, loaded.path.name)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import accuracy_score, log_loss
 
+import moeport
 from moeport.backends import get_backend
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.comm.single import SingleProcess
@@ -114,6 +115,8 @@ def test_no_text_comes_from_a_classifier(trained):
     config, _, _ = trained
     with pytest.raises(UserError, match=r"was trained to classify images \(data\.source\.name: digits\)"):
         generate(config.run.dir, "7")
+    with pytest.raises(UserError, match=r"classify images .* and cannot be evaluated on text; expected"):
+        moeport.evaluate(config.run.dir, [str(config.run.dir)])
 
 
 @pytest.mark.parametrize("router", ["topk", "gshard", "sigmoid_bias", "soft", "expert_choice"])

@@ -215,10 +215,16 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """The normalised x, in the type of x."""
+        y, rstd = RMSNorm.compute(x, weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    def compute(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The normalised x and rstd. Without gradients it is called by itself: a node costs more than one row does."""
         y = _accurate(x)
         rstd = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, rstd)
-        return (y * rstd).mul_(weight).to(x.dtype)
+        return (y * rstd).mul_(weight).to(x.dtype), rstd
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -100,7 +100,8 @@ class TorchEvaluationModel(EvaluationModel):
     @override
     def read(self, new: NewTokens) -> np.ndarray:
         """Never compiled, since the cache is written in place."""
-        self.module.eval()
+        if self.module.training:
+            self.module.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return self.ops.to_numpy(self.module.read(new))
 

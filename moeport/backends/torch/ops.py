@@ -220,7 +220,10 @@ class TorchOps(Ops):
     @override
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if x.device.type == "cpu":
-            return kernels.RMSNorm.apply(x, weight.to(self.accurate(x[:0]).dtype), eps)
+            weight = weight.to(self.accurate(x[:0]).dtype)
+            if not torch.is_grad_enabled():
+                return kernels.RMSNorm.compute(x, weight, eps)[0]
+            return kernels.RMSNorm.apply(x, weight, eps)
         y = self.accurate(x)
         return F.rms_norm(y, (x.shape[-1],), weight.to(y.dtype), eps).to(x.dtype)
 

@@ -36,11 +36,19 @@ class RoutedMLP(torch.autograd.Function):
         ctx: Context, x_TD: Tensor, weight_N: Tensor, w_in: Tensor, w_out: Tensor, plan: DispatchPlan, activation: str
     ) -> Tensor:
         """The weighted sums of the experts' outputs, (T, D)."""
-        rows = lay_out(plan, weight_N, unit_for(len(weight_N), w_in.shape[0], x_TD.dtype))
-        hidden, y_PD = _forward(x_TD, w_in, w_out, rows, activation)
+        y_TD, rows, hidden = RoutedMLP.compute(x_TD, weight_N, w_in, w_out, plan, activation)
         ctx.save_for_backward(x_TD, weight_N, w_in, w_out, hidden)
         ctx.plan, ctx.rows, ctx.activation = plan, rows, activation
-        return _summed(y_PD, rows, weight_N, plan)
+        return y_TD
+
+    @staticmethod
+    def compute(
+        x_TD: Tensor, weight_N: Tensor, w_in: Tensor, w_out: Tensor, plan: DispatchPlan, activation: str
+    ) -> tuple[Tensor, Rows, Tensor]:
+        """The sums, the rows, and the hidden states before the activation; called by itself without gradients."""
+        rows = lay_out(plan, weight_N, unit_for(len(weight_N), w_in.shape[0], x_TD.dtype))
+        hidden, y_PD = _forward(x_TD, w_in, w_out, rows, activation)
+        return _summed(y_PD, rows, weight_N, plan), rows, hidden
 
     @staticmethod
     def backward(ctx: Context, grad_TD: Tensor) -> tuple[Tensor | None, ...]:

@@ -33,7 +33,8 @@ def routed_slices(
     activation: str,
 ) -> Tensor:
     """From tokens to tokens in one node, expert by expert."""
-    return RoutedMLP.apply(x_TD, weight_N, w_in.to(x_TD.dtype), w_out_EDF.to(x_TD.dtype), plan, activation)
+    arguments = x_TD, weight_N, w_in.to(x_TD.dtype), w_out_EDF.to(x_TD.dtype), plan, activation
+    return RoutedMLP.apply(*arguments) if torch.is_grad_enabled() else RoutedMLP.compute(*arguments)[0]
 
 
 def grouped_slices(
