@@ -61,12 +61,10 @@ class Box:
             yield from self.along(dim, first, min(step, self.shape[dim] - first)).pieces(entries)
 
     def share(self, index: int, count: int) -> Box:
-        """One of `count` parts of about the same size that make up this one, which may be empty.
+        """One of `count` parts of about the same size that make up this one, which has a dimension; it may be empty.
 
         It is cut along the first dimension that is long enough, or along the longest.
         """
-        if not self.shape:
-            return Box((0,), (0,)) if index else self
         dim = next((d for d, n in enumerate(self.shape) if n >= count), int(np.argmax(self.shape)))
         first, end = (self.shape[dim] * i // count for i in (index, index + 1))
         return self.along(dim, first, end - first)

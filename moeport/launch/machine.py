@@ -48,14 +48,17 @@ def usable_cores(pid: int = 0) -> int:
 
 
 def cores_per_rank(launch: Launch | None) -> int:
-    """Number of cores that this rank has for itself if the ranks of its node share those of the node evenly.
+    """Number of cores that this rank has for itself if the ranks of its node share those of the node evenly."""
+    return share_of_cores(launch.local_size if launch and launch.local_size else 1)
+
+
+def share_of_cores(ranks: int) -> int:
+    """The same for a number of ranks on this node.
 
     A launcher that gives each rank its own cores leaves its parent, the launcher, more than it gives to a rank.
     """
     own = _cores(0)
-    if launch is None or not launch.local_size:
-        return len(own)
-    return max(1, min(len(own), len(own | _cores(os.getppid())) // launch.local_size))
+    return len(own) if ranks == 1 else max(1, min(len(own), len(own | _cores(os.getppid())) // ranks))
 
 
 def _cores(pid: int) -> set[int]:

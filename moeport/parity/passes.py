@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 
 from moeport.core.array import Array
+from moeport.core.weights import read_part
 from moeport.errors import BackendUnavailableError
 from moeport.model.batch import Batch
 from moeport.model.build import build_model
@@ -65,7 +66,7 @@ def forward(subject: Subject, recorder: Recorder) -> None:
 def _placed(subject: Subject, lm: Transformer) -> dict[str, Array]:
     """This rank's parameters on the device."""
     backend = subject.backend
-    local = {spec.name: subject.mesh.local(spec, subject.params[spec.name]) for spec in lm.parameter_specs()}
+    local = {spec.name: read_part(subject.params, spec.name, subject.mesh.box(spec)) for spec in lm.parameter_specs()}
     return {name: backend.ops.from_numpy(x.astype(backend.parameter_dtype)) for name, x in local.items()}
 
 

@@ -15,7 +15,7 @@ from moeport.comm.start import check_start
 from moeport.config.schema import Config
 from moeport.core.parameters import InitialWeights
 from moeport.errors import CheckpointError
-from moeport.launch.machine import usable_cores
+from moeport.launch.machine import share_of_cores
 from moeport.model.auto_exchange import fastest
 from moeport.model.build import build_model
 from moeport.model.planned import Planned
@@ -99,7 +99,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     micro_batch = config.training.batch_size // batches.num_parts
     check_memory(config, shapes.parameter_specs(), micro_batch, mesh.world.size, on_host)
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
-    params = _params(config, checkpoint, task, shapes, max(1, usable_cores() // here), say)
+    params = _params(config, checkpoint, task, shapes, share_of_cores(here), say)
     start_step = checkpoint.meta.step if checkpoint else 0
     with telling_way_back(config) if checkpoint else nullcontext():
         placed = place_model(config, backend, shapes, params, mesh, all_to_all)

@@ -56,7 +56,7 @@ def test_an_empty_part_has_no_pieces():
     assert list(Box((), ()).pieces(10)) == [Box((), ())]
 
 
-@pytest.mark.parametrize("box", [Box((1,), (5,)), Box((0, 2), (1, 7)), Box((0, 0), (8, 2)), Box((), ())])
+@pytest.mark.parametrize("box", [Box((1,), (5,)), Box((0, 2), (1, 7)), Box((0, 0), (8, 2))])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_shares_make_up_a_part(box, count):
     shares = [box.share(index, count) for index in range(count)]

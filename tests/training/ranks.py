@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
         "backend": {"dtype": "float64"},
         "optimizer": {"name": "muon", "clip_norm": 0.1},
     },
+    "muon, 6 experts on each rank": {"model": {"moe": {"num_experts": 6}}, "optimizer": {"name": "muon"}},
     "untied": {"parallelism": {"expert": -2}, "model": {"tie_embeddings": False}},
     "balance over all ranks": {
         "parallelism": {"expert": 0},
