@@ -107,7 +107,7 @@ ROPE = r"layers\.0:rope"
 ATTENTION = r"layers\.0:attention"
 TOP_K = r"layers\.0/moe\.router:topk_ids"
 EXPERT_MLP = r"layers\.0/moe\.experts:grouped_mlp"
-LOSS = "linear_cross_entropy|output_z|gradient of lm_head"
+LOSS = "linear_cross_entropy|model:cross_entropy|output_z|gradient of lm_head"
 NEXT_LABEL = ops.with_targets(lambda t: t.roll(-1))
 OTHER_LABEL = ops.with_targets(lambda t: t.clamp(min=100))
 ONE_MORE = ops.masked_attention(lambda i, j: j <= i + 1)

@@ -203,7 +203,7 @@ def run(config, world):
         step(learning_rate, norm)
 
     model.step = observed
-    if hasattr(model, "copies"):
+    if config.backend.name == "mindspore" and hasattr(model, "copies"):
         assert model.copies.divides == (config.parallelism.shard is not False)
     for number in range(STEPS):
         metrics = trainer.step()
@@ -215,8 +215,8 @@ def run(config, world):
     found |= {f"state.{name}": value for name, value in state.items()}
     if config.backend.name == "torch":
         check_boxes(model)
-        check_shards(model.shards(), parameters, world)
-        check_shards(model.optimizer_shards(), state, world)
+    check_shards(model.shards(), parameters, world)
+    check_shards(model.optimizer_shards(), state, world)
     evaluation = task.evaluate(world, model, EVALUATION_BATCH)
     found["evaluation"] = np.array([evaluation.loss])
     model.load_optimizer_state(state, STEPS)
