@@ -65,10 +65,12 @@ def test_one_that_agrees_is_used(monkeypatch, dtype):
 
 def test_what_it_cannot_serve_is_left_to_the_composition():
     (fact,) = (each for each in BACKENDS["mindspore"].fused_on("npu") if each.kernel == "attention")
-    candidate = Candidate(fact, lambda ops, q, k, v, *_: v * 0, kernels.attention_limit)
+    candidate = Candidate(fact, lambda ops, q, k, v, *_, **__: v * 0, kernels.attention_limit)
     ops = with_fused(MindSporeOps(), {"attention": Choice(candidate, fact.name)})
     q, k, v = (ops.from_numpy(rng(i).standard_normal((1, 3, 2, 4)).astype(np.float32)) for i in range(3))
-    assert not ops.to_numpy(ops.attention(q, k, v)).any()
+    document = ops.from_numpy(np.zeros((1, 3), np.int64))
+    served = ops.attention(q, k, v), ops.attention(q, k, v, True, None, document), ops.attention(q, k, v, scale=1.0)
+    assert not any(ops.to_numpy(out).any() for out in served)
     narrow = ops.attention(q, k, v[..., :2], True, 0.5)
     assert_close(ops.to_numpy(narrow), ops.to_numpy(MindSporeOps().attention(q, k, v, True, 0.5))[..., :2], 1e-6)
 

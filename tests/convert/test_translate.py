@@ -364,7 +364,9 @@ def test_a_model_of_torchtitan_that_moeport_lacks_is_refused(tmp_path):
     path = written(
         tmp_path, "job.toml", TORCHTITAN.replace('"qwen3"', '"deepseek_v3"').replace("debugmodel_moe", "16B")
     )
-    with pytest.raises(UserError, match="deepseek_v3 16B has multi-head latent attention"):
+    with pytest.raises(
+        UserError, match="deepseek_v3 16B is refused: multi-head latent attention is not translated; set"
+    ):
         translate("torchtitan", path, ranks=1)
 
 
@@ -388,7 +390,7 @@ def test_what_mindformers_leaves_to_the_dataset_is_said(tmp_path):
     )
     with pytest.raises(UserError, match=r"set training\.steps") as error:
         translate("mindformers", written(tmp_path, "pretrain.yaml", text))
-    assert "kv_lora_rank = 512: moeport does not have multi-head latent attention" in str(error.value)
+    assert "kv_lora_rank = 512: multi-head latent attention is not translated; set" in str(error.value)
 
 
 HF = {

@@ -5,10 +5,19 @@ import functools
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.backends.torch.model import TorchTrainingModel
-from moeport.config.model import CapacityConfig
+from moeport.config.model import AttentionConfig, CapacityConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from tests.model.models import ROUTER_CONFIGS, batch_of, changed, model_and_params, model_config
 
+LATENT = AttentionConfig(
+    kind="mla",
+    num_heads=2,
+    q_lora_rank=6,
+    kv_lora_rank=8,
+    qk_nope_head_dim=4,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+)
 KINDS = {
     **{f"router {name}": {"router": name} for name in ROUTER_CONFIGS},
     "capacity": {"moe": {"capacity": CapacityConfig(policy="factor", factor=0.6)}},
@@ -18,6 +27,7 @@ KINDS = {
     "residual": {"moe": {"residual_hidden": 6}},
     "a dense block": {"dense_hidden": 6, "moe": {"dense_layers": (0,)}},
     "tied embeddings": {"tie_embeddings": True},
+    "latent attention": {"router": "sigmoid_bias", "attention": LATENT},
 }
 """By name, arguments of `model_config`."""
 

@@ -12,7 +12,15 @@ from tests.npu.recorded import recorded
 from tests.npu.schemas import Release, pinned
 
 PINNED = pinned()
-SAME_AS_CPU = ("router topk", "router sigmoid_bias", "capacity", "one expert", "shared experts", "a dense block")
+SAME_AS_CPU = (
+    "router topk",
+    "router sigmoid_bias",
+    "capacity",
+    "one expert",
+    "shared experts",
+    "a dense block",
+    "latent attention",
+)
 
 
 def assert_all_have_gradients(training):

@@ -72,7 +72,12 @@ def attention(
 
 
 def attention_limit(
-    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool = True, scale: float | None = None
+    q_BSHA: Tensor,
+    k_BSGA: Tensor,
+    v_BSGW: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    document_BS: Tensor | None = None,
 ) -> str | None:
     """Of flash_attention_score, whose documentation has one width for queries, keys and values."""
     width, value_width = q_BSHA.shape[-1], v_BSGW.shape[-1]
@@ -131,9 +136,9 @@ def _within_limit(candidate: Candidate, composed: Callable[..., Tensor]) -> Call
     if candidate.limit is serves_all:
         return candidate.function
 
-    def kernel(ops: MindSporeOps, *arguments: Any) -> Tensor:
-        form = composed if candidate.limit(*arguments) else candidate.function
-        return form(ops, *arguments)
+    def kernel(ops: MindSporeOps, *arguments: Any, **options: Any) -> Tensor:
+        form = composed if candidate.limit(*arguments, **options) else candidate.function
+        return form(ops, *arguments, **options)
 
     return kernel
 

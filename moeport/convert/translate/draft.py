@@ -15,6 +15,7 @@ NEAREST_RESET = (
 """Why resets at documents, after the end of text, cannot be expressed."""
 ABSENT: Any = object()
 """The default of a key that has none, or whose default changes nothing."""
+LATENT = "multi-head latent attention is not translated; set model.attention.kind: mla and its widths by hand"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from moeport.config.model import MOST_LAYERS
 from moeport.convert.translate.draft import (
+    LATENT,
     NEAREST_RESET,
     Draft,
     Rule,
@@ -26,7 +27,6 @@ DIVIDED = "how the same model is divided among devices; see parallelism"
 HOW = "how it is computed, not what"
 DATA = "data.source and data.tokenizer say what is trained on; Megatron's binary files are not read"
 FILES = "run.dir holds all files of a run"
-LATENT = "multi-head latent attention"
 WHOLE = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_query_groups", "global_batch_size", "micro_batch_size"),
     *("num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size"),
@@ -271,7 +271,7 @@ RULES: dict[str, Rule] = {
     "moe_z_loss_coeff": to("model.moe.router_z_loss", number),
     "moe_router_topk_scaling_factor": to("model.moe.routed_scaling_factor", number),
     "moe_input_jitter_eps": _only_off("noise on the router's input"),
-    "multi_latent_attention": _only_off(LATENT),
+    "multi_latent_attention": only(False, None, 0, why=LATENT),
     **{
         key: ignored("belongs to multi-head latent attention")
         for key in ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")

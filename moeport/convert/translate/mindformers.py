@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moeport.convert.translate.draft import (
+    LATENT,
     NEAREST_RESET,
     Draft,
     Rule,
@@ -235,9 +236,9 @@ RULES: dict[str, Rule] = {
     MODEL + "attention_dropout": only(0, 0.0, why="moeport has no dropout"),
     MODEL + "moe_router_pre_softmax": ignored("the softmax is over all experts here too"),
     MODEL + "moe_token_drop_policy": ignored("no token is dropped without a capacity factor"),
-    MODEL + "multi_latent_attention": only(False, why="moeport does not have multi-head latent attention"),
-    MODEL + "kv_lora_rank": only(None, 0, why="moeport does not have multi-head latent attention"),
-    MODEL + "q_lora_rank": only(None, 0, why="moeport does not have multi-head latent attention"),
+    MODEL + "multi_latent_attention": only(False, why=LATENT),
+    MODEL + "kv_lora_rank": only(None, 0, why=LATENT),
+    MODEL + "q_lora_rank": only(None, 0, why=LATENT),
     MODEL + "mtp_depth": only(0, None, why="moeport does not predict several tokens"),
     MODEL + "multiple_of": ignored("used only where intermediate_size is missing"),
     MOE + "routing_policy": only("TopkRouterV2", "TopkRouterV1", why="moeport's topk is meant"),

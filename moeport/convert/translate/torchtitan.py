@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import Draft, Rule, choice, ignored, integer, number, only, switch, to
+from moeport.convert.translate.draft import LATENT, Draft, Rule, choice, ignored, integer, number, only, switch, to
 from moeport.convert.translate.files import read_toml
 
 DIVIDED = "how the same model is divided among devices; see parallelism"
@@ -53,7 +53,7 @@ WHOLE = (
     "lr_scheduler.warmup_steps",
 )
 REFUSED = {
-    "deepseek_v3": "has multi-head latent attention, which moeport does not",
+    "deepseek_v3": f"is refused: {LATENT}",
     "llama4": "leaves positions out of some layers and attends in chunks, which moeport does not",
 }
 
