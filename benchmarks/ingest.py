@@ -4,8 +4,8 @@
 
 The corpus is made of the Python sources of at most 1 MB that are installed here, each again and again with its lines in
 another order, so that no two documents are alike. (The memory of a worker depends on the longest document.) It is
-written to FOLDER and deleted afterwards. Memory is the sum of the peaks (VmHWM) of the process and of those that it
-starts, so pages that they share count several times.
+written to FOLDER and deleted afterwards. Memory is the largest sum of the peaks (VmHWM) of the processes that run
+at the same time, so pages that they share count several times.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def main() -> None:
     encoding = sum(end - start for what, start, end in phases(lines) if what == "encoding")
     tokens = metadata["num_tokens"]
     print(f"{'':34s} {'seconds':>8s} {'tokens/s':>10s} {'memory':>8s}")
-    row("ingest, all of it", seconds, tokens, sum(memory.values()))
-    print("  peaks: " + ", ".join(f"{peak:.0f} MB" for peak in memory.values()))
+    row("ingest, all of it", seconds, tokens, sum(memory))
+    print("  peaks: " + ", ".join(f"{peak:.0f} MB" for peak in memory))
     row("  of which encoding", encoding, tokens, None)
-    row("again, from the cache", again, None, sum(memory_again.values()))
+    row("again, from the cache", again, None, sum(memory_again))
     for number, (tokens_per_second, megabytes) in enumerate(alone):
         print(f"{f'tokenizers alone, {megabytes:.1f} MB/s ({number + 1})':34s} {'':8s} {tokens_per_second:10,.0f}")
 
@@ -118,22 +118,22 @@ def texts() -> Iterator[str]:
         turn += 1
 
 
-def watched(command: list[str]) -> tuple[float, dict[int, float], list[tuple[float, str]]]:
-    """Seconds, the peak memory of each process in MB, and the lines that were printed with their times."""
+def watched(command: list[str]) -> tuple[float, list[float], list[tuple[float, str]]]:
+    """Seconds, the peaks of all processes in MB when their sum was highest, and the printed lines with their times."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout
     os.set_blocking(process.stdout.fileno(), False)
-    peaks: dict[int, float] = {}
+    highest: list[float] = []
     lines: list[tuple[float, str]] = []
     while process.poll() is None:
-        peaks |= {pid: max(peaks.get(pid, 0), peak(pid)) for pid in family(process.pid)}
+        highest = max(highest, [peak(pid) for pid in family(process.pid)], key=sum)
         lines += [(time.perf_counter() - start, line.rstrip()) for line in process.stdout.readlines()]
         time.sleep(0.1)
     if process.returncode:
         sys.exit(f"{command}: exit code {process.returncode}")
     lines += [(time.perf_counter() - start, line.rstrip()) for line in process.stdout.readlines()]
-    return time.perf_counter() - start, peaks, lines
+    return time.perf_counter() - start, highest, lines
 
 
 def family(pid: int) -> list[int]:

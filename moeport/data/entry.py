@@ -33,7 +33,7 @@ from moeport.files import make_folder, remove_leftovers, write_text
 from moeport.launch.machine import cores_per_rank
 from moeport.reading import read_bytes
 
-MAX_TOKENIZER_BYTES = 3 * 2**24
+MAX_TOKENIZER_BYTES = 2**25
 """Bytes of text that a BPE tokenizer is trained on, which takes some ten times as much memory; of more, a sample of the
 documents by a hash of their names."""
 MIN_BYTES_FOR_WORKERS = 2**25

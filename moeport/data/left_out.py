@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from moeport.data.shared import Marks
+
 MAX_LISTED = 20
 """Faults that a message lists; it counts the others."""
 
@@ -19,6 +21,8 @@ class LeftOut:
     """Further names of files that are read already: hard and symbolic links."""
     shared: int = 0
     """Documents that are left out of one side of the split, since their text is on the other."""
+    marks: Marks | None = None
+    """Which documents of the side that loses them these are; None: not known."""
     kept_side: str = ""
     """The side that keeps them: training or validation."""
     is_exchanged: bool = False

@@ -14,6 +14,7 @@ from moeport.core.section import Section
 from moeport.data.cache import cache_dir
 from moeport.data.documents import Corpus
 from moeport.data.left_out import LeftOut
+from moeport.data.shared import Marks
 from moeport.data.sources import open_source
 from moeport.data.split import Progress, restored, split
 from moeport.files import make_folder, write_text
@@ -29,6 +30,9 @@ SETTLED_NS = 2 * 10**9
 class _Scan(Section):
     sizes: list[tuple[int, int, str]]
     """Number, bytes and fingerprint of the documents of each side."""
+    marks: str
+    """`Marks.packed` of the documents that were left out, since their texts are on the other side."""
+    kept_side: str
     unreadable: int
     other_names: int
     notes: list[str]
@@ -67,7 +71,9 @@ def scanned(config: DataConfig, left_out: LeftOut, progress: Progress) -> Corpus
         return corpus
     left_out.unreadable, left_out.other_names = found.unreadable, found.other_names
     left_out.notes, left_out.faults = found.notes, found.faults
-    return restored(source, config.validation_fraction, found.sizes)
+    marks = Marks.unpacked(found.marks)
+    left_out.shared, left_out.kept_side = marks.count, found.kept_side
+    return restored(source, config.validation_fraction, marks, found.sizes)
 
 
 def _read(path: Path) -> _Scan | None:
@@ -78,12 +84,14 @@ def _read(path: Path) -> _Scan | None:
 
 
 def _keep(path: Path, corpus: Corpus, left_out: LeftOut) -> None:
-    if left_out.shared or left_out.is_exchanged or not all(map(len, corpus)):
+    if left_out.marks is None or left_out.is_exchanged or not all(map(len, corpus)):
         return
     write_text(
         path,
         _Scan(
             sizes=[(len(side), side.num_bytes, side.fingerprint) for side in corpus],
+            marks=left_out.marks.packed(),
+            kept_side=left_out.kept_side,
             unreadable=left_out.unreadable,
             other_names=left_out.other_names,
             notes=left_out.notes,

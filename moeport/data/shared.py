@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import zlib
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
@@ -37,6 +39,18 @@ class Marks:
         """Add ordinals that are not in the set."""
         np.bitwise_or.at(self._bits, ordinals // 8, (1 << (ordinals % 8)).astype(np.uint8))
         self.count += len(ordinals)
+
+    def packed(self) -> str:
+        """The set as text."""
+        return base64.b85encode(zlib.compress(self._bits.tobytes())).decode()
+
+    @classmethod
+    def unpacked(cls, text: str) -> Marks:
+        """The set that `packed` has written."""
+        bits = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
+        marks = cls(8 * len(bits))
+        marks.add(np.flatnonzero(np.unpackbits(bits, bitorder="little")))
+        return marks
 
     def __contains__(self, ordinal: int) -> bool:
         return bool(self._bits[ordinal >> 3] >> (ordinal & 7) & 1)

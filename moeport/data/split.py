@@ -82,30 +82,34 @@ def split(source: Source, fraction: float, left_out: LeftOut, folder: Path | Non
             _tell(progress, tallies)
         source.refuse_faults(left_out)
         shared = hashes.shared(loser)
-    left_out.shared = shared.count
+    left_out.shared, left_out.marks = shared.count, shared
     left_out.kept_side = "validation" if named else "training"
     if not named and tallies[VALIDATION].count == shared.count and tallies[TRAIN].count:
         return _exchanged(source, fraction, left_out, outliers.lowest, VALIDATION)
     if not named and not tallies[TRAIN].count and tallies[VALIDATION].count:
         return _exchanged(source, fraction, left_out, outliers.highest, TRAIN)
 
-    def read(only: int | None) -> Sided:
-        return _without(source.sides(fraction, only=only), loser, shared)
-
+    read = _reader(source, fraction, shared)
     if shared.count:
         tallies = _tallies(read(None), progress)
     return _corpus(read, tallies)
 
 
-def restored(source: Source, fraction: float, sizes: list[tuple[int, int, str]]) -> Corpus:
-    """The corpus of a split that was made before and left nothing out.
+def restored(source: Source, fraction: float, shared: Marks, sizes: list[tuple[int, int, str]]) -> Corpus:
+    """The corpus of a split that was made before, in which no document changed sides.
 
     Args:
         source: the same documents.
         fraction: the same share.
+        shared: the documents that were left out, since their texts are on the other side.
         sizes: number, bytes and fingerprint of each side's documents.
     """
-    return _of_sides(lambda only: source.sides(fraction, only=only), sizes)
+    return _of_sides(_reader(source, fraction, shared), sizes)
+
+
+def _reader(source: Source, fraction: float, shared: Marks) -> Callable[[int | None], Sided]:
+    loser = VALIDATION if source.validation is None else TRAIN
+    return lambda only: _without(source.sides(fraction, only=only), loser, shared)
 
 
 class _Outliers:

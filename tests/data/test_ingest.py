@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,17 @@ class TestLargeSourcesAreReadOnce:
         self.age("a.jsonl", 0.0)
         assert self.reads(monkeypatch) == 1
         assert self.reads(monkeypatch) == 1
+
+    def test_texts_of_both_sides_are_left_out_again(self, monkeypatch):
+        write_corpus([*DOCUMENTS, *DOCUMENTS[:20]])
+        self.age("a.jsonl")
+        first, lines = prepare()
+        assert "left out, since the same text is used for training" in lines[0]
+        shutil.rmtree(next(path for path in Path("cache").iterdir() if path.is_dir()))
+        assert self.reads(monkeypatch) == 0
+        assert self.data.train.metadata == first.train.metadata
+        assert self.data.validation.metadata == first.validation.metadata
+        assert prepare()[1][0] == lines[0]
 
     def test_what_was_skipped_is_said_again(self):
         with open("a.jsonl", "a") as file:
