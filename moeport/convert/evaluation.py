@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.convert.export_options import ExportOptions
 from moeport.convert.folder import CONFIG
@@ -32,7 +33,7 @@ class TaskOptions:
     """Questions of each task; None: all."""
     batch_size: int = 8
     device: str | None = None
-    """Device of PyTorch; None: as the harness chooses."""
+    """Device of PyTorch; None: this machine's, as for runs."""
 
 
 def evaluate(
@@ -97,7 +98,7 @@ def evaluate_tasks(
             tasks=list(tasks),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
-            device=options.device,
+            device=options.device or get_backend(BackendConfig(name="torch", dtype="float32")).device.split()[0],
             limit=options.limit,
             task_manager=manager,
             log_samples=False,
