@@ -3,8 +3,9 @@
     python benchmarks/saving.py [--backend torch] [--ranks 1] [--before WORKTREE] [--rounds 3] [--experts 16 ...]
 
 Contenders run in turns, each a run of 100 steps in processes of its own; the first changes from round to round. What
-counts is the time from the end of step 20 to the end of step 100: 80 steps and, with saving, the four checkpoints after
-steps 20, 40, 60 and 80, with everything that is done for them in that time, also beside the steps. The share is
+counts is the time from the end of step 20 to the end of step 100: 80 steps and, with saving, the four checkpoints
+(`--checkpoints`) after steps 20, 40, 60 and 80, with everything that is done for them in that time, also beside the
+steps. The share is
 1 - (time without saving) / (time with it), from runs of the same round. `--before` adds the commit checked out there.
 """
 
@@ -22,8 +23,6 @@ from typing import Any
 from sized_runs import Size, config_of, run, write_found
 
 HERE = Path(__file__).resolve().parents[1]
-WINDOWS = 4
-"""Checkpoints that are timed."""
 
 
 def main() -> None:
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32, help="sequences of a step")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
+    parser.add_argument("--checkpoints", type=int, default=4, help="how many of a run are timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tree", type=Path, default=HERE, help="the repository to measure")
     parser.add_argument("--before", type=Path, help="a git worktree of the commit to compare with")
@@ -47,13 +47,14 @@ def main() -> None:
     times = measured(given)
     plain = times["no saving"]
     print(f"{Size.of(given).parameters / 1e6:,.0f} M parameters, {given.backend}, {given.ranks} ranks:")
-    print(f"{statistics.median(plain) / WINDOWS:.1f} s for {given.interval} steps without saving\n")
+    print(f"{statistics.median(plain) / given.checkpoints:.1f} s for {given.interval} steps without saving\n")
     print("| | s for as many steps and a checkpoint | share of the loop's time, median | all rounds |")
     print("|---|--:|--:|---|")
     for name, values in times.items():
         shares = [1 - none / value for none, value in zip(plain, values, strict=True)]
         listed = ", ".join(f"{share:.1%}" for share in shares)
-        print(f"| {name} | {statistics.median(values) / WINDOWS:.1f} | {statistics.median(shares):.1%} | {listed} |")
+        each = statistics.median(values) / given.checkpoints
+        print(f"| {name} | {each:.1f} | {statistics.median(shares):.1%} | {listed} |")
 
 
 def measured(given: argparse.Namespace) -> dict[str, list[float]]:
@@ -76,7 +77,7 @@ def measured(given: argparse.Namespace) -> dict[str, list[float]]:
             scratch = Path(tempfile.mkdtemp(prefix="saving-", dir=given.folder))
             try:
                 config = config_of(size, given.backend, given.ranks, scratch / "job", checkpoint=checkpoint)
-                config["training"] |= {"steps": interval * (WINDOWS + 1), "batch_size": given.batch}
+                config["training"] |= {"steps": interval * (given.checkpoints + 1), "batch_size": given.batch}
                 config["data"]["sequence_length"] = given.length
                 ends = run("saving.py", given.backend, given.ranks, config, [], own)
             finally:
