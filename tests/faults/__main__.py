@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 from moeport.stopping import SIGNALS
-from tests.faults import damages, disks, strikes, together
+from tests.faults import damages, disks, saves, strikes, together
 from tests.faults.outcome import Reference
 from tests.faults.tally import Tally
 
-KILLS, RANDOM_KILLS, DAMAGED, PAIRS = 90, 40, 322, 5
+KILLS, RANDOM_KILLS, DAMAGED, PAIRS, SAVES = 90, 40, 322, 5, 20
 SIZES = [4096 * pages for pages in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20, 24, 28, 33, 40, 48, 60, 75, 100)]
 IN_CACHE = 1000
 """Added to the number of an operation that is one of the cache."""
@@ -62,6 +62,8 @@ def full_disks(folder, reference):
 PARTS = {
     "kills": kills,
     "random": lambda folder, reference: strikes.at_random(RANDOM_KILLS, folder, reference),
+    "saves": lambda folder, reference: saves.killed(SAVES, folder / "1", 1),
+    "saves of ranks": lambda folder, reference: saves.killed(SAVES, folder / "4", 4),
     "signals": signals,
     "refusals": refusals,
     "disks": full_disks,
