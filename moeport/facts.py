@@ -69,6 +69,12 @@ class BackendFacts:
     """Whether it can recompute activations in the backward pass."""
     shards: tuple[Sharded, ...] = ()
     """What it can divide among the ranks that hold copies, and does by default; nothing: each keeps whole copies."""
+    casts_once: bool = False
+    """Whether it keeps weights in a narrower compute type, cast once per update."""
+    pads_rows: bool = False
+    """Whether its compiled graphs pad the rows of each expert to a common number."""
+    program_bytes: int = 0
+    """Host memory of a process that has imported it and computed nothing."""
     fused: Mapping[str, tuple[FusedKernel, ...]] = field(default_factory=dict)
     """Fused operators by device. Each is tried before it is used; of several for a kernel, the first that passes."""
 
@@ -187,6 +193,8 @@ _MINDSPORE_NPU = (
 )
 """Not run on hardware."""
 
+# program_bytes: VmHWM with torch 2.13 and MindSpore 2.10 for CPUs on Linux, after
+# python -c "import moeport.training.run, moeport.backends.torch.backend; print(open('/proc/self/status').read())"
 BACKENDS: Mapping[str, BackendFacts] = {
     "torch": BackendFacts(
         module="moeport.backends.torch.backend",
@@ -204,6 +212,8 @@ BACKENDS: Mapping[str, BackendFacts] = {
         extensions=("torch-npu",),
         recomputes=True,
         shards=("parameters", "gradients", "moments"),
+        casts_once=True,
+        program_bytes=388_000_000,
         fused={"cpu": _TORCH_CPU, "npu": _TORCH_NPU, "cuda": _TORCH_CUDA},
     ),
     "mindspore": BackendFacts(
@@ -217,6 +227,8 @@ BACKENDS: Mapping[str, BackendFacts] = {
         trains=True,
         compiles=True,
         shards=("moments",),
+        pads_rows=True,
+        program_bytes=498_000_000,
         fused={"npu": _MINDSPORE_NPU},
     ),
     "numpy": BackendFacts(

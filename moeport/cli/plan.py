@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moeport.config import Config
     from moeport.plan.cost import Cluster, Links
     from moeport.plan.fit import Sample
+    from moeport.plan.memory import Limits
 
 ConfigFile = Annotated[
     Path | None,
@@ -55,6 +56,12 @@ Steps = Annotated[
         help="Or a run of moeport train on NODESxRANKS_PER_NODE to measure it from. Repeatable.",
     ),
 ]
+DeviceMemory = Annotated[
+    str | None, typer.Option(metavar="80GB", help="Memory of an accelerator; placements that need more are left out.")
+]
+HostMemory = Annotated[
+    str | None, typer.Option(metavar="512GB", help="Memory of a node; placements that need more are left out.")
+]
 JsonFile = Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")]
 
 
@@ -69,6 +76,8 @@ def plan(
     compute_ms: ComputeMs = None,
     flops: Flops = None,
     steps: Steps = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -78,7 +87,7 @@ def plan(
     Example: moeport plan configs/quickstart.yaml --set training.batch_size=32 --nodes 4 --ranks-per-node 8
     --intra 400GB/s,2us --inter 25GB/s,5us
     """
-    from moeport.cli.plan_options import GivenSpeed, given_links, sharing
+    from moeport.cli.plan_options import GivenSpeed, given_links, memory_limits, sharing
     from moeport.config import load_config
     from moeport.files import write_json
     from moeport.pages.console import wide_console
@@ -99,7 +108,8 @@ def plan(
         figures |= _exchanges(console, cluster, samples, traffic)
     else:
         config, links = load_config(config_file, overrides or ()), fitted.links if fitted else cluster.links
-        figures |= _placements(console, config, cluster, speed, links, traffic)
+        limits = memory_limits(config, ranks_per_node, device_memory, host_memory)
+        figures |= _placements(console, config, cluster, speed, links, traffic, limits)
     if json_file:
         write_json(json_file, figures)
 
@@ -135,13 +145,14 @@ def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], tr
 
 
 def _placements(
-    console: Console, config: Config, cluster: Cluster, given: GivenSpeed, links: Links, traffic: str
+    console: Console, config: Config, cluster: Cluster, given: GivenSpeed, links: Links, traffic: str, limits: Limits
 ) -> dict[str, Any]:
-    """Every placement of a config on the cluster; `links` are those of the runs that the speed is fitted to."""
+    """Every placement of a config that fits the cluster; `links` are those of the runs that the speed is fitted to."""
     from functools import partial
 
     from moeport.cli.plan_options import vocabulary
     from moeport.plan import text
+    from moeport.plan.memory import fitting, memory_lines
     from moeport.plan.planner import Planner
     from moeport.plan.routes import routes
 
@@ -149,9 +160,9 @@ def _placements(
     fitted = given.fitted(links, cluster.shares, traffic)
     if fitted:
         _say(console, text.speed_lines(fitted))
-    found = planner.places(fitted.speed if fitted else given.speed(planner))
+    found = fitting(planner.places(fitted.speed if fitted else given.speed(planner)), limits)
     console.print(text.placement_table(found))
-    _say(console, text.placement_lines(found))
+    _say(console, [*text.placement_lines(found), *memory_lines(found[0], limits)])
     errors = {"step_errors": fitted.errors.tolist()} if fitted else {}
     return errors | {"placements": [text.placement_figures(each) for each in found]}
 

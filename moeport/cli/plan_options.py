@@ -12,11 +12,13 @@ import numpy as np
 
 from moeport.comm.load import Sharing
 from moeport.config import Config
+from moeport.convert.export_options import parse_size
 from moeport.errors import UserError
 from moeport.paths import expanded
 from moeport.plan.compute import Speed, SpeedFit, fit_speed
 from moeport.plan.cost import Cluster, Link, Links
 from moeport.plan.fit import Fit, Sample
+from moeport.plan.memory import Limits
 from moeport.plan.planner import Planner
 from moeport.plan.routes import routes
 from moeport.training.metrics import StepMetrics, iterate_metrics
@@ -112,6 +114,15 @@ def vocabulary(config: Config) -> int:
     if size is None:
         raise UserError("model.vocab_size: is only known to the tokenizer's file; add --set model.vocab_size=N")
     return size
+
+
+def memory_limits(config: Config, ranks_per_node: int, device: str | None, host: str | None) -> Limits:
+    """The memory of an accelerator and of a node, as far as it is given. Raises UserError for what is no size."""
+    on_cpu = config.backend.device == "cpu"
+    if device and on_cpu:
+        raise UserError("--device-memory: backend.device is cpu, which has none of its own; expected --host-memory")
+    sizes = [parse_size(text) if text else float("inf") for text in (device, host)]
+    return Limits(ranks_per_node, on_cpu, *sizes)
 
 
 def sharing(samples: Sequence[Sample]) -> Sharing:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moeport.comm.communicator import ITEM_BYTES
 from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
 from moeport.core.muon import moment_names
+from moeport.core.parameters import ParameterSpec
 from moeport.facts import BACKENDS, Sharded
 from moeport.model.build import build_model
 
@@ -22,13 +25,28 @@ class Memory:
     """Of the optimiser: two for each parameter of AdamW's, one for each of Muon's."""
     gathered: float
     """Whole parameters and gradients of the largest block while it computes, where they are sharded."""
+    cast: float
+    """Weights that are cast to the compute type once per update."""
     activations: float
-    """An estimate, see `activation_bytes`."""
+    """An estimate, see `activation_bytes` and `padded_rows`."""
+    saved: float
+    """On the host: a copy of what a rank writes to a checkpoint, while it is written."""
+    program: float
+    """On the host: the interpreter and the framework."""
+
+    @property
+    def held(self) -> float:
+        """What there must be room for in every step, whatever else is needed."""
+        return self.parameters + self.gradients + self.moments
 
     @property
     def total(self) -> float:
-        """Bytes."""
-        return self.parameters + self.gradients + self.moments + self.gathered + self.activations
+        """On the device."""
+        return self.held + self.gathered + self.cast + self.activations
+
+    def on_host(self, computes_there: bool) -> float:
+        """On the host, where a CPU computes everything and an accelerator nothing."""
+        return self.saved + self.program + (self.total if computes_there else 0.0)
 
 
 @dataclass(frozen=True)
@@ -50,25 +68,33 @@ class ModelSizes:
     """Of a number in the compute type."""
     row_bytes: int
     """Of one token in the compute type."""
+    dense_cast: int
+    """Numbers of the dense parameters that are cast to the compute type once per update."""
+    expert_cast: int
     sharded: tuple[Sharded, ...]
     """What ranks that hold copies divide."""
 
     @classmethod
     def of(cls, config: Config, vocab_size: int) -> ModelSizes:
         """Counted from the shapes of the model. Compute type `auto` counts as bfloat16."""
-        specs = build_model(config.model, config.data, vocab_size).parameter_specs()
+        return cls.of_specs(config, build_model(config.model, config.data, vocab_size).parameter_specs())
+
+    @classmethod
+    def of_specs(cls, config: Config, specs: Sequence[ParameterSpec]) -> ModelSizes:
+        """Those of a model with these parameters."""
         blocks: dict[tuple[str, bool], int] = {}
-        totals, moments = {True: 0, False: 0}, {True: 0, False: 0}
+        totals, moments, cast = {True: 0, False: 0}, {True: 0, False: 0}, {True: 0, False: 0}
+        dtype = config.backend.dtype
+        item_bytes = 2 if dtype == "auto" else ITEM_BYTES[dtype]
         for spec in moment_names(specs, config.optimizer.name).values():
             moments[spec.is_expert] += spec.size
         for spec in specs:
             if spec.trainable:
                 totals[spec.is_expert] += spec.size
+                cast[spec.is_expert] += spec.size * (spec.in_compute_type and item_bytes < 4)
                 if spec.name.startswith("layers."):
                     key = spec.name.split(".")[1], spec.is_expert
                     blocks[key] = blocks.get(key, 0) + spec.size
-        dtype = config.backend.dtype
-        item_bytes = 2 if dtype == "auto" else ITEM_BYTES[dtype]
         return cls(
             dense_total=totals[False],
             expert_total=totals[True],
@@ -79,12 +105,23 @@ class ModelSizes:
             parameter_bytes=8 if dtype == "float64" else 4,
             item_bytes=item_bytes,
             row_bytes=config.model.d_model * item_bytes,
+            dense_cast=cast[False],
+            expert_cast=cast[True],
             sharded=() if config.parallelism.shard is False else BACKENDS[config.backend.name].shards,
         )
 
 
 def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: int) -> Memory:
-    """Bytes of one rank: parameters, gradients and the optimiser's moments in the parameters' type, and activations."""
+    """Bytes of one rank: parameters, gradients and the optimiser's moments in the parameters' type, and activations.
+
+    Args:
+        config: the whole config.
+        sizes: of its model.
+        ranks: number of ranks.
+        expert: number of ranks that share one copy of the experts.
+        tokens: of a rank's micro-batch.
+    """
+    facts = BACKENDS[config.backend.name]
 
     def held(kind: Sharded, dense: int, experts: int) -> float:
         dense_copies, expert_copies = (ranks, ranks // expert) if kind in sizes.sharded else (1, 1)
@@ -93,10 +130,44 @@ def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: i
     parameters = held("parameters", sizes.dense_total, sizes.expert_total)
     gradients = held("gradients", sizes.dense_total, sizes.expert_total)
     moments = held("moments", sizes.dense_moments, sizes.expert_moments)
+    divided = "parameters" in sizes.sharded and ranks > 1
     block = sizes.parameter_bytes * (sizes.dense_block + sizes.expert_block / expert)
-    gathered = 2.0 * block if "parameters" in sizes.sharded and ranks > 1 else 0.0
+    cast = sizes.item_bytes * (sizes.dense_cast + sizes.expert_cast / expert)
+    everything = sizes.dense_total + sizes.expert_total + sizes.dense_moments + sizes.expert_moments
     activations = activation_bytes(config, sizes.item_bytes) * tokens
-    return Memory(parameters, gradients, moments, gathered, activations)
+    return Memory(
+        parameters=parameters,
+        gradients=gradients,
+        moments=moments,
+        gathered=2.0 * block if divided else 0.0,
+        cast=cast if facts.casts_once and not divided else 0.0,
+        activations=activations + padded_rows(config, expert, tokens) * row_bytes(config, sizes.item_bytes),
+        saved=sizes.parameter_bytes * everything / ranks,
+        program=facts.program_bytes,
+    )
+
+
+def padded_rows(config: Config, expert: int, tokens: int) -> float:
+    """Rows of a rank's experts in all layers that are kept for the backward pass and hold no assignment.
+
+    Policy `round` fills half a tile per expert on average where it does not drop. Graphs with as many rows for each
+    expert begin with twice the mean, or have the capacity.
+    """
+    moe, facts = config.model.moe, BACKENDS[config.backend.name]
+    assignments = tokens * moe.router.experts_per_token
+    rows = 0.0
+    if moe.capacity.policy == "round":
+        rows = moe.capacity.tile / 2 * moe.num_experts / expert
+    if facts.pads_rows and config.backend.compile is not False and expert == 1 and not moe.router.fixed_load:
+        rows = assignments * max(0.0, (moe.capacity.factor if moe.capacity.has_limit else 2.0) - 1)
+    layers = 1 if config.training.activation_checkpointing else len(config.model.moe_layers)
+    return rows * layers * moe.router.sub_layers
+
+
+def row_bytes(config: Config, item_bytes: int) -> float:
+    """Bytes that an expert keeps of a row: the row in and out, and hidden values."""
+    moe = config.model.moe
+    return float(item_bytes * (2 * config.model.d_model + (3 if moe.activation == "swiglu" else 2) * moe.expert_hidden))
 
 
 def activation_bytes(config: Config, item_bytes: int) -> float:
@@ -128,3 +199,32 @@ def _attention_numbers(model: ModelConfig) -> int:
         return model.head_dim * (3 * heads + 4 * model.num_kv_heads)
     latents = 2 * ((attention.q_lora_rank or 0) + attention.kv_lora_rank) + attention.qk_rope_head_dim
     return latents + heads * (4 * model.head_dim + 3 * attention.v_head_dim)
+
+
+LABELS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "moments": "moments",
+    "gathered": "gathered block",
+    "cast": "cast weights",
+    "activations": "activations",
+}
+"""What is on the device, as messages call it."""
+
+
+def memory_text(memory: Memory) -> str:
+    """The parts of what a rank needs on its device, and their sum."""
+    parts = [f"{label} {gib(getattr(memory, name))}" for name, label in LABELS.items() if getattr(memory, name)]
+    return f"about {gib(memory.total)} ({', '.join(parts)})"
+
+
+def fits(need: float, has: float, place: str) -> str:
+    """How much of a place is needed, and whether that fits."""
+    if math.isinf(has):
+        return f"{gib(need)}; the {place} does not say what it has"
+    return f"{gib(need)} of {gib(has)}, {'fits' if need <= has else f'does not fit the {place}'}"
+
+
+def gib(size: float) -> str:
+    """Bytes for readers."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 0.95 * 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from moeport.config.schema import Config
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import UserError
-from moeport.facts import BACKENDS
+from moeport.model.memory import Memory, ModelSizes, fits, gib, memory_text
+from moeport.model.memory import memory as memory_of
 
 BYTES = 4
 """Of a parameter on the host, whatever the compute type."""
 
 
-def check_memory(
-    config: Config, specs: Sequence[ParameterSpec], micro_batch: int, ranks: int = 1, ranks_here: int = 1
-) -> None:
+@dataclass(frozen=True)
+class Room:
+    """Where a rank computes."""
+
+    ranks_here: int = 1
+    """Number of ranks on this machine."""
+    on_cpu: bool = True
+    """Whether the processor computes, in the machine's memory."""
+    device: float | None = None
+    """Bytes of the accelerator of a rank; None: not known, or none."""
+
+    def holds(self, memory: Memory) -> bool:
+        """Whether what a rank needs fits, as far as it is known."""
+        on_device = self.on_cpu or self.device is None or memory.total <= self.device
+        return on_device and self.ranks_here * memory.on_host(self.on_cpu) <= physical_memory()
+
+
+def check_memory(config: Config, specs: Sequence[ParameterSpec], micro_batch: int, ranks: int, room: Room) -> None:
     """Refuse what cannot fit even if nothing else needs memory.
 
     Args:
@@ -26,18 +43,21 @@ def check_memory(
         specs: the whole model's parameters.
         micro_batch: sequences or images of one micro-batch on one rank.
         ranks: number of ranks.
-        ranks_here: how many of them hold their parameters in this machine's memory.
+        room: where a rank computes.
 
-    Raises UserError: the parameters, or the outputs of the blocks for one micro-batch, exceed the machine's memory.
+    Raises UserError: parameters, gradients and moments, or the outputs of the blocks for one micro-batch, exceed the
+        memory of the accelerator or of the machine.
     """
-    memory = physical_memory()
-    parameters = ranks_here * rank_parameter_bytes(config, specs, ranks)
-    if parameters > memory:
+    memory, place = (physical_memory(), "this machine") if room.device is None else (room.device, "the accelerator")
+    sharing = room.ranks_here if room.on_cpu else 1
+    held = sharing * rank_memory(config, specs, micro_batch, ranks).held
+    if held > memory:
         largest = max(specs, key=lambda spec: prod(spec.shape))
-        owners = "its parameters" if ranks_here == 1 else f"its parameters on {ranks_here} ranks"
+        owners = "its parameters" if sharing == 1 else f"its parameters on {sharing} ranks"
         raise UserError(
-            f"model: {owners} need {gib(parameters)} and this machine has {gib(memory)}; the largest, "
-            f"{largest.name}, is {' x '.join(map(str, largest.shape))}. Choose smaller sizes"
+            f"model: {owners}, with gradients and moments, need {gib(held)} and {place} has {gib(memory)}; the "
+            f"largest, {largest.name}, is {' x '.join(map(str, largest.shape))}. Choose smaller sizes, or divide the "
+            "model among ranks on more machines (parallelism.shard, parallelism.expert)"
         )
     model, length = config.model, config.data.tokens_per_sequence
     outputs = BYTES * model.num_layers * micro_batch * length * model.d_model
@@ -49,11 +69,22 @@ def check_memory(
         )
 
 
-def rank_parameter_bytes(config: Config, specs: Sequence[ParameterSpec], ranks: int) -> float:
-    """Bytes of the parameters that a rank holds: of experts its part, and of everything a part where it is divided."""
-    sharded = BACKENDS[config.backend.name].shards and config.parallelism.shard is not False
+def rank_memory(config: Config, specs: Sequence[ParameterSpec], micro_batch: int, ranks: int) -> Memory:
+    """What a rank needs of a model with these parameters, see `check_memory`."""
     expert = config.parallelism.expert if ranks > 1 else 1
-    return sum(BYTES * prod(spec.shape) / (ranks if sharded else expert if spec.is_expert else 1) for spec in specs)
+    tokens = micro_batch * config.data.tokens_per_sequence
+    return memory_of(config, ModelSizes.of_specs(config, specs), ranks, expert, tokens)
+
+
+def memory_line(memory: Memory, room: Room) -> str:
+    """What a rank will need, and whether that fits this machine and its accelerator."""
+    host = room.ranks_here * memory.on_host(room.on_cpu)
+    ranks = "1 rank" if room.ranks_here == 1 else f"{room.ranks_here} ranks"
+    said = [f"{memory_text(memory)} per rank"]
+    if not room.on_cpu:
+        has = float("inf") if room.device is None else room.device
+        said.append(fits(memory.total, has, "device"))
+    return "; ".join([*said, f"{ranks} on this host: {fits(host, physical_memory(), 'host')}"])
 
 
 def physical_memory() -> float:
@@ -76,8 +107,3 @@ def available_memory() -> float:
     except (OSError, ValueError):
         return free
     return min(free, limit - used)
-
-
-def gib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 2**30:,.1f} GiB"

@@ -23,7 +23,7 @@ from moeport.model.transformer import Transformer
 from moeport.training.batches import Batches
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.fits import check_optimizer, check_parameters
-from moeport.training.host_memory import check_memory
+from moeport.training.host_memory import Room, check_memory, memory_line, rank_memory
 from moeport.training.placed import place_model
 from moeport.training.resumable import announced, check_resumable
 from moeport.training.resume import telling_way_back
@@ -50,6 +50,8 @@ class PreparedRun:
     """The checkpoint it resumes from; None for a new run."""
     task: Task
     trainer: Trainer
+    memory: str
+    """What a rank needs, as it was estimated."""
 
     @property
     def dir(self) -> Path:
@@ -95,9 +97,13 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     shapes = task.model()
     batches = Batches(config.training, shapes, task.train, mesh.world, task.first_token)
     here = mesh.world.nodes.count(mesh.world.nodes[mesh.world.rank])
-    on_host = here if backend.device.startswith("cpu") else 1
-    micro_batch = config.training.batch_size // batches.num_parts
-    check_memory(config, shapes.parameter_specs(), micro_batch, mesh.world.size, on_host)
+    micro_batch, specs = config.training.batch_size // batches.num_parts, shapes.parameter_specs()
+    room = Room(here, *_device_memory(backend))
+    check_memory(config, specs, micro_batch, mesh.world.size, room)
+    needed = rank_memory(config, specs, micro_batch, mesh.world.size)
+    memory = memory_line(needed, room)
+    if not room.holds(needed):
+        say(f"memory      {memory}")
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
     params = _params(config, checkpoint, task, shapes, share_of_cores(here), say)
     start_step = checkpoint.meta.step if checkpoint else 0
@@ -106,7 +112,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
         if checkpoint:
             placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
     trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
-    return PreparedRun(config, backend, mesh, checkpoint, task, trainer)
+    return PreparedRun(config, backend, mesh, checkpoint, task, trainer, memory)
 
 
 def planned(config: Config, ranks: int) -> Planned:
@@ -114,6 +120,13 @@ def planned(config: Config, ranks: int) -> Planned:
     vocab_size = getattr(config.data.tokenizer, "vocab_size", BYTES)
     batch_size = max(1, config.training.batch_size // (config.training.gradient_accumulation * ranks))
     return Planned(build_model(config.model, config.data, vocab_size), batch_size, config.data.tokens_per_sequence)
+
+
+def _device_memory(backend: Backend) -> tuple[bool, float | None]:
+    """Whether a CPU computes, and the bytes of the accelerator if there is one that says."""
+    if backend.device.startswith("cpu"):
+        return True, None
+    return False, next((size for _, size in backend.accelerators()), None)
 
 
 def with_dtype(config: Config, dtype: str) -> Config:

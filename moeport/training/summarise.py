@@ -110,6 +110,7 @@ def measure(run: PreparedRun) -> DryRun | None:
         seconds_per_step=seconds,
         device=run.backend.device,
         dtype=run.backend.dtype,
+        memory=f"{run.memory}; two steps took at most {_peak_memory():.2f} GiB of the host",
     )
 
 

@@ -131,6 +131,8 @@ class DryRun:
     """Description of the device."""
     dtype: str
     """Compute type."""
+    memory: str = ""
+    """What a rank needs, as it was estimated, and what it took."""
 
     def __rich__(self) -> RenderableType:
         """A panel that describes the run."""
@@ -140,6 +142,8 @@ class DryRun:
         table.add_row("tokens", f"{self.tokens_per_step:,} per step, {self.epochs:.2f} epochs in {self.steps:,} steps")
         total = duration(self.seconds_per_step * self.steps)
         table.add_row("time", f"{self.seconds_per_step:.3f} s per step, about {total} in total, without evaluation")
+        if self.memory:
+            table.add_row("memory", self.memory)
         table.add_row("device", f"{self.device}, {self.dtype}")
         return Panel(table, title="dry run: nothing was written to the run folder", title_align="left")
 
