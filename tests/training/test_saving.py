@@ -65,7 +65,7 @@ def test_without_memory_for_a_copy_training_waits(tmp_path, uninterrupted, monke
     config = config_of(tmp_path, "auto")
     said = said_by(config)
     assert said.count("checkpoints are written while training waits: a copy of ") == 1
-    assert " would not fit the free memory of every host; here 0.0 GiB are free" in said
+    assert " would not fit the free memory of every host; here 0.0 MiB are free" in said
     assert contents(config) == uninterrupted[1]
 
 
