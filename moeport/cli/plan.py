@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeport.cli.options import Overrides, output_file
+from moeport.cli.options import Flags, Overrides, grouped, output_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,6 @@ ConfigFile = Annotated[
         metavar="CONFIG", help="The YAML config; without it, plan the exchanges measured in the files of --from."
     ),
 ]
-Nodes = Annotated[int, typer.Option(min=1, help="Number of nodes.")]
-RanksPerNode = Annotated[int, typer.Option(min=1, help="Ranks per node.")]
 Measured = Annotated[
     list[Path] | None,
     typer.Option(
@@ -56,19 +55,32 @@ Steps = Annotated[
         help="Or a run of moeport train on NODESxRANKS_PER_NODE to measure it from. Repeatable.",
     ),
 ]
-DeviceMemory = Annotated[
-    str | None, typer.Option(metavar="80GB", help="Memory of an accelerator; placements that need more are left out.")
-]
-HostMemory = Annotated[
-    str | None, typer.Option(metavar="512GB", help="Memory of a node; placements that need more are left out.")
-]
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines that are planned for."""
+
+    nodes: int = 1
+    ranks_per_node: int = 8
+    memory: str | None = None
+
+
+MACHINES = Flags(
+    nodes=typer.Option(min=1, help="Number of nodes."),
+    ranks_per_node=typer.Option(min=1, help="Ranks per node."),
+    memory=typer.Option(
+        metavar="80GB,512GB",
+        help="Memory of an accelerator, and of a node (on CPUs that alone); placements that need more are left out.",
+    ),
+)
 JsonFile = Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")]
 
 
+@grouped
 def plan(
+    machines: Annotated[Machines, MACHINES],
     config_file: ConfigFile = None,
-    nodes: Nodes = 1,
-    ranks_per_node: RanksPerNode = 8,
     measured: Measured = None,
     intra: Intra = None,
     inter: Inter = None,
@@ -76,8 +88,6 @@ def plan(
     compute_ms: ComputeMs = None,
     flops: Flops = None,
     steps: Steps = None,
-    device_memory: DeviceMemory = None,
-    host_memory: HostMemory = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -99,16 +109,18 @@ def plan(
     samples = [sample for path in measured or () for sample in read_samples(path, routes)]
     fitted = fit(samples) if samples else None
     shares, speed = sharing(samples), GivenSpeed(compute_ms, flops, tuple(steps or ()))
-    cluster = Cluster(nodes, ranks_per_node, given_links(fitted, nodes, intra, inter), shares)
+    cluster = Cluster(
+        machines.nodes, machines.ranks_per_node, given_links(fitted, machines.nodes, intra, inter), shares
+    )
     console = wide_console()
     _say(console, text.cluster_lines(cluster, fitted))
-    figures = {"nodes": nodes, "ranks_per_node": ranks_per_node, "traffic": traffic}
+    figures = {"nodes": cluster.nodes, "ranks_per_node": cluster.ranks_per_node, "traffic": traffic}
     figures |= {"links": text.plain(cluster.links), "fit_errors": fitted.errors.tolist() if fitted else []}
     if config_file is None:
         figures |= _exchanges(console, cluster, samples, traffic)
     else:
         config, links = load_config(config_file, overrides or ()), fitted.links if fitted else cluster.links
-        limits = memory_limits(config, ranks_per_node, device_memory, host_memory)
+        limits = memory_limits(config, cluster.ranks_per_node, machines.memory)
         figures |= _placements(console, config, cluster, speed, links, traffic, limits)
     if json_file:
         write_json(json_file, figures)

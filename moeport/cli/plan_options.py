@@ -116,13 +116,16 @@ def vocabulary(config: Config) -> int:
     return size
 
 
-def memory_limits(config: Config, ranks_per_node: int, device: str | None, host: str | None) -> Limits:
+def memory_limits(config: Config, ranks_per_node: int, text: str | None) -> Limits:
     """The memory of an accelerator and of a node, as far as it is given. Raises UserError for what is no size."""
     on_cpu = config.backend.device == "cpu"
-    if device and on_cpu:
-        raise UserError("--device-memory: backend.device is cpu, which has none of its own; expected --host-memory")
-    sizes = [parse_size(text) if text else float("inf") for text in (device, host)]
-    return Limits(ranks_per_node, on_cpu, *sizes)
+    sizes: list[float] = [parse_size(part) for part in text.split(",")] if text else []
+    if len(sizes) > 2 - on_cpu:
+        raise UserError(
+            f"--memory {text}: expected the memory of {'a node' if on_cpu else 'an accelerator, and of a node'}, as in "
+            f"{'512GB' if on_cpu else '80GB,512GB'}"
+        )
+    return Limits(ranks_per_node, on_cpu, *[float("inf")] * on_cpu, *sizes)
 
 
 def sharing(samples: Sequence[Sample]) -> Sharing:

@@ -40,12 +40,15 @@ def test_the_ranks_of_a_node_share_its_memory():
 
 
 def test_options():
-    limits = memory_limits(config(), 8, "80GB", None)
-    assert (limits.device, limits.host, limits.on_cpu) == (80e9, float("inf"), False)
-    with pytest.raises(UserError, match="is cpu, which has none of its own"):
-        memory_limits(config(backend={"device": "cpu"}), 8, "80GB", None)
+    limits = memory_limits(config(), 8, "80GB,512GB")
+    assert (limits.device, limits.host, limits.on_cpu) == (80e9, 512e9, False)
+    assert memory_limits(config(), 8, "80GB").host == memory_limits(config(), 8, None).device == float("inf")
+    on_cpu = config(backend={"device": "cpu"})
+    assert memory_limits(on_cpu, 8, "512GB").host == 512e9
+    with pytest.raises(UserError, match="expected the memory of a node, as in 512GB"):
+        memory_limits(on_cpu, 8, "80GB,512GB")
     with pytest.raises(UserError, match="is no size"):
-        memory_limits(config(), 8, None, "much")
+        memory_limits(config(), 8, "much")
 
 
 def memory_of(ranks=1, expert=1, **changes):
