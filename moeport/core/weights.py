@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -79,6 +80,26 @@ class Box:
     def within(self, other: Box) -> Box:
         """This part, counted from the beginning of another that contains it."""
         return Box(tuple(s - t for s, t in zip(self.start, other.start, strict=True)), self.shape)
+
+
+def overlapping(boxes: Sequence[Box]) -> tuple[int, int] | None:
+    """The numbers of two parts of one array that have an entry in common; None if there are none.
+
+    Args:
+        boxes: the parts, sorted by `start`.
+    """
+    if len(boxes) < 2 or all(
+        one.start and one.start[0] + one.shape[0] <= next_.start[0] for one, next_ in pairwise(boxes)
+    ):
+        return None
+    starts = np.array([box.start for box in boxes])
+    ends = starts + np.array([box.shape for box in boxes])
+    for number in range(len(boxes)):
+        rest = slice(number + 1, None)
+        common = np.maximum(starts[rest], starts[number]) < np.minimum(ends[rest], ends[number])
+        if (found := common.all(axis=1)).any():
+            return number, number + 1 + int(found.argmax())
+    return None
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moeport.core.parameters import is_expert
-from moeport.core.weights import Box
+from moeport.core.weights import Box, overlapping
 from moeport.errors import CheckpointError
 from moeport.training.tensor_file import NUMPY_TYPES
 
@@ -128,8 +127,9 @@ class StoredArray:
                     f"{part.file}: {self.name}: {shown(part.box)} is no part of an array of shape {self.shape}; "
                     "use another checkpoint"
                 )
-        if found := _overlapping(sorted(self.parts, key=lambda part: part.box.start)):
-            names = " and ".join(f"{shown(part.box)} in {part.file.name}" for part in found)
+        parts = sorted(self.parts, key=lambda part: part.box.start)
+        if found := overlapping([part.box for part in parts]):
+            names = " and ".join(f"{shown(parts[i].box)} in {parts[i].file.name}" for i in found)
             raise CheckpointError(f"{where}: {self.name}: two parts overlap, {names}; use another checkpoint")
         entries = sum(part.box.size for part in self.parts)
         if entries != math.prod(self.shape):
@@ -137,22 +137,6 @@ class StoredArray:
                 f"{where}: {self.name}: its parts hold {entries:,} of its {math.prod(self.shape):,} entries; "
                 "use another checkpoint"
             )
-
-
-def _overlapping(parts: Sequence[Part]) -> tuple[Part, Part] | None:
-    """Two parts that have an entry in common; `parts` are sorted by where they begin."""
-    if len(parts) < 2 or all(
-        one.box.start and one.box.start[0] + one.box.shape[0] <= next_.box.start[0] for one, next_ in pairwise(parts)
-    ):
-        return None
-    starts = np.array([part.box.start for part in parts])
-    ends = starts + np.array([part.box.shape for part in parts])
-    for number, part in enumerate(parts):
-        rest = slice(number + 1, None)
-        common = np.maximum(starts[rest], starts[number]) < np.minimum(ends[rest], ends[number])
-        if (found := common.all(axis=1)).any():
-            return part, parts[number + 1 + int(found.argmax())]
-    return None
 
 
 Arrays = dict[str, StoredArray]

@@ -1,6 +1,8 @@
 """Checkpoints of torch.distributed.checkpoint: there and back, with FSDP2 on ranks, and what is refused."""
 
+import io
 import json
+import pathlib
 import pickle
 import re
 import shutil
@@ -256,10 +258,39 @@ def test_damaged_files_are_refused_by_name(exported, tmp_path):
         change(folder / files[number].name)
         with pytest.raises(DataError, match=message):
             from_dcp(folder, tmp_path / "run")
-    code = b"cos\nsystem\n(S'touch harmed'\ntR."
+
+
+@pytest.mark.parametrize("module", ["os", "torch.distributed.checkpoint.filesystem"])
+def test_code_in_the_metadata_is_not_run(exported, tmp_path, module):
+    """A name with dots leads from a module that a checkpoint needs to one that it imports."""
+    name = "system" if module == "os" else "os.system"
+    strings = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
+    harm = f"touch {tmp_path}/harmed"
+    code = b"\x80\x04" + strings + b"\x93\x8c" + bytes([len(harm)]) + harm.encode() + b"\x85R."
+    folder = shutil.copytree(exported, tmp_path / "dcp")
     (folder / ".metadata").write_bytes(code)
-    with pytest.raises(DataError, match=r"it names (posix|os)\.system, which no checkpoint needs"):
+    with pytest.raises(DataError, match=rf"it names {re.escape(f'{module}.{name}')}, which no checkpoint needs"):
         from_dcp(folder, tmp_path / "run")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_paths_in_the_metadata_are_those_of_any_python_and_system():
+    """Python 3.13 calls their module `pathlib._local`."""
+    text = b"(lp0\ncpathlib._local\nPosixPath\n(S'there'\ntRacpathlib\nWindowsPath\n(S'here'\ntRa."
+    assert library._Unpickler(io.BytesIO(text)).load() == [pathlib.PurePath("there"), pathlib.PurePath("here")]
+
+
+def test_a_part_without_elements_is_no_fault(exported, tmp_path):
+    """A rank that has no rows of a tensor may list such a part."""
+
+    def change(metadata):
+        entry = metadata.state_dict_metadata[EMBEDDING]
+        chunk = entry.chunks[0]
+        entry.chunks.append(type(chunk)(type(chunk.offsets)((VOCABULARY, 0)), type(chunk.sizes)((0, chunk.sizes[1]))))
+
+    folder = shutil.copytree(exported, tmp_path / "dcp")
+    damaged(folder, change)
+    assert from_dcp(folder, tmp_path / "run").resumes
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):

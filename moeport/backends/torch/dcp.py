@@ -10,8 +10,9 @@ import hashlib
 import io
 import math
 import pickle
+from bisect import bisect_left
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from typing_extensions import override
 
-from moeport.core.weights import Box, Weights
+from moeport.core.weights import Box, Weights, overlapping
 from moeport.errors import DataError
 
 METADATA = ".metadata"
@@ -53,23 +54,47 @@ TYPES = {
     torch.float16: "float32",
     torch.int64: "int64",
     torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.bool: "bool",
 }
 """The type in numpy as which each type is read: the narrowest that holds all of its numbers exactly."""
-_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 _CLASSES = {
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("collections", "OrderedDict"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib._local", "Path"),
-    ("pathlib._local", "PosixPath"),
-    ("pathlib._local", "WindowsPath"),
     ("_codecs", "encode"),
 }
-_FAULTS = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AssertionError, pickle.UnpicklingError)
+"""What metadata are made of, besides types, layouts and paths. Classes are listed one by one, since a dotted name leads
+from a module to all that it imports: `os.system` of `torch.distributed.checkpoint.filesystem` would be found."""
+_PATHS = {"Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"}
+"""Classes of pathlib, which a checkpoint may name as Python 3.13 or another system calls them; nothing reads them."""
+_FAULTS = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
 """What the library raises for files that are damaged."""
 
 
@@ -86,6 +111,10 @@ class DcpWeights(Weights):
         self.folder = folder
         self._reader = _Reader(folder)
         self._tensors: dict[str, TensorStorageMetadata] = {}
+        self._boxes: dict[str, list[Box]] = {}
+        """The parts of each tensor that have elements, by where they begin."""
+        self._tallest: dict[str, int] = {}
+        """The most rows of one of them."""
         self.others: list[str] = []
         """Entries that are no tensors, such as the settings of an optimiser; they are not read."""
         try:
@@ -104,14 +133,16 @@ class DcpWeights(Weights):
         if entry.properties.dtype not in TYPES:
             listed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
             raise DataError(f"{self.folder}: {name} has the type {entry.properties.dtype}; expected one of {listed}")
-        boxes = self._chunks(name)
         whole = Box.whole(tuple(entry.size))
-        for number, box in enumerate(boxes):
+        boxes = [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks]
+        self._boxes[name] = boxes = sorted((box for box in boxes if box.size), key=lambda box: box.start)
+        for box in boxes:
             if len(box.start) != len(whole.shape) or box.intersection(whole) != box:
                 raise DataError(f"{self.folder}: {name} has a part at {box.start} of {box.shape} outside {whole.shape}")
-            if any(box.intersection(other) for other in boxes[:number]):
-                raise DataError(f"{self.folder}: {name} has elements at {box.start} that are there twice")
             self._check_file(name, box, entry.properties.dtype)
+        self._tallest[name] = max((box.shape[0] for box in boxes if box.shape), default=0)
+        if found := overlapping(boxes):
+            raise DataError(f"{self.folder}: {name} has elements at {boxes[found[1]].start} that are there twice")
         if sum(box.size for box in boxes) != whole.size:
             raise DataError(
                 f"{self.folder}: {name} is incomplete: {sum(box.size for box in boxes):,} of {whole.size:,} elements "
@@ -132,8 +163,14 @@ class DcpWeights(Weights):
         ):
             raise DataError(f"{file}: cut off within {name}; copy it again")
 
-    def _chunks(self, name: str) -> list[Box]:
-        return [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in self._tensors[name].chunks]
+    def _near(self, name: str, box: Box) -> list[Box]:
+        """The parts of a tensor among which are all that have elements in `box`: others need no look each time."""
+        boxes = self._boxes[name]
+        if not boxes or not box.shape:
+            return boxes
+        ends = box.start[0] - self._tallest[name] + 1, box.start[0] + box.shape[0]
+        first, last = (bisect_left(boxes, end, key=lambda other: other.start[0]) for end in ends)
+        return boxes[first:last]
 
     @override
     def shape(self, name: str) -> tuple[int, ...]:
@@ -154,9 +191,9 @@ class DcpWeights(Weights):
     @override
     def bands(self, name: str) -> list[Box]:
         whole = Box.whole(self.shape(name))
-        if not whole.shape:
+        if not whole.shape or not whole.size:
             return [whole]
-        starts = sorted({box.start[0] for box in self._chunks(name)})
+        starts = sorted({box.start[0] for box in self._boxes[name]})
         ends = [*starts[1:], whole.shape[0]]
         return [whole.rows(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
@@ -173,7 +210,7 @@ class DcpWeights(Weights):
                 storage_offsets=torch.Size(common.within(chunk).start),
                 lengths=torch.Size(common.shape),
             )
-            for chunk in self._chunks(name)
+            for chunk in self._near(name, box)
             if (common := chunk.intersection(box)) is not None
         ]
         try:
@@ -200,7 +237,9 @@ class _Unpickler(pickle.Unpickler):
     @override
     def find_class(self, module: str, name: str) -> Any:
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.layout)
-        if module in _MODULES or (module, name) in _CLASSES or is_type:
+        if module in ("pathlib", "pathlib._local") and name in _PATHS:
+            return PurePath
+        if (module, name) in _CLASSES or is_type:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
 
