@@ -47,6 +47,10 @@ class Sized:
     """
     flops: Callable[[Mapping[str, Any]], float]
     """Takes sizes by name. Returns the floating-point operations of the forward pass."""
+    most_flops: Callable[..., float] | None = None
+    """Takes the arguments of the kernel. Returns a bound of `flops` that is found without looking at data, so that the
+    calls of generation, which are short, need not find out sizes; None: there is none.
+    """
 
 
 def power_of_two(count: int) -> int:
@@ -207,11 +211,22 @@ def _mlp_flops(rows: int, sizes: Mapping[str, Any]) -> float:
     return (6.0 if sizes["activation"] == "swiglu" else 4.0) * rows * sizes["D"] * sizes["F"]
 
 
+def _most_routed_flops(
+    x_TD: Array, weight_N: Array, plan: Any, w_in: Array, w_out_EDF: Array, activation: str
+) -> float:
+    rows = 2 * weight_N.shape[0]  # the number of tokens is rounded to a power of two
+    return 2.0 * rows * (math.prod(w_in.shape[1:]) + math.prod(w_out_EDF.shape[1:]))
+
+
 SIZED: Mapping[str, Sized] = {
     "attention": Sized(_attention_sizes, _attention_example, _same_load, _attention_flops),
     "grouped_mlp": Sized(_grouped_sizes, _grouped_example, _grouped_load, lambda sizes: _mlp_flops(sizes["R"], sizes)),
     "routed_mlp": Sized(
-        _routed_sizes, _routed_example, _routed_load, lambda sizes: _mlp_flops(sizes["T"] * sizes["k"], sizes)
+        _routed_sizes,
+        _routed_example,
+        _routed_load,
+        lambda sizes: _mlp_flops(sizes["T"] * sizes["k"], sizes),
+        _most_routed_flops,
     ),
 }
 """By kernel."""

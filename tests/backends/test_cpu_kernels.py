@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moeport.backends.examples import differentiated_among, plan_of
+from moeport.backends.torch.cpu import block
 from moeport.backends.torch.cpu.block import RoutedMLP
 from moeport.backends.torch.cpu.kernels import CANDIDATES
 from moeport.backends.torch.cpu.rows import lay_out, unit_for
@@ -118,6 +119,22 @@ def test_second_derivatives_are_those_of_the_composition(candidate):
 
     for got, want in zip(second(candidate.function), second(reference(candidate.fact.kernel)), strict=True):
         assert_close(got.double(), want.double(), 50 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_few_rows_give_the_same_bits_in_fewer_operations(monkeypatch, activation, dtype):
+    for load in LOADS:
+        for tokens in (1, 3, T):
+            x, weight_N, plan, w_in, w_out, _ = layer(load, activation, dtype, tokens)
+            found = []
+            for limit in (block.SMALL, 0):
+                monkeypatch.setattr(block, "SMALL", limit)
+                y, _, hidden = RoutedMLP.compute(x, weight_N, w_in, w_out, plan, activation)
+                found.append((y, hidden))
+            monkeypatch.undo()
+            for few, many in zip(*found, strict=True):
+                assert torch.equal(few, many), (load, tokens)
 
 
 def test_tokens_and_rows_may_be_none():

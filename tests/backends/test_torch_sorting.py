@@ -26,8 +26,10 @@ def draws(dtype):
         yield torch.tensor(np.concatenate([few, special, lowest, same, random.standard_normal((9, width))])).to(dtype)
 
 
+@pytest.mark.parametrize("small", [0, sorting.SMALL])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_best_are_those_of_a_stable_sort(dtype):
+def test_the_best_are_those_of_a_stable_sort(monkeypatch, dtype, small):
+    monkeypatch.setattr(sorting, "SMALL", small)
     for x in draws(dtype):
         for k in {1, 2, 3, 8, 9, x.shape[-1]}:
             if k <= x.shape[-1]:

@@ -163,6 +163,9 @@ class FusedOps(TorchOps):
         self, kernel: str, dtype: str, incumbent: Choice, args: Sequence[Any], options: Mapping[str, Any]
     ) -> Choice:
         """The fastest form for the sizes of a call, which is tried when they come for the first time."""
+        most_flops = SIZED[kernel].most_flops
+        if most_flops is not None and most_flops(*args, **options) < WORTH_FLOPS:
+            return incumbent
         sizes = SIZED[kernel].sizes_of(self, *args, **options)
         if sizes is None:
             return incumbent

@@ -262,13 +262,15 @@ class TorchOps(Ops):
         scale: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         (batch, new, heads, width), (room, groups, _) = q_BQHA.shape, values_BCGW.shape[1:]
-        row_R = (position_BQ + room * torch.arange(batch, device=self.device).unsqueeze(1)).flatten()
+        row_R = position_BQ.flatten()
+        if batch > 1:
+            row_R = row_R + room * torch.arange(batch, device=self.device).repeat_interleave(new)
         keys_BCGA.flatten(0, 1).index_copy_(0, row_R, k_BQGA.flatten(0, 1))
         values_BCGW.flatten(0, 1).index_copy_(0, row_R, v_BQGW.flatten(0, 1))
         share = heads // groups  # query heads of a group count as queries, so that no key is repeated
         q = q_BQHA.reshape(batch, new, groups, share, width).transpose(1, 2).reshape(batch, groups, new * share, width)
         seen_BQC = torch.arange(room, device=self.device) <= position_BQ.unsqueeze(2)
-        seen = seen_BQC.repeat_interleave(share, 1).unsqueeze(1)
+        seen = (seen_BQC.repeat_interleave(share, 1) if new > 1 else seen_BQC).unsqueeze(1)
         keys, values = keys_BCGA.transpose(1, 2), values_BCGW.transpose(1, 2)
         out = F.scaled_dot_product_attention(q, keys, values, seen, scale=scale)
         out = out.reshape(batch, groups, new, share, -1).transpose(1, 2).reshape(batch, new, heads, -1)

@@ -16,6 +16,8 @@ MOST_PASSES = 8
 """Up to this k one pass for each of the k best is faster than sorting."""
 MOST_COMPARED = 32
 """Up to this number of groups, comparing every entry with each of them is cheaper than sorting."""
+SMALL = 2**10
+"""Up to this many values a CPU sorts in less time than the operations of the passes take to start."""
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -28,7 +30,7 @@ def best_ids(x: Tensor, k: int) -> Tensor:
     """
     if k == 1:
         return x.argmax(-1, keepdim=True)
-    if not _is_few(k) or x.device.type not in KEYED or not x.is_floating_point():
+    if not _is_few(k) or x.device.type not in KEYED or not x.is_floating_point() or _is_small(x):
         return x.sort(stable=True, dim=-1, descending=True).indices[..., :k]
     keys = ordered_keys(x)
     taken = torch.iinfo(keys.dtype).min
@@ -48,6 +50,11 @@ def _is_few(k: int) -> bool:
 
         return statically_known_true(k <= MOST_PASSES)
     return k <= MOST_PASSES
+
+
+def _is_small(x: Tensor) -> bool:
+    """Whether sorting is faster than any passes; not asked in a graph, whose sizes may vary."""
+    return x.is_cpu and not torch.compiler.is_compiling() and x.numel() <= SMALL
 
 
 def ordered_keys(x: Tensor) -> Tensor:

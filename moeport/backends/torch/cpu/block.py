@@ -19,13 +19,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from moeport.backends.torch.cpu.rows import Rows, lay_out, unit_for
-from moeport.backends.torch.kernels import Context, grouped_mlp_of_operations
+from moeport.backends.torch.kernels import Context, activate, grouped_mlp_of_operations
 from moeport.core.dispatch_plan import DispatchPlan
 
 BLOCK = 2**20
 """Hidden states that are activated at a time: 4 MiB in float32, which all passes over them find in cache. With fewer
 there would be more parallel regions, which are slow where another program takes a core away.
 """
+
+SMALL = 2**16
+"""Up to this many hidden states of all experts, starting operations takes longer than what buffers save."""
 
 
 class RoutedMLP(torch.autograd.Function):
@@ -87,6 +90,8 @@ def of_operations(
 
 def _forward(x_TD: Tensor, w_in: Tensor, w_out: Tensor, rows: Rows, activation: str) -> tuple[Tensor, Tensor]:
     """Hidden states before the activation (P, 2F or F), and outputs (P + 1, D), of which the last is 0."""
+    if 0 < rows.total * w_in.shape[1] <= SMALL:
+        return _forward_of_few(x_TD, w_in, w_out, rows, activation)
     width, longest = x_TD.shape[1], rows.longest
     hidden, y_PD = x_TD.new_empty(rows.total, w_in.shape[1]), x_TD.new_empty(rows.total + 1, width)
     x_nD, activated_nF = x_TD.new_empty(longest, width), x_TD.new_empty(longest, w_out.shape[2])
@@ -98,6 +103,17 @@ def _forward(x_TD: Tensor, w_in: Tensor, w_out: Tensor, rows: Rows, activation: 
         torch.mm(activated_nF[:count], w_out[expert].t(), out=y_PD[start:end])
     y_PD[rows.total] = 0
     return hidden, y_PD
+
+
+def _forward_of_few(x_TD: Tensor, w_in: Tensor, w_out: Tensor, rows: Rows, activation: str) -> tuple[Tensor, Tensor]:
+    """The same in fewer operations: all rows are gathered, activated and laid down at once."""
+    experts, counts = zip(*((expert, end - start) for expert, start, end in rows.slices), strict=True)
+    x_PD = x_TD.index_select(0, rows.token_P) if len(x_TD) > 1 else x_TD.expand(rows.total, -1)
+    pairs = zip(experts, x_PD.split(counts), strict=True)
+    hidden = torch.cat([torch.mm(x_nD, w_in[expert].t()) for expert, x_nD in pairs])
+    pairs = zip(experts, activate(hidden, activation).split(counts), strict=True)
+    y_PD = [torch.mm(activated_nF, w_out[expert].t()) for expert, activated_nF in pairs]
+    return hidden, torch.cat([*y_PD, x_TD.new_zeros(1, x_TD.shape[1])])
 
 
 def _backward(
