@@ -28,8 +28,9 @@ from sized_runs import Size, config_of, run
 LIMIT = 1e-6
 """Relative difference of two losses."""
 RATE = 1e-5
-"""Of learning. AdamW's first steps have nearly this size in every entry, with the sign of a gradient that may be
-rounding only; a large one would make of that a difference of the losses that says nothing."""
+"""Of learning: at the usual one, the first steps of so large a model make its loss rise, and roundings with it."""
+BALANCE = {"scope": "global"}
+"""By default each rank balances the loads of its own tokens, which is another loss on another number of ranks."""
 STATE_BYTES = 12
 """Of a parameter and its two moments."""
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs are written; default: the temporary folder")
     parser.add_argument("--small", action="store_true")
     Size.add_options(parser)
-    parser.set_defaults(layers=8, width=1024, experts=16, hidden=2560)
+    parser.set_defaults(layers=8, width=1024, experts=16, hidden=2720)
     given = parser.parse_args()
     size = Size.of(given)
     size = replace(size, hidden=size.hidden // 10) if given.small else size
@@ -100,7 +101,9 @@ def _linked(source: str, target: str) -> None:
 def _config(size: Size, backend: str, ranks: int, folder: Path, steps: int) -> dict[str, Any]:
     checkpoint = {"asynchronous": False, "keep_last": 1, "keep_best": False}
     rate = {"learning_rate": RATE}
-    return config_of(size, backend, ranks, folder, training={"steps": steps}, checkpoint=checkpoint, optimizer=rate)
+    config = config_of(size, backend, ranks, folder, training={"steps": steps}, checkpoint=checkpoint, optimizer=rate)
+    config["model"]["moe"]["load_balance"] = BALANCE
+    return config
 
 
 def _say(what: str, found: list[dict[str, int]], seconds: float) -> None:
