@@ -222,6 +222,14 @@ class Communicator(ABC):
         if self._liveness is not None:
             self._liveness.agree(topics)
 
+    def wait_for_all(self) -> None:
+        """Waits until every rank of the job has called this, for however long, without the communication library.
+
+        For the communicator of all ranks, when some have work that may take hours. If one fails or dies, all stop.
+        """
+        if self._liveness is not None:
+            self._liveness.agree((), is_patient=True)
+
     def on_any_rank(self, holds: bool) -> bool:
         """Whether something holds on any rank of the job; the ranks ask each other without the communication library.
 

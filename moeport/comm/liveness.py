@@ -61,6 +61,8 @@ class Call:
     detail: str = ""
     series: str = ""
     """Calls are numbered within a series."""
+    is_patient: bool = False
+    """Whether it may take any time."""
 
     @property
     def key(self) -> str:
@@ -182,13 +184,19 @@ class Liveness:
         finally:
             self._current = outer
 
-    def agree(self, topics: Sequence[Topic]) -> None:
+    def agree(self, topics: Sequence[Topic], is_patient: bool = False) -> None:
         """Compares what every rank must have alike; every rank calls it.
+
+        Args:
+            topics: what is compared; none: the ranks wait for each other.
+            is_patient: whether that may take longer than the timeout.
 
         Raises DisagreementError, the same on every rank, if they do not.
         """
         self._agreements += 1
-        call = Call(tuple(range(self._size)), self._agreements, "comparison", series="comparison ")
+        call = Call(
+            tuple(range(self._size)), self._agreements, "comparison", series="comparison ", is_patient=is_patient
+        )
         with self.call(call):
             sent = [topic.sent() for topic in topics]
             self._post({"kind": "agree", "rank": self._rank, "number": self._agreements, "topics": sent})
@@ -281,7 +289,7 @@ class Liveness:
                 if self._error and self._released:
                     return
                 now, (call, started) = time.monotonic(), self._current
-                if call and call is not late and now - started > self._timeout_s:
+                if call and not call.is_patient and call is not late and now - started > self._timeout_s:
                     late = call
                     event = {"rank": self._rank, "ranks": call.ranks, "key": call.key, "number": call.number}
                     self._report({"kind": "late", "in": str(call), **event})

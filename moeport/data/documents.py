@@ -14,6 +14,10 @@ class MissingPackageError(DataError):
     """An optional package is not installed; no file of its kind can be read."""
 
 
+class ChangedError(DataError):
+    """A source holds other documents than when it was split."""
+
+
 class Document(NamedTuple):
     """A named text."""
 

@@ -18,11 +18,14 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
     A reply is the number of ids of each text and all ids, or a message and nothing.
     """
-    tokenizer = pickle.load(requests)
+    try:
+        tokenizer = pickle.load(requests)
+    except (EOFError, pickle.UnpicklingError):
+        return
     while True:
         try:
             texts = pickle.load(requests)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):
             return
         reply: tuple[Any, Any]
         try:

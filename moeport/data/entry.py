@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -15,7 +16,7 @@ from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
 from moeport.core.section import Section
 from moeport.data.cache import cache_dir
 from moeport.data.compression import MAX_BYTES, compression_baselines
-from moeport.data.documents import Corpus, Documents, count_label, place, size_label
+from moeport.data.documents import ChangedError, Corpus, Documents, count_label, place, size_label
 from moeport.data.mixture import MixedTokens
 from moeport.data.packed import PackedTokens
 from moeport.data.split import Progress
@@ -34,8 +35,9 @@ from moeport.launch.machine import cores_per_rank
 from moeport.reading import read_bytes
 
 MAX_TOKENIZER_BYTES = 2**25
-"""Bytes of text that a BPE tokenizer is trained on, which takes some ten times as much memory; of more, a sample of the
-documents by a hash of their names."""
+"""Bytes of text that a BPE tokenizer is trained on, which takes some ten times as much memory; of more, a sample."""
+CHARACTERS_PER_PIECE = 2**16
+"""Longest part of a document that is in the sample or not."""
 MIN_BYTES_FOR_WORKERS = 2**25
 """Less text is encoded before processes would have started."""
 SIDES = ("train", "validation")
@@ -200,7 +202,8 @@ class Entry:
         writing = Writing(workers, shards.get(name, ()), keep, work.progress, documents.num_bytes)
         written = write_tokens(self._path(f"{name}.tokens"), documents, tokenizer, writing)
         if written.source_fingerprint != documents.fingerprint:
-            raise DataError("data.source: the documents were changed while they were read; start again")
+            self._path("unfinished.json").unlink(missing_ok=True)  # its shards may hold the other documents
+            raise ChangedError("data.source: the documents were changed while they were read; start again")
 
     def _unfinished(self) -> _Unfinished | None:
         try:
@@ -223,18 +226,26 @@ def train_tokenizer(config: DataConfig, several: Sequence[Documents], report: Ca
     """A BPE tokenizer for the training documents of one or more sources."""
     assert isinstance(config.tokenizer, BPETokenizer)
     vocab_size, num_bytes = config.tokenizer.vocab_size, sum(documents.num_bytes for documents in several)
-    share = "" if num_bytes <= MAX_TOKENIZER_BYTES else f"{MAX_TOKENIZER_BYTES / 1e6:.0f} MB of "
+    share = "" if num_bytes <= MAX_TOKENIZER_BYTES else f"a sample of {MAX_TOKENIZER_BYTES / 1e6:.0f} MB of "
     label = f"{count_label(sum(map(len, several)))} ({num_bytes / 1e6:.1f} MB)"
     report(f"training a BPE tokenizer of {vocab_size:,} tokens on {share}{label}")
     return train_bpe(tokenizer_texts(several), vocab_size)
 
 
 def tokenizer_texts(several: Sequence[Documents]) -> Iterator[str]:
-    """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their names."""
+    """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their names and places.
+
+    The pieces of a long document are drawn one by one, since it may be the only one.
+    """
     num_bytes = sum(documents.num_bytes for documents in several)
     limit = 2**64 * MAX_TOKENIZER_BYTES // max(1, num_bytes)
-    for documents in several:
-        yield from (each.text for each in documents if limit >= 2**64 or place(each.name, b"tokenizer") < limit)
+    for document in chain.from_iterable(several):
+        if limit >= 2**64:
+            yield document.text
+            continue
+        for start in range(0, len(document.text), CHARACTERS_PER_PIECE):
+            if place(f"{document.name}:{start}" if start else document.name, b"tokenizer") < limit:
+                yield document.text[start : start + CHARACTERS_PER_PIECE]
 
 
 def check_length(tokens: PackedTokens, sequence_length: int) -> None:

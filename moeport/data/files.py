@@ -136,7 +136,13 @@ class FileReader:
         """
         encoding = self._encoding(stream)
         if "\n".encode(encoding.removesuffix("-sig")) != b"\n":
-            whole = self._decode(stream.read(MAX_LINE), encoding, path, 0)
+            data = stream.read(MAX_LINE + 1)
+            if len(data) > MAX_LINE:
+                raise DataError(
+                    f"{path}: longer than {MAX_LINE / 2**20:.0f} MiB in {encoding}, which is read as a whole; "
+                    "convert it to UTF-8, or split it"
+                )
+            whole = self._decode(data, encoding, path, 0)
             yield from ((f"{path}:{number}", line) for number, line in enumerate(whole.split("\n"), 1))
             return
         offset = 0

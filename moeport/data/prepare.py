@@ -11,7 +11,7 @@ from moeport.data.documents import check_split
 from moeport.data.entry import Entry, PreparedData, Work, check_length
 from moeport.data.left_out import LeftOut
 from moeport.data.prepare_mixture import prepare_mixture
-from moeport.data.scans import scanned
+from moeport.data.scans import forgotten_if_changed, scanned
 from moeport.data.sources import split_rule
 from moeport.data.split import Progress
 from moeport.data.tokenizer_file import given_tokenizer
@@ -49,7 +49,8 @@ def prepare_data(
     for line in left_out.lines():
         report(line)
     entry = Entry(config, corpus, given_tokenizer(config))
-    data = replace(entry.load(report) or entry.build(work), unreadable=left_out.unreadable)
+    with forgotten_if_changed(config):
+        data = replace(entry.load(report) or entry.build(work), unreadable=left_out.unreadable)
     check_length(data.train, config.sequence_length)
     return data
 

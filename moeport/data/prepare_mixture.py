@@ -15,7 +15,7 @@ from moeport.data.entry import Entry, PreparedData, Work, check_length, train_to
 from moeport.data.left_out import LeftOut
 from moeport.data.mixture import MixedTokens
 from moeport.data.packed import PackedTokens
-from moeport.data.scans import MIN_BYTES, scanned
+from moeport.data.scans import MIN_BYTES, forgotten_if_changed, scanned
 from moeport.data.shared import Marks, TextHashes, text_digest
 from moeport.data.sources import split_rule
 from moeport.data.split import TRAIN, VALIDATION, Progress
@@ -33,7 +33,7 @@ def prepare_mixture(config: DataConfig, work: Work) -> PreparedData[MixedTokens]
     tokenizer = known_tokenizer(config, corpora) or _trained(config, corpora, work.report)
     parts = {}
     for each in config.sources:
-        with _naming(each):
+        with _naming(each), forgotten_if_changed(_own(config, each)):
             entry = Entry(config, corpora[each.name], tokenizer)
             parts[each.name] = entry.load(work.report) or entry.build(work)
             check_length(parts[each.name].train, config.sequence_length)
@@ -74,8 +74,13 @@ def known_tokenizer(config: DataConfig, corpora: Mapping[str, Corpus]) -> Tokeni
         return None
 
 
+def _own(config: DataConfig, source: MixedSource) -> DataConfig:
+    """The config of one source."""
+    return config.model_copy(update={"source": source.source, "sources": ()})
+
+
 def _read(config: DataConfig, source: MixedSource, left_out: LeftOut, progress: Progress) -> Corpus:
-    own = config.model_copy(update={"source": source.source, "sources": ()})
+    own = _own(config, source)
     corpus = scanned(own, left_out, progress)
     check_split(corpus, split_rule(own), left_out)
     return corpus

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,15 +14,15 @@ from pydantic import ValidationError
 from moeport.config.data import DataConfig
 from moeport.core.section import Section
 from moeport.data.cache import cache_dir
-from moeport.data.documents import Corpus
+from moeport.data.documents import ChangedError, Corpus
 from moeport.data.left_out import LeftOut
 from moeport.data.shared import Marks
 from moeport.data.sources import open_source
-from moeport.data.split import Progress, restored, split
+from moeport.data.split import Progress, Stamp, restored, split
 from moeport.files import make_folder, write_text
 from moeport.reading import read_bytes
 
-VERSION = 1
+VERSION = 2
 MIN_BYTES = 2**26
 """Smaller sources are read at every start, which takes a second at most."""
 SETTLED_NS = 2 * 10**9
@@ -55,15 +57,14 @@ def scanned(config: DataConfig, left_out: LeftOut, progress: Progress) -> Corpus
     """
     source = open_source(config, left_out)
     stamp, now = source.stamp(), time.time_ns()
-    if config.source.name == "huggingface" or (stamp and sum(size for _, size, _, _ in stamp) >= MIN_BYTES):
+    if config.source.name == "huggingface" or (stamp and sum(size for _, size, *_ in stamp) >= MIN_BYTES):
         folder = cache_dir(config.cache_dir)
         make_folder(folder)
     else:
         return split(source, config.validation_fraction, left_out, None, progress)
-    if not stamp or not all(changed < now - SETTLED_NS for _, _, changed, _ in stamp):
+    if not stamp or not all(changed < now - SETTLED_NS for _, _, changed, *_ in stamp):
         return split(source, config.validation_fraction, left_out, folder, progress)
-    key = json.dumps([VERSION, config.source.model_dump(mode="json"), config.validation_fraction, stamp])
-    path = folder / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    path = _path(config, stamp)
     found = _read(path)
     if found is None:
         corpus = split(source, config.validation_fraction, left_out, folder, progress)
@@ -74,6 +75,24 @@ def scanned(config: DataConfig, left_out: LeftOut, progress: Progress) -> Corpus
     marks = Marks.unpacked(found.marks)
     left_out.shared, left_out.kept_side = marks.count, found.kept_side
     return restored(source, config.validation_fraction, marks, found.sizes)
+
+
+@contextmanager
+def forgotten_if_changed(config: DataConfig) -> Iterator[None]:
+    """A block that reads the documents of a source; if they are not those that were split, it is split anew next time.
+
+    For changes that no time of change shows, as on network storage.
+    """
+    try:
+        yield
+    except ChangedError:
+        _path(config, open_source(config, LeftOut()).stamp()).unlink(missing_ok=True)
+        raise
+
+
+def _path(config: DataConfig, stamp: Stamp | None) -> Path:
+    key = json.dumps([VERSION, config.source.model_dump(mode="json"), config.validation_fraction, stamp])
+    return cache_dir(config.cache_dir) / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _read(path: Path) -> _Scan | None:

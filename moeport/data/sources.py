@@ -14,7 +14,7 @@ from moeport.data.files import FileReader
 from moeport.data.find import file_key, find_files
 from moeport.data.huggingface import HubReader
 from moeport.data.left_out import LeftOut
-from moeport.data.split import Source, split
+from moeport.data.split import Source, Stamp, split
 from moeport.errors import DataError
 
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -109,15 +109,16 @@ def _refuse_nothing(left_out: LeftOut) -> None:
     """Faults of a dataset are refused where it is read, and what is no text in the standard library is passed over."""
 
 
-def _stamp(paths: Sequence[str]) -> list[tuple[str, int, int, int]] | None:
-    """Names, sizes, times of change and inodes of files; None if one is not there."""
+def _stamp(paths: Sequence[str]) -> Stamp | None:
+    """The stamp of files; None if one is not there."""
     found = []
     for path in paths:
         try:
             status = os.stat(path)
         except OSError:
             return None
-        found.append((os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino))
+        times = status.st_mtime_ns, status.st_ctime_ns  # the second cannot be set back, as copies set the first
+        found.append((os.path.abspath(path), status.st_size, *times, status.st_ino))
     return found or None
 
 

@@ -19,6 +19,8 @@ Sided = Iterator[tuple[int, Document]]
 """Documents with their sides."""
 Reader = Callable[[LeftOut], Iterator[Document]]
 """Reads documents in order, and adds what cannot be read."""
+Stamp = list[tuple[str, int, int, int, int]]
+"""Name, size, times of change of content and of anything else, and inode of files."""
 Progress = Callable[[str, int, int], None]
 """Is told what is done, how many bytes of it, and of how many; 0: not known."""
 DOCUMENTS_PER_REPORT = 1000
@@ -34,8 +36,8 @@ class Source:
     """The validation documents, if the config names them."""
     refuse_faults: Callable[[LeftOut], None]
     """Refuses what cannot be read, once everything has been read."""
-    stamp: Callable[[], list[tuple[str, int, int, int]] | None]
-    """Names, sizes, times of change and inodes of the files that hold the documents; None: there are none."""
+    stamp: Callable[[], Stamp | None]
+    """Of the files that hold the documents; None: there are none."""
 
     def sides(self, fraction: float, left_out: LeftOut | None = None, only: int | None = None) -> Sided:
         """All documents with text.

@@ -197,14 +197,18 @@ class ImageTask(Task):
 
 
 def build_task_in_turn(config: Config, world: Communicator, *, report: Callable[[str], None]) -> Task:
-    """`build_task` on the first rank of each node, then on the others, which find its result in the cache.
+    """`build_task` on the first rank of each node, then on all, which find its result in the cache.
+
+    The others wait for however long it takes. Where there are several nodes, the first ranks open the files once more,
+    too: in a folder that nodes share, another may have replaced theirs since.
 
     Raises DisagreementError, on all ranks, if they do not have the same data.
     """
     is_first = world.nodes.index(world.nodes[world.rank]) == world.rank
     task = build_task(config, report=report) if is_first else None
-    world.barrier()
-    task = task or build_task(config, report=report)
+    world.wait_for_all()
+    if task is None or any(world.nodes):
+        task = build_task(config, report=report)
     world.agree(of_data(task.train, task.validation, task.vocab_size, task.tokenizer_fingerprint))
     return task
 

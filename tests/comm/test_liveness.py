@@ -115,6 +115,10 @@ def test_an_absent_rank_is_named(start):
     )
 
 
+def test_a_patient_comparison_may_take_longer_than_the_timeout(start):
+    assert [code for code, _, _ in start("late_but_awaited").wait().values()] == [0] * SIZE
+
+
 def test_where_all_are_there_their_arguments_are_shown(start):
     assert_line(
         start("late_together").wait(),

@@ -86,6 +86,13 @@ def late_together(watch, rank, ranks, folder):
         time.sleep(60)
 
 
+def late_but_awaited(watch, rank, ranks, folder):
+    if rank == 2:
+        time.sleep(2.5)
+    watch.agree((), is_patient=True)
+    watch.close()
+
+
 def late_in_a_group(watch, rank, ranks, folder):
     """Ranks 1 and 2 wait for each other in different groups."""
     if rank == 2:

@@ -12,7 +12,7 @@ import pytest
 
 from moeport.config import config_from_dict
 from moeport.config.data import DataConfig, FilesSource
-from moeport.data import streams
+from moeport.data import files, streams
 from moeport.data.left_out import LeftOut
 from moeport.data.sources import open_source, read_documents
 from moeport.errors import ConfigError, DataError
@@ -131,11 +131,15 @@ def test_encodings(encoding, option):
     assert read("a.*", encoding=option)[0] == {"a.jsonl:1": text.strip(), "a.jsonl:3": "two", "a.txt": text}
 
 
-def test_wrong_encodings():
+def test_wrong_encodings(monkeypatch):
     write("a.txt", "café".encode("latin-1"))
     assert read("a.txt", encoding="cp1252")[0] == {"a.txt": "café"}
     refused("a.txt: not UTF-8 at byte 3; convert the file to UTF-8, or set data.source.encoding", "a.txt")
     refused("a.txt: not ascii at byte 3; convert", "a.txt", encoding="ascii")
+    write("c.jsonl", '{"text": "one"}\n'.encode("utf-16"))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "MAX_LINE", 10)
+        refused("c.jsonl: longer than 0 MiB in utf-16, which is read as a whole; convert it to UTF-8", "c.jsonl")
     write("b.txt", b"\xff\xfea")
     refused("b.txt: not utf-16 at byte ", "b.txt")
     for wrong in ("hex", "no-such", ""):

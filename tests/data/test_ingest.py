@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from typer.testing import CliRunner
 from moeport.cli.main import app
 from moeport.config.data import BPETokenizer, ByteTokenizer, DataConfig, FilesSource, HuggingFaceSource
 from moeport.data import compression, entry, prepare_data, scans, shared, token_files
-from moeport.data.documents import Document, documents_fingerprint, is_validation
+from moeport.data.documents import Document, Documents, documents_fingerprint, is_validation
 from moeport.data.encoders import Encoders
 from moeport.data.packed import PackedTokens
 from moeport.data.token_files import shard_path, write_tokens
@@ -33,6 +32,7 @@ BPE = train_bpe((document.text for document in DOCUMENTS), 300)
 @pytest.fixture(autouse=True)
 def _in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moeport.files.sync", lambda path: None)  # no test here cuts the power
 
 
 @pytest.fixture
@@ -181,10 +181,21 @@ def test_the_whole_path_gives_the_tokens_of_everything_in_memory(small_shards, m
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(monkeypatch):
+    """And leaves nothing that a later start would take for the documents of the source."""
     write_corpus()
-    monkeypatch.setattr(entry, "write_tokens", lambda *args: SimpleNamespace(source_fingerprint="another"))
-    with pytest.raises(DataError, match=r"^data\.source: the documents were changed while they were read; start again"):
-        prepare()
+    os.utime("a.jsonl", (time.time() - 100,) * 2)
+    monkeypatch.setattr(scans, "MIN_BYTES", 1)
+    write = entry.write_tokens
+
+    def changed(*args):
+        return write(*args).model_copy(update={"source_fingerprint": "another"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(entry, "write_tokens", changed)
+        with pytest.raises(DataError, match=r"^data\.source: the documents were changed while they were read; start a"):
+            prepare()
+    assert not [path.name for path in Path("cache").rglob("*") if path.name.startswith(("scan-", "unfinished"))]
+    assert not any(line.startswith("continuing") for line in prepare()[1])
 
 
 class TestLargeSourcesAreReadOnce:
@@ -229,6 +240,17 @@ class TestLargeSourcesAreReadOnce:
         assert self.reads(monkeypatch) == 1
         assert self.data.train.metadata != first.train.metadata
 
+    def test_a_change_that_sets_its_time_back_is_noticed(self, monkeypatch):
+        status = os.stat("a.jsonl")
+        self.reads(monkeypatch)
+        content = Path("a.jsonl").read_bytes()
+        with open("a.jsonl", "r+b") as file:
+            file.write(content.replace(b"Document", b"document"))
+        os.utime("a.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
+        after = os.stat("a.jsonl")
+        assert (after.st_size, after.st_mtime_ns, after.st_ino) == (status.st_size, status.st_mtime_ns, status.st_ino)
+        assert self.reads(monkeypatch) == 1
+
     def test_a_file_that_was_just_changed_is_not_trusted(self, monkeypatch):
         self.age("a.jsonl", 0.0)
         assert self.reads(monkeypatch) == 1
@@ -263,7 +285,17 @@ def test_of_much_text_a_sample_trains_the_tokenizer(monkeypatch):
     assert 500 < sum(len(text.encode()) for text in sampled) < 4000 < corpus.train.num_bytes
     assert sampled == list(entry.tokenizer_texts([corpus.train]))
     _, lines = prepare(tokenizer=BPETokenizer(vocab_size=300))
-    assert lines[0].startswith("training a BPE tokenizer of 300 tokens on 0 MB of 4")
+    assert lines[0].startswith("training a BPE tokenizer of 300 tokens on a sample of 0 MB of 4")
+
+
+def test_a_sample_of_one_long_document_has_parts_of_it(monkeypatch):
+    monkeypatch.setattr(entry, "MAX_TOKENIZER_BYTES", 20_000)
+    monkeypatch.setattr(entry, "CHARACTERS_PER_PIECE", 100)
+    text = "".join(f"Line {number} of a long text.\n" for number in range(5000))
+    documents = Documents(lambda: iter([Document("a", text)]), 1, len(text), "")
+    sampled = list(entry.tokenizer_texts([documents]))
+    assert 15_000 < sum(map(len, sampled)) < 25_000
+    assert all(len(part) <= 100 and part in text for part in sampled)
 
 
 def test_of_much_text_the_first_documents_are_compressed(monkeypatch):
