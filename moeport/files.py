@@ -278,13 +278,27 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
     """
     for path in folder.glob(f".{_escaped(_kept(name))}*.tmp" if name else ".*.tmp"):
         if is_abandoned(path):
-            _delete(path)
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Delete a temporary file or folder if it is there and can be deleted.
+
+    A folder is renamed first: a thread that gives it its final name meanwhile either comes first or fails.
+    """
+    with suppress(OSError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            doomed = _temporary(path)
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def discard_temporaries() -> None:
     """Delete what this process is writing, since it ends now."""
     for path in list(_own.values()):
-        _delete(path)
+        discard(path)
 
 
 def is_abandoned(path: Path) -> bool:
@@ -376,15 +390,6 @@ def _temporary(path: Path) -> Path:
     token = uuid.uuid4().hex[:8]
     _own[token] = path.with_name(f".{_kept(path.name)}.{_host()}-{os.getpid()}-{token}.tmp")
     return _own[token]
-
-
-def _delete(path: Path) -> None:
-    """Delete a file or folder if it is there and can be deleted."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink()
 
 
 def _kept(name: str) -> str:

@@ -33,6 +33,7 @@ from moeport.comm.agreement import Topic, disagreement, name_ranks
 from moeport.comm.places import plain
 from moeport.comm.wire import Message, Peer, Reception, encoded
 from moeport.errors import DisagreementError, MoeportError, RunError
+from moeport.files import discard_temporaries
 from moeport.launch import last_words
 from moeport.launch.addresses import listening
 from moeport.stopping import asks_to_end
@@ -43,6 +44,8 @@ GRACE_SECONDS = 1.0
 """Time that rank 0 waits after an exception to learn whether a process has died."""
 ANSWER_SECONDS = 10.0
 """Time after which a rank that has reported a failure exits without an answer from rank 0."""
+DISCARD_SECONDS = 5.0
+"""Longest time in which a process that is stopped deletes what it was writing."""
 PARTING_SECONDS = 5.0
 """Time allowed for a last message to arrive."""
 MESSAGE_LENGTH = 1000
@@ -401,9 +404,12 @@ class Liveness:
         last_words.leave(sentence, message["code"])
         flush = threading.Thread(target=_flush, daemon=True)  # the main thread may hold a stream's lock forever
         flush.start()
+        discard = threading.Thread(target=discard_temporaries, daemon=True)  # storage may not answer
+        discard.start()
         if tell:
             self._part(message)
         flush.join(1)
+        discard.join(DISCARD_SECONDS)
         os._exit(message["code"])
 
     def _part(self, message: Message) -> None:

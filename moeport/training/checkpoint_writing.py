@@ -13,6 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,9 @@ from moeport.training.checkpoint_index import (
 )
 from moeport.training.checkpoint_meta import META_FILE, CheckpointMeta, array_file, file_digest, index_file, meta_text
 from moeport.training.tensor_file import CODES, ITEM_BYTES, NewTensor, write_tensors
+
+FAILED = "failed-"
+"""Begins the name of a file in which a rank says why it cannot write its part."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,17 @@ def _summed(part: NewPart, crcs: list[int]) -> Iterator[memoryview]:
             yield piece
 
 
-def complete(
-    folder: Path, meta: CheckpointMeta, ranks: int, seconds: float, given_up: Callable[[], bool] = lambda: False
-) -> None:
+def give_up(folder: Path, rank: int, ranks: int, reason: str) -> None:
+    """Tell the first rank that this one cannot write its files, which are deleted first: the disk may be full."""
+    with suppress(OSError):
+        for kind in KINDS:
+            (folder / array_file(kind, rank, ranks)).unlink(missing_ok=True)
+        hidden = folder / f".{FAILED}{rank:05d}"
+        hidden.write_text(reason, encoding="utf-8")
+        hidden.rename(folder / hidden.name[1:])
+
+
+def complete(folder: Path, meta: CheckpointMeta, ranks: int, seconds: float) -> None:
     """Wait for the files of all ranks, check that they are every entry once, and write meta.json.
 
     Args:
@@ -132,9 +144,8 @@ def complete(
         meta: what meta.json says.
         ranks: how many write.
         seconds: longest time to wait.
-        given_up: whether it is known that some rank will not write its files.
 
-    Raises WriteError if files of a rank do not come.
+    Raises WriteError if files of a rank do not come, or if one has given up.
     """
     indexes: dict[str, Any] = {}
     files: dict[str, Any] = {}
@@ -142,13 +153,16 @@ def complete(
     for rank in range(ranks):
         index = folder / index_file(rank, ranks)
         while not index.exists():
-            if given_up() or time.monotonic() > end:
+            for name in sorted(os.listdir(folder)):  # network storage then asks again for what was not there
+                if name.startswith(FAILED):
+                    reason = (folder / name).read_text(encoding="utf-8")
+                    raise WriteError(f"rank {int(name.removeprefix(FAILED))} cannot write its part: {reason}")
+            if time.monotonic() > end:
                 raise WriteError(
                     f"{folder.parent}: rank {rank} has not written its part of the checkpoint of step {meta.step} "
                     f"within {seconds:.0f} seconds; see what it says, and put run.dir on storage that all nodes share"
                 )
             time.sleep(LOOK_SECONDS)
-            os.listdir(folder)  # network storage then asks again for what was not there
         indexes[index.name] = json.loads(index.read_text(encoding="utf-8"))
         files |= indexes[index.name]["files"] | {index.name: file_digest(index)}
     read_arrays(folder, indexes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,20 @@ import numpy as np
 
 from moeport.core.muon import moment_names
 from moeport.errors import MoeportError, NonFiniteError, WriteError
-from moeport.files import LOOK_SECONDS, find_temporary, put_folder, start_folder, token_of, writing
+from moeport.files import (
+    LOOK_SECONDS,
+    discard,
+    find_temporary,
+    put_folder,
+    start_folder,
+    token_of,
+    write_error,
+    writing,
+)
 from moeport.training.beside import Beside
 from moeport.training.checkpoint import best_checkpoint, prune_checkpoints, read_meta
 from moeport.training.checkpoint_meta import CheckpointMeta, checkpoint_name
-from moeport.training.checkpoint_writing import complete, write_rank
+from moeport.training.checkpoint_writing import complete, give_up, write_rank
 from moeport.training.evaluate import Evaluation
 from moeport.training.host_copy import HostCopy, Live, Parts, non_finite_part, shards_of
 from moeport.training.host_memory import available_memory, gib
@@ -29,6 +37,8 @@ SHARE = 0.8
 """Of a host's free memory, what the copies of its ranks may take."""
 FOLDER_SECONDS = 60.0
 """Longest time until a rank sees what another has written to the folder that they share."""
+CAUSE_SECONDS = 10.0
+"""For which a rank whose folder the first rank has deleted lets the first rank end the job with the cause."""
 
 
 class Saver:
@@ -77,7 +87,7 @@ class Saver:
                 self._say(str(failed))
         finally:
             if self._folder and self.run.is_first:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                discard(self._folder)
 
     def keeps(self, evaluation: Evaluation | None) -> bool:
         """Whether a step is kept because of its evaluation."""
@@ -192,18 +202,38 @@ class Saver:
                         f"{meta.step} that rank 0 has made; put run.dir on storage that all nodes share"
                     )
                 self._folder = folder
-                write_rank(folder, world.rank, world.size, *parts)
+                self._write_part(folder, final, parts)
                 if run.is_first:
-                    complete(folder, meta, world.size, run.config.comm.timeout)
-                    if self.lock:
-                        self.lock.check()
-                    put_folder(folder, final)
+                    self._commit(folder, final, meta)
                     prune_checkpoints(run.checkpoints, *keep)
 
         return work
 
+    def _write_part(self, folder: Path, final: Path, parts: Parts) -> None:
+        """Write the files of this rank; if that fails, tell the first rank."""
+        world = self.run.mesh.world
+        try:
+            write_rank(folder, world.rank, world.size, *parts)
+        except Exception as error:
+            if not (self.run.is_first or folder.exists()):
+                time.sleep(CAUSE_SECONDS)
+                raise WriteError(f"{final}: rank 0 has given this checkpoint up; see what it says") from error
+            give_up(folder, world.rank, world.size, str(write_error(final, error) or repr(error)))
+            raise
+
+    def _commit(self, folder: Path, final: Path, meta: CheckpointMeta) -> None:
+        """On the first rank, make a checkpoint of what all ranks write, or delete it."""
+        try:
+            complete(folder, meta, self.run.mesh.world.size, self.run.config.comm.timeout)
+            if self.lock:
+                self.lock.check()
+            put_folder(folder, final)
+        except Exception:
+            discard(folder)
+            raise
+
     def _see_committed(self, error: Exception | None) -> None:
-        """Where a rank fails, let the first rank make a checkpoint of what all have written before they all end."""
+        """Where a rank fails, let the first rank make a checkpoint, or delete what it cannot, before they all end."""
         end = time.monotonic() + FOLDER_SECONDS
         folder = None if self.run.is_first else self._folder
         while error and folder and folder.exists() and time.monotonic() < end:
