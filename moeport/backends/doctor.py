@@ -77,11 +77,11 @@ def report() -> dict[str, Any]:
 
     Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None if
     there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`,
-    `threads`, the libraries of `communication` and, per device, the units with their memory in bytes, and per compute
-    type whether a tiny model ran in it, the speed of a matrix product and the kernels; `timed` is what was chosen by
-    time, by case, and None where nothing is. Where an installed torch-npu keeps PyTorch from starting, these are as
-    found `without_npus`. `cpu`, `accelerators_seen`, `network` and `storage` describe the machine; `ascend` is
-    `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
+    `divides` (what ranks divide), `threads`, the libraries of `communication` and, per device, the units with their
+    memory in bytes, and per compute type whether a tiny model ran in it, the speed of a matrix product and the kernels;
+    `timed` is what was chosen by time, by case, and None where nothing is. Where an installed torch-npu keeps PyTorch
+    from starting, these are as found `without_npus`. `cpu`, `accelerators_seen`, `network` and `storage` describe the
+    machine; `ascend` is `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
     """
     return {
         "moeport": VERSION,
@@ -192,6 +192,13 @@ def _settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "KMP_", "GOMP_"))}
 
 
+def _training(backend: Mapping[str, Any]) -> str:
+    """Whether a backend trains, and what ranks divide that would otherwise hold copies."""
+    if not backend["trains"]:
+        return "forward only: evaluates, does not train"
+    return f"trains; ranks divide {', '.join(backend['divides'])}" if backend["divides"] else "trains"
+
+
 def render(found: Mapping[str, Any]) -> RenderableType:
     """Format a report for a terminal."""
     parts: list[RenderableType] = [
@@ -204,7 +211,7 @@ def render(found: Mapping[str, Any]) -> RenderableType:
         if backend.get("without_npus"):
             parts.append(_indented(Text(f"with {AUTOLOAD}=0, so without NPUs:")))
         if "trains" in backend:
-            parts.append(_indented(Text("trains" if backend["trains"] else "forward only: evaluates, does not train")))
+            parts.append(_indented(Text(_training(backend))))
             parts += [_indented(Text(line)) for line in _threads_and_communication(backend)]
         for device in backend.get("devices", {}).values():
             parts.append(_indented(_device(device)))

@@ -24,6 +24,7 @@ from moeport.config.training import BackendConfig, OptimizerConfig
 from moeport.core.ops import FLOAT_DTYPES
 from moeport.core.parameters import initial_parameters
 from moeport.errors import MoeportError
+from moeport.facts import BACKENDS
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
 
@@ -39,8 +40,9 @@ TINY = ModelConfig(
 def examine(module: str, backend: str | None = None) -> dict[str, Any]:
     """Import a package; if a backend uses it, compute on each of the backend's devices.
 
-    Returns: `version` and `problem`, which is None if there is none; for a backend also `trains`, `threads`,
-    `communication` and `devices`. A package that fails to import has in `said` also the errors that led to it.
+    Returns: `version` and `problem`, which is None if there is none; for a backend also `trains`, `divides`,
+    `threads`, `communication` and `devices`. A package that fails to import has in `said` also the errors that led to
+    it.
     """
     try:
         package = importlib.import_module(module)
@@ -50,7 +52,8 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"version": _version(module.partition(".")[0], package), "problem": None}
     if backend:
         try:
-            found |= {"trains": get_backend(BackendConfig(name=backend, device="cpu")).trains, "devices": {}}
+            found["trains"] = get_backend(BackendConfig(name=backend, device="cpu")).trains
+            found |= {"divides": list(BACKENDS[backend].shards), "devices": {}}
             found["devices"]["cpu"] = _device(backend, "cpu")
             chosen = get_backend(BackendConfig(name=backend))
             found |= {"threads": chosen.threads(), "communication": chosen.communication()}

@@ -47,10 +47,6 @@ class Mesh:
         size = spec.shape[0] // self.experts.size
         return whole.rows(self.experts.rank * size, size)
 
-    def local(self, spec: ParameterSpec, value: np.ndarray) -> np.ndarray:
-        """What of a whole array, which has the shape of a parameter, this rank holds."""
-        return value[self.box(spec).slices]
-
     def whole(self, spec: ParameterSpec, local: np.ndarray) -> np.ndarray:
         """The whole parameter from what each rank holds; every rank calls it."""
         if not spec.is_expert or self.experts.size == 1:

@@ -24,7 +24,7 @@ class Memory:
     moments: float
     """Of the optimiser: two for each parameter of AdamW's, one for each of Muon's."""
     gathered: float
-    """Whole parameters and gradients of the largest block while it computes, where they are sharded."""
+    """Whole parameters and gradients of the largest block, and of what is outside blocks, where FSDP gathers them."""
     cast: float
     """Weights that are cast to the compute type once per update."""
     activations: float
@@ -56,6 +56,8 @@ class ModelSizes:
     dense_total: int
     """All but the routed experts'."""
     expert_total: int
+    dense_outside: int
+    """Of embedding, head and last norm, which no block holds."""
     dense_block: int
     """Of the largest block."""
     expert_block: int
@@ -98,6 +100,7 @@ class ModelSizes:
         return cls(
             dense_total=totals[False],
             expert_total=totals[True],
+            dense_outside=totals[False] - sum(size for (_, is_expert), size in blocks.items() if not is_expert),
             dense_block=max(size for (_, is_expert), size in blocks.items() if not is_expert),
             expert_block=max((size for (_, is_expert), size in blocks.items() if is_expert), default=0),
             dense_moments=moments[False],
@@ -130,17 +133,18 @@ def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: i
     parameters = held("parameters", sizes.dense_total, sizes.expert_total)
     gradients = held("gradients", sizes.dense_total, sizes.expert_total)
     moments = held("moments", sizes.dense_moments, sizes.expert_moments)
-    divided = "parameters" in sizes.sharded and ranks > 1
-    block = sizes.parameter_bytes * (sizes.dense_block + sizes.expert_block / expert)
-    cast = sizes.item_bytes * (sizes.dense_cast + sizes.expert_cast / expert)
+    gathers = "parameters" in facts.shards and ranks > 1  # FSDP does so with parallelism.shard: false too
+    gathers_experts = gathers and ranks > expert
+    gathered = sizes.dense_outside + sizes.dense_block + gathers_experts * sizes.expert_block / expert
+    cast = (not gathers) * sizes.dense_cast + (not gathers_experts) * sizes.expert_cast / expert
     everything = sizes.dense_total + sizes.expert_total + sizes.dense_moments + sizes.expert_moments
     activations = activation_bytes(config, sizes.item_bytes) * tokens
     return Memory(
         parameters=parameters,
         gradients=gradients,
         moments=moments,
-        gathered=2.0 * block if divided else 0.0,
-        cast=cast if facts.casts_once and not divided else 0.0,
+        gathered=2.0 * sizes.parameter_bytes * gathered if gathers else 0.0,
+        cast=sizes.item_bytes * cast if facts.casts_once else 0.0,
         activations=activations + padded_rows(config, expert, tokens) * row_bytes(config, sizes.item_bytes),
         saved=sizes.parameter_bytes * everything / ranks,
         program=facts.program_bytes,
@@ -205,7 +209,7 @@ LABELS = {
     "parameters": "parameters",
     "gradients": "gradients",
     "moments": "moments",
-    "gathered": "gathered block",
+    "gathered": "gathered weights",
     "cast": "cast weights",
     "activations": "activations",
 }

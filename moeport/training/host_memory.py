@@ -64,7 +64,7 @@ def check_memory(config: Config, specs: Sequence[ParameterSpec], micro_batch: in
     if outputs > memory:
         raise UserError(
             f"training.batch_size: the outputs of {model.num_layers} blocks for a micro-batch of {micro_batch:,} x "
-            f"{length:,} tokens need {gib(outputs)} and this machine has {gib(memory)}; raise "
+            f"{length:,} tokens need {gib(outputs)} and {place} has {gib(memory)}; raise "
             "training.gradient_accumulation, or choose smaller sizes"
         )
 

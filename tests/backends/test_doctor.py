@@ -59,7 +59,7 @@ def test_the_numpy_backend(found):
     entry = found["backends"]["numpy"]
     assert entry["version"] == np.__version__
     assert entry["problem"] is None
-    assert entry["trains"] is False
+    assert (entry["trains"], entry["divides"]) == (False, [])
     dtypes = entry["devices"]["cpu"]["dtypes"]
     assert [dtype for dtype in FLOAT_DTYPES if dtypes[dtype]["usable"]] == ["float32", "float64"]
     assert "numpy has no bfloat16" in dtypes["bfloat16"]["problem"]
@@ -73,6 +73,7 @@ def test_the_torch_backend(found):
     assert entry["version"] == torch.__version__
     assert entry["install"] is None
     assert entry["trains"] is True
+    assert entry["divides"] == ["parameters", "gradients", "moments"]
     assert entry["threads"] == str(torch.get_num_threads())
     assert entry["communication"]["gloo"]
     assert set(entry["communication"]) == {"gloo", "nccl", "mpi", "hccl"}

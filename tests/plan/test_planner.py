@@ -181,7 +181,7 @@ def test_memory_is_that_of_the_parameters_a_rank_holds():
     assert (sizes.expert_block, sizes.row_bytes, sizes.sharded) == (expert, 128, ())
     held = 4 * (counts.total - expert + expert / 4)
     found = memory(whole, sizes, ranks=8, expert=4, tokens=64)
-    assert (found.parameters, found.gradients, found.moments, found.gathered) == (held, held, 2 * held, 0)
+    assert (found.parameters, found.gradients, found.moments) == (held, held, 2 * held)
     muon = config(parallelism={"shard": False}, optimizer={"name": "muon"})
     of_muon = memory(muon, ModelSizes.of(muon, 257), ranks=8, expert=4, tokens=64)
     adamw = 2 * 257 * 32 + 32 + 2 * 2 * 32 + 16 * 32  # embedding, head, norms, router: two moments each
@@ -189,7 +189,11 @@ def test_memory_is_that_of_the_parameters_a_rank_holds():
     assert of_muon.parameters == held
     sharded = memory(config(), ModelSizes.of(config(), 257), ranks=8, expert=4, tokens=64)
     assert sharded.parameters == 4 * counts.total / 8
-    assert sharded.gathered == 2 * 4 * (sizes.dense_block + expert / 4)
+    assert sizes.dense_outside == 2 * 257 * 32 + 32  # embedding, head and the last norm
+    assert sharded.gathered == found.gathered == 2 * 4 * (sizes.dense_outside + sizes.dense_block + expert / 4)
+    on_each = memory(config(), ModelSizes.of(config(), 257), ranks=4, expert=4, tokens=64)
+    assert on_each.gathered == 2 * 4 * (sizes.dense_outside + sizes.dense_block)  # experts are whole where they are
+    assert memory(config(), ModelSizes.of(config(), 257), ranks=1, expert=1, tokens=64).gathered == 0
     assert sharded.total == 4 * sharded.parameters + sharded.gathered + sharded.activations
 
 

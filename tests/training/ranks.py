@@ -90,6 +90,21 @@ CASES: dict[str, dict[str, Any]] = {
         **moe(capacity={"policy": "round", "tile": 8}),
     },
     "router state": {"parallelism": {"expert": 0}, **moe("sigmoid_bias")},
+    "latent attention within documents": {
+        "parallelism": {"expert": 0},
+        "comm": {"chunks": 2},
+        "model": {
+            "attention": {
+                "kind": "mla",
+                "num_kv_heads": None,
+                "kv_lora_rank": 8,
+                "qk_nope_head_dim": 4,
+                "qk_rope_head_dim": 4,
+                "v_head_dim": 6,
+            }
+        },
+        "data": {"document_mask": True, "sequence_length": 96},
+    },
     "estimated capacity": {
         "parallelism": {"expert": 0},
         "model": {
@@ -109,7 +124,7 @@ ON_MINDSPORE = (
     "experts on all ranks",
     "experts on each rank",
     "node_dedup with capacity",
-    "in chunks",
+    "latent attention within documents",
     "two copies of the experts",
     "whole copies",
     "muon on copies",
@@ -187,13 +202,15 @@ def trainer_of(config, world, task):
     params = InitialWeights(lm.parameter_specs(), config.training.seed, task.token_counts)
     algorithm = config.comm.algorithm, config.comm.chunks
     placed = place_model(config, backend_of(config.backend), lm, params, mesh, algorithm)
-    return Trainer(config, placed, Batches(config.training, lm, task.train, world))
+    return Trainer(config, placed, Batches(config.training, lm, task.train, world, task.first_token))
 
 
 def run(config, world):
     """Losses, gradients and parameters of some steps, and an evaluation."""
     task = build_task(config, report=lambda text: None)
     trainer = trainer_of(config, world, task)
+    if config.data.document_mask:
+        check_documents(trainer.batches, world)
     model = trainer.model
     found, step = {}, model.step
 
@@ -223,6 +240,13 @@ def run(config, world):
     model.load_parameters(parameters)
     found["again"] = np.array([trainer.step().loss])
     return found
+
+
+def check_documents(batches, world):
+    """Documents end within sequences that are trained on: else a mask that is ignored would pass."""
+    documents = [batch.document_BS for number in range(STEPS) for batch in batches.of_step(number)]
+    ends = sum(np.sum(document_BS != document_BS[:, :1]) for document_BS in documents)
+    assert world.sum_of_numbers(np.array([float(ends)]))[0] > 0
 
 
 def check_shards(shards, whole, world):
