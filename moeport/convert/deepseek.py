@@ -18,6 +18,8 @@ from moeport.routers.topk import TopKConfig
 
 MTP = "num_nextn_predict_layers"
 """The key of the layers that predict further tokens, which come after the others."""
+MTP_KEYS = (MTP, "num_mtp_layers")
+"""The names that transformers takes for it."""
 WIDTHS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 """Keys that are keys of `model.attention` under the same name."""
 _METHODS = ("greedy", "group_limited_greedy")
@@ -143,7 +145,7 @@ def expert_keys(model: ModelConfig, router: str, balance: LoadBalanceConfig) -> 
     }
     if router == "topk":
         return {**found, "topk_method": _METHODS[groups.limits_groups], "norm_topk_prob": False}
-    return {**found, "norm_topk_prob": getattr(moe.router, "normalize_gates", True)}
+    return {**found, "norm_topk_prob": getattr(moe.router, "normalize_gates", True), MTP: 0}
 
 
 def _first_moe_layer(model: ModelConfig) -> int:
@@ -157,7 +159,7 @@ def prediction_tensors(names: Mapping[str, Any], values: Mapping[str, Any]) -> l
         names: the tensors of a folder.
         values: its config.json.
     """
-    layers, more = values.get("num_hidden_layers"), values.get(MTP, values.get("num_mtp_layers"))
+    layers, more = values.get("num_hidden_layers"), next((values[key] for key in MTP_KEYS if key in values), None)
     if type(layers) is not int or type(more) is not int:
         return []
     prefixes = tuple(f"model.layers.{layers + number}." for number in range(min(more, len(names))))

@@ -15,7 +15,7 @@ import numpy as np
 from moeport.config import config_from_dict
 from moeport.config.schema import Config
 from moeport.convert.config_in import settings_of
-from moeport.convert.deepseek import MTP, prediction_tensors
+from moeport.convert.deepseek import MTP, MTP_KEYS, prediction_tensors
 from moeport.convert.extra import check_extra, known_extra
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import DTYPES, decoded
@@ -239,15 +239,16 @@ def _without_prediction(folder: Folder, without_mtp: bool) -> Folder:
     if not names:
         return folder
     kept = {name: tensor for name, tensor in folder.tensors.items() if name not in {*names}}
-    return replace(folder, tensors=kept, config={**folder.config, MTP: 0})
+    return replace(folder, tensors=kept, config=folder.config | dict.fromkeys(folder.config.keys() & {*MTP_KEYS}, 0))
 
 
 def _left_out(before: Folder, after: Folder) -> Iterator[str]:
     number = len(before.tensors) - len(after.tensors)
     if number:
         yield f"left out: {number} tensors of multi-token prediction; {MTP} is 0 on the way back"
-    elif before.config.get(MTP):
-        yield f"{MTP} is {before.config[MTP]}, but the folder has no such layers"
+    for key in MTP_KEYS:
+        if not number and before.config.get(key):
+            yield f"{key} is {before.config[key]}, but the folder has no such layers"
 
 
 def _check_counts(folder: Folder) -> None:

@@ -16,6 +16,7 @@ from moeport.config import config_from_dict
 from moeport.config.data import ByteTokenizer as ByteConfig
 from moeport.config.schema import Config
 from moeport.convert.config_out import Difference, balance_differs, differences, fitting, keys_of, unsaid
+from moeport.convert.deepseek import MTP_KEYS
 from moeport.convert.export_options import ExportOptions
 from moeport.convert.family import Family, family_of
 from moeport.convert.floats import CODES, DTYPES, decoded, encoded
@@ -226,7 +227,7 @@ class Export:
         kept = {key: value for key, value in record.config.items() if key not in record.ignored}
         model = self.config.model
         if differences(family, model, self.vocab_size, kept) or balance_differs(family, model, kept):
-            renamed = {"rope_theta", "rope_scaling", "num_experts", "num_local_experts"}
+            renamed = {"rope_theta", "rope_scaling", "num_experts", "num_local_experts", *MTP_KEYS}
             kept = {key: value for key, value in record.config.items() if key not in renamed} | self.keys
             kept["max_position_embeddings"] = record.config.get(
                 "max_position_embeddings", self.keys["max_position_embeddings"]

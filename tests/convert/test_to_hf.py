@@ -463,10 +463,12 @@ def test_mutants_of_deepseek_change_the_logits(tmp_path):
             to_hf(tmp_path / "run", tmp_path / "back")
 
 
-def test_layers_of_multi_token_prediction_are_left_out_on_request_only(tmp_path):
+@pytest.mark.parametrize("key", ["num_nextn_predict_layers", "num_mtp_layers"])
+def test_layers_of_multi_token_prediction_are_left_out_on_request_only(tmp_path, key):
     from safetensors.numpy import load_file, save_file
 
     hub = hub_folder(tmp_path / "hub", "deepseek_v3", num_nextn_predict_layers=1)
+    edit_json(hub / "config.json", lambda config: config.update({key: config.pop("num_nextn_predict_layers")}))
     weights = hub / "model.safetensors"
     save_file(load_file(weights) | {"model.layers.2.eh_proj.weight": np.ones((8, 16), np.float32)}, weights)
     with pytest.raises(
@@ -477,11 +479,11 @@ def test_layers_of_multi_token_prediction_are_left_out_on_request_only(tmp_path)
     assert any("1 tensors of multi-token prediction" in note for note in notes)
     to_hf(tmp_path / "run", tmp_path / "back")
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("hub", "back"))
-    assert after == before | {"num_nextn_predict_layers": 0}
+    assert after == before | {key: 0}
     assert load_file(tmp_path / "back/model.safetensors").keys() == load_file(weights).keys() - {
         "model.layers.2.eh_proj.weight"
     }
-    edit_json(hub / "config.json", lambda config: config.update(num_nextn_predict_layers=0))
+    edit_json(hub / "config.json", lambda config: config.update({key: 0}))
     with pytest.raises(UserError, match=r"model\.layers\.2\.eh_proj\.weight: unknown"):
         from_hf(hub, tmp_path / "other", without_mtp=True)
 
