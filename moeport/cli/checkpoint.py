@@ -13,7 +13,7 @@ Where = Annotated[
 
 @app.command("list")
 def list_(path: Where) -> None:
-    """List checkpoints: step, tokens, validation loss, number of arrays, bytes, ranks that wrote it.
+    """List checkpoints: step, tokens, validation loss, number of arrays, bytes, number of ranks that wrote it.
 
     Example: moeport checkpoint list runs/own
     """
@@ -25,9 +25,9 @@ def list_(path: Where) -> None:
 
 @app.command("verify")
 def verify(path: Where) -> None:
-    """Read every byte of checkpoints, and hold it against its checksums and the files' SHA-256.
+    """Read every byte of checkpoints, and compare the checksums of blocks and the SHA-256 of files.
 
-    Exit code 2 if any is damaged, with the array and the expert, or the file, that is at fault.
+    Exit code 2 if any is damaged; the message names the array and the expert, or the file.
 
     Example: moeport checkpoint verify runs/own
     """

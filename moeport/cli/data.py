@@ -42,7 +42,7 @@ def ingest(
 
 @app.command("show")
 def show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Say what the cache holds of a config's data: documents, tokens and shards, or how much of them there is.
+    """Show what the cache holds of a config's data: documents, tokens and shards, or how much of them there is.
 
     Example: moeport data show config.yaml
     """

@@ -60,8 +60,8 @@ class HuggingFaceSource(Section):
     split: str = "train"
     """Training split."""
     streaming: bool = False
-    """Whether rows are read as they come from the hub, and only their texts are kept, compressed, in data.cache_dir,
-    rather than all files of the dataset downloaded and converted."""
+    """Read rows as they arrive from the hub, and keep only their texts, compressed, in data.cache_dir, instead of
+    downloading and converting all files of the dataset."""
     validation_split: str | None = None
     """Validation split. Default: a share of the documents; see data.validation_fraction."""
     text_field: str = "text"

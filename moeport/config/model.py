@@ -67,7 +67,7 @@ class AttentionConfig(Section):
     kv_lora_rank: PositiveInt = 512
     """mla: width of the latent vector of keys and values."""
     qk_nope_head_dim: PositiveInt = 128
-    """mla: width of that part of a head's queries and keys which is not rotated."""
+    """mla: width of the unrotated part of a head's queries and keys."""
     qk_rope_head_dim: PositiveInt = 64
     """mla: width of the rotated part; even. All heads share the rotated part of the key."""
     v_head_dim: PositiveInt = 128

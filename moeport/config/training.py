@@ -163,8 +163,8 @@ class CheckpointConfig(Section):
     keep_best: bool = True
     """Also keep the checkpoint with the lowest validation loss."""
     asynchronous: bool | Literal["auto"] = "auto"
-    """Copy the parts of the model that a rank holds, and write the copy beside training. auto: where the copies fit the
-    free memory of every host; otherwise the parts are written one by one, and training waits."""
+    """Copy the parts of the model that a rank holds, and write the copy in the background. auto: where the copies fit
+    the free memory of every host; otherwise the parts are written one by one, and training waits."""
 
 
 class MetricsConfig(Section):

@@ -1,9 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3, arXiv 2412.19437).
 
 Each head's keys and values are projections of one latent vector per token, which is RMS-normalised, and queries may be
-projections of another. Queries and keys have a part that is not rotated and one that is; the rotated part of the key is
-one for all heads. Rotated are the pairs (i, i + A/2), as everywhere in moeport. DeepSeek's weights have those pairs in
-neighbouring rows, which a conversion puts in our order; scores do not depend on it.
+projections of another. Queries and keys have an unrotated part and a rotated one; all heads share the rotated part of
+the key. The pairs (i, i + A/2) of the rotated part are rotated, as everywhere in moeport. DeepSeek's weights have those
+pairs in neighbouring rows, which a conversion puts in our order; scores do not depend on it.
 
 H heads, A width of queries and keys, W width of values; other suffixes as in `moeport.core.ops`.
 """
@@ -28,7 +28,7 @@ def latent_specs(config: ModelConfig, out_std: float) -> list[ParameterSpec]:
 
     Queries: q (H A, D), or q_down (R, D), its norm q_norm (R,) and q_up (H A, R). Keys and values: kv_down, whose rows
     are the latent vector's and then the rotated part's; kv_norm; and kv_up, whose rows are, for each head, those of the
-    key's part that is not rotated and then those of the value. Output: out (D, H W). Biases of what `BIASED` says.
+    key's unrotated part and then those of the value. Output: out (D, H W). Biases as `BIASED` says.
     """
     attention, width, heads = config.attention, config.d_model, config.num_heads
     rank, kv_rank = attention.q_lora_rank, attention.kv_lora_rank

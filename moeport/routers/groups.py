@@ -51,7 +51,7 @@ def inside_best_groups(ops: Ops, score_TE: Array, num_groups: int, top_groups: i
         score_TE: scores to select by.
         num_groups: groups of consecutive experts.
         top_groups: groups that stay.
-        best: a group's score is the sum of so many of its highest scores, or of all if it has fewer.
+        best: a group's score is the sum of this many of its highest scores, or of all if it has fewer.
 
     Returns: (T, E).
     """

@@ -1,4 +1,4 @@
-"""Work that a thread does beside training, whose failure is raised by whoever waits for it."""
+"""Work that a thread does in the background, whose failure is raised by whoever waits for it."""
 
 from __future__ import annotations
 

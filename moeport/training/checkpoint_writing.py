@@ -2,7 +2,7 @@
 
 All ranks write into one folder with a temporary name. The index of a rank comes last, once its other files are on disk:
 it is the sign that they are complete. The first rank waits for the indexes of all, writes meta.json, and gives the
-folder its name. Ranks meet in files only, so that a thread can do all of it beside training.
+folder its name. Ranks meet in files only, so that a thread can do all of it in the background.
 """
 
 from __future__ import annotations

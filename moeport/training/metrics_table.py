@@ -244,7 +244,7 @@ class StepMetrics:
         float,
         Metric(
             "Seconds for which training waited for a checkpoint before this step: for the copy of the model if it is "
-            "written beside training. Missing if there was none.",
+            "written in the background. Missing if there was none.",
             tag="performance/save_time",
             only_with="save_time",
             left_out_of_file=0.0,

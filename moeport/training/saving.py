@@ -120,12 +120,12 @@ class Saver:
         self.seconds += time.perf_counter() - begun
 
     def check(self) -> None:
-        """Raises the error of a checkpoint that could not be written beside training, on the rank where it failed."""
+        """Raises the error of a checkpoint that could not be written in the background, on the rank where it failed."""
         if self._begun and self._begun.is_over:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for what is being written beside training. Raises its error, once."""
+        """Wait for what is being written in the background. Raises its error, once."""
         begun, self._begun = self._begun, None
         if begun:
             begun.wait()
@@ -137,7 +137,7 @@ class Saver:
         return name
 
     def _host_copy(self) -> HostCopy | None:
-        """Memory for copies, by which checkpoints are written beside training; None if they are not."""
+        """Memory for copies, by which checkpoints are written in the background; None if they are not."""
         if self._copy is None and self._asynchronous == "auto":
             self._asynchronous = self._fits()
         if self._copy is None and self._asynchronous:
@@ -150,7 +150,7 @@ class Saver:
         self._live.take()
         needed, free = self._live.num_bytes * world.nodes.count(world.nodes[world.rank]), available_memory()
         fits = not world.sum_of_numbers(np.array([float(needed > SHARE * free)]))[0]
-        how = "beside training, from" if fits else "while training waits:"
+        how = "in the background, from" if fits else "while training waits:"
         why = "" if fits else f" would not fit the free memory of every host; here {gib(free)} are free"
         self._say(f"checkpoints are written {how} a copy of {gib(self._live.num_bytes)} per rank{why}")
         return fits

@@ -1,4 +1,4 @@
-"""Jobs of which a rank is killed while a checkpoint is written beside training."""
+"""Jobs of which a rank is killed while a checkpoint is written in the background."""
 
 import json
 import os

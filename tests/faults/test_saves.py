@@ -1,4 +1,4 @@
-"""Ranks that are killed while a checkpoint is written beside training."""
+"""Ranks that are killed while a checkpoint is written in the background."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside training."""
+"""Checkpoints that are written in the background."""
 
 import errno
 import threading
@@ -51,7 +51,7 @@ def uninterrupted(tmp_path_factory):
 def test_what_is_written_beside_training_is_the_same(tmp_path, uninterrupted):
     config = config_of(tmp_path, "auto")
     said = said_by(config)
-    assert said.count("checkpoints are written beside training, from a copy of ") == 1
+    assert said.count("checkpoints are written in the background, from a copy of ") == 1
     assert contents(config) == uninterrupted[1]
     steps, _ = read_metrics(config.run.dir / "metrics.jsonl")
     assert [step.step for step in steps if step.save_time] == [3, 5], "the step after each but the last"
