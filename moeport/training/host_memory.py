@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +10,7 @@ from pathlib import Path
 from moeport.config.schema import Config
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import UserError
+from moeport.launch.machine import memory_bytes
 from moeport.model.memory import Memory, ModelSizes, fits, gib, memory_text
 from moeport.model.memory import memory as memory_of
 
@@ -88,11 +88,9 @@ def memory_line(memory: Memory, room: Room) -> str:
 
 
 def physical_memory() -> float:
-    """Bytes of main memory of this machine; infinite where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return float("inf")
+    """Bytes of main memory of this machine, or the limit of its container; infinite where the system does not say."""
+    memory = memory_bytes()
+    return float("inf") if memory is None else memory
 
 
 def available_memory() -> float:

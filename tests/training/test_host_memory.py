@@ -41,7 +41,7 @@ def test_what_fits_is_taken():
 
 
 def test_a_machine_that_does_not_say_refuses_nothing(monkeypatch):
-    monkeypatch.delattr(host_memory.os, "sysconf")
+    monkeypatch.delattr("os.sysconf")
     check(moe={"num_experts": 10**9})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from mindspore import Tensor
@@ -83,10 +83,9 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
 
     def _norm_over_ranks(self) -> Tensor:
         """The norm when each rank has gradients that others have not; sums of squares are added in float64."""
-        squares = {False: 0.0, True: 0.0}
-        for piece in self.copies.updated:
-            host = self._summed[piece.key].asnumpy()
-            squares[self.specs[piece.name].is_expert] += float(np.dot(host, host))
+        squares, updated = {False: 0.0, True: 0.0}, self.copies.updated
+        for piece, square in zip(updated, _squares([self._summed[piece.key] for piece in updated]), strict=True):
+            squares[self.specs[piece.name].is_expert] += square
         ranks = self.mesh.world if self.copies.divides else self.mesh.experts
         over = squares[True] + squares[False] * self.copies.divides
         total = ranks.sum_of_numbers(np.array([over]))[0] + squares[False] * (not self.copies.divides)
@@ -160,3 +159,10 @@ class MindSporeTrainingModel(MindSporeEvaluationModel, TrainingModel):
     def first_non_finite(self, batch: Batch) -> str | None:
         ops, placed = self.ops, batch.mapped(self.ops.from_numpy)
         return find_non_finite(ops, self.model, self.shaped(), placed, self.dtype, self.gradients())
+
+
+def _squares(arrays: Sequence[Tensor]) -> list[float]:
+    """Sums of squares; an accelerator computes them, and the host waits for it once. That is not run on hardware."""
+    if is_on_cpu():
+        return [float(np.dot(host, host)) for host in (array.asnumpy() for array in arrays)]
+    return msops.stack([(x * x).sum() for x in arrays]).asnumpy().tolist() if arrays else []
