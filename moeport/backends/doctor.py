@@ -69,6 +69,7 @@ OPTIONAL = {
     "tensorboard": Package(
         "metrics.tensorboard", "tensorboard.summary.writer.event_file_writer", "pip install 'moeport[tensorboard]'"
     ),
+    "lm_eval": Package("moeport eval --tasks", "lm_eval", "pip install 'moeport[eval]'"),
 }
 
 

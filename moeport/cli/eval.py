@@ -37,6 +37,10 @@ def eval(  # noqa: A001
     backend: Annotated[
         str | None, typer.Option(help=f"{', '.join(BACKENDS)}; for texts. Default: the run's.", show_default=False)
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A tokenizer.json, if HF_FOLDER has none; for texts.", show_default=False),
+    ] = None,
     tasks_path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="YAML files of further tasks.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task. Default: all.")] = None,
     json_file: Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")] = None,
@@ -52,15 +56,8 @@ def eval(  # noqa: A001
         raise UserError(f"--backend {backend}: is not a backend; expected one of {', '.join(BACKENDS)}")
     found: dict[str, Any] = {"model": str(place)}
     if text:
-        losses = evaluate(
-            place,
-            text,
-            checkpoint=checkpoint,
-            context=context,
-            stride=stride,
-            batch_size=batch_size,
-            backend=backend,
-        )
+        sizes: dict[str, Any] = {"context": context, "stride": stride, "batch_size": batch_size}
+        losses = evaluate(place, text, checkpoint=checkpoint, backend=backend, tokenizer=tokenizer, **sizes)
         _print_losses(losses)
         found |= losses.as_json()
     if tasks:

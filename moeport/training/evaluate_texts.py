@@ -19,6 +19,8 @@ from moeport.data.left_out import LeftOut
 from moeport.errors import UserError
 from moeport.model.batch import Batch
 
+SCORES = 2**22
+"""Scores that are summed at a time in float64: 32 MiB."""
 Window = tuple[np.ndarray, np.ndarray, int]
 """Inputs (S,), targets (S,), and how many of the last targets count."""
 
@@ -48,7 +50,7 @@ class TextLoss:
     @property
     def perplexity(self) -> float:
         """e^loss; infinite where that is beyond a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     def add(self, other: TextLoss) -> None:
         """Add other texts."""
@@ -116,7 +118,7 @@ def evaluate_texts(
         stride: at most `context`, which is the default: then windows do not overlap, as in the validation of a run.
         batch_size: windows at once; one if a token's experts depend on other tokens of its batch.
 
-    Raises: UserError or DataError for files and options that cannot be used.
+    Raises: UserError or DataError for files and options that cannot be used, and for a loss that is not finite.
     """
     stride = context if stride is None else stride
     if not 1 <= stride <= context:
@@ -131,6 +133,11 @@ def evaluate_texts(
                 windows = _windows(tokenizer, document.text, context, stride)
                 tokens, nats = _score(model, windows, batch_size)
                 loss.add(TextLoss(1, tokens, document.num_bytes, nats))
+        if not math.isfinite(loss.nats):
+            raise UserError(
+                f"{path}: the loss is {loss.nats}; expected a finite number: the model's parameters or its compute "
+                "type are the reason"
+            )
         if loss.tokens:
             found.files[path] = loss
     reader.refuse_faults(left_out)
@@ -179,8 +186,15 @@ def _nats(model: EvaluationModel, windows: Sequence[Window], count: int) -> floa
     new = windows[0][2]
     nats = 0.0
     for tokens, target_BC in zip(token_BS, target_BS[:, -new:], strict=True):
-        score_CV = model.logits(tokens[None])[0, -new:].astype(np.float64)
-        top_C1 = score_CV.max(axis=1, keepdims=True)
-        log_partition_C = top_C1[:, 0] + np.log(np.exp(score_CV - top_C1).sum(axis=1))
-        nats += float((log_partition_C - score_CV[np.arange(new), target_BC]).sum())
+        score_CV = model.logits(tokens[None])[0, -new:]
+        rows = max(1, SCORES // score_CV.shape[1])
+        for first in range(0, new, rows):
+            nats += _nats_of_scores(score_CV[first : first + rows], target_BC[first : first + rows])
     return nats
+
+
+def _nats_of_scores(score_CV: np.ndarray, target_C: np.ndarray) -> float:
+    score_CV = score_CV.astype(np.float64)
+    top_C1 = score_CV.max(axis=1, keepdims=True)
+    log_partition_C = top_C1[:, 0] + np.log(np.exp(score_CV - top_C1).sum(axis=1))
+    return float((log_partition_C - score_CV[np.arange(len(target_C)), target_C]).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +26,9 @@ class Sampling:
     """A text ends before the first of these strings."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 1 or self.max_tokens < 1:
+        if not 0 <= self.temperature < math.inf or self.top_k < 1 or self.max_tokens < 1:
             raise UserError(
-                f"temperature must be at least 0, top_k and max_tokens at least 1 "
+                f"temperature must be at least 0 and finite, top_k and max_tokens at least 1 "
                 f"(got {self.temperature}, {self.top_k}, {self.max_tokens})"
             )
         if not 0 < self.top_p <= 1:
@@ -37,13 +38,21 @@ class Sampling:
 
 
 def draw(logits_V: np.ndarray, sampling: Sampling, random: np.random.Generator) -> int:
-    """A token, by its scores. Among equal scores, the lower id comes first."""
+    """A token, by its scores. Among equal scores, the lower id comes first.
+
+    Raises UserError if a score is NaN, or the largest is infinite.
+    """
     logits_V = logits_V.astype(np.float64)
+    if not np.isfinite(logits_V.max()):
+        raise UserError(
+            f"the model's scores of the next token are not finite (the largest is {logits_V.max()}); "
+            "its parameters or its compute type are the reason"
+        )
     order = _most_likely(logits_V, sampling.top_k)
     if sampling.temperature == 0:
         return int(order[0])
-    scaled = logits_V[order] / sampling.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the most likely token
+        probabilities = np.exp((logits_V[order] - logits_V[order[0]]) / sampling.temperature)
     probabilities /= probabilities.sum()
     if sampling.top_p < 1:
         few = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1

@@ -182,6 +182,7 @@ def test_commands():
         "scikit-learn": "pip install 'moeport[vision]'",
         "matplotlib": "pip install 'moeport[plot]'",
         "tensorboard": "pip install 'moeport[tensorboard]'",
+        "lm_eval": "pip install 'moeport[eval]'",
     }
 
 

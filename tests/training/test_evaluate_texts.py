@@ -57,7 +57,8 @@ def texts(tmp_path):
 
 
 @pytest.mark.parametrize(("context", "stride"), [(8, None), (8, 3), (8, 8), (100, None), (8, 1), (1, None)])
-def test_each_token_counts_once_in_the_first_window_that_predicts_it(texts, context, stride):
+def test_each_token_counts_once_in_the_first_window_that_predicts_it(texts, context, stride, monkeypatch):
+    monkeypatch.setattr("moeport.training.evaluate_texts.SCORES", 2 * TOKENIZER.vocab_size)
     model = model_of()
     found = evaluate_texts(model, TOKENIZER, list(texts), context, stride, batch_size=2)
     for path, documents in texts.items():
@@ -92,6 +93,14 @@ def test_what_cannot_be_evaluated(texts, options, message):
     arguments = {"paths": list(texts), "context": 8} | options
     with pytest.raises(UserError, match=message):
         evaluate_texts(model_of(), TOKENIZER, **arguments)
+
+
+@pytest.mark.parametrize("stride", [8, 3])
+def test_a_loss_that_is_no_number(texts, stride):
+    model = model_of()
+    model.load_parameters({"final_norm.weight": np.full(16, np.nan)})
+    with pytest.raises(UserError, match=r"a\.txt: the loss is nan; expected a finite number"):
+        evaluate_texts(model, TOKENIZER, list(texts), 8, stride)
 
 
 def test_files_without_text(tmp_path):

@@ -85,7 +85,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_impossible_options_are_refused(run_dir):
-    with pytest.raises(UserError, match=r"temperature must be at least 0, top_k and max_tokens at least 1"):
+    with pytest.raises(UserError, match=r"temperature must be at least 0 and finite, top_k and max_tokens at least 1"):
         generate(run_dir, "d", temperature=-1)
 
 
@@ -173,10 +173,26 @@ class TestDraw:
         assert draw(logits, Sampling(temperature=0.0, top_k=2), np.random.default_rng(0)) == 1
         assert {draw(logits, Sampling(top_k=2), np.random.default_rng(seed)) for seed in range(40)} == {1, 2}
 
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_scores_that_are_not_finite_are_no_text(self, bad, temperature):
+        logits = np.array([1.0, bad, 2.0, -np.inf])
+        with pytest.raises(UserError, match=f"^the model's scores of the next token are not finite .*{bad}"):
+            draw(logits, Sampling(temperature=temperature, top_k=2), np.random.default_rng(0))
+        assert draw(np.array([1.0, -np.inf]), Sampling(), np.random.default_rng(0)) == 0
+
+    @pytest.mark.filterwarnings("error")
+    def test_the_lowest_temperatures_take_the_most_likely(self):
+        assert {draw(self.LOGITS, Sampling(temperature=5e-324), np.random.default_rng(seed)) for seed in range(9)} == {
+            1
+        }
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"temperature": float("nan")}, r"temperature must be at least 0 and finite, .* \(got nan, 50, 200\)"),
+        ({"temperature": float("inf")}, r"temperature must be at least 0 and finite, .* \(got inf, 50, 200\)"),
         ({"top_p": 0.0}, r"top_p must be above 0 and at most 1 \(got 0.0\)"),
         ({"top_p": 1.5}, r"top_p must be above 0 and at most 1 \(got 1.5\)"),
         ({"stop": ("",)}, "stop: is empty, and every text would end at once; expected at least one character"),
