@@ -25,6 +25,8 @@ from moeport.processes import ending_of, python_path
 
 BATCHES_PER_WORKER = 2
 """Batches that are read ahead for each process: one that it encodes, and the next."""
+FEWER = "; if the memory was full, start fewer (moeport data ingest CONFIG --workers N)"
+"""What helps where a process cannot start or ends."""
 
 Encoded = list[np.ndarray]
 """The ids of each text of a batch, uint32."""
@@ -46,14 +48,25 @@ class Encoders:
         self._threads = ThreadPoolExecutor(max(1, self._count), "encode")
 
     def __enter__(self) -> Encoders:
-        for _ in range(self._count):
-            self._workers.append(_Worker(self._tokenizer))
-            self._idle.put(self._workers[-1])
+        try:
+            for _ in range(self._count):
+                self._workers.append(_Worker(self._tokenizer))
+                self._idle.put(self._workers[-1])
+        except BaseException as error:
+            self._end()
+            if not isinstance(error, OSError):
+                raise
+            raise DataError(
+                f"cannot start {self._count} processes that encode text ({error.strerror}){FEWER}"
+            ) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for worker in self._workers:
             worker.end()
         self._threads.shutdown(cancel_futures=True)
@@ -127,6 +140,4 @@ class _Worker:
 
     def _ended(self) -> DataError:
         ending = ending_of(self._process.wait())
-        return DataError(
-            f"a process that encodes text ended with {ending}; if the memory was full, start fewer (--workers)"
-        )
+        return DataError(f"a process that encodes text ended with {ending}{FEWER}")

@@ -15,7 +15,7 @@ from typing import Any
 from moeport.config.data import HuggingFaceSource
 from moeport.data.documents import Document, MissingPackageError, checked_text, no_column
 from moeport.data.left_out import LeftOut
-from moeport.errors import DataError
+from moeport.errors import DataError, MoeportError
 from moeport.files import atomic_file
 
 
@@ -59,9 +59,9 @@ class HubReader:
             return
         kept = self._streamed(split)
         if not kept.exists():
-            rows = row_documents(_load(self._source, split), self._source.text_field, name)
+            rows = _unbroken(_documents(row_documents(_load(self._source, split), self._source.text_field, name)), name)
             with atomic_file(kept) as temporary, gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8") as file:
-                for document in _documents(rows):
+                for document in rows:
                     file.write(json.dumps(document.text) + "\n")
         with gzip.open(kept, "rt", encoding="utf-8") as file:
             try:
@@ -98,6 +98,20 @@ def _documents(found: Iterator[Document | DataError]) -> Iterator[Document]:
             faults.add_fault(str(each))
     if faults.unreadable:
         raise DataError(faults.listed("\n  "))
+
+
+def _unbroken(documents: Iterator[Document], name: str) -> Iterator[Document]:
+    """The documents of a stream; raises DataError if it breaks off."""
+    try:
+        yield from documents
+    except MoeportError:
+        raise
+    except Exception as error:  # of the network, of file systems and of a dozen formats
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"{name}: reading the stream broke off ({reason}); start again, which begins at the first row, or read the "
+            "dataset without data.source.streaming"
+        ) from error
 
 
 def row_documents(rows: Any, text_field: str, name: str) -> Iterator[Document | DataError]:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from moeport.cli.main import app
 from moeport.config.data import BPETokenizer, ByteTokenizer, DataConfig, FilesSource, HuggingFaceSource
-from moeport.data import compression, entry, prepare_data, scans, shared, token_files
+from moeport.data import compression, encoders, entry, huggingface, prepare_data, scans, shared, token_files
 from moeport.data.documents import Document, Documents, documents_fingerprint, is_validation
 from moeport.data.encoders import Encoders
 from moeport.data.packed import PackedTokens
@@ -117,6 +117,22 @@ def test_what_goes_wrong_in_a_process_is_said():
             second.encode(["text"])
         with pytest.raises((DataError, ValueError)):
             list(several.encode([["text"]] * 9))
+
+
+def test_processes_that_cannot_start_are_refused_and_none_is_left(monkeypatch):
+    start, started = encoders.subprocess.Popen, []
+
+    def popen(*args, **options):
+        if started:
+            raise OSError(12, "Cannot allocate memory")
+        started.append(start(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(encoders.subprocess, "Popen", popen)
+    cannot = r"^cannot start 3 processes that encode text \(Cannot allocate memory\); if the memory was full"
+    with pytest.raises(DataError, match=cannot), Encoders(BPE, 3):
+        pass
+    assert started[0].poll() == -signal.SIGKILL
 
 
 KILLED = """
@@ -326,6 +342,16 @@ class TestStreaming:
         kept.write_bytes(kept.read_bytes()[:-20])
         with pytest.raises(DataError, match=r"stream-\w+\.jsonl\.gz: damaged \(.*\); delete it, and it will be"):
             prepare(source=self.source(streaming=True))
+
+    def test_a_stream_that_breaks_off(self, monkeypatch):
+        def rows(*args):
+            yield DOCUMENTS[0]
+            raise ConnectionResetError("reset by peer")
+
+        monkeypatch.setattr(huggingface, "row_documents", rows)
+        with pytest.raises(DataError, match=r"^\./set:train: reading the stream broke off \(reset by peer\); start ag"):
+            prepare(source=self.source(streaming=True))
+        assert not [path for path in Path("cache").iterdir() if path.name.startswith((".", "stream-"))]
 
     def test_a_column_that_is_not_there(self):
         with pytest.raises(DataError, match=r"no column 'body'; columns: text; set data\.source\.text_field"):
