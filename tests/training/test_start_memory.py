@@ -10,7 +10,7 @@ MARGIN = 16 * 2**20
 """Bytes of a piece that is being filled and of a block that is being drawn, 4 MiB each, and of PyTorch's own."""
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_memory_falls_as_the_number_of_ranks(tmp_path, ranks):
     pytest.importorskip("torch")
     folder = tmp_path / "job"
