@@ -8,9 +8,9 @@ from tests.comm.jobs import ROOT, start
 pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("last", [pytest.param(2, marks=pytest.mark.slow), None])
-def test_what_ranks_have_written_other_numbers_of_ranks_read(tmp_path, last):
-    """With `last`, also two ranks what four have written."""
+@pytest.mark.parametrize("sizes", [(1, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)])
+def test_what_ranks_have_written_other_numbers_of_ranks_read(tmp_path, sizes):
+    """Each number of ranks writes, and reads what it and all smaller ones have written; then 1 and 2 read the rest."""
     from tests.training.ranks_reshard import main, path_of
 
     def job(size, *sources):
@@ -23,12 +23,11 @@ def test_what_ranks_have_written_other_numbers_of_ranks_read(tmp_path, last):
             ranks.end()
 
     main(tmp_path, 1)
-    job(2, 1, 2)
-    job(4, 1, 2, 4)
-    main(tmp_path, 1, 2, 4)
-    if last:
-        job(last, 4)
-    wanted = {1: 1, 2: 2, 4: 4}
-    for size, files in wanted.items():
+    for last, size in enumerate(sizes[1:], 2):
+        job(size, *sizes[:last])
+    main(tmp_path, *sizes)
+    if sizes[-1] > 2:
+        job(2, sizes[-1])
+    for size in sizes:
         checkpoint = verify_checkpoint(path_of(tmp_path, size))
-        assert len(list(checkpoint.path.glob("model-*"))) == files
+        assert len(list(checkpoint.path.glob("model-*"))) == size
