@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from moeport.convert.dcp_names import (
     check_shapes,
     pieces_of,
 )
+from moeport.convert.digested import Digested
 from moeport.convert.progress import Report, reported, silent
 from moeport.core.muon import moment_names
 from moeport.core.parameters import ParameterSpec
@@ -144,8 +144,8 @@ class _Import:
 
     def __init__(self, source: Path, config_file: Path | None, run_dir: Path):
         self.source, self.record = source, _record(source)
-        self.stored, self.no_tensors = read_dcp(source)
-        stored = self.stored
+        stored, self.no_tensors = read_dcp(source)
+        self.stored = stored = Digested(stored)
         self.names, prefix, self._state = _names_in(stored, self.record)
         self.config, self.meta = self._settings(config_file, run_dir)
         embedding = prefix + ("tok_embeddings.weight" if self.names == "torchtitan" else EMBEDDING)
@@ -265,10 +265,7 @@ class _Import:
             return
         known: dict[str, str] = self.record["sha256"]
         for name in self.stored:
-            digest = hashlib.sha256()
-            for box in self.stored.bands(name):
-                digest.update(np.ascontiguousarray(self.stored.read(name, box)).tobytes())
-            if known.get(name) != digest.hexdigest():
+            if known.get(name) != self.stored.digest(name):
                 raise DataError(
                     f"{self.source}: {name} is not what was written: it is damaged, or was changed; delete {FILE} and "
                     "give --config if it was changed on purpose"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pathlib
 import pickle
 import re
@@ -13,11 +14,13 @@ from rich.console import Console
 
 pytest.importorskip("torch")
 
+from moeport.backends.dcp import read_dcp
 from moeport.backends.torch import dcp as library
 from moeport.cli.main import main
 from moeport.config import config_from_dict
 from moeport.convert.dcp import from_dcp, to_dcp
 from moeport.convert.dcp_names import Ours, Theirs, pieces_of
+from moeport.convert.digested import Digested
 from moeport.core.muon import moment_names
 from moeport.errors import DataError, UserError
 from moeport.model.decoder import DecoderLM
@@ -147,11 +150,26 @@ def test_no_more_than_a_part_is_read_at_once(tmp_path, monkeypatch):
     run_of(tmp_path / "run", QWEN3)
     to_dcp(tmp_path / "run", tmp_path / "dcp")
     written, read[:] = max(read), []
-    monkeypatch.setattr(Ours, "read", noted(Ours.read))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ours, "read", noted(Ours.read))
+        from_dcp(tmp_path / "dcp", tmp_path / "back")
+    made, read[:] = max(read), []
     monkeypatch.setattr(library.DcpWeights, "read", noted(library.DcpWeights.read))
-    from_dcp(tmp_path / "dcp", tmp_path / "back")
+    from_dcp(tmp_path / "dcp", tmp_path / "again")
     assert 500 < written <= 1000
+    assert 500 < made <= 1000
     assert 500 < max(read) <= 1000
+    stored, _ = read_dcp(tmp_path / "dcp")
+    assert sum(read) == sum(4 * math.prod(stored.shape(name)) for name in stored), "each tensor is read once"
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1), slice(1), slice(1, None)])
+def test_a_digest_does_not_depend_on_how_an_array_was_read(exported, order):
+    stored = Digested(read_dcp(exported)[0])
+    for box in stored.bands(EMBEDDING)[order]:
+        stored.read(EMBEDDING, box)
+    known = json.loads((exported / "moeport-dcp.json").read_text())["sha256"]
+    assert stored.digest(EMBEDDING) == known[EMBEDDING]
 
 
 def test_torch_reads_the_whole_folder(tmp_path):
