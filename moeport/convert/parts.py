@@ -36,6 +36,10 @@ LATENT = {
 """Their names of the parameters of latent attention."""
 
 
+CHOICE_BIAS = "e_score_correction_bias"
+"""Their name of the bias of router `sigmoid_bias`."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Consecutive elements of their tensor that are consecutive elements of our parameter."""
@@ -145,7 +149,7 @@ def _experts(family: Family, config: ModelConfig, theirs: str, ours: str, layout
                 else:
                     yield Part(label, label, shape, 0, f"{ours}.experts.{place}", offset, matrix)
     if family.router == "sigmoid_bias":
-        yield _whole(f"{block}.gate.e_score_correction_bias", f"{ours}.router.bias", (moe.num_experts,))
+        yield _whole(f"{block}.gate.{CHOICE_BIAS}", f"{ours}.router.bias", (moe.num_experts,))
     if moe.num_shared_experts:
         shared = "shared_experts" if family.is_latent else "shared_expert"
         yield from _mlp(f"{block}.{shared}", f"{ours}.shared", width, moe.shared_width)

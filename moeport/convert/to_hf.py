@@ -22,7 +22,7 @@ from moeport.convert.family import Family, family_of
 from moeport.convert.floats import CODES, DTYPES, decoded, encoded
 from moeport.convert.folder import CHECKSUMS, CONFIG, INDEX, WEIGHTS, copy_carried
 from moeport.convert.from_hf import check_cover
-from moeport.convert.parts import Part, parts
+from moeport.convert.parts import CHOICE_BIAS, Part, parts
 from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FILE, FOLDER, Record, checksums_text, find_record
 from moeport.core.parameters import ParameterSpec
@@ -140,9 +140,13 @@ class Export:
         return ["lm_head.weight"] if has_copy and self.config.model.tie_embeddings else []
 
     def code_of(self, *labels: str) -> str:
-        """Element type of a tensor of these parts: theirs, or one that holds each of theirs exactly."""
+        """Element type of a tensor of these parts: theirs, or one that holds each of theirs exactly.
+
+        The bias that routers choose by is not narrowed, as in transformers: 16 bits would lose most of its updates.
+        """
         if self.options.dtype is not None:
-            return CODES[self.options.dtype]
+            code = CODES[self.options.dtype]
+            return "F32" if code in ("BF16", "F16") and labels[0].endswith(CHOICE_BIAS) else code
         default = CODES[self.stored.dtype(EMBEDDING)]
         codes = {self.record.dtypes.get(label, default) if self.record else default for label in labels}
         return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"

@@ -463,6 +463,18 @@ def test_mutants_of_deepseek_change_the_logits(tmp_path):
             to_hf(tmp_path / "run", tmp_path / "back")
 
 
+@pytest.mark.parametrize("model", [RUNS["deepseek_v3"]])
+def test_the_bias_that_routers_choose_by_stays_float32(tmp_path, model):
+    from safetensors.torch import load_file
+
+    run = run_of(tmp_path / "run", **model)
+    to_hf(run, tmp_path / "hub", ExportOptions(dtype="bfloat16"))
+    types = {name: str(tensor.dtype) for name, tensor in load_file(tmp_path / "hub/model.safetensors").items()}
+    wide = {name for name, dtype in types.items() if dtype != "torch.bfloat16"}
+    assert {types[name] for name in wide} == {"torch.float32"}
+    assert wide == {name for name in types if name.endswith("e_score_correction_bias")} != set()
+
+
 @pytest.mark.parametrize("key", ["num_nextn_predict_layers", "num_mtp_layers"])
 def test_layers_of_multi_token_prediction_are_left_out_on_request_only(tmp_path, key):
     from safetensors.numpy import load_file, save_file
