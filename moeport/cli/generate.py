@@ -36,7 +36,9 @@ def generate(
             min=0, help="Seed of the sampling. Repeatable: one for each prompt, or several texts from one prompt."
         ),
     ] = [0],  # noqa: B006
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts to continue together; up to rounding, it changes none of them.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Texts to continue together; up to rounding, it changes none of them.")
+    ] = 16,
     checkpoint: Annotated[
         str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to use: latest, best or step-N.")
     ] = "latest",
