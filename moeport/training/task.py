@@ -209,6 +209,7 @@ def build_task_in_turn(config: Config, world: Communicator, *, report: Callable[
     world.wait_for_all()
     if task is None or any(world.nodes):
         task = build_task(config, report=report)
+    world.wait_for_all()  # checksums of terabytes take longer than a comparison may
     world.agree(of_data(task.train, task.validation, task.vocab_size, task.tokenizer_fingerprint))
     return task
 
