@@ -270,7 +270,7 @@ class TorchOps(Ops):
         share = heads // groups  # query heads of a group count as queries, so that no key is repeated
         q = q_BQHA.reshape(batch, new, groups, share, width).transpose(1, 2).reshape(batch, groups, new * share, width)
         seen_BQC = torch.arange(room, device=self.device) <= position_BQ.unsqueeze(2)
-        seen = (seen_BQC.repeat_interleave(share, 1) if new > 1 else seen_BQC).unsqueeze(1)
+        seen = seen_BQC.unsqueeze(2).expand(-1, -1, share, -1).reshape(batch, 1, new * share, room)
         keys, values = keys_BCGA.transpose(1, 2), values_BCGW.transpose(1, 2)
         out = F.scaled_dot_product_attention(q, keys, values, seen, scale=scale)
         out = out.reshape(batch, groups, new, share, -1).transpose(1, 2).reshape(batch, new, heads, -1)
