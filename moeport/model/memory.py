@@ -125,9 +125,12 @@ def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: i
         tokens: of a rank's micro-batch.
     """
     facts = BACKENDS[config.backend.name]
+    divided = set(sizes.sharded)
+    if "parameters" in facts.shards and config.training.gradient_accumulation > 1:
+        divided.discard("gradients")  # FSDP keeps them whole until the last micro-batch
 
     def held(kind: Sharded, dense: int, experts: int) -> float:
-        dense_copies, expert_copies = (ranks, ranks // expert) if kind in sizes.sharded else (1, 1)
+        dense_copies, expert_copies = (ranks, ranks // expert) if kind in divided else (1, 1)
         return sizes.parameter_bytes * (dense / dense_copies + experts / expert / expert_copies)
 
     parameters = held("parameters", sizes.dense_total, sizes.expert_total)

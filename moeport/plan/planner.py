@@ -183,11 +183,11 @@ def gradient_seconds(cluster: Cluster, expert: int, sizes: ModelSizes, micro_bat
     """Time to add the gradients of copies and, where they are sharded, to gather parameters. An estimate.
 
     A ring of n ranks in the order of the nodes carries (n - 1) / n of the bytes past each rank for one gather or one
-    reduce-scatter. An all-reduce is two of those; FSDP gathers in both passes and scatters, each micro-batch. The
-    experts have a ring for each part, and a link of a node carries those of all its ranks. Latency is left out.
+    reduce-scatter. An all-reduce is two of those; FSDP gathers in both passes of each micro-batch, and scatters once.
+    The experts have a ring for each part, and a link of a node carries those of all its ranks. Latency is left out.
     """
     copies, parts = cluster.ranks // expert, min(expert, cluster.ranks_per_node)
-    turns = (3 * micro_batches if "parameters" in sizes.sharded else 2) * sizes.parameter_bytes
+    turns = (2 * micro_batches + 1 if "parameters" in sizes.sharded else 2) * sizes.parameter_bytes
     dense = turns * sizes.dense_total * (cluster.ranks - 1) / cluster.ranks
     experts = turns * sizes.expert_total / expert * (copies - 1) / copies
     intra = (dense + experts) * cluster.sharing / cluster.links.intra.bandwidth if cluster.ranks > 1 else 0.0
@@ -196,7 +196,7 @@ def gradient_seconds(cluster: Cluster, expert: int, sizes: ModelSizes, micro_bat
 
 
 def _placements(cluster: Cluster, num_experts: int) -> list[int]:
-    """ModelSizes of groups that divide ranks and experts and fill their nodes or divide one."""
+    """Sizes of groups that divide ranks and experts and fill their nodes or divide one."""
     return [
         expert
         for expert in range(1, min(cluster.ranks, num_experts) + 1)
