@@ -1,4 +1,6 @@
+import argparse
 import gzip
+import inspect
 import lzma
 
 import pytest
@@ -8,7 +10,7 @@ from moeport.data.documents import Document
 
 
 def test_bits_per_byte_of_documents_by_themselves():
-    texts = ["naïve " * 50, "other"]
+    texts = ["naïve " * 50, "other", inspect.getsource(argparse)]
     num_bytes = sum(len(text.encode()) for text in texts)
     assert compression_baselines([Document(str(number), text) for number, text in enumerate(texts)]) == {
         "gzip": pytest.approx(8 * sum(len(gzip.compress(text.encode(), 9)) for text in texts) / num_bytes),
