@@ -174,7 +174,7 @@ def dcp(
     ],
     names: Annotated[
         Literal["moeport", "torchtitan"],
-        typer.Option(help="What the tensors are called: as here, or as in torchtitan's Qwen3 and Qwen3-MoE."),
+        typer.Option(help="Names of the tensors: moeport's, or those of torchtitan's Qwen3 and Qwen3-MoE."),
     ] = "moeport",
     checkpoint: Annotated[
         str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to convert: latest, best or step-N.")

@@ -32,7 +32,7 @@ from moeport.convert.digested import Digested
 from moeport.convert.progress import Report, reported, silent
 from moeport.core.muon import moment_names
 from moeport.core.parameters import ParameterSpec
-from moeport.core.weights import Box, Weights, shape_of
+from moeport.core.weights import Box, Weights, Wrapped, shape_of
 from moeport.errors import DataError, UserError
 from moeport.files import atomic_folder, write_json
 from moeport.model.decoder import DecoderLM
@@ -59,7 +59,7 @@ class ToDcp:
     parameters: int
     """Number of elements of the parameters."""
     moments: bool
-    """Whether the optimiser's state is there too."""
+    """Whether the optimiser's state was written too."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class FromDcp:
     tensors: int
     names: Names
     resumes: bool
-    """Whether the run can be continued where it was."""
+    """Whether the run can be resumed where it stopped."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
 
@@ -83,11 +83,11 @@ def to_dcp(
     Args:
         source: a run folder, or a checkpoint.
         target: the folder to make.
-        names: what the tensors are called.
+        names: whose names the tensors get.
         checkpoint: latest, best or step-N, if `source` is a run folder.
         report: is told of each part that was written.
 
-    Raises: BackendUnavailableError if PyTorch is missing; UserError for a model that these names have no place for;
+    Raises: BackendUnavailableError if PyTorch is missing; UserError for a model that cannot be given these names;
         CheckpointError if the checkpoint is damaged.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -201,7 +201,7 @@ class _Import:
                 self._check_tied(name, f"{prefix}tok_embeddings.weight")
             elif self.names == "torchtitan" and name.endswith(TITAN_BIAS):
                 if np.any(self.stored[name]):
-                    raise UserError(f"{self.source}: {name} is not zero: moeport's topk has no bias of the experts")
+                    raise UserError(f"{self.source}: {name} is not zero: moeport's topk has no expert bias")
             else:
                 raise UserError(
                     f"{self.source}: {name} has no place in the model of the config; expected tensors of "
@@ -225,7 +225,7 @@ class _Import:
         return self._tensors(self.optimizer, self._moment_shapes) if self.optimizer else []
 
     def _tensors(self, arrays: Ours, shapes: Mapping[str, tuple[int, ...]]) -> list[NewTensor]:
-        """What is there, and zeros for the router of an only expert, whose gate is always 1."""
+        """The stored arrays, and zeros for the router of a single expert, whose gate is always 1."""
         return [
             NewTensor(name, CODES[arrays.dtype(name)], shape, partial(self._blocks, arrays, name))
             if name in arrays
@@ -289,38 +289,23 @@ def _zeros(shape: tuple[int, ...]) -> Iterator[bytes]:
     yield bytes(4 * math.prod(shape))
 
 
-class _Reported(Weights):
-    """Arrays of which every part is looked at on its way, and reported."""
+class _Reported(Wrapped):
+    """Arrays of which every part that is read is checked and reported."""
 
     def __init__(self, arrays: Weights, report: Report, fault: str):
-        self.arrays, self.report, self.fault = arrays, report, fault
+        super().__init__(arrays)
+        self.report, self.fault = report, fault
         self.done = 0
         self.total = sum(np.dtype(arrays.dtype(name)).itemsize * Box.whole(arrays.shape(name)).size for name in arrays)
 
     @override
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.arrays.shape(name)
-
-    @override
-    def dtype(self, name: str) -> str:
-        return self.arrays.dtype(name)
-
-    @override
     def read(self, name: str, box: Box) -> np.ndarray:
-        values = self.arrays.read(name, box)
+        values = super().read(name, box)
         if not np.isfinite(values).all():
             raise DataError(f"{name} holds {self.fault}; use an earlier checkpoint")
         self.done += values.nbytes
         self.report(name, self.done, self.total)
         return values
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays)
-
-    @override
-    def __len__(self) -> int:
-        return len(self.arrays)
 
 
 def _specs(config: Config, rows: int, place: str) -> Sequence[ParameterSpec]:

@@ -1,4 +1,4 @@
-"""What the tensors of a DCP folder are called, and which part of which of our arrays each one is."""
+"""The names of the tensors in a DCP folder, and which part of which of our arrays each one is."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ASIDE: dict[Names, tuple[str, ...]] = {
     "moeport": ("optim.", "optimizer."),
     "torchtitan": ("optimizer.", "lr_scheduler.", "dataloader.", "train_state."),
 }
-"""With what the names of entries begin that belong to a run of theirs, and not to its model."""
+"""How the names of entries begin that belong to a run of another program, but not to its model."""
 STATES = sorted({moment for moments in MOMENTS.values() for moment in moments})
-"""Kinds of moments, which stand behind the name of their parameter."""
+"""Kinds of moments, which follow the name of their parameter."""
 
 TITAN_ATTENTION = {
     "q": "qkv_linear.wq.weight",
@@ -41,12 +41,12 @@ TITAN_ATTENTION = {
 """torchtitan's name of each parameter of attention (torchtitan/models/qwen3/state_dict_adapter.py)."""
 TITAN_EXPERTS = "moe.routed_experts.inner_experts"
 TITAN_BIAS = "moe.expert_bias_E"
-"""A buffer that shifts the choice of experts; as zeros it says nothing."""
+"""A buffer that shifts the choice of experts; zeros have no effect."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of theirs, which is a rectangular part of one of our parameters."""
+    """A stored tensor, which is a rectangular part of one of our parameters."""
 
     tensor: str
     shape: tuple[int, ...]
@@ -72,11 +72,11 @@ def pieces_of(names: Names, model: ModelConfig, specs: Sequence[ParameterSpec]) 
     """All tensors of a model's parameters, which cover each parameter exactly once.
 
     Args:
-        names: how they are called.
+        names: whose names they have.
         model: the `model` section.
         specs: its parameters.
 
-    Raises UserError if the model has something that these names have no place for.
+    Raises UserError if the model has something that has no name there.
     """
     if names == "moeport":
         return [Piece(spec.name, spec.shape, spec.name, Box.whole(spec.shape)) for spec in specs]

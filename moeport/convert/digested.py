@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
-from moeport.core.weights import Box, Weights
+from moeport.core.weights import Box, Weights, Wrapped
 
 
-class Digested(Weights):
-    """Arrays by name, as they are elsewhere.
-
-    Args:
-        arrays: these; they are hashed as far as they are read row after row, from the first.
-    """
+class Digested(Wrapped):
+    """Arrays that are hashed as far as they are read row after row, from the first."""
 
     def __init__(self, arrays: Weights):
-        self._arrays = arrays
+        super().__init__(arrays)
         self._digests: dict[str, Any] = {}
         self._hashed: dict[str, int] = {}
         """The number of elements in each digest."""
 
     @override
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._arrays.shape(name)
-
-    @override
-    def dtype(self, name: str) -> str:
-        return self._arrays.dtype(name)
-
-    @override
-    def bands(self, name: str) -> list[Box]:
-        return self._arrays.bands(name)
-
-    @override
     def read(self, name: str, box: Box) -> np.ndarray:
-        values = self._arrays.read(name, box)
+        values = super().read(name, box)
         done = self._hashed.get(name, 0)
         whole = self.shape(name)
         first = box.start[0] * math.prod(whole[1:]) if whole else 0
@@ -48,14 +31,6 @@ class Digested(Weights):
             self._digests.setdefault(name, hashlib.sha256()).update(np.ascontiguousarray(values).tobytes())
             self._hashed[name] = done + values.size
         return values
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._arrays)
 
     def digest(self, name: str) -> str:
         """SHA-256 of an array in row-major order; it is read here unless it has been read in order."""

@@ -21,7 +21,7 @@ class Pairs:
     period: int
     """Rows of a head, or of the whole matrix if it has one part for all heads."""
     plain: int
-    """Of these, how many at the beginning are not rotated."""
+    """The number of unrotated rows at the beginning of each period."""
     columns: int
 
     def heads(self, size: int) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from typing_extensions import override
 
 RUN_ENTRIES = 2**20
 """Most elements that are read at once of a run of consecutive ones."""
@@ -196,3 +197,38 @@ def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
 def dtype_of(arrays: Mapping[str, np.ndarray], name: str) -> str:
     """Numpy's name of the type of a named array, which is not read if it is one of `Weights`."""
     return arrays.dtype(name) if isinstance(arrays, Weights) else arrays[name].dtype.name
+
+
+class Wrapped(Weights):
+    """The same arrays; derived classes look at what is read of them.
+
+    Args:
+        arrays: any mapping of names to arrays.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._arrays = arrays
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        return shape_of(self._arrays, name)
+
+    @override
+    def dtype(self, name: str) -> str:
+        return dtype_of(self._arrays, name)
+
+    @override
+    def bands(self, name: str) -> list[Box]:
+        return self._arrays.bands(name) if isinstance(self._arrays, Weights) else super().bands(name)
+
+    @override
+    def read(self, name: str, box: Box) -> np.ndarray:
+        return read_part(self._arrays, name, box)
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._arrays)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from moeport.core.muon import moment_names
 from moeport.core.parameters import ParameterSpec, is_expert
-from moeport.core.weights import Box, Weights, dtype_of, read_part, shape_of
+from moeport.core.weights import Box, Wrapped, dtype_of, read_part, shape_of
 from moeport.errors import CheckpointError
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.checkpoint_index import blocks
@@ -65,34 +65,19 @@ def finite(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, model=model, optimizer=optimizer)
 
 
-class _Finite(Weights):
+class _Finite(Wrapped):
     """Arrays of a checkpoint; a NaN or an infinity that is read is an error."""
 
     def __init__(self, checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray]):
-        self._checkpoint, self._arrays = checkpoint, arrays
-
-    @override
-    def shape(self, name: str) -> tuple[int, ...]:
-        return shape_of(self._arrays, name)
-
-    @override
-    def dtype(self, name: str) -> str:
-        return dtype_of(self._arrays, name)
+        super().__init__(arrays)
+        self._checkpoint = checkpoint
 
     @override
     def read(self, name: str, box: Box) -> np.ndarray:
-        values = read_part(self._arrays, name, box)
+        values = super().read(name, box)
         if not is_finite(values):
             raise _diverged(self._checkpoint, name)
         return values
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._arrays)
 
 
 def _diverged(checkpoint: Checkpoint, name: str) -> CheckpointError:
