@@ -94,6 +94,8 @@ class Tokenizer:
         if not start:
             return self._space_before(ids[:1]) + self.decode(ids)
         before, whole = self.decode(ids[:start]), self.decode(ids)
+        if whole.startswith(before):  # always, unless the last byte of a character is among the added ids
+            return whole[len(before) :]
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
         return whole[shared:]
 

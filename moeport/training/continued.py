@@ -58,32 +58,32 @@ class ContinuedText:
             self.ids.append(token)
             if len(self.ids) - self.start == self.sampling.max_tokens:
                 self.finish = "length"
-            if self.sampling.stop and self._end(self._decoded()) is not None:
-                self.finish = "stop"
+        if not self.sampling.stop and self.on_text is None:
+            return
+        decoded = self._decoded()
+        end = self._end(decoded)
+        if end is not None and self.finish != "end_of_text":
+            self.finish = "stop"
         if self.on_text is not None:
-            self._show(self.on_text)
+            self._show(self.on_text, decoded[:end])
 
     def result(self) -> Generated:
         """The text, once it has ended."""
         assert self.finish is not None
-        return Generated(self.prompt, self._text(), self.seed, len(self.ids) - self.start, self.finish)
+        text = self._decoded()
+        text = text[: self._end(text)]
+        return Generated(self.prompt, text, self.seed, len(self.ids) - self.start, self.finish)
 
     def _decoded(self) -> str:
         """What was added, decoded together with the prompt."""
         return self.tokenizer.continuation(self.ids[1:], self.start - 1)
-
-    def _text(self) -> str:
-        """The same up to a stop string."""
-        text = self._decoded()
-        return text[: self._end(text)]
 
     def _end(self, text: str) -> int | None:
         """Where the first stop string begins; None: there is none."""
         found = [place for stop in self.sampling.stop if (place := text.find(stop)) >= 0]
         return min(found, default=None)
 
-    def _show(self, on_text: OnText) -> None:
-        text = self._text()
+    def _show(self, on_text: OnText, text: str) -> None:
         if self.finish is None:
             text = text[: self._certain(text)]
         if len(text) > self.shown:
