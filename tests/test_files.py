@@ -14,7 +14,17 @@ from safetensors.numpy import save_file
 
 from moeport import files
 from moeport.errors import WriteError
-from moeport.files import atomic_file, atomic_folder, check_output, write_json, write_text
+from moeport.files import (
+    atomic_file,
+    atomic_folder,
+    check_output,
+    discard,
+    discard_temporaries,
+    put_folder,
+    start_folder,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -244,3 +254,34 @@ def test_a_library_that_finds_no_space_is_explained_too(monkeypatch):
     assert "set TMPDIR to another one" in str(files.disk_error(caught.value))
     assert files.disk_error(OSError(errno.ENOENT, "No such file", "config.yaml")) is None
     assert files.disk_error(ValueError()) is None
+
+
+@pytest.mark.parametrize("of_the_process", [False, True])
+def test_a_folder_whose_deletion_has_begun_gets_no_final_name(tmp_path, monkeypatch, of_the_process):
+    """Or a thread could give its name to a checkpoint that the process deletes, since it ends."""
+
+    def rmtree(path, **options):
+        with pytest.raises(WriteError):
+            put_folder(folder, tmp_path / "final")
+        began.append(path)
+        original(path, **options)
+
+    began, original = [], files.shutil.rmtree
+    folder = start_folder(tmp_path / "final")
+    (folder / "file").write_text("text")
+    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    if of_the_process:
+        discard_temporaries()
+    else:
+        discard(folder)
+    assert began
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_has_its_final_name_is_not_discarded(tmp_path):
+    folder = start_folder(tmp_path / "final")
+    (folder / "file").write_text("text")
+    put_folder(folder, tmp_path / "final")
+    discard(folder)
+    discard_temporaries()
+    assert [path.name for path in tmp_path.rglob("*")] == ["final", "file"]

@@ -1,9 +1,11 @@
 """`moeport train CONFIG` in a process of a job, of which one rank fails in its second save: FOLDER RANK HOW CONFIG.
 
-HOW is `full`, where files may no longer grow, as on a full disk; `killed`; or `elsewhere`, where each rank has a folder
-of its own, to which the relative `run.dir` leads.
+HOW is `full`, where files may no longer grow, as on a full disk; `killed`; `diverged`, where the part of a parameter
+that the rank holds becomes NaN just before; or `elsewhere`, where each rank has a folder of its own, to which the
+relative `run.dir` leads.
 """
 
+import math
 import os
 import resource
 import signal
@@ -35,8 +37,14 @@ def failing_write(*arguments):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def diverged_save(self, *arguments):
+    if self.saved_step == 2 and rank == failing and how == "diverged":
+        next(self.run.trainer.model.shards()).array.fill(math.nan)
+    save(self, *arguments)
+
+
 (folder / f"pid.{rank}").write_text(str(os.getpid()))
-saving.write_rank = failing_write
+saving.write_rank, save, saving.Saver.save = failing_write, saving.Saver.save, diverged_save
 saving.FOLDER_SECONDS = NEVER  # the end must not come from waiting for long enough
 storage.SEEN_SECONDS = 1.0
 if how == "elsewhere":

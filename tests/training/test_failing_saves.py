@@ -62,6 +62,17 @@ def test_a_rank_is_killed_while_it_writes(tmp_path, asynchronous):
     check_left(config)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_is_not_finite_on_one_rank_is_named_by_all(tmp_path, asynchronous):
+    config, code, said = job(tmp_path, 1, "diverged", asynchronous)
+    assert code == 1, said[-3000:]
+    assert "step 4: embedding.weight is not finite, and nothing of this step was saved" in said
+    assert "continue from step-000002, the last good checkpoint" in said
+    assert "Traceback" not in said
+    check_left(config)
+
+
 def test_a_run_folder_that_not_all_ranks_see_is_refused(tmp_path):
     _, code, said = job(tmp_path, 0, "elsewhere", True, run={"dir": "run"})
     assert code == 2, said[-3000:]
