@@ -189,3 +189,15 @@ def test_a_rank_starts_with_its_part_and_a_block():
     grown, whole = map(int, done.stdout.split()[-2:])
     assert grown < 0.25 * whole + 2**26, (grown, whole)
     assert grown > 0.2 * whole  # else it measures nothing
+
+
+def test_the_squares_of_a_norm_are_those_that_an_accelerator_computes(monkeypatch):
+    import mindspore as ms
+
+    from moeport.backends.mindspore import training_model
+
+    arrays = [ms.Tensor(np.linspace(-3, 5, size, dtype=np.float32)) for size in (1, 7, 1000)]
+    on_host = training_model._squares(arrays)
+    monkeypatch.setattr(training_model, "is_on_cpu", lambda: False)
+    np.testing.assert_allclose(training_model._squares(arrays), on_host, rtol=1e-5)
+    assert training_model._squares([]) == []
