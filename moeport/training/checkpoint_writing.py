@@ -127,8 +127,13 @@ def _summed(part: NewPart, crcs: list[int]) -> Iterator[memoryview]:
 
 
 def give_up(folder: Path, rank: int, ranks: int, reason: str) -> None:
-    """Tell the first rank that this one cannot write its files, which are deleted first: the disk may be full."""
+    """Tell the first rank that this one cannot write its files, which are deleted first: the disk may be full.
+
+    Once there is an index, the first rank may already rely on the files, which are complete.
+    """
     with suppress(OSError):
+        if (folder / index_file(rank, ranks)).exists():
+            return
         for kind in KINDS:
             (folder / array_file(kind, rank, ranks)).unlink(missing_ok=True)
         hidden = folder / f".{FAILED}{rank:05d}"

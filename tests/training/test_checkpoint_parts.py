@@ -17,7 +17,7 @@ from moeport.training import checkpoint_index, checkpoint_meta
 from moeport.training.checkpoint import open_checkpoint, verify_checkpoint
 from moeport.training.checkpoint_index import blocks
 from moeport.training.checkpoint_meta import CheckpointMeta, file_digest
-from moeport.training.checkpoint_writing import complete, part_of, write_rank
+from moeport.training.checkpoint_writing import complete, give_up, part_of, write_rank
 from moeport.training.tensor_file import read_header
 
 EXPERTS = "layers.3.moe.experts.w_in"
@@ -275,3 +275,25 @@ def test_no_checkpoint_is_made_of_parts_that_are_not_every_entry_once(tmp_path, 
     with pytest.raises(wanted, match="rank . has not written" if len(kept) < 2 else "two parts overlap"):
         complete(folder, META, 2, 0.0)
     assert not (folder / "meta.json").exists()
+
+
+def test_a_rank_that_gives_up_is_not_waited_for(tmp_path):
+    folder = start_folder(tmp_path / "step-000007")
+    write_rank(folder, 0, 3, [part_of(shard) for shard in shards(MODEL, 0, 2)], [])
+    (folder / "model-00002-of-00003.safetensors").write_text("half of it")
+    give_up(folder, 2, 3, "the disk is full")
+    assert not (folder / "model-00002-of-00003.safetensors").exists()
+    with pytest.raises(WriteError, match="rank 2 cannot write its part: the disk is full"):
+        complete(folder, META, 3, 1e9)
+
+
+def test_a_rank_cannot_give_up_what_the_first_rank_may_rely_on(tmp_path):
+    """Its index is there, but flushing the folder failed."""
+    final = tmp_path / "step-000007"
+    folder = start_folder(final)
+    for rank in range(2):
+        write_rank(folder, rank, 2, *([part_of(shard) for shard in shards(x, rank, 2)] for x in (MODEL, MOMENTS)))
+    give_up(folder, 1, 2, "the disk reports an error")
+    complete(folder, META, 2, 1.0)
+    put_folder(folder, final)
+    verify_checkpoint(final)
