@@ -326,7 +326,7 @@ def test_a_rounded_batch_runs_again_with_room_for_what_fills(monkeypatch):
     model = training_model(backend_of("mindspore"), CASES["rounded rows"][0])
     sizes, terms = [], SimpleNamespace(served_LE=ms.Tensor([[14, 9, 9, 8, 8, 0, 0, 0]]))
 
-    def function(self, shape, noise, training, rows):
+    def function(self, form, training, rows):
         sizes.append(rows)
         return lambda *_: (terms, {}) if training else terms
 
