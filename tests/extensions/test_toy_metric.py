@@ -18,7 +18,7 @@ def row(name, kind, default, tag, options):
         Metric("How {name} it is.", tag="{tag}", {options}),
     ] = {default}
 """
-    return Row("moeport/training/metrics_table.py", "] = 0.0", text)
+    return Row("moeport/training/metrics_table.py", "] = 0", text)
 
 
 def measured(name, value):
