@@ -127,10 +127,10 @@ def two_experts_exchanged(self, x_RD, w_in, w_out_EDF, counts_E, activation):
     return TorchOps.grouped_mlp(self, x_RD, w_in[order], w_out_EDF[order], counts_E, activation)
 
 
-def bfloat16_in_the_second_layer(self, q, k, v, causal=True):
+def bfloat16_in_the_second_layer(self, q, k, v, causal=True, scale=None, document_BS=None):
     if not self.calls("attention") % 2:
-        return TorchOps.attention(self, q, k, v, causal)
-    return TorchOps.attention(self, q.bfloat16(), k.bfloat16(), v.bfloat16(), causal).float()
+        return TorchOps.attention(self, q, k, v, causal, scale, document_BS)
+    return TorchOps.attention(self, q.bfloat16(), k.bfloat16(), v.bfloat16(), causal, scale, document_BS).float()
 
 
 def base_of_another_model(self, x, cos, sin):
