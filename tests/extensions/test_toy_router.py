@@ -39,7 +39,8 @@ def source():
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy with the router, after `make generate`."""
-    options = "name: topk\n      top_k: 2\n      softmax: before\n      normalize_gates: true\n"
+    lines = ("name: topk", "top_k: 2", "softmax: before", "normalize_gates: true", "num_groups: 1", "top_groups: 1")
+    options = "\n      ".join(lines) + "\n"
     assert options in TOPK
     files = {
         "moeport/routers/sigma.py": source(),
