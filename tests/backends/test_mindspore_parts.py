@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moeport.backends.base import TrainingOptions
+from moeport.backends.mindspore import division
 from moeport.backends.mindspore.division import divide
 from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
@@ -101,7 +102,7 @@ def mindspore_backend():
 @pytest.mark.parametrize(("size", "expert"), [(1, 1), (2, 1), (2, 2), (4, 2)])
 @pytest.mark.parametrize(("optimizer", "shard"), [("adamw", None), ("muon", None), ("adamw", False)])
 def test_ranks_read_their_parts_and_write_every_entry_once(monkeypatch, size, expert, optimizer, shard):
-    monkeypatch.setattr("moeport.backends.mindspore.division.BUCKET", 400)
+    monkeypatch.setattr(division, "BUCKET", 400)
     ops = mindspore_backend().ops
     lm, random = decoder("sigmoid_bias", layers=1), np.random.default_rng(0)
     specs = lm.parameter_specs()
@@ -135,7 +136,9 @@ def test_ranks_read_their_parts_and_write_every_entry_once(monkeypatch, size, ex
 
 def test_loaded_moments_are_updated_as_if_they_had_been_there(monkeypatch):
     """Filled in several blocks, arrays are still those that the fused update changes."""
-    monkeypatch.setattr("moeport.backends.mindspore.placing.FILLED", 100)
+    from moeport.backends.mindspore import placing
+
+    monkeypatch.setattr(placing, "FILLED", 100)
     lm = decoder()
     arrays = InitialWeights(lm.parameter_specs(), 0)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 13))

@@ -161,9 +161,11 @@ def test_keys_of_muon_are_judged_by_its_own_rule(recorded, change):
     assert change.partition("=")[0] in found.headline
 
 
-def test_muon_passes_in_bfloat16(recorded, folder):
-    other = subject(folder, "torch-cpu:bf16", overrides=[*BASE, "optimizer.name=muon"])
-    found = compare(recorded("optimizer.name=muon"), record(other, steps=3))
+def test_muon_passes_in_bfloat16(folder):
+    """From weights of seed 0, which bring no choice near a tie."""
+    muon = [*BASE, "optimizer.name=muon"]
+    reference = record(subject(folder, overrides=muon), steps=3)
+    found = compare(reference, record(subject(folder, "torch-cpu:bf16", overrides=muon), steps=3))
     assert found.verdict == "pass", found.headline
 
 

@@ -241,7 +241,7 @@ def test_a_run_whose_lock_was_taken_stops_before_it_saves(tmp_path, monkeypatch,
         train(config, console=QUIET)
     how = f"was taken over by process {os.getpid()} on host node7 since " if taken else "is gone, so"
     assert f"run.dir: the lock {config.run.dir}/.lock {how}" in str(error.value)
-    assert not (config.run.dir / "checkpoints").exists()
+    assert list((config.run.dir / "checkpoints").iterdir()) == []
     assert (config.run.dir / ".lock").exists() == taken
 
 

@@ -47,7 +47,7 @@ def run(finished, tmp_path):
 def state(run_dir):
     """What a run leaves, without times."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    timed = ("tokens_per_second", "wall_time", "peak_memory", "run_dir", "checkpoint", "versions")
+    timed = ("tokens_per_second", "wall_time", "save_time", "peak_memory", "run_dir", "checkpoint", "versions")
     report = (run_dir / "report.html").read_text()
     return {
         "summary": {name: value for name, value in summary.items() if name not in timed},
