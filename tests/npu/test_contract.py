@@ -55,7 +55,7 @@ SEEN = {
     "attention: two types": lambda: attention(other=bfloat16),
     "attention: a mask of the size of the scores": lambda: attention(mask=there(5, 5, dtype=torch.bool)),
     "attention: a mask of numbers": lambda: attention(mask=there(2048, 2048)),
-    "attention: a mask of other sequences": lambda: attention(mask=there(1, 1, 5, 5, dtype=torch.bool)),
+    "attention: a mask of other sequences": lambda: attention(mask=there(3, 1, 5, 5, dtype=torch.bool)),
     "grouped matmul: counts of int32": lambda: rows(kind=int32),
     "grouped matmul: a group too few": lambda: rows((2, 3, 3)),
     "grouped matmul: one group": lambda: rows((R,), weight=(1, D, F)),
