@@ -1,12 +1,14 @@
 """Numbers and comparisons that several test packages use."""
 
+import sys
+
 import numpy as np
 
 from moeport.conformance.differences import finite_difference, gradient_limit
 from moeport.conformance.forms import with_methods
 from moeport.conformance.numbers import grid, rng
 
-__all__ = ["assert_close", "assert_gradient", "finite_difference", "grid", "rng", "with_methods"]
+__all__ = ["assert_close", "assert_gradient", "finite_difference", "grid", "hide_framework", "rng", "with_methods"]
 
 
 def assert_close(got, want, tolerance, label=""):
@@ -24,3 +26,16 @@ def assert_gradient(got, want, tolerance, label=""):
     assert (error <= limit).all(), (
         f"{label}: off by {error.max():.3g}, at most {np.min(limit):.3g}\n{got}\n{want.value}"
     )
+
+
+def hide_framework(monkeypatch, name):
+    """Until the test ends, `name` is not installed and its backend was never imported.
+
+    A second import would leave its package as the attribute of moeport.backends, without the parts imported before.
+    """
+    package = f"moeport.backends.{name}"
+    if package in sys.modules:
+        monkeypatch.setattr(sys.modules["moeport.backends"], name, sys.modules[package])
+    for module in [module for module in sys.modules if f"{module}.".startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)

@@ -1,9 +1,16 @@
 """The comparisons that other tests rest on."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from tests.support import assert_gradient, finite_difference, rng
+import moeport.backends.torch
+import moeport.backends.torch.placing
+from moeport.backends import get_backend
+from moeport.config.training import BackendConfig
+from moeport.errors import BackendUnavailableError
+from tests.support import assert_gradient, finite_difference, hide_framework, rng
 
 X, W = rng(0).standard_normal((5, 4)), rng(1).standard_normal((5, 4))
 
@@ -50,3 +57,13 @@ def test_float32_may_be_off_by_what_cancels_in_it():
     assert_gradient(close, slopes, 5e-6)
     with pytest.raises(AssertionError, match="off by"):
         assert_gradient(close + np.float32(1e-6), slopes, 5e-6)
+
+
+def test_a_framework_that_was_hidden_is_back_with_all_of_its_parts():
+    package = moeport.backends.torch
+    with pytest.MonkeyPatch.context() as patch:
+        hide_framework(patch, "torch")
+        with pytest.raises(BackendUnavailableError):
+            get_backend(BackendConfig(name="torch"))
+    assert moeport.backends.torch is sys.modules["moeport.backends.torch"] is package
+    assert moeport.backends.torch.placing is sys.modules["moeport.backends.torch.placing"]

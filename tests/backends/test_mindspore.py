@@ -1,7 +1,6 @@
 """What the conformance suite does not cover: whole models, refusals, and a checkpoint trained with torch."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from moeport.routers import ROUTERS
 from moeport.training.generate import generate
 from moeport.training.run import train
 from tests.model.models import changed
+from tests.support import hide_framework
 from tests.training.test_checkpoint import write_meta
 from tests.training.tiny import tiny_config
 
@@ -147,9 +147,7 @@ def test_what_it_cannot_do_is_refused(options, message):
 
 
 def test_without_mindspore_one_sentence_says_how_to_install_it(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("moeport.backends.mindspore")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "mindspore", None)
+    hide_framework(monkeypatch, "mindspore")
     with pytest.raises(BackendUnavailableError) as error:
         get_backend(BackendConfig(name="mindspore"))
     assert str(error.value) == (

@@ -1,4 +1,3 @@
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ from moeport.backends.torch import backend, device
 from moeport.backends.torch.device import describe_device, matmul_flops_per_second, resolve_device
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
+from tests.support import hide_framework
 
 CPU = torch.device("cpu")
 
@@ -111,9 +111,7 @@ def test_words():
 
 
 def test_missing_framework_comes_with_the_command_that_installs_it(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("moeport.backends.torch")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch", None)
+    hide_framework(monkeypatch, "torch")
     with pytest.raises(BackendUnavailableError) as caught:
         get_backend(BackendConfig(name="torch"))
     assert str(caught.value) == (
