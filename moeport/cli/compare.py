@@ -1,12 +1,13 @@
 """`moeport compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from moeport.cli.options import Overrides, output_file, output_folder
 
+ChosenOn = Literal["first", "all"]
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
 OutputDir = Annotated[Path, output_folder("--output-dir", help="Folder for the run folders and compare.html.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Short for --set training.steps=STEPS.")]
@@ -14,6 +15,23 @@ Seeds = Annotated[
     str | None,
     typer.Option(
         "--seeds", metavar="N,N...", help="Train each config with each of these seeds. Default: its own seed."
+    ),
+]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=V,V...",
+        help="Train each config with each of these values and keep its best, as in "
+        "optimizer.learning_rate=1e-3,2e-3,4e-3; NAME:KEY=V,V... for one config. Repeatable.",
+    ),
+]
+ChosenOnOption = Annotated[
+    ChosenOn,
+    typer.Option(
+        "--chosen-on",
+        help="first: the best value has the lowest validation loss on the first seed, and only it is trained with the "
+        "others. all: the lowest mean over all seeds, and every value is trained with each.",
     ),
 ]
 Baseline = Annotated[
@@ -50,6 +68,8 @@ def compare(
     overrides: Overrides = None,
     steps: Steps = None,
     seeds: Seeds = None,
+    sweeps: Sweeps = None,
+    chosen_on: ChosenOnOption = "first",
     baseline: Baseline = None,
     ranks: Ranks = 8,
     allowed: Allowed = None,
@@ -58,8 +78,8 @@ def compare(
 ) -> None:
     """Train configs that differ in model.moe from the same initial weights on the same data, and compare them.
 
-    Each config becomes a run in DIR/NAME. After an interruption, repeat the command: finished runs are read, not
-    trained again, and an unfinished one continues from its last checkpoint.
+    Each config becomes a run in DIR/NAME. After an interruption, even by a kill, repeat the command: finished runs are
+    read, not trained again, and an unfinished one continues from its last checkpoint.
     """
     from moeport.files import check_output, write_json, write_text
     from moeport.pages.console import PlainConsole
@@ -71,8 +91,19 @@ def compare(
     check_output(output_dir / PAGE_FILE)
     console = PlainConsole(highlight=True)
     given = [*(overrides or ()), *([] if steps is None else [f"training.steps={steps}"])]
-    planned = plan(files, output_dir, given, seeds=_numbers(seeds), baseline=baseline, allowed=allowed or ())
-    comparison = run_comparison(planned, ranks=ranks, console=console)
+    planned = plan(
+        files,
+        output_dir,
+        given,
+        seeds=_numbers(seeds),
+        sweeps=sweeps or (),
+        chosen_on=chosen_on,
+        baseline=baseline,
+        allowed=allowed or (),
+    )
+    comparison = run_comparison(
+        planned, ranks=ranks, console=console, after_each=lambda found: write_page(found, output_dir)
+    )
     console.print(terminal(comparison), crop=False)
     if json_file:
         write_json(json_file, to_json(comparison))

@@ -18,9 +18,10 @@ from moeport.errors import InterruptedRunError, RunError, UserError
 from moeport.model.build import build_model
 from moeport.routers import BY_NAME
 from moeport.studies.compare.compare import compare
+from moeport.studies.compare.fairness import COMPARED, IDLE
 from moeport.studies.compare.figures import all_to_all_bytes, read_result
 from moeport.studies.compare.page import write_page
-from moeport.studies.compare.plan import COMPARED, IDLE, plan, shared_parameters
+from moeport.studies.compare.plan import plan, shared_parameters
 from moeport.studies.compare.table import explanations, markdown, rows, terminal, to_json
 from moeport.training.metrics import read_metrics
 from moeport.training.run_dir import read_config
@@ -190,6 +191,10 @@ class TestComparison:
             key: value for key, value in switch["runs"][0]["figures"].items() if value is not None
         }
         assert set(switch["deviation"].values()) == {None}
+        own, base = comparison.figures("switch")[0], comparison.figures("topk")[0]
+        difference = switch["to_baseline"]["val_loss"]["difference"]
+        assert difference["mean"] == own.val_loss - base.val_loss
+        assert (difference["low"], difference["verdict"]) == (None, "one seed")
 
     def test_markdown(self, finished):
         comparison, _ = finished
@@ -200,7 +205,7 @@ class TestComparison:
         assert cells[2:4] == [f"{own.val_loss:.4f}", f"{own.val_loss - base.val_loss:+.4f}"]
         assert cells[-2:] == [f"{own.step_time / base.step_time:.2f}", f"{own.all_to_all_bytes:,.0f}"]
         assert lines[2].startswith("| **`topk`** |")
-        assert {line.count("|") for line in lines[:5]} == {13}
+        assert {line.count("|") for line in lines[:5]} == {14}
         text = " ".join(line.strip() for line in lines)
         assert "- All-to-all is computed, not measured: rows per token x (1 - 1/N) x d_model x bytes" in text
         assert text.endswith("N = 4 ranks.")
@@ -281,7 +286,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(tmp_path):
 def test_a_comparison_without_its_baseline_has_no_differences(tmp_path):
     comparison = compare(planned(tmp_path, {"topk": BROKEN, "switch": MOE["switch"]}), console=QUIET)
     lines = markdown(comparison).splitlines()
-    assert lines[2].count(" - |") == 10
+    assert lines[2].count(" - |") == 11
     assert lines[3].count(" - |") == 2
 
 
@@ -298,7 +303,9 @@ def test_seeds_give_mean_and_deviation_and_paired_differences(tmp_path):
     differences = [own[seed].val_loss - base[seed].val_loss for seed in (0, 7)]
     cells = rows(comparison)[1].cells
     assert cells[0] == f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f}"
-    assert cells[1] == f"{statistics.fmean(differences):+.4f} ± {statistics.stdev(differences):.4f}"
+    mean, half = statistics.fmean(differences), 12.7062 * statistics.stdev(differences) / 2**0.5
+    low, high = mean - half, mean + half
+    assert cells[1] == f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{' ~' if low < 0 < high else ''}"
     assert to_json(comparison)["configs"][1]["deviation"]["val_loss"] == statistics.stdev(losses)
     assert 'class="band"' in write_page(comparison, tmp_path).read_text()
 

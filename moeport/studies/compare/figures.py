@@ -47,6 +47,8 @@ class Figures:
     """Share of the chosen assignments that were dropped."""
     imbalance: float
     """Largest expert load divided by the mean load, before drops, mean over the layers."""
+    rows_per_token: float
+    """Rows that the experts compute per token, over all layers."""
     rows_mean: float
     """Rows that an expert computes per step, mean over experts and layers."""
     rows_max: float
@@ -74,13 +76,12 @@ class RunResult:
     """Versions of Python, moeport and the framework."""
 
 
-def is_finished(run_dir: Path) -> bool:
-    """Whether a run folder holds a run that has done all its steps, and its summary is whole."""
+def is_finished(run_dir: Path, steps: int) -> bool:
+    """Whether a run folder holds a run that has done this many steps, and its summary is whole."""
     try:
-        read_summary(run_dir)
+        return read_summary(run_dir).steps == steps
     except DataError:
         return False
-    return True
 
 
 def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
@@ -118,7 +119,8 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         raise DataError(f"{run_dir}: the metrics of its second half are lost; delete it and repeat the command")
     drop_rate, imbalance, rows_mean, rows_max = np.mean(settled, axis=0).tolist()
     dtype = summary.dtype
-    bytes_per_token = all_to_all_bytes(float(np.mean(rows_per_token)), config.model.d_model, dtype, ranks)
+    per_token = float(np.mean(rows_per_token))
+    bytes_per_token = all_to_all_bytes(per_token, config.model.d_model, dtype, ranks)
     curves = {"val_loss": _series(evaluations, 1)}
     curves |= {name: _series(steps, column) for column, name in enumerate(CURVES[1:], 1)}
     figures = Figures(
@@ -129,6 +131,7 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         val_accuracy=summary.val_accuracy,
         drop_rate=drop_rate,
         imbalance=imbalance,
+        rows_per_token=per_token,
         rows_mean=rows_mean,
         rows_max=rows_max,
         step_time=float(np.median(times)),

@@ -12,9 +12,10 @@ import numpy as np
 from moeport.files import write_text
 from moeport.pages.charts import Axis, Bar, LineChart, line_chart
 from moeport.pages.template import load_template
-from moeport.studies.compare.compare import Comparison
 from moeport.studies.compare.figures import Figures, mean_curve
-from moeport.studies.compare.table import columns, explanations, rows, spread
+from moeport.studies.compare.outcome import Comparison
+from moeport.studies.compare.spread import spread
+from moeport.studies.compare.table import columns, explanations, rows
 from moeport.training.run_dir import REPORT_FILE
 
 PAGE_FILE = "compare.html"
@@ -96,7 +97,7 @@ def _charts(comparison: Comparison) -> list[LineChart]:
         series = []
         for name in comparison.plan.names:
             results = [outcome.result for outcome in comparison.of(name) if outcome.result]
-            if results:
+            if results and comparison.figures(name):
                 series.append(mean_curve([result.curves[curve] for result in results], name))
         if curve == "drop_rate" and not any(np.any(one.y) for one in series):
             continue

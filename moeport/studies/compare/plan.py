@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from moeport.config import config_from_dict, load_config
+from moeport.config import load_config
 from moeport.config.schema import Config
-from moeport.config.tree import shown
 from moeport.errors import UserError, choices
 from moeport.model.build import build_model
-from moeport.training.checkpoint import list_checkpoints, read_meta
-from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, read_config
+from moeport.studies.compare.fairness import IDLE, Difference, differences, refuse_another, refuse_unfair
+from moeport.studies.compare.sweep import ChosenOn, Sweep, Value, folder_suffix, parse_sweeps, value_of
 
-COMPARED = ("model.moe",)
-"""Keys that a comparison is about."""
-IDLE = ("run", "checkpoint", "metrics")
-"""Keys that do not affect anything that is measured."""
 DEFAULTS = ("checkpoint.keep_last=1", "checkpoint.keep_best=false")
 """Applied to each config before the overrides of the command: many runs should need little disk space."""
+SAVES = 20
+"""How often a run saves itself if its config names no interval, so that a kill costs little."""
 DEFAULT_BASELINE = "topk"
-ABSENT = "-"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A key with two values."""
-
-    key: str
-    before: str
-    """The baseline's value, or the earlier one; ABSENT if there is no such key."""
-    now: str
-
-    def __str__(self) -> str:
-        if self.now == ABSENT:
-            return f"no {self.key}"
-        return f"{self.key} {self.now if self.before == ABSENT else f'{self.before} -> {self.now}'}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +27,8 @@ class PlannedRun:
     name: str
     """Name of the config: the name of its file without the suffix."""
     config: Config
+    value: str = ""
+    """That of the swept key; empty without a sweep."""
 
     @property
     def seed(self) -> int:
@@ -61,14 +43,18 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a comparison."""
+    """All runs that a comparison may need: with a sweep, some seeds of values that are not chosen are never trained."""
 
     runs: tuple[PlannedRun, ...]
-    """Runs in the order of the configs; the seeds of each config stand together."""
+    """Runs in the order of the configs; the seeds of each value stand together."""
     baseline: str
     """Name of the config that the others are compared with."""
     allowed: tuple[str, ...]
     """Keys that the user allows to differ."""
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    """By name of the config; without those that sweep nothing."""
+    chosen_on: ChosenOn = "first"
+    """Which seeds tell the best value of a sweep."""
 
     @property
     def names(self) -> list[str]:
@@ -80,17 +66,49 @@ class Plan:
         """The seeds in their order."""
         return list(dict.fromkeys(run.seed for run in self.runs))
 
-    def of(self, name: str) -> list[PlannedRun]:
-        """The runs of a config, one per seed."""
-        return [run for run in self.runs if run.name == name]
+    def of(self, name: str, value: str | None = None) -> list[PlannedRun]:
+        """The runs of a config with one value of its sweep, one per seed; by default with the first value."""
+        value = self.values(name)[0] if value is None else value
+        return [run for run in self.runs if run.name == name and run.value == value]
+
+    def values(self, name: str) -> list[str]:
+        """The values that a config tries, in order; one empty text without a sweep."""
+        return list(dict.fromkeys(run.value for run in self.runs if run.name == name))
+
+    def deciding(self, name: str) -> list[PlannedRun]:
+        """The runs that tell the best value of a config; all of its runs if it sweeps nothing."""
+        runs = [run for value in self.values(name) for run in self.of(name, value)]
+        if name not in self.sweeps or self.chosen_on == "all":
+            return runs
+        return [run for run in runs if run.seed == runs[0].seed]
+
+    def needed(self, choices: Mapping[str, str]) -> list[PlannedRun]:
+        """The runs that are known to be needed, in order, where these are the best values by name of the config."""
+        runs: dict[Path, PlannedRun] = {}
+        for name in self.names:
+            runs |= {run.dir: run for run in self.deciding(name)}
+            if name in choices:
+                runs |= {run.dir: run for run in self.of(name, choices[name])}
+        return list(runs.values())
+
+    def count(self, choices: Mapping[str, str]) -> int:
+        """The number of runs in all, with those that follow once the other sweeps have chosen."""
+        open_ones = [name for name in self.sweeps if name not in choices]
+        return len(self.needed(choices)) + sum(len(self.following(name)) for name in open_ones)
+
+    def following(self, name: str) -> list[int]:
+        """The seeds that a config is trained with once its best value is chosen."""
+        deciding = {run.seed for run in self.deciding(name)}
+        return [run.seed for run in self.of(name) if run.seed not in deciding]
 
     def config(self, name: str) -> Config:
-        """The config with a name, and with the first seed."""
+        """The config with a name, with the first seed and value."""
         return self.of(name)[0].config
 
     def differences(self, name: str) -> list[Difference]:
-        """The differences between a config and the baseline."""
-        return _differences(self.config(self.baseline), self.config(name), IDLE)
+        """The differences between a config and the baseline, without swept keys."""
+        swept = [sweep.key for sweep in self.sweeps.values()]
+        return differences(self.config(self.baseline), self.config(name), (*IDLE, *swept))
 
 
 def plan(
@@ -99,6 +117,8 @@ def plan(
     overrides: Sequence[str] = (),
     *,
     seeds: Sequence[int] = (),
+    sweeps: Sequence[str] = (),
+    chosen_on: ChosenOn = "first",
     baseline: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Plan:
@@ -106,9 +126,13 @@ def plan(
 
     Args:
         files: YAML files; their names without the suffix name the runs.
-        output_dir: folder of the run folders: `NAME`, or `NAME-seed-N` for a seed that is not the config's own.
+        output_dir: folder of the run folders: `NAME`, with `-KEY-VALUE` for a value of a sweep and `-seed-N` for a
+            seed, unless these are the config's own.
         overrides: applied to each config.
         seeds: train each config with each of them; if empty, with its own seed.
+        sweeps: `KEY=VALUE,VALUE` for all configs or `NAME:KEY=VALUE,VALUE` for one: values of which each config keeps
+            the best.
+        chosen_on: which seeds tell the best value.
         baseline: name of a config; default: `topk` if there is one, or else the first.
         allowed: keys, or sections, that may differ besides `model.moe`.
 
@@ -117,29 +141,72 @@ def plan(
         UserError: two configs have the same name, the baseline is unknown, configs differ in more than `model.moe`,
             or a run folder holds a run of another config.
     """
+    by_name = _named(files)
+    if baseline is None:
+        baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in by_name else next(iter(by_name))
+    elif baseline not in by_name:
+        raise UserError(f"--baseline {baseline}: no such config; {choices(baseline, by_name)}")
+    swept = parse_sweeps(sweeps, by_name)
+    given = (*DEFAULTS, *overrides)
+    configs = {name: load_config(file, given) for name, file in by_name.items()}
+    refuse_unfair(configs, baseline, (*allowed, *(sweep.key for sweep in swept.values())))
+    runs: list[PlannedRun] = []
+    for name, config in configs.items():
+        for value in _values(by_name[name], given, config, swept.get(name)):
+            runs += _seeded(name, config, value, seeds, output_dir, swept.get(name))
+    _refuse_shared_folders(runs)
+    for run in runs:
+        refuse_another(run.config)
+    return Plan(tuple(runs), baseline, tuple(allowed), swept, chosen_on)
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
     by_name: dict[str, Path] = {}
     for file in files:
         if file.stem in by_name:
             raise UserError(f"two configs are named {file.stem}: {by_name[file.stem]} and {file}; rename one")
         by_name[file.stem] = file
-    if baseline is None:
-        baseline = DEFAULT_BASELINE if DEFAULT_BASELINE in by_name else next(iter(by_name))
-    elif baseline not in by_name:
-        raise UserError(f"--baseline {baseline}: no such config; {choices(baseline, by_name)}")
-    configs = {name: load_config(file, (*DEFAULTS, *overrides)) for name, file in by_name.items()}
-    _refuse_unfair(configs, baseline, allowed)
-    runs = []
-    for name, config in configs.items():
-        for seed in dict.fromkeys(seeds) or (config.training.seed,):
-            folder = name if seed == config.training.seed else f"{name}-seed-{seed}"
-            sections = {
-                "run": config.run.model_copy(update={"dir": output_dir / folder}),
-                "training": config.training.model_copy(update={"seed": seed}),
-            }
-            runs.append(PlannedRun(name, config.model_copy(update=sections)))
+    return by_name
+
+
+def _values(file: Path, overrides: Sequence[str], config: Config, sweep: Sweep | None) -> list[Value]:
+    """The configs that a sweep makes of one; the config itself without a sweep."""
+    if sweep is None:
+        return [Value("", config)]
+    made = [load_config(file, (*overrides, f"{sweep.key}={value}")) for value in sweep.values]
+    return list({value.shown: value for value in (Value(value_of(each, sweep.key), each) for each in made)}.values())
+
+
+def _seeded(
+    name: str, own: Config, value: Value, seeds: Sequence[int], output_dir: Path, sweep: Sweep | None
+) -> Iterator[PlannedRun]:
+    """The runs of a value, one per seed."""
+    folder = name
+    if sweep and value.shown != value_of(own, sweep.key):
+        folder += folder_suffix(sweep.key, value.shown)
+    config = value.config
+    checkpoint = config.checkpoint
+    if not checkpoint.interval:
+        checkpoint = checkpoint.model_copy(update={"interval": -(-config.training.steps // SAVES)})
+    for seed in dict.fromkeys(seeds) or (own.training.seed,):
+        seeded = folder if seed == own.training.seed else f"{folder}-seed-{seed}"
+        sections = {
+            "run": config.run.model_copy(update={"dir": output_dir / seeded}),
+            "training": config.training.model_copy(update={"seed": seed}),
+            "checkpoint": checkpoint,
+        }
+        yield PlannedRun(name, config.model_copy(update=sections), value.shown)
+
+
+def _refuse_shared_folders(runs: Sequence[PlannedRun]) -> None:
+    """Refuse names of configs that make one folder of two runs, such as `a` with seed 1 and `a-seed-1`."""
+    owners: dict[Path, str] = {}
     for run in runs:
-        _refuse_another(run)
-    return Plan(tuple(runs), baseline, tuple(allowed))
+        if run.dir in owners:
+            raise UserError(
+                f"{owners[run.dir]} and {run.name} would both train in {run.dir}; rename one of the configs"
+            )
+        owners[run.dir] = run.name
 
 
 def shared_parameters(config: Config, baseline: Config, vocab_size: int) -> tuple[int, int, list[str]]:
@@ -166,71 +233,3 @@ def shared_parameters(config: Config, baseline: Config, vocab_size: int) -> tupl
         ".".join("*" if part.isdigit() else part for part in name.split(".")) for name in own if name not in equal
     )
     return sum(own[name].size for name in equal), sum(spec.size for spec in own.values()), list(rest)
-
-
-def _refuse_unfair(configs: dict[str, Config], baseline: str, allowed: Sequence[str]) -> None:
-    faults = [
-        f"{name}: {difference.key} is {difference.now}, but {difference.before} in {baseline}"
-        for name, config in configs.items()
-        for difference in _differences(configs[baseline], config, (*COMPARED, *IDLE, *allowed))
-    ]
-    if faults:
-        raise UserError(
-            "the configs may differ only in model.moe, or the comparison would say nothing about it:\n  "
-            + "\n  ".join(faults)
-            + "\nmake them equal with --set KEY=VALUE for all, or allow a key to differ with --allow-different KEY"
-        )
-
-
-def _refuse_another(run: PlannedRun) -> None:
-    """Refuse a folder with a run of another config: it can neither be resumed nor count as a result."""
-    before = _config_in(run.dir)
-    if before is None:
-        return
-    config = run.config
-    if config.backend.dtype == "auto":
-        config = config.model_copy(
-            update={"backend": config.backend.model_copy(update={"dtype": before.backend.dtype})}
-        )
-    found = _differences(before, config, IDLE)
-    if found:
-        raise UserError(
-            f"{run.dir} holds a run of another config: {'; '.join(map(str, found))}; "
-            "choose another --output-dir, delete this folder, or restore these keys"
-        )
-
-
-def _config_in(run_dir: Path) -> Config | None:
-    """The config of the run in a folder, from its newest checkpoint if the file is damaged; None if there is no run."""
-    if not (run_dir / CONFIG_FILE).exists():
-        return None
-    try:
-        return read_config(run_dir)
-    except UserError:
-        paths = list_checkpoints(run_dir / CHECKPOINT_DIR)
-        if not paths:
-            raise
-        return config_from_dict(read_meta(paths[-1]).config)
-
-
-def _differences(before: Config, now: Config, without: Sequence[str]) -> list[Difference]:
-    """Keys whose values differ, except those in the given sections."""
-    values = [dict(_leaves(config.model_dump(mode="json"))) for config in (before, now)]
-    return [
-        Difference(key, *(_shown(value[key]) if key in value else ABSENT for value in values))
-        for key in dict.fromkeys([*values[0], *values[1]])
-        if not any(f"{key}.".startswith(f"{section}.") for section in without)
-        and (key not in values[0] or key not in values[1] or values[0][key] != values[1][key])
-    ]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, list) else shown(value)

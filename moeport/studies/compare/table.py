@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group
@@ -14,17 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moeport.pages.charts import number
-from moeport.studies.compare.compare import Comparison
 from moeport.studies.compare.figures import ALL_TO_ALL, Figures
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A value over several seeds."""
-
-    mean: float
-    deviation: float | None
-    """Standard deviation over the seeds; None for a single seed."""
+from moeport.studies.compare.outcome import Comparison, Outcome, Tried
+from moeport.studies.compare.spread import METHOD, Paired, spread
 
 
 @dataclass(frozen=True)
@@ -32,11 +24,11 @@ class Column:
     """One column of figures."""
 
     title: str
-    value: Callable[[Figures, Figures], float | None]
-    """Computed from a run and the baseline's run with the same seed; None if runs of this kind have no such value."""
+    figure: str
+    """A field of Figures; runs for which it is None have no such value."""
     show: Callable[[float], str]
-    relative: bool = False
-    """Whether it is relative to the baseline, whose own value says nothing."""
+    to_baseline: Literal["", "difference", "ratio"] = ""
+    """How it is relative to the baseline, whose own value says nothing: paired by seed, with its interval."""
     is_cost: bool = False
     """Whether it is a cost rather than a quality."""
 
@@ -46,19 +38,18 @@ def _rounded(value: float) -> str:
 
 
 COLUMNS = (
-    Column("val. loss", lambda run, base: run.val_loss, "{:.4f}".format),
-    Column("to baseline", lambda run, base: run.val_loss - base.val_loss, "{:+.4f}".format, relative=True),
-    Column("bits/byte", lambda run, base: run.val_bits_per_byte, "{:.4f}".format),
-    Column("accuracy", lambda run, base: run.val_accuracy, "{:.2%}".format),
-    Column("dropped", lambda run, base: run.drop_rate, "{:.2%}".format),
-    Column("imbalance", lambda run, base: run.imbalance, "{:.2f}".format),
-    Column("rows mean", lambda run, base: run.rows_mean, "{:.1f}".format, is_cost=True),
-    Column("rows max", lambda run, base: run.rows_max, "{:.1f}".format, is_cost=True),
-    Column("step, s", lambda run, base: run.step_time, "{:.3f}".format, is_cost=True),
-    Column(
-        "step ratio", lambda run, base: run.step_time / base.step_time, "{:.2f}".format, relative=True, is_cost=True
-    ),
-    Column("all-to-all B/token", lambda run, base: run.all_to_all_bytes, "{:,.0f}".format, is_cost=True),
+    Column("val. loss", "val_loss", "{:.4f}".format),
+    Column("to baseline", "val_loss", "{:+.4f}".format, "difference"),
+    Column("bits/byte", "val_bits_per_byte", "{:.4f}".format),
+    Column("accuracy", "val_accuracy", "{:.2%}".format),
+    Column("dropped", "drop_rate", "{:.2%}".format),
+    Column("imbalance", "imbalance", "{:.2f}".format),
+    Column("rows/token", "rows_per_token", "{:.3f}".format, is_cost=True),
+    Column("rows mean", "rows_mean", "{:.1f}".format, is_cost=True),
+    Column("rows max", "rows_max", "{:.1f}".format, is_cost=True),
+    Column("step, s", "step_time", "{:.3f}".format, is_cost=True),
+    Column("step ratio", "step_time", "{:.2f}".format, "ratio", is_cost=True),
+    Column("all-to-all B/token", "all_to_all_bytes", "{:,.0f}".format, is_cost=True),
 )
 
 
@@ -68,7 +59,7 @@ class Row:
 
     name: str
     parameters: str
-    """Total and active."""
+    """Number of trained parameters."""
     cells: tuple[str, ...]
     """In the order of `columns`; empty if no run has finished."""
     problems: tuple[str, ...]
@@ -79,50 +70,82 @@ class Row:
 def columns(comparison: Comparison) -> list[Column]:
     """The columns for which runs of this kind have values."""
     figures = [one for name in comparison.plan.names for one in comparison.figures(name).values()]
-    return [column for column in COLUMNS if any(column.value(one, one) is not None for one in figures)]
+    return [column for column in COLUMNS if any(getattr(one, column.figure) is not None for one in figures)]
 
 
 def rows(comparison: Comparison) -> list[Row]:
     """A row for each config, in order."""
     result = []
     for name in comparison.plan.names:
-        outcomes, by_seed = comparison.of(name), comparison.figures(name)
-        several = len(outcomes) > 1
-        problems = [f"seed {o.run.seed}: {o.problem}" if several else o.problem for o in outcomes if o.problem]
-        figures = next(iter(by_seed.values()), None)
-        parameters = f"{_rounded(figures.parameters_total)} / {_rounded(figures.parameters_active)}" if figures else ""
+        problems = [f"{_which(comparison, o)}{o.problem}" for o in comparison.of(name) if o.problem]
+        figures: Figures | None = next(iter(comparison.figures(name).values()), None)
+        parameters = _rounded(figures.parameters_total) if figures else ""
         cells = tuple(_cell(comparison, name, column) for column in columns(comparison)) if figures else ()
         result.append(Row(name, parameters, cells, tuple(problems), name == comparison.plan.baseline))
     return result
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation."""
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+def _which(comparison: Comparison, outcome: Outcome) -> str:
+    """Which of a config's runs it is, if there are several."""
+    if len(comparison.of(outcome.run.name)) == 1:
+        return ""
+    sweep = comparison.plan.sweeps.get(outcome.run.name)
+    return f"{f'{sweep.key} {outcome.run.value}, ' if sweep else ''}seed {outcome.run.seed}: "
 
 
 def explanations(comparison: Comparison) -> list[str]:
     """Explains the columns, in a sentence or two each."""
     plan = comparison.plan
     config = plan.config(plan.baseline)
-    seeds = plan.seeds
     tokens = config.training.batch_size * config.data.tokens_per_sequence
-    of_seeds = (
-        f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation; differences and ratios are per seed. "
-        if len(seeds) > 1
-        else f"Seed {seeds[0]}: one run each, so small differences mean nothing. "
-    )
     return [
-        f"{config.training.steps:,} steps of {tokens:,} tokens; {comparison.data}. {of_seeds}"
+        f"{config.training.steps:,} steps of {tokens:,} tokens; {comparison.data}. {_of_seeds(plan.seeds)} "
         f"Baseline: {plan.baseline}; val. loss in nats per {'image' if config.data.is_images else 'token'}.",
-        "Dropped, imbalance and rows are means over the second half of the steps. Rows: what an expert computes per "
-        "step, mean over experts and layers, and for the busiest expert of each layer, mean over the layers.",
-        "Step time is a median. The runs shared one machine, one after another; other load on it counts, so small "
-        "differences mean nothing.",
+        *_of_sweeps(comparison),
+        "Dropped, imbalance and rows are means over the second half of the steps. Rows are what the experts compute, "
+        "without dropped assignments and padding: per token over all layers; per step for an expert, mean over experts "
+        "and layers; and for the busiest expert of each layer, mean over the layers.",
+        "Step time is a median. The runs shared one machine, one after another; other load on it counts.",
         f"All-to-all is computed, not measured: {ALL_TO_ALL}, over all layers, for experts and tokens spread evenly "
         f"over N = {comparison.ranks} ranks.",
         *comparison.notes(),
     ]
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"Seed {seeds[0]}: one run each, which cannot tell a difference from the chance of a seed."
+    return (
+        f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation. Differences and ratios are paired by seed and "
+        f"have their interval in brackets: {METHOD}. An interval that contains no difference is marked ~: these seeds "
+        "do not resolve it. Each interval stands for itself; of 20 comparisons without a difference, one misses it by "
+        "chance."
+    )
+
+
+def _of_sweeps(comparison: Comparison) -> Iterator[str]:
+    """What was swept, how the best value was chosen, and what it is."""
+    plan = comparison.plan
+    if not plan.sweeps:
+        return
+    seeds = plan.seeds
+    if len(seeds) == 1:
+        how = f"the lowest validation loss on seed {seeds[0]}"
+    elif plan.chosen_on == "first":
+        how = f"the lowest validation loss on seed {seeds[0]}, which counts in the figures too"
+    else:
+        how = "the lowest mean validation loss over all seeds, which are those of the figures"
+    yield f"Each config has the value of the swept key with {how}; so the losses shown are slightly too good."
+    for name in plan.sweeps:
+        found = ", ".join(f"{each.value}: {_loss_of(each)}" for each in comparison.tried(name))
+        chosen = comparison.choices.get(name, "none yet")
+        yield f"{name}: {plan.sweeps[name].key} {chosen} of {found}."
+
+
+def _loss_of(tried: Tried) -> str:
+    if tried.diverged:
+        return "diverged"
+    return f"{tried.loss:.4f}" if math.isfinite(tried.loss) else "; ".join(dict.fromkeys(tried.problems))
 
 
 def terminal(comparison: Comparison) -> Group:
@@ -154,7 +177,7 @@ def markdown(comparison: Comparison) -> str:
     """A table with its explanations, to be pasted into a document."""
     shown = columns(comparison)
     lines = [
-        f"| Router | Parameters, active | {' | '.join(column.title for column in shown)} |",
+        f"| Router | Parameters | {' | '.join(column.title for column in shown)} |",
         f"|---|---|{'--:|' * len(shown)}",
     ]
     failures = []
@@ -173,47 +196,85 @@ def markdown(comparison: Comparison) -> str:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison as plain values."""
     plan = comparison.plan
-    configs = []
-    for name in plan.names:
-        by_seed = comparison.figures(name)
-        runs = [asdict(figures) for figures in by_seed.values()]
-        known = [figure for figure, value in runs[0].items() if value is not None] if runs else []
-        spreads = {figure: spread([run[figure] for run in runs]) for figure in known}
-        configs.append(
-            {
-                "name": name,
-                "differences": {d.key: {"baseline": d.before, "value": d.now} for d in plan.differences(name)},
-                "mean": {figure: value.mean for figure, value in spreads.items()},
-                "deviation": {figure: value.deviation for figure, value in spreads.items()},
-                "runs": [
-                    {
-                        "seed": outcome.run.seed,
-                        "run_dir": str(outcome.run.dir),
-                        "problem": outcome.problem or None,
-                        "figures": asdict(outcome.result.figures) if outcome.result else None,
-                    }
-                    for outcome in comparison.of(name)
-                ],
-            }
-        )
     return {
         "baseline": plan.baseline,
         "seeds": plan.seeds,
         "ranks": comparison.ranks,
         "all_to_all_bytes": ALL_TO_ALL,
+        "interval": METHOD,
         "explanations": explanations(comparison),
-        "configs": configs,
+        "configs": [_config_json(comparison, name) for name in plan.names],
     }
 
 
+def _config_json(comparison: Comparison, name: str) -> dict[str, Any]:
+    plan, by_seed = comparison.plan, comparison.figures(name)
+    runs = [asdict(figures) for figures in by_seed.values()]
+    known = [figure for figure, value in runs[0].items() if value is not None] if runs else []
+    spreads = {figure: spread([run[figure] for run in runs]) for figure in known}
+    return {
+        "name": name,
+        "differences": {d.key: {"baseline": d.before, "value": d.now} for d in plan.differences(name)},
+        "sweep": _sweep_json(comparison, name),
+        "mean": {figure: value.mean for figure, value in spreads.items()},
+        "deviation": {figure: value.deviation for figure, value in spreads.items()},
+        "to_baseline": {} if name == plan.baseline else _to_baseline(comparison, name, known),
+        "runs": [
+            {
+                "seed": outcome.run.seed,
+                "run_dir": str(outcome.run.dir),
+                "problem": outcome.problem or None,
+                "figures": asdict(outcome.result.figures) if outcome.result else None,
+            }
+            for outcome in comparison.of(name)
+        ],
+    }
+
+
+def _sweep_json(comparison: Comparison, name: str) -> dict[str, Any] | None:
+    sweep = comparison.plan.sweeps.get(name)
+    if sweep is None:
+        return None
+    values = [
+        {
+            "value": each.value,
+            "val_losses": list(each.losses),
+            "diverged": each.diverged,
+            "problems": list(each.problems),
+        }
+        for each in comparison.tried(name)
+    ]
+    chosen_on = comparison.plan.chosen_on
+    return {"key": sweep.key, "chosen": comparison.choices.get(name), "chosen_on": chosen_on, "values": values}
+
+
+def _to_baseline(comparison: Comparison, name: str, figures: Sequence[str]) -> dict[str, Any]:
+    """The paired difference and the ratio of each figure, with interval and verdict."""
+    found = {}
+    for figure in figures:
+        kinds = {"difference": comparison.difference(name, figure), "ratio": comparison.difference(name, figure, True)}
+        found[figure] = {
+            kind: None if each is None else asdict(each) | {"verdict": each.verdict} for kind, each in kinds.items()
+        }
+    return found
+
+
 def _cell(comparison: Comparison, name: str, column: Column) -> str:
-    own, base = comparison.figures(name), comparison.figures(comparison.plan.baseline)
-    if column.relative:
-        own = {seed: figures for seed, figures in own.items() if seed in base}
-    values = [column.value(figures, base.get(seed, figures)) for seed, figures in own.items()]
+    if column.to_baseline:
+        if name == comparison.plan.baseline:
+            return "-"
+        found = comparison.difference(name, column.figure, column.to_baseline == "ratio")
+        return "-" if found is None else _shown_difference(found, column.show)
+    values = [getattr(figures, column.figure) for figures in comparison.figures(name).values()]
     known = [value for value in values if value is not None]
-    if not known or (column.relative and name == comparison.plan.baseline):
+    if not known:
         return "-"
     value = spread(known)
-    deviation = "" if value.deviation is None else f" ± {column.show(value.deviation).lstrip('+')}"
-    return column.show(value.mean) + deviation
+    return column.show(value.mean) + ("" if value.deviation is None else f" ± {column.show(value.deviation)}")
+
+
+def _shown_difference(found: Paired, show: Callable[[float], str]) -> str:
+    if found.low is None or found.high is None:
+        return show(found.mean)
+    mark = " ~" if found.verdict == "not resolved" else ""
+    return f"{show(found.mean)} [{show(found.low)}, {show(found.high)}]{mark}"
