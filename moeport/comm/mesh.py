@@ -37,7 +37,7 @@ class Mesh:
         """The ranks that share the experts of this rank's copy."""
         self.copies = _group(world, [ranks[part::expert] for part in range(expert)])
         """The ranks that hold the same experts."""
-        self.topology = _topology(self.experts)
+        self.topology = _topology(self.experts, len(set(world.nodes)))
 
     def box(self, spec: ParameterSpec) -> Box:
         """The part of a parameter that this rank holds, with its optimiser state."""
@@ -70,8 +70,8 @@ def _group(world: Communicator, partition: Sequence[Sequence[int]]) -> Communica
     return SingleProcess(world.ops) if len(partition[0]) == 1 else world.group(partition)
 
 
-def _topology(experts: Communicator) -> Topology:
-    """Nodes that the experts of one copy are spread over, counted from 0."""
+def _topology(experts: Communicator, job_nodes: int) -> Topology:
+    """Nodes that the experts of one copy are spread over, counted from 0, in a job of this many nodes."""
     nodes = list(dict.fromkeys(experts.nodes))
     if experts.nodes != tuple(np.repeat(nodes, experts.size // len(nodes))):
         raise UserError(
@@ -79,4 +79,4 @@ def _topology(experts: Communicator) -> Topology:
             f"{list(experts.nodes)}; expected as many on each of these nodes, node after node: let the ranks of a node "
             f"divide {experts.size}, or be a multiple of it"
         )
-    return Topology(len(nodes), nodes.index(experts.nodes[experts.rank]))
+    return Topology(len(nodes), nodes.index(experts.nodes[experts.rank]), job_nodes)

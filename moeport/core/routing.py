@@ -79,6 +79,8 @@ class Topology:
     """Machines that the experts are spread over; expert e of E is on node e * nodes // E."""
     node: int = 0
     """The machine of this process."""
+    job_nodes: int = 1
+    """Machines of the whole job, which may have several copies of the experts."""
 
 
 @dataclass(frozen=True)

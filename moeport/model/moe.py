@@ -249,8 +249,13 @@ class MoELayer:
             chosen_E=chosen_E,
             served_E=counts_E,
             **self._capacity_metrics(ops.unrecorded(), chosen, routing, capacity, context),
-            measured=measurements(ops.unrecorded(), chosen),
+            measured=self._measured(ops.unrecorded(), chosen, chosen_E, context),
         )
+
+    def _measured(
+        self, ops: Ops, chosen: Routing | SoftRouting, chosen_E: Array, context: RouterContext
+    ) -> dict[str, Array]:
+        return measurements(ops, chosen, chosen_E, self.config.router.nodes, context.topology)
 
     def _routed(self, ops: Ops, x_TD: Array, weight_N: Array, plan: DispatchPlan, run_experts: RunExperts) -> Array:
         """All experts are local, so a backend may fuse dispatch and combine with them."""
@@ -308,7 +313,7 @@ class MoELayer:
             chosen_E=counts_E,
             served_E=counts_E,
             **NO_CAPACITY,
-            measured=measurements(ops.unrecorded(), chosen),
+            measured=self._measured(ops.unrecorded(), chosen, counts_E, context),
         )
 
     def updated_state(

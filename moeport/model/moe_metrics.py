@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.positions import drops_by_position
-from moeport.core.routing import Routing, SoftRouting
+from moeport.core.routing import Routing, SoftRouting, Topology
 
 
 class MoEMetrics(NamedTuple):
@@ -68,18 +68,50 @@ def stacked_layers(ops: Ops, values: Sequence[Array | None], shape: tuple[int, .
     return ops.concat(present, axis=0) if present else ops.zeros((len(values), *shape), kind)
 
 
-def measurements(ops: Ops, chosen: Routing | SoftRouting) -> dict[str, Array]:
+LOCAL_SHARE = "local_share"
+"""Metric of routers that simulate nodes, and of jobs of several nodes."""
+
+
+def measurements(
+    ops: Ops, chosen: Routing | SoftRouting, chosen_E: Array, nodes: int | None, topology: Topology
+) -> dict[str, Array]:
     """What a layer measures only for metrics, by name of the metric; no output and no gradient depends on it.
 
     Each value is an array of the same shape in all layers, usually a scalar. The row of the metric in
-    `moeport.training.metrics_table` says how it is reduced. There are none so far.
+    `moeport.training.metrics_table` says how it is reduced.
 
     Args:
         ops: the backend's operations.
         chosen: what the router chose.
+        chosen_E: assignments to each expert.
+        nodes: number of nodes that the router simulates; None: those of the cluster.
+        topology: where the tokens and the experts are.
     """
     measured: dict[str, Array] = {}
+    if isinstance(chosen, Routing) and (nodes or topology.job_nodes > 1):
+        measured[LOCAL_SHARE] = local_share(ops, chosen, chosen_E, nodes, topology)
     return measured
+
+
+def local_share(ops: Ops, chosen: Routing, chosen_E: Array, nodes: int | None, topology: Topology) -> Array:
+    """The share of the choices that fall on experts of their token's own node; a scalar, 0 without choices.
+
+    Args: as of `measurements`.
+    """
+    kind, experts = ops.dtype(chosen.logits_TE), chosen.num_experts
+    if nodes is None:
+        own = [expert for expert in range(experts) if expert * topology.nodes // experts == topology.node]
+        local = ops.sum(ops.cast(chosen_E[own[0] : own[-1] + 1], kind))
+    else:
+        token_N, choices = chosen.token_N, chosen.expert_N.shape[0]
+        if token_N is None:
+            token_N = ops.arange(choices) // ops.index(choices // chosen.num_tokens)
+        node_N = token_N * ops.index(nodes) // ops.index(chosen.num_tokens)
+        expert_node_N = chosen.expert_N * ops.index(nodes) // ops.index(experts)  # `nodes` for an unrouted one
+        local = ops.sum(ops.cast(node_N == expert_node_N, kind))
+    total = ops.sum(ops.cast(chosen_E, kind))
+    one = ops.constant_like(1.0, total)
+    return local / ops.where(total > one, total, one)
 
 
 def capacity_metrics(

@@ -21,6 +21,9 @@ class RouterConfig(Section, ABC):
 
     name: str
     """Name of the router."""
+    nodes: PositiveInt | None = None
+    """Number of nodes to simulate, at most num_experts: token t of T belongs to node t * nodes // T. Ours, to study
+    locality on one machine. Default: the nodes of the cluster."""
     sub_layers: ClassVar[int] = 1
     """How many consecutive mixture-of-experts layers replace one."""
     mixes_shared_experts: ClassVar[bool] = False
@@ -68,6 +71,8 @@ class RouterConfig(Section, ABC):
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """Options that do not fit `num_experts`, as (option, what is wrong, what is expected)."""
+        if self.nodes is not None and self.nodes > num_experts:
+            return [("nodes", "leaves nodes without an expert", f"at most model.moe.num_experts ({num_experts})")]
         return []
 
 
@@ -84,15 +89,11 @@ class TopKRouterConfig(RouterConfig):
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """top_k must not exceed num_experts."""
+        found = super().problems(num_experts)
         if self.top_k > num_experts:
-            return [
-                (
-                    "top_k",
-                    "more experts per token than there are",
-                    f"at most model.moe.num_experts ({num_experts})",
-                )
-            ]
-        return []
+            expected = f"at most model.moe.num_experts ({num_experts})"
+            found.append(("top_k", "more experts per token than there are", expected))
+        return found
 
 
 ConfigT = TypeVar("ConfigT", bound=RouterConfig)

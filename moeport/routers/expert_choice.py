@@ -48,14 +48,16 @@ class ExpertsChooseConfig(RouterConfig):
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """A token cannot have more experts than there are."""
+        found = super().problems(num_experts)
         if self.mean_experts <= num_experts:
-            return []
+            return found
         return [
+            *found,
             (
                 "mean_experts",
                 "more experts per token than there are",
                 f"at most model.moe.num_experts ({num_experts})",
-            )
+            ),
         ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -32,20 +32,10 @@ class GrAPConfig(RouterConfig):
     locality_smoothing: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     """eta: share of a node's tokens that the target distribution leaves to other nodes' experts. Ours: with 0, as
     printed, the loss is infinite."""
-    nodes: PositiveInt | None = None
-    """Number of nodes to simulate, at most num_experts: token t of T belongs to node t * nodes // T. Ours, to study
-    locality on one machine. Default: the nodes of the cluster."""
 
     def parameter_count(self, d_model: int, num_experts: int) -> int:
         """0: the gate is fixed."""
         return 0
-
-    def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
-        """Every node needs at least one expert."""
-        found = super().problems(num_experts)
-        if self.nodes is not None and self.nodes > num_experts:
-            found.append(("nodes", "leaves nodes without an expert", f"at most model.moe.num_experts ({num_experts})"))
-        return found
 
 
 GrAPConfigT = TypeVar("GrAPConfigT", bound=GrAPConfig)

@@ -27,9 +27,10 @@ class GShardConfig(RouterConfig):
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """There must be at least two experts."""
+        found = super().problems(num_experts)
         if num_experts < 2:
-            return [("name", "gshard sends each token to 2 experts", "model.moe.num_experts of at least 2")]
-        return []
+            found.append(("name", "gshard sends each token to 2 experts", "model.moe.num_experts of at least 2"))
+        return found
 
 
 class GShardRouter(Router[GShardConfig]):

@@ -34,9 +34,11 @@ class RREConfig(TableRouterConfig):
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """groups must divide num_experts."""
+        found = super().problems(num_experts)
         if num_experts % self.groups:
-            return [("groups", "does not divide the experts", f"a divisor of model.moe.num_experts ({num_experts})")]
-        return []
+            expected = f"a divisor of model.moe.num_experts ({num_experts})"
+            found.append(("groups", "does not divide the experts", expected))
+        return found
 
 
 class RRERouter(TableRouter[RREConfig]):

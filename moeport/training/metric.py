@@ -60,6 +60,8 @@ class Metric:
     """A field; if it is empty, TensorBoard and the printed lines leave this metric out."""
     left_out_of_file: float | None = None
     """A value that is left out of metrics.jsonl: the default, where it is rare that it is another."""
+    only_if_known: bool = False
+    """Whether metrics.jsonl leaves out a value of None, as of a metric that only some runs have."""
     null_is_none: bool = False
     """Whether null in metrics.jsonl means None; otherwise it means a NaN or an infinity."""
 

@@ -152,6 +152,8 @@ def _values(path: Path) -> Iterator[Any]:
 
 
 def _is_left_out(row: Metric, value: Any) -> bool:
+    if value is None:
+        return row.only_if_known
     return row.left_out_of_file is not None and row.left_out_of_file == value
 
 

@@ -201,6 +201,27 @@ class StepMetrics:
             left_out_of_file=0.0,
         ),
     ] = field(default=0.0)
+    rows_computed: Annotated[
+        int,
+        Metric(
+            "Rows that the routed experts computed, over all MoE layers and ranks: after drops, with those that fill "
+            "tiles, without padding.",
+            tag="performance/rows_computed",
+        ),
+    ] = 0
+    local_share: Annotated[
+        float | None,
+        Metric(
+            "Choices that fall on experts of the token's own node, as a share of all choices, mean over the layers; "
+            "missing unless there are several nodes, or the [router](routers.md#nodes) simulates some.",
+            reduction="mean",
+            tag="moe/local_share",
+            printed=Printed("local", "{:.1%}"),
+            chart=Chart("Routing", Axis("Choices on the own node", "of choices", "{:.1%}", percent=True)),
+            only_if_known=True,
+            null_is_none=True,
+        ),
+    ] = None
     delta_per_layer: Annotated[
         list[float],
         Metric(

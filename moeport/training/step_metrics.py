@@ -11,6 +11,7 @@ import numpy as np
 from moeport.core.array import Array
 from moeport.model.capacity import estimate_from
 from moeport.model.loss_terms import LossTerms
+from moeport.model.moe_metrics import FILL_RATE
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.reduction import measured
 
@@ -83,6 +84,8 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
     chosen_L, loss = chosen_LE.sum(1), float(terms.cross_entropy)
     estimates = [estimate_from(affinity_3E) for affinity_3E in terms.affinity_L3E] if is_estimated else []
     chosen_P, dropped_P = terms.positions_L2P.sum(0)
+    of_layers = measured(terms)
+    filled = round(of_layers.get(FILL_RATE, 0.0) * float(chosen_L.sum()))
     imbalance_L = _ratio(chosen_LE.max(1) * chosen_LE.shape[1], chosen_L, 1.0)
     dead_L, entropy_L = (chosen_LE == 0).sum(1), _entropy(chosen_LE)
     return StepMetrics(
@@ -115,7 +118,8 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
         exchange_time=float(sent_L5[:, 4].sum()) / ranks,
         exchanged_rows_per_layer=[[int(x) for x in row] for row in sent_L5[:, :2]],
         exchanged_bytes_per_layer=[[int(x) for x in row] for row in sent_L5[:, 2:4]],
-        **measured(terms),
+        rows_computed=int(served_LE.sum()) + filled,
+        **of_layers,
     )
 
 

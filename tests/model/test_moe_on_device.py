@@ -106,6 +106,11 @@ def test_no_capacity_makes_the_host_wait_and_nothing_is_as_large_as_assignments_
     assert (metrics.capacity is None) == (not capacity)
 
 
+def test_the_share_on_the_own_node_does_not_make_the_host_wait():
+    metrics, _ = there_and_back(config_of({"name": "topk", "top_k": 4, "nodes": 2}))
+    assert metrics.measured["local_share"].shape == ()
+
+
 def test_rounding_does_not_make_the_host_wait():
     """Nor does it make anything larger than its rows, of which each expert may fill half a tile."""
     config = config_of({"name": "topk", "top_k": 4}, capacity={"policy": "round", "tile": 8})
