@@ -18,13 +18,15 @@ app = typer.Typer(name="config", help="Check and show configs.", no_args_is_help
 
 @app.command()
 def check(file: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a config and describe the model it defines."""
+    """Check a config and describe the model it defines; warn of settings that are valid but rarely meant."""
     from moeport.config import load_config
 
     config = load_config(file, overrides or ())
     typer.echo(f"{file}: ok")
     for line in summary(config):
         typer.echo(line)
+    for line in warnings(config):
+        typer.echo(line, err=True)
 
 
 @app.command()
@@ -99,6 +101,15 @@ def summary(config: Config) -> list[str]:
         lines.append(f"{counts.total:,} parameters, {counts.active:,} active per token")
         lines.append(f"{flops:,} floating-point operations per training token")
     return lines
+
+
+def warnings(config: Config) -> list[str]:
+    """What is valid but rarely meant, and what to set instead; a line each."""
+    moe = config.model.moe
+    return [
+        f"warning: model.moe.router.{option}: {does}; set {instead}"
+        for option, does, instead in moe.router.warnings(moe.num_experts)
+    ]
 
 
 def _tokenizer_size(config: Config) -> int | None:

@@ -217,6 +217,12 @@ RULES = (
         "0 or null",
     ),
     Rule(
+        ("model.moe.router.normalize_single_gate", "model.moe.router.top_k"),
+        lambda divides, top_k: not divides or top_k == 1,
+        "has no effect while model.moe.router.top_k is {1}",
+        "false, or model.moe.router.top_k 1",
+    ),
+    Rule(
         ("model.d_model", "model.moe.num_experts", "model.moe.router.name"),
         lambda width, experts, name: width % experts == 0 or not _router(name).splits_width,
         "not divisible by model.moe.num_experts = {1}, while {2} gives each expert an equal share of the features",

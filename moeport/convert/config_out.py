@@ -17,6 +17,7 @@ from moeport.convert.deepseek import WIDTHS, expert_keys, latent_keys
 from moeport.convert.family import FAMILIES, Family
 from moeport.convert.rotary import rotary_canonical, rotary_keys
 from moeport.routers import build_router
+from moeport.routers.base import TopKRouterConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.topk import TopKConfig
 
@@ -195,9 +196,7 @@ def _attention(model: ModelConfig) -> dict[str, Any]:
 
 def _normalizes(model: ModelConfig) -> bool:
     router = model.moe.router
-    if isinstance(router, TopKConfig):
-        return router.gates_sum_to_one
-    return getattr(router, "normalize_gates", True)
+    return router.gates_sum_to_one if isinstance(router, TopKRouterConfig) else True
 
 
 def _coefficient(model: ModelConfig) -> float:

@@ -75,6 +75,8 @@ def _router(keys: Keys) -> dict[str, Any]:
         "top_k": keys.integer("num_experts_per_tok"),
         "normalize_gates": keys.flag("norm_topk_prob"),
     }
+    if found["name"] == "sigmoid_bias" and found["top_k"] == 1:
+        found["normalize_single_gate"] = found["normalize_gates"]
     limited = True
     if keys.family.router == "topk":
         method = keys.get("topk_method", (str,))
@@ -145,7 +147,7 @@ def expert_keys(model: ModelConfig, router: str, balance: LoadBalanceConfig) -> 
     }
     if router == "topk":
         return {**found, "topk_method": _METHODS[groups.limits_groups], "norm_topk_prob": False}
-    return {**found, "norm_topk_prob": getattr(moe.router, "normalize_gates", True), MTP: 0}
+    return {**found, "norm_topk_prob": groups.gates_sum_to_one, MTP: 0}
 
 
 def _first_moe_layer(model: ModelConfig) -> int:

@@ -28,6 +28,8 @@ def load_balance_loss(
     DeepSeek-V3's sequence-wise loss (eq. 17 to 20). With `over_ranks`, which averages an array over ranks, f is
     computed from the tokens of all ranks, so that the mean of the ranks' losses is the loss of all their tokens (Demons
     in the Detail, arXiv 2501.11873). The loss is 1 at perfect balance. The gradient flows through P only.
+    Where the choice is not that of the highest scores, DeepSeek-V3 counts the latter (eq. 18), and so does Megatron-LM:
+    `Routing.balances_scores`.
     Null experts take part, each with the mean of their shares, since null experts are interchangeable (AdaMoE, arXiv
     2406.13233, eq. 6, where f is K times ours).
 
@@ -41,7 +43,8 @@ def load_balance_loss(
     def share(counts: Array, of: int) -> Array:
         return ops.cast(counts, ops.dtype(probs_TE)) * ops.constant_like(1.0 / of, probs_TE) / length
 
-    if chosen_E is not None and num_sequences == 1 and counted == routing.choices_per_token and not nulls:
+    all_counted = counted == routing.choices_per_token and not (nulls or routing.balances_scores)
+    if chosen_E is not None and num_sequences == 1 and all_counted:
         f_BE = share(ops.reshape(chosen_E, (1, experts)), counted)
     else:
         counts_BE = _sequence_counts(ops, routing, num_sequences)
@@ -57,7 +60,10 @@ def load_balance_loss(
 
 def _sequence_counts(ops: Ops, routing: Routing, num_sequences: int) -> Array:
     """The counted choices of each sequence by expert, (B, E + 1); unrouted ones come last."""
-    choice_TK = ops.reshape(routing.expert_N, (routing.num_tokens, -1))[:, : routing.balanced_choices]
+    if routing.balances_scores:
+        choice_TK = ops.topk_ids(ops.stop_gradient(routing.probs_TE), routing.balanced_choices)
+    else:
+        choice_TK = ops.reshape(routing.expert_N, (routing.num_tokens, -1))[:, : routing.balanced_choices]
     length, groups = routing.num_tokens // num_sequences, routing.num_experts + 1
     sequence_T1 = ops.reshape(ops.arange(routing.num_tokens) // ops.index(length), (-1, 1))
     group_N = ops.reshape(sequence_T1 * ops.index(groups) + choice_TK, (-1,))

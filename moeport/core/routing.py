@@ -47,6 +47,8 @@ class Routing:
     """Cosines of tokens and gate rows, for estimated capacities; None for other policies."""
     all_routed: bool = False
     """Whether no assignment can be unrouted, whatever the scores; from the config, never from data."""
+    balances_scores: bool = False
+    """Whether the load-balancing loss counts the experts of highest `probs_TE`, whatever was chosen."""
 
     @property
     def choices_per_token(self) -> int | None:

@@ -16,3 +16,7 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    def gives(self, *names: str) -> bool:
+        """Whether all these fields were given, rather than left at their defaults."""
+        return self.model_fields_set.issuperset(names)

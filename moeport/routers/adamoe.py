@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
+from typing_extensions import override
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -25,6 +26,11 @@ class AdaMoEConfig(TopKRouterConfig):
     """Choices per token K, among true and null experts; at most num_experts."""
     null_experts: PositiveInt = 8
     """Number of null experts, m. When balanced, a token uses K * num_experts / (num_experts + m) true experts."""
+
+    @property
+    @override
+    def gates_sum_to_one(self) -> bool:
+        return True
 
     def parameter_count(self, d_model: int, num_experts: int) -> int:
         """One row per expert, null experts included."""

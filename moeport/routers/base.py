@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import numpy as np
 from pydantic import PositiveInt
+from typing_extensions import override
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -46,6 +47,9 @@ class RouterConfig(Section, ABC):
     gates_follow_probs: ClassVar[bool] = False
     """Whether every token chooses K different experts and its gates are in proportion to its normalised scores, which
     capacity policy `round` continues to the experts that it did not choose."""
+    new_defaults: ClassVar[tuple[str, ...]] = ()
+    """Options whose default was another in earlier versions: a run keeps what it has where its config leaves them open.
+    A config that gives every other option, as those that moeport writes do, but not these is of such a version."""
     has_affinity: ClassVar[bool] = False
     """Whether it returns affinities, which drop policy `affinity` needs."""
     has_gate_rows: ClassVar[bool] = False
@@ -75,10 +79,16 @@ class RouterConfig(Section, ABC):
             return [("nodes", "leaves nodes without an expert", f"at most model.moe.num_experts ({num_experts})")]
         return []
 
+    def warnings(self, num_experts: int) -> list[tuple[str, str, str]]:
+        """Options that are valid but rarely meant, as (option, what they do, what to set instead)."""
+        return []
+
 
 class TopKRouterConfig(RouterConfig):
     """A router with a configurable number of experts per token."""
 
+    single_gate: ClassVar[str] = ""
+    """How to keep a single gate from being divided by itself; empty where no option does."""
     top_k: PositiveInt = 2
     """Experts per token K; at most num_experts."""
 
@@ -86,6 +96,19 @@ class TopKRouterConfig(RouterConfig):
     def experts_per_token(self) -> int:
         """K."""
         return self.top_k
+
+    @property
+    def gates_sum_to_one(self) -> bool:
+        """Whether the gates of a token sum to 1, so that a single one is 1 whatever the router says."""
+        return False
+
+    @override
+    def warnings(self, num_experts: int) -> list[tuple[str, str, str]]:
+        if self.top_k > 1 or num_experts == 1 or not self.gates_sum_to_one:
+            return []
+        frozen = "a single gate divided by itself is 1, so only auxiliary losses train the router"
+        instead = f"{self.single_gate}, or top_k to 2 or more" if self.single_gate else "it to 2 or more"
+        return [("top_k", frozen, instead)]
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """top_k must not exceed num_experts."""
@@ -98,8 +121,9 @@ class TopKRouterConfig(RouterConfig):
 
 ConfigT = TypeVar("ConfigT", bound=RouterConfig)
 
-_EPS = 1e-12
-"""Added to a squared norm, so that a vector of zeros has a gradient."""
+SHORTEST = 1e-3
+"""Length below which `unit` does not lengthen a vector further: the root of what Soft MoE's released code adds to a
+squared length."""
 
 
 class Router(ABC, Generic[ConfigT]):
@@ -233,5 +257,9 @@ def sum_of_better(ops: Ops, weight_TK: Array) -> Array:
 
 
 def unit(ops: Ops, x: Array) -> Array:
-    """x divided by its length along the last dimension; zeros stay zeros."""
-    return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + ops.constant_like(_EPS, x))
+    """x divided by its length along the last dimension, or by `SHORTEST` if that is longer.
+
+    So zeros stay zeros, and no gradient grows by more than 1 / SHORTEST.
+    """
+    square, least = ops.sum(x * x, axis=-1, keepdims=True), ops.constant_like(SHORTEST**2, x)
+    return x * ops.rsqrt(ops.where(square > least, square, least))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
@@ -20,6 +22,11 @@ class CartesianConfig(TopKRouterConfig):
     gates_follow_probs: ClassVar[bool] = True
     sub_layers: ClassVar[int] = 2
     mixes_shared_experts: ClassVar[bool] = True
+
+    @property
+    @override
+    def gates_sum_to_one(self) -> bool:
+        return True
 
 
 class CartesianRouter(Router[CartesianConfig]):

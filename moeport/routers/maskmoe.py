@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
@@ -31,6 +32,17 @@ class MaskMoEConfig(TopKRouterConfig):
     frequent_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     """The frequent ids are the smallest set that makes up this share of the training set. Ours: the paper's value is
     unknown."""
+
+    @property
+    @override
+    def gates_sum_to_one(self) -> bool:
+        return True
+
+    @override
+    def warnings(self, num_experts: int) -> list[tuple[str, str, str]]:
+        if self.visible_infrequent == self.visible_frequent == 1:
+            return []  # fixed routing, as in Hash Layers: there is no choice to train
+        return super().warnings(num_experts)
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """No id can choose or see more experts than there are."""

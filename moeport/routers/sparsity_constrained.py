@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.routers.expert_choice import ExpertsChooseConfig, ExpertsChooseRouter
 
-_LEARNING_RATE, _DECAY, _DECAY_OF_SQUARES, _EPS = 1e-2, 0.9, 0.999, 1e-2
+_LEARNING_RATE, _DECAY, _DECAY_OF_SQUARES = 1e-2, 0.9, 0.999
+_FORMER_EPSILON = 1e-2
+"""That of versions without `adam_epsilon`."""
 
 
 class SparsityConstrainedExpertChoiceConfig(ExpertsChooseConfig):
@@ -18,8 +20,19 @@ class SparsityConstrainedExpertChoiceConfig(ExpertsChooseConfig):
 
     name: Literal["sparsity_constrained_expert_choice"] = "sparsity_constrained_expert_choice"
     """`sparsity_constrained_expert_choice`"""
+    new_defaults: ClassVar[tuple[str, ...]] = ("adam_epsilon",)
     solver_iterations: PositiveInt = 20
     """Steps of Adam on the dual of the transport problem."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """Epsilon of Adam; the default is that of the authors' released code. What versions without this key wrote, a
+    config that gives all other options, has 0.01."""
+
+    @model_validator(mode="after")
+    def _epsilon_of_earlier_versions(self) -> Self:
+        written = self.gives("mean_experts", "group", "solver_iterations")
+        if written and not self.gives("adam_epsilon"):
+            object.__setattr__(self, "adam_epsilon", _FORMER_EPSILON)
+        return self
 
 
 class SparsityConstrainedExpertChoiceRouter(ExpertsChooseRouter[SparsityConstrainedExpertChoiceConfig]):
@@ -37,21 +50,23 @@ class SparsityConstrainedExpertChoiceRouter(ExpertsChooseRouter[SparsityConstrai
         """p_e plus the potential of the token, whose C largest entries are those of the column of the plan."""
         similarity_GES = ops.stop_gradient(ops.transpose(probs_GSE, (0, 2, 1)))
         capacity = self.config.capacity(probs_GSE.shape[1], self.num_experts)
-        return similarity_GES + potentials(ops, similarity_GES, capacity, self.config.solver_iterations)
+        steps, epsilon = self.config.solver_iterations, self.config.adam_epsilon
+        return similarity_GES + potentials(ops, similarity_GES, capacity, steps, epsilon)
 
 
-def potentials(ops: Ops, similarity_GES: Array, nonzeros: int, iterations: int) -> Array:
+def potentials(ops: Ops, similarity_GES: Array, nonzeros: int, iterations: int, epsilon: float) -> Array:
     """Potentials alpha (G, 1, S) of the tokens after so many steps of Adam from 0 on the semi-dual.
 
     Which is sum(alpha) - sum_e max over t of (similarity_e + alpha) . t - |t|^2 / 2, with t at least 0, of sum S / E
     and of at most C nonzero entries (arXiv 2209.15466). Its gradient is 1 - the sums of the rows of the plan. Adam's
-    epsilon is 0.01 and under the root, so that rounding does not say where a token goes whose row is right; ours.
+    epsilon is squared and under the root, which makes a difference only to gradients as small as it; ours.
 
     Args:
         ops: the backend's operations.
         similarity_GES: what the plan gathers.
         nonzeros: C.
         iterations: steps.
+        epsilon: of Adam.
     """
     groups, experts, size = similarity_GES.shape
 
@@ -69,7 +84,7 @@ def potentials(ops: Ops, similarity_GES: Array, nonzeros: int, iterations: int) 
         square_G1S = square_G1S * number(_DECAY_OF_SQUARES) + gradient * gradient * number(1 - _DECAY_OF_SQUARES)
         mean = mean_G1S * number(1 / (1 - _DECAY**step))
         square = square_G1S * number(1 / (1 - _DECAY_OF_SQUARES**step))
-        alpha_G1S = alpha_G1S + mean * ops.rsqrt(square + number(_EPS**2)) * number(_LEARNING_RATE)
+        alpha_G1S = alpha_G1S + mean * ops.rsqrt(square + number(epsilon**2)) * number(_LEARNING_RATE)
     return alpha_G1S
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
@@ -17,6 +19,7 @@ class TopKConfig(GroupLimitedConfig):
 
     name: Literal["topk"] = "topk"
     """`topk`"""
+    single_gate: ClassVar[str] = "softmax before and normalize_gates false"
     has_gate_rows: ClassVar[bool] = True
     gates_follow_probs: ClassVar[bool] = True
     softmax: Literal["before", "after"] = "before"
@@ -25,8 +28,8 @@ class TopKConfig(GroupLimitedConfig):
     """With `softmax: before`, divide the k gates by their sum. (With `after` they already sum to 1.)"""
 
     @property
+    @override
     def gates_sum_to_one(self) -> bool:
-        """Whether the gates of a token sum to 1."""
         return self.softmax == "after" or self.normalize_gates
 
 

@@ -99,6 +99,20 @@ def changes(config: Config, checkpoint: Checkpoint) -> list[Change]:
     ]
 
 
+def with_former_defaults(config: Config, checkpoint: Checkpoint) -> Config:
+    """The config with the checkpoint's values of the router's `new_defaults` that the config leaves open."""
+    now = config.model.moe.router
+    try:
+        before = config_from_dict(checkpoint.meta.config).model.moe.router
+    except ConfigError:  # of an older moeport, whose keys or rules were others
+        return config
+    if type(before) is not type(now):
+        return config
+    kept = {key: getattr(before, key) for key in now.new_defaults if not now.gives(key)}
+    moe = config.model.moe.model_copy(update={"router": now.model_copy(update=kept)})
+    return config.model_copy(update={"model": config.model.model_copy(update={"moe": moe})})
+
+
 def check_resumable(config: Config, checkpoint: Checkpoint) -> list[Change]:
     """Compare the config with the checkpoint's.
 

@@ -25,6 +25,7 @@ from moeport.training.lock import RunLock, refuse_locked
 from moeport.training.loop import run_steps
 from moeport.training.prepare import PreparedRun, planned, prepare, with_dtype
 from moeport.training.ranks import check_ranks, check_trains
+from moeport.training.resumable import with_former_defaults
 from moeport.training.resume import finished, newest
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of, refuse_used, remove_results, write_config
 from moeport.training.starts import record_start
@@ -65,6 +66,8 @@ def train(
         if not dry_run:
             refuse_locked(config.run.dir)
         checkpoint = newest(config) if resume and not dry_run else None
+        if checkpoint:
+            config = with_former_defaults(config, checkpoint)
         if checkpoint and config.backend.dtype == "auto":
             config = with_dtype(config, checkpoint.meta.config["backend"]["dtype"])
         is_first = launch is None or launch.rank == 0

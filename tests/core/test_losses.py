@@ -31,6 +31,8 @@ def naive(routing, tokens=slice(None)):
     experts, counted, nulls = routing.num_experts, routing.balanced_choices, routing.null_experts
     chosen = routing.expert_N.reshape(routing.num_tokens, -1)[tokens, :counted]
     probs = routing.probs_TE[tokens]
+    if routing.balances_scores:
+        chosen = np.argsort(-probs, axis=1, kind="stable")[:, :counted]
     total = 0.0
     for expert in range(experts + nulls):
         share = sum(row.count(min(expert, experts)) for row in chosen.tolist()) / (len(chosen) * counted)

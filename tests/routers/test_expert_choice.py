@@ -1,5 +1,6 @@
 """The routers in which experts choose tokens."""
 
+import functools
 import math
 
 import numpy as np
@@ -204,10 +205,64 @@ def semi_dual(similarity_ES, alpha_S, nonzeros):
     return value, 1 - plan.sum(axis=0)
 
 
-def solved(similarity_ES, nonzeros, iterations, ops=None, kind="float64"):
+def solved(similarity_ES, nonzeros, iterations, ops=None, kind="float64", epsilon=1e-8):
     ops = ops or NumpyOps()
     x_GES = ops.cast(ops.from_numpy(similarity_ES[None]), kind)
-    return ops.to_numpy(potentials(ops, x_GES, nonzeros, iterations))[0, 0]
+    return ops.to_numpy(potentials(ops, x_GES, nonzeros, iterations, epsilon))[0, 0]
+
+
+SOLVED = [(1.0, 11), (2.0, 12), (3.0, 13)]
+"""Mean experts per token, and the seed of the similarities."""
+
+
+@functools.cache
+def by_optax(mean_experts, seed):
+    """The potentials as the released code finds them: optax.adam(0.01), whose epsilon of 1e-8 is outside the root."""
+    nonzeros, similarity_ES = math.ceil(mean_experts * 4), similarity(seed, size=32, experts=8)
+    alpha, mean, square = np.zeros((3, 32))
+    for step in range(1, 21):
+        descent = -semi_dual(similarity_ES, alpha, nonzeros)[1]
+        mean, square = 0.9 * mean + 0.1 * descent, 0.999 * square + 0.001 * descent**2
+        alpha = alpha - 0.01 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    return alpha
+
+
+def tokens_taken(mean_experts, seed, alpha_S):
+    """Of each expert."""
+    x_ES = similarity(seed, size=32, experts=8) + alpha_S
+    return [set(np.argsort(-row)[: math.ceil(mean_experts * 4)].tolist()) for row in x_ES]
+
+
+@every_target
+def test_all_choices_are_those_of_the_released_code(target):
+    ops, kind = target.build().ops, "float64" if target.dtype == "float64" else "float32"
+    for case in SOLVED:
+        config = SparsityConstrainedExpertChoiceConfig(mean_experts=case[0])
+        similarity_ES = similarity(case[1], size=32, experts=8)
+        got = solved(similarity_ES, config.capacity(32, 8), 20, ops, kind, config.adam_epsilon)
+        assert tokens_taken(*case, got) == tokens_taken(*case, by_optax(*case))
+
+
+def test_the_former_epsilon_changes_choices():
+    def with_former(mean_experts, seed):
+        return solved(similarity(seed, size=32, experts=8), math.ceil(mean_experts * 4), 20, epsilon=0.01)
+
+    assert any(tokens_taken(*case, with_former(*case)) != tokens_taken(*case, by_optax(*case)) for case in SOLVED)
+
+
+@pytest.mark.parametrize(
+    ("given", "epsilon"),
+    [
+        ({}, 1e-8),
+        ({"solver_iterations": 10}, 1e-8),
+        ({"mean_experts": 2.0, "group": "sequence", "solver_iterations": 20}, 1e-2),
+        ({"mean_experts": 2.0, "group": "sequence", "solver_iterations": 20, "adam_epsilon": 1e-8}, 1e-8),
+    ],
+)
+def test_what_an_earlier_version_wrote_keeps_its_epsilon(given, epsilon):
+    config = SparsityConstrainedExpertChoiceConfig.model_validate(given)
+    assert config.adam_epsilon == epsilon
+    assert SparsityConstrainedExpertChoiceConfig.model_validate(config.model_dump()) == config
 
 
 @pytest.mark.parametrize("nonzeros", [1, 3, 6, 24])

@@ -2,14 +2,18 @@ import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
-from moeport.core.losses import chosen_counts
+from moeport.core.losses import chosen_counts, load_balance_loss
+from moeport.core.routing import RouterContext, Routing
 from moeport.routers import build_router
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
+from tests.conformance.targets import TOLERANCE, every_target
 from tests.routers.examples import EXPERTS, WIDTH, choices, route
 from tests.support import assert_close, rng
 
 VARIANTS = [
     SigmoidBiasConfig(top_k=3, normalize_gates=False),
+    SigmoidBiasConfig(top_k=1),
+    SigmoidBiasConfig(top_k=1, normalize_single_gate=True),
     SigmoidBiasConfig(num_groups=4, top_groups=2),
     SigmoidBiasConfig(num_groups=8, top_groups=3),
 ]
@@ -33,6 +37,76 @@ def test_gates_are_normalised_sigmoids():
 def test_gates_without_normalisation_are_sigmoids():
     _, gates = routed(np.zeros(8), top_k=3, normalize_gates=False)
     assert_close(gates[0], SCORES[:3], 1e-15)
+
+
+def test_a_single_gate_is_not_divided_by_itself():
+    """s, as in Megatron-LM and DeepSeek's code, unless the gate of transformers is asked for."""
+    _, gates = routed(np.zeros(8), top_k=1)
+    assert_close(gates[0], SCORES[:1], 1e-15)
+    _, gates = routed(np.zeros(8), top_k=1, normalize_single_gate=True)
+    assert gates.tolist() == [[1.0]]
+
+
+WRITTEN = {"normalize_gates": True, "num_groups": 1, "top_groups": 1, "bias_update_rate": 1e-3}
+"""The keys that versions before normalize_single_gate wrote, besides the name and top_k."""
+
+
+@pytest.mark.parametrize(
+    ("given", "divides"),
+    [
+        ({"top_k": 1}, False),
+        ({"top_k": 1, "normalize_gates": True}, False),
+        ({"top_k": 1, **WRITTEN}, True),
+        ({"top_k": 1, **WRITTEN, "normalize_gates": False}, False),
+        ({"top_k": 1, **WRITTEN, "normalize_single_gate": False}, False),
+        ({"top_k": 2, **WRITTEN}, False),
+    ],
+)
+def test_what_an_earlier_version_wrote_keeps_its_single_gate(given, divides):
+    config = SigmoidBiasConfig.model_validate(given)
+    assert config.normalize_single_gate == divides
+    assert SigmoidBiasConfig.model_validate(config.model_dump()) == config
+
+
+def sequence_loss(scores_TE, top_k):
+    """Equations 17 to 20 of DeepSeek-V3 without alpha, in the paper's own indices."""
+    length, experts = scores_TE.shape
+    total = 0.0
+    for i in range(experts):
+        f = p = 0.0
+        for t in range(length):
+            among_top_k = scores_TE[t, i] >= sorted(scores_TE[t], reverse=True)[top_k - 1]
+            f += experts / (top_k * length) * among_top_k
+            p += scores_TE[t, i] / sum(scores_TE[t]) / length
+        total += f * p
+    return total
+
+
+@pytest.mark.parametrize("options", [{}, {"num_groups": 4, "top_groups": 2}, {"normalize_gates": False}], ids=str)
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@every_target
+def test_the_sequence_wise_loss_counts_scores_without_bias_and_groups(target, top_k, options):
+    """Megatron-LM counts so too: compute_routing_scores_for_aux_loss."""
+    backend = target.build()
+    ops, sequences, tokens = backend.ops, 3, 8
+    logits = rng(1).standard_normal((sequences * tokens, EXPERTS))
+    router = build_router(SigmoidBiasConfig(top_k=top_k, **options), EXPERTS, EXPERTS)
+    arrays = {"weight": np.eye(EXPERTS), "bias": np.linspace(-1, 1, EXPERTS)}
+    params = {name: ops.cast(ops.from_numpy(value), backend.parameter_dtype) for name, value in arrays.items()}
+    x_TD = ops.cast(ops.from_numpy(logits), backend.dtype)
+    got = router.route(ops, params, x_TD, RouterContext(0, True))
+    assert isinstance(got, Routing)
+    scores = 1 / (1 + np.exp(-ops.to_numpy(x_TD).astype(np.float64)))
+    pieces = [sequence_loss(scores[i : i + tokens], top_k) for i in range(0, len(scores), tokens)]
+    chosen = ops.to_numpy(got.expert_N).reshape(len(scores), top_k)
+    assert (np.sort(chosen) != np.sort(np.argsort(-scores)[:, :top_k])).any()
+    accurate = "float64" if target.dtype == "float64" else "float32"
+    assert_close(ops.to_numpy(load_balance_loss(ops, got, sequences)), np.mean(pieces), 4 * TOLERANCE[accurate])
+    assert_close(
+        ops.to_numpy(load_balance_loss(ops, got, 1, chosen_E=chosen_counts(ops, got.expert_N, EXPERTS))),
+        sequence_loss(scores, top_k),
+        4 * TOLERANCE[accurate],
+    )
 
 
 def test_the_bias_changes_the_choice_but_not_the_gates():

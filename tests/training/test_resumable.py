@@ -13,7 +13,16 @@ from moeport.config.keys import keys, subsection, variants
 from moeport.errors import UserError
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
-from moeport.training.resumable import RULES, Change, Effect, announced, changes, check_resumable, rule_of
+from moeport.training.resumable import (
+    RULES,
+    Change,
+    Effect,
+    announced,
+    changes,
+    check_resumable,
+    rule_of,
+    with_former_defaults,
+)
 from moeport.training.run import train
 from moeport.training.run_dir import leaves
 from moeport.training.schedule import learning_rate
@@ -60,6 +69,55 @@ def test_every_key_is_compared(tmp_path):
             assert f"{path}: another value -> {values[path]}; restore these keys" in str(error.value)
         elif path != "training.skip_steps":  # one of no meaning
             assert check_resumable(config, checkpoint) == [change]
+
+
+FORMER_DEFAULTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sigmoid_bias": (
+        {"top_k": 1},
+        {"normalize_gates": True, "num_groups": 1, "top_groups": 1, "bias_update_rate": 1e-3},
+        {"normalize_single_gate": True},
+    ),
+    "sparsity_constrained_expert_choice": (
+        {},
+        {"mean_experts": 2.0, "group": "sequence", "solver_iterations": 20},
+        {"adam_epsilon": 0.01},
+    ),
+}
+"""By router: options of a config, what earlier versions added to it in the checkpoint, and what they computed with."""
+
+
+@pytest.mark.parametrize("name", FORMER_DEFAULTS)
+def test_a_run_of_an_earlier_version_keeps_its_default(tmp_path, name):
+    """Unless the config names the new one, which would be another model."""
+    given, written, former = FORMER_DEFAULTS[name]
+
+    def config_with(options):
+        router = {"name": name, **given, **options}
+        return tiny_config(tmp_path, model={"moe": {"router": router, "allow_future_tokens": True}})
+
+    now, old = config_with({}), config_with(written)
+    dump = old.model_dump(mode="json")
+    for key in former:
+        del dump["model"]["moe"]["router"][key]
+    checkpoint = checkpoint_of(old)
+    checkpoint = replace(checkpoint, meta=replace(checkpoint.meta, config=dump))
+    resumed = with_former_defaults(now, checkpoint)
+    assert {key: getattr(resumed.model.moe.router, key) for key in former} == former
+    assert check_resumable(resumed, checkpoint) == []
+    new = {key: value.default for key, value in type(now.model.moe.router).model_fields.items() if key in former}
+    with pytest.raises(UserError, match=f"router.{next(iter(former))}"):
+        check_resumable(with_former_defaults(config_with(new), checkpoint), checkpoint)
+
+
+def test_a_run_with_a_former_default_is_resumed_to_the_same_bits(tmp_path):
+    router = {"name": "sigmoid_bias", "top_k": 1}
+    begun = tiny_config(tmp_path, model={"moe": {"router": router | {"normalize_single_gate": True}}})
+    train(begun, console=QUIET)
+    want = load_checkpoint(last(begun)).model
+    stop_after(begun, 3)
+    train(tiny_config(tmp_path, model={"moe": {"router": router}}), resume=True, console=QUIET)
+    got = load_checkpoint(last(begun)).model
+    assert [name for name, value in want.items() if not np.array_equal(got[name], value)] == []
 
 
 FREE: dict[str, dict[str, Any]] = {
