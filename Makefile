@@ -10,6 +10,8 @@ NPU_TESTS := tests/npu tests/conformance
 TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=
 export NO_MKDOCS_2_WARNING = 1
+# Tests start hundreds of processes; without bytecode each would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS)
 # Two test processes, each with one thread of arithmetic. A file's tests share what they build, so one process runs them.
 JOBS ?= 2

@@ -75,9 +75,18 @@ class Forker:
                     rank.ended.set()
 
 
-@functools.cache
+FIRST = threading.Lock()
+"""Held while a forker is looked up: of the threads that want it at the same time, one starts it."""
+
+
 def forker_of(backend):
     """The forker of this test process."""
+    with FIRST:
+        return _forker(backend)
+
+
+@functools.cache
+def _forker(backend):
     return Forker([*MODULES[backend], *COMMON], settings())
 
 
