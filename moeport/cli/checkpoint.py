@@ -25,7 +25,7 @@ def list_(path: Where) -> None:
 
 @app.command("verify")
 def verify(path: Where) -> None:
-    """Read every byte of checkpoints, and compare the checksums of blocks and the SHA-256 of files.
+    """Read every byte of checkpoints, and compare the checksums of blocks and files.
 
     Exit code 2 if any is damaged; the message names the array and the expert, or the file.
 

@@ -6,7 +6,7 @@
     optimizer-00000-of-0000R.safetensors   parts of the optimiser's state
     index-00000-of-0000R.json              which parts these are, with a checksum of every block
 
-and `meta.json`, which records the step, the config, and the size and SHA-256 of all other files. A checkpoint is
+and `meta.json`, which records the step, the config, and the size of all other files with checksums. A checkpoint is
 written under a temporary name, flushed to disk and renamed, so a folder named `step-*` is always complete, whenever a
 process dies. It is read a part at a time, by any number of ranks.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from moeport.core.weights import Box, Shard, Weights
-from moeport.errors import CheckpointError
+from moeport.errors import CheckpointError, DataError
 from moeport.files import atomic_folder, remove, remove_leftovers
 from moeport.reading import read_bytes
 from moeport.training.checkpoint_index import KINDS, Arrays, read_arrays
@@ -34,7 +34,7 @@ from moeport.training.checkpoint_meta import (
     UNDIVIDED,
     CheckpointMeta,
     checkpoint_name,
-    file_digest,
+    file_entry,
     index_files,
     read_meta_file,
 )
@@ -195,8 +195,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     with _reading(path):
         _check_sizes(path, files)
         indexes = index_files(files)
-        for name in indexes or files:
-            _check_digest(path / name, files[name])
+        for name, expected in files.items():
+            _check_digest(path / name, expected)
         arrays = _indexed(path, indexes) if indexes else {kind: undivided(path / UNDIVIDED[kind]) for kind in KINDS}
     return Checkpoint(path, meta, *(StoredWeights(arrays[kind]) for kind in KINDS))
 
@@ -212,10 +212,6 @@ def verify_checkpoint(path: Path) -> Checkpoint:
         for name in arrays:
             for _ in arrays.blocks(name):
                 pass
-    _, files = read_meta_file(path)
-    with _reading(path):
-        for name, expected in files.items():
-            _check_digest(path / name, expected)
     return checkpoint
 
 
@@ -259,7 +255,11 @@ def _check_sizes(path: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_digest(file: Path, expected: dict[str, Any]) -> None:
-    if file_digest(file) != expected:
+    try:
+        found = file_entry(file)
+    except DataError as error:
+        raise CheckpointError(f"{error}; use another checkpoint") from error
+    if found != expected:
         raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
 
 

@@ -2,7 +2,7 @@
 
 Each rank that writes has an index, of its own files:
 
-    {"files": {"model-00000-of-00002.safetensors": {"bytes": ..., "sha256": "..."}, ...},
+    {"files": {"model-00000-of-00002.safetensors": {"bytes": ..., "head_sha256": "..."}, ...},
      "model": {"layers.0.moe.experts.w_in": {"dtype": "F32", "shape": [8, 64, 32], "parts": [
          {"file": "model-00000-of-00002.safetensors", "key": "layers.0.moe.experts.w_in[0:4, 0:64, 0:32]",
           "start": [0, 0, 0], "shape": [4, 64, 32], "crc32": [...]}]}, ...},
@@ -146,7 +146,7 @@ def index_text(files: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Store
     """The index of the files of one rank.
 
     Args:
-        files: size and SHA-256 of each.
+        files: the size of each, and the SHA-256 of what comes before its arrays.
         arrays: for each of KINDS, the arrays by name, with the parts that are in these files.
     """
     values = {kind: {name: _entry(array) for name, array in arrays[kind].items()} for kind in KINDS}

@@ -18,6 +18,7 @@ from typing import Any
 
 from moeport.errors import CheckpointError
 from moeport.reading import read_json
+from moeport.training.tensor_file import read_head
 
 FORMAT = "moeport-checkpoint"
 FORMAT_VERSION = 3
@@ -25,6 +26,8 @@ READABLE_VERSIONS = (1, 2, FORMAT_VERSION)
 META_FILE = "meta.json"
 UNDIVIDED = {"model": "model.safetensors", "optimizer": "optimizer.safetensors"}
 """The files of versions 1 and 2."""
+HEAD_DIGEST = "head_sha256"
+"""Of a file with the parts of a rank, whose index has checksums of the parts: the SHA-256 of what comes before them."""
 _INDEX = re.compile(r"index-\d{5,}-of-\d{5,}\.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -76,15 +79,27 @@ def file_digest(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest}
 
 
+def file_entry(file: Path) -> dict[str, Any]:
+    """What meta.json lists of a file of a checkpoint: its size, and the SHA-256 of it, or of its head.
+
+    Raises:
+        DataError: the file has no such head.
+        OSError: it cannot be read.
+    """
+    if _key(file.name) == HEAD_DIGEST:
+        return {"bytes": file.stat().st_size, HEAD_DIGEST: hashlib.sha256(read_head(file)).hexdigest()}
+    return file_digest(file)
+
+
 def meta_text(meta: CheckpointMeta, files: dict[str, dict[str, Any]]) -> str:
-    """The contents of meta.json, given size and SHA-256 of the other files."""
+    """The contents of meta.json, given the size and a SHA-256 of each other file."""
     values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(meta), "files": files}
     values["val_loss"] = _finite(meta.val_loss)
     return json.dumps({**values, "digest": _digest(values)}, indent=2) + "\n"
 
 
 def read_meta_file(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]]]:
-    """The metadata of the checkpoint `path`, and size and SHA-256 of its other files.
+    """The metadata of the checkpoint `path`, and the size and a SHA-256 of each other file.
 
     Raises CheckpointError for a meta.json that is missing, damaged, of another version or of another checkpoint.
     """
@@ -154,15 +169,23 @@ def _is_list_of_files(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and _are_names(value)
-        and all(
-            isinstance(entry, dict)
-            and sorted(entry) == ["bytes", "sha256"]
-            and _is_count(entry["bytes"])
-            and isinstance(entry["sha256"], str)
-            and bool(_SHA256.fullmatch(entry["sha256"]))
-            for entry in value.values()
-        )
+        and all(isinstance(entry, dict) and _is_described(name, entry) for name, entry in value.items())
     )
+
+
+def _is_described(name: str, entry: dict[str, Any]) -> bool:
+    key = _key(name)
+    return (
+        sorted(entry) == sorted(["bytes", key])
+        and _is_count(entry["bytes"])
+        and isinstance(entry[key], str)
+        and bool(_SHA256.fullmatch(entry[key]))
+    )
+
+
+def _key(name: str) -> str:
+    """Under which meta.json lists the SHA-256 of a file."""
+    return "sha256" if name in UNDIVIDED.values() or _INDEX.fullmatch(name) else HEAD_DIGEST
 
 
 def _are_names(names: Collection[str]) -> bool:

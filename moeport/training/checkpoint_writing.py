@@ -7,7 +7,6 @@ folder its name. Ranks meet in files only, so that a thread can do all of it in 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -33,7 +32,14 @@ from moeport.training.checkpoint_index import (
     key_of,
     read_arrays,
 )
-from moeport.training.checkpoint_meta import META_FILE, CheckpointMeta, array_file, file_digest, index_file, meta_text
+from moeport.training.checkpoint_meta import (
+    META_FILE,
+    CheckpointMeta,
+    array_file,
+    file_entry,
+    index_file,
+    meta_text,
+)
 from moeport.training.tensor_file import CODES, ITEM_BYTES, NewTensor, write_tensors
 
 FAILED = "failed-"
@@ -97,17 +103,17 @@ def write_rank(folder: Path, rank: int, ranks: int, *parts: Sequence[NewPart]) -
 
 
 def _write_file(file: Path, new: Sequence[NewPart]) -> tuple[dict[str, Any], Arrays]:
-    """Write a file of parts; returns its size and SHA-256, and its arrays. The bytes are passed over once."""
-    digest, arrays, tensors = hashlib.sha256(), Arrays(), []
+    """Write a file of parts; returns what the index says of it, and its arrays. The bytes are passed over once."""
+    arrays, tensors = Arrays(), []
     for part in new:
         array = arrays.setdefault(part.name, StoredArray(part.name, part.code, part.whole))
         crcs: list[int] = []
         key = key_of(part.name, part.whole, part.box)
         array.parts.append(Part(file, part.name, key, part.box, crcs))
         tensors.append(NewTensor(key, part.code, part.box.shape, partial(_summed, part, crcs)))
-    write_tensors(file, tensors, watch=digest.update)
+    write_tensors(file, tensors)
     sync(file)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}, arrays
+    return file_entry(file), arrays
 
 
 def _summed(part: NewPart, crcs: list[int]) -> Iterator[memoryview]:
@@ -169,6 +175,6 @@ def complete(folder: Path, meta: CheckpointMeta, ranks: int, seconds: float) -> 
                 )
             time.sleep(LOOK_SECONDS)
         indexes[index.name] = json.loads(index.read_text(encoding="utf-8"))
-        files |= indexes[index.name]["files"] | {index.name: file_digest(index)}
+        files |= indexes[index.name]["files"] | {index.name: file_entry(index)}
     read_arrays(folder, indexes)
     (folder / META_FILE).write_text(meta_text(meta, files), encoding="utf-8")

@@ -112,11 +112,8 @@ class NewTensor:
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name.
-
-    Raises DataError if it is no safetensors file, has a name twice, or has bytes that belong to no tensor.
-    """
+def read_head(file: Path) -> bytes:
+    """What comes before the tensors of a file. Raises DataError if it is no safetensors file."""
     try:
         with open_file(file) as stream:
             total = os.fstat(stream.fileno()).st_size
@@ -127,24 +124,33 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if length > min(_MAX_HEADER, total - 8):
                 raise DataError(f"{file}: is no safetensors file, or cut off")
             stream.seek(8)
-            entries = json.loads(stream.read(length), object_pairs_hook=_unique)
+            return head + stream.read(length)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name.
+
+    Raises DataError if it is no safetensors file, has a name twice, or has bytes that belong to no tensor.
+    """
+    head = read_head(file)
+    try:
+        entries = json.loads(head[8:], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: has no valid header of safetensors ({error})") from error
     if not isinstance(entries, dict):
         raise DataError(f"{file}: has no valid header of safetensors")
     entries.pop("__metadata__", None)
-    return _checked(file, entries, 8 + length, total)
+    return _checked(file, entries, len(head), file.stat().st_size)
 
 
 def write_tensors(
     file: Path,
     tensors: Sequence[NewTensor],
     metadata: Mapping[str, str] | None = None,
-    watch: Callable[[bytes | memoryview], object] = lambda written: None,
 ) -> None:
-    """Write tensors in the order in which they are given, each block by block; `watch` is given all that is written.
+    """Write tensors in the order in which they are given, each block by block.
 
     Raises OSError if the file cannot be written.
     """
@@ -158,12 +164,10 @@ def write_tensors(
     head = struct.pack("<Q", len(text)) + text
     with file.open("wb") as stream:
         stream.write(head)
-        watch(head)
         for tensor in tensors:
             before = stream.tell()
             for block in tensor.blocks():
                 stream.write(block)
-                watch(block)
             written = stream.tell() - before
             if written != tensor.num_bytes:
                 raise AssertionError(f"{tensor.name}: {written} bytes of {tensor.num_bytes}")

@@ -11,12 +11,12 @@ from safetensors.numpy import save_file
 
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Box, read_part
-from moeport.errors import CheckpointError
+from moeport.errors import CheckpointError, DataError
 from moeport.training import checkpoint_meta
 from moeport.training.checkpoint import (
     CheckpointMeta,
     best_checkpoint,
-    file_digest,
+    file_entry,
     find_checkpoint,
     list_checkpoints,
     open_checkpoint,
@@ -96,7 +96,10 @@ def replace_arrays(path, name, data):
     else:
         save_file(data, path / name)
     meta = json.loads((path / "meta.json").read_text())
-    meta["files"][name] = file_digest(path / name)
+    try:
+        meta["files"][name] = file_entry(path / name)
+    except DataError:  # it has no head
+        meta["files"][name]["bytes"] = len(data)
     write_meta(path, meta)
 
 

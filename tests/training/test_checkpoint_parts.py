@@ -16,7 +16,7 @@ from moeport.files import put_folder, start_folder
 from moeport.training import checkpoint_index, checkpoint_meta
 from moeport.training.checkpoint import open_checkpoint, verify_checkpoint
 from moeport.training.checkpoint_index import blocks
-from moeport.training.checkpoint_meta import CheckpointMeta, file_digest
+from moeport.training.checkpoint_meta import CheckpointMeta, file_entry
 from moeport.training.checkpoint_writing import complete, give_up, part_of, write_rank
 from moeport.training.tensor_file import read_header
 
@@ -150,7 +150,7 @@ def test_a_damaged_expert_is_named(tmp_path, expert, prefix):
 def resigned(path):
     """Makes the digests of meta.json fit what lies in the folder."""
     meta = json.loads((path / "meta.json").read_text())
-    meta["files"] = {name: file_digest(path / name) for name in meta["files"]}
+    meta["files"] = {name: file_entry(path / name) for name in meta["files"]}
     del meta["digest"]
     (path / "meta.json").write_text(json.dumps({**meta, "digest": checkpoint_meta._digest(meta)}))
 
