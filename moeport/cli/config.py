@@ -89,6 +89,7 @@ def translate(
 
 def summary(config: Config) -> list[str]:
     """Describes the model in a few lines, without counts if only the tokenizer file knows the vocabulary size."""
+    from moeport.data.inspect import dealt_label
     from moeport.model.build import build_model
 
     model, moe = config.model, config.model.moe
@@ -100,7 +101,9 @@ def summary(config: Config) -> list[str]:
         counts, flops = shapes.parameter_counts(), shapes.training_flops_per_token(config.data.tokens_per_sequence)
         lines.append(f"{counts.total:,} parameters, {counts.active:,} active per token")
         lines.append(f"{flops:,} floating-point operations per training token")
-    return lines
+    return lines + [
+        dealt_label(number, domain.name, len(config.data.domains)) for number, domain in enumerate(config.data.domains)
+    ]
 
 
 def warnings(config: Config) -> list[str]:

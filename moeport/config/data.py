@@ -82,6 +82,29 @@ class MixedSource(Section):
     """Where its documents come from, as in data.source."""
 
 
+class Domain(Section):
+    """Text of one kind, which some nodes train on."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """What it is called in messages, metrics and summaries."""
+    source: TextSource = StdlibSource()
+    """Where its documents come from, as in data.source; must be given."""
+    sources: tuple[MixedSource, ...] = ()
+    """Several sources, mixed by weight, in place of its source, as in data.sources."""
+
+    @property
+    def streams(self) -> tuple[MixedSource, ...]:
+        """Its sources: one by the name of the domain, those of a mixture as `DOMAIN/SOURCE`."""
+        if not self.sources:
+            return (MixedSource.model_construct(name=self.name, source=self.source),)
+        return tuple(each.model_copy(update={"name": f"{self.name}/{each.name}"}) for each in self.sources)
+
+    @property
+    def has_one_origin(self) -> bool:
+        """Whether either its source or its sources are given; the whole dump of a config has both."""
+        return self.source == StdlibSource() if self.sources else "source" in self.model_fields_set
+
+
 class DigitsSource(Section):
     """The handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels in 10 classes. The model becomes an image
     classifier.
@@ -141,6 +164,9 @@ class DataConfig(Section):
     sources: tuple[MixedSource, ...] = ()
     """Several sources of text, mixed by weight, in place of data.source: a list of mappings with a `name`, a `weight`
     (1.0 by default) and a `source`, which has the keys of data.source."""
+    domains: tuple[Domain, ...] = ()
+    """Text that differs from node to node, in place of data.source: a list of mappings with a `name` and a `source`,
+    which has the keys of data.source, or `sources`. Node n trains on domain n modulo their number."""
     tokenizer: Annotated[ByteTokenizer | BPETokenizer | FileTokenizer, Field(discriminator="name")] = BPETokenizer()
     """How text becomes tokens."""
     sequence_length: PositiveInt = 512
@@ -152,6 +178,11 @@ class DataConfig(Section):
     """Share of the data held out, chosen by a hash of each document's name or each image's index."""
     cache_dir: UserPath | None = None
     """Folder of cached tokenizers and token files. Default: $XDG_CACHE_HOME/moeport or ~/.cache/moeport."""
+
+    @property
+    def streams(self) -> tuple[MixedSource, ...]:
+        """Every source of a mixture, or of all domains; empty if there is one source."""
+        return tuple(each for domain in self.domains for each in domain.streams) or self.sources
 
     @property
     def is_images(self) -> bool:

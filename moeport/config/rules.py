@@ -1,7 +1,7 @@
 """Rules that involve several keys, as a table."""
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from functools import reduce
 from typing import Any
 
@@ -11,8 +11,10 @@ from moeport.config.data import (
     DIGITS_SIDE,
     SEQUENCES_PER_CYCLE,
     TEXT_SOURCES,
+    Domain,
     FilesSource,
     HuggingFaceSource,
+    MixedSource,
     StdlibSource,
     shares,
 )
@@ -49,6 +51,19 @@ def _is_usable(source: Section) -> bool:
     return not isinstance(source, HuggingFaceSource) or _is_hub_revision(source.revision, source.dataset)
 
 
+def _are_usable(sources: Sequence[MixedSource]) -> bool:
+    return all(_is_usable(each.source) for each in sources)
+
+
+def _are_distinct(sources: Sequence[MixedSource] | Sequence[Domain]) -> bool:
+    return len({each.name for each in sources}) == len(sources)
+
+
+def _are_shares(sources: Sequence[MixedSource]) -> bool:
+    """Whether each source of a mixture gives at least one sequence of a cycle."""
+    return all(SEQUENCES_PER_CYCLE * share >= 1 for share in shares(sources))
+
+
 def _is_suffix(text: str) -> bool:
     return text == "*" or re.fullmatch(r"\.[^./]+", text) is not None
 
@@ -56,6 +71,10 @@ def _is_suffix(text: str) -> bool:
 def _is_hub_revision(revision: str | None, dataset: str) -> bool:
     return revision is None or not dataset.startswith((".", "/"))
 
+
+_UNUSABLE = (
+    "has a source with an encoding that Python does not know, a suffix without its dot, or a revision of a folder"
+)
 
 RULES = (
     Rule(
@@ -287,21 +306,69 @@ RULES = (
     ),
     Rule(
         ("data.sources",),
-        lambda sources: len({each.name for each in sources}) == len(sources),
+        _are_distinct,
         "has two sources of one name",
         "a name of its own for each",
     ),
     Rule(
         ("data.sources",),
-        lambda sources: all(SEQUENCES_PER_CYCLE * share >= 1 for share in shares(sources)),
+        _are_shares,
         f"has a weight of less than 1/{SEQUENCES_PER_CYCLE:,} of the sum",
         "larger weights, or this source left out",
     ),
     Rule(
         ("data.sources",),
-        lambda sources: all(_is_usable(each.source) for each in sources),
-        "has a source with an encoding that Python does not know, a suffix without its dot, or a revision of a folder",
+        _are_usable,
+        _UNUSABLE,
         "a source that data.source would take",
+    ),
+    Rule(
+        ("data.domains", "data.source", "data.sources"),
+        lambda domains, source, sources: not domains or (source == StdlibSource() and not sources),
+        "gives each domain its source, and data.source or data.sources is given too",
+        "one of them",
+    ),
+    Rule(
+        ("model.moe.router.group_by", "data.domains"),
+        lambda group_by, domains: group_by != "domain" or bool(domains),
+        "groups sequences by their domain, and data.domains names none",
+        "first_token, or data.domains given",
+    ),
+    Rule(
+        ("model.moe.router.groups", "model.moe.router.group_by", "data.domains"),
+        lambda groups, group_by, domains: (
+            group_by != "domain" or not domains or min(2, len(domains)) <= groups <= len(domains)
+        ),
+        lambda groups, group_by, domains: (
+            f"{'puts all domains in one group' if groups == 1 else 'leaves groups without a domain'} of the "
+            f"{len(domains)} in data.domains"
+        ),
+        lambda groups, group_by, domains: f"{len(domains)}, or fewer groups that several domains share",
+    ),
+    Rule(
+        ("model.moe.router.nodes", "training.batch_size", "training.gradient_accumulation", "data.domains"),
+        lambda nodes, batch, parts, domains: not (domains and nodes) or batch % parts or batch // parts % nodes == 0,
+        "do not divide the sequences of a micro-batch, {1} / {2}, each of which is of one node and its domain",
+        "a divisor of training.batch_size / training.gradient_accumulation, or a batch size that is a multiple",
+    ),
+    Rule(("data.domains",), _are_distinct, "has two domains of one name", "a name of its own for each"),
+    Rule(
+        ("data.domains",),
+        lambda domains: all(each.has_one_origin for each in domains),
+        "has a domain without a source, or with both source and sources",
+        "one of the two for each domain",
+    ),
+    Rule(
+        ("data.domains",),
+        lambda domains: all(_are_distinct(each.sources) and _are_shares(each.sources) for each in domains),
+        f"mixes two sources of one name, or one with a weight of less than 1/{SEQUENCES_PER_CYCLE:,} of the sum",
+        "a name of its own for each source of a domain, and larger weights",
+    ),
+    Rule(
+        ("data.domains",),
+        lambda domains: all(_are_usable(each.streams) for each in domains),
+        _UNUSABLE,
+        "sources that data.source would take",
     ),
     Rule(
         ("data.source.patch_size",),

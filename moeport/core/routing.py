@@ -107,6 +107,8 @@ class RouterContext:
     """Position of each token in its text, where the sequences continue texts; None: each sequence is a text."""
     first_id_T: Array | None = None
     """Vocabulary id of the first token of each token's text, likewise."""
+    domain_B: Array | None = None
+    """Number of each sequence's domain; None: unknown."""
 
     @property
     def continues(self) -> bool:

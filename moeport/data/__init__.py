@@ -1,5 +1,6 @@
 """From text and images to sequences: sources, tokenizers, packing and order. Imports no framework."""
 
+from moeport.data.domains import Dealing, DomainTokens
 from moeport.data.entry import PreparedData
 from moeport.data.images import ImageSet, ImageSplit, read_images
 from moeport.data.mixture import MixedTokens
@@ -12,6 +13,8 @@ Examples = PackedTokens | MixedTokens | ImageSet
 """The data that a run trains on or is evaluated on."""
 
 __all__ = [
+    "Dealing",
+    "DomainTokens",
     "Examples",
     "ImageSet",
     "ImageSplit",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from moeport.config.data import SEQUENCES_PER_CYCLE, DataConfig
+from collections.abc import Iterator, Sequence
+
+from moeport.config.data import SEQUENCES_PER_CYCLE, DataConfig, MixedSource
 from moeport.data.documents import Corpus, size_label
 from moeport.data.entry import SIDES, Entry
 from moeport.data.left_out import LeftOut
@@ -25,7 +27,7 @@ def described(config: DataConfig, progress: Progress = lambda what, done, total:
     Raises:
         DataError: the data cannot be used.
     """
-    if config.sources:
+    if config.streams:
         return _of_mixture(config, progress)
     left_out = LeftOut()
     corpus = scanned(config, left_out, progress)
@@ -37,16 +39,28 @@ def _of_mixture(config: DataConfig, progress: Progress) -> list[str]:
     left_out: list[str] = []
     corpora, _ = read_sources(config, left_out.append, progress)
     tokenizer = known_tokenizer(config, corpora)
-    lines = []
-    per_cycle = apportioned([each.weight for each in config.sources], SEQUENCES_PER_CYCLE).tolist()
-    for each, number in zip(config.sources, per_cycle, strict=True):
-        lines.append(f"source      {each.name}: {number:,} of every {SEQUENCES_PER_CYCLE:,} sequences")
-        corpus = corpora[each.name]
-        if tokenizer:
-            lines += _of_entry(Entry(config, corpus, tokenizer), corpus)
-        else:
-            lines += [_line(name, corpus, "not ingested") for name in SIDES]
+
+    def of_sources(sources: Sequence[MixedSource]) -> Iterator[str]:
+        per_cycle = apportioned([each.weight for each in sources], SEQUENCES_PER_CYCLE).tolist()
+        for each, number in zip(sources, per_cycle, strict=True):
+            if len(sources) > 1 or not config.domains:
+                yield f"source      {each.name}: {number:,} of every {SEQUENCES_PER_CYCLE:,} sequences"
+            corpus = corpora[each.name]
+            if tokenizer:
+                yield from _of_entry(Entry(config, corpus, tokenizer), corpus)
+            else:
+                yield from (_line(name, corpus, "not ingested") for name in SIDES)
+
+    lines = [*of_sources(config.sources)]
+    for number, domain in enumerate(config.domains):
+        lines += [dealt_label(number, domain.name, len(config.domains)), *of_sources(domain.streams)]
     return lines + left_out
+
+
+def dealt_label(number: int, name: str, domains: int) -> str:
+    """A line that says which nodes train on a domain, such as `domain      c: nodes 1, 3, 5, ..`."""
+    nodes = ", ".join(str(node) for node in range(number, 3 * domains, domains))
+    return f"domain      {name}: nodes {nodes}, .."
 
 
 def _of_entry(entry: Entry, corpus: Corpus) -> list[str]:

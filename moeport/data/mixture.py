@@ -17,14 +17,14 @@ class MixedTokens:
     """The streams of several sources. Each is cut into sequences by itself; their indices follow each other.
 
     Args:
-        parts: by name, the stream of each source, all with the same sequence length.
+        parts: by name, the stream of each source, or a mixture itself, all with the same sequence length.
         weights: by name, the share of each source in what is trained on, in any unit.
     """
 
-    def __init__(self, parts: Mapping[str, PackedTokens], weights: Mapping[str, float]):
+    def __init__(self, parts: Mapping[str, PackedTokens | MixedTokens], weights: Mapping[str, float]):
         self.parts, self.weights = parts, weights
         self._streams = [*parts.values()]
-        self.sequence_length = self._streams[0].sequence_length
+        self.sequence_length: int = self._streams[0].sequence_length
         self._starts = np.cumsum([0, *(part.num_sequences for part in self._streams)])
 
     @property
@@ -76,13 +76,14 @@ class MixedTokens:
         """The first tokens of the first document, at most `count`, int64."""
         return self._streams[0].first(count)
 
+    def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (S,) and targets (S,) of one full sequence, int64."""
+        number = int(np.searchsorted(self._starts, index, "right")) - 1
+        return self._streams[number].sequence(int(index - self._starts[number]))
+
     def batch(self, indices_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs (B, S) and targets (B, S) of full sequences, int64."""
-        numbers_B = np.searchsorted(self._starts, indices_B, "right") - 1
-        rows = [
-            self._streams[number].sequence(int(index - self._starts[number]))
-            for number, index in zip(numbers_B, indices_B, strict=True)
-        ]
+        rows = [self.sequence(int(index)) for index in indices_B]
         return np.stack([inputs for inputs, _ in rows]), np.stack([targets for _, targets in rows])
 
     def windows(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

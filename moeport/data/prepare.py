@@ -41,7 +41,7 @@ def prepare_data(
         WriteError: the cache cannot be written.
     """
     work = Work(report, progress or _lines(report), workers)
-    if config.sources:
+    if config.streams:
         return prepare_mixture(config, work)
     left_out = LeftOut()
     corpus = scanned(config, left_out, work.progress)

@@ -1,16 +1,17 @@
-"""From several sources to one mixture of tokens."""
+"""From several sources, or several domains, to their tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from moeport.config.data import DataConfig, MixedSource
 from moeport.data.cache import cache_dir
 from moeport.data.documents import Corpus, Document, Documents, Tally, check_split
+from moeport.data.domains import DomainTokens
 from moeport.data.entry import Entry, PreparedData, Work, check_length, train_tokenizer
 from moeport.data.left_out import LeftOut
 from moeport.data.mixture import MixedTokens
@@ -32,18 +33,35 @@ def prepare_mixture(config: DataConfig, work: Work) -> PreparedData[MixedTokens]
     corpora, unreadable = read_sources(config, work.report, work.progress)
     tokenizer = known_tokenizer(config, corpora) or _trained(config, corpora, work.report)
     parts = {}
-    for each in config.sources:
-        with _naming(each), forgotten_if_changed(_own(config, each)):
+    for each in config.streams:
+        with _naming(config, each), forgotten_if_changed(_own(config, each)):
             entry = Entry(config, corpora[each.name], tokenizer)
             parts[each.name] = entry.load(work.report) or entry.build(work)
             check_length(parts[each.name].train, config.sequence_length)
-    weights = {each.name: each.weight for each in config.sources}
     return PreparedData(
-        MixedTokens({name: data.train for name, data in parts.items()}, weights),
-        MixedTokens({name: data.validation for name, data in parts.items()}, weights),
+        _together(config, {name: data.train for name, data in parts.items()}),
+        _together(config, {name: data.validation for name, data in parts.items()}),
         tokenizer,
         _baselines(parts),
         unreadable,
+    )
+
+
+def _together(config: DataConfig, streams: Mapping[str, PackedTokens]) -> MixedTokens:
+    """One side of the split."""
+    if not config.domains:
+        return _mixed(config.sources, streams)
+    return DomainTokens(
+        {
+            domain.name: _mixed(domain.streams, streams) if domain.sources else streams[domain.name]
+            for domain in config.domains
+        }
+    )
+
+
+def _mixed(sources: Sequence[MixedSource], streams: Mapping[str, PackedTokens]) -> MixedTokens:
+    return MixedTokens(
+        {each.name: streams[each.name] for each in sources}, {each.name: each.weight for each in sources}
     )
 
 
@@ -53,14 +71,14 @@ def read_sources(config: DataConfig, report: Say, progress: Progress) -> tuple[d
     Returns them and the number of files and rows that cannot be read.
     """
     corpora, unreadable = {}, 0
-    for each in config.sources:
+    for each in config.streams:
         left_out = LeftOut()
-        with _naming(each):
+        with _naming(config, each):
             corpora[each.name] = _read(config, each, left_out, progress)
         unreadable += left_out.unreadable
         for line in left_out.lines():
             report(f"{each.name}: {line}")
-    return _apart(corpora, cache_dir(config.cache_dir), report, progress), unreadable
+    return _apart(config, corpora, report, progress), unreadable
 
 
 def known_tokenizer(config: DataConfig, corpora: Mapping[str, Corpus]) -> Tokenizer | None:
@@ -76,7 +94,7 @@ def known_tokenizer(config: DataConfig, corpora: Mapping[str, Corpus]) -> Tokeni
 
 def _own(config: DataConfig, source: MixedSource) -> DataConfig:
     """The config of one source."""
-    return config.model_copy(update={"source": source.source, "sources": ()})
+    return config.model_copy(update={"source": source.source, "sources": (), "domains": ()})
 
 
 def _read(config: DataConfig, source: MixedSource, left_out: LeftOut, progress: Progress) -> Corpus:
@@ -87,16 +105,22 @@ def _read(config: DataConfig, source: MixedSource, left_out: LeftOut, progress: 
 
 
 @contextmanager
-def _naming(source: MixedSource) -> Iterator[None]:
+def _naming(config: DataConfig, source: MixedSource) -> Iterator[None]:
     """Errors of the block name the source."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"data.sources, {source.name}: {error}") from error
+        raise DataError(f"{_key(config)}, {source.name}: {error}") from error
 
 
-def _apart(corpora: dict[str, Corpus], folder: Path, report: Say, progress: Progress) -> dict[str, Corpus]:
+def _key(config: DataConfig) -> str:
+    """The key that lists the sources."""
+    return "data.domains" if config.domains else "data.sources"
+
+
+def _apart(config: DataConfig, corpora: dict[str, Corpus], report: Say, progress: Progress) -> dict[str, Corpus]:
     """The sources without the held-out texts that another one trains on."""
+    folder = cache_dir(config.cache_dir)
     key = json.dumps([[side.fingerprint for side in corpus] for corpus in corpora.values()])
     found_apart = folder / f"apart-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if found_apart.exists():
@@ -115,8 +139,8 @@ def _apart(corpora: dict[str, Corpus], folder: Path, report: Say, progress: Prog
         held_out = _unmarked(corpus.validation, shared, first)
         if not len(held_out):
             raise DataError(
-                f"data.sources, {name}: no text is left for validation, since other sources train on all that was held "
-                "out; name validation data of its own"
+                f"{_key(config)}, {name}: no text is left for validation, since other sources train on all that was "
+                "held out; name validation data of its own"
             )
         apart[name] = Corpus(corpus.train, held_out)
         first += len(corpus.validation)

@@ -21,10 +21,12 @@ class Sampler:
         num_sequences: sequences per epoch, at least 1.
         batch_size: sequences per step, over all ranks.
         seed: determines the orders.
+        name: of the data, if each of several has orders of its own.
     """
 
-    def __init__(self, num_sequences: int, batch_size: int, seed: int):
+    def __init__(self, num_sequences: int, batch_size: int, seed: int, name: str | None = None):
         self.num_sequences = num_sequences
+        self._purpose = ("data",) if name is None else ("data", name)
         self.batch_size = batch_size
         self.seed = seed
         self._last = -1, np.empty(0, np.int64)
@@ -46,7 +48,7 @@ class Sampler:
     def _epoch_order(self, epoch: int) -> np.ndarray:
         last, order = self._last
         if epoch != last:
-            order = generator(self.seed, "data", epoch).permutation(self.num_sequences)
+            order = generator(self.seed, *self._purpose, epoch).permutation(self.num_sequences)
             self._last = epoch, order
         return order
 

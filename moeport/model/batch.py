@@ -28,12 +28,15 @@ class Batch(Generic[ArrayT]):
     """Where each token's document begins, an index of the sequence; attention then stays within documents, and their
     positions count from there. None: a sequence is one document.
     """
+    domain_B: ArrayT | None = None
+    """The number of each example's domain, in the order of data.domains. None: there are no domains, or they are not
+    known."""
 
     @property
     def arrays(self) -> tuple[ArrayT, ...]:
         """All arrays, in the order in which `mapped` takes them."""
-        documents = () if self.document_BS is None else (self.document_BS,)
-        return (self.token_BS, self.target_BS, *self.noise.values(), *documents)
+        optional = (x for x in (self.document_BS, self.domain_B) if x is not None)
+        return (self.token_BS, self.target_BS, *self.noise.values(), *optional)
 
     def mapped(self, function: Callable[[ArrayT], OtherT]) -> Batch[OtherT]:
         """The batch of what a function makes of each array, such as its copy on a device."""
@@ -42,6 +45,7 @@ class Batch(Generic[ArrayT]):
             function(self.target_BS),
             {name: function(u_BS) for name, u_BS in self.noise.items()},
             None if self.document_BS is None else function(self.document_BS),
+            None if self.domain_B is None else function(self.domain_B),
         )
 
     def rows(self, start: int, end: int) -> Batch[ArrayT]:

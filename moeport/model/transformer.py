@@ -163,6 +163,7 @@ class Transformer(ABC):
                 pass_number=run.number,
                 position_T=position_T,
                 first_id_T=first_id_T,
+                domain_B=batch.domain_B,
             )
             with ops.part("block"):
                 x_BSD, block_metrics = run_block(run.in_block(block.layer), x_BSD, context)

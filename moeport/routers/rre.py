@@ -15,6 +15,7 @@ from moeport.core.routing import RouterContext, Routing
 from moeport.routers.tables import (
     TableRouter,
     TableRouterConfig,
+    domains,
     experts_at,
     first_ids,
     fixed_routing,
@@ -29,8 +30,11 @@ class RREConfig(TableRouterConfig):
     name: Literal["rre"] = "rre"
     """`rre`"""
     groups: PositiveInt = 1
-    """Groups of experts; must divide num_experts. The domain of a sequence is the id of its first token modulo groups,
-    which is ours: the paper's texts have labels. 1 means no domains."""
+    """Groups of experts; must divide num_experts. 1 means no domains."""
+    group_by: Literal["first_token", "domain"] = "first_token"
+    """What decides the group of a sequence. `first_token`: the id of its first token, modulo groups, which is ours for
+    text without labels. `domain`: its place in data.domains, modulo groups; the first group where that is not known, as
+    in generation."""
 
     def problems(self, num_experts: int) -> list[tuple[str, str, str]]:
         """groups must divide num_experts."""
@@ -44,8 +48,8 @@ class RREConfig(TableRouterConfig):
 class RRERouter(TableRouter[RREConfig]):
     """Expert domain * E / groups + table[layer][id], gate 1. The table is uniform over E / groups; nothing is trained.
 
-    Labelled text can carry its label as the first token of each sequence. The table ignores token frequencies, which is
-    ours: the paper does not say how its table is made.
+    Text without `data.domains` can carry its label as the first token of each sequence. The table ignores token
+    frequencies, which is ours: the paper does not say how its table is made.
     """
 
     paper = "PanGu-Sigma, arXiv 2303.10845, Random Routed Experts, as LocMoE, arXiv 2401.13920, describes them"
@@ -62,6 +66,7 @@ class RRERouter(TableRouter[RREConfig]):
         """The expert from the table, within the group of the sequence."""
         size = self.num_experts // self.config.groups
         place_T1 = experts_at(ops, params["experts"], ids_of(context), size)
-        domain_T = first_ids(ops, context, x_TD.shape[0]) % ops.index(self.config.groups)
-        expert_T1 = ops.reshape(domain_T, (-1, 1)) * ops.index(size) + place_T1
+        found = domains if self.config.group_by == "domain" else first_ids
+        group_T = found(ops, context, x_TD.shape[0]) % ops.index(self.config.groups)
+        expert_T1 = ops.reshape(group_T, (-1, 1)) * ops.index(size) + place_T1
         return fixed_routing(ops, expert_T1, self.num_experts, x_TD)

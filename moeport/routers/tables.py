@@ -97,6 +97,14 @@ def first_ids(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
     return ops.take_rows(ids_of(context), _first(ops, context, num_tokens))
 
 
+def domains(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
+    """The number of the domain of each token's sequence, (T,); 0 where it is not known."""
+    token_T = ops.arange(num_tokens)
+    if context.domain_B is None:
+        return token_T * ops.index(0)
+    return ops.take_rows(context.domain_B, token_T // ops.index(num_tokens // context.num_sequences))
+
+
 def position(ops: Ops, context: RouterContext, num_tokens: int) -> Array:
     """Each token's position in its sequence, from 0, (T,)."""
     if context.position_T is not None:

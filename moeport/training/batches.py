@@ -8,7 +8,7 @@ import numpy as np
 
 from moeport.comm.communicator import Communicator
 from moeport.config.training import TrainingConfig
-from moeport.data import Examples, MixedTokens, Sampler
+from moeport.data import Dealing, DomainTokens, Examples, MixedTokens, Sampler
 from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
@@ -35,11 +35,20 @@ class Batches:
     ):
         self.config, self.shapes, self.examples, self.world = config, shapes, examples, world
         self.first_token = first_token
-        self.sampler = (
-            examples.sampler(config.batch_size, config.seed)
-            if isinstance(examples, MixedTokens)
-            else Sampler(examples.num_sequences, config.batch_size, config.seed)
-        )
+        self.dealing: Dealing | None = None
+        """Which domain each sequence of a step is from; None: there are no domains."""
+        if isinstance(examples, DomainTokens):
+            nodes, parts = shapes.config.moe.router.nodes, config.gradient_accumulation
+            self.dealing = Dealing.of([*examples.parts], config.batch_size, world.nodes, parts, nodes)
+        self.sampler = self._sampler()
+
+    def _sampler(self) -> Sampler:
+        config, examples = self.config, self.examples
+        if self.dealing and isinstance(examples, DomainTokens):
+            return examples.dealt(self.dealing, config.seed)
+        if isinstance(examples, MixedTokens):
+            return examples.sampler(config.batch_size, config.seed)
+        return Sampler(examples.num_sequences, config.batch_size, config.seed)
 
     @property
     def tokens_per_step(self) -> int:
@@ -55,13 +64,23 @@ class Batches:
         """This rank's micro-batches of `step`, counted from 0."""
         world = self.world
         token_BS, target_BS = self.examples.batch(self.sampler.rank_indices(step, world.rank, world.size))
-        whole = Batch(token_BS, target_BS, self._noise(step), document_starts(token_BS, self.first_token))
+        documents = document_starts(token_BS, self.first_token)
+        whole = Batch(token_BS, target_BS, self._noise(step), documents, self._domains())
         size = len(token_BS) // self.config.gradient_accumulation
         for start in range(0, len(token_BS), size):
             yield whole.rows(start, start + size)
 
+    def _domains(self) -> np.ndarray | None:
+        first, end = self._own
+        return self.dealing.domain_B[first:end] if self.dealing else None
+
+    @property
+    def _own(self) -> tuple[int, int]:
+        """The positions of this rank's sequences in the whole batch: the first one, and the end."""
+        size, world = self.config.batch_size, self.world
+        return size * world.rank // world.size, size * (world.rank + 1) // world.size
+
     def _noise(self, step: int) -> dict[str, np.ndarray]:
         """The noise of this rank's sequences, which depends on their positions in the whole batch only."""
-        config, world = self.config, self.world
-        first, end = (config.batch_size * rank // world.size for rank in (world.rank, world.rank + 1))
+        config, (first, end) = self.config, self._own
         return self.shapes.noise(end - first, self.examples.sequence_length, config.seed, step, first)

@@ -50,6 +50,8 @@ class CheckpointMeta:
     """The resolved config."""
     version: str
     """The moeport version that wrote it."""
+    domains: dict[str, int] | None = None
+    """Sequences of each step by domain; None without domains, and in checkpoints of versions that had none."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -118,13 +120,13 @@ def read_meta_file(path: Path) -> tuple[CheckpointMeta, dict[str, dict[str, Any]
         raise CheckpointError(f"{file}: incomplete: missing {', '.join(missing)}; use another checkpoint")
     if version > 1 and data.pop("digest") != _digest(data):
         raise CheckpointError(f"{file}: contents do not match their checksum; use another checkpoint")
-    for key, (is_valid, expected) in _WANTED.items():
-        if not is_valid(data[key]):
+    for key, (is_valid, expected) in (_WANTED | _OPTIONAL).items():
+        if key in data and not is_valid(data[key]):
             raise CheckpointError(
                 f"{file}: {key} is {json.dumps(data[key])[:60]}, expected {expected}; use another checkpoint"
             )
     _check_step(path, data["step"])
-    values = {key: data[key] for key in CheckpointMeta.__dataclass_fields__}
+    values = {key: data[key] for key in CheckpointMeta.__dataclass_fields__ if key in data}
     return CheckpointMeta(**{**values, "val_loss": _finite(data["val_loss"])}), data["files"]
 
 
@@ -163,6 +165,10 @@ def _is_count(value: Any) -> bool:
 
 def _is_number_or_none(value: Any) -> bool:
     return value is None or type(value) in (int, float)
+
+
+def _are_counts_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_count, value.values())))
 
 
 def _is_list_of_files(value: Any) -> bool:
@@ -208,3 +214,5 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "files": (_is_list_of_files, "size and SHA-256 of the model, optimizer and index files of every rank, and no more"),
 }
 """For each key of meta.json, whether a value is valid, and what is."""
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {"domains": (_are_counts_or_none, "an object of integers")}
+"""The same for keys that older versions do not write."""

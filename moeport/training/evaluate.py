@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
 from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,18 @@ class Evaluation:
     """
     accuracy: float | None = None
     """Share of the images whose class has the highest score; None for text."""
+    loss_by_domain: dict[str, float] | None = None
+    """The loss on the text of each domain; None without domains."""
+
+
+Window = tuple[np.ndarray, np.ndarray]
+"""Tokens and targets (B, S), or patches and classes."""
 
 
 def evaluate(
     world: Communicator,
     model: EvaluationModel,
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    batches: Iterable[Window],
     num_bytes: int,
     first_token: int | None = None,
 ) -> Evaluation:
@@ -40,20 +49,49 @@ def evaluate(
 
     Attention stays within documents that begin at `first_token`; None: it crosses them.
     """
-    nats = tokens = 0.0
-    for (token_BS, target_BS), counts in _share_of_rank(batches, world):
-        batch = Batch(token_BS, target_BS, document_BS=document_starts(token_BS, first_token))
+    total_2 = _totals(world, model, ((0, window) for window in batches), 1, first_token, has_domains=False).sum(0)
+    return _of_text(total_2, num_bytes)
+
+
+def evaluate_domains(
+    world: Communicator,
+    model: EvaluationModel,
+    batches: Iterable[tuple[int, Window]],
+    names: Sequence[str],
+    num_bytes: int,
+    first_token: int | None = None,
+) -> Evaluation:
+    """`evaluate` on batches that are each of one domain, given by its number; also returns the loss of each domain."""
+    total_D2 = _totals(world, model, batches, len(names), first_token, has_domains=True)
+    by_domain = {name: float(nats / tokens) for name, (nats, tokens) in zip(names, total_D2, strict=True)}
+    return replace(_of_text(total_D2.sum(0), num_bytes), loss_by_domain=by_domain)
+
+
+def _totals(
+    world: Communicator,
+    model: EvaluationModel,
+    batches: Iterable[tuple[int, Window]],
+    domains: int,
+    first_token: int | None,
+    has_domains: bool,
+) -> np.ndarray:
+    """Nats and targets of each domain (D, 2), over all ranks."""
+    total_D2 = np.zeros((domains, 2))
+    for (domain, (token_BS, target_BS)), counts in _share_of_rank(batches, world):
+        domain_B = np.full(len(token_BS), domain) if has_domains else None
+        batch = Batch(token_BS, target_BS, {}, document_starts(token_BS, first_token), domain_B)
         cross_entropy = float(world.ops.to_numpy(model.evaluate(batch).cross_entropy))
         if counts:
-            nats += cross_entropy * target_BS.size
-            tokens += target_BS.size
-    nats, tokens = world.sum_of_numbers(np.array([nats, tokens])).tolist()
+            total_D2[domain] += cross_entropy * target_BS.size, target_BS.size
+    return world.sum_of_numbers(total_D2.reshape(-1)).reshape(total_D2.shape)
+
+
+def _of_text(total_2: np.ndarray, num_bytes: int) -> Evaluation:
+    nats, tokens = total_2.tolist()
     return Evaluation(nats / tokens, nats / math.log(2) / num_bytes)
 
 
-def evaluate_images(
-    world: Communicator, model: EvaluationModel, batches: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> Evaluation:
+def evaluate_images(world: Communicator, model: EvaluationModel, batches: Iterable[Window]) -> Evaluation:
     """Evaluate on batches of (patch_BSP, class_B1) that together cover every image once; the ranks share them.
 
     Of equal scores, the first counts.
@@ -71,9 +109,7 @@ def evaluate_images(
     return Evaluation(nats / images, accuracy=right / images)
 
 
-def _share_of_rank(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], world: Communicator
-) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
+def _share_of_rank(batches: Iterable[T], world: Communicator) -> Iterator[tuple[T, bool]]:
     """Every `world.size`-th batch, and whether it counts.
 
     Every rank gets the same number of batches, since the model may exchange tokens between ranks: a rank without a

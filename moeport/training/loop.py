@@ -168,7 +168,7 @@ class _Loop:
         size = training.evaluation_batch_size or training.batch_size // run.trainer.batches.num_parts
         with self.window.paused():
             result = run.task.evaluate(run.mesh.world, run.trainer.model, size)
-        metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy)
+        metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy, result.loss_by_domain)
         if self.log:
             self.log.evaluation(metrics)
         self.progress.evaluation(metrics)

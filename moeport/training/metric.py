@@ -51,7 +51,8 @@ class Metric:
     over passes, micro-batches and ranks, and also over the layers unless the metric is a list. None: the trainer
     computes the metric itself."""
     tag: str | None = None
-    """TensorBoard tag; with `{layer}`, one tag per entry of a list. None: not in TensorBoard."""
+    """TensorBoard tag; with `{layer}`, one tag per entry of a list, with `{key}`, one per entry of a mapping. None: not
+    in TensorBoard."""
     printed: Printed | None = None
     """None: not printed."""
     chart: Chart | None = None

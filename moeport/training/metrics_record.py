@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record, StepMetrics
 
@@ -18,7 +19,9 @@ class _Known:
 
     name: str
     is_needed: bool
-    is_list: bool
+    is_valid: Callable[[Any], bool]
+    """Whether a value is of its type."""
+    expected: str
     null: float | None
     """What null means."""
 
@@ -29,14 +32,11 @@ def _known(kind: Kind) -> list[_Known]:
         _Known(
             each.name,
             each.default is MISSING and each.default_factory is MISSING,
-            get_origin(hints[each.name]) is list,
+            *_kind(hints[each.name]),
             None if rows[each.name].null_is_none else math.nan,
         )
         for each in fields(kind)
     ]
-
-
-_KNOWN = {kind: _known(kind) for kind in (StepMetrics, EvaluationMetrics)}
 
 
 def is_evaluation(record: dict[str, Any]) -> bool:
@@ -65,11 +65,27 @@ def parsed(record: Any) -> Record | None:
                 raise ValueError(f"has no {name}, which every record of its kind needs")
             continue
         value = record[name]
-        if not (_is_list(value) if known.is_list else type(value) in _NUMBERS):
-            expected = "a list of numbers" if known.is_list else "a number"
-            raise ValueError(f"{name} is {_short(value)}, expected {expected}")
+        if not known.is_valid(value):
+            raise ValueError(f"{name} is {_short(value)}, expected {known.expected}")
         values[name] = known.null if value is None else value
     return kind(**values)
+
+
+def _kind(hint: Any) -> tuple[Callable[[Any], bool], str]:
+    """Whether a value is of the type of a field, and what that is."""
+    if get_origin(hint) is list:
+        return _is_list, "a list of numbers"
+    if any(get_origin(choice) is dict for choice in get_args(hint)):
+        return _is_mapping, "a mapping of numbers"
+    return _is_number, "a number"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in _NUMBERS
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 def _is_list(value: Any) -> bool:
@@ -86,3 +102,6 @@ def _is_list(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     return json.dumps(value)[:40]
+
+
+_KNOWN = {kind: _known(kind) for kind in (StepMetrics, EvaluationMetrics)}

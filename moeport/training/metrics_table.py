@@ -353,6 +353,14 @@ class EvaluationMetrics:
             chart=Chart("Loss", Axis("Validation accuracy", "", "{:.2%}", percent=True)),
         ),
     ] = None
+    val_loss_by_domain: Annotated[
+        dict[str, float] | None,
+        Metric(
+            "`val_loss` on the validation documents of each domain, by name; missing without "
+            "[domains](data.md#text-that-differs-from-node-to-node).",
+            tag="validation/loss_by_domain/{key}",
+        ),
+    ] = None
 
 
 Record = StepMetrics | EvaluationMetrics
@@ -381,7 +389,9 @@ def scalars(record: Record) -> dict[str, float]:
         value = getattr(record, name)
         if row.tag is None or value is None or not row.applies(record):
             continue
-        if "{layer}" in row.tag:
+        if isinstance(value, dict):
+            found |= {row.tag.format(key=key): entry for key, entry in value.items()}
+        elif "{layer}" in row.tag:
             found |= {row.tag.format(layer=layer): entry for layer, entry in enumerate(value)}
         else:
             found[row.tag] = value

@@ -25,7 +25,7 @@ from moeport.training.checkpoint import Checkpoint
 from moeport.training.fits import check_optimizer, check_parameters
 from moeport.training.host_memory import Room, check_memory, memory_line, rank_memory
 from moeport.training.placed import place_model
-from moeport.training.resumable import announced, check_resumable
+from moeport.training.resumable import announced, check_dealing, check_resumable
 from moeport.training.resume import telling_way_back
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.start_from import starting_weights
@@ -96,6 +96,8 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
     batches = Batches(config.training, shapes, task.train, mesh.world, task.first_token)
+    for line in batches.dealing.described() if batches.dealing else ():
+        say(line)
     here = mesh.world.nodes.count(mesh.world.nodes[mesh.world.rank])
     micro_batch, specs = config.training.batch_size // batches.num_parts, shapes.parameter_specs()
     room = Room(here, *_device_memory(backend))
@@ -107,6 +109,8 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
     params = _params(config, checkpoint, task, shapes, share_of_cores(here), say)
     start_step = checkpoint.meta.step if checkpoint else 0
+    if checkpoint and batches.dealing:
+        check_dealing(checkpoint, batches.dealing)
     with telling_way_back(config) if checkpoint else nullcontext():
         placed = place_model(config, backend, shapes, params, mesh, all_to_all)
         if checkpoint:

@@ -57,6 +57,13 @@ def check_ranks(config: Config, ranks: int) -> None:
             f"{training.gradient_accumulation} micro-batches (training.gradient_accumulation); expected a multiple of "
             f"{parts}, such as {nearest}"
         )
+    nodes, size = config.model.moe.router.nodes, training.batch_size // parts
+    if config.data.domains and nodes and size % nodes:
+        raise UserError(
+            f"model.moe.router.nodes: {nodes} nodes do not divide the {size} sequences of a micro-batch "
+            f"({training.batch_size} over {parts} of them), each of which is of one node and its domain; expected a "
+            f"divisor of {size}, or training.batch_size a multiple of {parts * nodes}"
+        )
 
 
 def npu_needs(config: Config, ranks: int) -> NpuNeeds | None:

@@ -66,6 +66,13 @@ def compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
     return [Bar(label, f"{value:.3f}", 100 * value / largest, label == "moeport") for label, value in values.items()]
 
 
+def losses_by_domain(metrics: RunMetrics) -> list[Bar]:
+    """The last validation loss on the text of each domain; empty without domains."""
+    losses = (metrics.last_evaluation and metrics.last_evaluation.val_loss_by_domain) or {}
+    known = {name: loss for name, loss in losses.items() if loss is not None and np.isfinite(loss)}
+    return [Bar(name, f"{loss:.4f}", 100 * loss / max(known.values())) for name, loss in known.items()]
+
+
 def comparison(metrics: RunMetrics, summary: Mapping[str, Any]) -> str:
     """A sentence that compares the run with each compressor."""
     own = _validation(metrics, summary, "val_bits_per_byte")

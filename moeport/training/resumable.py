@@ -11,6 +11,7 @@ from moeport.config import config_from_dict
 from moeport.config.schema import Config
 from moeport.config.step_ranges import shown, up_to
 from moeport.config.training import TrainingConfig
+from moeport.data import Dealing
 from moeport.errors import ConfigError, UserError
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.run_dir import leaves
@@ -38,6 +39,7 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     "run": Rule(Effect.NONE, "the folder may have been moved"),
     "model": Rule(Effect.REFUSED, "it would be another model"),
+    "model.moe.router.nodes": Rule(Effect.ONWARD, "the same parameters; every domain must keep its share"),
     "model.moe.router_dtype": Rule(Effect.ONWARD, "equal up to rounding"),
     "model.embedding_std": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
@@ -129,6 +131,22 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[Change]:
         )
     _check_steps(config, checkpoint)
     return found
+
+
+def check_dealing(checkpoint: Checkpoint, dealing: Dealing) -> None:
+    """Refuse nodes on which a step would draw other numbers of sequences of the domains than before.
+
+    Raises UserError, which states the numbers.
+    """
+    before, now = checkpoint.meta.domains, dealing.counts
+    if before is None or before == now:
+        return
+    was, would = (", ".join(f"{name} {count}" for name, count in counts.items()) for counts in (before, now))
+    raise UserError(
+        f"{checkpoint.path}: data.domains: each step drew {was} sequences, and on the nodes of this job it would draw "
+        f"{would}, so the run cannot be resumed exactly; resume it on as many nodes as before, with any number of "
+        "ranks on each, or simulate them with model.moe.router.nodes, or start another run with --set run.dir=FOLDER"
+    )
 
 
 def announced(found: list[Change], step: int, steps: int) -> list[str]:

@@ -246,6 +246,7 @@ class Saver:
 
     def _meta(self, evaluation: Evaluation | None) -> CheckpointMeta:
         run, step = self.run, self.run.trainer.step_number
+        dealing = run.trainer.batches.dealing
         return CheckpointMeta(
             step=step,
             tokens=run.trainer.updates * run.trainer.tokens_per_step,
@@ -254,4 +255,5 @@ class Saver:
             data=run.task.train.fingerprint,
             config=run.config.model_dump(mode="json"),
             version=VERSION,
+            domains=dealing.counts if dealing else None,
         )

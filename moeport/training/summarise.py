@@ -10,6 +10,7 @@ import sys
 from array import array
 from dataclasses import asdict
 
+from moeport.data import DomainTokens
 from moeport.files import write_json
 from moeport.training.agreed import ENVIRONMENT
 from moeport.training.checkpoint import find_checkpoint
@@ -46,6 +47,8 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float, save_tim
         val_loss=evaluation.loss,
         val_bits_per_byte=evaluation.bits_per_byte,
         val_accuracy=evaluation.accuracy,
+        val_loss_by_domain=evaluation.loss_by_domain,
+        domains=_domains(run),
         tokens_per_second=statistics.median(steps.speeds) if steps.speeds else None,
         wall_time=seconds + steps.seconds_before,
         save_time=save_time,
@@ -69,6 +72,21 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float, save_tim
     if run.config.metrics.report and steps.last:
         write_report(run.dir)
     return summary
+
+
+def _domains(run: PreparedRun) -> dict[str, dict[str, float]]:
+    """Tokens and epochs that the run takes from each domain."""
+    train, training, dealing = run.task.train, run.config.training, run.trainer.batches.dealing
+    if dealing is None or not isinstance(train, DomainTokens):
+        return {}
+    updates = training.updates(training.steps)
+    return {
+        name: {
+            "tokens": updates * count * train.sequence_length,
+            "epochs": updates * count / train.parts[name].num_sequences,
+        }
+        for name, count in dealing.counts.items()
+    }
 
 
 class _Steps:

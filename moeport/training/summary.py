@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +66,10 @@ class RunSummary:
     """Files and rows of the source that were skipped since they cannot be read."""
     sources: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of a mixture, by source, the `tokens` that were trained on and how many `epochs` of it they are."""
+    domains: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By domain, the `tokens` that were trained on and how many `epochs` of it they are."""
+    val_loss_by_domain: dict[str, float] | None = None
+    """Validation loss on the text of each domain; None without domains."""
     compilations: int = 0
     """Number of graphs that the backend compiled in this process; PyTorch's are not counted."""
     compile_seconds: float = 0.0
@@ -98,6 +103,9 @@ class RunSummary:
             table.add_row("skipped", f"{what} that cannot be read (data.source.bad_files)")
         for name, drawn in self.sources.items():
             table.add_row(f"source {name}", f"{drawn['tokens']:,.0f} tokens, {drawn['epochs']:.2f} epochs")
+        for name, drawn in self.domains.items():
+            loss = f"{(self.val_loss_by_domain or {}).get(name, math.nan):.4f} nats per token"
+            table.add_row(f"domain {name}", f"{loss}; {drawn['tokens']:,.0f} tokens, {drawn['epochs']:.2f} epochs")
         table.add_row("checkpoint", self.checkpoint)
         run = Path(self.run_dir)
         table.add_row("metrics", str(run / "metrics.jsonl"))

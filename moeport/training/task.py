@@ -16,13 +16,13 @@ from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
 from moeport.config.schema import Config
 from moeport.config.step_ranges import up_to
-from moeport.data import Examples, ImageSplit, MixedTokens, PreparedData, prepare_data, read_images
+from moeport.data import DomainTokens, Examples, ImageSplit, MixedTokens, PreparedData, prepare_data, read_images
 from moeport.data.document_starts import document_starts, hidden_share
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
 from moeport.training.agreed import of_data
-from moeport.training.evaluate import Evaluation, evaluate, evaluate_images
+from moeport.training.evaluate import Evaluation, evaluate, evaluate_domains, evaluate_images
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
 from moeport.training.sampling import Sampling
@@ -110,8 +110,7 @@ class TextTask(Task):
         train, held_out = self.data.train, self.data.validation.num_documents
         line = (
             f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
-            f"{train.num_tokens:,} tokens; {held_out:,} documents held out"
-            + (f"; {train.shares_label()} of the sequences" if isinstance(train, MixedTokens) else "")
+            f"{train.num_tokens:,} tokens; {held_out:,} documents held out" + _parts_label(train)
         )
         return line + self._hidden_pairs()
 
@@ -126,8 +125,11 @@ class TextTask(Task):
 
     @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
-        validation = self.data.validation
-        return evaluate(world, model, validation.windows(batch_size), validation.num_bytes, self.first_token)
+        held_out, first = self.data.validation, self.first_token
+        if isinstance(held_out, DomainTokens):
+            windows, names = held_out.windows_by_domain(batch_size), [*held_out.parts]
+            return evaluate_domains(world, model, windows, names, held_out.num_bytes, first)
+        return evaluate(world, model, held_out.windows(batch_size), held_out.num_bytes, first)
 
     def save(self, run_dir: Path) -> None:
         """Write the tokenizer."""
@@ -148,7 +150,7 @@ class TextTask(Task):
     def _sources(self) -> dict[str, dict[str, float]]:
         """Tokens and epochs that the run takes from each source of a mixture."""
         train, training = self.data.train, self.config.training
-        if not isinstance(train, MixedTokens):
+        if not isinstance(train, MixedTokens) or isinstance(train, DomainTokens):
             return {}
         sampler = train.sampler(training.batch_size, training.seed)
         sequences = Counter(sampler.drawn(training.steps))
@@ -171,6 +173,13 @@ class TextTask(Task):
         text = tokenizer.decode(ids).rstrip("\ufffd")[:SAMPLE_PROMPT_CHARACTERS]
         *words, _ = re.split(r"(?=\s)", text)
         return "".join(words) if "".join(words).strip() else text
+
+
+def _parts_label(train: Examples) -> str:
+    """Names the parts of what is trained on, if there are several."""
+    if isinstance(train, DomainTokens):
+        return "; domains " + ", ".join(f"{name} ({part.num_tokens:,} tokens)" for name, part in train.parts.items())
+    return f"; {train.shares_label()} of the sequences" if isinstance(train, MixedTokens) else ""
 
 
 class ImageTask(Task):

@@ -26,8 +26,9 @@ from moeport.model.decoding import next_scores
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
-BatchForm = tuple[tuple[int, ...], tuple[str, ...], bool]
-"""The shape (B, S), or (B, S, P) for patches, the names of the noise arrays, and whether there are documents."""
+BatchForm = tuple[tuple[int, ...], tuple[str, ...], bool, bool]
+"""The shape (B, S), or (B, S, P) for patches, the names of the noise arrays, and whether there are documents and
+domains."""
 
 
 class MindSporeEvaluationModel(EvaluationModel):
@@ -118,7 +119,7 @@ class MindSporeEvaluationModel(EvaluationModel):
         inputs = [self.ops.from_numpy(x.reshape(-1)) for x in batch.arrays]
         arrays = [*self.params.values(), *inputs, Tensor(np.array([share], parameter_dtype(self.dtype)))]
         shape = batch.token_BS.shape
-        form = shape, tuple(batch.noise), batch.document_BS is not None
+        form = shape, tuple(batch.noise), batch.document_BS is not None, batch.domain_B is not None
         if self.graphs is None:
             return self._function(form, training, None)(*arrays)
         moe = self.model.config.moe
@@ -157,16 +158,18 @@ class MindSporeEvaluationModel(EvaluationModel):
 
     def _loss(self, ops: MindSporeOps, form: BatchForm, training: bool, *arrays: Tensor) -> tuple[Tensor, ...]:
         """The loss times the last array, which is the share of the micro-batch, and all loss terms."""
-        dtype, (shape, noise, has_documents) = self.dtype, form
+        dtype, (shape, noise, has_documents, has_domains) = self.dtype, form
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
         tokens, targets, *drawn, share = rest
+        domains = drawn.pop() if has_domains else None
         documents = msops.reshape(drawn.pop(), shape[:2]) if has_documents else None
         batch = Batch(
             msops.reshape(tokens, shape),
             msops.reshape(targets, (shape[0], -1)),
             {name: msops.reshape(u, shape[:2]) for name, u in zip(noise, drawn, strict=True)},
             documents,
+            domains,
         )
         terms = self.model.loss(self.model.forward_pass(ops, shape[1], dtype, training), params, batch)
         self._measured = tuple(terms.measured)
