@@ -62,8 +62,15 @@ ALIASES = {
 }
 """The names that other training frameworks use for a key."""
 
-VALUE_ALIASES = {"gpu": "cuda", "ascend": "npu", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
-"""Common spellings of values, and their names here."""
+VALUE_ALIASES = {
+    "gpu": "cuda",
+    "ascend": "npu",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "fp64": "float64",
+    "exact": "independent",
+}
+"""Common spellings and former names of values, and their names here."""
 
 
 @dataclass(frozen=True)

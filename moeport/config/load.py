@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from moeport.config.faults import Parts, dotted, locate, non_finite, schema_problems
+from moeport.config.former import with_names_of_today, without_former_defaults
 from moeport.config.keys import choices
 from moeport.config.problem import NOWHERE, Place, Problem
 from moeport.config.rules import EFFECTS, check_rules, value_at
@@ -22,12 +23,14 @@ MOST_SHOWN = 50
 """Faults that one message lists."""
 
 
-def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str | None, overrides: Sequence[str] = (), *, recorded: bool = False) -> Config:
     """Reads a config.
 
     Args:
         path: YAML file; None for defaults only.
         overrides: `section.key=value`, with the value in YAML. They take precedence over the file.
+        recorded: whether the file is the config of a run that was recorded, maybe by an earlier version, and is to be
+            read rather than trained.
 
     Raises:
         ConfigError: lists every fault of the file and the overrides, one per line, in reading order.
@@ -44,16 +47,20 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
     problems += found
     if base is None:
         raise _error(problems)
-    return _build(_override(base, over), problems)
+    return _build(_override(without_former_defaults(base), over), problems, recorded)
 
 
-def config_from_dict(values: Mapping[str, Any]) -> Config:
+def config_from_dict(values: Mapping[str, Any], *, recorded: bool = False) -> Config:
     """Builds a config from nested dictionaries, checked by the same rules as a file.
+
+    Args:
+        values: by key; sections are dictionaries.
+        recorded: as of `load_config`.
 
     Raises:
         ConfigError: lists every fault, one per line.
     """
-    return _build(python_node(values), [])
+    return _build(without_former_defaults(python_node(values)), [], recorded)
 
 
 def _override(base: Node, over: Node) -> Node:
@@ -86,7 +93,9 @@ def _nested(parts: Parts, node: Node) -> Node:
     return node
 
 
-def _build(root: Node, problems: list[Problem]) -> Config:
+def _build(root: Node, problems: list[Problem], recorded: bool) -> Config:
+    if recorded:
+        root = with_names_of_today(root)
     problems += non_finite(root)
     faulty = {problem.key for problem in problems if problem.key}
     usable = without(root, [tuple(key.partition("[")[0].split(".")) for key in faulty])
@@ -95,7 +104,7 @@ def _build(root: Node, problems: list[Problem]) -> Config:
             problems.append(problem)
             faulty |= set(problem.related)
     config = _sound_part(usable, faulty)
-    problems += [_placed(problem, root) for problem in check_rules(config, faulty)]
+    problems += [_placed(problem, root) for problem in check_rules(config, faulty, recorded)]
     if problems:
         raise _error(problems)
     return config

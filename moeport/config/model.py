@@ -107,22 +107,26 @@ class CapacityConfig(Section):
     bound: Literal["incomplete_beta", "erfc", "exponential"] = "incomplete_beta"
     """Form of LocMoE's bound: with the exact probability of a cosine, with its limit in many dimensions, or the paper's
     lower bound on that."""
-    probability: Literal["paper", "exact"] = "exact"
-    """Probability that a token routed to an expert is discriminative: E p_delta as printed, which may exceed 1, or
-    1 - (1 - p_delta / 2)^E. The default is ours."""
+    probability: Literal["paper", "independent"] = "independent"
+    """Probability that a token routed to an expert is discriminative: E p_delta as printed, which may exceed 1, or,
+    with cosines taken to be independent, 1 - (1 - p_delta / 2)^E, and E p_delta / 2 where delta is above sqrt(1/2). The
+    default is ours."""
     target: Literal["expectation", "success"] = "expectation"
     """What LocMoE's bound ensures per expert: one discriminative token in expectation, 1 / p, or one with probability
-    1 - failure, ln(1 / failure) / p. The second is ours."""
+    1 - failure, ln(failure) / ln(1 - p). The second is ours."""
     failure: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """eta: probability that an expert gets no discriminative token, for target `success`."""
-    rule: Literal["controller", "delta_max"] = "controller"
-    """Rule of LocMoE+: 2 s q of its theorem, where s q tokens have a cosine with an expert's gate row of at least its
-    delta, or exp(d delta^2 / (2 - delta^2)) / E of its remark 7."""
+    rule: Literal["rivals", "controller", "delta_max"] = "rivals"
+    """Rule of LocMoE+. `rivals`: an expert's own tokens with a cosine of at least delta, plus its s q rivals, other
+    experts' tokens with such a cosine. `controller`: 2 s q, of the paper's theorem. `delta_max`: exp(d delta^2 / (2 -
+    delta^2)) / E, of its remark 7. The default is ours."""
     delta: Literal["minimum", "quantile", "mean", "maximum"] | None = None
-    """Which of the cosines between an expert's tokens and its gate row is delta. Default: maximum for rule delta_max,
-    otherwise mean. Ours: the papers name all except the quantile, in different places."""
-    quantile: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """The quantile for delta `quantile`, in steps of 0.001."""
+    """Which of the cosines between an expert's own tokens and its gate row is delta; the rules rivals and controller
+    keep the tokens above it. Default: quantile for these, maximum for delta_max, otherwise mean. Ours: the papers name
+    all except the quantile, in different places."""
+    quantile: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The quantile for delta `quantile`, in steps of 0.001. At most 0.25 for the rules rivals and controller, of which
+    it is the share of own tokens that the capacity gives up. Default: 0.1 for these, otherwise 0.9."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in the running means over steps; 0: only the last step. Ours."""
     update_interval: PositiveInt = 1
@@ -141,10 +145,22 @@ class CapacityConfig(Section):
         return self.policy in ("locmoe", "locmoe_plus")
 
     @property
+    def counts_rivals(self) -> bool:
+        """Whether the capacity is a number of tokens that are at least as near as those that an expert is to keep."""
+        return self.policy == "locmoe_plus" and self.rule != "delta_max"
+
+    @property
     def estimator(self) -> str:
         """`delta`, or its default."""
         largest = self.policy == "locmoe_plus" and self.rule == "delta_max"
-        return self.delta or ("maximum" if largest else "mean")
+        return self.delta or ("quantile" if self.counts_rivals else "maximum" if largest else "mean")
+
+    @property
+    def delta_quantile(self) -> float:
+        """`quantile`, or its default."""
+        if self.quantile is not None:
+            return self.quantile
+        return 0.1 if self.counts_rivals else 0.9
 
 
 class LoadBalanceConfig(Section):

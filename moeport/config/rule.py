@@ -16,6 +16,8 @@ class Rule:
     """What is wrong: a text, in which {0}, {1} are the values, or a function of the values."""
     expected: str | Callable[..., str]
     """What the first key should be: a text or a function, as above."""
+    recorded: bool = False
+    """Whether runs were recorded that break it, before it was a rule; their configs can still be read."""
 
 
 @dataclass(frozen=True)
@@ -24,5 +26,5 @@ class Effect:
 
     option: str
     selector: str
-    values: tuple[str, ...]
+    values: tuple[str | None, ...]
     """The values of the selector under which the option has an effect."""

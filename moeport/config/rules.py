@@ -7,6 +7,7 @@ from typing import Any
 
 from moeport.config import step_ranges
 from moeport.config.backend_rules import BACKEND_RULES
+from moeport.config.capacity_rules import CAPACITY_RULES
 from moeport.config.data import (
     DIGITS_SIDE,
     SEQUENCES_PER_CYCLE,
@@ -376,6 +377,7 @@ RULES = (
         f"does not divide the {DIGITS_SIDE} pixels of an image's side",
         "1, 2, 4 or 8",
     ),
+    *CAPACITY_RULES,
     *BACKEND_RULES,
 )
 
@@ -418,7 +420,7 @@ EFFECTS = (
     ),
     Effect("model.moe.capacity.rule", "model.moe.capacity.policy", ("locmoe_plus",)),
     Effect("model.moe.capacity.failure", "model.moe.capacity.target", ("success",)),
-    Effect("model.moe.capacity.quantile", "model.moe.capacity.delta", ("quantile",)),
+    Effect("model.moe.capacity.quantile", "model.moe.capacity.delta", ("quantile", None)),
     *(
         Effect(option, "data.source.name", TEXT_SOURCES)
         for option in (
@@ -445,16 +447,17 @@ def value_at(config: Config, path: str) -> Any:
     return reduce(getattr, path.split("."), config)
 
 
-def check_rules(config: Config, faulty: Set[str] = frozenset()) -> list[Problem]:
+def check_rules(config: Config, faulty: Set[str] = frozenset(), recorded: bool = False) -> list[Problem]:
     """Find violations of the rules.
 
     Args:
         config: the config; its values at `faulty` are ignored.
         faulty: dotted paths of keys or sections; rules that read them are skipped.
+        recorded: whether it is the config of a run that was recorded, maybe before a rule was made.
     """
     found = []
     for rule in RULES:
-        if _usable(rule.reads, faulty) and _has(config, *rule.reads):
+        if not (recorded and rule.recorded) and _usable(rule.reads, faulty) and _has(config, *rule.reads):
             values = [value_at(config, path) for path in rule.reads]
             if not rule.holds(*values):
                 found.append(_problem(config, rule.reads, _text(rule.wrong, values), _text(rule.expected, values)))
@@ -466,7 +469,7 @@ def check_rules(config: Config, faulty: Set[str] = frozenset()) -> list[Problem]
         reads = (effect.option, effect.selector)
         if _usable(reads, faulty) and _has(config, *reads) and _is_idle(config, effect):
             wrong = f"has no effect while {effect.selector} is {value_at(config, effect.selector)}"
-            expected = f"{effect.selector} {' or '.join(effect.values)}, or this key left out"
+            expected = f"{effect.selector} {' or '.join(map(shown, effect.values))}, or this key left out"
             found.append(_problem(config, reads, wrong, expected))
     return found
 

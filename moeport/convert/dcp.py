@@ -39,7 +39,7 @@ from moeport.model.decoder import DecoderLM
 from moeport.reading import check_types, read_json
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
 from moeport.training.checkpoint_meta import META_FILE, CheckpointMeta
-from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, read_config, refuse_used, write_config
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, read_config, refuse_used, write_config
 from moeport.training.tensor_file import NewTensor
 from moeport.version import VERSION
 
@@ -98,7 +98,7 @@ def to_dcp(
             read_config(source)
         path = find_checkpoint(source / CHECKPOINT_DIR, checkpoint)
     opened = open_checkpoint(path)
-    config = config_from_dict(opened.meta.config)
+    config = config_of(opened)
     specs = _specs(config, shape_of(opened.model, EMBEDDING)[0], str(source))
     pieces = pieces_of(names, config.model, specs)
     arrays = Theirs(pieces, names, opened.model, opened.optimizer, config.training.updates(opened.meta.step))
@@ -166,7 +166,9 @@ class _Import:
         """The config of the run, and the metadata of its checkpoint."""
         if self.record is not None and config_file is None:
             meta = CheckpointMeta(**self.record["meta"])
-            config = config_from_dict({**meta.config, "run": {**meta.config["run"], "dir": str(run_dir)}})
+            config = config_from_dict(
+                {**meta.config, "run": {**meta.config["run"], "dir": str(run_dir)}}, recorded=True
+            )
             return config, meta
         if config_file is None:
             raise UserError(

@@ -81,7 +81,7 @@ def find_record(run_dir: Path, config: Config) -> tuple[Record, Path] | None:
         after, (run_dir, checkpoint) = run_dir, start_folders(before)
         if run_dir.resolve() == after.resolve():
             return None
-        config = config_from_dict(read_meta(checkpoint).config)
+        config = config_from_dict(read_meta(checkpoint).config, recorded=True)
     return None
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from moeport.config import config_from_dict
 from moeport.config.data import ByteTokenizer as ByteConfig
 from moeport.config.schema import Config
 from moeport.convert.config_out import Difference, balance_differs, differences, fitting, keys_of, unsaid
@@ -33,7 +32,7 @@ from moeport.files import atomic_folder
 from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
-from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, end_of_text, read_config
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
 from moeport.training.tensor_file import NewTensor, write_tensors
 
 EMBEDDING = "embedding.weight"
@@ -65,7 +64,7 @@ def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, rep
     if not (run_dir / CHECKPOINT_DIR).is_dir():
         read_config(run_dir)
     checkpoint = open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))
-    config = config_from_dict(checkpoint.meta.config)
+    config = config_of(checkpoint)
     if config.data.is_images:
         raise UserError(f"{run_dir}: was trained to classify images; expected the run of a language model")
     found = find_record(run_dir, config)

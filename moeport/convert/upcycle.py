@@ -20,7 +20,7 @@ from moeport.convert.upcycle_plan import Plan, UpcycleOptions, slices_of
 from moeport.errors import UserError
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
 from moeport.training.checkpoint_meta import CheckpointMeta
-from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, TOKENIZER_FILE, refuse_used, write_config
+from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, TOKENIZER_FILE, read_config, refuse_used, write_config
 from moeport.version import VERSION
 
 
@@ -60,7 +60,7 @@ def upcycle(
         raise UserError(
             f"{source}: is no run folder: it has no {CONFIG_FILE}; expected one, as moeport convert makes it"
         )
-    old = load_config(source / CONFIG_FILE)
+    old = read_config(source)
     if old.data.is_images:
         raise UserError(f"{source}: was trained to classify images; expected the run of a language model")
     checkpoint = open_checkpoint(find_checkpoint(source / CHECKPOINT_DIR, options.checkpoint))

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 
 FORMS = ("incomplete_beta", "erfc", "exponential")
+EXCLUSIVE = math.sqrt(0.5)
+"""Cosine beyond which a token cannot be near two orthogonal gate rows: their squares would add up to more than 1."""
 _TINY = 1e-300
 _CLOSE = 1e-15
 
@@ -79,20 +81,24 @@ def two_sided_probability(delta: float, dim: int, form: str) -> float:
 def arrival_probability(delta: float, dim: int, experts: int, form: str, probability: str) -> float:
     """p_i: the probability that a token routed to an expert is discriminative for it.
 
-    `paper`: n p_delta (LocMoE, theorem 1), which may exceed 1. `exact`: 1 - (1 - p_delta / 2)^n, the probability that
-    the largest of n independent cosines is at least delta. This is ours: a token is discriminative on one side of
-    the expert only, and the maximum of n probabilities is not their sum.
+    `paper`: n p_delta (LocMoE, theorem 1), which may exceed 1. It counts a token on both sides of an expert, and once
+    for each expert. `independent`, ours: the probability that the largest of the n cosines is at least delta. Beyond
+    sqrt(1/2) no two of them are, so it is n p_delta / 2. Below, they are taken to be independent, which gives
+    1 - (1 - p_delta / 2)^n; the cosines of one token are not quite, as their squares sum to at most 1. It is then too
+    small, by at most a few percent in hundreds of dimensions; the tests say how much.
 
     Args:
         delta: a cosine; below 0 counts as 0.
         dim: d.
         experts: n.
         form: one of FORMS.
-        probability: paper or exact.
+        probability: paper or independent.
     """
     two_sided = two_sided_probability(delta, dim, form)
     if probability == "paper":
         return experts * two_sided
+    if delta > EXCLUSIVE:
+        return min(1.0, experts * two_sided / 2)
     return -math.expm1(experts * math.log1p(-two_sided / 2))
 
 
@@ -112,15 +118,17 @@ def lower_bound(
         experts: n.
         form: how p_delta is computed, see `two_sided_probability`.
         probability: how p_i follows from it, see `arrival_probability`.
-        failure: None: one discriminative token is expected, 1 / p_i, as in the paper. Else one arrives with a
-            probability of 1 - failure: ln(1 / failure) / p_i. Ours.
+        failure: None: one discriminative token is expected, 1 / p_i, as in the paper. Else none arrives with this
+            probability: the C of (1 - p_i)^C = failure, at least 1. Ours.
 
     Returns: tokens, not rounded and not clipped; infinite where p_i is too small for a float.
     """
     arrival = arrival_probability(delta, dim, experts, form, probability)
     if arrival == 0.0:
         return math.inf
-    return (1.0 if failure is None else math.log(1.0 / failure)) / arrival
+    if failure is None:
+        return 1.0 / arrival
+    return max(1.0, math.log(failure) / math.log1p(-arrival)) if arrival < 1.0 else 1.0
 
 
 def delta_max_bound(delta: float, dim: int, experts: int) -> float:
@@ -128,13 +136,23 @@ def delta_max_bound(delta: float, dim: int, experts: int) -> float:
     return lower_bound(delta, dim, experts, "exponential")
 
 
-def controller_bound(competitors: float) -> float:
+def controller_bound(rivals: float) -> float:
     """2 s q: with this capacity, an expert that takes its best tokens takes the discriminative one almost surely.
 
-    LocMoE+ proves a probability of 1 - exp(-3 C / 16) for C >= 2 s q, where s is the number of tokens and q the
-    probability that an irrelevant one scores at least as high as the discriminative one.
+    LocMoE+ proves a probability of 1 - exp(-3 C / 16) for C >= 2 s q, where s is the number of irrelevant tokens and q
+    the probability that one of them scores at least as high as the discriminative one.
 
     Args:
-        competitors: s q, tokens.
+        rivals: s q, tokens.
     """
-    return 2.0 * competitors
+    return 2.0 * rivals
+
+
+def rivals_bound(kept: float, rivals: float) -> float:
+    """The capacity at which an expert that takes its best tokens takes all that it is to keep. Ours.
+
+    Args:
+        kept: its own tokens that it is to keep: those that score at least delta.
+        rivals: other experts' tokens that score at least delta.
+    """
+    return kept + rivals

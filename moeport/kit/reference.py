@@ -93,7 +93,7 @@ def reference() -> Iterator[dict[str, Recording]]:
 
 def _of_today(recording: Recording) -> Recording:
     """The recording with the defaults of keys that configs have had since, as they are what it was made with."""
-    return replace(recording, config=config_from_dict(recording.config).model_dump(mode="json"))
+    return replace(recording, config=config_from_dict(recording.config, recorded=True).model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,17 @@ import numpy as np
 
 from moeport.config.model import CapacityConfig
 from moeport.core.array import Array
-from moeport.core.bounds import controller_bound, delta_max_bound, lower_bound
+from moeport.core.bounds import controller_bound, delta_max_bound, lower_bound, rivals_bound
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import Routing
 
 CAPACITY, AVERAGES = "capacity", "capacity_averages"
 """Names of a layer's untrained parameters: rows per expert (1,), 0 before the first estimate; and (3,): number of
-averaged steps, delta, competitors."""
+averaged steps, delta, and the tokens that the rule counts, see `counted_tokens`."""
+ROUNDING = 1e-5
+"""A cosine less far than this below delta counts as delta: equal tokens differ by rounding, on every backend otherwise,
+and have to be counted alike."""
 MAX_ROWS = 2.0**24
 """Upper limit of an estimate: float32 is not exact for larger integers."""
 
@@ -33,8 +36,11 @@ class Estimate:
 
     delta: float
     """Cosine between a token and the gate row of its first choice."""
-    competitors: float
-    """s q: number of tokens in a micro-batch whose cosine with an expert's gate row is at least its delta."""
+    kept: float
+    """Number of an expert's own tokens in a micro-batch, those with it as first choice, whose cosine with its gate row
+    is at least delta."""
+    rivals: float
+    """s q: number of the other tokens whose cosine with the gate row is at least delta."""
 
 
 def factor_bound(config: CapacityConfig, num_tokens: int, choices_per_token: int, num_experts: int) -> int:
@@ -84,10 +90,11 @@ def capacity_specs(config: CapacityConfig) -> list[ParameterSpec]:
 def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, routing: Routing) -> Array:
     """What an estimate needs from one micro-batch, as sums over micro-batches and ranks.
 
-    delta_e is the minimum, a quantile, the mean or the maximum of the cosines between expert e's gate row and the
-    tokens whose first choice is e. It stands for the score of a discriminative token of e; of the s tokens in the
-    micro-batch, s q_e have at least that score. Measuring q this way is ours: LocMoE+ proves how large a capacity must
-    be for a given q, but does not say how to find q.
+    delta_e is the minimum, a quantile, the mean or the maximum of the cosines between expert e's gate row and its own
+    tokens, those whose first choice is e. Of the own tokens, k_e have a cosine of at least delta_e; of the tokens with
+    another first choice, or none, r_e have: the rivals, s q_e in the terms of LocMoE+, whose s tokens are irrelevant to
+    the expert. Measuring q this way is ours: LocMoE+ proves how large a capacity must be for a given q, but does not
+    say how to find q.
 
     Args:
         ops: the backend's operations.
@@ -95,7 +102,7 @@ def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, rout
         cosine_TE: cosines between tokens and gate rows.
         routing: what the router chose, before drops.
 
-    Returns: (3, E): n_e first choices; n_e delta_e; n_e s q_e. No gradient flows through it.
+    Returns: (4, E): n_e first choices; n_e delta_e; n_e k_e; n_e r_e. No gradient flows through it.
     """
     tokens, experts = routing.num_tokens, routing.num_experts
     cosine_TE = ops.stop_gradient(cosine_TE)
@@ -114,9 +121,14 @@ def affinity_statistics(ops: Ops, config: CapacityConfig, cosine_TE: Array, rout
         case "minimum":
             delta_E = -ops.max(ops.where(own_TE > half, -cosine_TE, -one), axis=0)
         case "quantile":
-            delta_E = _quantile(ops, config.quantile, ops.sum(own_TE * cosine_TE, axis=1), first_T, experts)
-    rivals_E = ops.sum(ops.where(cosine_TE >= ops.reshape(delta_E, (1, -1)), one, zero), axis=0)
-    return ops.concat([ops.reshape(x_E, (1, -1)) for x_E in (count_E, count_E * delta_E, count_E * rivals_E)], axis=0)
+            own_cosine_T = ops.sum(own_TE * cosine_TE, axis=1)
+            delta_E = _quantile(ops, config.delta_quantile, own_cosine_T, first_T, experts)
+    least_1E = ops.reshape(delta_E, (1, -1)) - ops.constant(ROUNDING, kind)
+    near_TE = ops.where(cosine_TE >= least_1E, one, zero)
+    kept_E = ops.sum(near_TE * own_TE, axis=0)
+    rivals_E = ops.sum(near_TE, axis=0) - kept_E
+    means = (delta_E, kept_E, rivals_E)
+    return ops.concat([ops.reshape(x_E, (1, -1)) for x_E in (count_E, *(count_E * mean_E for mean_E in means))], axis=0)
 
 
 def _quantile(ops: Ops, quantile: float, cosine_T: Array, first_T: Array, experts: int) -> Array:
@@ -132,35 +144,45 @@ def _quantile(ops: Ops, quantile: float, cosine_T: Array, first_T: Array, expert
     return ops.take_rows(cosine_T, ops.take_rows(order, row[:experts]))
 
 
-def estimate_from(affinity_3E: np.ndarray) -> Estimate | None:
-    """Means of delta and s q over the tokens that have a first choice; None if no token has one.
+def estimate_from(affinity_4E: np.ndarray) -> Estimate | None:
+    """Means of the estimates of experts over the tokens that have a first choice; None if no token has one.
 
     Args:
-        affinity_3E: sum of `affinity_statistics` over micro-batches and ranks.
+        affinity_4E: sum of `affinity_statistics` over micro-batches and ranks.
     """
-    count, delta, competitors = (float(x) for x in affinity_3E.astype(np.float64).sum(1))
-    return Estimate(delta / count, competitors / count) if count else None
+    count, *sums = (float(x) for x in affinity_4E.astype(np.float64).sum(1))
+    return Estimate(*(x / count for x in sums)) if count else None
 
 
-def estimated_rows(config: CapacityConfig, estimate: Estimate, dim: int, num_experts: int) -> float:
+def counted_tokens(config: CapacityConfig, estimate: Estimate) -> float:
+    """The tokens that the rule turns into a capacity: own ones and rivals for rule `rivals`, otherwise rivals."""
+    counts_own = config.policy == "locmoe_plus" and config.rule == "rivals"
+    return rivals_bound(estimate.kept if counts_own else 0.0, estimate.rivals)
+
+
+def estimated_rows(config: CapacityConfig, delta: float, counted: float, dim: int, num_experts: int) -> float:
     """The capacity that an estimate calls for, before clipping; not rounded, possibly infinite.
 
     Args:
         config: the `model.moe.capacity` section, of policy `locmoe` or `locmoe_plus`.
-        estimate: from `estimate_from`.
+        delta: the mean delta.
+        counted: the mean of `counted_tokens`.
         dim: dimension of the space in which cosines are taken.
         num_experts: E.
     """
     if config.policy == "locmoe":
         failure = config.failure if config.target == "success" else None
-        return lower_bound(estimate.delta, dim, num_experts, config.bound, config.probability, failure)
-    if config.rule == "controller":
-        return controller_bound(estimate.competitors)
-    return delta_max_bound(estimate.delta, dim, num_experts)
+        return lower_bound(delta, dim, num_experts, config.bound, config.probability, failure)
+    match config.rule:
+        case "rivals":
+            return counted
+        case "controller":
+            return controller_bound(counted)
+    return delta_max_bound(delta, dim, num_experts)
 
 
 def updated_capacity(
-    config: CapacityConfig, state: Mapping[str, np.ndarray], affinity_3E: np.ndarray, dim: int, num_experts: int
+    config: CapacityConfig, state: Mapping[str, np.ndarray], affinity_4E: np.ndarray, dim: int, num_experts: int
 ) -> dict[str, np.ndarray]:
     """New values of the parameters of `capacity_specs` after an optimiser step; empty if nothing changes.
 
@@ -169,19 +191,19 @@ def updated_capacity(
     Args:
         config: the `model.moe.capacity` section.
         state: the current values by name.
-        affinity_3E: sum of `affinity_statistics` over the micro-batches of the step and all ranks.
+        affinity_4E: sum of `affinity_statistics` over the micro-batches of the step and all ranks.
         dim: dimension of the space in which cosines are taken.
         num_experts: E.
     """
     steps, *means = (float(x) for x in state[AVERAGES])
-    now = estimate_from(affinity_3E)
+    now = estimate_from(affinity_4E)
     if now is None or (config.freeze_after is not None and steps >= config.freeze_after):
         return {}
     decay = config.ema_decay if steps else 0.0
     steps += 1
-    pairs = zip(means, (now.delta, now.competitors), strict=True)
+    pairs = zip(means, (now.delta, counted_tokens(config, now)), strict=True)
     averages = np.array([steps, *(decay * mean + (1 - decay) * x for mean, x in pairs)], np.float32)
     if steps > 1 and steps % config.update_interval:
         return {AVERAGES: averages}
-    rows = estimated_rows(config, Estimate(float(averages[1]), float(averages[2])), dim, num_experts)
+    rows = estimated_rows(config, float(averages[1]), float(averages[2]), dim, num_experts)
     return {AVERAGES: averages, CAPACITY: np.array([math.ceil(min(max(rows, 1.0), MAX_ROWS))], np.float32)}

@@ -29,7 +29,7 @@ class LossTerms(NamedTuple):
     """Capacity: the most assignments an expert may serve; 0 if there is no limit."""
     positions_L2P: Array
     """Assignments chosen, and dropped, in each of P ranges of positions of a sequence; 0 if there is no limit."""
-    affinity_L3E: Array
+    affinity_L4E: Array
     """Statistics that capacities are estimated from, see `moeport.model.capacity`; 0 if there are none."""
     measured: Mapping[str, Array]
     """What the MoE layers measure only for metrics, by name; see `moeport.model.moe_metrics.measurements`. The
@@ -54,7 +54,7 @@ class LossTerms(NamedTuple):
 FIELDS = LossTerms._fields[:-1]
 """Names of the terms that every model has."""
 
-COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L3E")
+COUNTS = ("chosen_LE", "served_LE", "positions_L2P", "affinity_L4E")
 """Loss terms that add up over the passes of a batch."""
 MEANS = ("cross_entropy", "load_balance", "router_z", "output_z")
 """Loss terms that are averaged over the passes of a batch."""

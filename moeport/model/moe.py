@@ -283,7 +283,7 @@ class MoELayer:
     ) -> dict[str, Array | None]:
         found = capacity_metrics(ops, chosen, served, capacity, context.num_sequences)
         if chosen.cosine_TE is not None:
-            found["affinity_3E"] = affinity_statistics(ops, self.config.capacity, chosen.cosine_TE, chosen)
+            found["affinity_4E"] = affinity_statistics(ops, self.config.capacity, chosen.cosine_TE, chosen)
         return found
 
     def _load_balance(self, ops: Ops, chosen: Routing, context: RouterContext, chosen_E: Array) -> Array | None:
@@ -317,14 +317,14 @@ class MoELayer:
         )
 
     def updated_state(
-        self, state: Mapping[str, np.ndarray], chosen_E: np.ndarray, affinity_3E: np.ndarray
+        self, state: Mapping[str, np.ndarray], chosen_E: np.ndarray, affinity_4E: np.ndarray
     ) -> dict[str, np.ndarray]:
         """New values of the untrained parameters of router and capacity after an optimiser step.
 
         Args:
             state: their current values by the names of `parameter_specs`.
             chosen_E: assignments of the whole step, over all ranks and micro-batches.
-            affinity_3E: the sum of the metric of that name over the same.
+            affinity_4E: the sum of the metric of that name over the same.
         """
         updates = {
             f"router.{name}": value
@@ -332,7 +332,7 @@ class MoELayer:
         }
         if self.config.capacity.is_estimated:
             dim, experts = self.router.gate_dim, self.config.num_experts
-            updates |= updated_capacity(self.config.capacity, state, affinity_3E, dim, experts)
+            updates |= updated_capacity(self.config.capacity, state, affinity_4E, dim, experts)
         return updates
 
     def auxiliary_loss(self, ops: Ops, metrics: MoEMetrics, dtype: str = "float32") -> Array:

@@ -28,7 +28,7 @@ class MoEMetrics(NamedTuple):
     """Capacity: the most assignments an expert may serve, a scalar. None if there is no limit."""
     positions_2P: Array | None
     """Assignments chosen, and dropped, in each range of positions of a sequence. None if there is no limit."""
-    affinity_3E: Array | None
+    affinity_4E: Array | None
     """Statistics that a capacity is estimated from, see `affinity_statistics`. None for other policies."""
     measured: dict[str, Array]
     """What is measured only for metrics; see `measurements`."""
@@ -40,7 +40,7 @@ class MoEMetrics(NamedTuple):
 
     def filled(self, ops: Ops, kind: str) -> MoEMetrics:
         """The same with zeros of a type in place of what is None; one range of positions if there is no limit."""
-        shapes = {"positions_2P": (2, 1), "affinity_3E": (3, self.chosen_E.shape[0])}
+        shapes = {"positions_2P": (2, 1), "affinity_4E": (4, self.chosen_E.shape[0])}
         absent = [name for name in self._fields if getattr(self, name) is None]
         zeros: dict[str, Any] = {name: ops.zeros(shapes.get(name, ()), kind) for name in absent}
         return self._replace(**zeros)
@@ -154,5 +154,5 @@ def fill_rate(ops: Ops, kept: Routing, filled: Routing) -> Array:
     return ops.sum(ops.cast(fills_N, ops.dtype(kept.logits_TE))) * ops.constant_like(1.0 / chosen, kept.logits_TE)
 
 
-NO_CAPACITY: dict[str, Array | None] = {"capacity": None, "positions_2P": None, "affinity_3E": None}
+NO_CAPACITY: dict[str, Array | None] = {"capacity": None, "positions_2P": None, "affinity_4E": None}
 """The capacity metrics where there is no capacity."""

@@ -235,7 +235,7 @@ class Transformer(ABC):
             served_LE=stacked_layers(ops, [m.served_E for m in layers], (experts,), kind),
             capacity_L=stacked_layers(ops, [m.capacity for m in layers], (), kind),
             positions_L2P=stacked_layers(ops, [m.positions_2P for m in layers], (2, 1), kind),
-            affinity_L3E=stacked_layers(ops, [m.affinity_3E for m in layers], (3, experts), kind),
+            affinity_L4E=stacked_layers(ops, [m.affinity_4E for m in layers], (4, experts), kind),
             measured={name: _stack_layers(ops, [m.measured[name] for m in layers]) for name in layers[0].measured},
         )
 
@@ -244,18 +244,18 @@ class Transformer(ABC):
         return [spec.name for spec in self.parameter_specs() if not (spec.trainable or spec.is_table)]
 
     def updated_state(
-        self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray, affinity_L3E: np.ndarray
+        self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray, affinity_L4E: np.ndarray
     ) -> dict[str, np.ndarray]:
         """New values of the untrained parameters after an optimiser step.
 
         Args:
             state: their current values by full name.
             chosen_LE: assignments of the whole step, one row per MoE layer.
-            affinity_L3E: the loss term of that name, summed over the whole step.
+            affinity_L4E: the loss term of that name, summed over the whole step.
         """
         updates: dict[str, np.ndarray] = {}
-        for (prefix, moe), chosen_E, affinity_3E in zip(self.moe_layers.items(), chosen_LE, affinity_L3E, strict=True):
-            new = moe.updated_state(subtree(prefix, state), chosen_E, affinity_3E)
+        for (prefix, moe), chosen_E, affinity_4E in zip(self.moe_layers.items(), chosen_LE, affinity_L4E, strict=True):
+            new = moe.updated_state(subtree(prefix, state), chosen_E, affinity_4E)
             updates |= {f"{prefix}.{name}": value for name, value in new.items()}
         return updates
 

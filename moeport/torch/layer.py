@@ -170,7 +170,7 @@ class MoE(Holder):
         self._loss_is_cut_off = self.training and not torch.is_grad_enabled()
         if self.training and torch.is_grad_enabled() and self._state():
             metrics = self._filled(metrics)
-            self._sums = add_up(self._sums, (metrics.chosen_E, metrics.affinity_3E))
+            self._sums = add_up(self._sums, (metrics.chosen_E, metrics.affinity_4E))
 
     def _filled(self, metrics: MoEMetrics) -> MoEMetrics:
         """With zeros for what is off: they are made only where somebody looks."""
@@ -219,19 +219,19 @@ class MoE(Holder):
         sums, self._sums = self._sums, None
         if self._metrics_were_set and self._metrics is not None:
             metrics = self._filled(self._metrics)
-            sums = (metrics.chosen_E, metrics.affinity_3E)
+            sums = (metrics.chosen_E, metrics.affinity_4E)
         if not state or (sums is None and process_group is None):
             return
         experts = self.layer.config.num_experts
         device = next(iter(state.values())).device
         if sums is None:
-            sums = (torch.zeros(experts, dtype=torch.long, device=device), torch.zeros(3, experts, device=device))
+            sums = (torch.zeros(experts, dtype=torch.long, device=device), torch.zeros(4, experts, device=device))
         if process_group is None:
-            load_E, affinity_3E = (on_host(x) for x in sums)
+            load_E, affinity_4E = (on_host(x) for x in sums)
         else:
-            load_E, affinity_3E = over_ranks([sums[0], sums[1].float()], process_group)
+            load_E, affinity_4E = over_ranks([sums[0], sums[1].float()], process_group)
         values = {name: value.detach().cpu().numpy() for name, value in state.items()}
-        for name, value in self.layer.updated_state(values, load_E, affinity_3E).items():
+        for name, value in self.layer.updated_state(values, load_E, affinity_4E).items():
             state[name].copy_(torch.from_numpy(value))
 
     def _state(self) -> dict[str, Tensor]:

@@ -229,11 +229,19 @@ class StepMetrics:
             "of the [capacity](capacity.md); empty unless the capacity is estimated."
         ),
     ] = field(default_factory=list)
+    kept_per_layer: Annotated[
+        list[float],
+        Metric(
+            "Number of an expert's own tokens in a micro-batch whose cosine with its gate row is at least delta, for "
+            "each MoE layer; empty unless the capacity is estimated."
+        ),
+    ] = field(default_factory=list)
     competitors_per_layer: Annotated[
         list[float],
         Metric(
-            "s q, the number of tokens of a micro-batch whose cosine with an expert's gate row is at least delta, for "
-            "each MoE layer; empty unless the capacity is estimated."
+            "Number of rivals, s q: tokens of a micro-batch with another first choice whose cosine with an expert's "
+            "gate row is at least delta, for each MoE layer; empty unless the capacity is estimated. Older versions "
+            "counted own tokens too."
         ),
     ] = field(default_factory=list)
     drop_rate_by_position: Annotated[

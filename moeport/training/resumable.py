@@ -41,6 +41,9 @@ RULES: Mapping[str, Rule] = {
     "model": Rule(Effect.REFUSED, "it would be another model"),
     "model.moe.router.nodes": Rule(Effect.ONWARD, "the same parameters; every domain must keep its share"),
     "model.moe.router_dtype": Rule(Effect.ONWARD, "equal up to rounding"),
+    "model.moe.capacity.rule": Rule(Effect.ONWARD, "the estimates that follow are made by it"),
+    "model.moe.capacity.delta": Rule(Effect.ONWARD, "the estimates that follow are made by it"),
+    "model.moe.capacity.quantile": Rule(Effect.ONWARD, "the estimates that follow are made by it"),
     "model.embedding_std": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
     "data.cache_dir": Rule(Effect.NONE, "the text and the tokenizer are compared"),
@@ -91,7 +94,7 @@ def changes(config: Config, checkpoint: Checkpoint) -> list[Change]:
     """The keys that have other values than in a checkpoint; a key that is younger than it had its default."""
     now = leaves(config.model_dump(mode="json"))
     try:
-        before = leaves(config_from_dict(checkpoint.meta.config).model_dump(mode="json"))
+        before = leaves(config_from_dict(checkpoint.meta.config, recorded=True).model_dump(mode="json"))
     except ConfigError:  # of an older moeport, whose keys or rules were others
         before = now | leaves(checkpoint.meta.config)
     return [
@@ -105,7 +108,7 @@ def with_former_defaults(config: Config, checkpoint: Checkpoint) -> Config:
     """The config with the checkpoint's values of the router's `new_defaults` that the config leaves open."""
     now = config.model.moe.router
     try:
-        before = config_from_dict(checkpoint.meta.config).model.moe.router
+        before = config_from_dict(checkpoint.meta.config, recorded=True).model.moe.router
     except ConfigError:  # of an older moeport, whose keys or rules were others
         return config
     if type(before) is not type(now):

@@ -48,12 +48,12 @@ def read_config(run_dir: Path) -> Config:
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{run_dir}: not a run folder: it has no {CONFIG_FILE}; expected the run.dir of a training run")
-    return load_config(path)
+    return load_config(path, recorded=True)
 
 
 def config_of(checkpoint: Checkpoint) -> Config:
     """The config that a checkpoint was trained with."""
-    return config_from_dict(checkpoint.meta.config)
+    return config_from_dict(checkpoint.meta.config, recorded=True)
 
 
 def end_of_text(config: Config) -> str:

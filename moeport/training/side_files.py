@@ -11,7 +11,6 @@ from typing import get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from moeport.config import load_config
 from moeport.config.data import ByteTokenizer as ByteConfig
 from moeport.config.schema import Config
 from moeport.data import Tokenizer, load_tokenizer
@@ -28,6 +27,7 @@ from moeport.training.run_dir import (
     TOKENIZER_FILE,
     config_of,
     end_of_text,
+    read_config,
 )
 from moeport.training.summary import RunSummary
 
@@ -107,7 +107,7 @@ def _check_config(run_dir: Path, checkpoint: Checkpoint) -> None:
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise DataError(f"{path}: is missing")
-    other = [change.key for change in changes(load_config(path), checkpoint) if not change.key.startswith("run.")]
+    other = [change.key for change in changes(read_config(run_dir), checkpoint) if not change.key.startswith("run.")]
     if other:
         raise DataError(f"{path}: is not the config of {checkpoint.path}, where {other[0]} differs")
 

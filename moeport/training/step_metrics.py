@@ -82,7 +82,7 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
     terms, sent_L5 = ran.terms, ran.sent_L5
     chosen_LE, served_LE = terms.chosen_LE, terms.served_LE
     chosen_L, loss = chosen_LE.sum(1), float(terms.cross_entropy)
-    estimates = [estimate_from(affinity_3E) for affinity_3E in terms.affinity_L3E] if is_estimated else []
+    estimates = [estimate_from(affinity_4E) for affinity_4E in terms.affinity_L4E] if is_estimated else []
     chosen_P, dropped_P = terms.positions_L2P.sum(0)
     of_layers = measured(terms)
     filled = round(of_layers.get(FILL_RATE, 0.0) * float(chosen_L.sum()))
@@ -113,7 +113,8 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
         assignments_per_layer=[int(x) for x in chosen_L],
         capacity_per_layer=[int(x) for x in terms.capacity_L] if terms.capacity_L.any() else [],
         delta_per_layer=[math.nan if e is None else round(e.delta, 6) for e in estimates],
-        competitors_per_layer=[math.nan if e is None else round(e.competitors, 3) for e in estimates],
+        kept_per_layer=[math.nan if e is None else round(e.kept, 3) for e in estimates],
+        competitors_per_layer=[math.nan if e is None else round(e.rivals, 3) for e in estimates],
         drop_rate_by_position=[round(float(x), 6) for x in _ratio(dropped_P, chosen_P)] if chosen_P.any() else [],
         exchange_time=float(sent_L5[:, 4].sum()) / ranks,
         exchanged_rows_per_layer=[[int(x) for x in row] for row in sent_L5[:, :2]],

@@ -99,7 +99,7 @@ class Trainer:
         self.model.step(lr, norm)
         if self.router_state:
             state = self.model.parameters(self.router_state)
-            self.model.load_parameters(self.shapes.updated_state(state, ran.terms.chosen_LE, ran.terms.affinity_L3E))
+            self.model.load_parameters(self.shapes.updated_state(state, ran.terms.chosen_LE, ran.terms.affinity_L4E))
         self.step_number += 1
 
     def collect(self) -> Iterator[StepMetrics]:

@@ -598,6 +598,26 @@ CASES = [
         "c.yaml:3:40 model.moe.capacity.drop: has no effect while model.moe.capacity.policy is dropless (got probability); expected model.moe.capacity.policy factor or locmoe or locmoe_plus, or this key left out",
     ),
     case(
+        "capacity that gives up most tokens",
+        "model:\n  moe:\n    capacity: {policy: locmoe_plus, rule: controller, delta: quantile, quantile: 0.9}\n",
+        "c.yaml:3:82 model.moe.capacity.quantile: is the share of an expert's own tokens that the capacity gives up: with a high one, rule controller asks for few rows because tokens are dropped, whether or not they gather around the gate rows (got 0.9); expected at most 0.25, such as 0.1; or, to drop that many tokens, policy factor with a small factor",
+    ),
+    case(
+        "capacity that gives up half of the tokens",
+        "model:\n  moe:\n    capacity: {policy: locmoe_plus, delta: mean}\n",
+        "c.yaml:3:44 model.moe.capacity.delta: gives up about half of an expert's own tokens: with it, rule rivals asks for few rows because tokens are dropped, whether or not they gather around the gate rows (got mean); expected minimum, or quantile with a low model.moe.capacity.quantile",
+    ),
+    case(
+        "quantile of the largest cosine",
+        "model:\n  moe:\n    capacity: {policy: locmoe_plus, rule: delta_max, quantile: 0.99}\n",
+        "c.yaml:3:64 model.moe.capacity.quantile: has no effect while model.moe.capacity.delta is None (got 0.99); expected model.moe.capacity.delta quantile, or this key left out",
+    ),
+    case(
+        "former name of a probability",
+        "model:\n  moe:\n    capacity: {policy: locmoe, probability: exact}\n",
+        "c.yaml:3:45 model.moe.capacity.probability: is not a choice (got exact); expected one of paper, independent; did you mean independent?",
+    ),
+    case(
         "estimated capacity without gate rows",
         "model:\n  moe:\n    router: {name: hash}\n    capacity: {policy: locmoe}\n",
         "c.yaml:4:24 model.moe.capacity.policy: needs the cosines between tokens and gate rows, but hash does not have one gate row per expert (got locmoe); expected another policy, or a router with gate rows: switch, topk, gshard, sigmoid_bias, top_p, adamoe, xmoe, sinkhorn_token_choice, cartesian, locmoe, locmoe_plus, maskmoe",

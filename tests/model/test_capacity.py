@@ -10,7 +10,6 @@ from moeport.model.capacity import (
     AVERAGES,
     CAPACITY,
     MAX_ROWS,
-    Estimate,
     affinity_statistics,
     capacity_specs,
     estimate_from,
@@ -74,17 +73,17 @@ def test_the_factor_bound_wins_over_the_floor():
 
 
 def expected_statistics(config, cosine_TE, first_T):
-    """(3, E) by loops."""
-    count, delta, rivals = np.zeros((3, EXPERTS))
+    """(4, E) by loops."""
+    count, delta, kept, rivals = np.zeros((4, EXPERTS))
     for expert in range(EXPERTS):
-        own = np.sort(cosine_TE[first_T == expert, expert])
+        own, others = np.sort(cosine_TE[first_T == expert, expert]), cosine_TE[first_T != expert, expert]
         if not len(own):
             continue
-        place = min(len(own) * round(config.quantile * 1000) // 1000, len(own) - 1)
+        place = min(len(own) * round(config.delta_quantile * 1000) // 1000, len(own) - 1)
         value = {"minimum": own[0], "quantile": own[place], "mean": own.mean(), "maximum": own[-1]}[config.estimator]
         count[expert], delta[expert] = len(own), len(own) * value
-        rivals[expert] = len(own) * (cosine_TE[:, expert] >= value).sum()
-    return np.stack([count, delta, rivals])
+        kept[expert], rivals[expert] = (len(own) * (cosine_E >= value).sum() for cosine_E in (own, others))
+    return np.stack([count, delta, kept, rivals])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +101,20 @@ def test_statistics_are_those_of_a_loop(target, experts, gates, estimator, quant
     placed = ops.cast(ops.from_numpy(cosine_TE), kind)
     got = ops.to_numpy(affinity_statistics(ops, config, placed, routed(experts, gates, ops)))
     assert_close(got, expected_statistics(config, cosine_TE, np.asarray(experts)[:, 0]), TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("estimator", ["minimum", "quantile"])
+@every_target
+def test_equal_tokens_are_counted_alike_though_they_differ_by_rounding(target, estimator):
+    """Ten own tokens and five rivals of expert 1 all have a cosine of 0.7, give or take 1e-7."""
+    ops = target.build().ops
+    cosine_TE = np.full((16, EXPERTS), 0.1)
+    cosine_TE[:15, 1] = 0.7 + 1e-7 * np.array([-1, 1, 0, 2, -2] * 3)
+    first_T1 = np.array([[1]] * 10 + [[0]] * 6)
+    config = CapacityConfig(policy="locmoe_plus", delta=estimator)
+    routing = routed(first_T1, np.ones((16, 1)), ops)
+    got = ops.to_numpy(affinity_statistics(ops, config, ops.from_numpy(cosine_TE.astype(np.float32)), routing))
+    assert got[2:, 1].tolist() == [100.0, 50.0]
 
 
 def test_statistics_of_micro_batches_add_up():
@@ -122,20 +135,20 @@ def test_statistics_of_micro_batches_add_up():
 
 
 def test_no_token_no_estimate():
-    assert estimate_from(np.zeros((3, EXPERTS))) is None
+    assert estimate_from(np.zeros((4, EXPERTS))) is None
 
 
-def statistics(delta, competitors, count=10.0):
+def statistics(delta, rivals, kept=7.0, count=10.0):
     """Of a step in which all experts agree."""
-    return np.array([[count] * EXPERTS, [count * delta] * EXPERTS, [count * competitors] * EXPERTS])
+    return np.array([[x] * EXPERTS for x in (count, count * delta, count * kept, count * rivals)])
 
 
 def run(config, steps):
-    """State after each of some steps, given as (delta, competitors)."""
+    """State after each of some steps, given as (delta, rivals)."""
     state = {spec.name: np.zeros(spec.shape, np.float32) for spec in capacity_specs(config)}
     states = []
-    for delta, competitors in steps:
-        state = state | updated_capacity(config, state, statistics(delta, competitors), DIM, EXPERTS)
+    for delta, rivals in steps:
+        state = state | updated_capacity(config, state, statistics(delta, rivals), DIM, EXPERTS)
         states.append(state)
     return states
 
@@ -158,16 +171,19 @@ def test_locmoe_is_the_bound_at_the_running_mean():
     assert second[CAPACITY].dtype == second[AVERAGES].dtype == np.float32
 
 
-def test_locmoe_plus_follows_the_competitors():
-    states = run(CapacityConfig(policy="locmoe_plus", ema_decay=0.0), [(0.2, 30.0), (0.2, 10.25), (0.2, 0.0)])
-    assert [float(state[CAPACITY][0]) for state in states] == [60, 21, 1]
+@pytest.mark.parametrize(("rule", "want"), [("rivals", [37, 18, 7]), ("controller", [60, 21, 1])])
+def test_locmoe_plus_follows_the_rivals(rule, want):
+    """Seven own tokens are to be kept."""
+    config = CapacityConfig(policy="locmoe_plus", rule=rule, ema_decay=0.0)
+    states = run(config, [(0.2, 30.0), (0.2, 10.25), (0.2, 0.0)])
+    assert [float(state[CAPACITY][0]) for state in states] == want
 
 
 def test_the_largest_cosine_is_what_delta_max_means():
     config = CapacityConfig(policy="locmoe_plus", rule="delta_max")
     assert config.estimator == "maximum"
     assert CapacityConfig(policy="locmoe_plus", rule="delta_max", delta="quantile").estimator == "quantile"
-    assert estimated_rows(config, Estimate(0.25, 0.0), DIM, EXPERTS) == pytest.approx(
+    assert estimated_rows(config, 0.25, 0.0, DIM, EXPERTS) == pytest.approx(
         math.exp(DIM * 0.0625 / (2 - 0.0625)) / EXPERTS
     )
 
@@ -185,7 +201,7 @@ def test_it_is_frozen_on_request():
 
 def test_it_is_updated_every_so_many_steps():
     """The mean follows every step; the capacity the first and then the fourth and the eighth."""
-    config = CapacityConfig(policy="locmoe_plus", ema_decay=0.0, update_interval=4)
+    config = CapacityConfig(policy="locmoe_plus", rule="controller", ema_decay=0.0, update_interval=4)
     states = run(config, [(0.1, float(step)) for step in range(1, 10)])
     assert [float(state[CAPACITY][0]) for state in states] == [2, 2, 2, 8, 8, 8, 8, 16, 16]
     assert [float(state[AVERAGES][2]) for state in states] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -194,4 +210,4 @@ def test_it_is_updated_every_so_many_steps():
 def test_a_step_without_tokens_changes_nothing():
     config = CapacityConfig(policy="locmoe")
     (state,) = run(config, [(0.1, 1.0)])
-    assert updated_capacity(config, state, np.zeros((3, EXPERTS)), DIM, EXPERTS) == {}
+    assert updated_capacity(config, state, np.zeros((4, EXPERTS)), DIM, EXPERTS) == {}

@@ -183,7 +183,7 @@ def test_losses_that_are_turned_off_are_not_computed():
     layer, _ = layer_and_params(config)
     _, metrics, _, _ = on_numpy(config)
     assert (metrics.load_balance, metrics.router_z, metrics.own_loss, metrics.has_losses) == (None, None, None, False)
-    assert (metrics.capacity, metrics.positions_2P, metrics.affinity_3E) == (None, None, None)
+    assert (metrics.capacity, metrics.positions_2P, metrics.affinity_4E) == (None, None, None)
     assert layer.auxiliary_loss(NumpyOps(), metrics) == 0.0
     filled = metrics.filled(NumpyOps(), "float32")
     assert [getattr(filled, name).any() for name in filled._fields if getattr(metrics, name) is None] == [False] * 6

@@ -26,8 +26,10 @@ from moeport.training.metrics import read_metrics
 from moeport.training.metrics_table import printed, scalars
 from moeport.training.placed import place_model
 from moeport.training.run import train
+from moeport.training.run_dir import read_config
 from moeport.training.task import build_task
 from moeport.training.trainer import Trainer
+from tests.training.test_checkpoint import write_meta
 from tests.training.tiny import TIMED, tiny_config
 from tests.training.whole import load_checkpoint
 
@@ -36,6 +38,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "capacity"
 ESTIMATED = {
     "locmoe": {"policy": "locmoe", "floor": 2, "factor": 1.5, "target": "success", "delta": "quantile"},
     "locmoe_plus": {"policy": "locmoe_plus", "floor": 2, "factor": 1.5, "update_interval": 2},
+    "controller": {"policy": "locmoe_plus", "rule": "controller", "floor": 2, "factor": 1.5, "delta": "minimum"},
     "delta_max": {"policy": "locmoe_plus", "rule": "delta_max", "floor": 2, "factor": 1.5, "freeze_after": 3},
 }
 every_policy = pytest.mark.parametrize("capacity", ESTIMATED.values(), ids=ESTIMATED)
@@ -98,22 +101,25 @@ def test_capacities_are_those_of_the_checkpoint_within_their_limits(tmp_path, ca
 
 def test_a_frozen_capacity_is_that_of_the_first_batch(tmp_path):
     _, steps = run(tmp_path, ESTIMATED["locmoe_plus"] | {"freeze_after": 1, "update_interval": 1})
-    frozen = [min(max(int(np.ceil(2 * rows - 1e-2)), 2), 96) for rows in steps[0].competitors_per_layer]
+    first = zip(steps[0].kept_per_layer, steps[0].competitors_per_layer, strict=True)
+    frozen = [min(max(int(np.ceil(kept + rivals - 1e-2)), 2), 96) for kept, rivals in first]
     assert {tuple(step.capacity_per_layer) for step in steps[1:]} == {tuple(frozen)}
-    assert len({tuple(step.competitors_per_layer) for step in steps}) > 1  # measured and logged all the same
+    assert len({tuple(step.kept_per_layer) for step in steps}) > 1  # measured and logged all the same
 
 
 def test_micro_batches_have_the_delta_of_the_whole_batch_and_a_capacity_of_their_own(tmp_path):
     """In the first step, when parameters are alike; with the mean as delta."""
+    capacity = {"policy": "locmoe", "floor": 2, "factor": 1.5}
     whole, halves = (
-        run(tmp_path / str(parts), ESTIMATED["locmoe_plus"], training={"gradient_accumulation": parts, "steps": 1})[1]
+        run(tmp_path / str(parts), capacity, training={"gradient_accumulation": parts, "steps": 1})[1]
         for parts in (1, 2)
     )
     assert halves[0].delta_per_layer == pytest.approx(whole[0].delta_per_layer, abs=2e-6)
     assert [whole[0].capacity_per_layer, halves[0].capacity_per_layer] == [[96, 96], [48, 48]]
     assert halves[0].assignments_per_layer == whole[0].assignments_per_layer == [256, 256]
-    ratio = np.array(halves[0].competitors_per_layer) / whole[0].competitors_per_layer
-    assert ratio == pytest.approx([0.5, 0.5], abs=0.15)
+    for name in ("kept_per_layer", "competitors_per_layer"):
+        ratio = np.array(getattr(halves[0], name)) / getattr(whole[0], name)
+        assert ratio == pytest.approx([0.5, 0.5], abs=0.15)
 
 
 def four_steps(config):
@@ -134,7 +140,7 @@ def trainer_of(config, task, lm, params):
 
 def test_backends_agree_on_every_capacity(tmp_path):
     pytest.importorskip("mindspore")
-    capacity = ESTIMATED["locmoe_plus"] | {"delta": "quantile", "quantile": 0.5, "update_interval": 1}
+    capacity = ESTIMATED["locmoe_plus"] | {"delta": "quantile", "quantile": 0.2, "factor": 3.0, "update_interval": 1}
     torch, mindspore = (
         four_steps(config_with(tmp_path, capacity, backend={"name": name, "dtype": "float64", "compile": False}))
         for name in ("torch", "mindspore")
@@ -144,6 +150,7 @@ def test_backends_agree_on_every_capacity(tmp_path):
         assert other.capacity_per_layer == one.capacity_per_layer
         assert other.drop_rate_by_position == one.drop_rate_by_position
         assert other.delta_per_layer == pytest.approx(one.delta_per_layer, abs=2e-6)
+        assert other.kept_per_layer == pytest.approx(one.kept_per_layer, abs=2e-3)
         assert other.competitors_per_layer == pytest.approx(one.competitors_per_layer, abs=2e-3)
         assert other.loss == pytest.approx(one.loss, rel=1e-9)
 
@@ -199,18 +206,18 @@ def test_progress_and_tensorboard_show_the_capacity(tmp_path):
 
 
 def test_the_torch_layer_moves_its_capacity():
-    """First the factor bound, 40; then 2 s q of the first batch, which is frozen."""
-    layer = moeport.torch.MoE(16, 4, 8, capacity={"policy": "locmoe_plus", "factor": 1.25, "freeze_after": 1})
+    """First the factor bound, 80; then own tokens and rivals of the first batch, which are frozen."""
+    layer = moeport.torch.MoE(16, 4, 8, capacity={"policy": "locmoe_plus", "factor": 2.5, "freeze_after": 1})
     x = torch.randn(2, 32, 16, generator=torch.Generator().manual_seed(0))
     layer(x)
-    assert int(layer.metrics.capacity) == 40
-    count_E, _, rivals_E = layer.metrics.affinity_3E
-    wanted = math.ceil(2 * float(rivals_E.sum() / count_E.sum()) - 1e-4)
+    assert int(layer.metrics.capacity) == 80
+    count_E, _, kept_E, rivals_E = layer.metrics.affinity_4E
+    wanted = math.ceil(float((kept_E + rivals_E).sum() / count_E.sum()) - 1e-4)
     for _ in range(2):
         layer.update_router_state()
         layer(-x)
-        assert int(layer.metrics.capacity) == min(wanted, 40)
-    assert 4 < wanted < 40
+        assert int(layer.metrics.capacity) == wanted
+    assert 4 < wanted < 80
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -250,15 +257,45 @@ def test_drop_rates_are_those_that_the_run_had(tmp_path):
         assert layer.loads.drop_rate(layer.loads.capacity_for(0.01)) <= 0.01
 
 
-@pytest.mark.parametrize("name", ["locmoe_plus", "delta_max"])
+@pytest.mark.parametrize("name", ["locmoe_plus", "controller", "delta_max"])
 def test_measured_on_a_checkpoint_is_what_the_next_step_measures(tmp_path, name):
     config, steps = run(tmp_path, ESTIMATED[name])
     stop_after(config, 5)
-    estimator = {"locmoe_plus": "mean", "delta_max": "maximum"}[name]
+    estimator = {"locmoe_plus": "low quantile", "controller": "minimum", "delta_max": "maximum"}[name]
     for number, layer in enumerate(run_capacity(config.run.dir).layers):
         estimate = layer.measured.estimates[estimator]
         assert estimate.delta == pytest.approx(steps[5].delta_per_layer[number], abs=2e-6)
-        assert estimate.competitors == pytest.approx(steps[5].competitors_per_layer[number], abs=2e-3)
+        assert estimate.kept == pytest.approx(steps[5].kept_per_layer[number], abs=2e-3)
+        assert estimate.rivals == pytest.approx(steps[5].competitors_per_layer[number], abs=2e-3)
+
+
+FORMER = {"rule": "controller", "delta": "quantile", "quantile": 0.9, "probability": "exact"}
+"""What earlier versions accepted, and `moeport` refuses to train now."""
+
+
+def as_formerly(config):
+    """Make the run look as if an earlier version had trained it."""
+    (path,) = [path for path in list_checkpoints(config.run.dir / "checkpoints") if path.name.endswith("2")]
+    meta = json.loads((path / "meta.json").read_text())
+    meta["config"]["model"]["moe"]["capacity"] |= FORMER
+    write_meta(path, meta)
+    text = (config.run.dir / "config.yaml").read_text()
+    for key, today in (("rule", "rivals"), ("delta", "null"), ("quantile", "null"), ("probability", "independent")):
+        assert text.count(f" {key}: {today}\n") == 1
+        text = text.replace(f" {key}: {today}\n", f" {key}: {FORMER[key]}\n")
+    (config.run.dir / "config.yaml").write_text(text)
+
+
+def test_a_run_of_the_former_estimator_is_read_and_goes_on_with_the_new_one(tmp_path):
+    config, steps = run(tmp_path, ESTIMATED["locmoe_plus"])
+    stop_after(config, 2)
+    as_formerly(config)
+    read = read_config(config.run.dir).model.moe.capacity
+    assert (read.rule, read.quantile, read.probability) == ("controller", 0.9, "independent")
+    assert run_capacity(config.run.dir).layers[0].measured.bounds
+    train(config, resume=True, console=QUIET)
+    assert [step.step for step in steps_of(config)] == [step.step for step in steps]
+    assert read_config(config.run.dir).model.moe.capacity.rule == "rivals"
 
 
 def test_micro_batches_are_taken_to_be_alike(tmp_path):
@@ -282,7 +319,7 @@ def test_a_run_without_a_checkpoint_has_loads_all_the_same(tmp_path):
 def test_metrics_of_older_versions_are_read(tmp_path):
     config, _ = run(tmp_path)
     path = config.run.dir / "metrics.jsonl"
-    new = {"assignments_per_layer", "capacity_per_layer", "delta_per_layer", "competitors_per_layer"}
+    new = {"assignments_per_layer", "capacity_per_layer", "delta_per_layer", "kept_per_layer", "competitors_per_layer"}
     records = [json.loads(line) for line in path.read_text().splitlines()]
     old = [{k: v for k, v in record.items() if k not in new | {"drop_rate_by_position"}} for record in records]
     want = run_capacity(config.run.dir).layers[1].loads.rows_SE
@@ -316,7 +353,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert layer["recommended"]["factor"] == layer["recommended"]["capacity"] / 64
     assert layer["drop_curve"]["drop_rate"][0] == 1.0
     assert layer["drop_curve"]["drop_rate"][-1] == 0.0
-    assert set(layer["bounds"]) == {"minimum", "quantile", "mean", "maximum"}
+    assert set(layer["bounds"]) == {"minimum", "low quantile", "mean", "quantile", "maximum"}
+    for name, bounds in layer["bounds"].items():  # at a delta of tokens that are given up, these two say nothing
+        keeps, found = name in ("minimum", "low quantile"), layer["estimates"][name]
+        assert bounds["kept + rivals"] == (found["kept"] + found["competitors"] if keeps else None)
+        assert bounds["2 s q"] == (2 * found["competitors"] if keeps else None)
     assert layer["present"] == {"capacity": None, "drop_rate": 0.0}
     html = page.read_text()
     # The recommendation can be pasted into the config, keeps the target there, and a smaller factor would not.

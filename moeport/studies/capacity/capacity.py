@@ -177,7 +177,8 @@ def _layer_json(layer: LayerCapacity, target: float) -> dict[str, Any]:
         },
         "drop_curve": {"capacity": capacities, "drop_rate": drop_rates},
         "estimates": {
-            key: {"delta": e.delta, "competitors": e.competitors} for key, e in layer.measured.estimates.items()
+            key: {"delta": e.delta, "kept": e.kept, "competitors": e.rivals}
+            for key, e in layer.measured.estimates.items()
         },
         "bounds": {
             key: {form: rows if math.isfinite(rows) else None for form, rows in bounds.items()}

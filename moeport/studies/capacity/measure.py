@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 from moeport.backends import get_backend
 from moeport.backends.base import Backend
 from moeport.comm.single import SingleProcess
+from moeport.config.capacity_rules import MOST_GIVEN_UP
 from moeport.config.model import CapacityConfig
 from moeport.config.schema import Config
-from moeport.core.bounds import FORMS, controller_bound, lower_bound
+from moeport.core.bounds import FORMS, controller_bound, lower_bound, rivals_bound
 from moeport.errors import MoeportError
 from moeport.model.build import build_model
 from moeport.model.capacity import Estimate, estimate_from
@@ -25,7 +27,38 @@ from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 from moeport.training.task import Task, build_task
 
-ESTIMATORS = ("minimum", "quantile", "mean", "maximum")
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "minimum": {"delta": "minimum"},
+    "low quantile": {"delta": "quantile", "quantile": 0.1},
+    "mean": {"delta": "mean"},
+    "quantile": {"delta": "quantile", "quantile": 0.9},
+    "maximum": {"delta": "maximum"},
+}
+"""Estimators of delta that are shown, by name, with their options; the quantile of the config, if it has one, takes the
+place of the low or the high one."""
+KEEPING = ("minimum", "low quantile")
+"""Those of tokens that an expert is to keep; for others, the rules that count rivals say nothing."""
+RIVALS, CONTROLLER = "kept + rivals", "2 s q"
+"""Names of the capacities of the rules `rivals` and `controller`."""
+PROBABILITIES = ("paper", "independent")
+
+
+def estimators(capacity: CapacityConfig) -> dict[str, dict[str, Any]]:
+    """The options of each estimator of delta, by name."""
+    shown = {name: dict(options) for name, options in ESTIMATORS.items()}
+    if capacity.quantile is not None:
+        shown[_quantile_name(capacity.quantile)]["quantile"] = capacity.quantile
+    return shown
+
+
+def estimator_of(capacity: CapacityConfig) -> str:
+    """The name of the estimator of a config."""
+    quantile = capacity.estimator == "quantile"
+    return _quantile_name(capacity.delta_quantile) if quantile else capacity.estimator
+
+
+def _quantile_name(quantile: float) -> str:
+    return "low quantile" if quantile <= MOST_GIVEN_UP else "quantile"
 
 
 @dataclass(frozen=True)
@@ -55,19 +88,18 @@ def measure_cosines(run_dir: Path, config: Config, report: Callable[[str], None]
     except MoeportError as error:
         return {}, f"No bounds: {error}"
     names, found = config.model.moe_layer_names, dict[str, Measurement]()
-    for estimator in ESTIMATORS:
-        measuring = _measuring(config, estimator)
+    for estimator, options in estimators(config.model.moe.capacity).items():
+        measuring = _measuring(config, options)
         lm = build_model(measuring.model, measuring.data, task.vocab_size)
-        affinity_L3E = _statistics(measuring, backend, lm, task, checkpoint)
+        affinity_L4E = _statistics(measuring, backend, lm, task, checkpoint)
         moe_layers = [moe for block in lm.blocks for moe in block.moe.values()]
-        for name, moe, affinity_3E in zip(names, moe_layers, affinity_L3E, strict=True):
-            estimate = estimate_from(affinity_3E)
+        for name, moe, affinity_4E in zip(names, moe_layers, affinity_L4E, strict=True):
+            estimate = estimate_from(affinity_4E)
             if estimate:
                 known = found.setdefault(name, Measurement({}, {}))
                 known.estimates[estimator] = estimate
-                known.bounds[estimator] = _bounds(
-                    config.model.moe.capacity, estimate, moe.router.gate_dim, moe.config.num_experts
-                )
+                bounds = _bounds(config.model.moe.capacity, estimate, moe.router.gate_dim, moe.config.num_experts)
+                known.bounds[estimator] = bounds | _counts(estimator, estimate)
     return found, ""
 
 
@@ -76,20 +108,26 @@ def _bounds(config: CapacityConfig, estimate: Estimate, dim: int, experts: int) 
     found = {
         f"{form}, {probability}": lower_bound(estimate.delta, dim, experts, form, probability)
         for form in FORMS[:2]
-        for probability in ("paper", "exact")
+        for probability in PROBABILITIES
     }
     found[FORMS[2]] = lower_bound(estimate.delta, dim, experts, FORMS[2])
     found[f"success {1 - config.failure:.0%}"] = lower_bound(
-        estimate.delta, dim, experts, probability="exact", failure=config.failure
+        estimate.delta, dim, experts, probability="independent", failure=config.failure
     )
-    found["2 s q"] = controller_bound(estimate.competitors)
     return found
 
 
-def _measuring(config: Config, estimator: str) -> Config:
+def _counts(estimator: str, estimate: Estimate) -> dict[str, float]:
+    """The capacities that count rivals; NaN at a delta that is not of tokens to be kept."""
+    if estimator not in KEEPING:
+        return {RIVALS: math.nan, CONTROLLER: math.nan}
+    return {RIVALS: rivals_bound(estimate.kept, estimate.rivals), CONTROLLER: controller_bound(estimate.rivals)}
+
+
+def _measuring(config: Config, options: dict[str, Any]) -> Config:
     """The same config with a capacity that estimates delta, and drops what the run drops."""
     moe = config.model.moe
-    update: dict[str, Any] = {"delta": estimator}
+    update = dict(options)
     if not moe.capacity.is_estimated:  # until there is an estimate, the factor applies
         factor = moe.capacity.factor if moe.capacity.policy == "factor" else float(moe.num_experts)
         update |= {"policy": "locmoe", "factor": factor}
@@ -98,7 +136,7 @@ def _measuring(config: Config, estimator: str) -> Config:
 
 
 def _statistics(config: Config, backend: Backend, lm: Transformer, task: Task, checkpoint: Checkpoint) -> np.ndarray:
-    """`affinity_L3E` of the first micro-batch after a checkpoint."""
+    """`affinity_L4E` of the first micro-batch after a checkpoint."""
     ops = backend.ops
     batches = Batches(config.training, lm, task.train, SingleProcess(ops), task.first_token)
     batch = next(batches.of_step(checkpoint.meta.step))
@@ -107,4 +145,4 @@ def _statistics(config: Config, backend: Backend, lm: Transformer, task: Task, c
     params = {name: ops.from_numpy(value.astype(backend.parameter_dtype)) for name, value in values.items()}
     placed = batch.mapped(ops.from_numpy)
     run = lm.forward_pass(ops, batch.token_BS.shape[1], backend.dtype, training=True)
-    return ops.to_numpy(lm.loss(run, params, placed).affinity_L3E)
+    return ops.to_numpy(lm.loss(run, params, placed).affinity_L4E)

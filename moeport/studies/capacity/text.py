@@ -11,6 +11,7 @@ from rich.text import Text
 
 from moeport.core.bounds import FORMS
 from moeport.studies.capacity.capacity import LayerCapacity, RunCapacity
+from moeport.studies.capacity.measure import CONTROLLER, RIVALS, estimator_of
 
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -26,7 +27,7 @@ def render(capacity: RunCapacity, layers: list[LayerCapacity], target: float, al
     """
     parts: list[RenderableType] = [_loads(capacity, layers, target), _drops(layers)]
     if any(layer.measured.bounds for layer in layers):
-        chosen = None if all_estimators else capacity.config.model.moe.capacity.estimator
+        chosen = None if all_estimators else estimator_of(capacity.config.model.moe.capacity)
         parts += [_bounds(capacity, layers, chosen)]
     parts += [Text(note, style="dim") for note in capacity.notes]
     parts.append(Text(recommendation(layers, target), style="bold"))
@@ -51,7 +52,9 @@ def recommendation(layers: list[LayerCapacity], target: float) -> str:
 
 
 def rows(value: float) -> str:
-    """A number of assignments as text."""
+    """A number of assignments as text; a dash for NaN."""
+    if math.isnan(value):
+        return "-"
     if not math.isfinite(value) or value >= 1e7:
         return "> 1e7"
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
@@ -105,12 +108,13 @@ def _bounds(capacity: RunCapacity, layers: list[LayerCapacity], chosen: str | No
     success = f"success {1 - capacity.config.model.moe.capacity.failure:.0%}"
     columns = {
         f"{FORMS[0]}, paper": "I, paper",
-        f"{FORMS[0]}, exact": "I, exact",
+        f"{FORMS[0]}, independent": "I, indep.",
         f"{FORMS[1]}, paper": "erfc, paper",
-        f"{FORMS[1]}, exact": "erfc, exact",
+        f"{FORMS[1]}, independent": "erfc, indep.",
         FORMS[2]: "exponential",
         success: success,
-        "2 s q": "2 s q",
+        RIVALS: RIVALS,
+        CONTROLLER: CONTROLLER,
     }
     table = _table(
         "Bounds at the cosine measured on the last checkpoint, not clipped", "delta", "value", *columns.values()

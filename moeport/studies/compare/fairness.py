@@ -90,7 +90,7 @@ def _config_in(run_dir: Path) -> Config | None:
         paths = list_checkpoints(run_dir / CHECKPOINT_DIR)
         if not paths:
             raise
-        return config_from_dict(read_meta(paths[-1]).config)
+        return config_from_dict(read_meta(paths[-1]).config, recorded=True)
 
 
 def _shown(value: Any) -> str:
