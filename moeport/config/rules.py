@@ -201,6 +201,12 @@ RULES = (
         "fewer steps",
     ),
     Rule(
+        ("optimizer.schedule.steps", "training.steps", "optimizer.schedule.name", "optimizer.schedule.final_fraction"),
+        lambda planned, steps, name, final: planned is None or planned >= steps or name == "constant" or final > 0,
+        "the learning rate is 0 in all steps of training.steps = {1} after these",
+        "at least {1}, or optimizer.schedule.final_fraction above 0",
+    ),
+    Rule(
         ("parallelism.expert", "model.moe.num_experts"),
         lambda ranks, experts: experts % ranks == 0,
         "does not divide model.moe.num_experts = {1}",
@@ -438,6 +444,7 @@ EFFECTS = (
         for option in ("momentum", "nesterov", "adjust_rate", "adamw_learning_rate")
     ),
     Effect("optimizer.schedule.decay_fraction", "optimizer.schedule.name", ("wsd",)),
+    Effect("optimizer.schedule.steps", "optimizer.schedule.name", ("cosine", "wsd")),
     Effect("optimizer.schedule.final_fraction", "optimizer.schedule.name", ("cosine", "wsd")),
 )
 

@@ -80,6 +80,9 @@ class ScheduleConfig(Section):
     """Cosine decay; warm-up, stable, linear decay; or constant after the warm-up."""
     warmup_steps: NonNegativeInt = 0
     """Linear warm-up from 0; the first step uses 1 / warmup_steps of the rate. A shorter run never gets past it."""
+    steps: PositiveInt | None = None
+    """cosine, wsd: the steps that the schedule is planned for; after them the rate stays where it ends. Set it in a run
+    that may become longer: with another training.steps the rates stay the same. Default: training.steps."""
     decay_fraction: Fraction = 0.2
     """wsd: fraction of the steps, at the end, over which the rate decays."""
     final_fraction: Fraction = 0.0

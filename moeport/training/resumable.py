@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 from moeport.config import config_from_dict
 from moeport.config.schema import Config
 from moeport.config.step_ranges import shown, up_to
-from moeport.config.training import TrainingConfig
+from moeport.config.training import OptimizerConfig, TrainingConfig
 from moeport.data import Dealing
 from moeport.errors import ConfigError, UserError
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.run_dir import leaves
+from moeport.training.schedule import decay_start, learning_rate
 
 
 class Effect(Enum):
@@ -47,7 +48,9 @@ RULES: Mapping[str, Rule] = {
     "model.embedding_std": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
     "data.cache_dir": Rule(Effect.NONE, "the text and the tokenizer are compared"),
-    "training.steps": Rule(Effect.ONWARD, "the schedule follows the new length; fewer than the steps done is refused"),
+    "training.steps": Rule(
+        Effect.ONWARD, "refused if the rates of the steps done would be others, or if more steps are done"
+    ),
     "training.batch_size": Rule(Effect.REFUSED, "other batches"),
     "training.gradient_accumulation": Rule(Effect.ONWARD, "the same batches in other parts"),
     "training.seed": Rule(Effect.REFUSED, "other batches"),
@@ -57,6 +60,7 @@ RULES: Mapping[str, Rule] = {
     "training.activation_checkpointing": Rule(Effect.ONWARD, "equal up to rounding"),
     "training.skip_steps": Rule(Effect.ONWARD, "a step that is done can be neither skipped nor made up for: refused"),
     "optimizer": Rule(Effect.ONWARD, "the moments stay"),
+    "optimizer.schedule": Rule(Effect.ONWARD, "the rate may jump"),
     "optimizer.name": Rule(Effect.REFUSED, "its moments are others"),
     "parallelism": Rule(Effect.ONWARD, "equal up to rounding"),
     "comm": Rule(Effect.ONWARD, "equal up to rounding"),
@@ -65,6 +69,10 @@ RULES: Mapping[str, Rule] = {
     "backend": Rule(Effect.ONWARD, "the checkpoint is the same for every framework, device and type"),
 }
 """By key or section; the longest entry that fits a key holds."""
+
+
+SCHEDULE = ("optimizer.schedule.", "optimizer.learning_rate")
+"""Beginnings of the keys that give the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,51 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} -> {self.now}"
+
+
+def rate_changed(optimizer: OptimizerConfig, done: int, before: int, now: int) -> str:
+    """Why a run of another number of steps is not the one that was begun; empty if it is.
+
+    It is if both have the same learning rates in the steps done: always with a constant rate, with `wsd` before the
+    decay, or where the schedule has a length of its own.
+
+    Args:
+        optimizer: with the schedule of both.
+        done: the number of steps done.
+        before: the number of steps that was planned.
+        now: the number of steps that the run is to have.
+    """
+    if not done:
+        return ""
+    was, would_be = (learning_rate(optimizer, done - 1, steps) for steps in (before, now))
+    if was == would_be:
+        return ""
+    return (
+        f"the {optimizer.schedule.name} schedule of {before} steps has the learning rate {was:.3g} in step {done}, the "
+        f"last one done, and one of {now} steps would have had {would_be:.3g}, so the run would be neither of the two"
+    )
+
+
+def _check_length(config: Config, found: Sequence[Change], done: int) -> None:
+    """Refuse another number of steps with which the rate would jump, unless the schedule or the rate is changed too."""
+    length = next((change for change in found if change.key == "training.steps"), None)
+    if length is None or any(change.key.startswith(SCHEDULE) for change in found):
+        return
+    optimizer, before, now = config.optimizer, length.before, length.now
+    reason = rate_changed(optimizer, done, before, now)
+    if not reason:
+        return
+    kept = before > now or optimizer.schedule.final_fraction > 0
+    ways = [f"to keep the rates that were planned, --set optimizer.schedule.steps={before}"] if kept else []
+    if optimizer.schedule.name == "wsd":
+        start = min(decay_start(optimizer, steps) for steps in (before, now))
+        ways.append(f"to continue from before the decay, delete the checkpoints after step {start}")
+    ways.append(f"to let the rate jump, --set optimizer.schedule.steps={now}")
+    ways.append(
+        f"to start another run from these weights, --set training.start_from={config.run.dir} --set run.dir=FOLDER, "
+        "without --resume"
+    )
+    raise UserError(f"training.steps: {before} -> {now}: {reason}; expected {before}, or {'; '.join(ways)}")
 
 
 def rule_of(key: str) -> Rule:
@@ -133,6 +186,7 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[Change]:
             "restore these keys, or start another run with --set run.dir=FOLDER"
         )
     _check_steps(config, checkpoint)
+    _check_length(config, found, checkpoint.meta.step)
     return found
 
 

@@ -11,9 +11,11 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     """Rate of optimiser step `step`, counted from 0.
 
     Linear warm-up to the peak over `warmup_steps`, then, by name: `cosine`, a cosine down to the final fraction; `wsd`
-    (warm-up, stable, decay), constant and then linear over the last `decay_fraction` of all steps; or `constant`.
+    (warm-up, stable, decay), constant and then linear over the last `decay_fraction` of all steps; or `constant`. If
+    the schedule has a length of its own, it counts instead of `total_steps`, and the rate stays where it ends.
     """
     schedule, peak = config.schedule, config.learning_rate
+    total_steps = schedule.steps or total_steps
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
@@ -21,7 +23,13 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     if schedule.name == "cosine":
         start, shape = schedule.warmup_steps, lambda done: (1 + math.cos(math.pi * done)) / 2
     else:
-        start = max(schedule.warmup_steps, total_steps - math.ceil(schedule.decay_fraction * total_steps))
+        start = decay_start(config, total_steps)
         shape = lambda done: 1 - done  # noqa: E731
-    done = max(0, step - start) / max(1, total_steps - start)
+    done = min(1.0, max(0, step - start) / max(1, total_steps - start))
     return peak * (schedule.final_fraction + (1 - schedule.final_fraction) * shape(done))
+
+
+def decay_start(config: OptimizerConfig, total_steps: int) -> int:
+    """The number of steps before the decay of a `wsd` schedule."""
+    total_steps = config.schedule.steps or total_steps
+    return max(config.schedule.warmup_steps, total_steps - math.ceil(config.schedule.decay_fraction * total_steps))

@@ -45,8 +45,9 @@ def test_a_resolved_config_of_a_version_without_the_key_keeps_its_embeddings(tmp
 
 def test_a_run_from_before_the_key_is_resumed(tmp_path):
     """Its checkpoint's config has no such key, and the config at hand has another default by now."""
-    old = tiny_config(tmp_path, model={"tie_embeddings": False, "embedding_std": None})
+    constant = {"optimizer": {"schedule": {"name": "constant"}}}
+    old = tiny_config(tmp_path, model={"tie_embeddings": False, "embedding_std": None}, **constant)
     train(old, console=Console(quiet=True))
     steps = {"training": {"steps": old.training.steps + 1}}
-    now = tiny_config(tmp_path, model={"tie_embeddings": False, "embedding_std": 1.0}, **steps)
+    now = tiny_config(tmp_path, model={"tie_embeddings": False, "embedding_std": 1.0}, **constant, **steps)
     assert train(now, resume=True, console=Console(quiet=True)).steps == old.training.steps + 1

@@ -104,8 +104,21 @@ class TestPlan:
 
     def test_a_folder_with_a_run_of_another_config_is_refused(self, finished):
         _, folder = finished
-        with pytest.raises(UserError, match=r"out/topk holds a run of another config: training.steps 4 -> 6; choose"):
+        with pytest.raises(
+            UserError, match=r"out/topk holds a run of another config: training.batch_size 4 -> 6; choo"
+        ):
+            planned(folder, overrides=("training.batch_size=6",))
+
+    def test_a_run_whose_schedule_has_ended_cannot_become_longer(self, finished):
+        _, folder = finished
+        with pytest.raises(
+            UserError, match=r"out/topk holds a run of 4 steps: the cosine schedule of 4 steps has the "
+        ):
             planned(folder, overrides=("training.steps=6",))
+        with pytest.raises(
+            UserError, match=r"out/topk holds a run of 4 steps: 4 of them are done, which is more than 2"
+        ):
+            planned(folder, overrides=("training.steps=2",))
 
     def test_parameters_said_to_start_equal_do_and_the_others_do_not(self, tmp_path):
         moe = {"topk": {}, "other": {"num_shared_experts": 1, "router": {"name": "adamoe", "top_k": 2}}}
@@ -308,6 +321,16 @@ def test_seeds_give_mean_and_deviation_and_paired_differences(tmp_path):
     assert cells[1] == f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{' ~' if low < 0 < high else ''}"
     assert to_json(comparison)["configs"][1]["deviation"]["val_loss"] == statistics.stdev(losses)
     assert 'class="band"' in write_page(comparison, tmp_path).read_text()
+
+
+def test_a_comparison_becomes_longer(tmp_path):
+    moe = {name: MOE[name] for name in ("topk", "switch")}
+    constant = "optimizer.schedule={name: constant}"
+    compare(planned(tmp_path, moe, [constant, "training.steps=2"]), console=QUIET)
+    longer = compare(planned(tmp_path, moe, [constant]), console=QUIET)
+    whole = plan([tmp_path / "topk.yaml"], tmp_path / "whole", [constant])
+    assert longer.figures("topk")[0].val_loss == compare(whole, console=QUIET).figures("topk")[0].val_loss
+    assert len((tmp_path / "out/switch/metrics.jsonl").read_text().splitlines()) == 6
 
 
 def test_runs_on_data_that_have_changed_are_no_results(tmp_path):

@@ -54,7 +54,7 @@ def dead_pid():
 
 def test_a_second_run_in_a_folder_is_refused_with_the_first_named(tmp_path):
     file, run_dir = config_file(tmp_path, training={"evaluation_interval": 0}), tmp_path / "run"
-    command = ["train", file, "--set", "checkpoint.interval=50"]
+    command = ["train", file, "--set", "checkpoint.interval=50", "--set", "optimizer.schedule.name=constant"]
     first = Try(NOTHING, [*command, "--set", "training.steps=1000000"], tmp_path / "first")
     first.wait_for(lambda: list_checkpoints(run_dir / "checkpoints"))
     before = (run_dir / ".lock").read_text()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from moeport.config.keys import keys, subsection, variants
-from moeport.errors import UserError
+from moeport.errors import ConfigError, UserError
 from moeport.training.checkpoint import Checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.resumable import (
@@ -33,6 +33,9 @@ from tests.training.whole import load_checkpoint
 
 QUIET = Console(quiet=True)
 SINGLE = {key.path: key for key in keys() if not (subsection(key.field) or variants(key.field))}
+
+
+CONSTANT = {"schedule": {"name": "constant", "warmup_steps": 2}}
 
 
 def checkpoint_of(config, step=3):
@@ -67,7 +70,7 @@ def test_every_key_is_compared(tmp_path):
             with pytest.raises(UserError) as error:
                 check_resumable(config, checkpoint)
             assert f"{path}: another value -> {values[path]}; restore these keys" in str(error.value)
-        elif path != "training.skip_steps":  # one of no meaning
+        elif path not in ("training.skip_steps", "training.steps"):  # a value of no meaning
             assert check_resumable(config, checkpoint) == [change]
 
 
@@ -186,7 +189,7 @@ def test_optimiser_schedule_and_length_change_from_here_on(tmp_path, capsys):
 def test_another_type_holds_from_here_on(tmp_path, first, second):
     def at(dtype, steps):
         training = {"steps": steps, "evaluation_interval": 0}
-        return tiny_config(tmp_path, training=training, backend={"dtype": dtype})
+        return tiny_config(tmp_path, training=training, optimizer=CONSTANT, backend={"dtype": dtype})
 
     train(at(first, 3), console=QUIET)
     old = load_checkpoint(last(at(first, 3)))
@@ -278,3 +281,81 @@ def test_a_key_that_is_younger_than_the_checkpoint_had_its_default(tmp_path):
     assert check_resumable(config, old) == []
     gone = replace(checkpoint, meta=replace(checkpoint.meta, config=values | {"training": {"gone": 1, "seed": 1}}))
     assert [str(change) for change in changes(config, gone)] == ["training.gone: 1 -> None", "training.seed: 1 -> 0"]
+
+
+class TestAnotherLength:
+    """A run that becomes longer or shorter than planned: what a run planned so from the start is, or refused."""
+
+    @pytest.mark.parametrize(
+        ("schedule", "done"),
+        [
+            ({"name": "constant", "warmup_steps": 2}, 4),
+            ({"name": "wsd", "warmup_steps": 1, "decay_fraction": 0.25}, 3),
+            ({"name": "cosine", "warmup_steps": 2, "steps": 8}, 4),
+            ({"name": "cosine", "warmup_steps": 2}, 2),
+        ],
+    )
+    def test_it_continues_bit_for_bit_where_the_rates_are_the_same(self, tmp_path, schedule, done):
+        def of(folder, steps):
+            training = {"steps": steps, "evaluation_interval": 0}
+            run = {"dir": str(tmp_path / folder)}
+            return tiny_config(tmp_path, run=run, training=training, optimizer={"schedule": schedule})
+
+        train(of("short", 4), console=QUIET)
+        stop_after(of("short", 4), done)
+        train(of("short", 8), resume=True, console=QUIET)
+        train(of("long", 8), console=QUIET)
+        assert contents(last(of("short", 8))) == contents(last(of("long", 8)))
+
+    @pytest.mark.parametrize(
+        ("schedule", "before", "now", "done", "ways"),
+        [
+            ({"name": "cosine"}, 400, 1000, 400, "to let the rate jump, --set optimizer.schedule.steps=1000; to start"),
+            (
+                {"name": "cosine"},
+                400,
+                200,
+                100,
+                "to keep the rates that were planned, --set optimizer.schedule.steps=400;",
+            ),
+            ({"name": "cosine", "final_fraction": 0.1}, 4, 9, 4, "to keep the rates that were planned, --set"),
+            (
+                {"name": "wsd"},
+                400,
+                1000,
+                400,
+                "to continue from before the decay, delete the checkpoints after step 320;",
+            ),
+        ],
+    )
+    def test_it_is_refused_where_the_rate_would_jump(self, tmp_path, schedule, before, now, done, ways):
+        def of(length, **more):
+            return tiny_config(tmp_path, training={"steps": length}, optimizer={"schedule": {**schedule, **more}})
+
+        checkpoint = checkpoint_of(of(before), done)
+        with pytest.raises(UserError) as error:
+            check_resumable(of(now), checkpoint)
+        was = learning_rate(of(before).optimizer, done - 1, before)
+        message = str(error.value)
+        assert message.startswith(
+            f"training.steps: {before} -> {now}: the {schedule['name']} schedule of {before} steps has the learning "
+            f"rate {was:.3g} in step {done}, the last one done, and one of {now} steps would have had "
+        )
+        assert ways in message
+        for way in (before, now) if "steps=400" in ways or "final_fraction" in schedule else (now,):
+            assert check_resumable(of(now, steps=way), checkpoint)
+
+    def test_a_schedule_of_its_own_length_ends_where_it_ends(self, tmp_path):
+        schedule = {"name": "cosine", "warmup_steps": 2, "steps": 6, "final_fraction": 0.5}
+        optimizer = tiny_config(tmp_path, optimizer={"schedule": schedule}).optimizer
+        rates = [learning_rate(optimizer, step, 10) for step in range(10)]
+        assert rates[:6] == [learning_rate(optimizer, step, 6) for step in range(6)]
+        assert rates[6:] == [0.005] * 4
+        with pytest.raises(
+            ConfigError, match=r"the learning rate is 0 in all steps of training\.steps = 10 after these"
+        ):
+            tiny_config(
+                tmp_path,
+                training={"steps": 10},
+                optimizer={"schedule": {"name": "cosine", "warmup_steps": 2, "steps": 6}},
+            )

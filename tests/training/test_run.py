@@ -160,11 +160,11 @@ def test_resume_of_a_finished_run_returns_its_summary(tmp_path):
 
 
 def test_resume_refuses_another_model_and_tells_of_other_changes(tmp_path, capsys):
-    config = tiny_config(tmp_path)
-    train(config, console=QUIET)
+    optimizer = {"schedule": {"name": "constant"}}
+    train(tiny_config(tmp_path, optimizer=optimizer), console=QUIET)
     with pytest.raises(UserError, match=r"model\.norm_eps: 1e-05 -> 0\.001; training\.seed: 0 -> 3; restore these"):
         train(tiny_config(tmp_path, model={"norm_eps": 1e-3}, training={"seed": 3, "steps": 8}), resume=True)
-    train(tiny_config(tmp_path, training={"steps": 7}), resume=True)
+    train(tiny_config(tmp_path, training={"steps": 7}, optimizer=optimizer), resume=True)
     assert "changed from step 7 on: training.steps: 6 -> 7" in capsys.readouterr().out
 
 

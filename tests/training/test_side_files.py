@@ -26,7 +26,8 @@ SIDE_FILES = ("config.yaml", "tokenizer.json", "metrics.jsonl", "summary.json", 
 
 
 def config_of(folder, **sections):
-    return tiny_config(folder, data=BPE, metrics={"report": True}, **sections)
+    constant = {"schedule": {"name": "constant"}}  # so that a run may become longer
+    return tiny_config(folder, data=BPE, metrics={"report": True}, optimizer=constant, **sections)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,16 @@ from moeport.config.schema import Config
 from moeport.config.tree import shown
 from moeport.errors import UserError
 from moeport.training.checkpoint import list_checkpoints, read_meta
+from moeport.training.resumable import rate_changed
 from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE, leaves, read_config
+from moeport.training.schedule import learning_rate
 
 COMPARED = ("model.moe",)
 """Keys that a comparison is about."""
 IDLE = ("run", "checkpoint", "metrics")
 """Keys that do not affect anything that is measured."""
+LENGTH = ("training.steps", "optimizer.schedule.steps")
+"""Keys with which a run may be continued."""
 ABSENT = "-"
 
 
@@ -63,7 +67,10 @@ def refuse_unfair(configs: Mapping[str, Config], baseline: str, allowed: Sequenc
 
 
 def refuse_another(config: Config) -> None:
-    """Refuse a run folder with a run of another config: it can neither be resumed nor count as a result."""
+    """Refuse a run folder with a run of another config: it can neither be resumed nor count as a result.
+
+    A run of another length is continued if it has the same learning rates in the steps done.
+    """
     folder = config.run.dir
     before = _config_in(folder)
     if before is None:
@@ -72,12 +79,31 @@ def refuse_another(config: Config) -> None:
         config = config.model_copy(
             update={"backend": config.backend.model_copy(update={"dtype": before.backend.dtype})}
         )
-    found = differences(before, config, IDLE)
-    if found:
+    found = differences(before, config, (*IDLE, *LENGTH))
+    if not found and (reason := _other_rates(before, config)):
         raise UserError(
-            f"{folder} holds a run of another config: {'; '.join(map(str, found))}; "
-            "choose another --output-dir, delete this folder, or restore these keys"
+            f"{folder} holds a run of {before.training.steps} steps: {reason}; choose another --output-dir, or delete "
+            "this folder. Runs that may become longer need --set optimizer.schedule.steps=N from the start, or a "
+            "constant rate"
         )
+    if not found:
+        return
+    raise UserError(
+        f"{folder} holds a run of another config: {'; '.join(map(str, found))}; "
+        "choose another --output-dir, delete this folder, or restore these keys"
+    )
+
+
+def _other_rates(before: Config, config: Config) -> str:
+    """Why a run cannot be continued to another length; empty if it can."""
+    paths = list_checkpoints(config.run.dir / CHECKPOINT_DIR)
+    done, steps = read_meta(paths[-1]).step if paths else 0, config.training.steps
+    if done > steps:
+        return f"{done} of them are done, which is more than {steps}"
+    if before.optimizer == config.optimizer:
+        return rate_changed(config.optimizer, done, before.training.steps, steps)
+    was, now = (learning_rate(each.optimizer, max(0, done - 1), each.training.steps) for each in (before, config))
+    return f"with another optimizer.schedule.steps the rate of step {done} was {was:.3g}, not {now:.3g}" * (was != now)
 
 
 def _config_in(run_dir: Path) -> Config | None:
