@@ -235,8 +235,17 @@ class MoEConfig(MoELayerConfig):
     """Number of blocks at the start that are always dense."""
     dense_layers: tuple[NonNegativeInt, ...] = ()
     """Further blocks, counted from 0, that are dense (mlp_only_layers of Qwen)."""
+    residual_form: Literal["parallel", "sequential"] = "parallel"
+    """Where the dense block of `residual_hidden` is. `parallel`: beside the experts, x + experts(norm(x)) +
+    dense(norm(x)), as OpenMoE's paper prints it. `sequential`: after them with a norm of its own, h = x +
+    experts(norm(x)), then h + dense(norm'(h)), as in OpenMoE's released code."""
     allow_future_tokens: bool = False
     """Let a language model use a router that looks at later tokens, which do not exist yet during generation."""
+
+    @property
+    def dense_follows(self) -> bool:
+        """Whether a dense block with a norm of its own follows each mixture layer."""
+        return self.residual_hidden > 0 and self.residual_form == "sequential"
 
 
 class ModelConfig(Section):
@@ -353,9 +362,15 @@ class ModelConfig(Section):
         dense = matrices * width * moe.residual_hidden
         sub_layer = router + mixing + moe.num_experts * expert + shared + dense
         total += moe_layers * moe.router.sub_layers * sub_layer
-        total += moe_layers * (moe.router.sub_layers - 1) * width
+        total += self._further_norms
         idle = moe_layers * moe.router.sub_layers * (moe.num_experts - moe.router.experts_per_token) * expert
         return ParameterCounts(total, total - idle)
+
+    @property
+    def _further_norms(self) -> int:
+        """Parameters of the norms that blocks with experts have besides those of every block."""
+        layers = self.moe.router.sub_layers
+        return len(self.moe_layers) * self.d_model * (layers - 1 + layers * self.moe.dense_follows)
 
     @property
     def _attention_matrices(self) -> int:
@@ -397,9 +412,8 @@ class ModelConfig(Section):
         S positions, where A is the width of queries and keys and W that of values, not halved for the causal mask: the
         convention of PaLM (arXiv 2204.02311, appendix B).
         """
-        width = self.d_model
         vectors = self.num_layers * self._vectors
-        vectors += len(self.moe_layers) * (self.moe.router.sub_layers - 1) * width
+        vectors += self._further_norms
         in_products = self.block_counts.active - vectors
         widths = self.num_heads * (self.head_dim + self.value_dim)
         return 6 * in_products + 6 * self.num_layers * widths * sequence_length

@@ -171,6 +171,12 @@ RULES = (
         "model.moe.num_shared_experts of 1 or more, or this key left out",
     ),
     Rule(
+        ("model.moe.residual_form", "model.moe.residual_hidden"),
+        lambda form, hidden: form == "parallel" or hidden > 0,
+        "places a dense block, but model.moe.residual_hidden is {1}",
+        "model.moe.residual_hidden of 1 or more, or this key left out",
+    ),
+    Rule(
         ("model.vocab_size", "data.tokenizer.vocab_size"),
         lambda rows, tokens: rows is None or rows >= tokens,
         "smaller than the vocabulary of the tokenizer",

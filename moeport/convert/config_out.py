@@ -160,6 +160,7 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "moe.shared_hidden": moe.shared_width,
         "moe.shared_mixing": mixing if moe.num_shared_experts else None,
         "moe.residual_hidden": moe.residual_hidden,
+        "moe.residual_form": moe.residual_form if moe.residual_hidden else None,
         "moe.routed_scaling_factor": moe.routed_scaling_factor,
         "moe.capacity.policy": "dropless" if moe.capacity.policy == "round" else moe.capacity.policy,
         "moe.rounded_rows": moe.capacity.tile if moe.capacity.policy == "round" else None,

@@ -37,6 +37,7 @@ class Block:
             for number in range(config.moe.router.sub_layers):
                 suffix = "" if number == 0 else str(number + 1)
                 self.moe[suffix] = MoELayer(config.moe, config.d_model, config.init_std, self.out_std, vocab_size)
+                self.moe[suffix].adds_dense &= not config.moe.dense_follows
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Names, shapes and initial values."""
@@ -48,6 +49,8 @@ class Block:
         ]
         for suffix, moe in self.moe.items():
             specs += with_prefix(f"mlp_norm{suffix}", [norm]) + with_prefix(f"moe{suffix}", moe.parameter_specs())
+            if config.moe.dense_follows:
+                specs += with_prefix(f"dense_norm{suffix}", [norm])
         if not self.moe:
             dense = mlp_specs(config.d_model, config.dense_width, config.moe.activation, config.init_std, self.out_std)
             specs += with_prefix("mlp_norm", [norm]) + with_prefix("mlp", dense)
@@ -62,6 +65,8 @@ class Block:
         run_experts: Callable[[str], RunExperts] | None = None,
     ) -> BlockOutput:
         """x + attention(norm(x)), then x + feed_forward(norm(x)), once per mixture-of-experts layer of the block.
+
+        Where the config says so, each of these layers is followed by x + dense(norm(x)), as in OpenMoE's released code.
 
         `run_experts` maps a key of `moe` to a function that supplies the weights of the local experts; by default they
         are taken from `params`.
@@ -82,5 +87,8 @@ class Block:
             experts = run_experts(suffix) if run_experts else None
             y_TD, layer_metrics = moe.forward(ops, subtree(f"moe{suffix}", params), normed_TD, layer_context, experts)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
+            if config.moe.dense_follows:
+                normed = ops.rms_norm(x_BSD, params[f"dense_norm{suffix}.weight"], config.norm_eps)
+                x_BSD = x_BSD + moe.mlp(ops, subtree(f"moe{suffix}.dense", params), normed)
             metrics.append(layer_metrics)
         return x_BSD, tuple(metrics)

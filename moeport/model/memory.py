@@ -182,14 +182,15 @@ def activation_bytes(config: Config, item_bytes: int) -> float:
 
     A block keeps its input and both normed ones (3 D), queries, keys and values before and after the rotation and the
     attention's output, latent vectors before and after their norm, and for each expert of the token, shared ones too,
-    its row (2 D: in and out) and hidden values (3 F of SwiGLU, 2 F of GELU). With checkpointing a block keeps its
-    input, and one block all.
+    its row (2 D: in and out) and hidden values (3 F of SwiGLU, 2 F of GELU). A dense block that follows the experts
+    adds its input and the normed one (2 D). With checkpointing a block keeps its input, and one block all.
     """
     model, moe = config.model, config.model.moe
     hidden = 3 if moe.activation == "swiglu" else 2
     experts = moe.router.experts_per_token + moe.num_shared_experts
     widths = moe.router.experts_per_token * moe.expert_hidden + moe.shared_width
     per_moe = moe.router.sub_layers * (experts * 2 * model.d_model + hidden * widths) + hidden * moe.residual_hidden
+    per_moe += 2 * model.d_model * moe.router.sub_layers * moe.dense_follows
     per_dense = 2 * model.d_model + hidden * model.dense_width
     moe_layers, layers = len(model.moe_layers), model.num_layers
     block = 3 * model.d_model + _attention_numbers(model)

@@ -60,6 +60,8 @@ class MoELayer:
         """How tokens reach the experts of other ranks; None: all experts are local."""
         self.mean_over_ranks: Callable[[Array], Array] | None = None
         """Mean of an array over the ranks that train together; None: this process trains alone."""
+        self.adds_dense = config.residual_hidden > 0
+        """Whether the dense block is beside the experts; False too where the caller applies it after them."""
 
     @property
     def noise(self) -> tuple[str, ...]:
@@ -134,14 +136,14 @@ class MoELayer:
         if config.routed_scaling_factor != 1.0:
             y_TD = y_TD * ops.constant_like(config.routed_scaling_factor, y_TD)
         if config.num_shared_experts:
-            shared_TD = run_part("shared", partial(self._mlp, ops), x_TD)
+            shared_TD = run_part("shared", partial(self.mlp, ops), x_TD)
             if config.mixes_shared_experts:
                 logits = run_part("mixing", lambda own, x_TD: ops.linear(ops.accurate(x_TD), own["weight"]), x_TD)
                 y_TD = _mixed(ops, logits, y_TD, shared_TD)
             else:
                 y_TD = y_TD + shared_TD
-        if config.residual_hidden:
-            y_TD = y_TD + run_part("dense", partial(self._mlp, ops), x_TD)
+        if self.adds_dense:
+            y_TD = y_TD + run_part("dense", partial(self.mlp, ops), x_TD)
         return y_TD, metrics
 
     def _choose(
@@ -154,7 +156,8 @@ class MoELayer:
                 return chosen
             return replace(chosen, cosine_TE=self.router.gate_cosines(ops.unrecorded(), params, x_TD))
 
-    def _mlp(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+    def mlp(self, ops: Ops, params: Mapping[str, Array], x_TD: Array) -> Array:
+        """Apply the shared experts or the dense block, whichever `params` are of; also to (B, S, D)."""
         return ops.mlp(x_TD, params["w_in"], params["w_out"], self.config.activation)
 
     def _empty(
@@ -173,7 +176,7 @@ class MoELayer:
         parts = {
             "shared": config.num_shared_experts,
             "mixing": config.num_shared_experts and config.mixes_shared_experts,
-            "dense": config.residual_hidden,
+            "dense": self.adds_dense,
         }
         for part in (name for name, present in parts.items() if present):
             y_TD = run_part(part, nothing, y_TD)

@@ -160,6 +160,10 @@ REFUSED = {
         r"shared_mixing is softmax, and the nearest that it has is sigmoid",
     ),
     "a dense block beside": ({"moe": {"residual_hidden": 4}}, r"residual_hidden is 4, .* is 0"),
+    "a dense block after": (
+        {"moe": {"residual_hidden": 4, "residual_form": "sequential"}},
+        r"residual_hidden is 4, .* is 0; model\.moe\.residual_form is sequential",
+    ),
     "a scaled output": ({"moe": {"routed_scaling_factor": 2.5}}, r"routed_scaling_factor is 2\.5, .* is 1\.0"),
     "gelu": ({"moe": {"activation": "gelu"}}, r"activation is gelu, .* is swiglu"),
     "plain gates without norms": (

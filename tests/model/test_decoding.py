@@ -96,6 +96,13 @@ def test_every_attention(attention, monkeypatch):
     check(model, steps=16, tolerance=TOLERANCE["float64"], context=20)
 
 
+def test_a_dense_block_after_the_experts():
+    model = evaluated(
+        Target("torch", "cpu", "float64").build(), moe={"residual_hidden": 5, "residual_form": "sequential"}
+    )
+    check(model, steps=5, tolerance=TOLERANCE["float64"])
+
+
 @pytest.mark.parametrize("target", parameters([target for target in COMPOSED if not target.static]))
 def test_every_backend(target):
     """MindSpore's operations of fixed shapes are for compiled models; nothing is compiled here."""

@@ -25,6 +25,7 @@ KINDS = {
     "one expert": {"router": "switch", "moe": {"num_experts": 1}},
     "shared experts": {"moe": {"num_shared_experts": 1, "shared_hidden": 6, "shared_mixing": "sigmoid"}},
     "residual": {"moe": {"residual_hidden": 6}},
+    "a dense block after the experts": {"moe": {"residual_hidden": 6, "residual_form": "sequential"}},
     "a dense block": {"dense_hidden": 6, "moe": {"dense_layers": (0,)}},
     "tied embeddings": {"tie_embeddings": True},
     "latent attention": {"router": "sigmoid_bias", "attention": LATENT},

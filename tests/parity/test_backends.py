@@ -81,6 +81,23 @@ def test_mindspore(tmp_path, name):
     assert "gradient" in {tensor.kind for tensor in report.comparisons[-1].tensors}
 
 
+OPENMOE = {**MODEL, "num_layers": 1, "moe": {**MODEL["moe"], "residual_hidden": 16, "residual_form": "sequential"}}
+
+
+def test_a_dense_block_after_the_experts(tmp_path):
+    """It is another computation than one beside them, which has no norm of its own."""
+    file = config_file(tmp_path, model=OPENMOE)
+    report = run(file, ["numpy:fp64", "torch-cpu:fp64", "torch-cpu", "torch-cpu:bf16"], size=SMALL)
+    assert_passes(report, 3)
+    assert "layers.0.dense_norm.weight" in " ".join(t.name for t in report.comparisons[1].tensors)
+
+
+def test_a_dense_block_after_the_experts_on_mindspore(tmp_path):
+    pytest.importorskip("mindspore")
+    report = run(config_file(tmp_path, model=OPENMOE), ["torch-cpu", "mindspore-cpu"], size=Size(2, 8, 0))
+    assert_passes(report, 1)
+
+
 def short_documents(folder):
     """A config whose sequences have the ends of several documents."""
     (folder / "text").mkdir()
