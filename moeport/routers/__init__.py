@@ -15,6 +15,7 @@ from moeport.routers.base import Router, RouterConfig
 from moeport.routers.base_layers import BaseLayersRouter
 from moeport.routers.cartesian import CartesianRouter
 from moeport.routers.expert_choice import ExpertChoiceRouter
+from moeport.routers.forced import ForcedBalanceRouter, ForcedBiasRouter
 from moeport.routers.gshard import GShardRouter
 from moeport.routers.hash import HashRouter
 from moeport.routers.locmoe import LocMoERouter
@@ -53,6 +54,8 @@ REGISTRY: tuple[type[Router[Any]], ...] = (
     RRERouter,
     RandomRouter,
     MaskMoERouter,
+    ForcedBalanceRouter,
+    ForcedBiasRouter,
 )
 """Every router, in the order of lists and messages. Each names its config: `Router[SwitchConfig]`."""
 

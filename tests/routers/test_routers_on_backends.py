@@ -8,6 +8,7 @@ from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.core.parameters import ParameterSpec
 from moeport.routers import BY_NAME, build_router
 from moeport.routers.base import RouterConfig
+from moeport.routers.forced import ForcedBalanceConfig
 from moeport.routers.grap import GrAPConfig
 from tests.conformance.targets import GRADIENT_TOLERANCE, TOLERANCE, every_accurate_training_target, every_target
 from tests.routers.catalogue import CONFIGS, EXAMPLES, EXPERTS_CHOOSE
@@ -28,6 +29,9 @@ from tests.routers.examples import (
 from tests.support import assert_close, assert_gradient, finite_difference, grid
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=label)
+BY_SCORES = [config for config in CONFIGS if not (config.needs_token_ids or isinstance(config, ForcedBalanceConfig))]
+"""Those that choose by scores alone, not by ids or positions."""
+every_scoring_config = pytest.mark.parametrize("config", BY_SCORES, ids=label)
 every_choosing_config = pytest.mark.parametrize("config", CONFIGS + EXPERTS_CHOOSE, ids=label)
 ARRAYS = ("weight_N", "logits_TE", "probs_TE")
 
@@ -139,7 +143,7 @@ def test_what_goes_nowhere_has_no_weight(config):
     assert (gates[experts < EXPERTS] > 0).all()
 
 
-@pytest.mark.parametrize("config", [config for config in CONFIGS if not config.needs_token_ids], ids=label)
+@every_scoring_config
 def test_equal_scores_go_to_the_lower_index(config):
     router = build(config)
     params = {name: np.zeros_like(value) for name, value in router_params(router).items()}
@@ -150,7 +154,7 @@ def test_equal_scores_go_to_the_lower_index(config):
         assert served
 
 
-@pytest.mark.parametrize("config", [config for config in CONFIGS if not config.needs_token_ids], ids=label)
+@every_scoring_config
 def test_tokens_are_routed_one_by_one(config):
     """The routing of a token does not depend on the others in the batch."""
     whole = route(config, training=False)
@@ -174,7 +178,7 @@ def test_parameters(config):
     if type(config).parameter_count is RouterConfig.parameter_count:
         assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
     assert config.parameter_count(WIDTH, EXPERTS) == sum(spec.size for spec in trained)
-    assert router.paper.count("arXiv") >= 1
+    assert router.paper.count("arXiv") >= 1 or router.paper.startswith("For benchmarks, as ")
 
 
 @every_choosing_config

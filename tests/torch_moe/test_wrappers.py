@@ -119,6 +119,7 @@ def test_frozen_parts():
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_functional_call_and_gradients_of_functions(router):
+    torch.manual_seed(1)
     layer = make(router)
     x, *ids = inputs(layer, 2, 5, requires_grad=False)
     parameters = dict(layer.named_parameters())
