@@ -353,8 +353,9 @@ RULES = (
             group_by != "domain" or not domains or min(2, len(domains)) <= groups <= len(domains)
         ),
         lambda groups, group_by, domains: (
-            f"{'puts all domains in one group' if groups == 1 else 'leaves groups without a domain'} of the "
-            f"{len(domains)} in data.domains"
+            f"puts all {len(domains)} domains of data.domains in one group"
+            if groups == 1
+            else f"leaves groups without any of the {len(domains)} domains in data.domains"
         ),
         lambda groups, group_by, domains: f"{len(domains)}, or fewer groups that several domains share",
     ),

@@ -114,10 +114,10 @@ class Dealing:
         ]
         lines = [f"domains     {'; '.join(listed)}"]
         if unused := [name for name, count in self.counts.items() if not count]:
+            there = "is one node" if len(nodes) == 1 else f"are {len(nodes)} nodes"
             lines.append(
-                f"warning: data.domains: {', '.join(unused)} never trained on, since node n trains on domain n modulo "
-                f"{len(self.names)} and there {'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'}; start "
-                "more nodes, or simulate them with model.moe.router.nodes"
+                f"warning: data.domains: no node trains on {', '.join(unused)}: node n trains on domain n modulo "
+                f"{len(self.names)}, and there {there}; start more nodes, or simulate them with model.moe.router.nodes"
             )
         return lines
 

@@ -7,15 +7,20 @@ from moeport.routers.rre import RREConfig
 from tests.conformance.targets import every_target
 from tests.routers.examples import EXPERTS, build, choices, context, hidden_states, route, router_params, token_ids
 
-VARIANTS = [RREConfig()]
+VARIANTS = [RREConfig(), RREConfig(groups=2, group_by="domain")]
 """Further configs for the tests of all routers."""
 
 
-def routed(config, ids, num_sequences, ops=None):
+def routed(config, ids, num_sequences, ops=None, domain_B=None):
     """Experts of each token."""
     ops, router = ops or NumpyOps(), build(config)
     params = {name: ops.from_numpy(value) for name, value in router_params(router).items()}
-    its_context = replace(context(router), token_ids_T=ops.from_numpy(ids), num_sequences=num_sequences)
+    its_context = replace(
+        context(router),
+        token_ids_T=ops.from_numpy(ids),
+        num_sequences=num_sequences,
+        domain_B=None if domain_B is None else ops.from_numpy(domain_B),
+    )
     routing = router.route(ops, params, ops.from_numpy(hidden_states(tokens=len(ids))), its_context)
     return ops.to_numpy(routing.expert_N)
 
@@ -36,6 +41,17 @@ def test_a_sequence_stays_in_the_group_of_its_first_token(target):
     place = router_params(build(config))["experts"][ids, 0]
     assert (experts % (EXPERTS // 4)).tolist() == place.tolist()
     assert set(place) == {0, 1}
+
+
+@every_target
+def test_a_sequence_stays_in_the_group_of_its_domain(target):
+    config, ids = RREConfig(groups=2, group_by="domain"), np.array([3, 0, 1, 2, 6, 3, 9, 5, 0, 0, 1, 2])
+    ops = target.build().ops
+    place = router_params(build(config))["experts"][ids, 0]
+    for domain_B, groups in ((np.array([1, 0, 1]), [1, 0, 1]), (np.array([2, 3, 1]), [0, 1, 1]), (None, [0, 0, 0])):
+        experts = routed(config, ids, 3, ops, domain_B)
+        assert (experts // (EXPERTS // 2)).tolist() == np.repeat(groups, 4).tolist()
+        assert (experts % (EXPERTS // 2)).tolist() == place.tolist()
 
 
 def test_later_tokens_change_no_group():
