@@ -27,16 +27,17 @@ from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of
 from moeport.training.task import Task, build_task
 
+LOW = "low quantile"
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "minimum": {"delta": "minimum"},
-    "low quantile": {"delta": "quantile", "quantile": 0.1},
+    LOW: {"delta": "quantile", "quantile": 0.1},
     "mean": {"delta": "mean"},
     "quantile": {"delta": "quantile", "quantile": 0.9},
     "maximum": {"delta": "maximum"},
 }
 """Estimators of delta that are shown, by name, with their options; the quantile of the config, if it has one, takes the
 place of the low or the high one."""
-KEEPING = ("minimum", "low quantile")
+KEEPING = ("minimum", LOW)
 """Those of tokens that an expert is to keep; for others, the rules that count rivals say nothing."""
 RIVALS, CONTROLLER = "kept + rivals", "2 s q"
 """Names of the capacities of the rules `rivals` and `controller`."""
@@ -58,7 +59,7 @@ def estimator_of(capacity: CapacityConfig) -> str:
 
 
 def _quantile_name(quantile: float) -> str:
-    return "low quantile" if quantile <= MOST_GIVEN_UP else "quantile"
+    return LOW if quantile <= MOST_GIVEN_UP else "quantile"
 
 
 @dataclass(frozen=True)

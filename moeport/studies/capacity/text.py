@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from moeport.core.bounds import FORMS
 from moeport.studies.capacity.capacity import LayerCapacity, RunCapacity
-from moeport.studies.capacity.measure import CONTROLLER, RIVALS, estimator_of
+from moeport.studies.capacity.measure import CONTROLLER, ESTIMATORS, LOW, RIVALS, estimator_of
 
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -23,11 +24,11 @@ def render(capacity: RunCapacity, layers: list[LayerCapacity], target: float, al
         capacity: result for the run.
         layers: the layers to show.
         target: drop rate to recommend a capacity for.
-        all_estimators: show the bounds at every delta, not only at the config's.
+        all_estimators: show the bounds at every delta, not only at the config's and at the low quantile.
     """
     parts: list[RenderableType] = [_loads(capacity, layers, target), _drops(layers)]
     if any(layer.measured.bounds for layer in layers):
-        chosen = None if all_estimators else estimator_of(capacity.config.model.moe.capacity)
+        chosen = ESTIMATORS if all_estimators else (estimator_of(capacity.config.model.moe.capacity), LOW)
         parts += [_bounds(capacity, layers, chosen)]
     parts += [Text(note, style="dim") for note in capacity.notes]
     parts.append(Text(recommendation(layers, target), style="bold"))
@@ -104,7 +105,7 @@ def _drops(layers: list[LayerCapacity]) -> Table:
     return table
 
 
-def _bounds(capacity: RunCapacity, layers: list[LayerCapacity], chosen: str | None) -> Table:
+def _bounds(capacity: RunCapacity, layers: list[LayerCapacity], chosen: Container[str]) -> Table:
     success = f"success {1 - capacity.config.model.moe.capacity.failure:.0%}"
     columns = {
         f"{FORMS[0]}, paper": "I, paper",
@@ -121,7 +122,7 @@ def _bounds(capacity: RunCapacity, layers: list[LayerCapacity], chosen: str | No
     )
     for layer in layers:
         for estimator, bounds in layer.measured.bounds.items():
-            if chosen in (None, estimator):
+            if estimator in chosen:
                 delta = layer.measured.estimates[estimator].delta
                 table.add_row(layer.name, estimator, f"{delta:.4f}", *(rows(bounds[column]) for column in columns))
     return table
