@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from moeport.config.keys import (
+    CONVERSIONS,
     VALUE_ALIASES,
     choices,
     describe,
@@ -129,7 +130,9 @@ def _unknown_key(root: Node, parts: Parts, section: type[Section], *, guess: boo
     meant = suggest(key, section) if guess and len(name) <= LONGEST_NAME else None
     if meant is None:
         return Problem(key, "unknown key", expected=f"one of {', '.join(section.model_fields)}", place=place)
-    return Problem(key, "unknown key", hint=meant, place=place, related=(meant,))
+    conversion = CONVERSIONS.get(name.lower())
+    wrong = f"unknown key ({conversion})" if conversion else "unknown key"
+    return Problem(key, wrong, hint=meant, place=place, related=(meant,))
 
 
 def _bad_name(root: Node, parts: Parts, section: type[Section]) -> Problem:

@@ -39,7 +39,7 @@ ALIASES = {
     "model.moe.router.normalize_gates": "norm_topk_prob",
     "model.moe.capacity.factor": "capacity_factor moe_expert_capacity_factor",
     "model.moe.load_balance.coefficient": (
-        "aux_loss_coef aux_loss_coeff router_aux_loss_coef moe_aux_loss_coeff moe_loss_weight"
+        "aux_loss_coef aux_loss_coeff router_aux_loss_coef moe_aux_loss_coeff moe_loss_weight aux_loss_alpha"
     ),
     "model.moe.router_z_loss": "router_z_loss_coef moe_z_loss_coeff moe_zloss_weight z_loss",
     "data.sequence_length": "max_position_embeddings seq_len seq_length max_seq_len context_length block_size",
@@ -61,6 +61,13 @@ ALIASES = {
     "backend.dtype": "precision torch_dtype",
 }
 """The names that other training frameworks use for a key."""
+
+CONVERSIONS = {
+    "router_aux_loss_coef": "transformers': multiply its value by top_k / number of layers with experts",
+    "moe_aux_loss_coeff": "Megatron's: its value carries over",
+    "aux_loss_alpha": "DeepSeek's: its value carries over, with scope sequence",
+}
+"""How the value of another framework's key becomes that of ours."""
 
 VALUE_ALIASES = {
     "gpu": "cuda",

@@ -99,6 +99,8 @@ class CapacityConfig(Section):
     """Rows of a tile of a grouped product, for policy `round`."""
     factor: PositiveFloat = 1.25
     """Capacity factor (Switch Transformer, GShard) of policy `factor`, and the upper limit of the estimates."""
+    multiple_of: PositiveInt = 1
+    """What `factor` gives is rounded up to a multiple of this. V-MoE's released code has 4."""
     drop: Literal["position", "probability", "affinity", "random"] = "position"
     """Which tokens are dropped on overflow: the last of the batch, those with the lowest gate, those with the lowest
     affinity (for routers that return one: locmoe and locmoe_plus), or random ones, drawn anew in each training step."""
@@ -168,7 +170,8 @@ class LoadBalanceConfig(Section):
 
     coefficient: NonNegativeFloat | None = None
     """Weight of each layer's loss in the training loss; 0 turns it off. Default: 0 for routers that balance by other
-    means or have no scores, otherwise 0.01."""
+    means or have no scores, otherwise 0.01. Megatron's moe_aux_loss_coeff and DeepSeek's alpha carry over as they are;
+    of transformers' router_aux_loss_coef it is top_k over the number of layers with experts (docs/routers.md)."""
     scope: Literal["batch", "sequence", "global"] = "batch"
     """What f and P are taken over: all tokens of a rank's micro-batch; each sequence, averaging the losses
     (DeepSeek-V3, eq. 17); or the micro-batches of all ranks (Demons in the Detail, arXiv 2501.11873)."""

@@ -421,6 +421,7 @@ EFFECTS = (
     ),
     Effect("model.moe.router.normalize_gates", "model.moe.router.softmax", ("before",)),
     Effect("model.moe.capacity.factor", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
+    Effect("model.moe.capacity.multiple_of", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
     Effect("model.moe.capacity.tile", "model.moe.capacity.policy", ("round",)),
     Effect("model.moe.capacity.drop", "model.moe.capacity.policy", ("factor", "locmoe", "locmoe_plus")),
     *(

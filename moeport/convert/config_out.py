@@ -27,6 +27,7 @@ TRAINING_ONLY = {
     "output_z_loss": 0.0,
     "moe.router_z_loss": 0.0,
     "moe.router_dtype": "float32",
+    "moe.router.noise_std": 0.0,
     "moe.rounded_rows": None,
     "moe.load_balance.scope": "batch",
     "moe.load_balance.coefficient": None,
@@ -105,7 +106,7 @@ def differences(family: Family, model: ModelConfig, vocab_size: int, keys: Mappi
 def unsaid(model: ModelConfig, family: Family) -> list[str]:
     """The settings for training that config.json has no key for, as `key: value`."""
     found = _canonical(model, model.vocab_size)
-    keys = ["output_z_loss", "moe.router_z_loss", "moe.router_dtype"]
+    keys = ["output_z_loss", "moe.router_z_loss", "moe.router_dtype", "moe.router.noise_std"]
     keys += (
         ["moe.load_balance.scope"] if family.balance != "aux_loss_alpha" or _balance(model).scope == "global" else []
     )
@@ -166,6 +167,7 @@ def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
         "moe.rounded_rows": moe.capacity.tile if moe.capacity.policy == "round" else None,
         "moe.router_z_loss": moe.router_z_loss,
         "moe.router_dtype": moe.router_dtype,
+        "moe.router.noise_std": getattr(moe.router, "noise_std", 0.0),
         "moe.load_balance.scope": moe.load_balance.scope,
         "moe.load_balance.coefficient": _coefficient(model),
     }

@@ -112,6 +112,28 @@ def uniform_rows(rows: range, width: int, seed: int, *purpose: str | int) -> np.
     return np.random.Generator(bits).random(ahead + len(rows) * width, np.float32)[ahead:].reshape(len(rows), width)
 
 
+NORMAL = "normal_"
+"""Begins the names of noise that is normally distributed; other noise is uniform."""
+
+
+def is_normal(name: str) -> bool:
+    """Whether the noise of this name, with or without that of a sub-layer before a dot, is normally distributed."""
+    return name.rpartition(".")[2].startswith(NORMAL)
+
+
+def noise_rows(name: str, rows: range, width: int, seed: int, *purpose: str | int) -> np.ndarray:
+    """Noise of sequences of one step: uniform from 0 to 1, or of mean 0 and variance 1. Arguments as in `uniform_rows`.
+
+    The normal numbers are by Box and Muller, from two uniform ones each.
+    """
+    uniform = uniform_rows(rows, width, seed, *purpose, name)
+    if not is_normal(name):
+        return uniform
+    radius = np.sqrt(-2 * np.log1p(-uniform.astype(np.float64)))
+    turn = uniform_rows(rows, width, seed, *purpose, name, "turn").astype(np.float64)
+    return (radius * np.cos(2 * np.pi * turn)).astype(np.float32)
+
+
 class InitialWeights(Weights):
     """Initial values of parameters, float32, drawn when they are read and only where.
 

@@ -14,6 +14,11 @@ from moeport.core.ops import Ops
 from moeport.core.routing import Routing
 
 
+def up_to_multiple(rows: int, of: int) -> int:
+    """The lowest multiple of `of` that is at least `rows`."""
+    return -(-rows // of) * of
+
+
 def rounded_rows(ops: Ops, counts_E: Array, tile: int, num_tokens: int) -> Array:
     """The multiple of `tile` that is nearest to each count, (E,) of the index type, but at most all tokens.
 

@@ -96,7 +96,7 @@ class RouterContext:
     token_ids_T: Array | None = None
     """Vocabulary ids of the tokens, if the caller has them."""
     noise: Mapping[str, Array] = field(default_factory=dict)
-    """Uniform numbers in [0, 1) of shape (T,), by the names in `Router.noise`; empty outside training."""
+    """Numbers of shape (T,) by the names in `Router.noise`, uniform in [0, 1) or normal; empty outside training."""
     num_sequences: int = 1
     """Number of sequences, of equal length, that make up the T tokens."""
     topology: Topology = Topology()

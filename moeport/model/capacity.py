@@ -18,6 +18,7 @@ from moeport.core.array import Array
 from moeport.core.bounds import controller_bound, delta_max_bound, lower_bound, rivals_bound
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
+from moeport.core.rounding import up_to_multiple
 from moeport.core.routing import Routing
 
 CAPACITY, AVERAGES = "capacity", "capacity_averages"
@@ -44,8 +45,11 @@ class Estimate:
 
 
 def factor_bound(config: CapacityConfig, num_tokens: int, choices_per_token: int, num_experts: int) -> int:
-    """ceil(factor * T * K / E) (GShard, arXiv 2006.16668, section 2.2; Switch, arXiv 2101.03961, eq. 3, K = 1)."""
-    return math.ceil(config.factor * num_tokens * choices_per_token / num_experts)
+    """ceil(factor * T * K / E) (GShard, arXiv 2006.16668, section 2.2; Switch, arXiv 2101.03961, eq. 3, K = 1), rounded
+    up to a multiple of `multiple_of`.
+    """
+    rows = math.ceil(config.factor * num_tokens * choices_per_token / num_experts)
+    return up_to_multiple(rows, config.multiple_of)
 
 
 def expert_capacity(

@@ -65,7 +65,7 @@ class MoELayer:
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """Names of the uniform random numbers that router and drops need in training, one number per token each."""
+        """Names of the random numbers that router and drops need in training, one number per token each."""
         return self.router.noise + self._drop_noise
 
     @property

@@ -15,7 +15,7 @@ from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
 from moeport.core.losses import symmetric_divergence
 from moeport.core.ops import Ops
-from moeport.core.parameters import ParameterSpec, subtree, uniform_rows, with_prefix
+from moeport.core.parameters import ParameterSpec, noise_rows, subtree, with_prefix
 from moeport.core.routing import RouterContext, Topology
 from moeport.model import rope
 from moeport.model.batch import Batch
@@ -109,7 +109,7 @@ class Transformer(ABC):
         """
         rows = range(first, first + batch_size)
         return {
-            f"{block.layer}.{name}": uniform_rows(rows, sequence_length, seed, "noise", step, block.layer, name)
+            f"{block.layer}.{name}": noise_rows(name, rows, sequence_length, seed, "noise", step, block.layer)
             for block in self.blocks
             for suffix, moe in block.moe.items()
             for name in (f"{suffix}.{plain}" if suffix else plain for plain in moe.noise)

@@ -134,7 +134,8 @@ class Router(ABC, Generic[ConfigT]):
     paper: ClassVar[str]
     """Where the method is defined."""
     noise: tuple[str, ...] = ()
-    """Names of the uniform random numbers it needs in training, one number per token each."""
+    """Names of the random numbers it needs in training, one number per token each: uniform, or normal where the name
+    begins with `moeport.core.parameters.NORMAL`."""
     load_balance: float = 0.01
     """Default coefficient of the load-balancing loss."""
     in_compute_type: bool = False

@@ -7,15 +7,16 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, TypeVar
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from moeport.core.array import Array
 from moeport.core.ops import Ops
+from moeport.core.rounding import up_to_multiple
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, RouterConfig
+from moeport.routers.noise import LogitNoiseConfig, LogitNoiseRouter
 
 
-class ExpertsChooseConfig(RouterConfig):
+class ExpertsChooseConfig(LogitNoiseConfig):
     """Options of every router in which experts choose tokens."""
 
     looks_ahead: ClassVar[bool] = True
@@ -27,6 +28,8 @@ class ExpertsChooseConfig(RouterConfig):
     ceil(mean_experts * S / num_experts) of a group's S tokens; at most num_experts."""
     group: Literal["sequence", "batch"] = "sequence"
     """Where an expert takes C tokens from: each sequence or image separately, or the whole micro-batch."""
+    multiple_of: PositiveInt = 1
+    """C is rounded up to a multiple of this, but is at most S. V-MoE's released code has 4."""
 
     @property
     def experts_per_token(self) -> int:
@@ -39,7 +42,8 @@ class ExpertsChooseConfig(RouterConfig):
 
     def capacity(self, group_tokens: int, num_experts: int) -> int:
         """C: tokens of a group that each expert takes."""
-        return math.ceil(self.mean_experts * group_tokens / num_experts)
+        rows = math.ceil(self.mean_experts * group_tokens / num_experts)
+        return min(up_to_multiple(rows, self.multiple_of), group_tokens)
 
     def assignments(self, num_tokens: int, num_experts: int, num_sequences: int) -> int:
         """G * E * C."""
@@ -64,14 +68,14 @@ class ExpertsChooseConfig(RouterConfig):
 ConfigT = TypeVar("ConfigT", bound=ExpertsChooseConfig)
 
 
-class ExpertsChooseRouter(Router[ConfigT]):
+class ExpertsChooseRouter(LogitNoiseRouter[ConfigT]):
     """Each expert takes the C tokens of a group that it scores highest; how many experts a token gets varies."""
 
     load_balance = 0.0
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The C highest-scoring tokens of each expert in each group, with softmax gates."""
-        logits_TE = self.logits(ops, params, x_TD)
+        logits_TE = self.noisy_logits(ops, params, x_TD, context)
         probs_TE = ops.softmax(logits_TE)
         (tokens, experts), groups = logits_TE.shape, self.config.groups(context.num_sequences)
         size = tokens // groups

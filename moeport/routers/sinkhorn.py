@@ -10,10 +10,11 @@ from pydantic import PositiveInt
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, TopKRouterConfig, assign
+from moeport.routers.base import TopKRouterConfig, assign
+from moeport.routers.noise import LogitNoiseConfig, LogitNoiseRouter
 
 
-class SinkhornTokenChoiceConfig(TopKRouterConfig):
+class SinkhornTokenChoiceConfig(TopKRouterConfig, LogitNoiseConfig):
     """In training, top-k of an optimal transport plan that spreads the tokens evenly; softmax gates."""
 
     name: Literal["sinkhorn_token_choice"] = "sinkhorn_token_choice"
@@ -24,7 +25,7 @@ class SinkhornTokenChoiceConfig(TopKRouterConfig):
     """Each makes the rows of the plan sum to 1, then its columns to T / num_experts."""
 
 
-class SinkhornTokenChoiceRouter(Router[SinkhornTokenChoiceConfig]):
+class SinkhornTokenChoiceRouter(LogitNoiseRouter[SinkhornTokenChoiceConfig]):
     """Top-k of each token's row of the plan; the gates are softmax(W x), not normalised over the k.
 
     The plan is the entropy-regularised optimal transport with scores W x, epsilon = 1, a mass of 1 a token and T / E an
@@ -37,7 +38,7 @@ class SinkhornTokenChoiceRouter(Router[SinkhornTokenChoiceConfig]):
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The k experts with the largest share of the plan, or outside training of highest logit."""
-        logits_TE = self.logits(ops, params, x_TD)
+        logits_TE = self.noisy_logits(ops, params, x_TD, context)
         probs_TE = ops.softmax(logits_TE)
         scores_TE = logits_TE
         if context.training:

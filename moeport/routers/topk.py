@@ -10,11 +10,12 @@ from typing_extensions import override
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.routing import RouterContext, Routing
-from moeport.routers.base import Router, assign, normalized
+from moeport.routers.base import assign, normalized
 from moeport.routers.groups import GroupLimitedConfig, inside_best_groups
+from moeport.routers.noise import LogitNoiseConfig, LogitNoiseRouter
 
 
-class TopKConfig(GroupLimitedConfig):
+class TopKConfig(GroupLimitedConfig, LogitNoiseConfig):
     """Top-k of a softmax."""
 
     name: Literal["topk"] = "topk"
@@ -33,8 +34,8 @@ class TopKConfig(GroupLimitedConfig):
         return self.softmax == "after" or self.normalize_gates
 
 
-class TopKRouter(Router[TopKConfig]):
-    """Softmax gates over the k best experts (Shazeer et al. 2017, eq. 3 to 5, without noise)."""
+class TopKRouter(LogitNoiseRouter[TopKConfig]):
+    """Softmax gates over the k best experts (Shazeer et al. 2017, eq. 3 to 5, by default without noise)."""
 
     paper = (
         "Sparsely-Gated MoE, arXiv 1701.06538, section 2.1; Mixtral, arXiv 2401.04088, section 2.1; groups: "
@@ -43,7 +44,7 @@ class TopKRouter(Router[TopKConfig]):
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:
         """The k experts with the highest logits, within the groups with the highest one."""
-        logits_TE = self.logits(ops, params, x_TD)
+        logits_TE = self.noisy_logits(ops, params, x_TD, context)
         probs_TE = ops.softmax(logits_TE)
         selection_TE = logits_TE
         if self.config.limits_groups:

@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 from moeport.backends.torch.fused import operations
-from moeport.core.parameters import ParameterSpec
+from moeport.core.parameters import ParameterSpec, is_normal
 from moeport.core.routing import RouterContext, Routing, SoftRouting, Topology
 from moeport.errors import UserError
 from moeport.model.moe import MoELayer
@@ -127,7 +127,8 @@ class MoE(Holder):
         x_TD = x.to(_compute_type(x)).reshape(-1, x.shape[-1])
         noise = {}
         if self.training:
-            noise = {name: torch.rand(x_TD.shape[0], device=x.device) for name in self.layer.noise}
+            draws = {name: torch.randn if is_normal(name) else torch.rand for name in self.layer.noise}
+            noise = {name: draw(x_TD.shape[0], device=x.device) for name, draw in draws.items()}
         ids_T = token_ids.reshape(-1) if token_ids is not None else None
         sequences = math.prod(x.shape[:-2]) if x.dim() > 2 else 1
         # Spelled out, since torch.compile cannot take an object from the default of a dataclass.

@@ -23,7 +23,7 @@ def test_resolved_yaml_loads_back(tmp_path, overrides):
 def test_resolved_yaml_has_every_section_and_value():
     text = resolved_yaml(Config())
     assert text.startswith("run:\n  dir: runs/default\nmodel:\n  num_layers: 4\n")
-    assert "    capacity:\n      policy: dropless\n      tile: 128\n      factor: 1.25\n      drop: position\n" in text
+    assert "    capacity:\n      policy: dropless\n      tile: 128\n      factor: 1.25\n      multiple_of: 1\n" in text
 
 
 @pytest.mark.parametrize("overrides", OVERRIDES)

@@ -67,6 +67,16 @@ def test_an_estimate_is_clipped_to_floor_and_factor_bound(target, rows, want):
     assert limited(config, routed(*DECISIONS["two choices"], ops=ops), rows, ops) == [want]
 
 
+@pytest.mark.parametrize(("tokens", "factor"), [(40, 1.0), (40, 1.05), (23, 0.3), (1, 1.0)])
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_the_factor_bound_is_rounded_up_as_in_vmoe(tokens, factor, multiple_of):
+    """Its compute_capacity: ceil(tokens * K * factor / E), plus what is missing to a multiple."""
+    routing = routed(*random_decisions(1, tokens, 2, EXPERTS))
+    config = CapacityConfig(policy="factor", factor=factor, multiple_of=multiple_of)
+    want = math.ceil(tokens * 2 * factor / EXPERTS)
+    assert expert_capacity(NumpyOps(), config, {}, routing) == want + (-want) % multiple_of
+
+
 def test_the_factor_bound_wins_over_the_floor():
     config = CapacityConfig(policy="locmoe_plus", floor=64)
     assert limited(config, routed(*DECISIONS["two choices"]), 8.0) == [20]
