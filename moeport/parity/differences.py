@@ -13,7 +13,7 @@ VARIANT_KEYS = ("backend.name", "backend.device", "backend.dtype", "run.", "data
 ELSEWHERE = (
     *("run.", "backend.", "comm.", "parallelism.", "checkpoint.", "metrics.", "data.source.", "data.cache_dir"),
     *("data.tokenizer.path", "training.evaluation", "training.gradient_accumulation"),
-    *("training.activation_checkpointing", "data.sources"),
+    *("training.activation_checkpointing", "data.sources", "data.domains"),
 )
 """Config keys that say where and how something is computed or kept, not what: all others change what is trained."""
 SHOWN = 3

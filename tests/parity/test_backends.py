@@ -121,6 +121,23 @@ def test_documents_are_masked_alike_by_mindspore(tmp_path):
     assert_passes(report, 1)
 
 
+def test_each_sequence_is_of_its_domain_on_every_backend(tmp_path):
+    """Also in micro-batches, each of which two simulated nodes share."""
+    router = {"name": "rre", "groups": 2, "group_by": "domain", "nodes": 2}
+    (tmp_path / "text").mkdir()
+    for number in range(6):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{'odd' if number % 2 else 'even'} {number} " * 12)
+    sources = {
+        name: [str(tmp_path / "text" / f"[{numbers}].txt")] for name, numbers in (("even", "024"), ("odd", "135"))
+    }
+    domains = [{"name": name, "source": {"name": "files", "paths": paths}} for name, paths in sources.items()]
+    data = {"source": {"name": "stdlib"}, "domains": domains, "sequence_length": 12}
+    file = config_file(tmp_path, router, data=data, training={"batch_size": 4})
+    report = run(file, ["numpy:fp64", "torch-cpu:fp64", "torch-cpu"], size=Size(4, 12, 1, micro_batches=2))
+    assert_passes(report, 2)
+    assert any(tensor.name.endswith("domain_B") for tensor in report.comparisons[0].tensors)
+
+
 def test_optimiser_steps_of_mindspore(tmp_path):
     pytest.importorskip("mindspore")
     report = run(config_file(tmp_path), ["torch-cpu", "mindspore-cpu"], size=Size(2, 8, 2))
