@@ -10,7 +10,7 @@ import moeport.backends.torch.placing
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.errors import BackendUnavailableError
-from tests.support import assert_gradient, finite_difference, hide_framework, rng
+from tests.support import assert_gradient, finite_difference, hide_framework, rng, sampled
 
 X, W = rng(0).standard_normal((5, 4)), rng(1).standard_normal((5, 4))
 
@@ -67,3 +67,11 @@ def test_a_framework_that_was_hidden_is_back_with_all_of_its_parts():
             get_backend(BackendConfig(name="torch"))
     assert moeport.backends.torch is sys.modules["moeport.backends.torch"] is package
     assert moeport.backends.torch.placing is sys.modules["moeport.backends.torch.placing"]
+
+
+@pytest.mark.parametrize("shape", [(12, 16), (8, 16), (5, 4), (1, 3)])
+def test_sampled_places_are_in_every_row_and_column(shape):
+    chosen = sampled(shape)
+    assert chosen.any(1).all()
+    assert min(shape) < 3 or chosen.any(0).all()
+    assert chosen.sum() == pytest.approx(chosen.size / 3, abs=1)

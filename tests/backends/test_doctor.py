@@ -302,7 +302,8 @@ def test_a_type_that_fails_is_reported_and_the_others_are_tried(monkeypatch):
 
 
 def test_the_command_survives_broken_packages(tmp_path):
-    for name in ("torch", "mindspore", "datasets"):
+    for module in ("torch", "mindspore", *(package.module for package in OPTIONAL.values())):
+        name = module.partition(".")[0]
         (tmp_path / f"{name}.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object')")
     done = subprocess.run(
         [sys.executable, "-m", "moeport", "doctor", "--json"],

@@ -30,6 +30,10 @@ OPTIONS = {
     "sparsity_constrained_expert_choice": {"solver_iterations": 3},
 }
 """Fewer rounds of what graphs unroll."""
+LOGITS = ("topk", "random", "soft", "expert_choice", "cartesian", "rre")
+"""Routers of each kind of forward pass, whose logits are held to torch's; the loss of an evaluation has the same pass,
+and every graph takes its time to compile.
+"""
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,7 @@ def test_losses_logits_and_gradients_are_those_of_torch(router, dtype, tolerance
         "num_shared_experts": 1,
         "router": {"name": router, **OPTIONS.get(router, {})},
     }
-    assert_same_as_torch(values, dtype, tolerance)
+    assert_same_as_torch(values, dtype, tolerance, with_logits=router in LOGITS or dtype == "float32")
 
 
 def test_what_checkpoints_from_elsewhere_need_is_as_on_torch():
@@ -70,7 +74,7 @@ def test_latent_attention_is_as_on_torch(queries):
     assert_same_as_torch({**values, "moe": moe}, "float64", 1e-12, move=lambda params: changed(params, 1))
 
 
-def assert_same_as_torch(values, dtype, tolerance, move=lambda params: params):
+def assert_same_as_torch(values, dtype, tolerance, move=lambda params: params, with_logits=True):
     lm = DecoderLM(ModelConfig.model_validate({**values, "init_std": 0.2, "output_z_loss": 1e-3}), VOCAB)
     params = move(initial_parameters(lm.parameter_specs(), 0))
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 13))
@@ -92,7 +96,7 @@ def assert_same_as_torch(values, dtype, tolerance, move=lambda params: params):
         arrays = {key: ops.from_numpy(value.astype(dtype)) for key, value in params.items()}
         value, gradients = backend.value_and_grad(loss)(arrays)
         model = backend.evaluation_model(lm, params)
-        logits = model.logits(batch.token_BS)
+        logits = model.logits(batch.token_BS) if with_logits else np.zeros(1)
         evaluated = ops.to_numpy(model.evaluate(Batch(batch.token_BS, batch.target_BS)).loss)
         results.append((ops.to_numpy(value), evaluated, logits, {k: ops.to_numpy(g) for k, g in gradients.items()}))
     (value, evaluated, logits, gradients), (value2, evaluated2, logits2, gradients2) = results

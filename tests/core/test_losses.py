@@ -20,7 +20,7 @@ from tests.routers.examples import (
     router_params,
     trained_weight,
 )
-from tests.support import assert_close, assert_gradient, finite_difference, rng
+from tests.support import assert_close, assert_gradient, finite_difference, rng, sampled
 
 TOKENS = 12
 TRAINED = [config for config in CONFIGS if config.experts_per_token < EXPERTS and trained_weight(build(config))]
@@ -84,11 +84,16 @@ LOSSES = {
 
 @functools.cache
 def slopes_by_weight(config, loss):
-    """Of a loss by the router's weight, from numpy in float64."""
-    return finite_difference(
-        lambda weight: float(loss(NumpyOps(), route(config, router_params(build(config)) | {"weight": weight}))),
-        router_params(build(config))["weight"],
-    )
+    """Of a loss by some of the router's weight, from numpy in float64."""
+    params = router_params(build(config))
+    places = sampled(params["weight"].shape)
+
+    def moved(values):
+        weight = params["weight"].copy()
+        weight[places] = values
+        return float(loss(NumpyOps(), route(config, params | {"weight": weight})))
+
+    return finite_difference(moved, params["weight"][places])
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -107,7 +112,8 @@ def test_the_gradient_reaches_the_router_weight(target, config, loss):
     want = slopes_by_weight(config, loss)
     even = isinstance(config, ForcedBalanceConfig) and TOKENS // 3 * config.top_k % EXPERTS == 0
     assert np.abs(want.value).max() > 1e-3 or (even and loss is LOSSES["load balance"])
-    assert_gradient(ops.to_numpy(grads["weight"]), want, GRADIENT_TOLERANCE[target.dtype])
+    gradient = ops.to_numpy(grads["weight"])
+    assert_gradient(gradient[sampled(gradient.shape)], want, GRADIENT_TOLERANCE[target.dtype])
 
 
 def test_z_loss_of_the_router_is_that_of_its_logits():

@@ -99,7 +99,7 @@ def extended_copy(folder: Path, files: dict[str, str], rows: tuple[Row, ...] = (
     for part in PARTS:
         source = REPOSITORY / part
         if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / part)  # with the bytecode, which its processes then need not compile
         else:
             shutil.copy(source, folder / part)
     added = {_highest_new(folder, Path(file)) for file in files}

@@ -4,12 +4,14 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from moeport.config.data import DataConfig, DigitsSource
 from moeport.data import prepare_data, read_images
 from moeport.data.images import patches
 from moeport.errors import DataError
+from tests.optional import installed
+
+pytestmark = pytest.mark.skipif(not installed("sklearn"), reason="scikit-learn, which has the digits, is not installed")
 
 
 def digits(fraction=0.2, patch_size=2):
@@ -25,6 +27,8 @@ def test_patches_go_row_by_row():
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
 def test_every_image_is_on_one_side_with_its_class(patch_size):
+    from sklearn.datasets import load_digits
+
     split, source = digits(patch_size=patch_size), load_digits()
     want = patches((source.images / 16).astype(np.float32), patch_size)
     images = [patch_SP.tobytes() for side in split for patch_SP in side.patch_NSP]

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 from rich.console import Console
-from sklearn.metrics import accuracy_score, log_loss
 
 import moeport
 from moeport.backends import get_backend
@@ -24,10 +23,12 @@ from moeport.training.metrics import EvaluationMetrics, read_metrics
 from moeport.training.metrics_table import scalars
 from moeport.training.run import train
 from moeport.training.summary import DryRun
+from tests.optional import installed
 from tests.training.whole import load_checkpoint
 from tests.vision.tiny import digits_config
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(not installed("sklearn"), reason="scikit-learn, which has the digits, is not installed")
 QUIET = Console(quiet=True)
 
 
@@ -89,6 +90,8 @@ def test_the_report_has_the_accuracy_and_no_bits_per_byte(trained):
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_accuracy_and_loss_are_those_of_scikit_learn(trained, backend):
+    from sklearn.metrics import accuracy_score, log_loss
+
     config, summary, _ = trained
     held_out = read_images(config.data).validation
     shapes = build_model(config.model, config.data, 0)
