@@ -226,14 +226,17 @@ def layouts(communicator):
 
 @case("float64", backends=DIFFERENTIATING)
 def expert_exchange(communicator, backend, dtype):
-    """A sample of layouts and chunks; `expert_exchange_sweep` has them all. Messages of MindSpore are slow."""
+    """A sample of layouts and chunks; `expert_exchange_sweep` has them all.
+
+    Messages of MindSpore are slow, and its training on ranks exchanges rows in one part.
+    """
     groups = layouts(communicator)
     if backend.name == "torch":
         exchange_cases.check(exchange_cases.sample(groups), backend, 3)
         exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 1, ("spread", "some unrouted"))
     else:
         names = ("other numbers of tokens", "some unrouted", "all unrouted", "all to the last expert")
-        exchange_cases.check(exchange_cases.every(groups[-1:]), backend, 2, names)
+        exchange_cases.check(exchange_cases.in_parts(groups[-1:]), backend, 2, names)
 
 
 @case("float64", backends=("torch",), sweep=True)

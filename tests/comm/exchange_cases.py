@@ -52,6 +52,11 @@ def every(groups):
     return [(algorithm, group, chunks) for group in groups for algorithm in EXCHANGES for chunks in CHUNKS]
 
 
+def in_parts(groups):
+    """Every algorithm in several parts, and in one part that which stands between the other two."""
+    return [one for one in every(groups) if one[0] == "hierarchical" or one[2] > 1]
+
+
 def sample(groups):
     """Every algorithm in one part and in several on the last of the groups; on the others, in several parts, the
     algorithms that ask where the nodes are.

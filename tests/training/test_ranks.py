@@ -46,7 +46,7 @@ def alone(backend, case, size, folder):
 
 @pytest.mark.parametrize(("backend", "size"), JOBS)
 def test_ranks_compute_what_one_process_does(results_of, tmp_path, backend, size):
-    check(results_of(backend, size), ranks.cases_of(backend), backend, size, tmp_path)
+    check(results_of(backend, size), ranks.cases_of(backend, size=size), backend, size, tmp_path)
 
 
 def test_divided_updates_are_those_of_whole_copies(results_of):
