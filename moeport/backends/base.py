@@ -205,6 +205,10 @@ class EvaluationModel(ABC):
         """Next-token scores (B, S, V) of ids (B, S), or class scores (B, V) of patches (B, S, P)."""
 
     @abstractmethod
+    def token_losses(self, batch: Batch) -> np.ndarray:
+        """Negative log-likelihood of each target in nats, (B, S); of text."""
+
+    @abstractmethod
     def read(self, new: NewTokens) -> np.ndarray:
         """Read tokens that follow those in a cache, to which they are added. Returns scores (B, V), as `next_scores`
         of `moeport.model.decoding`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,7 @@ from moeport.bench.options import (
     Tokens,
     Variants,
 )
-from moeport.cli.options import SET, Flags, grouped, output_file
+from moeport.cli.options import SET, Flags, check_plot, grouped, output_file
 from moeport.facts import DEVICES, training_backends
 
 app = typer.Typer(name="bench", help="Benchmarks of the cluster.", no_args_is_help=True)
@@ -101,15 +100,9 @@ def _file_flags(quantity: str) -> Flags:
         json_file=output_file("--json", help="Write all figures as JSON."),
         csv_file=output_file("--csv", "--output_file", "-F", help="Write all figures as CSV."),
         plot_file=output_file(
-            "--plot", help=f"Plot {quantity} over size as .png, .svg or .pdf; needs matplotlib.", check=_check_plot
+            "--plot", help=f"Plot {quantity} over size as .png, .svg or .pdf; needs matplotlib.", check=check_plot
         ),
     )
-
-
-def _check_plot(path: Path) -> None:
-    from moeport.bench.output import check_plot
-
-    check_plot(path)
 
 
 @app.callback()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moeport.cli.options import Overrides, output_file, output_folder
+from moeport.cli.options import Overrides, check_plot, output_file, output_folder
 
 ChosenOn = Literal["first", "all"]
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
@@ -59,6 +59,13 @@ Allowed = Annotated[
     ),
 ]
 JsonFile = Annotated[Path | None, output_file("--json", help="Write the figures as JSON.")]
+CsvFile = Annotated[Path | None, output_file("--csv", help="Write the figures of each run as CSV.")]
+PlotFile = Annotated[
+    Path | None,
+    output_file(
+        "--plot", help="Plot the loss over rows and time as .png, .svg or .pdf; needs matplotlib.", check=check_plot
+    ),
+]
 MarkdownFile = Annotated[Path | None, output_file("--markdown", help="Write the table as Markdown.")]
 
 
@@ -75,6 +82,8 @@ def compare(
     allowed: Allowed = None,
     json_file: JsonFile = None,
     markdown_file: MarkdownFile = None,
+    csv_file: CsvFile = None,
+    plot_file: PlotFile = None,
 ) -> None:
     """Train configs that differ in model.moe from the same initial weights on the same data, and compare them.
 
@@ -84,9 +93,11 @@ def compare(
     from moeport.files import check_output, write_json, write_text
     from moeport.pages.console import PlainConsole
     from moeport.studies.compare.compare import compare as run_comparison
+    from moeport.studies.compare.export import to_json, write_csv
     from moeport.studies.compare.page import PAGE_FILE, write_page
     from moeport.studies.compare.plan import plan
-    from moeport.studies.compare.table import markdown, terminal, to_json
+    from moeport.studies.compare.plot import write_plot
+    from moeport.studies.compare.table import markdown, terminal
 
     check_output(output_dir / PAGE_FILE)
     console = PlainConsole(highlight=True)
@@ -109,6 +120,10 @@ def compare(
         write_json(json_file, to_json(comparison))
     if markdown_file:
         write_text(markdown_file, markdown(comparison))
+    if csv_file:
+        write_csv(csv_file, comparison)
+    if plot_file:
+        write_plot(plot_file, comparison)
     console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, soft_wrap=True)
     comparison.raise_for_problems()
 

@@ -76,6 +76,13 @@ def output_folder(*names: str, help: str, metavar: str = "DIR", show_default: bo
     return typer.Option(*names, metavar=metavar, help=help, callback=checked, show_default=show_default)
 
 
+def check_plot(path: Path) -> None:
+    """Raises UserError for a plot that cannot be written."""
+    from moeport.bench.output import check_plot as check
+
+    check(path)
+
+
 def writes_files() -> bool:
     """Whether this process writes the files of a command, as the first rank of a job does."""
     from moeport.errors import UserError

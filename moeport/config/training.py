@@ -179,6 +179,8 @@ class MetricsConfig(Section):
     full_loads_interval: PositiveInt | None = None
     """Steps between the loads of all experts in metrics.jsonl. Default: every step, and ever fewer once they are more
     than a million numbers; means, extremes and dead experts are written for every step."""
+    loss_by_frequency: bool = False
+    """Text: also compute the validation loss on rare and on frequent ids after the last step, in a second pass."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder, if tensorboard is installed."""
     report: bool = True

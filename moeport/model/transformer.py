@@ -25,6 +25,9 @@ from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
 from moeport.model.moe import MoELayer
 from moeport.model.moe_metrics import MoEMetrics, mean_over_layers, stacked_layers
 
+SCORED_LOGITS = 2**24
+"""Logits that exist at a time where the loss of each token is wanted: 64 MiB in float32."""
+
 
 class Transformer(ABC):
     """What every model shares: blocks between an embedding and a head. Shapes and forward pass; holds no arrays.
@@ -179,6 +182,22 @@ class Transformer(ABC):
         """
         x_BSD, _ = self.hidden(replace(run, training=False), params, batch)
         return run.ops.linear(self.features(run.ops, x_BSD), self.head(params))
+
+    def token_losses(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> Array:
+        """Negative log-likelihood of each target in nats (B, S), with training off. Arguments as in `hidden`.
+
+        As many logits exist at a time as SCORED_LOGITS says, but those of one token at least.
+        """
+        ops, (sequences, length) = run.ops, batch.target_BS.shape
+        x_BSD, _ = self.hidden(replace(run, training=False), params, batch)
+        x_TD = ops.reshape(self.features(ops, x_BSD), (-1, self.config.d_model))
+        target_T, head_VD = ops.reshape(batch.target_BS, (-1,)), self.head(params)
+        tokens = max(1, SCORED_LOGITS // head_VD.shape[0])
+        parts = [
+            ops.cross_entropy(ops.linear(x_TD[start : start + tokens], head_VD), target_T[start : start + tokens])[0]
+            for start in range(0, sequences * length, tokens)
+        ]
+        return ops.reshape(ops.concat(parts, axis=0), (sequences, length))
 
     def loss(self, run: Pass, params: Mapping[str, Array], batch: Batch[Array]) -> LossTerms:
         """Mean cross entropy plus weighted auxiliary losses. Arguments as in `hidden`.

@@ -136,8 +136,11 @@ class HeatMap:
     y_ticks: Sequence[Tick]
 
 
-def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChart | None:
-    """Draws lines over steps 0 to `last_step`; None if no series has a finite value."""
+def line_chart(axis: Axis, series: Sequence[Series], last_step: float, whole: bool = True) -> LineChart | None:
+    """Draws lines over steps 0 to `last_step`; None if no series has a finite value.
+
+    `whole`: whether only whole numbers are marked on the axis of the steps, which may be of another quantity.
+    """
     series = [one for one in series if np.isfinite(one.y).any()]
     if not series:
         return None
@@ -153,19 +156,19 @@ def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChar
         low = min(low, 0.0) if axis.from_zero else low
         margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         low, high = low if axis.from_zero and low == 0 else low - margin, high + margin
-        ticks = _linear_ticks(low, high, axis.percent)
+        ticks = linear_ticks(low, high, axis.percent)
 
     def to_y(value: np.ndarray) -> np.ndarray:
         if logarithmic:
-            return SIZE - _units(np.log(value), math.log(low), math.log(high))
-        return SIZE - _units(value, low, high)
+            return SIZE - units(np.log(value), math.log(low), math.log(high))
+        return SIZE - units(value, low, high)
 
     def height(value: float) -> float:
         return round(float(to_y(np.array(value))) * 100 / SIZE, 2)
 
     lines = []
     for one in series:
-        x, y, seen = _units(one.x, 0, last_step), to_y(one.y), np.isfinite(one.y)
+        x, y, seen = units(one.x, 0, last_step), to_y(one.y), np.isfinite(one.y)
         hover = {
             "x": x[seen].round(1).tolist(),
             "points": [point for point, finite in zip(one.points, seen, strict=True) if finite],
@@ -178,7 +181,7 @@ def line_chart(axis: Axis, series: Sequence[Series], last_step: int) -> LineChar
     return LineChart(
         axis,
         lines,
-        _step_ticks(last_step),
+        _step_ticks(last_step, whole),
         [Tick(height(value), label) for value, label in ticks.items()],
         _references({label: height(value) for label, value in axis.references.items()}),
         _marked({label: value * 100 / last_step for label, value in axis.marks.items()}),
@@ -223,11 +226,13 @@ def _last(line: Line, named: bool) -> str:
     return f"{line.hover['points'][-1]}: {f'{line.label} ' if named else ''}{line.hover['values'][-1]}"
 
 
-def _units(value: np.ndarray, low: float, high: float) -> np.ndarray:
+def units(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Where values stand on an axis from `low` to `high`, in chart units."""
     return (value - low) * (SIZE / (high - low))
 
 
-def _linear_ticks(low: float, high: float, percent: bool = False) -> dict[float, str]:
+def linear_ticks(low: float, high: float, percent: bool = False) -> dict[float, str]:
+    """About five round values from `low` to `high`, and their labels."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -244,9 +249,11 @@ def _logarithmic_ticks(low: float, high: float) -> dict[float, str]:
     return {value: number(value, value) for value in values if low <= value <= high}
 
 
-def _step_ticks(last_step: int) -> list[Tick]:
-    steps = [step for step in _linear_ticks(0, last_step) if step == round(step)]
-    return [Tick(round(step * 100 / last_step, 2), number(step, 1)) for step in steps]
+def _step_ticks(last_step: float, whole: bool = True) -> list[Tick]:
+    ticks = linear_ticks(0, last_step)
+    if whole:
+        ticks = {step: number(step, 1) for step in ticks if step == round(step)}
+    return [Tick(round(step * 100 / last_step, 2), label) for step, label in ticks.items()]
 
 
 def _references(heights: Mapping[str, float]) -> list[Reference]:

@@ -86,6 +86,39 @@ def _totals(
     return world.sum_of_numbers(total_D2.reshape(-1)).reshape(total_D2.shape)
 
 
+def losses_by_frequency(
+    world: Communicator,
+    model: EvaluationModel,
+    batches: Iterable[tuple[int, Window]],
+    frequent_V: np.ndarray,
+    first_token: int | None = None,
+    has_domains: bool = False,
+) -> dict[str, float]:
+    """The loss on targets that are rare and on those that are frequent ids; the ranks share the batches.
+
+    Args:
+        world: all ranks.
+        model: the model.
+        batches: as of `evaluate_domains`; without domains their numbers do not matter.
+        frequent_V: whether each id is frequent.
+        first_token: as of `evaluate`.
+        has_domains: whether the batches are of domains.
+
+    Returns: nats per target for `rare` and `frequent`, without a kind that does not occur.
+    """
+    total_22 = np.zeros((2, 2))
+    for (domain, (token_BS, target_BS)), counts in _share_of_rank(batches, world):
+        domain_B = np.full(len(token_BS), domain) if has_domains else None
+        nats_BS = model.token_losses(Batch(token_BS, target_BS, {}, document_starts(token_BS, first_token), domain_B))
+        if counts:
+            is_frequent_BS = frequent_V[target_BS]
+            for kind, chosen_BS in enumerate((~is_frequent_BS, is_frequent_BS)):
+                total_22[kind] += nats_BS[chosen_BS].sum(dtype=np.float64), chosen_BS.sum()
+    total_22 = world.sum_of_numbers(total_22.reshape(-1)).reshape(2, 2)
+    names = ("rare", "frequent")
+    return {name: float(nats / targets) for name, (nats, targets) in zip(names, total_22, strict=True) if targets}
+
+
 def _of_text(total_2: np.ndarray, num_bytes: int) -> Evaluation:
     nats, tokens = total_2.tolist()
     return Evaluation(nats / tokens, nats / math.log(2) / num_bytes)

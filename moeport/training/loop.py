@@ -168,7 +168,14 @@ class _Loop:
         size = training.evaluation_batch_size or training.batch_size // run.trainer.batches.num_parts
         with self.window.paused():
             result = run.task.evaluate(run.mesh.world, run.trainer.model, size)
-        metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy, result.loss_by_domain)
+            by_frequency = (
+                run.task.loss_by_frequency(run.mesh.world, run.trainer.model, size)
+                if step == self.last and run.config.metrics.loss_by_frequency
+                else None
+            )
+        metrics = EvaluationMetrics(
+            step, result.loss, result.bits_per_byte, result.accuracy, result.loss_by_domain, by_frequency
+        )
         if self.log:
             self.log.evaluation(metrics)
         self.progress.evaluation(metrics)

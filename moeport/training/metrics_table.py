@@ -369,6 +369,15 @@ class EvaluationMetrics:
             tag="validation/loss_by_domain/{key}",
         ),
     ] = None
+    val_loss_by_frequency: Annotated[
+        dict[str, float] | None,
+        Metric(
+            "`val_loss` on targets that are `rare` and on those that are `frequent`: the frequent ids are the smallest "
+            "set that makes up 80% of the training tokens, the rare ones are all others. Only of the last evaluation, "
+            "with `metrics.loss_by_frequency`.",
+            tag="validation/loss_by_frequency/{key}",
+        ),
+    ] = None
 
 
 Record = StepMetrics | EvaluationMetrics

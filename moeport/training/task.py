@@ -21,13 +21,16 @@ from moeport.data.document_starts import document_starts, hidden_share
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
+from moeport.routers.maskmoe import most_frequent
 from moeport.training.agreed import of_data
-from moeport.training.evaluate import Evaluation, evaluate, evaluate_domains, evaluate_images
+from moeport.training.evaluate import Evaluation, evaluate, evaluate_domains, evaluate_images, losses_by_frequency
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
 from moeport.training.sampling import Sampling
 from moeport.training.summary import SAMPLE_PROMPT_CHARACTERS, SAMPLE_TOKENS
 
+FREQUENT_SHARE = 0.8
+"""Share of the training tokens that the frequent ids make up; as MaskMoE divides them."""
 LOOKED_AT = 256
 """Sequences whose documents tell how many pairs of tokens attention does not see."""
 
@@ -71,6 +74,12 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
         """Evaluate on all held-out examples; every rank calls it."""
+
+    def loss_by_frequency(
+        self, world: Communicator, model: EvaluationModel, batch_size: int
+    ) -> dict[str, float] | None:
+        """The loss on rare and on frequent held-out ids; every rank calls it. None for data without ids."""
+        return None
 
     @abstractmethod
     def save(self, run_dir: Path) -> None:
@@ -122,6 +131,18 @@ class TextTask(Task):
         if document_BS is None:
             return ""
         return f"; attention within them, which hides {hidden_share(document_BS):.0%} of the pairs of tokens"
+
+    @override
+    def loss_by_frequency(self, world: Communicator, model: EvaluationModel, batch_size: int) -> dict[str, float]:
+        held_out = self.data.validation
+        is_of_domains = isinstance(held_out, DomainTokens)
+        windows = (
+            held_out.windows_by_domain(batch_size)
+            if isinstance(held_out, DomainTokens)
+            else ((0, window) for window in held_out.windows(batch_size))
+        )
+        frequent_V = most_frequent(self.data.train.token_counts(), FREQUENT_SHARE)
+        return losses_by_frequency(world, model, windows, frequent_V, self.first_token, is_of_domains)
 
     @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:

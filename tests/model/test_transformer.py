@@ -5,6 +5,7 @@ from moeport.backends import get_backend
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.config.model import AttentionConfig, LoadBalanceConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig
+from moeport.model import transformer
 from moeport.model.batch import Batch
 from moeport.model.decoder import DecoderLM
 from tests.conformance.targets import COMPOSED, TOLERANCE, parameters
@@ -202,7 +203,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     assert terms.chosen_LE.sum(axis=1).tolist() == [2 * 20] * layers
 
 
-def test_cross_entropy_is_that_of_the_logits():
+def test_cross_entropy_is_that_of_the_logits(monkeypatch):
     model, evaluation = on_numpy(model_config())
     batch = batch_of(model)
     logits = evaluation.logits(batch.token_BS)
@@ -210,6 +211,11 @@ def test_cross_entropy_is_that_of_the_logits():
     picked = [log_probs[b, s, batch.target_BS[b, s]] for b, s in np.ndindex(batch.target_BS.shape)]
     terms = evaluation.evaluate(batch)
     assert_close(terms.cross_entropy, -np.mean(picked), 1e-13)
+    losses_BS = evaluation.token_losses(batch)
+    assert losses_BS.shape == batch.target_BS.shape
+    assert_close(losses_BS.ravel(), -np.array(picked), 1e-13)
+    monkeypatch.setattr(transformer, "SCORED_LOGITS", 3 * VOCABULARY)
+    assert_close(evaluation.token_losses(batch), losses_BS, 1e-13)
     assert_close(terms.output_z, np.mean(np.log(np.exp(logits).sum(axis=-1)) ** 2), 1e-13)
 
 

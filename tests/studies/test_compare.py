@@ -1,5 +1,6 @@
 """Comparisons of real, tiny runs."""
 
+import csv
 import io
 import json
 import re
@@ -18,11 +19,13 @@ from moeport.errors import InterruptedRunError, RunError, UserError
 from moeport.model.build import build_model
 from moeport.routers import BY_NAME
 from moeport.studies.compare.compare import compare
+from moeport.studies.compare.export import to_json, write_csv
 from moeport.studies.compare.fairness import COMPARED, IDLE
 from moeport.studies.compare.figures import all_to_all_bytes, read_result
 from moeport.studies.compare.page import write_page
 from moeport.studies.compare.plan import plan, shared_parameters
-from moeport.studies.compare.table import explanations, markdown, rows, terminal, to_json
+from moeport.studies.compare.plot import write_plot
+from moeport.studies.compare.table import explanations, markdown, rows, terminal
 from moeport.training.metrics import read_metrics
 from moeport.training.run_dir import read_config
 from tests.training.test_report import Page
@@ -145,6 +148,33 @@ class TestComparison:
             assert figures.drop_rate == pytest.approx(statistics.fmean(s.drop_rate for s in steps[2:]))
             assert figures.imbalance == pytest.approx(statistics.fmean(s.imbalance for s in steps[2:]))
             assert figures.step_time == statistics.median(s.step_time for s in steps)
+            assert figures.rows_total == sum(s.rows_computed for s in steps)
+            assert figures.train_time == pytest.approx(sum(s.step_time for s in steps))
+            assert figures.val_loss_by_frequency == evaluations[-1].val_loss_by_frequency
+            assert evaluations[0].val_loss_by_frequency is None
+
+    def test_curves_over_rows_and_time(self, finished):
+        comparison, folder = finished
+        steps, _ = read_metrics(folder / "out/topk/metrics.jsonl")
+        curves = comparison.of("topk")[0].result.curves
+        rows = [sum(s.rows_computed for s in steps[:n]) for n in (2, 4)]
+        assert curves["loss_over_rows"].x.tolist() == rows
+        assert curves["loss_over_time"].x.tolist() == pytest.approx(
+            [sum(s.step_time for s in steps[:n]) for n in (2, 4)]
+        )
+
+    def test_csv_and_plot(self, finished, tmp_path):
+        comparison, _ = finished
+        write_csv(tmp_path / "a.csv", comparison)
+        with (tmp_path / "a.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert [(line["name"], line["seed"], line["chosen"]) for line in lines] == [(name, "0", "1") for name in MOE]
+        figures = comparison.figures("switch")[0].values()
+        assert float(lines[1]["val_loss.rare"]) == figures["val_loss.rare"]
+        assert float(lines[1]["rows_total"]) == figures["rows_total"]
+        pytest.importorskip("matplotlib")
+        write_plot(tmp_path / "a.svg", comparison)
+        assert (tmp_path / "a.svg").read_text().count("switch") >= 1
 
     def test_rows_follow_from_the_choices_and_the_capacity(self, finished):
         comparison, _ = finished
@@ -161,6 +191,7 @@ class TestComparison:
         run = folder / "out" / "topk"
         for file in (run / "summary.json", run / "metrics.jsonl"):
             text = file.read_text(encoding="utf-8").replace('"imbalance":', '"fill_rate": 0.25, "imbalance":')
+            text = re.sub(r'"rows_computed":\d+,', "", text)  # as in metrics of older versions
             (tmp_path / file.name).write_text(text, encoding="utf-8")
         plain, filled = comparison.figures("topk")[0], read_result(tmp_path, read_config(run), comparison.ranks).figures
         assert filled.rows_mean == pytest.approx(1.25 * plain.rows_mean)
@@ -197,7 +228,7 @@ class TestComparison:
                 "seed": 0,
                 "run_dir": str(folder / "out" / "switch"),
                 "problem": None,
-                "figures": vars(comparison.figures("switch")[0]),
+                "figures": comparison.figures("switch")[0].values(),
             }
         ]
         assert switch["mean"] == {
@@ -218,7 +249,7 @@ class TestComparison:
         assert cells[2:4] == [f"{own.val_loss:.4f}", f"{own.val_loss - base.val_loss:+.4f}"]
         assert cells[-2:] == [f"{own.step_time / base.step_time:.2f}", f"{own.all_to_all_bytes:,.0f}"]
         assert lines[2].startswith("| **`topk`** |")
-        assert {line.count("|") for line in lines[:5]} == {14}
+        assert {line.count("|") for line in lines[:5]} == {17}
         text = " ".join(line.strip() for line in lines)
         assert "- All-to-all is computed, not measured: rows per token x (1 - 1/N) x d_model x bytes" in text
         assert text.endswith("N = 4 ranks.")
@@ -236,7 +267,8 @@ class TestComparison:
         comparison, folder = finished
         text = write_page(comparison, folder / "out").read_text()
         page = Page(text)
-        titles = ["Validation loss", "Drop rate", "Expert imbalance", "Rows of the busiest expert", "Rows per expert"]
+        titles = ["Drop rate", "Expert imbalance", "Rows of the busiest expert", "Rows per expert"]
+        titles = 2 * ["Validation loss at the end, mean ± standard deviation"] + 3 * ["Validation loss"] + titles
         assert re.findall(r"<figcaption><b>([^<]+)", text) == titles
         for row in rows(comparison):
             assert set(row.cells) <= set(page.texts["td"])
@@ -245,6 +277,9 @@ class TestComparison:
         assert all((folder / "out" / link).is_file() for link in links)
         drawn = json.loads(page.texts["script"][0])
         _, evaluations = read_metrics(folder / "out" / "topk" / "metrics.jsonl")
+        figures = comparison.figures("topk")[0]
+        assert drawn[0]["points"] == [f"rows per token {figures.rows_per_token:.3f}"]
+        drawn = json.loads(page.texts["script"][2])
         assert drawn[0]["values"] == [f"{e.val_loss:.4f}" for e in evaluations]
         assert drawn[0]["points"] == ["step 2", "step 4"]
         assert not [value for _, name, value in page.attributes if name == "src" or "http" in (value or "")]
@@ -299,8 +334,8 @@ def test_a_failing_run_is_reported_and_the_others_go_on(tmp_path):
 def test_a_comparison_without_its_baseline_has_no_differences(tmp_path):
     comparison = compare(planned(tmp_path, {"topk": BROKEN, "switch": MOE["switch"]}), console=QUIET)
     lines = markdown(comparison).splitlines()
-    assert lines[2].count(" - |") == 11
-    assert lines[3].count(" - |") == 2
+    assert lines[2].count(" - |") == 14
+    assert lines[3].count(" - |") == 3
 
 
 def test_seeds_give_mean_and_deviation_and_paired_differences(tmp_path):

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from moeport.errors import InterruptedRunError, NonFiniteError, RunError, UserError
 from moeport.studies.compare.compare import compare, train_here
+from moeport.studies.compare.export import to_json
 from moeport.studies.compare.outcome import DIVERGED_FILE
 from moeport.studies.compare.plan import plan
 from moeport.studies.compare.spread import paired
-from moeport.studies.compare.table import explanations, markdown, to_json
+from moeport.studies.compare.table import explanations, markdown
 from tests.studies.test_compare import MOE, write_configs
 
 QUIET = Console(quiet=True)

@@ -80,6 +80,12 @@ class MindSporeEvaluationModel(EvaluationModel):
         return ops.to_numpy(self.model.logits(run, self.shaped(), Batch(ids, ids)))
 
     @override
+    def token_losses(self, batch: Batch) -> np.ndarray:
+        """Never compiled, as `logits`."""
+        run = self.model.forward_pass(self.ops, batch.token_BS.shape[1], self.dtype)
+        return self.ops.to_numpy(self.model.token_losses(run, self.shaped(), batch.mapped(self.ops.from_numpy)))
+
+    @override
     def read(self, new: NewTokens) -> np.ndarray:
         """Never compiled, as `logits`."""
         return self.ops.to_numpy(next_scores(self.model, self.ops, self.dtype, self.shaped(), new))

@@ -37,6 +37,11 @@ class NumpyEvaluationModel(EvaluationModel):
         return self.ops.to_numpy(self.model.logits(run, self.params, Batch(token_BS, token_BS)))
 
     @override
+    def token_losses(self, batch: Batch) -> np.ndarray:
+        run = self.model.forward_pass(self.ops, batch.token_BS.shape[1], self.dtype)
+        return self.ops.to_numpy(self.model.token_losses(run, self.params, batch))
+
+    @override
     def read(self, new: NewTokens) -> np.ndarray:
         return self.ops.to_numpy(next_scores(self.model, self.ops, self.dtype, self.params, new))
 

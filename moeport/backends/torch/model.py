@@ -98,6 +98,12 @@ class TorchEvaluationModel(EvaluationModel):
             return self.ops.to_numpy(self.module.logits(self.ops.from_numpy(token_BS)))
 
     @override
+    def token_losses(self, batch: Batch) -> np.ndarray:
+        self.module.eval()
+        with torch.no_grad():
+            return self.ops.to_numpy(self.module.token_losses(self.on_device(batch)))
+
+    @override
     def read(self, new: NewTokens) -> np.ndarray:
         """Never compiled, since the cache is written in place."""
         if self.module.training:

@@ -163,6 +163,10 @@ class TransformerModule(ParameterTree):
         """Next-token or class scores in the compute type."""
         return self.model.logits(self._pass(token_BS.shape[1]), self.arrays(), Batch(token_BS, token_BS))
 
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood of each target (B, S)."""
+        return self.model.token_losses(self._pass(batch.token_BS.shape[1]), self.arrays(), batch)
+
     def read(self, new: NewTokens) -> Tensor:
         """Scores (B, V) after new tokens, which are added to their cache."""
         return next_scores(self.model, self.ops, self.compute_dtype, self.arrays(), new, self._run_block)

@@ -71,7 +71,7 @@ def distribute(
     for block in module.layers:
         fully_shard(block, mesh=all_ranks, mp_policy=policy, ignored_params=ignored, shard_placement_fn=placing)
     fully_shard(module, mesh=all_ranks, ignored_params=ignored, shard_placement_fn=placing)
-    for method in ("logits", "read"):
+    for method in ("logits", "token_losses", "read"):
         register_fsdp_forward_method(module, method)
     for part in module.modules():
         if isinstance(part, FSDPModule):

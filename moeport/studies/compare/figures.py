@@ -17,8 +17,10 @@ from moeport.training.run_dir import METRICS_FILE
 from moeport.training.side_files import read_summary
 
 CHART_POINTS = 100
-CURVES = ("val_loss", "drop_rate", "imbalance", "rows_mean", "rows_max")
-"""Names of the metrics drawn over the steps."""
+CURVES = ("drop_rate", "imbalance", "rows_mean", "rows_max", "local_share")
+"""Names of the metrics of steps that are drawn over the steps."""
+LOSSES = {"val_loss": "step", "loss_over_rows": "rows", "loss_over_time": "seconds"}
+"""Names of the curves of the validation loss, and what they are drawn over."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 ALL_TO_ALL = (
     "rows per token x (1 - 1/N) x d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward)"
@@ -30,35 +32,48 @@ ALL_TO_ALL = (
 class Figures:
     """The numbers of one run that the table shows.
 
-    Drop rate, imbalance and rows are means over the second half of the steps, when routing has settled.
+    Drop rate, imbalance, local share and rows are means over the second half of the steps, when routing has settled.
     """
 
     parameters_total: int
     """Number of trained parameters."""
-    parameters_active: int
-    """Number of parameters that one token uses."""
     val_loss: float
     """Validation loss after the last step in nats per token, or per image."""
     val_bits_per_byte: float | None
     """The same loss in bits per byte of text; None for images."""
     val_accuracy: float | None
     """Share of the held-out images that are classified correctly; None for text."""
+    val_loss_by_frequency: Mapping[str, float]
+    """Validation loss on rare and on frequent ids; empty for images and for runs of older versions."""
+    val_loss_by_domain: Mapping[str, float]
+    """Validation loss on each domain; empty without `data.domains`."""
     drop_rate: float
     """Share of the chosen assignments that were dropped."""
     imbalance: float
     """Largest expert load divided by the mean load, before drops, mean over the layers."""
+    local_share: float | None
+    """Share of the choices that fall on the own node, mean over the layers; None without several nodes."""
     rows_per_token: float
     """Rows that the experts compute per token, over all layers."""
+    rows_total: float
+    """Rows that the experts have computed in all steps, over all layers."""
     rows_mean: float
     """Rows that an expert computes per step, mean over experts and layers."""
     rows_max: float
     """Rows per step of the busiest expert of each layer, mean over the layers."""
     step_time: float
     """Seconds per step, median over all steps."""
+    train_time: float
+    """Seconds of all steps together, without evaluations and checkpoints."""
     all_to_all_bytes: float
     """Bytes per token that leave its rank in all layers of a step, computed by `all_to_all_bytes`."""
     wall_time: float
     """Duration of the whole run in seconds."""
+
+    def values(self) -> dict[str, float | None]:
+        """All figures by name; losses by frequency and by domain as `val_loss.rare` and `val_loss.NAME`."""
+        parts = {f"val_loss.{name}": x for name, x in {**self.val_loss_by_frequency, **self.val_loss_by_domain}.items()}
+        return {name: value for name, value in vars(self).items() if not isinstance(value, Mapping)} | parts
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class RunResult:
 
     figures: Figures
     curves: Mapping[str, Series]
-    """Curves by the names in CURVES."""
+    """Curves by the names in LOSSES and CURVES."""
     device: str
     """Description of the device."""
     dtype: str
@@ -94,51 +109,102 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
 
     Raises DataError if its metrics cannot be read.
     """
-    summary = read_summary(run_dir)
-    steps, evaluations = BinnedSeries(5, CHART_POINTS), BinnedSeries(2, CHART_POINTS)
-    settled, times, rows_per_token = [], [], []
+    summary, read = read_summary(run_dir), _Reading(run_dir, config)
     for record in iterate_metrics(run_dir / METRICS_FILE):
         if isinstance(record, EvaluationMetrics):
-            evaluations.add(record.step, np.array([record.step, record.val_loss]))
-            continue
-        times.append(record.step_time)
-        if not record.expert_load:  # of a long run, some steps' loads are left out
-            continue
-        if not record.assignments_per_layer:
-            raise DataError(
-                f"{run_dir}: trained by an older moeport, which did not count rows; delete it and repeat the command"
-            )
-        rows_LE = _rows(record, config.training.gradient_accumulation)
-        computed = np.dot(record.assignments_per_layer, 1 - np.array(record.drop_rate_per_layer) + record.fill_rate)
-        values = np.array([record.drop_rate, record.imbalance, computed / rows_LE.size, rows_LE.max(1).mean()])
-        steps.add(record.step, np.append(record.step, values))
-        if 2 * record.step > config.training.steps:
-            settled.append(values)
-            rows_per_token.append(computed / (record.tokens / config.training.updates(record.step)))
-    if not settled:
-        raise DataError(f"{run_dir}: the metrics of its second half are lost; delete it and repeat the command")
-    drop_rate, imbalance, rows_mean, rows_max = np.mean(settled, axis=0).tolist()
-    dtype = summary.dtype
-    per_token = float(np.mean(rows_per_token))
-    bytes_per_token = all_to_all_bytes(per_token, config.model.d_model, dtype, ranks)
-    curves = {"val_loss": _series(evaluations, 1)}
-    curves |= {name: _series(steps, column) for column, name in enumerate(CURVES[1:], 1)}
+            read.evaluation(record)
+        else:
+            read.step(record)
+    settled = read.settled()
     figures = Figures(
         parameters_total=summary.parameters_total,
-        parameters_active=summary.parameters_active,
         val_loss=summary.val_loss,
         val_bits_per_byte=summary.val_bits_per_byte,
         val_accuracy=summary.val_accuracy,
-        drop_rate=drop_rate,
-        imbalance=imbalance,
-        rows_per_token=per_token,
-        rows_mean=rows_mean,
-        rows_max=rows_max,
-        step_time=float(np.median(times)),
-        all_to_all_bytes=bytes_per_token,
+        val_loss_by_frequency=(read.last and read.last.val_loss_by_frequency) or {},
+        val_loss_by_domain=(read.last and read.last.val_loss_by_domain) or {},
+        drop_rate=settled["drop_rate"],
+        imbalance=settled["imbalance"],
+        local_share=None if np.isnan(settled["local_share"]) else settled["local_share"],
+        rows_per_token=settled["rows_per_token"],
+        rows_total=read.rows,
+        rows_mean=settled["rows_mean"],
+        rows_max=settled["rows_max"],
+        step_time=float(np.median(read.times)),
+        train_time=float(np.sum(read.times)),
+        all_to_all_bytes=all_to_all_bytes(settled["rows_per_token"], config.model.d_model, summary.dtype, ranks),
         wall_time=summary.wall_time,
     )
-    return RunResult(figures, curves, summary.device, dtype, summary.versions)
+    return RunResult(figures, read.curves(), summary.device, summary.dtype, summary.versions)
+
+
+class _Reading:
+    """What the records of a run add up to.
+
+    Args:
+        run_dir: the folder of the run, for messages.
+        config: that of the run.
+    """
+
+    def __init__(self, run_dir: Path, config: Config):
+        self.run_dir, self.config = run_dir, config
+        self.times: list[float] = []
+        self.rows = 0.0
+        """Rows computed so far."""
+        self.seconds = 0.0
+        """Seconds of the steps so far."""
+        self.last: EvaluationMetrics | None = None
+        self._steps = BinnedSeries(1 + len(CURVES), CHART_POINTS)
+        self._evaluations = BinnedSeries(1 + len(LOSSES), CHART_POINTS)
+        self._settled: list[list[float]] = []
+        self._rows_of_step = 0.0
+
+    def evaluation(self, record: EvaluationMetrics) -> None:
+        """Add an evaluation."""
+        self.last = record
+        values = [record.val_loss, record.step, self.rows, self.seconds]
+        self._evaluations.add(record.step, np.array(values))
+
+    def step(self, record: StepMetrics) -> None:
+        """Add a step. Of a long run, the loads of some steps are left out."""
+        self.times.append(record.step_time)
+        self.seconds += record.step_time
+        if record.expert_load:
+            self._loads(record)
+        self._rows_of_step = record.rows_computed or self._rows_of_step
+        self.rows += self._rows_of_step
+
+    def _loads(self, record: StepMetrics) -> None:
+        if not record.assignments_per_layer:
+            raise DataError(
+                f"{self.run_dir}: trained by an older moeport, which did not count rows; delete it and repeat the "
+                "command"
+            )
+        training = self.config.training
+        rows_LE = _rows(record, training.gradient_accumulation)
+        served_L = 1 - np.array(record.drop_rate_per_layer) + record.fill_rate
+        self._rows_of_step = record.rows_computed or float(np.dot(record.assignments_per_layer, served_L))
+        local = np.nan if record.local_share is None else record.local_share
+        rows_mean, rows_max = self._rows_of_step / rows_LE.size, float(rows_LE.max(1).mean())
+        values = [record.drop_rate, record.imbalance, rows_mean, rows_max, local]
+        self._steps.add(record.step, np.array([record.step, *values]))
+        if 2 * record.step > training.steps:
+            tokens = record.tokens / training.updates(record.step)
+            self._settled.append([*values, self._rows_of_step / tokens])
+
+    def settled(self) -> dict[str, float]:
+        """Means over the second half of the steps, by the names in CURVES and `rows_per_token`."""
+        if not self._settled:
+            raise DataError(
+                f"{self.run_dir}: the metrics of its second half are lost; delete it and repeat the command"
+            )
+        means = np.mean(self._settled, axis=0).tolist()
+        return dict(zip((*CURVES, "rows_per_token"), means, strict=True))
+
+    def curves(self) -> dict[str, Series]:
+        """By the names in LOSSES and CURVES."""
+        found = {name: _series(self._steps, 0, column, 0) for column, name in enumerate(CURVES, 1)}
+        return found | {name: _series(self._evaluations, column, 0, 1) for column, name in enumerate(LOSSES, 1)}
 
 
 def all_to_all_bytes(rows_per_token: float, d_model: int, dtype: str, ranks: int) -> float:
@@ -159,7 +225,7 @@ def mean_curve(curves: Sequence[Series], label: str) -> Series:
     """The mean over seeds, with a band from the minimum to the maximum if there are several."""
     y = np.stack([curve.y for curve in curves])
     low, high = (y.min(0), y.max(0)) if len(curves) > 1 else (None, None)
-    return Series(label, curves[0].x, y.mean(0), curves[0].points, low, high)
+    return Series(label, np.stack([curve.x for curve in curves]).mean(0), y.mean(0), curves[0].points, low, high)
 
 
 def _rows(record: StepMetrics, micro_batches: int) -> np.ndarray:
@@ -176,8 +242,9 @@ def _rows(record: StepMetrics, micro_batches: int) -> np.ndarray:
     return np.minimum(chosen_LE, np.where(capacity_L > 0, capacity_L, np.inf)[:, None])
 
 
-def _series(series: BinnedSeries, column: int) -> Series:
+def _series(series: BinnedSeries, x: int, y: int, step: int) -> Series:
+    """Column y of a series over column x; `step` is the column with the steps, which name the points."""
     mean = series.mean
-    ranges = zip(series.low[:, 0], series.high[:, 0], strict=True)
+    ranges = zip(series.low[:, step], series.high[:, step], strict=True)
     points = [f"step {a:,.0f}" if a == b else f"steps {a:,.0f} to {b:,.0f}" for a, b in ranges]
-    return Series("", mean[:, 0], mean[:, column], points)
+    return Series("", mean[:, x], mean[:, y], points)

@@ -96,7 +96,7 @@ class Comparison:
     def difference(self, name: str, figure: str, ratio: bool = False) -> Paired | None:
         """The paired difference of a figure to the baseline, or their ratio; None without a seed that both have."""
         own, base = self.figures(name), self.figures(self.plan.baseline)
-        pairs = [(getattr(own[seed], figure), getattr(base[seed], figure)) for seed in own if seed in base]
+        pairs = [(own[seed].values().get(figure), base[seed].values().get(figure)) for seed in own if seed in base]
         known = [(a, b) for a, b in pairs if a is not None and b is not None and (b or not ratio)]
         if not known:
             return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from moeport.files import write_text
-from moeport.pages.charts import Axis, Bar, LineChart, line_chart
+from moeport.pages.charts import Axis, Bar, LineChart, Series, line_chart
+from moeport.pages.scatter import Point, scatter_chart
 from moeport.pages.template import load_template
 from moeport.studies.compare.figures import Figures, mean_curve
 from moeport.studies.compare.outcome import Comparison
@@ -23,13 +25,23 @@ HUES = (217, 21, 142, 271, 43, 330, 185, 0, 90, 300)
 DASHES = ("none", "7 3", "2 3")
 """Colours and dashes together distinguish 30 lines."""
 
+LOSS = Axis("Validation loss", "nats", "{:.4f}")
+OVER = {"val_loss": "steps", "loss_over_rows": "rows computed by the experts", "loss_over_time": "seconds of training"}
+"""What the curves in LOSSES are drawn over."""
 AXES = {
-    "val_loss": Axis("Validation loss", "nats", "{:.4f}"),
     "drop_rate": Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True),
     "imbalance": Axis("Expert imbalance", "largest / mean load", "{:.2f}", references={"balanced": 1.0}),
+    "local_share": Axis("Choices on the own node", "of choices", "{:.1%}", percent=True),
     "rows_max": Axis("Rows of the busiest expert", "per step, mean over the layers", "{:,.0f}", from_zero=True),
     "rows_mean": Axis("Rows per expert", "per step, mean over experts and layers", "{:,.0f}", from_zero=True),
 }
+
+
+class Drawn(NamedTuple):
+    """A chart and what it is drawn over."""
+
+    over: str
+    chart: LineChart
 
 
 class Colour(NamedTuple):
@@ -63,6 +75,7 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
         links={name: _links(comparison, name, folder) for name in plan.names},
         explanations=explanations(comparison),
         interruption=comparison.interruption,
+        losses=[*_final(comparison), *_losses(comparison)],
         charts=_charts(comparison),
         colours={name: _colour(index) for index, name in enumerate(plan.names)},
         bars={
@@ -89,21 +102,53 @@ def _links(comparison: Comparison, name: str, folder: Path) -> list[RunLink]:
     ]
 
 
-def _charts(comparison: Comparison) -> list[LineChart]:
-    """The line charts, without that of drops if nothing was dropped."""
+def _final(comparison: Comparison) -> Iterator[Drawn]:
+    """The loss at the end over the cost, with standard deviations as error bars."""
+    for figure, over, show in (
+        ("rows_per_token", "rows per token, all layers", "{:.3f}"),
+        ("train_time", "seconds of training in all", "{:,.1f}"),
+    ):
+        points = []
+        for name in comparison.plan.names:
+            found = [one.values() for one in comparison.figures(name).values()]
+            if found:
+                x, y = (spread([float(one[key] or 0) for one in found]) for key in (figure, "val_loss"))
+                points.append(Point(name, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0))
+        axis = replace(LOSS, title="Validation loss at the end, mean ± standard deviation")
+        if chart := scatter_chart(axis, points, over.partition(",")[0], show):
+            yield Drawn(over, chart)
+
+
+def _losses(comparison: Comparison) -> Iterator[Drawn]:
+    """The validation loss over steps, rows and time; bands reach from the least to the greatest of the seeds."""
+    for curve, over in OVER.items():
+        series = _series(comparison, curve)
+        last = max((float(one.x.max()) for one in series), default=0.0)
+        if last > 0 and (chart := line_chart(LOSS, series, last, whole=curve != "loss_over_time")):
+            yield Drawn(over, chart)
+
+
+def _charts(comparison: Comparison) -> list[Drawn]:
+    """The line charts over the steps, without those of what never happened."""
     charts = []
     steps = max(run.config.training.steps for run in comparison.plan.runs)
     for curve, axis in AXES.items():
-        series = []
-        for name in comparison.plan.names:
-            results = [outcome.result for outcome in comparison.of(name) if outcome.result]
-            if results and comparison.figures(name):
-                series.append(mean_curve([result.curves[curve] for result in results], name))
+        series = _series(comparison, curve)
         if curve == "drop_rate" and not any(np.any(one.y) for one in series):
             continue
         if chart := line_chart(axis, series, steps):
-            charts.append(chart)
+            charts.append(Drawn("steps", chart))
     return charts
+
+
+def _series(comparison: Comparison, curve: str) -> list[Series]:
+    """A line per config that has finished runs."""
+    series = []
+    for name in comparison.plan.names:
+        results = [outcome.result for outcome in comparison.of(name) if outcome.result]
+        if results and comparison.figures(name):
+            series.append(mean_curve([result.curves[curve] for result in results], name))
+    return series
 
 
 def _bars(comparison: Comparison, value: Callable[[Figures], float], form: str) -> list[Bar]:

@@ -13,7 +13,7 @@ from moeport.model.build import build_model
 from moeport.studies.compare.fairness import IDLE, Difference, differences, refuse_another, refuse_unfair
 from moeport.studies.compare.sweep import ChosenOn, Sweep, Value, folder_suffix, parse_sweeps, value_of
 
-DEFAULTS = ("checkpoint.keep_last=1", "checkpoint.keep_best=false")
+DEFAULTS = ("checkpoint.keep_last=1", "checkpoint.keep_best=false", "metrics.loss_by_frequency=true")
 """Applied to each config before the overrides of the command: many runs should need little disk space."""
 SAVES = 20
 """How often a run saves itself if its config names no interval, so that a kill costs little."""

@@ -1,12 +1,12 @@
-"""A comparison as a table for the terminal, as Markdown and as JSON."""
+"""A comparison as a table for the terminal and as Markdown."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Group
@@ -17,6 +17,7 @@ from moeport.pages.charts import number
 from moeport.studies.compare.figures import ALL_TO_ALL, Figures
 from moeport.studies.compare.outcome import Comparison, Outcome, Tried
 from moeport.studies.compare.spread import METHOD, Paired, spread
+from moeport.training.task import FREQUENT_SHARE
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Column:
 
     title: str
     figure: str
-    """A field of Figures; runs for which it is None have no such value."""
+    """A name in `Figures.values`; runs that have none, or None, are shown without."""
     show: Callable[[float], str]
     to_baseline: Literal["", "difference", "ratio"] = ""
     """How it is relative to the baseline, whose own value says nothing: paired by seed, with its interval."""
@@ -37,6 +38,7 @@ def _rounded(value: float) -> str:
     return number(value, abs(value) / 100)
 
 
+LOSS_OF = "val_loss."
 COLUMNS = (
     Column("val. loss", "val_loss", "{:.4f}".format),
     Column("to baseline", "val_loss", "{:+.4f}".format, "difference"),
@@ -44,9 +46,11 @@ COLUMNS = (
     Column("accuracy", "val_accuracy", "{:.2%}".format),
     Column("dropped", "drop_rate", "{:.2%}".format),
     Column("imbalance", "imbalance", "{:.2f}".format),
+    Column("local", "local_share", "{:.1%}".format),
     Column("rows/token", "rows_per_token", "{:.3f}".format, is_cost=True),
     Column("rows mean", "rows_mean", "{:.1f}".format, is_cost=True),
     Column("rows max", "rows_max", "{:.1f}".format, is_cost=True),
+    Column("rows ratio", "rows_total", "{:.3f}".format, "ratio", is_cost=True),
     Column("step, s", "step_time", "{:.3f}".format, is_cost=True),
     Column("step ratio", "step_time", "{:.2f}".format, "ratio", is_cost=True),
     Column("all-to-all B/token", "all_to_all_bytes", "{:,.0f}".format, is_cost=True),
@@ -68,9 +72,17 @@ class Row:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """The columns for which runs of this kind have values."""
-    figures = [one for name in comparison.plan.names for one in comparison.figures(name).values()]
-    return [column for column in COLUMNS if any(getattr(one, column.figure) is not None for one in figures)]
+    """The columns for which runs of this kind have values; each part of the validation loss has one."""
+    figures = [one.values() for name in comparison.plan.names for one in comparison.figures(name).values()]
+    known = list(dict.fromkeys(name for one in figures for name, value in one.items() if value is not None))
+    parts = [name for name in known if name.startswith(LOSS_OF)]
+    qualities = [column for column in COLUMNS if column.figure in known and not column.is_cost]
+    costs = [column for column in COLUMNS if column.figure in known and column.is_cost]
+    return [
+        *qualities,
+        *(Column(f"loss, {name.removeprefix(LOSS_OF)}", name, "{:.4f}".format) for name in parts),
+        *costs,
+    ]
 
 
 def rows(comparison: Comparison) -> list[Row]:
@@ -102,14 +114,28 @@ def explanations(comparison: Comparison) -> list[str]:
         f"{config.training.steps:,} steps of {tokens:,} tokens; {comparison.data}. {_of_seeds(plan.seeds)} "
         f"Baseline: {plan.baseline}; val. loss in nats per {'image' if config.data.is_images else 'token'}.",
         *_of_sweeps(comparison),
-        "Dropped, imbalance and rows are means over the second half of the steps. Rows are what the experts compute, "
-        "without dropped assignments and padding: per token over all layers; per step for an expert, mean over experts "
-        "and layers; and for the busiest expert of each layer, mean over the layers.",
+        "Dropped, imbalance, local share and rows are means over the second half of the steps; the ratio of rows is of "
+        "all steps. Rows are what the experts compute, without dropped assignments and padding: per token over all "
+        "layers; per step for an expert, mean over experts and layers; and for the busiest expert of each layer, mean "
+        "over the layers. Experts of other widths and shared experts make rows of another cost.",
+        *_of_parts(comparison),
         "Step time is a median. The runs shared one machine, one after another; other load on it counts.",
         f"All-to-all is computed, not measured: {ALL_TO_ALL}, over all layers, for experts and tokens spread evenly "
         f"over N = {comparison.ranks} ranks.",
         *comparison.notes(),
     ]
+
+
+def _of_parts(comparison: Comparison) -> Iterator[str]:
+    """What the losses on a part of the validation set are, as far as there are any."""
+    found = [one for name in comparison.plan.names for one in comparison.figures(name).values()]
+    if any(one.val_loss_by_frequency for one in found):
+        yield (
+            f"Loss, frequent and rare: frequent ids are the smallest set that makes up {FREQUENT_SHARE:.0%} of the "
+            "training tokens, rare ids all others; a prediction counts by the id that is to be predicted."
+        )
+    if any(one.local_share is not None for one in found):
+        yield "Local: choices of experts on the token's own node, as a share of all choices, mean over the layers."
 
 
 def _of_seeds(seeds: Sequence[int]) -> str:
@@ -193,79 +219,13 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, "", *wrapped]) + "\n"
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The whole comparison as plain values."""
-    plan = comparison.plan
-    return {
-        "baseline": plan.baseline,
-        "seeds": plan.seeds,
-        "ranks": comparison.ranks,
-        "all_to_all_bytes": ALL_TO_ALL,
-        "interval": METHOD,
-        "explanations": explanations(comparison),
-        "configs": [_config_json(comparison, name) for name in plan.names],
-    }
-
-
-def _config_json(comparison: Comparison, name: str) -> dict[str, Any]:
-    plan, by_seed = comparison.plan, comparison.figures(name)
-    runs = [asdict(figures) for figures in by_seed.values()]
-    known = [figure for figure, value in runs[0].items() if value is not None] if runs else []
-    spreads = {figure: spread([run[figure] for run in runs]) for figure in known}
-    return {
-        "name": name,
-        "differences": {d.key: {"baseline": d.before, "value": d.now} for d in plan.differences(name)},
-        "sweep": _sweep_json(comparison, name),
-        "mean": {figure: value.mean for figure, value in spreads.items()},
-        "deviation": {figure: value.deviation for figure, value in spreads.items()},
-        "to_baseline": {} if name == plan.baseline else _to_baseline(comparison, name, known),
-        "runs": [
-            {
-                "seed": outcome.run.seed,
-                "run_dir": str(outcome.run.dir),
-                "problem": outcome.problem or None,
-                "figures": asdict(outcome.result.figures) if outcome.result else None,
-            }
-            for outcome in comparison.of(name)
-        ],
-    }
-
-
-def _sweep_json(comparison: Comparison, name: str) -> dict[str, Any] | None:
-    sweep = comparison.plan.sweeps.get(name)
-    if sweep is None:
-        return None
-    values = [
-        {
-            "value": each.value,
-            "val_losses": list(each.losses),
-            "diverged": each.diverged,
-            "problems": list(each.problems),
-        }
-        for each in comparison.tried(name)
-    ]
-    chosen_on = comparison.plan.chosen_on
-    return {"key": sweep.key, "chosen": comparison.choices.get(name), "chosen_on": chosen_on, "values": values}
-
-
-def _to_baseline(comparison: Comparison, name: str, figures: Sequence[str]) -> dict[str, Any]:
-    """The paired difference and the ratio of each figure, with interval and verdict."""
-    found = {}
-    for figure in figures:
-        kinds = {"difference": comparison.difference(name, figure), "ratio": comparison.difference(name, figure, True)}
-        found[figure] = {
-            kind: None if each is None else asdict(each) | {"verdict": each.verdict} for kind, each in kinds.items()
-        }
-    return found
-
-
 def _cell(comparison: Comparison, name: str, column: Column) -> str:
     if column.to_baseline:
         if name == comparison.plan.baseline:
             return "-"
         found = comparison.difference(name, column.figure, column.to_baseline == "ratio")
         return "-" if found is None else _shown_difference(found, column.show)
-    values = [getattr(figures, column.figure) for figures in comparison.figures(name).values()]
+    values = [figures.values().get(column.figure) for figures in comparison.figures(name).values()]
     known = [value for value in values if value is not None]
     if not known:
         return "-"

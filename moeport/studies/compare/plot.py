@@ -1,0 +1,33 @@
+"""The validation loss of a comparison over its cost, as an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moeport.files import atomic_file
+from moeport.studies.compare.outcome import Comparison
+from moeport.studies.compare.spread import spread
+
+PANELS = {"rows_per_token": "rows per token, all layers", "train_time": "seconds of training"}
+
+
+def write_plot(path: Path, comparison: Comparison) -> None:
+    """Write the loss at the end over rows and over time, with standard deviations over the seeds as error bars.
+
+    Needs matplotlib. Raises WriteError.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
+        for name in comparison.plan.names:
+            found = [one.values() for one in comparison.figures(name).values()]
+            if found:
+                x, y = (spread([float(one[each] or 0) for one in found]) for each in (key, "val_loss"))
+                axes.errorbar(x.mean, y.mean, y.deviation, x.deviation, fmt="o", markersize=5, capsize=3, label=name)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("validation loss, nats")
+    figure.axes[1].legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix("."))
