@@ -1,39 +1,17 @@
 """`moeport compare`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from moeport.cli.options import Overrides, check_plot, output_file, output_folder
+from moeport.cli.options import Flags, Overrides, check_plot, grouped, output_file, output_folder
 
 ChosenOn = Literal["first", "all"]
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
 OutputDir = Annotated[Path, output_folder("--output-dir", help="Folder for the run folders and compare.html.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Short for --set training.steps=STEPS.")]
-Seeds = Annotated[
-    str | None,
-    typer.Option(
-        "--seeds", metavar="N,N...", help="Train each config with each of these seeds. Default: its own seed."
-    ),
-]
-Sweeps = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sweep",
-        metavar="KEY=V,V...",
-        help="Train each config with each of these values and keep its best, as in "
-        "optimizer.learning_rate=1e-3,2e-3,4e-3; NAME:KEY=V,V... for one config. Repeatable.",
-    ),
-]
-ChosenOnOption = Annotated[
-    ChosenOn,
-    typer.Option(
-        "--chosen-on",
-        help="first: the best value has the lowest validation loss on the first seed, and only it is trained with the "
-        "others. all: the lowest mean over all seeds, and every value is trained with each.",
-    ),
-]
 Baseline = Annotated[
     str | None,
     typer.Option(
@@ -58,32 +36,73 @@ Allowed = Annotated[
         "--allow-different", metavar="KEY", help="Allow a key or section other than model.moe to differ. Repeatable."
     ),
 ]
-JsonFile = Annotated[Path | None, output_file("--json", help="Write the figures as JSON.")]
-CsvFile = Annotated[Path | None, output_file("--csv", help="Write the figures of each run as CSV.")]
-PlotFile = Annotated[
-    Path | None,
-    output_file(
-        "--plot", help="Plot the loss over rows and time as .png, .svg or .pdf; needs matplotlib.", check=check_plot
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What each config is trained with."""
+
+    seeds: str | None = None
+    sweep: list[str] | None = None
+    chosen_on: ChosenOn = "first"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is written besides the run folders and the page."""
+
+    json_file: Path | None = None
+    markdown_file: Path | None = None
+    csv_file: Path | None = None
+    plot_file: Path | None = None
+
+
+TrialFlags = Annotated[
+    Trials,
+    Flags(
+        seeds=typer.Option(
+            "--seeds", metavar="N,N...", help="Train each config with each of these seeds. Default: its own seed."
+        ),
+        sweep=typer.Option(
+            "--sweep",
+            metavar="KEY=V,V...",
+            help="Train each config with each of these values and keep its best, as in "
+            "optimizer.learning_rate=1e-3,2e-3,4e-3; NAME:KEY=V,V... for one config. Repeatable.",
+        ),
+        chosen_on=typer.Option(
+            "--chosen-on",
+            help="first: the best value has the lowest validation loss on the first seed, and only it is trained with "
+            "the others. all: the lowest mean over all seeds, and every value is trained with each.",
+        ),
     ),
 ]
-MarkdownFile = Annotated[Path | None, output_file("--markdown", help="Write the table as Markdown.")]
+FileFlags = Annotated[
+    Files,
+    Flags(
+        json_file=output_file("--json", help="Write the figures as JSON."),
+        markdown_file=output_file("--markdown", help="Write the table as Markdown."),
+        csv_file=output_file("--csv", help="Write the figures of each run as CSV."),
+        plot_file=output_file(
+            "--plot",
+            help="Plot the loss over rows and time as .png, .svg or .pdf; needs matplotlib.",
+            check=check_plot,
+        ),
+    ),
+]
 
 
+@grouped
 def compare(
     files: ConfigFiles,
     output_dir: OutputDir = Path("runs/compare"),
     overrides: Overrides = None,
     steps: Steps = None,
-    seeds: Seeds = None,
-    sweeps: Sweeps = None,
-    chosen_on: ChosenOnOption = "first",
+    *,
+    trials: TrialFlags,
     baseline: Baseline = None,
     ranks: Ranks = 8,
     allowed: Allowed = None,
-    json_file: JsonFile = None,
-    markdown_file: MarkdownFile = None,
-    csv_file: CsvFile = None,
-    plot_file: PlotFile = None,
+    out: FileFlags,
 ) -> None:
     """Train configs that differ in model.moe from the same initial weights on the same data, and compare them.
 
@@ -106,9 +125,9 @@ def compare(
         files,
         output_dir,
         given,
-        seeds=_numbers(seeds),
-        sweeps=sweeps or (),
-        chosen_on=chosen_on,
+        seeds=_numbers(trials.seeds),
+        sweeps=trials.sweep or (),
+        chosen_on=trials.chosen_on,
         baseline=baseline,
         allowed=allowed or (),
     )
@@ -116,14 +135,14 @@ def compare(
         planned, ranks=ranks, console=console, after_each=lambda found: write_page(found, output_dir)
     )
     console.print(terminal(comparison), crop=False)
-    if json_file:
-        write_json(json_file, to_json(comparison))
-    if markdown_file:
-        write_text(markdown_file, markdown(comparison))
-    if csv_file:
-        write_csv(csv_file, comparison)
-    if plot_file:
-        write_plot(plot_file, comparison)
+    if out.json_file:
+        write_json(out.json_file, to_json(comparison))
+    if out.markdown_file:
+        write_text(out.markdown_file, markdown(comparison))
+    if out.csv_file:
+        write_csv(out.csv_file, comparison)
+    if out.plot_file:
+        write_plot(out.plot_file, comparison)
     console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, soft_wrap=True)
     comparison.raise_for_problems()
 
