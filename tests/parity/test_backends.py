@@ -85,7 +85,6 @@ OPENMOE = {**MODEL, "num_layers": 1, "moe": {**MODEL["moe"], "residual_hidden": 
 
 
 def test_a_dense_block_after_the_experts(tmp_path):
-    """It is another computation than one beside them, which has no norm of its own."""
     file = config_file(tmp_path, model=OPENMOE)
     report = run(file, ["numpy:fp64", "torch-cpu:fp64", "torch-cpu", "torch-cpu:bf16"], size=SMALL)
     assert_passes(report, 3)
@@ -96,6 +95,29 @@ def test_a_dense_block_after_the_experts_on_mindspore(tmp_path):
     pytest.importorskip("mindspore")
     report = run(config_file(tmp_path, model=OPENMOE), ["torch-cpu", "mindspore-cpu"], size=Size(2, 8, 0))
     assert_passes(report, 1)
+
+
+VMOE = {
+    "topk": {
+        "router": {"name": "topk", "normalize_gates": False, "noise_std": 1.0},
+        "capacity": {"policy": "factor", "factor": 1.05, "multiple_of": 4},
+    },
+    "expert_choice": {"router": {"name": "expert_choice", "noise_std": 1.0, "multiple_of": 4}},
+}
+"""Noise and rounded capacities."""
+
+
+@pytest.mark.parametrize("moe", VMOE.values(), ids=VMOE)
+def test_options_of_vmoe(tmp_path, moe):
+    file = config_file(tmp_path, model={**MODEL, "num_layers": 1, "moe": {**MODEL["moe"], **moe}})
+    assert_passes(run(file, ["numpy:fp64", "torch-cpu:fp64", "torch-cpu", "torch-cpu:bf16"], size=SMALL), 3)
+
+
+@pytest.mark.parametrize("moe", VMOE.values(), ids=VMOE)
+def test_options_of_vmoe_on_mindspore(tmp_path, moe):
+    pytest.importorskip("mindspore")
+    file = config_file(tmp_path, model={**MODEL, "num_layers": 1, "moe": {**MODEL["moe"], **moe}})
+    assert_passes(run(file, ["torch-cpu", "mindspore-cpu"], size=Size(2, 8, 0)), 1)
 
 
 def short_documents(folder):
