@@ -225,8 +225,9 @@ def test_printing_imports_no_framework(tmp_path):
     assert done.stdout.startswith("torchrun ")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "msrun"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "msrun"])
 def test_the_exit_code_of_a_job(tmp_path, monkeypatch, launcher):
+    """Of torchrun's jobs, those that train end with 0 and 2 below."""
     pytest.importorskip({"torchrun": "torch", "msrun": "mindspore"}[launcher])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
