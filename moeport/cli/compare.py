@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from moeport.cli.options import Flags, Overrides, check_plot, grouped, output_file, output_folder
 
+if TYPE_CHECKING:
+    from moeport.studies.compare.outcome import Comparison
+else:
+    Comparison = object
 ChosenOn = Literal["first", "all"]
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
 OutputDir = Annotated[Path, output_folder("--output-dir", help="Folder for the run folders and compare.html.")]
@@ -57,6 +61,15 @@ class Files:
     plot_file: Path | None = None
 
 
+@dataclass(frozen=True)
+class Job:
+    """Where each run is trained."""
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    inter: str | None = None
+
+
 TrialFlags = Annotated[
     Trials,
     Flags(
@@ -73,6 +86,20 @@ TrialFlags = Annotated[
             "--chosen-on",
             help="first: the best value has the lowest validation loss on the first seed, and only it is trained with "
             "the others. all: the lowest mean over all seeds, and every value is trained with each.",
+        ),
+    ),
+]
+JobFlags = Annotated[
+    Job,
+    Flags(
+        nodes=typer.Option(
+            "--nodes", min=1, help="Train each run on this many nodes, emulated on this machine, which needs root."
+        ),
+        ranks_per_node=typer.Option("--ranks-per-node", min=1, help="Train each run on this many ranks per node."),
+        inter=typer.Option(
+            "--inter",
+            help="Rate of each emulated node's link, such as 200mbit; default: unlimited.",
+            show_default=False,
         ),
     ),
 ]
@@ -102,6 +129,7 @@ def compare(
     baseline: Baseline = None,
     ranks: Ranks = 8,
     allowed: Allowed = None,
+    job: JobFlags,
     out: FileFlags,
 ) -> None:
     """Train configs that differ in model.moe from the same initial weights on the same data, and compare them.
@@ -109,14 +137,14 @@ def compare(
     Each config becomes a run in DIR/NAME. After an interruption, even by a kill, repeat the command: finished runs are
     read, not trained again, and an unfinished one continues from its last checkpoint.
     """
-    from moeport.files import check_output, write_json, write_text
+    from moeport.files import check_output
     from moeport.pages.console import PlainConsole
     from moeport.studies.compare.compare import compare as run_comparison
-    from moeport.studies.compare.export import to_json, write_csv
+    from moeport.studies.compare.compare import train_here
+    from moeport.studies.compare.on_ranks import Ranks as OnRanks
     from moeport.studies.compare.page import PAGE_FILE, write_page
     from moeport.studies.compare.plan import plan
-    from moeport.studies.compare.plot import write_plot
-    from moeport.studies.compare.table import markdown, terminal
+    from moeport.studies.compare.table import terminal
 
     check_output(output_dir / PAGE_FILE)
     console = PlainConsole(highlight=True)
@@ -131,10 +159,26 @@ def compare(
         baseline=baseline,
         allowed=allowed or (),
     )
+    is_here = job == Job()
     comparison = run_comparison(
-        planned, ranks=ranks, console=console, after_each=lambda found: write_page(found, output_dir)
+        planned,
+        ranks=ranks,
+        console=console,
+        train_run=train_here if is_here else OnRanks(job.nodes, job.ranks_per_node, job.inter),
+        after_each=lambda found: write_page(found, output_dir),
     )
     console.print(terminal(comparison), crop=False)
+    _write(comparison, out)
+    console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, soft_wrap=True)
+    comparison.raise_for_problems()
+
+
+def _write(comparison: Comparison, out: Files) -> None:
+    from moeport.files import write_json, write_text
+    from moeport.studies.compare.export import to_json, write_csv
+    from moeport.studies.compare.plot import write_plot
+    from moeport.studies.compare.table import markdown
+
     if out.json_file:
         write_json(out.json_file, to_json(comparison))
     if out.markdown_file:
@@ -143,8 +187,6 @@ def compare(
         write_csv(out.csv_file, comparison)
     if out.plot_file:
         write_plot(out.plot_file, comparison)
-    console.print(f"page: {write_page(comparison, output_dir)}", highlight=False, soft_wrap=True)
-    comparison.raise_for_problems()
 
 
 def _numbers(text: str | None) -> list[int]:
