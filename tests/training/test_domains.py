@@ -65,9 +65,10 @@ def test_rre_by_domain_is_the_oracle_of_locality_and_a_run_resumes_exactly(tmp_p
 @pytest.mark.parametrize(("ranks", "per_node"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_a_process_that_simulates_nodes_does_what_a_cluster_of_them_does(tmp_path, ranks, per_node):
     """The same text on each node, and so the same losses, of which one is the locality loss; each continues the
-    other's run.
+    other's run. The tokens of a node on which the loss depends are those of a rank, or of a micro-batch.
     """
-    alone = config_of(tmp_path, {**LOCMOE, "nodes": 2})
+    simulated = {"router": {**LOCMOE, "nodes": 2}, "training": {"gradient_accumulation": per_node}}
+    alone = config_of(tmp_path, **simulated)
     train(alone, console=QUIET)
     run = {"dir": str(tmp_path / "cluster")}
     cluster = {"parallelism": {"expert": ranks}, "comm": {"ranks_per_node": per_node}, "run": run}
@@ -85,7 +86,7 @@ def test_a_process_that_simulates_nodes_does_what_a_cluster_of_them_does(tmp_pat
     stop_after(config, 3)
     with pytest.raises(UserError, match="each step drew digits 2, letters 2 sequences, and on the nodes of this job"):
         train(config_of(tmp_path, LOCMOE, run=run), resume=True, console=QUIET)
-    train(config_of(tmp_path, {**LOCMOE, "nodes": 2}, run=run), resume=True, console=QUIET)
+    train(config_of(tmp_path, **simulated, run=run), resume=True, console=QUIET)
     same(config, alone)
 
 
