@@ -1,7 +1,7 @@
 """Routers for benchmarks, whose load is known beforehand: forced balance, and a forced bias.
 
-They do what `debug.moe_force_load_balance` of torchtitan and `moe_router_force_biased` of Megatron-LM do. The scores
-are computed and trained as in `topk`, so that a step does the work of one.
+They serve as `debug.moe_force_load_balance` of torchtitan and `moe_router_force_biased` of Megatron-LM do; the latter
+also replaces the scores by noise. Here they are computed and trained as in `topk`, so that a step does the work of one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ForcedBalanceRouter(_ForcedRouter[ForcedBalanceConfig]):
 class ForcedBiasRouter(_ForcedRouter[ForcedBiasConfig]):
     """p = softmax(W x + b), top k of p; b is normal with mean 0, the same for all tokens and steps, and not trained."""
 
-    paper = "For benchmarks, as Megatron-LM's moe_router_force_biased"
+    paper = "For benchmarks, after Megatron-LM's moe_router_force_biased"
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Gate weight and bias."""

@@ -17,6 +17,7 @@ from moeport.convert.translate.files import read_options
 from moeport.convert.translate.megatron import dense_layers
 from moeport.convert.translate.translate import FRAMEWORKS, translate
 from moeport.errors import UserError
+from moeport.routers.forced import ForcedBalanceConfig
 from moeport.routers.sigmoid_bias import SigmoidBiasConfig
 from moeport.routers.topk import TopKConfig
 
@@ -358,6 +359,19 @@ def test_torchtitan(tmp_path):
     assert (schedule.name, schedule.warmup_steps, schedule.decay_fraction) == ("wsd", 2, pytest.approx(0.8))
     assert (config.backend.dtype, config.parallelism.expert) == ("bfloat16", 2)
     assert states(found)["training.dataset"] == "ignored"
+
+
+def test_torchtitan_forces_a_balanced_load_in_benchmarks(tmp_path):
+    text = TORCHTITAN + "\n[debug]\nmoe_force_load_balance = true\n"
+    found = translate("torchtitan", written(tmp_path, "job.toml", text), ranks=4)
+    assert config_from_dict(found.sections).model.moe.router == ForcedBalanceConfig(top_k=8)
+    told = states(found)
+    assert told["debug.moe_force_load_balance"] == "understood"
+    assert told["model.load_balance_coeff"] == "ignored"
+    dense = text.replace("debugmodel_moe", "8B").replace("expert_parallel_degree = 2", "")
+    found = translate("torchtitan", written(tmp_path, "dense.toml", dense), ranks=4)
+    assert states(found)["debug.moe_force_load_balance"] == "ignored"
+    assert config_from_dict(found.sections).model.moe.router.name == "topk"
 
 
 def test_a_model_of_torchtitan_that_moeport_lacks_is_refused(tmp_path):

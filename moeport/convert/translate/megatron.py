@@ -271,6 +271,8 @@ RULES: dict[str, Rule] = {
     "moe_z_loss_coeff": to("model.moe.router_z_loss", number),
     "moe_router_topk_scaling_factor": to("model.moe.routed_scaling_factor", number),
     "moe_input_jitter_eps": _only_off("noise on the router's input"),
+    "moe_router_force_load_balancing": _only_off("random scores; the nearest is router forced_balance"),
+    "moe_router_force_biased": _only_off("random scores with a bias; the nearest is router forced_bias"),
     "multi_latent_attention": only(False, None, 0, why=LATENT),
     **{
         key: ignored("belongs to multi-head latent attention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from moeport.convert.translate.files import read_toml
 DIVIDED = "how the same model is divided among devices; see parallelism"
 HOW = "how it is computed, not what"
 DATA = "data.source and data.tokenizer say what is trained on"
+FORCED = "debug.moe_force_load_balance"
 
 
 def _qwen3(sizes: tuple[int, ...], experts: tuple[int, int, int] | None = None, base: float = 1e6) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def combine(draft: Draft) -> None:
     """What several keys say together."""
     draft.require(integer, *WHOLE)
     draft.require(number, "lr_scheduler.min_lr_factor", "lr_scheduler.decay_ratio")
+    draft.require(switch, FORCED)
     _model(draft)
     steps, rate = draft.get("training.steps", 10000), draft.get("lr_scheduler.min_lr_factor", 0.0)
     warm, kind = draft.get("lr_scheduler.warmup_steps", 200), draft.get("lr_scheduler.decay_type", "linear")
@@ -98,12 +101,25 @@ def _model(draft: Draft) -> None:
         draft.put(f"model.{key}", value)
     draft.tell("model.name", "understood", "model, by flavor")
     draft.tell("model.flavor", "understood", "the sizes in model")
+    _forced(draft, sizes["moe"])
     if sizes["moe"]["num_experts"] > 1:
         why = (
             "torchtitan balances its softmax routers by a bias that is updated after each step; moeport has that with "
             "sigmoid scores only (router sigmoid_bias); for topk there is the loss of model.moe.load_balance"
         )
         draft.tell("model.load_balance_coeff", "not expressible", why, 1e-3)
+
+
+def _forced(draft: Draft, moe: Mapping[str, Any]) -> None:
+    """Experts in turn, whatever their scores; both frameworks divide the gates by their sum."""
+    if not draft.get(FORCED, False):
+        return
+    if moe["num_experts"] == 1:
+        draft.tell(FORCED, "ignored", "a dense model has no choice of experts")
+        return
+    router = {"name": "forced_balance", "top_k": moe["router"]["top_k"]}
+    draft.understood("model.moe.router", router, FORCED)
+    draft.tell("model.load_balance_coeff", "ignored", f"{FORCED} chooses the experts, whatever the bias", 1e-3)
 
 
 def _batch(draft: Draft) -> None:
@@ -152,7 +168,7 @@ RULES: dict[str, Rule] = {
     "metrics.log_freq": to("metrics.log_interval", integer),
     "metrics.enable_tensorboard": to("metrics.tensorboard", switch),
     "model.converters": only([], why="moeport does not have quantised products"),
-    "debug.moe_force_load_balance": only(False, why="tokens go where the router sends them"),
+    FORCED: only(False, why="set model.moe.router.name: forced_balance in the model, which is not translated"),
 }
 PREFIXES = {
     "job.": "names, descriptions and folders",
