@@ -107,9 +107,9 @@ class Plan:
 
         Raises UserError for one that the source cannot give, and for one of the source that has no place.
         """
-        used = {self._check(spec) for spec in self.specs if not _is_router(spec.name) and not _is_state(spec)}
+        used = {self._check(spec) for spec in self.specs if not _is_router(spec.name) and not spec.is_state}
         for spec in DecoderLM(self.old, self.vocab_size).parameter_specs():
-            if spec.name not in used and not _is_router(spec.name) and not _is_state(spec):
+            if spec.name not in used and not _is_router(spec.name) and not spec.is_state:
                 raise UserError(f"{spec.name}: the source has it, and the new model has no place for it; {_ONLY}")
         return [NewTensor(spec.name, self.dtype, spec.shape, partial(self._written, spec)) for spec in self.specs]
 
@@ -172,7 +172,7 @@ class Plan:
                 yield self._noisy(spec.name, expert, self._expert(spec.name, expert))
         elif _is_router(spec.name):
             yield self._router(spec)
-        elif _is_state(spec):
+        elif spec.is_state:
             yield initial_value(spec, self.options.seed)
         else:
             yield from self.stored.run(self._name_of(spec), 0, spec.size)
@@ -256,7 +256,3 @@ def _others(model: ModelConfig) -> dict[str, Any]:
 
 def _is_router(name: str) -> bool:
     return ".moe.router." in name
-
-
-def _is_state(spec: ParameterSpec) -> bool:
-    return not spec.trainable and not spec.is_table

@@ -46,7 +46,10 @@ class ParameterSpec:
     std: float = 0.02
     """Standard deviation of a normal init."""
     trainable: bool = True
-    """False for state that the router updates itself without gradients, and for tables indexed by token id."""
+    """False for state that the router updates itself without gradients, for tables indexed by token id, and for what is
+    fixed."""
+    fixed: bool = False
+    """Whether it keeps its initial value, as a table does: no router updates it, so no step has to look at it."""
     matrices: int = 0
     """How many matrices between hidden states its rows hold, one above the other: 2 for gate and up projection of
     SwiGLU. 0: none, as in embeddings, heads, routers and vectors."""
@@ -65,6 +68,11 @@ class ParameterSpec:
     def is_table(self) -> bool:
         """Whether it is a constant table indexed by token id."""
         return callable(self.init)
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a router or a capacity policy updates it, without gradients."""
+        return not (self.trainable or self.fixed or self.is_table)
 
     @property
     def is_expert(self) -> bool:

@@ -260,7 +260,7 @@ class Transformer(ABC):
 
     def router_state_names(self) -> list[str]:
         """Untrained parameters that routers and capacities update after each step."""
-        return [spec.name for spec in self.parameter_specs() if not (spec.trainable or spec.is_table)]
+        return [spec.name for spec in self.parameter_specs() if spec.is_state]
 
     def updated_state(
         self, state: Mapping[str, np.ndarray], chosen_LE: np.ndarray, affinity_L4E: np.ndarray

@@ -75,7 +75,7 @@ class ForcedBiasRouter(_ForcedRouter[ForcedBiasConfig]):
 
     def parameter_specs(self) -> list[ParameterSpec]:
         """Gate weight and bias."""
-        bias = ParameterSpec("bias", (self.num_experts,), std=self.config.bias_std, trainable=False)
+        bias = ParameterSpec("bias", (self.num_experts,), std=self.config.bias_std, trainable=False, fixed=True)
         return [*super().parameter_specs(), bias]
 
     def route(self, ops: Ops, params: Mapping[str, Array], x_TD: Array, context: RouterContext) -> Routing:

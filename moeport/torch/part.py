@@ -81,7 +81,7 @@ class Holder(nn.Module):
     @property
     def state_names(self) -> list[str]:
         """Names of the buffers that a router or a capacity policy updates."""
-        return [name for name, spec in self._specs.items() if not (spec.trainable or spec.is_table)]
+        return [name for name, spec in self._specs.items() if spec.is_state]
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Holder:

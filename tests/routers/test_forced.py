@@ -14,12 +14,7 @@ from tests.model.models import model_and_params, model_config
 from tests.routers.examples import EXPERTS, TOKENS, build, choices, hidden_states, route, router_params
 from tests.support import assert_close
 
-VARIANTS = [
-    ForcedBalanceConfig(top_k=1),
-    ForcedBalanceConfig(top_k=3),
-    ForcedBiasConfig(top_k=1, bias_std=0.0),
-    ForcedBiasConfig(top_k=3),
-]
+VARIANTS = [ForcedBalanceConfig(top_k=3)]
 """Further configs for the tests of all routers."""
 
 
@@ -84,7 +79,5 @@ def test_every_layer_has_a_bias_of_its_own_that_training_leaves_alone():
     names = [name for name in params if name.endswith("router.bias")]
     first, second = (params[name] for name in names)
     assert (first != second).all()
-    assert names == model.router_state_names()
-    state = {name: params[name] for name in names}
-    chosen_LE = np.arange(8).reshape(2, 4)
-    assert model.updated_state(state, chosen_LE, np.zeros((2, 3, 4))) == {}
+    assert len(names) == 2
+    assert model.router_state_names() == []  # so that no step waits for the host to update it
