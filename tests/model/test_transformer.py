@@ -244,7 +244,7 @@ def test_router_state_moves_against_the_load():
     model = DecoderLM(model_config("sigmoid_bias", moe={"first_dense": 1}), VOCABULARY)
     name = "layers.1.moe.router.bias"
     assert model.router_state_names() == [name]
-    new = model.updated_state({name: np.zeros(4, np.float32)}, np.array([[8, 4, 4, 0]]), np.zeros((1, 3, 4)))
+    new = model.updated_state({name: np.zeros(4, np.float32)}, np.array([[8, 4, 4, 0]]), np.zeros((1, 4, 4)))
     assert new.keys() == {name}
     assert new[name].tolist() == np.array([-1e-3, 0, 0, 1e-3], np.float32).tolist()
 
@@ -252,7 +252,7 @@ def test_router_state_moves_against_the_load():
 def test_routers_without_state_update_nothing():
     model = DecoderLM(model_config("topk"), VOCABULARY)
     assert model.router_state_names() == []
-    assert model.updated_state({}, np.array([[8, 4, 4, 0]] * 2), np.zeros((2, 3, 4))) == {}
+    assert model.updated_state({}, np.array([[8, 4, 4, 0]] * 2), np.zeros((2, 4, 4))) == {}
 
 
 def test_vocabulary_of_the_config_wins():

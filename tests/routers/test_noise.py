@@ -18,7 +18,6 @@ from tests.support import assert_close, rng
 
 VARIANTS = [
     TopKConfig(noise_std=1.0, normalize_gates=False),
-    SinkhornTokenChoiceConfig(noise_std=2.0),
     ExpertChoiceConfig(noise_std=1.0, multiple_of=4),
 ]
 """Further configs for the tests of all routers."""

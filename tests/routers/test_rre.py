@@ -7,7 +7,7 @@ from moeport.routers.rre import RREConfig
 from tests.conformance.targets import every_target
 from tests.routers.examples import EXPERTS, build, choices, context, hidden_states, route, router_params, token_ids
 
-VARIANTS = [RREConfig(), RREConfig(groups=2, group_by="domain")]
+VARIANTS = [RREConfig()]
 """Further configs for the tests of all routers."""
 
 

@@ -13,7 +13,6 @@ from tests.support import assert_close, rng
 VARIANTS = [
     SigmoidBiasConfig(top_k=3, normalize_gates=False),
     SigmoidBiasConfig(top_k=1),
-    SigmoidBiasConfig(top_k=1, normalize_single_gate=True),
     SigmoidBiasConfig(num_groups=4, top_groups=2),
     SigmoidBiasConfig(num_groups=8, top_groups=3),
 ]
