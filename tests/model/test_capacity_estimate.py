@@ -55,6 +55,15 @@ def test_the_more_tokens_gather_the_less_capacity_they_need(dim, experts, seed):
         assert gathered == pytest.approx(perfect)
 
 
+def test_isotropic_tokens_call_for_what_the_docs_say():
+    """2.1, 1.3 and about 5 times T / E, for three shares that are given up."""
+    dim, experts = 256, 16
+    cosine_TE = cosines(rng(1), dim, experts, math.inf)
+    configs = (RIVALS, CapacityConfig(policy="locmoe_plus", delta="quantile", quantile=0.25), MINIMUM)
+    got = [rows(config, cosine_TE, dim) * experts / TOKENS for config in configs]
+    assert got == pytest.approx([2.1, 1.3, 5.0], rel=0.1)
+
+
 @pytest.mark.parametrize("experts", [2, 4, 64])
 def test_the_most_that_may_be_given_up_leaves_isotropic_tokens_more_than_their_number(experts):
     config = CapacityConfig(policy="locmoe_plus", delta="quantile", quantile=MOST_GIVEN_UP)
