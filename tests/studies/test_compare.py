@@ -359,13 +359,29 @@ def test_seeds_give_mean_and_deviation_and_paired_differences(tmp_path):
 
 
 def test_a_comparison_becomes_longer(tmp_path):
-    moe = {name: MOE[name] for name in ("topk", "switch")}
+    moe = {"topk": MOE["topk"]}
     constant = "optimizer.schedule={name: constant}"
-    compare(planned(tmp_path, moe, [constant, "training.steps=2"]), console=QUIET)
-    longer = compare(planned(tmp_path, moe, [constant]), console=QUIET)
-    whole = plan([tmp_path / "topk.yaml"], tmp_path / "whole", [constant])
-    assert longer.figures("topk")[0].val_loss == compare(whole, console=QUIET).figures("topk")[0].val_loss
-    assert len((tmp_path / "out/switch/metrics.jsonl").read_text().splitlines()) == 6
+    compare(planned(tmp_path, moe, [constant, "training.steps=3"]), console=QUIET)
+    longer = compare(planned(tmp_path, moe, [constant], seeds=[0, 7]), console=QUIET)
+    whole = compare(plan([tmp_path / "topk.yaml"], tmp_path / "whole", [constant]), console=QUIET)
+    assert longer.figures("topk")[0].val_loss == whole.figures("topk")[0].val_loss
+    assert len((tmp_path / "out/topk/metrics.jsonl").read_text().splitlines()) == 7
+    assert _evaluated(longer) == [["step 2", "step 4"]] * 2
+    page = write_page(longer, tmp_path).read_text()
+    _lose_evaluation(tmp_path / "out/topk-seed-7/metrics.jsonl", 2)
+    lost = compare(planned(tmp_path, moe, [constant], seeds=[0, 7]), console=QUIET)
+    assert _evaluated(lost) == [["step 2", "step 4"], ["step 4"]]
+    assert "step 2" in page
+    assert "step 2" not in write_page(lost, tmp_path).read_text().partition("Over the steps")[0]
+
+
+def _evaluated(comparison):
+    return [outcome.result.curves["val_loss"].points for outcome in comparison.outcomes]
+
+
+def _lose_evaluation(path, step):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(f'{{"step":{step},"val_loss"')))
 
 
 def test_runs_on_data_that_have_changed_are_no_results(tmp_path):

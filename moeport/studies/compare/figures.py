@@ -160,8 +160,10 @@ class _Reading:
         self._rows_of_step = 0.0
 
     def evaluation(self, record: EvaluationMetrics) -> None:
-        """Add an evaluation."""
-        self.last = record
+        """Add an evaluation. That at the former end of a run that became longer is in no curve."""
+        self.last, training = record, self.config.training
+        if record.step != training.steps and record.step % (training.evaluation_interval or training.steps):
+            return
         values = [record.val_loss, record.step, self.rows, self.seconds]
         self._evaluations.add(record.step, np.array(values))
 
@@ -222,10 +224,17 @@ def all_to_all_bytes(rows_per_token: float, d_model: int, dtype: str, ranks: int
 
 
 def mean_curve(curves: Sequence[Series], label: str) -> Series:
-    """The mean over seeds, with a band from the minimum to the maximum if there are several."""
-    y = np.stack([curve.y for curve in curves])
+    """The mean over seeds, with a band from the minimum to the maximum if there are several.
+
+    A point that a seed lacks, since its record is lost, is left out.
+    """
+    points = [point for point in curves[0].points if all(point in curve.points for curve in curves)]
+    places = [[curve.points.index(point) for point in points] for curve in curves]
+    x, y = (
+        np.stack([getattr(curve, axis)[place] for curve, place in zip(curves, places, strict=True)]) for axis in "xy"
+    )
     low, high = (y.min(0), y.max(0)) if len(curves) > 1 else (None, None)
-    return Series(label, np.stack([curve.x for curve in curves]).mean(0), y.mean(0), curves[0].points, low, high)
+    return Series(label, x.mean(0), y.mean(0), points, low, high)
 
 
 def _rows(record: StepMetrics, micro_batches: int) -> np.ndarray:

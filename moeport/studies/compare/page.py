@@ -123,7 +123,7 @@ def _losses(comparison: Comparison) -> Iterator[Drawn]:
     """The validation loss over steps, rows and time; bands reach from the least to the greatest of the seeds."""
     for curve, over in OVER.items():
         series = _series(comparison, curve)
-        last = max((float(one.x.max()) for one in series), default=0.0)
+        last = max((float(one.x.max(initial=0.0)) for one in series), default=0.0)
         if last > 0 and (chart := line_chart(LOSS, series, last, whole=curve != "loss_over_time")):
             yield Drawn(over, chart)
 
