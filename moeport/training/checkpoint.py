@@ -34,8 +34,10 @@ from moeport.training.checkpoint_meta import (
     UNDIVIDED,
     CheckpointMeta,
     checkpoint_name,
+    file_digest,
     file_entry,
     index_files,
+    is_listed_whole,
     read_meta_file,
 )
 from moeport.training.checkpoint_reading import StoredWeights, undivided
@@ -196,7 +198,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         _check_sizes(path, files)
         indexes = index_files(files)
         for name, expected in files.items():
-            _check_digest(path / name, expected)
+            if not is_listed_whole(name, expected):
+                _check_digest(path / name, file_entry, expected)
         arrays = _indexed(path, indexes) if indexes else {kind: undivided(path / UNDIVIDED[kind]) for kind in KINDS}
     return Checkpoint(path, meta, *(StoredWeights(arrays[kind]) for kind in KINDS))
 
@@ -212,6 +215,11 @@ def verify_checkpoint(path: Path) -> Checkpoint:
         for name in arrays:
             for _ in arrays.blocks(name):
                 pass
+    _, files = read_meta_file(path)
+    with _reading(path):
+        for name, expected in files.items():
+            if is_listed_whole(name, expected):
+                _check_digest(path / name, file_digest, expected)
     return checkpoint
 
 
@@ -254,9 +262,9 @@ def _check_sizes(path: Path, files: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _check_digest(file: Path, expected: dict[str, Any]) -> None:
+def _check_digest(file: Path, entry_of: Callable[[Path], dict[str, Any]], expected: dict[str, Any]) -> None:
     try:
-        found = file_entry(file)
+        found = entry_of(file)
     except DataError as error:
         raise CheckpointError(f"{error}; use another checkpoint") from error
     if found != expected:

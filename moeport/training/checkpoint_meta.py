@@ -179,8 +179,13 @@ def _is_list_of_files(value: Any) -> bool:
     )
 
 
+def is_listed_whole(name: str, entry: dict[str, Any]) -> bool:
+    """Whether the parts of a rank are listed with the SHA-256 of their whole file, as version 3 did at first."""
+    return _key(name) == HEAD_DIGEST and "sha256" in entry
+
+
 def _is_described(name: str, entry: dict[str, Any]) -> bool:
-    key = _key(name)
+    key = "sha256" if is_listed_whole(name, entry) else _key(name)
     return (
         sorted(entry) == sorted(["bytes", key])
         and _is_count(entry["bytes"])

@@ -16,9 +16,9 @@ from moeport.files import put_folder, start_folder
 from moeport.training import checkpoint_index, checkpoint_meta
 from moeport.training.checkpoint import open_checkpoint, verify_checkpoint
 from moeport.training.checkpoint_index import blocks
-from moeport.training.checkpoint_meta import CheckpointMeta, file_entry
+from moeport.training.checkpoint_meta import CheckpointMeta, file_digest, file_entry
 from moeport.training.checkpoint_writing import complete, give_up, part_of, write_rank
-from moeport.training.tensor_file import read_header
+from moeport.training.tensor_file import read_head, read_header
 
 EXPERTS = "layers.3.moe.experts.w_in"
 META = CheckpointMeta(7, 70, 1.5, "t", "d", {"model": {}}, "0")
@@ -147,10 +147,10 @@ def test_a_damaged_expert_is_named(tmp_path, expert, prefix):
     assert str(error.value) == message
 
 
-def resigned(path):
+def resigned(path, entry_of=file_entry):
     """Makes the digests of meta.json fit what lies in the folder."""
     meta = json.loads((path / "meta.json").read_text())
-    meta["files"] = {name: file_entry(path / name) for name in meta["files"]}
+    meta["files"] = {name: entry_of(path / name) for name in meta["files"]}
     del meta["digest"]
     (path / "meta.json").write_text(json.dumps({**meta, "digest": checkpoint_meta._digest(meta)}))
 
@@ -262,6 +262,22 @@ def test_a_damaged_file_of_an_unread_array_is_found_by_verifying(tmp_path):
     flip(path, "exp_avg.norm", 0)
     dict(open_checkpoint(path).model)
     with pytest.raises(CheckpointError, match=r"exp_avg\.norm: contents do not match"):
+        verify_checkpoint(path)
+
+
+def test_the_first_checkpoints_in_parts_are_read_and_verified(tmp_path):
+    """They list the SHA-256 of each whole file, which opening does not read."""
+    path = write(tmp_path, 2)
+    resigned(path, file_digest)
+    checkpoint = verify_checkpoint(path)
+    for name, value in MODEL.items():
+        np.testing.assert_array_equal(checkpoint.model[name], value)
+    head = read_head(path / FIRST)
+    assert head.endswith(b" ")
+    data = (path / FIRST).read_bytes()
+    (path / FIRST).write_bytes(head[:-1] + b"\t" + data[len(head) :])
+    assert sorted(dict(open_checkpoint(path).model)) == sorted(MODEL)
+    with pytest.raises(CheckpointError, match=f"{FIRST}: contents do not match their checksum"):
         verify_checkpoint(path)
 
 
