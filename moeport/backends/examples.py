@@ -9,7 +9,7 @@ import numpy as np
 
 from moeport.core.array import Array
 from moeport.core.dispatch_plan import DispatchPlan
-from moeport.core.ops import Ops
+from moeport.core.ops import AttentionOptions, Ops
 from moeport.core.parameters import parameter_dtype
 
 Example = Callable[[Ops, str], tuple[list[Any], int]]
@@ -45,16 +45,16 @@ def _rope(ops: Ops, dtype: str) -> tuple[list[Any], int]:
     return [_draw(ops, dtype, 0, BATCH, SEQUENCE, HEADS, WIDTH), *(ops.cast(x, _held(dtype)) for x in tables)], 1
 
 
-def _attention(causal: bool, *scale: float, starts: Sequence[Sequence[int]] = ()) -> Example:
+def _attention(causal: bool, scale: float | None = None, starts: Sequence[Sequence[int]] = ()) -> Example:
     """`starts` are the first positions of each sequence's documents, if there are any."""
 
     def example(ops: Ops, dtype: str) -> tuple[list[Any], int]:
         heads = (HEADS, GROUPS, GROUPS)
-        arguments = [*(_draw(ops, dtype, i, BATCH, SEQUENCE, n, WIDTH) for i, n in enumerate(heads)), causal, *scale]
+        document_BS = None
         if starts:
-            document_BS = np.stack([np.repeat(each, np.diff([*each, SEQUENCE])) for each in starts])
-            arguments.append(ops.from_numpy(document_BS))
-        return arguments, 3
+            document_BS = ops.from_numpy(np.stack([np.repeat(each, np.diff([*each, SEQUENCE])) for each in starts]))
+        arrays = (_draw(ops, dtype, i, BATCH, SEQUENCE, n, WIDTH) for i, n in enumerate(heads))
+        return [*arrays, AttentionOptions(causal, scale, document_BS)], 3
 
     return example
 

@@ -17,7 +17,7 @@ import numpy as np
 from moeport.backends.examples import plan_of
 from moeport.backends.timing import Sizes
 from moeport.core.array import Array
-from moeport.core.ops import Ops
+from moeport.core.ops import CAUSAL, AttentionOptions, Ops
 
 SKEWED = 2.0
 """A load is skewed if the busiest expert has this many times the mean."""
@@ -137,12 +137,10 @@ def _attention_sizes(
     q_BSHA: Array,
     k_BSGA: Array,
     v_BSGW: Array,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Array | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> Sizes | None:
     batch, sequence, heads, width = q_BSHA.shape
-    documents = () if document_BS is None else (("documents", DOCUMENTS),)
+    documents = () if options.document_BS is None else (("documents", DOCUMENTS),)
     return (
         ("B", power_of_two(batch)),
         ("S", power_of_two(sequence)),
@@ -150,7 +148,7 @@ def _attention_sizes(
         ("G", k_BSGA.shape[2]),
         ("A", width),
         ("W", v_BSGW.shape[3]),
-        ("causal", causal),
+        ("causal", options.causal),
         *documents,
     )
 
@@ -160,11 +158,12 @@ def _attention_example(ops: Ops, dtype: str, sizes: Mapping[str, Any], part: int
     batch = max(sizes["B"] // part, 1)
     sequence = max(sizes["S"] * sizes["B"] // (part * batch), 1)
     shapes = ((sizes["H"], sizes["A"]), (sizes["G"], sizes["A"]), (sizes["G"], sizes["W"]))
-    arguments = [*(_filled(ops, dtype, 1.0, batch, sequence, *shape) for shape in shapes), sizes["causal"]]
+    document_BS = None
     if "documents" in sizes:
         length = -(-sequence // sizes["documents"])
-        arguments += [None, ops.from_numpy(np.tile(np.arange(sequence) // length * length, (batch, 1)))]
-    return arguments, 3
+        document_BS = ops.from_numpy(np.tile(np.arange(sequence) // length * length, (batch, 1)))
+    options = AttentionOptions(sizes["causal"], document_BS=document_BS)
+    return [*(_filled(ops, dtype, 1.0, batch, sequence, *shape) for shape in shapes), options], 3
 
 
 def _same_load(*_: Any) -> dict[int, Any]:

@@ -13,7 +13,7 @@ from moeport.conformance.case import Case, chosen_tokens_plan, dispatch_plan
 from moeport.conformance.numbers import grid, rng
 from moeport.core.array import Array
 from moeport.core.dispatch_plan import DispatchPlan
-from moeport.core.ops import Ops
+from moeport.core.ops import AttentionOptions, Ops
 
 EXPERTS = 3
 
@@ -87,14 +87,14 @@ def _attention() -> Iterator[Case]:
         yield Case(
             "attention",
             f"{heads} heads on {groups}, not causal",
-            lambda ops, q, k, v: ops.attention(q, k, v, causal=False),
+            lambda ops, q, k, v: ops.attention(q, k, v, AttentionOptions(causal=False)),
             lambda q, k, v: formulas.attention(q, k, v, causal=False),
             arrays,
         )
         yield Case(
             "attention",
             f"{heads} heads on {groups}, narrow values and another scale",
-            lambda ops, q, k, v: ops.attention(q, k, v, scale=0.3),
+            lambda ops, q, k, v: ops.attention(q, k, v, AttentionOptions(scale=0.3)),
             lambda q, k, v: formulas.attention(q, k, v, scale=0.3),
             (grid(6, 2, 4, heads, 6), grid(7, 2, 4, groups, 6), grid(8, 2, 4, groups, 4)),
         )
@@ -119,7 +119,7 @@ def _attention_within_documents() -> Iterator[Case]:
         yield Case(
             "attention",
             f"{heads} heads on {groups} within documents{'' if causal else ', not causal'}",
-            lambda ops, q, k, v, d, c=causal, scale=scale: ops.attention(q, k, v, c, scale, d),
+            lambda ops, q, k, v, d, c=causal, scale=scale: ops.attention(q, k, v, AttentionOptions(c, scale, d)),
             lambda q, k, v, d, c=causal, scale=scale: formulas.attention(q, k, v, c, scale, d),
             (grid(6, 2, 5, heads, width), grid(7, 2, 5, groups, width), grid(8, 2, 5, groups, 2), document),
         )

@@ -20,6 +20,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,23 @@ from moeport.core.array import Array
 from moeport.core.dispatch_plan import DispatchPlan
 
 FLOAT_DTYPES = ("bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionOptions:
+    """What attention takes besides queries, keys and values."""
+
+    causal: bool = True
+    """Whether no position sees a later one."""
+    scale: float | None = None
+    """Multiplies the scores; None: 1 / sqrt(A)."""
+    document_BS: Any = None
+    """Where each position's document begins, an index of the sequence: no position sees another document; None: each
+    sequence is one document."""
+
+
+CAUSAL = AttentionOptions()
+"""Within whole sequences, of earlier positions, with the usual scale."""
 
 
 class Ops(ABC):
@@ -253,9 +272,7 @@ class Ops(ABC):
         q_BSHA: Array,
         k_BSGA: Array,
         v_BSGW: Array,
-        causal: bool = True,
-        scale: float | None = None,
-        document_BS: Array | None = None,
+        options: AttentionOptions = CAUSAL,
     ) -> Array:
         """Scaled-dot-product attention with grouped heads: query head h reads key/value head h // (H / G).
 
@@ -263,10 +280,7 @@ class Ops(ABC):
             q_BSHA: queries.
             k_BSGA: keys.
             v_BSGW: values, whose width W need not be that of queries and keys.
-            causal: whether no position sees a later one.
-            scale: multiplies the scores; None: 1 / sqrt(A).
-            document_BS: where each position's document begins, an index of the sequence: no position sees another
-                document; None: each sequence is one document.
+            options: which pairs are seen, and the scale of their scores.
 
         Returns: (B, S, H, W) in the type of q.
         """
@@ -276,14 +290,14 @@ class Ops(ABC):
         k = self.reshape(self.transpose(k_BSGA, (0, 2, 3, 1)), (batch, groups, 1, width, sequence))
         v = self.reshape(self.transpose(v_BSGW, (0, 2, 1, 3)), (batch, groups, 1, sequence, value_width))
         scores = self.accurate(self.matmul(q, k))
-        scores = scores * self.constant_like(width**-0.5 if scale is None else scale, scores)
-        if causal:
+        scores = scores * self.constant_like(width**-0.5 if options.scale is None else options.scale, scores)
+        if options.causal:
             position = self.arange(sequence)
             future = self.reshape(position, (1, sequence)) > self.reshape(position, (sequence, 1))
             scores = self.where(future, self.constant_like(-np.inf, scores), scores)
-        if document_BS is not None:
+        if options.document_BS is not None:
             own, others = ((batch, 1, 1, *shape) for shape in ((sequence, 1), (1, sequence)))
-            same = self.reshape(document_BS, own) == self.reshape(document_BS, others)
+            same = self.reshape(options.document_BS, own) == self.reshape(options.document_BS, others)
             scores = self.where(same, scores, self.constant_like(-np.inf, scores))
         out = self.matmul(self.cast(self.softmax(scores), self.dtype(v)), v)
         return self.reshape(self.transpose(out, (0, 3, 1, 2, 4)), (batch, sequence, heads, value_width))

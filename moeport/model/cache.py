@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeport.core.array import Array
-from moeport.core.ops import Ops
+from moeport.core.ops import AttentionOptions, Ops
 
 BLOCK = 128
 """Positions by which a cache grows: shapes change once in this many steps, and no more room than this is unused."""
@@ -34,7 +34,7 @@ class LayerCache:
         """
         if not self.arrays:
             self.arrays = [grown(ops, x, room_for(x.shape[1] + 1)) for x in (k_BQGA, v_BQGW)]
-            return ops.attention(q_BQHA, k_BQGA, v_BQGW, scale=scale)
+            return ops.attention(q_BQHA, k_BQGA, v_BQGW, AttentionOptions(scale=scale))
         keys, values = self.arrays
         out, *self.arrays = ops.cached_attention(q_BQHA, k_BQGA, v_BQGW, keys, values, position_BQ, scale)
         return out

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from moeport.core.array import Array
-from moeport.core.ops import Ops
+from moeport.core.ops import AttentionOptions, Ops
 from moeport.core.routing import RouterContext
 from moeport.model.cache import Continuation
 from moeport.model.moe_metrics import MoEMetrics
@@ -55,8 +55,8 @@ class Pass:
     ) -> Array:
         """Attention within sequences or their documents, or in a continuation also to earlier positions of the texts.
 
-        Args and result as of `Ops.attention`.
+        Args and result as of `Ops.attention` and its options.
         """
         if self.continuation is None:
-            return self.ops.attention(q_BSHA, k_BSGA, v_BSGW, causal, scale, self.document_BS)
+            return self.ops.attention(q_BSHA, k_BSGA, v_BSGW, AttentionOptions(causal, scale, self.document_BS))
         return self.continuation.attend(self.ops, q_BSHA, k_BSGA, v_BSGW, scale)

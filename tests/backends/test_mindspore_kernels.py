@@ -12,8 +12,9 @@ from moeport.backends import get_backend
 from moeport.backends.mindspore import kernels
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.ops import MindSporeOps
-from moeport.backends.trial import Candidate, Choice
+from moeport.backends.trial import Candidate, Choice, fault_of
 from moeport.config.training import BackendConfig
+from moeport.core.ops import CAUSAL, AttentionOptions
 from moeport.errors import BackendUnavailableError
 from moeport.facts import BACKENDS, FusedKernel
 from tests.support import assert_close, rng
@@ -63,16 +64,25 @@ def test_one_that_agrees_is_used(monkeypatch, dtype):
     assert isinstance(ops, MindSporeOps)
 
 
+@pytest.mark.parametrize("fact", [candidate.fact for candidate in kernels.CANDIDATES], ids=lambda fact: fact.kernel)
+def test_one_that_computes_what_the_composition_does_passes_its_trial(fact):
+    """So its examples, with options that are no arrays, can be differentiated."""
+    candidate = Candidate(fact, getattr(MindSporeOps, fact.kernel))
+    assert fault_of(candidate, MindSporeOps(), "float32", kernels._value_and_gradients) is None
+
+
 def test_what_it_cannot_serve_is_left_to_the_composition():
     (fact,) = (each for each in BACKENDS["mindspore"].fused_on("npu") if each.kernel == "attention")
     candidate = Candidate(fact, lambda ops, q, k, v, *_, **__: v * 0, kernels.attention_limit)
     ops = with_fused(MindSporeOps(), {"attention": Choice(candidate, fact.name)})
     q, k, v = (ops.from_numpy(rng(i).standard_normal((1, 3, 2, 4)).astype(np.float32)) for i in range(3))
     document = ops.from_numpy(np.zeros((1, 3), np.int64))
-    served = ops.attention(q, k, v), ops.attention(q, k, v, True, None, document), ops.attention(q, k, v, scale=1.0)
+    options = CAUSAL, AttentionOptions(document_BS=document), AttentionOptions(scale=1.0)
+    served = [ops.attention(q, k, v, each) for each in options]
     assert not any(ops.to_numpy(out).any() for out in served)
-    narrow = ops.attention(q, k, v[..., :2], True, 0.5)
-    assert_close(ops.to_numpy(narrow), ops.to_numpy(MindSporeOps().attention(q, k, v, True, 0.5))[..., :2], 1e-6)
+    half = AttentionOptions(scale=0.5)
+    narrow, whole = ops.attention(q, k, v[..., :2], half), MindSporeOps().attention(q, k, v, half)
+    assert_close(ops.to_numpy(narrow), ops.to_numpy(whole)[..., :2], 1e-6)
 
 
 @pytest.mark.parametrize("function", [wrong_value, wrong_gradient])

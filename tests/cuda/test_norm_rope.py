@@ -5,7 +5,7 @@ import torch
 
 from moeport.backends.torch.cuda import attention, norm_rope
 from moeport.backends.torch.ops import TorchOps
-from moeport.core.ops import Ops
+from moeport.core.ops import AttentionOptions, Ops
 
 pytestmark = pytest.mark.usefixtures("bits_may_change")
 
@@ -46,16 +46,16 @@ def test_kernels_without_a_mask_do_not_serve_documents():
     limits = attention.flash_attention_3_limit, attention.cudnn_limit, attention.efficient_limit
     for limit in limits:
         assert limit(q, k, k) is None
-        assert limit(q, k, k, document_BS=documents) == "documents are masked (data.document_mask)"
+        assert limit(q, k, k, AttentionOptions(document_BS=documents)) == "documents are masked (data.document_mask)"
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_repeated_keys_are_those_of_grouped_heads(causal, monkeypatch):
     """The kernel is CUDA's, but what is asked of it is the attention of grouped heads."""
     monkeypatch.setattr(attention, "sdpa_kernel", lambda _: torch.enable_grad())
-    arguments = [draw((2, 9, heads, 16), seed=heads) for heads in (6, 2, 2)]
-    received = value_and_gradients(lambda q, k, v: attention.efficient(OPS, q, k, v, causal), *arguments)
-    assert_same(received, value_and_gradients(lambda q, k, v: Ops.attention(OPS, q, k, v, causal), *arguments), 1e-6)
+    arguments, options = [draw((2, 9, heads, 16), seed=heads) for heads in (6, 2, 2)], AttentionOptions(causal)
+    received = value_and_gradients(lambda q, k, v: attention.efficient(OPS, q, k, v, options), *arguments)
+    assert_same(received, value_and_gradients(lambda q, k, v: Ops.attention(OPS, q, k, v, options), *arguments), 1e-6)
 
 
 def test_determinism_decides_which_attention_may_serve():
@@ -76,7 +76,7 @@ def test_flash_attention_3_is_called_in_the_layout_of_the_arguments(monkeypatch)
             @staticmethod
             def flash_attn_func(q, k, v, *, causal, softmax_scale, deterministic, wrap=wrap):
                 assert not deterministic
-                return wrap(TorchOps.attention(OPS, q, k, v, causal, softmax_scale))
+                return wrap(TorchOps.attention(OPS, q, k, v, AttentionOptions(causal, softmax_scale)))
 
         monkeypatch.setattr(attention, "import_module", {"flash_attn_interface": Interface}.get)
         arguments = [draw((2, 9, heads, 16), seed=heads) for heads in (6, 2, 2)]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from moeport.backends.torch.ops import TorchOps
+from moeport.core.ops import CAUSAL
 
 # ---------------------------------------------------------------------- norms
 
@@ -72,7 +73,7 @@ def keys_not_rotated(self, x, cos, sin):
 def masked_attention(allowed):
     """Attention with another mask: `allowed(query, key)` on positions."""
 
-    def attention(self, q, k, v, causal=True, scale=None, document_BS=None):
+    def attention(self, q, k, v, options=CAUSAL):
         position = torch.arange(q.shape[1])
         mask = allowed(position[:, None], position[None, :])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -81,8 +82,8 @@ def masked_attention(allowed):
     return attention
 
 
-def unscaled_attention(self, q, k, v, causal=True, scale=None, document_BS=None):
-    return TorchOps.attention(self, q * q.shape[-1] ** 0.5, k, v, causal, scale, document_BS)
+def unscaled_attention(self, q, k, v, options=CAUSAL):
+    return TorchOps.attention(self, q * q.shape[-1] ** 0.5, k, v, options)
 
 
 # ---------------------------------------------------------------------- routing

@@ -17,6 +17,7 @@ import moeport.routers.topk
 from moeport.backends.base import Backend
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.torch.optimizer import AdamW
+from moeport.core.ops import CAUSAL
 from moeport.parity.subject import Subject
 from tests.support import with_methods
 
@@ -127,10 +128,10 @@ def two_experts_exchanged(self, x_RD, w_in, w_out_EDF, counts_E, activation):
     return TorchOps.grouped_mlp(self, x_RD, w_in[order], w_out_EDF[order], counts_E, activation)
 
 
-def bfloat16_in_the_second_layer(self, q, k, v, causal=True, scale=None, document_BS=None):
+def bfloat16_in_the_second_layer(self, q, k, v, options=CAUSAL):
     if not self.calls("attention") % 2:
-        return TorchOps.attention(self, q, k, v, causal, scale, document_BS)
-    return TorchOps.attention(self, q.bfloat16(), k.bfloat16(), v.bfloat16(), causal, scale, document_BS).float()
+        return TorchOps.attention(self, q, k, v, options)
+    return TorchOps.attention(self, q.bfloat16(), k.bfloat16(), v.bfloat16(), options).float()
 
 
 def base_of_another_model(self, x, cos, sin):

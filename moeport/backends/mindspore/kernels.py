@@ -21,6 +21,7 @@ from mindspore import ops as msops
 from moeport.backends.examples import differentiated_among
 from moeport.backends.mindspore.ops import MindSporeOps
 from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, serves_all
+from moeport.core.ops import CAUSAL, AttentionOptions
 from moeport.facts import BACKENDS
 
 OpsT = TypeVar("OpsT", bound=MindSporeOps)
@@ -50,13 +51,12 @@ def attention(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> Tensor:
     """mindspore.ops.flash_attention_score in layout BSND, with a mask (True: hidden) if causal or of documents."""
     sequence, heads, width = q_BSHA.shape[1:]
-    hidden = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if causal else None
+    hidden = Tensor(np.triu(np.ones((sequence, sequence), bool), 1)) if options.causal else None
+    document_BS = options.document_BS
     if document_BS is not None:
         others = msops.expand_dims(document_BS, 2) != msops.expand_dims(document_BS, 1)
         hidden = msops.expand_dims(others if hidden is None else msops.logical_or(others, hidden), 1)
@@ -66,7 +66,7 @@ def attention(
         v_BSGW,
         heads,
         attn_mask=hidden,
-        scalar_value=width**-0.5 if scale is None else scale,
+        scalar_value=width**-0.5 if options.scale is None else options.scale,
         input_layout="BSND",
     )
 
@@ -75,9 +75,7 @@ def attention_limit(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> str | None:
     """Of flash_attention_score, whose documentation has one width for queries, keys and values."""
     width, value_width = q_BSHA.shape[-1], v_BSGW.shape[-1]

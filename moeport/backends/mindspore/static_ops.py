@@ -13,6 +13,7 @@ from mindspore import ops as msops
 from typing_extensions import override
 
 from moeport.backends.mindspore.ops import INDEX, MindSporeOps, zeros
+from moeport.core.ops import CAUSAL, AttentionOptions
 
 
 class StaticOps(MindSporeOps):
@@ -72,15 +73,13 @@ class StaticOps(MindSporeOps):
         q_BSHA: Tensor,
         k_BSGA: Tensor,
         v_BSGW: Tensor,
-        causal: bool = True,
-        scale: float | None = None,
-        document_BS: Tensor | None = None,
+        options: AttentionOptions = CAUSAL,
     ) -> Tensor:
         """Batched products with an additive mask."""
         batch, sequence, heads, width = q_BSHA.shape
         groups, value_width = v_BSGW.shape[2:]
         share = heads // groups
-        factor = Tensor(width**-0.5 if scale is None else scale, q_BSHA.dtype)
+        factor = Tensor(width**-0.5 if options.scale is None else options.scale, q_BSHA.dtype)
         q = msops.reshape(q_BSHA * factor, (batch, sequence, groups, share, width))
         q = msops.reshape(msops.transpose(q, (0, 2, 3, 1, 4)), (batch * groups, share * sequence, width))
         k, v = (
@@ -88,11 +87,12 @@ class StaticOps(MindSporeOps):
             for x in (k_BSGA, v_BSGW)
         )
         scores: Tensor = self.accurate(msops.BatchMatMul(transpose_b=True)(q, k))
-        if causal:
+        if options.causal:
             future = np.where(np.tri(sequence, dtype=bool), np.float32(0), -np.float32(np.inf))
             scores = scores + Tensor(np.tile(future, (share, 1))).astype(scores.dtype)
-        if document_BS is not None:
-            scores = self._within_documents(msops.reshape(scores, (batch, heads, sequence, sequence)), document_BS)
+        if options.document_BS is not None:
+            scores = msops.reshape(scores, (batch, heads, sequence, sequence))
+            scores = self._within_documents(scores, options.document_BS)
             scores = msops.reshape(scores, (batch * groups, share * sequence, sequence))
         out = msops.BatchMatMul()(self.cast(msops.softmax(scores, -1), self.dtype(v)), v)
         out = msops.reshape(out, (batch, heads, sequence, value_width))

@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from moeport.core.ops import AttentionOptions
+
 T = TypeVar("T")
 
 _made: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -54,14 +56,13 @@ def hidden_pairs(document_BS: Tensor, causal: bool) -> Tensor:
     return once_per_pass(document_BS, ("hidden", causal), make)
 
 
-def masked_attention(
-    q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, causal: bool, scale: float | None, document_BS: Tensor
-) -> Tensor:
+def masked_attention(q_BSHA: Tensor, k_BSGA: Tensor, v_BSGW: Tensor, options: AttentionOptions) -> Tensor:
     """PyTorch's attention with a term of minus infinity for the pairs that are hidden.
 
     The term is made in the type of q, since PyTorch would make one of truth values again in each layer. On CUDA no
     kernel takes both a term and grouped heads, so each key and value is repeated for its query heads there.
     """
+    document_BS, causal = options.document_BS, options.causal
 
     def make() -> Tensor:
         hidden_B1SS = hidden_pairs(document_BS, causal)
@@ -72,5 +73,5 @@ def masked_attention(
     grouped, repeats = q.shape[1] != k.shape[1], q.shape[1] // k.shape[1]
     if grouped and q.is_cuda:
         k, v, grouped = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), False
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=term_B1SS, scale=scale, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=term_B1SS, scale=options.scale, enable_gqa=grouped)
     return out.transpose(1, 2)

@@ -15,7 +15,7 @@ from moeport.backends.torch import kernels, sorting
 from moeport.backends.torch.documents import masked_attention
 from moeport.backends.torch.wide import WideLinear, has_wide_products
 from moeport.core.dispatch_plan import DispatchPlan
-from moeport.core.ops import Ops
+from moeport.core.ops import CAUSAL, AttentionOptions, Ops
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -239,15 +239,13 @@ class TorchOps(Ops):
         q_BSHA: Tensor,
         k_BSGA: Tensor,
         v_BSGW: Tensor,
-        causal: bool = True,
-        scale: float | None = None,
-        document_BS: Tensor | None = None,
+        options: AttentionOptions = CAUSAL,
     ) -> Tensor:
-        if document_BS is not None:
-            return masked_attention(q_BSHA, k_BSGA, v_BSGW, causal, scale, document_BS)
+        if options.document_BS is not None:
+            return masked_attention(q_BSHA, k_BSGA, v_BSGW, options)
         q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGW))
         grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=options.causal, scale=options.scale, enable_gqa=grouped)
         return out.transpose(1, 2)
 
     @override

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moeport.backends.torch.ops import TorchOps
+from moeport.core.ops import CAUSAL, AttentionOptions
 
 NOT_DETERMINISTIC = "its gradient is not deterministic; expected backend.deterministic: false"
 MASKED = "documents are masked (data.document_mask)"
@@ -25,9 +26,7 @@ def flash_attention_3(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> Tensor:
     """FlashAttention-3 of the package flash-attn-3, in the layout of the arguments, so that nothing is transposed.
 
@@ -35,7 +34,9 @@ def flash_attention_3(
     """
     attend = import_module("flash_attn_interface").flash_attn_func
     deterministic = torch.are_deterministic_algorithms_enabled()
-    out = attend(q_BSHA, k_BSGA, v_BSGW, causal=causal, softmax_scale=scale, deterministic=deterministic)
+    out = attend(
+        q_BSHA, k_BSGA, v_BSGW, causal=options.causal, softmax_scale=options.scale, deterministic=deterministic
+    )
     return out[0] if isinstance(out, tuple) else out  # some releases also return the log-partition
 
 
@@ -43,12 +44,10 @@ def flash_attention_3_limit(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> str | None:
     """Of flash-attn-3; its deterministic gradient lacks the widest heads."""
-    if document_BS is not None:
+    if options.document_BS is not None:
         return MASKED
     most = 192 if torch.are_deterministic_algorithms_enabled() else 256
     return _width_fault(q_BSHA, v_BSGW, most)
@@ -59,27 +58,23 @@ def cudnn(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> Tensor:
     """cuDNN's attention, in training only: it makes a plan for each length, and the lengths of generation vary."""
     if not torch.is_grad_enabled():
-        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGW, causal, scale)
+        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGW, options)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGW, causal, scale)
+        return TorchOps.attention(ops, q_BSHA, k_BSGA, v_BSGW, options)
 
 
 def cudnn_limit(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> str | None:
     """Of cuDNN, as PyTorch calls it: its gradient is not deterministic, so PyTorch refuses it where that is asked."""
-    if document_BS is not None:
+    if options.document_BS is not None:
         return MASKED
     if torch.are_deterministic_algorithms_enabled():
         return NOT_DETERMINISTIC
@@ -91,9 +86,7 @@ def efficient(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> Tensor:
     """The memory-efficient kernel for grouped heads in float32, for which PyTorch alone would make all S x S scores.
 
@@ -103,19 +96,18 @@ def efficient(
     q, k, v = (x.transpose(1, 2) for x in (q_BSHA, k_BSGA, v_BSGW))
     k, v = (x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2) for x in (k, v))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=options.causal, scale=options.scale)
+    return out.transpose(1, 2)
 
 
 def efficient_limit(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> str | None:
     """Without grouped heads PyTorch chooses this kernel by itself, and under a mask the composition has it too."""
-    if document_BS is not None:
+    if options.document_BS is not None:
         return MASKED
     return "heads are not grouped" if q_BSHA.shape[2] == k_BSGA.shape[2] else None
 

@@ -21,6 +21,7 @@ from moeport.backends.torch.ops import TorchOps
 from moeport.backends.torch.undisturbed import undisturbed
 from moeport.backends.trial import Candidate, serves_all
 from moeport.core.dispatch_plan import DispatchPlan
+from moeport.core.ops import CAUSAL, AttentionOptions
 from moeport.facts import BACKENDS
 
 Context = Any
@@ -53,24 +54,20 @@ def attention(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> Tensor:
     """In the layout of the arguments, so that nothing is transposed; with documents, under a mask of all pairs."""
-    mask = _causal_mask(q_BSHA) if causal else None
-    if document_BS is not None:
-        mask = hidden_pairs(document_BS, causal)
-    return operators.fusion_attention(q_BSHA, k_BSGA, v_BSGW, mask, scale)
+    mask = _causal_mask(q_BSHA) if options.causal else None
+    if options.document_BS is not None:
+        mask = hidden_pairs(options.document_BS, options.causal)
+    return operators.fusion_attention(q_BSHA, k_BSGA, v_BSGW, mask, options.scale)
 
 
 def attention_limit(
     q_BSHA: Tensor,
     k_BSGA: Tensor,
     v_BSGW: Tensor,
-    causal: bool = True,
-    scale: float | None = None,
-    document_BS: Tensor | None = None,
+    options: AttentionOptions = CAUSAL,
 ) -> str | None:
     """Of npu_fusion_attention."""
     return first(contract.attention(q_BSHA, k_BSGA, v_BSGW))
