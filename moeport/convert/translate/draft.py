@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 State = Literal["understood", "ignored", "not expressible", "unknown"]
-LEAST, MOST = -1e30, 1e30
-"""Numbers are between them; NaN is not."""
-NEAREST_RESET = (
-    "the nearest is data.document_mask: true, with which an end of text belongs to the document that follows it"
-)
-"""Why resets at documents, after the end of text, cannot be expressed."""
+Typed = Mapping[Callable[[Any], Any], tuple[str, ...]]
+"""Keys with which something is computed, by what converts their values (`Draft.require`)."""
 ABSENT: Any = object()
 """The default of a key that has none, or whose default changes nothing."""
-LATENT = "multi-head latent attention is not translated; set model.attention.kind: mla and its widths by hand"
 
 
 @dataclass(frozen=True)
@@ -157,42 +152,3 @@ class Draft:
                 self.tell(key, "not expressible", str(error), value)
                 return
             self.tell(key, "understood", rule.path, value)
-
-
-def choice(**values: Any) -> Callable[[Any], Any]:
-    """Converts named values; others have no counterpart."""
-
-    def convert(value: Any) -> Any:
-        if str(value) not in values:
-            raise ValueError(f"moeport has {', '.join(values)} only")
-        return values[str(value)]
-
-    return convert
-
-
-def integer(value: Any) -> int:
-    """Converts whole numbers."""
-    if number(value) % 1:
-        raise ValueError(f"no whole number: {value}")
-    return int(value)
-
-
-def number(value: Any) -> float:
-    """Converts numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST < value < MOST:
-        raise ValueError(f"no number: {value}")
-    return float(value)
-
-
-def name(value: Any) -> str:
-    """Converts names."""
-    if not isinstance(value, str):
-        raise ValueError(f"no name: {value}")
-    return value
-
-
-def switch(value: Any) -> bool:
-    """Converts true and false."""
-    if value not in (True, False):
-        raise ValueError(f"neither true nor false: {value}")
-    return bool(value)

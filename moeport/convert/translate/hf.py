@@ -9,8 +9,9 @@ from moeport.convert.config_in import fixed_values, settings_of
 from moeport.convert.family import family_of
 from moeport.convert.folder import read_object
 from moeport.convert.keys import CARRIED, shown
-from moeport.convert.translate.draft import Draft, Rule
+from moeport.convert.translate.draft import Draft, Rule, Typed
 
+TYPED: Typed = {}
 RULES: dict[str, Rule] = {}
 PREFIXES: dict[str, str] = {}
 

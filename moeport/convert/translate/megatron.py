@@ -7,33 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from moeport.config.model import MOST_LAYERS
-from moeport.convert.translate.draft import (
-    LATENT,
-    NEAREST_RESET,
-    Draft,
-    Rule,
-    choice,
-    ignored,
-    integer,
-    name,
-    number,
-    only,
-    switch,
-    to,
-)
+from moeport.convert.translate.draft import Draft, Rule, Typed, ignored, only, to
 from moeport.convert.translate.files import read_options, read_yaml
+from moeport.convert.translate.reasons import DIVIDED, HOW, LATENT, NEAREST_RESET
+from moeport.convert.translate.values import choice, integer, name, number, switch
 
-DIVIDED = "how the same model is divided among devices; see parallelism"
-HOW = "how it is computed, not what"
 DATA = "data.source and data.tokenizer say what is trained on; Megatron's binary files are not read"
 FILES = "run.dir holds all files of a run"
-WHOLE = (
-    *("num_layers", "hidden_size", "ffn_hidden_size", "num_query_groups", "global_batch_size", "micro_batch_size"),
-    *("num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size"),
-    *("train_iters", "train_samples", "lr_decay_iters", "lr_warmup_iters", "lr_warmup_samples", "lr_wsd_decay_iters"),
-)
-REAL = ("lr", "min_lr", "lr_warmup_fraction", "rope_scaling_factor", "moe_expert_capacity_factor")
-NAMES = ("lr_decay_style", "lr_wsd_decay_style", "moe_router_score_function", "moe_token_drop_policy")
+TYPED: Typed = {
+    integer: (
+        *("num_layers", "hidden_size", "ffn_hidden_size", "num_query_groups", "global_batch_size", "micro_batch_size"),
+        *("num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_shared_expert_intermediate_size"),
+        *(
+            "train_iters",
+            "train_samples",
+            "lr_decay_iters",
+            "lr_warmup_iters",
+            "lr_warmup_samples",
+            "lr_wsd_decay_iters",
+        ),
+    ),
+    number: ("lr", "min_lr", "lr_warmup_fraction", "rope_scaling_factor", "moe_expert_capacity_factor"),
+    name: ("lr_decay_style", "lr_wsd_decay_style", "moe_router_score_function", "moe_token_drop_policy"),
+}
 PATTERN = re.compile(r"\(?\[([01](?:,[01])*)\]\)?(?:\*(\d+))?")
 
 
@@ -47,9 +43,6 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def combine(draft: Draft) -> None:
     """What several options say together."""
-    draft.require(integer, *WHOLE)
-    draft.require(number, *REAL)
-    draft.require(name, *NAMES)
     _sizes(draft)
     if draft.get("num_experts"):
         _experts(draft)

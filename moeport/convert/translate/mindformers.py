@@ -5,25 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import (
-    LATENT,
-    NEAREST_RESET,
-    Draft,
-    Rule,
-    choice,
-    ignored,
-    integer,
-    name,
-    number,
-    only,
-    switch,
-    to,
-)
+from moeport.convert.translate.draft import Draft, Rule, Typed, ignored, only, to
 from moeport.convert.translate.files import read_yaml
+from moeport.convert.translate.reasons import DIVIDED, HOW, LATENT, NEAREST_RESET
+from moeport.convert.translate.values import choice, integer, name, number, switch
 
 MODEL, MOE, RUN = "model.model_config.", "moe_config.", "runner_config."
-DIVIDED = "how the same model is divided among devices; see parallelism"
-HOW = "how it is computed, not what"
 DATA = "data.source and data.tokenizer say what is trained on; MindRecord and Megatron files are not read"
 SIZES = {
     "model.num_layers": ("num_layers", "num_hidden_layers"),
@@ -37,14 +24,16 @@ SIZES = {
     "model.attention.rope_base": ("theta", "rope_theta", "rotary_base"),
 }
 """Keys of model_config by the key of moeport's, in the names of its older and of its newer models."""
-WHOLE = (
-    *(MOE + "expert_num", MODEL + "num_experts", MODEL + "n_routed_experts", MODEL + "vocab_size"),
-    *(RUN + "batch_size", RUN + "gradient_accumulation_steps", "micro_batch_interleave_num"),
-    *(f"parallel_config.{key}" for key in ("data_parallel", "pipeline_stage", "micro_batch_num")),
-    *("lr_schedule.total_steps", "lr_schedule.warmup_steps"),
-)
-REAL = (MOE + "capacity_factor", *(f"lr_schedule.{key}" for key in ("learning_rate", "lr_end", "warmup_ratio")))
-NAMES = ("lr_schedule.type", MODEL + "moe_router_load_balancing_type")
+TYPED: Typed = {
+    integer: (
+        *(MOE + "expert_num", MODEL + "num_experts", MODEL + "n_routed_experts", MODEL + "vocab_size"),
+        *(RUN + "batch_size", RUN + "gradient_accumulation_steps", "micro_batch_interleave_num"),
+        *(f"parallel_config.{key}" for key in ("data_parallel", "pipeline_stage", "micro_batch_num")),
+        *("lr_schedule.total_steps", "lr_schedule.warmup_steps"),
+    ),
+    number: (MOE + "capacity_factor", *(f"lr_schedule.{key}" for key in ("learning_rate", "lr_end", "warmup_ratio"))),
+    name: ("lr_schedule.type", MODEL + "moe_router_load_balancing_type"),
+}
 TYPES = {"float32": "float32", "bfloat16": "bfloat16"}
 
 
@@ -56,9 +45,6 @@ def read_file(path: Path) -> dict[str, Any]:
 def combine(draft: Draft) -> None:
     """What several keys say together."""
     draft.put("model.init_std", 0.02)  # of all weights, also where the file has neither of its keys
-    draft.require(integer, *WHOLE)
-    draft.require(number, *REAL)
-    draft.require(name, *NAMES)
     for path, names in SIZES.items():
         for own in names:
             if draft.get(MODEL + own) is not None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moeport.convert.translate.draft import LATENT, Draft, Rule, choice, ignored, integer, number, only, switch, to
+from moeport.convert.translate.draft import Draft, Rule, Typed, ignored, only, to
 from moeport.convert.translate.files import read_toml
+from moeport.convert.translate.reasons import DIVIDED, HOW, LATENT
+from moeport.convert.translate.values import choice, integer, number, switch
 
-DIVIDED = "how the same model is divided among devices; see parallelism"
-HOW = "how it is computed, not what"
 DATA = "data.source and data.tokenizer say what is trained on"
 FORCED = "debug.moe_force_load_balance"
 
@@ -50,10 +50,14 @@ FLAVORS = {
     }
 }
 """Sizes by model and flavor, as in torchtitan's registry. Untied; other Qwen3 flavors tie their embeddings."""
-WHOLE = (
-    *("training.steps", "training.batch_size", "training.local_batch_size", "training.global_batch_size"),
-    "lr_scheduler.warmup_steps",
-)
+TYPED: Typed = {
+    integer: (
+        *("training.steps", "training.batch_size", "training.local_batch_size", "training.global_batch_size"),
+        "lr_scheduler.warmup_steps",
+    ),
+    number: ("lr_scheduler.min_lr_factor", "lr_scheduler.decay_ratio"),
+    switch: (FORCED,),
+}
 REFUSED = {
     "deepseek_v3": f"is refused: {LATENT}",
     "llama4": "leaves positions out of some layers and attends in chunks, which moeport does not",
@@ -67,9 +71,6 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def combine(draft: Draft) -> None:
     """What several keys say together."""
-    draft.require(integer, *WHOLE)
-    draft.require(number, "lr_scheduler.min_lr_factor", "lr_scheduler.decay_ratio")
-    draft.require(switch, FORCED)
     _model(draft)
     steps, rate = draft.get("training.steps", 10000), draft.get("lr_scheduler.min_lr_factor", 0.0)
     warm, kind = draft.get("lr_scheduler.warmup_steps", 200), draft.get("lr_scheduler.decay_type", "linear")

@@ -11,7 +11,7 @@ import yaml
 
 from moeport.config import config_from_dict
 from moeport.convert.translate import hf, megatron, mindformers, torchtitan
-from moeport.convert.translate.draft import Draft, Entry, Rule, State
+from moeport.convert.translate.draft import Draft, Entry, Rule, State, Typed
 from moeport.errors import ConfigError, UserError, choices
 
 
@@ -22,13 +22,14 @@ class Framework:
     files: str
     """What they are, for messages."""
     read: Callable[[Path], dict[str, Any]]
+    typed: Typed
     combine: Callable[[Draft], None]
     rules: Mapping[str, Rule]
     prefixes: Mapping[str, str]
 
 
 FRAMEWORKS = {
-    name: Framework(files, module.read_file, module.combine, module.RULES, module.PREFIXES)
+    name: Framework(files, module.read_file, module.TYPED, module.combine, module.RULES, module.PREFIXES)
     for name, files, module in (
         ("megatron", "a shell script or YAML with the options of Megatron-LM", megatron),
         ("mindformers", "a YAML file of MindFormers", mindformers),
@@ -90,6 +91,8 @@ def translate(framework: str, path: Path, ranks: int | None = None, allow_missin
     if not values:
         raise UserError(f"{path}: no keys found; expected {known.files}")
     draft = Draft(values, ranks)
+    for convert, keys in known.typed.items():
+        draft.require(convert, *keys)
     known.combine(draft)
     draft.apply(known.rules, known.prefixes)
     if all(entry.state == "unknown" for entry in draft.entries if entry.given):
