@@ -184,7 +184,7 @@ def dcp(
 
     Example: moeport convert dcp runs/qwen3 -o qwen3-dcp --names torchtitan
     """
-    from moeport.convert.dcp import to_dcp
+    from moeport.convert.to_dcp import to_dcp
     from moeport.pages.console import wide_console
 
     console = wide_console()
@@ -219,7 +219,7 @@ def from_dcp(
 
     Example: moeport convert from-dcp outputs/checkpoint/step-1000 -o runs/qwen3 --config qwen3.yaml
     """
-    from moeport.convert.dcp import from_dcp as convert
+    from moeport.convert.from_dcp import from_dcp as convert
     from moeport.pages.console import wide_console
 
     console = wide_console()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import override
 
 from moeport.config.model import ModelConfig
+from moeport.config.schema import Config
 from moeport.convert.config_out import differences, keys_of
 from moeport.convert.family import family_of
 from moeport.core.muon import MOMENTS
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Box, Weights, dtype_of, read_part
 from moeport.errors import UserError
+from moeport.model.decoder import DecoderLM
 
 Names = Literal["moeport", "torchtitan"]
 """Ours below `model.` and `optim.state.`, or those of torchtitan's Qwen3 and Qwen3-MoE."""
@@ -30,6 +32,7 @@ ASIDE: dict[Names, tuple[str, ...]] = {
 STATES = sorted({moment for moments in MOMENTS.values() for moment in moments})
 """Kinds of moments, which follow the name of their parameter."""
 
+EMBEDDING, TITAN_EMBEDDING = "embedding.weight", "tok_embeddings.weight"
 TITAN_ATTENTION = {
     "q": "qkv_linear.wq.weight",
     "k": "qkv_linear.wk.weight",
@@ -68,6 +71,24 @@ class Piece:
         return Box(inner.start[extra:], inner.shape[extra:])
 
 
+def specs_of(config: Config, rows: int, place: str) -> Sequence[ParameterSpec]:
+    """The parameters of a config's model; `rows` are those of its embedding. Raises UserError for one of images."""
+    if config.data.is_images:
+        raise UserError(f"{place}: was trained to classify images; expected a language model")
+    return DecoderLM(config.model, config.model.vocab_size or rows).parameter_specs()
+
+
+def names_in(stored: Weights, record: Mapping[str, Any] | None) -> tuple[Names, str, str]:
+    """Whose names they are, what stands before those of parameters, and before those of their moments."""
+    names: Names = "torchtitan" if TITAN_EMBEDDING in stored else "moeport"
+    if record is not None:
+        names = record["names"]
+    prefix, state = PREFIXES[names]
+    if names == "moeport" and EMBEDDING in stored:
+        prefix = ""
+    return names, prefix, state
+
+
 def pieces_of(names: Names, model: ModelConfig, specs: Sequence[ParameterSpec]) -> list[Piece]:
     """All tensors of a model's parameters, which cover each parameter exactly once.
 
@@ -81,7 +102,7 @@ def pieces_of(names: Names, model: ModelConfig, specs: Sequence[ParameterSpec]) 
     if names == "moeport":
         return [Piece(spec.name, spec.shape, spec.name, Box.whole(spec.shape)) for spec in specs]
     shapes = {spec.name: spec.shape for spec in specs}
-    _check_titan(model, shapes["embedding.weight"][0])
+    _check_titan(model, shapes[EMBEDDING][0])
     is_dense = model.moe.num_experts == 1
     skipped = {name for name in shapes if is_dense and name.endswith("moe.router.weight")}
     return [piece for name, shape in shapes.items() if name not in skipped for piece in _titan(name, shape)]
@@ -100,7 +121,7 @@ def _check_titan(model: ModelConfig, vocab_size: int) -> None:
 def _titan(name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
     """torchtitan's tensors of one of our parameters."""
     if not name.startswith("layers."):
-        known = {"embedding.weight": "tok_embeddings.weight", "final_norm.weight": "norm.weight"}
+        known = {EMBEDDING: TITAN_EMBEDDING, "final_norm.weight": "norm.weight"}
         yield Piece(known.get(name, name), shape, name, Box.whole(shape))
         return
     _, layer, part = name.split(".", 2)

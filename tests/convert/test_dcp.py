@@ -18,9 +18,10 @@ from moeport.backends.dcp import read_dcp
 from moeport.backends.torch import dcp as library
 from moeport.cli.main import main
 from moeport.config import config_from_dict
-from moeport.convert.dcp import from_dcp, to_dcp
 from moeport.convert.dcp_names import Ours, Theirs, pieces_of
 from moeport.convert.digested import Digested
+from moeport.convert.from_dcp import from_dcp
+from moeport.convert.to_dcp import to_dcp
 from moeport.core.muon import moment_names
 from moeport.errors import DataError, UserError
 from moeport.model.decoder import DecoderLM

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from moeport.convert.dcp import to_dcp
 from moeport.convert.from_hf import from_hf
+from moeport.convert.to_dcp import to_dcp
 from moeport.convert.to_hf import to_hf
 from moeport.convert.upcycle import upcycle
 from moeport.core.weights import Box, Shard

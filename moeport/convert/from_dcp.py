@@ -1,65 +1,46 @@
-"""Checkpoints of torch.distributed.checkpoint (DCP), which torchtitan and others train with, in and out."""
+"""A folder of torch.distributed.checkpoint (DCP), of moeport or of torchtitan and others, as a run."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
-from typing_extensions import override
 
-from moeport.backends.dcp import METADATA, read_dcp, write_dcp
+from moeport.backends.dcp import METADATA, read_dcp
 from moeport.config import config_from_dict, load_config
 from moeport.config.schema import Config
 from moeport.convert.dcp_names import (
     ASIDE,
-    PREFIXES,
+    EMBEDDING,
     STATES,
     TITAN_BIAS,
+    TITAN_EMBEDDING,
     Names,
     Ours,
     Piece,
-    Theirs,
     check_shapes,
+    names_in,
     pieces_of,
+    specs_of,
 )
+from moeport.convert.dcp_record import FILE, read_record
 from moeport.convert.digested import Digested
 from moeport.convert.progress import Report, reported, silent
 from moeport.core.muon import moment_names
-from moeport.core.parameters import ParameterSpec
-from moeport.core.weights import Box, Weights, Wrapped, shape_of
+from moeport.core.weights import Box
 from moeport.errors import DataError, UserError
-from moeport.files import atomic_folder, write_json
-from moeport.model.decoder import DecoderLM
-from moeport.reading import check_types, read_json
-from moeport.training.checkpoint import find_checkpoint, open_checkpoint, save_streamed
-from moeport.training.checkpoint_meta import META_FILE, CheckpointMeta
-from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, read_config, refuse_used, write_config
+from moeport.training.checkpoint import find_checkpoint, save_streamed
+from moeport.training.checkpoint_meta import CheckpointMeta
+from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, refuse_used, write_config
 from moeport.training.tensor_file import NewTensor
 from moeport.version import VERSION
 
-EMBEDDING = "embedding.weight"
-FILE = "moeport-dcp.json"
-"""Beside the tensors: what moeport knows of them."""
-FORMAT, FORMAT_VERSION = "moeport-dcp", 1
 CODES = {"float32": "F32", "float64": "F64"}
-
-
-@dataclass(frozen=True)
-class ToDcp:
-    """What was written."""
-
-    checkpoint: Path
-    tensors: int
-    parameters: int
-    """Number of elements of the parameters."""
-    moments: bool
-    """Whether the optimiser's state was written too."""
 
 
 @dataclass(frozen=True)
@@ -73,42 +54,6 @@ class FromDcp:
     """Whether the run can be resumed where it stopped."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
-
-
-def to_dcp(
-    source: Path, target: Path, names: Names = "moeport", checkpoint: str = "latest", report: Report = silent
-) -> ToDcp:
-    """Write a checkpoint as torch.distributed.checkpoint does, in a folder that appears once it is complete.
-
-    Args:
-        source: a run folder, or a checkpoint.
-        target: the folder to make.
-        names: whose names the tensors get.
-        checkpoint: latest, best or step-N, if `source` is a run folder.
-        report: is told of each part that was written.
-
-    Raises: BackendUnavailableError if PyTorch is missing; UserError for a model that cannot be given these names;
-        CheckpointError if the checkpoint is damaged.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is already there; choose another folder, or remove it")
-    path = source
-    if not (source / META_FILE).is_file():
-        if not (source / CHECKPOINT_DIR).is_dir():
-            read_config(source)
-        path = find_checkpoint(source / CHECKPOINT_DIR, checkpoint)
-    opened = open_checkpoint(path)
-    config = config_of(opened)
-    specs = _specs(config, shape_of(opened.model, EMBEDDING)[0], str(source))
-    pieces = pieces_of(names, config.model, specs)
-    arrays = Theirs(pieces, names, opened.model, opened.optimizer, config.training.updates(opened.meta.step))
-    with atomic_folder(target) as folder:
-        digests = write_dcp(folder, _Reported(arrays, report, "a NaN or an infinity: the run had diverged"))
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, "names": names, "sha256": digests}
-        write_json(folder / FILE, {**values, "meta": asdict(opened.meta)})
-        if (tokenizer := path.resolve().parent.parent / TOKENIZER_FILE).is_file():
-            shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
-    return ToDcp(path, len(arrays), sum(spec.size for spec in specs), bool(len(opened.optimizer)))
 
 
 def from_dcp(source: Path, run_dir: Path, config_file: Path | None = None, report: Report = silent) -> FromDcp:
@@ -143,15 +88,15 @@ class _Import:
     """One folder on its way in: every tensor has a place, or is refused."""
 
     def __init__(self, source: Path, config_file: Path | None, run_dir: Path):
-        self.source, self.record = source, _record(source)
+        self.source, self.record = source, read_record(source)
         stored, self.no_tensors = read_dcp(source)
         self.stored = stored = Digested(stored)
-        self.names, prefix, self._state = _names_in(stored, self.record)
+        self.names, prefix, self._state = names_in(stored, self.record)
         self.config, self.meta = self._settings(config_file, run_dir)
-        embedding = prefix + ("tok_embeddings.weight" if self.names == "torchtitan" else EMBEDDING)
+        embedding = prefix + (TITAN_EMBEDDING if self.names == "torchtitan" else EMBEDDING)
         if embedding not in stored:
             raise UserError(f"{source}: {embedding} is missing; expected a language model by the names of {self.names}")
-        self.specs = _specs(self.config, stored.shape(embedding)[0], str(source))
+        self.specs = specs_of(self.config, stored.shape(embedding)[0], str(source))
         self.pieces = pieces_of(self.names, self.config.model, self.specs)
         self._shapes = {spec.name: spec.shape for spec in self.specs}
         moments_of = moment_names(self.specs, self.config.optimizer.name)
@@ -200,7 +145,7 @@ class _Import:
             if name.startswith(ASIDE[self.names]) and (name.endswith(".step") or not self.meta.data):
                 left.append(name)
             elif tied and name == "lm_head.weight":
-                self._check_tied(name, f"{prefix}tok_embeddings.weight")
+                self._check_tied(name, prefix + TITAN_EMBEDDING)
             elif self.names == "torchtitan" and name.endswith(TITAN_BIAS):
                 if np.any(self.stored[name]):
                     raise UserError(f"{self.source}: {name} is not zero: moeport's topk has no expert bias")
@@ -289,61 +234,3 @@ class _Import:
 
 def _zeros(shape: tuple[int, ...]) -> Iterator[bytes]:
     yield bytes(4 * math.prod(shape))
-
-
-class _Reported(Wrapped):
-    """Arrays of which every part that is read is checked and reported."""
-
-    def __init__(self, arrays: Weights, report: Report, fault: str):
-        super().__init__(arrays)
-        self.report, self.fault = report, fault
-        self.done = 0
-        self.total = sum(np.dtype(arrays.dtype(name)).itemsize * Box.whole(arrays.shape(name)).size for name in arrays)
-
-    @override
-    def read(self, name: str, box: Box) -> np.ndarray:
-        values = super().read(name, box)
-        if not np.isfinite(values).all():
-            raise DataError(f"{name} holds {self.fault}; use an earlier checkpoint")
-        self.done += values.nbytes
-        self.report(name, self.done, self.total)
-        return values
-
-
-def _specs(config: Config, rows: int, place: str) -> Sequence[ParameterSpec]:
-    """The parameters of a config's model; `rows` are those of its embedding."""
-    if config.data.is_images:
-        raise UserError(f"{place}: was trained to classify images; expected a language model")
-    return DecoderLM(config.model, config.model.vocab_size or rows).parameter_specs()
-
-
-def _names_in(stored: Weights, record: dict[str, Any] | None) -> tuple[Names, str, str]:
-    """Whose names they are, what stands before those of parameters, and before those of their moments."""
-    names: Names = "torchtitan" if "tok_embeddings.weight" in stored else "moeport"
-    if record is not None:
-        names = record["names"]
-    prefix, state = PREFIXES[names]
-    if names == "moeport" and "embedding.weight" in stored:
-        prefix = ""
-    return names, prefix, state
-
-
-def _record(source: Path) -> dict[str, Any] | None:
-    """What moeport wrote beside the tensors; None if there is nothing. Raises DataError if it is damaged."""
-    file = source / FILE
-    if not file.is_file():
-        return None
-    try:
-        values = read_json(file, limit=2**30)
-        meta = dict.fromkeys(CheckpointMeta.__dataclass_fields__, object)
-        check_types(values, {"format": str, "format_version": int, "names": str, "sha256": {...: str}, "meta": dict})
-        if values["format"] != FORMAT or values["format_version"] != FORMAT_VERSION:
-            raise ValueError(f'expected "format": "{FORMAT}" of version {FORMAT_VERSION}')
-        if values["names"] not in get_args(Names) or values["meta"].keys() != meta.keys():
-            raise ValueError("expected names and metadata as moeport writes them")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{file}: {error}; delete it, and give --config, if it is not needed") from error
-    found: dict[str, Any] = values
-    return found

@@ -1,0 +1,51 @@
+"""What moeport writes beside the tensors of a DCP folder: their names and checksums, and the checkpoint's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from moeport.convert.dcp_names import Names
+from moeport.errors import DataError
+from moeport.files import write_json
+from moeport.reading import check_types, read_json
+from moeport.training.checkpoint_meta import CheckpointMeta
+
+FILE = "moeport-dcp.json"
+FORMAT, FORMAT_VERSION = "moeport-dcp", 1
+
+
+def write_record(folder: Path, names: Names, digests: Mapping[str, str], meta: CheckpointMeta) -> None:
+    """Write the file.
+
+    Args:
+        folder: holds the tensors.
+        names: whose names they have.
+        digests: SHA-256 by name.
+        meta: of the checkpoint.
+    """
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION, "names": names, "sha256": digests}
+    write_json(folder / FILE, {**values, "meta": asdict(meta)})
+
+
+def read_record(source: Path) -> dict[str, Any] | None:
+    """What moeport wrote beside the tensors; None if there is nothing. Raises DataError if it is damaged."""
+    file = source / FILE
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file, limit=2**30)
+        meta = dict.fromkeys(CheckpointMeta.__dataclass_fields__, object)
+        check_types(values, {"format": str, "format_version": int, "names": str, "sha256": {...: str}, "meta": dict})
+        if values["format"] != FORMAT or values["format_version"] != FORMAT_VERSION:
+            raise ValueError(f'expected "format": "{FORMAT}" of version {FORMAT_VERSION}')
+        if values["names"] not in get_args(Names) or values["meta"].keys() != meta.keys():
+            raise ValueError("expected names and metadata as moeport writes them")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: {error}; delete it, and give --config, if it is not needed") from error
+    found: dict[str, Any] = values
+    return found
