@@ -46,8 +46,8 @@ class DomainTokens(MixedTokens):
 class DomainSampler(Sampler):
     """Draws each sequence of a batch from its domain, whose sequences come in a new random order in every epoch.
 
-    A domain with n sequences in a batch gives those that a run on it alone with a batch of n would train on, so a step
-    depends only on its number, the seed and how many sequences each domain has.
+    A domain with n sequences in a batch gives those that a run with a batch of n and no other domain would train on, so
+    a step depends only on its number, the seed and how many sequences each domain has.
 
     Args:
         domain_B: the domain of each sequence of a batch.

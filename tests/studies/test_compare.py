@@ -396,7 +396,7 @@ def test_runs_on_data_that_have_changed_are_no_results(tmp_path):
     )
 
 
-def test_runs_of_different_versions_are_noted(tmp_path, finished):
+def test_runs_of_different_versions_or_ranks_are_noted(tmp_path, finished):
     _, folder = finished
     shutil.copytree(folder / "out", tmp_path / "out")
     summary = tmp_path / "out/switch/summary.json"
@@ -409,6 +409,12 @@ def test_runs_of_different_versions_are_noted(tmp_path, finished):
     assert note.startswith("The runs had different versions: ")
     assert "moeport 0.0.1" in note
     assert note in explanations(comparison)
+    starts = tmp_path / "out/switch/starts.jsonl"
+    starts.write_text(json.dumps(json.loads(starts.read_text()) | {"ranks": 4}))
+    shutil.copy(folder / "out/switch/summary.json", summary)
+    assert compare(plan(files, tmp_path / "out"), console=QUIET).notes() == [
+        "The runs had different numbers of ranks: 1; 4."
+    ]
 
 
 def test_images_have_an_accuracy_and_no_bits_per_byte(tmp_path):

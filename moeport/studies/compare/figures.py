@@ -15,6 +15,7 @@ from moeport.pages.series import BinnedSeries
 from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.side_files import read_summary
+from moeport.training.starts import read_starts
 
 CHART_POINTS = 100
 CURVES = ("drop_rate", "imbalance", "rows_mean", "rows_max", "local_share")
@@ -89,6 +90,8 @@ class RunResult:
     """Compute type."""
     versions: Mapping[str, str]
     """Versions of Python, moeport and the framework."""
+    trained_on: str
+    """The numbers of ranks that have trained it, such as `2` or `1, 2`; empty if they are not known."""
 
 
 def is_finished(run_dir: Path, steps: int) -> bool:
@@ -135,7 +138,8 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         all_to_all_bytes=all_to_all_bytes(settled["rows_per_token"], config.model.d_model, summary.dtype, ranks),
         wall_time=summary.wall_time,
     )
-    return RunResult(figures, read.curves(), summary.device, summary.dtype, summary.versions)
+    trained_on = ", ".join(dict.fromkeys(str(start.ranks) for start in read_starts(run_dir)))
+    return RunResult(figures, read.curves(), summary.device, summary.dtype, summary.versions, trained_on)
 
 
 class _Reading:

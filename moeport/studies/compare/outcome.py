@@ -109,6 +109,7 @@ class Comparison:
         for what, values in (
             ("devices", {result.device for result in results}),
             ("compute types", {result.dtype for result in results}),
+            ("numbers of ranks", {result.trained_on for result in results if result.trained_on}),
             ("versions", {", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())) for r in results}),
         ):
             if len(values) > 1:
