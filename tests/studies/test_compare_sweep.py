@@ -1,5 +1,6 @@
 """Sweeps of a comparison, and its intervals over seeds, on runs that are made up."""
 
+import io
 import json
 import math
 import re
@@ -137,7 +138,7 @@ class TestSweep:
         assert made_up.trained[:2] == [("switch", "0.01", 0), ("switch", "0.02", 0)]
 
     def test_the_time_left_counts_the_seeds_that_follow(self, tmp_path, made_up):
-        console = Console(record=True, width=200, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(record=True, width=200, file=io.StringIO())
         compare(swept(tmp_path, seeds=[0, 1]), console=console, train_run=made_up.train)
         lines = [line for line in console.export_text().splitlines() if line.startswith("run ")]
         assert lines[0] == f"run 1 of 8: topk, seed 0, {RATE} 0.005"

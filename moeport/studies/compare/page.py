@@ -16,6 +16,7 @@ from moeport.pages.scatter import Point, scatter_chart
 from moeport.pages.template import load_template
 from moeport.studies.compare.figures import Figures, mean_curve
 from moeport.studies.compare.outcome import Comparison
+from moeport.studies.compare.plot import PANELS, final_losses
 from moeport.studies.compare.spread import spread
 from moeport.studies.compare.table import columns, explanations, rows
 from moeport.training.run_dir import REPORT_FILE
@@ -104,16 +105,11 @@ def _links(comparison: Comparison, name: str, folder: Path) -> list[RunLink]:
 
 def _final(comparison: Comparison) -> Iterator[Drawn]:
     """The loss at the end over the cost, with standard deviations as error bars."""
-    for figure, over, show in (
-        ("rows_per_token", "rows per token, all layers", "{:.3f}"),
-        ("train_time", "seconds of training in all", "{:,.1f}"),
-    ):
-        points = []
-        for name in comparison.plan.names:
-            found = [one.values() for one in comparison.figures(name).values()]
-            if found:
-                x, y = (spread([float(one[key] or 0) for one in found]) for key in (figure, "val_loss"))
-                points.append(Point(name, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0))
+    for (figure, over), show in zip(PANELS.items(), ("{:.3f}", "{:,.1f}"), strict=True):
+        points = [
+            Point(name, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0)
+            for name, x, y in final_losses(comparison, figure)
+        ]
         axis = replace(LOSS, title="Validation loss at the end, mean ± standard deviation")
         if chart := scatter_chart(axis, points, over.partition(",")[0], show):
             yield Drawn(over, chart)

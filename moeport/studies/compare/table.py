@@ -117,7 +117,7 @@ def explanations(comparison: Comparison) -> list[str]:
         "Dropped, imbalance, local share and rows are means over the second half of the steps; the ratio of rows is of "
         "all steps. Rows are what the experts compute, without dropped assignments and padding: per token over all "
         "layers; per step for an expert, mean over experts and layers; and for the busiest expert of each layer, mean "
-        "over the layers. Experts of other widths and shared experts make rows of another cost.",
+        "over the layers. A row costs more where experts are wider, and rows of shared experts are not counted.",
         *_of_parts(comparison),
         "Step time is a median. The runs shared one machine, one after another; other load on it counts.",
         f"All-to-all is computed, not measured: {ALL_TO_ALL}, over all layers, for experts and tokens spread evenly "
@@ -140,7 +140,7 @@ def _of_parts(comparison: Comparison) -> Iterator[str]:
 
 def _of_seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
-        return f"Seed {seeds[0]}: one run each, which cannot tell a difference from the chance of a seed."
+        return f"Seed {seeds[0]}: one run each, which cannot tell a difference of routers from one of seeds."
     return (
         f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation. Differences and ratios are paired by seed and "
         f"have their interval in brackets: {METHOD}. An interval that contains no difference is marked ~: these seeds "
