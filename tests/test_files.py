@@ -261,9 +261,10 @@ def test_a_folder_whose_deletion_has_begun_gets_no_final_name(tmp_path, monkeypa
     """Or a thread could give its name to a checkpoint that the process deletes, since it ends."""
 
     def rmtree(path, **options):
-        with pytest.raises(WriteError):
-            put_folder(folder, tmp_path / "final")
-        began.append(path)
+        if path.is_relative_to(tmp_path):  # the process may have others left to discard
+            with pytest.raises(WriteError):
+                put_folder(folder, tmp_path / "final")
+            began.append(path)
         original(path, **options)
 
     began, original = [], files.shutil.rmtree
