@@ -25,9 +25,9 @@ BPE = {"tokenizer": {"name": "bpe", "vocab_size": 300}}
 SIDE_FILES = ("config.yaml", "tokenizer.json", "metrics.jsonl", "summary.json", "report.html")
 
 
-def config_of(folder, **sections):
-    constant = {"schedule": {"name": "constant"}}  # so that a run may become longer
-    return tiny_config(folder, data=BPE, metrics={"report": True}, optimizer=constant, **sections)
+def config_of(folder, rate=0.01, **sections):
+    optimizer = {"learning_rate": rate, "schedule": {"name": "constant"}}  # so that a run may become longer
+    return tiny_config(folder, data=BPE, metrics={"report": True}, optimizer=optimizer, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_damaged_side_file_neither_blocks_nor_misleads_a_finished_run(run, cap
 
 
 def test_files_of_another_run_do_not_mislead_a_finished_run(run, tmp_path, capsys):
-    other = config_of(tmp_path, run={"dir": str(tmp_path / "other")}, optimizer={"learning_rate": 0.02})
+    other = config_of(tmp_path, rate=0.02, run={"dir": str(tmp_path / "other")})
     other = other.model_copy(update={"data": run.data})
     train(other, console=QUIET)
     before = state(run.run.dir)
