@@ -483,14 +483,16 @@ def check_rules(config: Config, faulty: Set[str] = frozenset(), recorded: bool =
     for effect in EFFECTS:
         reads = (effect.option, effect.selector)
         if _usable(reads, faulty) and _has(config, *reads) and _is_idle(config, effect):
-            wrong = f"has no effect while {effect.selector} is {value_at(config, effect.selector)}"
+            wrong = f"has no effect while {effect.selector} is {shown(value_at(config, effect.selector))}"
             expected = f"{effect.selector} {' or '.join(map(shown, effect.values))}, or this key left out"
             found.append(_problem(config, reads, wrong, expected))
     return found
 
 
 def _text(text: str | Callable[..., str], values: list[Any]) -> str:
-    return text(*values) if callable(text) else text.format(*values)
+    if callable(text):
+        return text(*values)
+    return text.format(*("null" if value is None else value for value in values))
 
 
 def _problem(config: Config, reads: tuple[str, ...], wrong: str, expected: str) -> Problem:

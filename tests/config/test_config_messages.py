@@ -610,7 +610,7 @@ CASES = [
     case(
         "quantile of the largest cosine",
         "model:\n  moe:\n    capacity: {policy: locmoe_plus, rule: delta_max, quantile: 0.99}\n",
-        "c.yaml:3:64 model.moe.capacity.quantile: has no effect while model.moe.capacity.delta is None (got 0.99); expected model.moe.capacity.delta quantile, or this key left out",
+        "c.yaml:3:64 model.moe.capacity.quantile: has no effect while model.moe.capacity.delta is null (got 0.99); expected model.moe.capacity.delta quantile, or this key left out",
     ),
     case(
         "former name of a probability",
@@ -630,7 +630,7 @@ CASES = [
     case(
         "quantile of the mean",
         "model:\n  moe:\n    capacity: {policy: locmoe, quantile: 0.5}\n",
-        "c.yaml:3:42 model.moe.capacity.quantile: has no effect while model.moe.capacity.delta is None (got 0.5); expected model.moe.capacity.delta quantile, or this key left out",
+        "c.yaml:3:42 model.moe.capacity.quantile: has no effect while model.moe.capacity.delta is null (got 0.5); expected model.moe.capacity.delta quantile, or this key left out",
     ),
     case(
         "decay_fraction of cosine",

@@ -81,8 +81,9 @@ def sequence_loss(scores_TE, top_k):
     return total
 
 
-@pytest.mark.parametrize("options", [{}, {"num_groups": 4, "top_groups": 2}, {"normalize_gates": False}], ids=str)
-@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("top_k", "options"), [(1, {}), (2, {"num_groups": 4, "top_groups": 2}), (3, {"normalize_gates": False})], ids=str
+)
 @every_target
 def test_the_sequence_wise_loss_counts_scores_without_bias_and_groups(target, top_k, options):
     """Megatron-LM counts so too: compute_routing_scores_for_aux_loss."""
