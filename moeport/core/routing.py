@@ -85,6 +85,11 @@ class Topology:
     """Machines of the whole job, which may have several copies of the experts."""
 
 
+def of_node(node: int, nodes: int, items: int) -> tuple[int, int]:
+    """The first of a node's experts, or simulated tokens, and the first after them: i is on node i * nodes // items."""
+    return -(-node * items // nodes), -(-(node + 1) * items // nodes)
+
+
 @dataclass(frozen=True)
 class RouterContext:
     """What some routers need besides the hidden states."""

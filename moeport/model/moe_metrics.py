@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.positions import drops_by_position
-from moeport.core.routing import Routing, SoftRouting, Topology
+from moeport.core.routing import Routing, SoftRouting, Topology, of_node
 
 
 class MoEMetrics(NamedTuple):
@@ -100,8 +100,8 @@ def local_share(ops: Ops, chosen: Routing, chosen_E: Array, nodes: int | None, t
     """
     kind, experts = ops.dtype(chosen.logits_TE), chosen.num_experts
     if nodes is None:
-        own = [expert for expert in range(experts) if expert * topology.nodes // experts == topology.node]
-        local = ops.sum(ops.cast(chosen_E[own[0] : own[-1] + 1], kind))
+        first, end = of_node(topology.node, topology.nodes, experts)
+        local = ops.sum(ops.cast(chosen_E[first:end], kind))
     else:
         token_N, choices = chosen.token_N, chosen.expert_N.shape[0]
         if token_N is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -12,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
-from moeport.core.routing import Topology
+from moeport.core.routing import Topology, of_node
 from moeport.routers.base import Router, RouterConfig, unit
 
 _TINY = 1e-30
@@ -74,10 +73,10 @@ class GrAPRouter(Router[GrAPConfigT]):
             divergence = self._divergence(ops, probs_TE, topology.nodes, topology.node)
         else:
             nodes, tokens = config.nodes, probs_TE.shape[0]
-            first = [-(-node * tokens // nodes) for node in range(nodes + 1)]
+            spans = [of_node(node, nodes, tokens) for node in range(nodes)]
             found = [
                 self._divergence(ops, probs_TE[start:end], nodes, node)
-                for node, (start, end) in enumerate(pairwise(first))
+                for node, (start, end) in enumerate(spans)
                 if start < end
             ]
             divergence = sum(found[1:], found[0]) * ops.constant_like(1.0 / len(found), probs_TE)
@@ -86,13 +85,14 @@ class GrAPRouter(Router[GrAPConfigT]):
     def _divergence(self, ops: Ops, probs_TE: Array, nodes: int, node: int) -> Array:
         """KL(D_c || D_l) of the tokens of one node."""
         experts, eta = self.num_experts, self.config.locality_smoothing
-        local = [expert for expert in range(experts) if expert * nodes // experts == node]
+        first, end = of_node(node, nodes, experts)
         share_E = ops.mean(probs_TE, axis=0)
         entropy = -ops.sum(share_E * ops.log(share_E + ops.constant_like(_TINY, share_E)))
-        if len(local) in (0, experts):
+        local = end - first
+        if local in (0, experts):
             return ops.constant_like(math.log(experts), share_E) - entropy
-        inside = ops.sum(share_E[local[0] : local[-1] + 1])
+        inside = ops.sum(share_E[first:end])
         outside = ops.constant_like(1.0, share_E) - inside
-        log_inside = ops.constant_like(math.log((1.0 - eta) / len(local)), share_E)
-        log_outside = ops.constant_like(math.log(eta / (experts - len(local))), share_E)
+        log_inside = ops.constant_like(math.log((1.0 - eta) / local), share_E)
+        log_outside = ops.constant_like(math.log(eta / (experts - local)), share_E)
         return -entropy - inside * log_inside - outside * log_outside

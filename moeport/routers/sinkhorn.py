@@ -28,8 +28,8 @@ class SinkhornTokenChoiceConfig(TopKRouterConfig, LogitNoiseConfig):
 class SinkhornTokenChoiceRouter(LogitNoiseRouter[SinkhornTokenChoiceConfig]):
     """Top-k of each token's row of the plan; the gates are softmax(W x), not normalised over the k.
 
-    The plan is the entropy-regularised optimal transport with scores W x, epsilon = 1, a mass of 1 a token and T / E an
-    expert. It needs no gradient and no load-balancing loss. In evaluation and generation the choice is the top-k of
+    The plan is the entropy-regularised optimal transport with scores W x, epsilon = 1, a mass of 1 per token and T / E
+    per expert. It needs no gradient and no load-balancing loss. In evaluation and generation the choice is the top-k of
     W x, so that no token depends on others; that is ours for this paper, and what Megatron-LM does.
     """
 

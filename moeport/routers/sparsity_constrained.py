@@ -55,7 +55,7 @@ class SparsityConstrainedExpertChoiceRouter(ExpertsChooseRouter[SparsityConstrai
 
 
 def potentials(ops: Ops, similarity_GES: Array, nonzeros: int, iterations: int, epsilon: float) -> Array:
-    """Potentials alpha (G, 1, S) of the tokens after so many steps of Adam from 0 on the semi-dual.
+    """Potentials alpha (G, 1, S) of the tokens after this many steps of Adam from 0 on the semi-dual.
 
     Which is sum(alpha) - sum_e max over t of (similarity_e + alpha) . t - |t|^2 / 2, with t at least 0, of sum S / E
     and of at most C nonzero entries (arXiv 2209.15466). Its gradient is 1 - the sums of the rows of the plan. Adam's

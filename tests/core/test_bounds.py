@@ -138,7 +138,7 @@ def test_a_cosine_beyond_half_a_square_excludes_all_others(dim, experts, delta):
 @pytest.mark.parametrize(
     ("dim", "experts", "delta", "failure"), [(128, 8, 0.15, 0.05), (64, 16, 0.3, 0.2), (4, 4, 0.8, 0.1)]
 )
-def test_so_many_tokens_bring_a_discriminative_one_to_an_expert(dim, experts, delta, failure):
+def test_the_success_form_brings_a_discriminative_token_to_an_expert(dim, experts, delta, failure):
     """The success form against a simulation: of as many tokens as expert 0 takes, one at least is discriminative."""
     random = rng(8)
     capacity = math.ceil(lower_bound(delta, dim, experts, probability="independent", failure=failure))
