@@ -1,4 +1,4 @@
-"""OpenMoE's two residual forms: the printed one, in parallel, and the released one, one after the other."""
+"""OpenMoE's released residual form, one after the other; test_combinations.py has the printed one, in parallel."""
 
 import numpy as np
 import pytest
@@ -43,28 +43,24 @@ def mlp(params, x_TD):
 
 
 def written_out(config, params, x_TD):
-    """The block by its formula; as in the released code (its names) the experts are `mlp`, the dense block `extra_mlp`,
-    with `pre_extra_mlp_layernorm` before it.
+    """The block by its formula. In the released code the experts are `mlp` and the dense block is `extra_mlp`, with
+    `pre_extra_mlp_layernorm` before it.
     """
     experts_only = config.moe.model_copy(update={"residual_hidden": 0})
     for suffix, layer in DecoderLM(config, VOCABULARY).blocks[0].moe.items():
         own = subtree(f"moe{suffix}", params)
         normed = formulas.rms_norm(x_TD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
         routing = layer.router.route(NumpyOps(), subtree("router", own), normed, RouterContext(0, True))
-        residual = x_TD
-        x_TD = residual + moe_layer(experts_only, own, normed, routing)[0]
-        if config.moe.residual_form == "sequential":
-            residual = x_TD
-            normed = formulas.rms_norm(x_TD, params[f"dense_norm{suffix}.weight"], config.norm_eps)
+        x_TD = x_TD + moe_layer(experts_only, own, normed, routing)[0]
+        normed = formulas.rms_norm(x_TD, params[f"dense_norm{suffix}.weight"], config.norm_eps)
         x_TD = x_TD + mlp(subtree("dense", own), normed)
     return x_TD
 
 
-@pytest.mark.parametrize("form", ["parallel", "sequential"])
 @every_router
 @pytest.mark.parametrize("target", parameters([target for target in COMPOSED if target.dtype != "bfloat16"]))
-def test_a_block_is_what_the_formula_says(target, router, form):
-    config, backend = config_of(form, router), target.build()
+def test_a_block_is_what_the_formula_says(target, router):
+    config, backend = config_of(router=router), target.build()
     params, x_BSD = values(config)
     placed = {name: backend.ops.cast(backend.ops.from_numpy(v), backend.dtype) for name, v in params.items()}
     x_on_device = backend.ops.cast(backend.ops.from_numpy(x_BSD), backend.dtype)
