@@ -130,12 +130,15 @@ def balance_differs(family: Family, model: ModelConfig, keys: Mapping[str, Any])
 
 
 def fitting(model: ModelConfig, vocab_size: int, sequence_length: int) -> tuple[Family, list[Difference]]:
-    """The first family that has every setting of a model, or the one that lacks fewest, with what it lacks."""
+    """The first family that has every setting of a model, or the one that lacks fewest, with what it lacks.
+
+    Among those that lack equally many, one with the model's router is nearer than another.
+    """
     found = []
     for family in sorted(FAMILIES, key=lambda family: family.is_dense != (model.moe.num_experts == 1)):
         keys = keys_of(family, model, vocab_size, sequence_length)
         found.append((family, differences(family, model, vocab_size, keys)))
-    return min(found, key=lambda pair: len(pair[1]))
+    return min(found, key=lambda pair: (len(pair[1]), "model.moe.router.name" in {each.key for each in pair[1]}))
 
 
 def _canonical(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
