@@ -51,7 +51,9 @@ class SparsityConstrainedExpertChoiceRouter(ExpertsChooseRouter[SparsityConstrai
         similarity_GES = ops.stop_gradient(ops.transpose(probs_GSE, (0, 2, 1)))
         capacity = self.config.capacity(probs_GSE.shape[1], self.num_experts)
         steps, epsilon = self.config.solver_iterations, self.config.adam_epsilon
-        return similarity_GES + potentials(ops, similarity_GES, capacity, steps, epsilon)
+        # Not recorded for parity: Adam divides small gradients by their own size, which shows only their rounding,
+        # while the potentials move by no more than the learning rate.
+        return similarity_GES + potentials(ops.unrecorded(), similarity_GES, capacity, steps, epsilon)
 
 
 def potentials(ops: Ops, similarity_GES: Array, nonzeros: int, iterations: int, epsilon: float) -> Array:
