@@ -18,7 +18,7 @@ def row(name, kind, default, tag, options):
         Metric("How {name} it is.", tag="{tag}", {options}),
     ] = {default}
 """
-    return Row("moeport/training/metrics_table.py", "] = 0", text)
+    return Row("moeport/training/metrics_table.py", "] = field(default=0.0)", text)
 
 
 def measured(name, value):
@@ -28,7 +28,7 @@ def measured(name, value):
 
 def computed(name, value):
     """The line of a metric that the trainer computes."""
-    return Row("moeport/training/step_metrics.py", "**measured(terms),", f"        {name}={value},")
+    return Row("moeport/training/step_metrics.py", "**of_layers,", f"        {name}={value},")
 
 
 CHART = 'chart=Chart("Routing", Axis("Toy of {}", "", "{{:.3f}}"))'

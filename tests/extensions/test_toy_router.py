@@ -40,7 +40,7 @@ def source():
 def copy(tmp_path_factory):
     """A copy with the router, after `make generate`."""
     lines = ("name: topk", "top_k: 2", "softmax: before", "normalize_gates: true", "num_groups: 1", "top_groups: 1")
-    options = "\n      ".join(lines) + "\n"
+    options = "\n      ".join([*lines, "noise_std: 0.0"]) + "\n"
     assert options in TOPK
     files = {
         "moeport/routers/sigma.py": source(),

@@ -54,7 +54,8 @@ def variants():
             yield f"{router}-{drop}", router, {"capacity": {"policy": "factor", "drop": drop}}
         if config.has_gate_rows:
             for policy in ("locmoe", "locmoe_plus"):
-                for delta in ("minimum", "quantile", "mean", "maximum") if router == "topk" else ("quantile",):
+                deltas = ("minimum", "quantile", "mean", "maximum")[: 4 if policy == "locmoe" else 2]
+                for delta in deltas if router == "topk" else ("quantile",):
                     yield f"{router}-{policy}-{delta}", router, {"capacity": {"policy": policy, "delta": delta}}
 
 
