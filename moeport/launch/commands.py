@@ -16,6 +16,7 @@ from typing import Literal
 
 from moeport.launch import last_words, npu
 from moeport.launch.npu import NpuJob
+from moeport.launch.orphans import started_here
 from moeport.launch.script import slurm_script
 from moeport.stopping import INTERRUPTED, handled, install, restore
 
@@ -160,8 +161,7 @@ def _start(command: Sequence[str], folder: Path, settings: Mapping[str, str]) ->
 
 def _ends_with_this(launcher: str) -> list[str]:
     """Runs a module that ends its ranks when this process is killed; msrun does so at SIGINT alone."""
-    number = signal.SIGINT if launcher == "msrun" else signal.SIGTERM
-    return [sys.executable, "-m", "moeport.launch.orphans", str(os.getpid()), str(int(number))]
+    return started_here(signal.SIGINT if launcher == "msrun" else signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes], launcher: str, again: bool) -> None:

@@ -25,6 +25,11 @@ def end_with_parent(number: int, parent: int) -> None:
             os.kill(os.getpid(), number)
 
 
+def started_here(number: int) -> list[str]:
+    """The beginning of a command, before a module and its arguments, that gets a signal when this process is killed."""
+    return [sys.executable, "-m", "moeport.launch.orphans", str(os.getpid()), str(int(number))]
+
+
 def end_with_launcher() -> None:
     """Have this rank save and end when its launcher is killed, if the launcher is one that waits for its ranks."""
     if "TORCHELASTIC_RUN_ID" in os.environ or FOLDER in os.environ:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +12,12 @@ from rich.console import Console
 from moeport.config import resolved_yaml
 from moeport.errors import InterruptedRunError, NonFiniteError, RunError
 from moeport.files import write_text
+from moeport.launch.orphans import started_here
+from moeport.stopping import INTERRUPTED
 from moeport.studies.compare.plan import PlannedRun
 
 CONFIG_FOLDER = "configs"
 """In the folder of the comparison: the config of each run, which its ranks read."""
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Ranks:
             _raise(run, code, errors.read_text(encoding="utf-8", errors="replace"))
 
     def _command(self, file: Path) -> list[str]:
-        start = [sys.executable, "-m", "moeport.launch.orphans", str(os.getpid()), str(int(signal.SIGTERM)), "moeport"]
+        start = [*started_here(signal.SIGTERM), "moeport"]
         ranks = ["--ranks-per-node", str(self.ranks_per_node)]
         if self.nodes == 1 and self.inter is None:
             return [*start, "launch", str(file), *ranks, "--resume", "--run"]
