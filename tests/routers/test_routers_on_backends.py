@@ -184,7 +184,7 @@ def test_parameters(config):
     if type(config).parameter_count is RouterConfig.parameter_count:
         assert trained == [ParameterSpec("weight", (EXPERTS, WIDTH), std=0.5)]
     assert config.parameter_count(WIDTH, EXPERTS) == sum(spec.size for spec in trained)
-    assert router.paper.count("arXiv") >= 1 or router.paper.startswith("For benchmarks, as ")
+    assert router.paper.count("arXiv") >= 1 or router.paper.startswith("For benchmarks, ")
 
 
 @every_choosing_config
