@@ -14,8 +14,8 @@ from tests.parity.test_backends import options
 from tests.parity.tiny import config_file
 
 SMALL = Size(sequences=2, tokens=12, steps=2)
-UNROUTED = ("soft",)
-"""Routers that decide nothing: they give every token to every expert."""
+UNROUTED = ("forced_balance",)
+"""Routers that compute no decision: places alone tell where tokens go. (`soft` decides which vectors are near zero.)"""
 
 
 def assert_looked(found, name):
