@@ -91,6 +91,7 @@ def config_of(size: Size, backend: str, ranks: int, folder: Path, **sections: Ma
             "cache_dir": str(folder.parent / "cache"),
         },
         "training": {"steps": 2, "batch_size": BATCH, "evaluation_interval": 0},
+        "optimizer": {"schedule": {"name": "constant"}},  # so that a run may become longer
         "parallelism": {"expert": ranks},
         "metrics": {"report": False, "tensorboard": False, "peak_tflops": 1.0},
         "backend": {"name": backend, "device": "cpu", "dtype": "float32", "compile": False},
