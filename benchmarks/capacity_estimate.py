@@ -2,9 +2,9 @@
 
     python -m benchmarks.capacity_estimate [--steps 300] [--seeds 3] [--every 100] [--config FILE ...]
 
-Each config trains on one thread, from other weights and batches for each seed. Every so many steps, some batches of
-held-out text, of the size of a training batch, pass through the model, and every router says what the tokens that it
-sees call for, as a multiple of T / E:
+Each config is trained on one thread; every seed has its own initial weights and batches. At step 0 and every `--every`
+steps, a few batches of held-out text, each as large as a training batch, pass through the model, and each router
+reports the capacity that its tokens call for, as a multiple of T / E:
 
 - `own`: its own tokens, which is what perfectly gathered tokens call for. More than 1, since each expert counts by its
   number of tokens and some have many;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -203,14 +203,10 @@ class Theirs(Weights):
         piece, arrays, own = self._entries[name]
         return read_part(arrays, own, piece.ours(box)).reshape(box.shape)
 
+    @property
     @override
-    def __iter__(self) -> Iterator[str]:
-        yield from self._entries
-        yield from self._counts
-
-    @override
-    def __len__(self) -> int:
-        return len(self._entries) + len(self._counts)
+    def names(self) -> Collection[str]:
+        return [*self._entries, *self._counts]
 
 
 class Ours(Weights):
@@ -247,13 +243,10 @@ class Ours(Weights):
                 values[common.within(box).slices] = part.reshape(common.shape)
         return values
 
+    @property
     @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pieces)
-
-    @override
-    def __len__(self) -> int:
-        return len(self.pieces)
+    def names(self) -> Collection[str]:
+        return self.pieces
 
 
 def check_shapes(pieces: Iterable[Piece], stored: Weights, place: str) -> None:

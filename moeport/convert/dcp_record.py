@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from moeport.convert.dcp_names import Names
+from moeport.convert.record import read_record_file
 from moeport.errors import DataError
 from moeport.files import write_json
-from moeport.reading import check_types, read_json
 from moeport.training.checkpoint_meta import CheckpointMeta
 
 FILE = "moeport-dcp.json"
 FORMAT, FORMAT_VERSION = "moeport-dcp", 1
+REMEDY = "delete it, and give --config, if it is not needed"
 
 
 def write_record(folder: Path, names: Names, digests: Mapping[str, str], meta: CheckpointMeta) -> None:
@@ -35,17 +36,8 @@ def read_record(source: Path) -> dict[str, Any] | None:
     file = source / FILE
     if not file.is_file():
         return None
-    try:
-        values = read_json(file, limit=2**30)
-        meta = dict.fromkeys(CheckpointMeta.__dataclass_fields__, object)
-        check_types(values, {"format": str, "format_version": int, "names": str, "sha256": {...: str}, "meta": dict})
-        if values["format"] != FORMAT or values["format_version"] != FORMAT_VERSION:
-            raise ValueError(f'expected "format": "{FORMAT}" of version {FORMAT_VERSION}')
-        if values["names"] not in get_args(Names) or values["meta"].keys() != meta.keys():
-            raise ValueError("expected names and metadata as moeport writes them")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{file}: {error}; delete it, and give --config, if it is not needed") from error
-    found: dict[str, Any] = values
-    return found
+    form = {"names": str, "sha256": {...: str}, "meta": dict}
+    values = read_record_file(file, FORMAT, FORMAT_VERSION, form, REMEDY)
+    if values["names"] not in get_args(Names) or values["meta"].keys() != set(CheckpointMeta.__dataclass_fields__):
+        raise DataError(f"{file}: expected names and metadata as moeport writes them; {REMEDY}")
+    return values

@@ -97,7 +97,7 @@ def read_checksums(file: Path) -> dict[str, str] | None:
     """
     if not file.is_file():
         return None
-    values = _json(file, CHECKSUMS_FORMAT, {"sha256": {...: str}})
+    values = read_record_file(file, CHECKSUMS_FORMAT, VERSION, {"sha256": {...: str}})
     found: dict[str, str] = values["sha256"]
     return found
 
@@ -113,24 +113,37 @@ def _read(file: Path) -> Record:
         "ignored": [str],
         "checksums": {...: str},
     }
-    values = _json(file, FORMAT, form)
+    values = read_record_file(file, FORMAT, VERSION, form)
     if values["layout"] not in get_args(Layout) or not {*values["dtypes"].values()} <= DTYPES.keys():
         raise DataError(f"{file}: names a layout or an element type that there is not; convert the folder again")
     return Record(**{key: values[key] for key in Record.__dataclass_fields__})
 
 
-def _json(file: Path, kind: str, form: dict[Any, Any]) -> dict[str, Any]:
+def read_record_file(
+    file: Path, kind: str, version: int, form: dict[Any, Any], remedy: str = "delete it if it is not needed"
+) -> dict[str, Any]:
+    """The values of a JSON file that moeport writes beside tensors.
+
+    Args:
+        file: exists.
+        kind: its "format".
+        version: the one that is read.
+        form: types of its other values, as `check_types` takes them.
+        remedy: what a user can do about a damaged one.
+
+    Raises DataError if it is damaged, or of another format or version.
+    """
     try:
         values = read_json(file, limit=2**30)
         check_types(values, {"format": str, "format_version": int})
         if values["format"] != kind:
             raise ValueError(f'it has no "format": "{kind}"')
-        if values["format_version"] != VERSION:
-            raise ValueError(f"format version {values['format_version']}, and this moeport reads {VERSION}")
+        if values["format_version"] != version:
+            raise ValueError(f"format version {values['format_version']}, and this moeport reads {version}")
         check_types(values, form)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise DataError(f"{file}: {error}; delete it if it is not needed") from error
+        raise DataError(f"{file}: {error}; {remedy}") from error
     found: dict[str, Any] = values
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -175,13 +175,10 @@ class InitialWeights(Weights):
     def dtype(self, name: str) -> str:
         return "float32"
 
+    @property
     @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    @override
-    def __len__(self) -> int:
-        return len(self.specs)
+    def names(self) -> Collection[str]:
+        return self.specs
 
     @override
     def read(self, name: str, box: Box) -> np.ndarray:

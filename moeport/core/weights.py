@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -122,6 +122,11 @@ class Weights(Mapping[str, np.ndarray]):
     Names are in a fixed order. Each access makes a new array.
     """
 
+    @property
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """The names, in their order."""
+
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array, without reading it. Raises KeyError for a name that is not there."""
@@ -146,9 +151,11 @@ class Weights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name, Box.whole(self.shape(name)))
 
-    @abstractmethod
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -225,10 +232,7 @@ class Wrapped(Weights):
     def read(self, name: str, box: Box) -> np.ndarray:
         return read_part(self._arrays, name, box)
 
+    @property
     @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._arrays)
+    def names(self) -> Collection[str]:
+        return self._arrays

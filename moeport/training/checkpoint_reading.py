@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,10 @@ class StoredWeights(Weights):
     def dtype(self, name: str) -> str:
         return NUMPY_TYPES[self._arrays[name].code]
 
+    @property
     @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._arrays)
+    def names(self) -> Collection[str]:
+        return self._arrays
 
     @override
     def read(self, name: str, box: Box) -> np.ndarray:

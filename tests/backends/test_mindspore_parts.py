@@ -70,11 +70,9 @@ class Recorded(Weights):
         self.times[name][box.slices] += 1
         return self.arrays[name][box.slices].copy()
 
-    def __iter__(self):
-        return iter(self.arrays)
-
-    def __len__(self):
-        return len(self.arrays)
+    @property
+    def names(self):
+        return self.arrays
 
 
 class SilentMesh(Mesh):

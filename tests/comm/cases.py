@@ -211,7 +211,7 @@ def rows_without_a_gradient(communicator, backend, dtype):
 
 
 def on_nodes(communicator, nodes):
-    """The communicator, as if its ranks were on so many nodes."""
+    """The communicator, as if its ranks were on this many nodes."""
     group = communicator.group([communicator.ranks])
     group._locate([position * nodes // group.size for position in range(group.size)])
     return group

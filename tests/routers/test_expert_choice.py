@@ -181,7 +181,7 @@ def similarity(seed=7, size=24, experts=4):
 
 
 def projected(x_S, nonzeros):
-    """The projection onto the simplex with at most so many nonzero entries, by bisection for the threshold."""
+    """The projection onto the simplex with at most this many nonzero entries, by bisection for the threshold."""
     kept = np.argsort(-x_S)[:nonzeros]
     low, high = x_S[kept].min() - 1, x_S.max()
     for _ in range(200):

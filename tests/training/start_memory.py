@@ -49,11 +49,9 @@ class Moments(Weights):
     def read(self, name, box):
         return np.ones(box.shape, np.float32)
 
-    def __iter__(self):
-        return iter(self.shapes)
-
-    def __len__(self):
-        return len(self.shapes)
+    @property
+    def names(self):
+        return self.shapes
 
 
 class Growth:

@@ -19,7 +19,7 @@ STEPS = 4
 
 
 def run(folder, backend, stop=None, resume=False, steps=STEPS, dtype="float32", compiled=None, **sections):
-    """The losses of a run, by step; `stop`: end after so many steps as an interrupted run would."""
+    """The losses of a run, by step; `stop`: end after this many steps, as an interrupted run would."""
     config = tiny_config(
         folder,
         backend={"name": backend, "dtype": dtype, "compile": compiled},

@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -180,13 +180,10 @@ class DcpWeights(Weights):
     def dtype(self, name: str) -> str:
         return TYPES[self._tensors[name].properties.dtype]
 
+    @property
     @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def names(self) -> Collection[str]:
+        return self._tensors
 
     @override
     def bands(self, name: str) -> list[Box]:
