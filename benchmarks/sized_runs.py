@@ -93,7 +93,7 @@ def config_of(size: Size, backend: str, ranks: int, folder: Path, **sections: Ma
         "training": {"steps": 2, "batch_size": BATCH, "evaluation_interval": 0},
         "optimizer": {"schedule": {"name": "constant"}},  # so that a run may become longer
         "parallelism": {"expert": ranks},
-        "metrics": {"report": False, "tensorboard": False, "peak_tflops": 1.0},
+        "metrics": {"report": False, "tensorboard": False, "peak_tflops": 1.0, "sample_tokens": 0},
         "backend": {"name": backend, "device": "cpu", "dtype": "float32", "compile": False},
     }
     return {key: {**values.get(key, {}), **sections.get(key, {})} for key in {**values, **sections}}

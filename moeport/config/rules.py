@@ -445,6 +445,7 @@ EFFECTS = (
             "model.tie_embeddings",
             "model.moe.allow_future_tokens",
             "metrics.sample_prompt",
+            "metrics.sample_tokens",
         )
     ),
     *(

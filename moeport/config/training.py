@@ -187,6 +187,8 @@ class MetricsConfig(Section):
     """Write report.html at the end."""
     sample_prompt: str | None = None
     """Text that the sample at the end of a run continues. Default: the beginning of a held-out document."""
+    sample_tokens: NonNegativeInt | None = None
+    """Tokens of that sample; 0: none, which saves the time of a large model. Default: 120."""
     peak_tflops: PositiveFloat | None = None
     """Peak of the device in TFLOP/s, for MFU. Default: the speed of a matrix product, measured at the start."""
     profile: bool = False

@@ -158,15 +158,22 @@ class TextTask(Task):
 
     def summary(self, model: EvaluationModel) -> dict[str, Any]:
         """Bits per byte of general-purpose compressors, a sample, what was skipped, and what each source gave."""
-        context = self.config.data.sequence_length
-        prompt = self._sample_prompt()
-        text = sample(model, self.data.tokenizer, prompt, context, Sampling(max_tokens=SAMPLE_TOKENS))
         return {
             "baselines": {f"{name} -9": bits for name, bits in self.data.baselines.items()},
-            "sample": {"prompt": prompt, "text": text},
+            "sample": self._sample(model),
             "skipped": self.data.unreadable,
             "sources": self._sources(),
         }
+
+    def _sample(self, model: EvaluationModel) -> dict[str, str] | None:
+        """A prompt and what the model adds to it."""
+        wanted = self.config.metrics.sample_tokens
+        tokens = SAMPLE_TOKENS if wanted is None else wanted
+        if not tokens:
+            return None
+        context, prompt = self.config.data.sequence_length, self._sample_prompt()
+        text = sample(model, self.data.tokenizer, prompt, context, Sampling(max_tokens=tokens))
+        return {"prompt": prompt, "text": text}
 
     def _sources(self) -> dict[str, dict[str, float]]:
         """Tokens and epochs that the run takes from each source of a mixture."""

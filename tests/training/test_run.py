@@ -87,6 +87,17 @@ def test_the_sample_continues_the_configs_prompt_or_a_held_out_document(tmp_path
     assert len(shown) > 20 or given is not None
 
 
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_the_sample_has_as_many_tokens_as_the_config_says_or_there_is_none(tmp_path, tokens):
+    config = tiny_config(tmp_path, training={"steps": 1}, metrics={"sample_tokens": tokens, "report": True})
+    summary = train(config, console=QUIET)
+    if tokens:
+        assert 0 < len(summary.sample["text"]) <= tokens
+    else:
+        assert summary.sample is None
+    assert ("<h2>Sample</h2>" in (config.run.dir / "report.html").read_text()) == bool(tokens)
+
+
 def test_skipped_files_are_counted_in_log_summary_and_report(tmp_path):
     source = {"paths": [str(tmp_path / "text")], "validation_paths": [], "bad_files": "skip"}
     data = {"source": source, "validation_fraction": 0.5}
