@@ -18,6 +18,7 @@ from moeport.data.tokenizer_json import check_vocabulary, parse_definition, text
 from moeport.errors import DataError
 from moeport.files import write_text
 from moeport.reading import read_bytes
+from moeport.tokenizers.patterns import PATTERNS
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a document in tokenizers trained here."""
@@ -25,16 +26,9 @@ END_OF_TEXT = "<|endoftext|>"
 ENCODING_VERSION = 2
 """Grows when the same tokenizer.json gives other ids for a text; since 2, added tokens are ordinary text."""
 
-SPLIT_PATTERN = (
-    r" ?[\p{L}_][\p{L}\p{N}_]{0,127}"
-    r"| ?\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}_]{1,128}(?:\s{0,128}\n[ \t]{0,128})?"
-    r"|\s{0,128}\n[ \t]{0,128}"
-    r"|\s{1,128}"
-)
-"""BPE merges within these pieces only: identifiers, up to 3 digits, and punctuation, each with the space before it, and
-punctuation also with the line end and indentation after it. Training time grows with the square of the longest piece,
-which is why lengths are bounded."""
+SPLIT_PATTERN = PATTERNS["moeport"]
+"""BPE merges within these pieces only. Training time grows with the square of the longest piece, which is why lengths
+are bounded."""
 
 
 class Tokenizer:

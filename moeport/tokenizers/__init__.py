@@ -1,0 +1,1 @@
+"""Byte-level tokenizers: BPE, Scaffold-BPE (2404.17808) and LBPE (2411.05504)."""
