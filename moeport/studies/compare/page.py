@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from moeport.files import write_text
-from moeport.pages.charts import Axis, Bar, LineChart, Series, line_chart
+from moeport.pages.charts import Axis, Bar, Series, line_chart
+from moeport.pages.lines import Drawn, colours
 from moeport.pages.scatter import Point, scatter_chart
 from moeport.pages.template import load_template
 from moeport.studies.compare.figures import Figures, mean_curve
@@ -22,9 +23,6 @@ from moeport.studies.compare.table import columns, explanations, rows
 from moeport.training.run_dir import REPORT_FILE
 
 PAGE_FILE = "compare.html"
-HUES = (217, 21, 142, 271, 43, 330, 185, 0, 90, 300)
-DASHES = ("none", "7 3", "2 3")
-"""Colours and dashes together distinguish 30 lines."""
 
 LOSS = Axis("Validation loss", "nats", "{:.4f}")
 OVER = {"val_loss": "steps", "loss_over_rows": "rows computed by the experts", "loss_over_time": "seconds of training"}
@@ -36,20 +34,6 @@ AXES = {
     "rows_max": Axis("Rows of the busiest expert", "per step, mean over the layers", "{:,.0f}", from_zero=True),
     "rows_mean": Axis("Rows per expert", "per step, mean over experts and layers", "{:,.0f}", from_zero=True),
 }
-
-
-class Drawn(NamedTuple):
-    """A chart and what it is drawn over."""
-
-    over: str
-    chart: LineChart
-
-
-class Colour(NamedTuple):
-    """How a config is drawn in all charts."""
-
-    hue: int
-    dash: str
 
 
 class RunLink(NamedTuple):
@@ -78,7 +62,7 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
         interruption=comparison.interruption,
         losses=[*_final(comparison), *_losses(comparison)],
         charts=_charts(comparison),
-        colours={name: _colour(index) for index, name in enumerate(plan.names)},
+        colours=colours(plan.names),
         bars={
             "Step time, s": _bars(comparison, lambda figures: figures.step_time, "{:.3f}"),
             "All-to-all, bytes per token (computed)": _bars(comparison, lambda f: f.all_to_all_bytes, "{:,.0f}"),
@@ -88,10 +72,6 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
     path = folder / PAGE_FILE
     write_text(path, page)
     return path
-
-
-def _colour(index: int) -> Colour:
-    return Colour(HUES[index % len(HUES)], DASHES[index // len(HUES) % len(DASHES)])
 
 
 def _links(comparison: Comparison, name: str, folder: Path) -> list[RunLink]:
