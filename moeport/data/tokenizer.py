@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterable, Sequence
-from itertools import count, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from moeport.data.tokenizer_json import check_vocabulary, parse_definition, text
 from moeport.errors import DataError
 from moeport.files import write_text
 from moeport.reading import read_bytes
+from moeport.tokenizers.byte_level import byte_characters
 from moeport.tokenizers.patterns import PATTERNS
 
 END_OF_TEXT = "<|endoftext|>"
@@ -108,7 +109,7 @@ class ByteTokenizer(Tokenizer):
     """Ids 0 to 255 are the UTF-8 bytes; 256 is the end of text."""
 
     def __init__(self) -> None:
-        vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+        vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
         tokenizer = HFTokenizer(models.BPE(vocab=vocabulary, merges=[]))
         tokenizer.add_special_tokens([END_OF_TEXT])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -179,10 +180,3 @@ def _no_end_of_text(token: str, vocabulary: Iterable[str], tokenizer: HFTokenize
         f"the vocabulary has no token {token!r}; {suggestion}"
         f"special tokens: {', '.join(special) or 'none'}; set data.tokenizer.end_of_text"
     )
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that represents each byte in byte-level vocabularies (GPT-2)."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = count(256)
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
