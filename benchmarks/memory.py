@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,12 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
                 axes.plot(x, y, style, color=color, marker="o", markersize=4, label=f"{backend}, {label}")
                 if several[0]["ranks"] == 1 and style == "-":
                     axes.plot([0, 1], [0, y[0]], color=color, alpha=0.3, linewidth=1)
-        axes.set_title(f"{phase}\n{meaning}", fontsize=8)
+        axes.set_title(f"{phase}\n{textwrap.fill(meaning, 34)}", fontsize=8)
         axes.set_xlabel("1 / ranks")
         axes.set_xlim(0, 1.05)
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylim(bottom=0)  # shared, so not before all lines are drawn
     all_axes[0].set_ylabel("peak of a rank less the base, MiB")
     all_axes[0].legend(fontsize=7)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "moeport"}):
