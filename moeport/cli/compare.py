@@ -111,7 +111,7 @@ FileFlags = Annotated[
         csv_file=output_file("--csv", help="Write the figures of each run as CSV."),
         plot_file=output_file(
             "--plot",
-            help="Plot the loss over rows and time as .png, .svg or .pdf; needs matplotlib.",
+            help="Plot the loss over rows, FLOPs and time as .png, .svg or .pdf; needs matplotlib.",
             check=check_plot,
         ),
     ),

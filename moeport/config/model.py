@@ -352,22 +352,38 @@ class ModelConfig(Section):
     @property
     def block_counts(self) -> ParameterCounts:
         """Numbers of trained parameters of all blocks."""
-        width, moe = self.d_model, self.moe
-        matrices = 3 if moe.activation == "swiglu" else 2
-        expert = matrices * width * moe.expert_hidden
+        width, moe, matrices, expert = self.d_model, self.moe, self._matrices, self.expert_parameters
         attention = self._attention_matrices
         moe_layers, layers = len(self.moe_layers), self.num_layers
         router = moe.router.parameter_count(width, moe.num_experts)
         total = layers * (attention + self._vectors)
         total += (layers - moe_layers) * matrices * width * self.dense_width
         mixing = moe.mixing_rows * width if moe.num_shared_experts else 0
-        shared = matrices * width * moe.shared_width
-        dense = matrices * width * moe.residual_hidden
-        sub_layer = router + mixing + moe.num_experts * expert + shared + dense
-        total += moe_layers * moe.router.sub_layers * sub_layer
+        sub_layer = router + mixing + moe.num_experts * expert + self.always_active_parameters
+        total += self.expert_layers * sub_layer
         total += self._further_norms
-        idle = moe_layers * moe.router.sub_layers * (moe.num_experts - moe.router.experts_per_token) * expert
+        idle = self.expert_layers * (moe.num_experts - moe.router.experts_per_token) * expert
         return ParameterCounts(total, total - idle)
+
+    @property
+    def expert_layers(self) -> int:
+        """Number of mixture layers, in which each sub-layer counts."""
+        return len(self.moe_layers) * self.moe.router.sub_layers
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of one routed expert."""
+        return self._matrices * self.d_model * self.moe.expert_hidden
+
+    @property
+    def always_active_parameters(self) -> int:
+        """Parameters of a mixture layer's shared experts and of the dense block beside it: every token uses them."""
+        return self._matrices * self.d_model * (self.moe.shared_width + self.moe.residual_hidden)
+
+    @property
+    def _matrices(self) -> int:
+        """Matrices of an expert or a dense block."""
+        return 3 if self.moe.activation == "swiglu" else 2
 
     @property
     def _further_norms(self) -> int:

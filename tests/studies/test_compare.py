@@ -28,6 +28,7 @@ from moeport.studies.compare.plot import write_plot
 from moeport.studies.compare.table import explanations, markdown, rows, terminal
 from moeport.training.metrics import read_metrics
 from moeport.training.run_dir import read_config
+from moeport.training.side_files import read_summary
 from tests.training.test_report import Page
 from tests.training.tiny import tiny_values
 
@@ -153,6 +154,29 @@ class TestComparison:
             assert figures.val_loss_by_frequency == evaluations[-1].val_loss_by_frequency
             assert evaluations[0].val_loss_by_frequency is None
 
+    def test_flops_are_those_of_the_rows_that_were_computed(self, finished):
+        comparison, folder = finished
+        topk, switch, tight = (comparison.figures(name)[0] for name in MOE)
+        summary = read_summary(folder / "out/topk")
+        assert topk.flops_per_token == pytest.approx(summary.training_flops_per_token)
+        assert topk.parameters_active == pytest.approx(summary.parameters_active)
+        config = comparison.plan.config("topk").model
+        expert = 3 * config.d_model * config.moe.expert_hidden
+        assert topk.expert_flops_per_token == pytest.approx(LAYERS * 2 * 6 * expert)
+        assert switch.expert_flops_per_token == pytest.approx(LAYERS * 6 * expert)
+        assert tight.expert_flops_per_token == pytest.approx(tight.rows_per_token * 6 * expert)
+        assert topk.flops_per_token - tight.flops_per_token == pytest.approx(
+            topk.expert_flops_per_token - tight.expert_flops_per_token
+        )
+        assert tight.parameters_active == pytest.approx(
+            topk.parameters_active - (LAYERS * 2 - tight.rows_per_token) * expert
+        )
+        for each in (topk, tight):
+            curve = comparison.of("tight" if each is tight else "topk")[0].result.curves["loss_over_flops"]
+            assert curve.x[-1] == each.flops_total
+            apart = 4 * TOKENS * (each.flops_per_token - each.expert_flops_per_token)
+            assert each.flops_total == pytest.approx(apart + each.rows_total * 6 * expert)
+
     def test_curves_over_rows_and_time(self, finished):
         comparison, folder = finished
         steps, _ = read_metrics(folder / "out/topk/metrics.jsonl")
@@ -249,7 +273,7 @@ class TestComparison:
         assert cells[2:4] == [f"{own.val_loss:.4f}", f"{own.val_loss - base.val_loss:+.4f}"]
         assert cells[-2:] == [f"{own.step_time / base.step_time:.2f}", f"{own.all_to_all_bytes:,.0f}"]
         assert lines[2].startswith("| **`topk`** |")
-        assert {line.count("|") for line in lines[:5]} == {17}
+        assert {line.count("|") for line in lines[:5]} == {21}
         text = " ".join(line.strip() for line in lines)
         assert "- All-to-all is computed, not measured: rows per token x (1 - 1/N) x d_model x bytes" in text
         assert text.endswith("N = 4 ranks.")
@@ -268,7 +292,7 @@ class TestComparison:
         text = write_page(comparison, folder / "out").read_text()
         page = Page(text)
         titles = ["Drop rate", "Expert imbalance", "Rows of the busiest expert", "Rows per expert"]
-        titles = 2 * ["Validation loss at the end, mean ± standard deviation"] + 3 * ["Validation loss"] + titles
+        titles = 3 * ["Validation loss at the end, mean ± standard deviation"] + 4 * ["Validation loss"] + titles
         assert re.findall(r"<figcaption><b>([^<]+)", text) == titles
         for row in rows(comparison):
             assert set(row.cells) <= set(page.texts["td"])
@@ -279,7 +303,7 @@ class TestComparison:
         _, evaluations = read_metrics(folder / "out" / "topk" / "metrics.jsonl")
         figures = comparison.figures("topk")[0]
         assert drawn[0]["points"] == [f"rows per token {figures.rows_per_token:.3f}"]
-        drawn = json.loads(page.texts["script"][2])
+        drawn = json.loads(page.texts["script"][3])
         assert drawn[0]["values"] == [f"{e.val_loss:.4f}" for e in evaluations]
         assert drawn[0]["points"] == ["step 2", "step 4"]
         assert not [value for _, name, value in page.attributes if name == "src" or "http" in (value or "")]
@@ -334,8 +358,8 @@ def test_a_failing_run_is_reported_and_the_others_go_on(tmp_path):
 def test_a_comparison_without_its_baseline_has_no_differences(tmp_path):
     comparison = compare(planned(tmp_path, {"topk": BROKEN, "switch": MOE["switch"]}), console=QUIET)
     lines = markdown(comparison).splitlines()
-    assert lines[2].count(" - |") == 14
-    assert lines[3].count(" - |") == 3
+    assert lines[2].count(" - |") == 18
+    assert lines[3].count(" - |") == 4
 
 
 def test_seeds_give_mean_and_deviation_and_paired_differences(tmp_path):

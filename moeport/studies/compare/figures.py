@@ -12,6 +12,7 @@ from moeport.config.schema import Config
 from moeport.errors import DataError
 from moeport.pages.charts import Series
 from moeport.pages.series import BinnedSeries
+from moeport.studies.compare.cost import Cost
 from moeport.training.metrics import EvaluationMetrics, StepMetrics, iterate_metrics
 from moeport.training.run_dir import METRICS_FILE
 from moeport.training.side_files import read_summary
@@ -20,7 +21,7 @@ from moeport.training.starts import read_starts
 CHART_POINTS = 100
 CURVES = ("drop_rate", "imbalance", "rows_mean", "rows_max", "local_share")
 """Names of the metrics of steps that are drawn over the steps."""
-LOSSES = {"val_loss": "step", "loss_over_rows": "rows", "loss_over_time": "seconds"}
+LOSSES = {"val_loss": "step", "loss_over_rows": "rows", "loss_over_flops": "flops", "loss_over_time": "seconds"}
 """Names of the curves of the validation loss, and what they are drawn over."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 ALL_TO_ALL = (
@@ -58,6 +59,14 @@ class Figures:
     """Rows that the experts compute per token, over all layers."""
     rows_total: float
     """Rows that the experts have computed in all steps, over all layers."""
+    parameters_active: float
+    """Parameters that a token uses on average, by the rows that were computed."""
+    expert_flops_per_token: float
+    """FLOPs per token of the rows of routed experts and of shared experts, forward and backward."""
+    flops_per_token: float
+    """FLOPs per token of the whole model, forward and backward, by the rows that were computed."""
+    flops_total: float
+    """FLOPs of all steps, by the rows that were computed."""
     rows_mean: float
     """Rows that an expert computes per step, mean over experts and layers."""
     rows_max: float
@@ -112,7 +121,9 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
 
     Raises DataError if its metrics cannot be read.
     """
-    summary, read = read_summary(run_dir), _Reading(run_dir, config)
+    summary = read_summary(run_dir)
+    cost = Cost.of(config.model, summary.training_flops_per_token, summary.parameters_active)
+    read = _Reading(run_dir, config, cost)
     for record in iterate_metrics(run_dir / METRICS_FILE):
         if isinstance(record, EvaluationMetrics):
             read.evaluation(record)
@@ -131,6 +142,10 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         local_share=None if np.isnan(settled["local_share"]) else settled["local_share"],
         rows_per_token=settled["rows_per_token"],
         rows_total=read.rows,
+        parameters_active=cost.active_parameters(settled["rows_per_token"]),
+        expert_flops_per_token=cost.experts(settled["rows_per_token"]),
+        flops_per_token=cost.per_token(settled["rows_per_token"]),
+        flops_total=read.flops,
         rows_mean=settled["rows_mean"],
         rows_max=settled["rows_max"],
         step_time=float(np.median(read.times)),
@@ -148,13 +163,16 @@ class _Reading:
     Args:
         run_dir: the folder of the run, for messages.
         config: that of the run.
+        cost: that of its tokens and rows.
     """
 
-    def __init__(self, run_dir: Path, config: Config):
-        self.run_dir, self.config = run_dir, config
+    def __init__(self, run_dir: Path, config: Config, cost: Cost):
+        self.run_dir, self.config, self.cost = run_dir, config, cost
         self.times: list[float] = []
         self.rows = 0.0
         """Rows computed so far."""
+        self.tokens = 0
+        """Tokens trained on so far."""
         self.seconds = 0.0
         """Seconds of the steps so far."""
         self.last: EvaluationMetrics | None = None
@@ -168,7 +186,7 @@ class _Reading:
         self.last, training = record, self.config.training
         if record.step != training.steps and record.step % (training.evaluation_interval or training.steps):
             return
-        values = [record.val_loss, record.step, self.rows, self.seconds]
+        values = [record.val_loss, record.step, self.rows, self.flops, self.seconds]
         self._evaluations.add(record.step, np.array(values))
 
     def step(self, record: StepMetrics) -> None:
@@ -179,6 +197,12 @@ class _Reading:
             self._loads(record)
         self._rows_of_step = record.rows_computed or self._rows_of_step
         self.rows += self._rows_of_step
+        self.tokens = record.tokens
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the steps so far."""
+        return self.cost.total(self.tokens, self.rows)
 
     def _loads(self, record: StepMetrics) -> None:
         if not record.assignments_per_layer:

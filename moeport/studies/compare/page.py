@@ -25,7 +25,12 @@ from moeport.training.run_dir import REPORT_FILE
 PAGE_FILE = "compare.html"
 
 LOSS = Axis("Validation loss", "nats", "{:.4f}")
-OVER = {"val_loss": "steps", "loss_over_rows": "rows computed by the experts", "loss_over_time": "seconds of training"}
+OVER = {
+    "val_loss": "steps",
+    "loss_over_rows": "rows computed by the experts",
+    "loss_over_flops": "floating-point operations",
+    "loss_over_time": "seconds of training",
+}
 """What the curves in LOSSES are drawn over."""
 AXES = {
     "drop_rate": Axis("Drop rate", "of assignments", "{:.2%}", percent=True, from_zero=True),
@@ -85,7 +90,7 @@ def _links(comparison: Comparison, name: str, folder: Path) -> list[RunLink]:
 
 def _final(comparison: Comparison) -> Iterator[Drawn]:
     """The loss at the end over the cost, with standard deviations as error bars."""
-    for (figure, over), show in zip(PANELS.items(), ("{:.3f}", "{:,.1f}"), strict=True):
+    for (figure, over), show in zip(PANELS.items(), ("{:.3f}", "{:,.0f}", "{:,.1f}"), strict=True):
         points = [
             Point(name, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0)
             for name, x, y in final_losses(comparison, figure)
@@ -96,7 +101,7 @@ def _final(comparison: Comparison) -> Iterator[Drawn]:
 
 
 def _losses(comparison: Comparison) -> Iterator[Drawn]:
-    """The validation loss over steps, rows and time; bands reach from the least to the greatest of the seeds."""
+    """The validation loss over steps, rows, FLOPs and time; bands reach from the least to the greatest of the seeds."""
     for curve, over in OVER.items():
         series = _series(comparison, curve)
         last = max((float(one.x.max(initial=0.0)) for one in series), default=0.0)

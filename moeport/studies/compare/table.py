@@ -47,10 +47,14 @@ COLUMNS = (
     Column("dropped", "drop_rate", "{:.2%}".format),
     Column("imbalance", "imbalance", "{:.2f}".format),
     Column("local", "local_share", "{:.1%}".format),
+    Column("active", "parameters_active", _rounded, is_cost=True),
     Column("rows/token", "rows_per_token", "{:.3f}".format, is_cost=True),
     Column("rows mean", "rows_mean", "{:.1f}".format, is_cost=True),
     Column("rows max", "rows_max", "{:.1f}".format, is_cost=True),
     Column("rows ratio", "rows_total", "{:.3f}".format, "ratio", is_cost=True),
+    Column("expert FLOPs/token", "expert_flops_per_token", _rounded, is_cost=True),
+    Column("FLOPs/token", "flops_per_token", _rounded, is_cost=True),
+    Column("FLOPs ratio", "flops_total", "{:.3f}".format, "ratio", is_cost=True),
     Column("step, s", "step_time", "{:.3f}".format, is_cost=True),
     Column("step ratio", "step_time", "{:.2f}".format, "ratio", is_cost=True),
     Column("all-to-all B/token", "all_to_all_bytes", "{:,.0f}".format, is_cost=True),
@@ -114,10 +118,13 @@ def explanations(comparison: Comparison) -> list[str]:
         f"{config.training.steps:,} steps of {tokens:,} tokens; {comparison.data}. {_of_seeds(plan.seeds)} "
         f"Baseline: {plan.baseline}; val. loss in nats per {'image' if config.data.is_images else 'token'}.",
         *_of_sweeps(comparison),
-        "Dropped, imbalance, local share and rows are means over the second half of the steps; the ratio of rows is of "
-        "all steps. Rows are what the experts compute, without dropped assignments and padding: per token over all "
-        "layers; per step for an expert, mean over experts and layers; and for the busiest expert of each layer, mean "
-        "over the layers. A row costs more where experts are wider, and rows of shared experts are not counted.",
+        "Dropped, imbalance, local share, rows and what follows from rows are means over the second half of the steps; "
+        "the ratios of rows and of FLOPs are of all steps. Rows are what the routed experts compute, without dropped "
+        "assignments and padding: per token over all layers; per step for an expert, mean over experts and layers; and "
+        "for the busiest expert of each layer, mean over the layers.",
+        "FLOPs are those of the forward and backward pass with these rows, so they hold for experts of any width: "
+        "expert FLOPs are those of routed and shared experts, the others those of the whole model. Active parameters "
+        "are those that a token uses on average, with these rows.",
         *_of_parts(comparison),
         "Step time is a median. The runs shared one machine, one after another; other load on it counts.",
         f"All-to-all is computed, not measured: {ALL_TO_ALL}, over all layers, for experts and tokens spread evenly "
