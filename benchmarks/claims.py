@@ -1,0 +1,202 @@
+"""What the scripts of the papers' claims share: small configs side by side, paired differences, and verdicts.
+
+A claim is a question about a difference between two configs. Its verdict is computed from the interval of the paired
+differences and from a margin in nats that is fixed beforehand, never from the sign of a mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeport.config import load_config, resolved_yaml
+from moeport.files import write_text
+from moeport.pages.console import PlainConsole
+from moeport.studies.compare.compare import compare
+from moeport.studies.compare.export import to_json
+from moeport.studies.compare.outcome import Comparison
+from moeport.studies.compare.page import write_page
+from moeport.studies.compare.plan import plan
+from moeport.studies.compare.spread import Paired, paired, spread
+
+ROUTERS = Path(__file__).parents[1] / "configs" / "routers"
+RATE = "optimizer.learning_rate"
+ALLOWED = (RATE, "training.start_from")
+"""Keys that may differ besides `model.moe`."""
+MARGIN = 0.02
+"""Nats within which two losses count as equal: about half a percent of the losses here. Ours."""
+SMALL = (
+    "model.d_model=64",
+    "model.num_layers=2",
+    "model.moe.num_experts=8",
+    "model.moe.expert_hidden=64",
+    "data.sequence_length=128",
+    "data.tokenizer.vocab_size=1024",
+    "training.steps=100",
+    "training.batch_size=16",
+    "training.evaluation_interval=0",
+    "optimizer.schedule.warmup_steps=10",
+    "checkpoint.interval=0",
+    "metrics.report=false",
+    "metrics.log_interval=50",
+    "metrics.peak_tflops=1",
+)
+"""The size at which a claim fits half an hour of one core; the rest is that of `configs/routers`."""
+Values = Mapping[int, float]
+"""A figure by seed."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One config of a claim."""
+
+    router: str
+    """A file of `configs/routers`, without its suffix."""
+    settings: tuple[str, ...] = ()
+    """KEY=VALUE, laid over it."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says."""
+
+    folder: Path
+    seeds: tuple[int, ...] = (0, 1, 2)
+    settings: tuple[str, ...] = ()
+    json_file: Path | None = None
+
+
+@dataclass
+class Report:
+    """What a script prints and writes."""
+
+    given: Given
+    lines: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def say(self, *lines: str) -> None:
+        """Add lines of Markdown."""
+        self.lines += lines
+        print("\n".join(lines), flush=True)
+
+    def write(self) -> None:
+        """Write the lines as `claim.md`, and all figures as `claim.json` or to `--json`."""
+        write_text(self.given.folder / "claim.md", "\n".join(self.lines) + "\n")
+        file = self.given.json_file or self.given.folder / "claim.json"
+        write_text(file, json.dumps(self.figures, indent=1) + "\n")
+
+
+def options(description: str | None, folder: str) -> Given:
+    """Read the command line of a script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path(folder), help="of the runs; repeat to continue")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
+    parser.add_argument("--json", type=Path, help="file for all figures; default: claim.json among the runs")
+    found = parser.parse_args()
+    return Given(found.output_dir, tuple(map(int, found.seeds.split(","))), tuple(found.set), found.json)
+
+
+def compared(
+    arms: Mapping[str, Arm], given: Given, part: str, sweeps: Sequence[str] = (), baseline: str | None = None
+) -> Comparison:
+    """Train what is not trained yet, in a folder of its own.
+
+    Raises SystemExit if a run failed, with the reasons; repeating the command tries it again.
+    """
+    folder = given.folder / part
+    files = []
+    for name, arm in arms.items():
+        settings = (*SMALL, *arm.settings, *given.settings)
+        files.append(folder / "configs" / f"{name}.yaml")
+        write_text(files[-1], resolved_yaml(load_config(ROUTERS / f"{arm.router}.yaml", settings)))
+    runs = plan(
+        files, folder, seeds=given.seeds, sweeps=sweeps, baseline=baseline, allowed=(RATE, "training.start_from")
+    )
+    found = compare(runs, console=PlainConsole())
+    write_page(found, folder)
+    if problems := [f"{each.run.dir}: {each.problem}" for each in found.outcomes if each.problem and not each.diverged]:
+        raise SystemExit("\n".join([found.interruption, *problems]))
+    return found
+
+
+def values(comparison: Comparison, name: str, figure: str = "val_loss") -> Values:
+    """A figure of a config by seed."""
+    return {seed: float(one.values()[figure] or 0.0) for seed, one in comparison.figures(name).items()}
+
+
+def difference(own: Values, other: Values) -> Paired:
+    """The paired difference of the seeds that both have."""
+    return paired([own[seed] - other[seed] for seed in own if seed in other])
+
+
+def at_rows(curve: Sequence[tuple[Values, Values]], rows: Values) -> Values:
+    """Losses of a router at the given rows, for each seed linear between the two nearest capacities.
+
+    Args:
+        curve: rows and losses of each capacity.
+        rows: where to read the losses.
+
+    Raises ValueError beyond the curve's ends.
+    """
+    found = {}
+    for seed, wanted in rows.items():
+        points = sorted((x[seed], y[seed]) for x, y in curve)
+        if not points[0][0] <= wanted <= points[-1][0]:
+            raise ValueError(f"{wanted:.1f} rows are beyond {points[0][0]:.1f} to {points[-1][0]:.1f}")
+        found[seed] = float(np.interp(wanted, [x for x, _ in points], [y for _, y in points]))
+    return found
+
+
+def direction(found: Paired) -> str:
+    """Whether a loss is lower or higher than another, as far as the interval tells."""
+    if found.verdict in ("lower", "higher"):
+        return found.verdict
+    if found.low is not None and found.high is not None and max(-found.low, found.high) <= MARGIN:
+        return f"equal within {MARGIN}"
+    return found.verdict
+
+
+def no_worse(found: Paired) -> str:
+    """The verdict on the claim that a loss is not higher than another."""
+    if found.low is None or found.high is None:
+        return "one seed, no verdict"
+    if found.high <= MARGIN:
+        return "shown"
+    return "refuted" if found.low > 0 else "not resolved"
+
+
+def better(found: Paired) -> str:
+    """The verdict on the claim that a loss is lower than another."""
+    return {"lower": "shown", "higher": "refuted", "not resolved": "not shown", "one seed": "one seed, no verdict"}[
+        found.verdict
+    ]
+
+
+def mean(found: Values, form: str = "{:.4f}") -> str:
+    """Mean ± standard deviation over the seeds."""
+    each = spread(list(found.values()))
+    return form.format(each.mean) + ("" if each.deviation is None else f" ± {form.format(each.deviation)}")
+
+
+def shown(found: Paired) -> str:
+    """A paired difference with its interval."""
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.4f}"
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def plain(found: Paired, verdict: str) -> dict[str, Any]:
+    """A difference and its verdict, for the JSON."""
+    return {**asdict(found), "verdict": verdict}
+
+
+def comparisons(*found: Comparison) -> list[dict[str, Any]]:
+    """All figures of comparisons, for the JSON."""
+    return [to_json(each) for each in found]

@@ -1,0 +1,154 @@
+"""LocMoE+'s claim of fewer rows at equal quality: loss against rows of `topk` and `locmoe_plus`, with controls.
+
+    python benchmarks/rows_at_equal_loss.py [--output-dir runs/rows] [--seeds 0,1,2] [--set KEY=VALUE ...]
+
+Both routers train at six capacities, each at the learning rate that is best for it at a capacity factor of 1.25 on the
+first seed. `locmoe_plus` also has the capacity that it estimates, limited only by 8 times the even share. Controls:
+one row per expert, which leaves little but attention; rows dropped at random in training instead of by position, gate
+or affinity. If the first is as good as 1.25, rows do not matter here and nothing follows from the rest; if random
+drops are as good as LocMoE+'s, affinity has no part in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from claims import (
+    RATE,
+    Arm,
+    Given,
+    Report,
+    at_rows,
+    better,
+    compared,
+    comparisons,
+    difference,
+    direction,
+    mean,
+    no_worse,
+    options,
+    plain,
+    shown,
+    values,
+)
+
+from moeport.studies.compare.outcome import Comparison
+
+FACTORS = (1.25, 0.75, 0.5, 0.3125, 0.2, 0.1)
+CONTROLLED = (0.2,)
+"""Factors at which the controls are trained."""
+RATES = "0.01,0.02,0.04"
+ROUTERS = {"topk": "topk_capacity", "locmoe_plus": "locmoe_plus"}
+DROPS = {"topk": ("position", "random"), "locmoe_plus": ("affinity", "random")}
+"""The first is the default of the router's config."""
+SHARE = 0.6
+"""Rows of the claim, as a share of those of top-k at 1.25: 40% fewer."""
+ONE_ROW = 1e-6
+
+
+def arms(router: str, rate: str) -> dict[str, Arm]:
+    """All configs of a router, at a learning rate."""
+    own, *others = DROPS[router]
+    made = {_name(router, own, factor): _arm(router, rate, own, factor) for factor in FACTORS}
+    made |= {_name(router, drop, factor): _arm(router, rate, drop, factor) for drop in others for factor in CONTROLLED}
+    if router == "topk":
+        made["topk-one-row"] = _arm(router, rate, own, ONE_ROW)
+    else:
+        estimate = ("model.moe.capacity.policy=locmoe_plus", "model.moe.capacity.factor=8", f"{RATE}={rate}")
+        made["locmoe_plus-estimated"] = Arm("locmoe_plus", estimate)
+    return made
+
+
+def _name(router: str, drop: str, factor: float) -> str:
+    return f"{router}-{drop}-{factor:g}"
+
+
+def _arm(router: str, rate: str, drop: str, factor: float) -> Arm:
+    capacity = (f"model.moe.capacity.factor={factor}", f"model.moe.capacity.drop={drop}")
+    return Arm(ROUTERS[router], (*capacity, f"{RATE}={rate}"))
+
+
+def trained(given: Given) -> tuple[Comparison, Comparison]:
+    """The sweep of the rates, and all configs at the best one of their router."""
+    given = replace(given, settings=("metrics.loss_by_frequency=false", *given.settings))
+    first = replace(given, seeds=given.seeds[:1])
+    swept = compared({router: Arm(file) for router, file in ROUTERS.items()}, first, "rates", [f"{RATE}={RATES}"])
+    wanted = {name: arm for router in ROUTERS for name, arm in arms(router, swept.choices[router]).items()}
+    return swept, compared(wanted, given, "capacities", baseline=_name("topk", "position", FACTORS[0]))
+
+
+def losses(found: Comparison, report: Report) -> None:
+    """Loss and rows of every config."""
+    report.say(
+        "| Router | Dropped by | Capacity factor | Rows per token | Dropped | Loss | to `topk` at 1.25 |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    )
+    base = values(found, found.plan.baseline)
+    for name in found.plan.names:
+        router, _, rest = name.partition("-")
+        drop, _, factor = rest.partition("-")
+        if not factor:
+            drop, factor = DROPS[router][0], {"one-row": "one row per expert"}.get(rest, rest)
+        if rest == "one-row":
+            drop, factor = DROPS[router][0], "one row per expert"
+        own = values(found, name)
+        rows, dropped = (values(found, name, figure) for figure in ("rows_per_token", "drop_rate"))
+        to_base = "-" if name == found.plan.baseline else shown(difference(own, base))
+        report.say(
+            f"| `{router}` | {drop} | {factor} | {mean(rows, '{:.3f}')} | {mean(dropped, '{:.1%}')} | {mean(own)} | "
+            f"{to_base} |"
+        )
+
+
+def verdicts(found: Comparison, report: Report) -> None:
+    """What follows from them."""
+    report.say("", "| Question | Paired difference of the loss | Verdict |", "|---|--:|---|")
+    base = found.plan.baseline
+    full_rows, full = values(found, base, "rows_total"), values(found, base)
+    wanted = {seed: SHARE * rows for seed, rows in full_rows.items()}
+
+    def curve(router: str, drop: str, factors: tuple[float, ...]) -> dict[int, float]:
+        names = [_name(router, drop, factor) for factor in factors]
+        return dict(at_rows([(values(found, name, "rows_total"), values(found, name)) for name in names], wanted))
+
+    ours, plain_topk = curve("locmoe_plus", "affinity", FACTORS), curve("topk", "position", FACTORS)
+    asked = {
+        "Do rows matter? `topk` at 1.25 against one row per expert": (
+            difference(full, values(found, "topk-one-row")),
+            better,
+        ),
+        "The claim: `locmoe_plus` with 60% of the rows, no worse than `topk` at 1.25": (
+            difference(ours, full),
+            no_worse,
+        ),
+        "Without LocMoE+: `topk` with 60% of the rows, no worse than at 1.25": (difference(plain_topk, full), no_worse),
+        "At equal rows, 60%: `locmoe_plus` against `topk`": (difference(ours, plain_topk), direction),
+    }
+    for router, (own, *_) in DROPS.items():
+        for factor in CONTROLLED:
+            pair = (values(found, _name(router, drop, factor)) for drop in (own, "random"))
+            asked[f"`{router}` at {factor:g}: dropped by {own} against at random"] = (difference(*pair), direction)
+    for factor in FACTORS:
+        one, other = (_name("locmoe_plus", "affinity", factor), _name("topk", "position", factor))
+        rows = [sum(values(found, name, "rows_total").values()) for name in (one, other)]
+        text = f"At a factor of {factor:g}, with {rows[0] / rows[1]:.3f} of the rows: `locmoe_plus` against `topk`"
+        asked[text] = (difference(values(found, one), values(found, other)), direction)
+    for question, (each, tell) in asked.items():
+        report.say(f"| {question} | {shown(each)} | {tell(each)} |")
+        report.figures.setdefault("verdicts", {})[question] = plain(each, tell(each))
+
+
+def main() -> None:
+    """Train, and print both tables."""
+    given = options(__doc__, "runs/rows")
+    swept, found = trained(given)
+    report = Report(given)
+    report.say("Learning rates: " + ", ".join(f"`{name}` {rate}" for name, rate in swept.choices.items()) + ".", "")
+    losses(found, report)
+    verdicts(found, report)
+    report.figures["comparisons"] = comparisons(swept, found)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
