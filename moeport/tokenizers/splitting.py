@@ -40,8 +40,8 @@ def splitter(pattern: str) -> Callable[[str], list[str]]:
         raise DataError(f"pattern {pattern!r}: {error}; expected a regular expression") from error
 
     def split(text: str) -> list[str]:
-        if not text.isascii() and _disputed()[0].search(text):
-            known = text.translate(_disputed()[1])
+        if not (text.isascii() or _disputed().keys().isdisjoint(set(text))):  # a hundred times as fast as a search
+            known = text.translate({ord(character): instead for character, instead in _disputed().items()})
             return list(_pieces(text, (match.span() for match in compiled.finditer(known))))
         if not compiled.groups:
             words: list[str] = compiled.findall(text)
@@ -53,8 +53,8 @@ def splitter(pattern: str) -> Callable[[str], list[str]]:
 
 
 @lru_cache(maxsize=1)
-def _disputed() -> tuple[re.Pattern[str], dict[int, str]]:
-    """Finds the characters that `regex` takes for another kind than `properties` does; what to cut in their place."""
+def _disputed() -> dict[str, str]:
+    """The characters that `regex` takes for another kind than `properties` does, and what to cut in their place."""
     import regex
 
     places = np.array([*range(0xD800), *range(0xE000, 0x110000)])
@@ -64,8 +64,7 @@ def _disputed() -> tuple[re.Pattern[str], dict[int, str]]:
         for match in regex.finditer(kind, every):
             found[places[match.start() : match.end()]] |= bit
     right = properties() & (LETTER | NUMBER)
-    stand_ins = {int(code): _STAND_INS[int(right[code])] for code in np.flatnonzero(found != right)}
-    return re.compile(f"[{''.join(map(chr, stand_ins))}]" if stand_ins else "(?!)"), stand_ins
+    return {chr(code): _STAND_INS[int(right[code])] for code in np.flatnonzero(found != right)}
 
 
 def _with_tokenizers(pattern: str) -> Callable[[str], list[str]]:
