@@ -12,10 +12,11 @@ from typing import Any
 from moeport.backends import get_backend
 from moeport.config.training import BackendConfig
 from moeport.convert.export_options import ExportOptions
-from moeport.convert.folder import CONFIG
+from moeport.convert.folder import CONFIG, read_object
 from moeport.convert.from_hf import from_hf
 from moeport.convert.to_hf import to_hf
 from moeport.errors import UserError
+from moeport.tokenizers.folder import has_our_code
 from moeport.training.evaluate_texts import TextLosses, evaluate_texts
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.trained import trained_text
@@ -94,7 +95,7 @@ def evaluate_tasks(
     with _folder_of(Path(place), checkpoint) as folder:
         found: Mapping[str, Any] = harness.simple_evaluate(
             model="hf",
-            model_args={"pretrained": str(folder), "dtype": "auto"},
+            model_args={"pretrained": str(folder), "dtype": "auto", **_trust(folder)},
             tasks=list(tasks),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
@@ -118,6 +119,12 @@ def _harness() -> Any:
         ) from error
     lm_eval.TaskManager = lm_eval.tasks.TaskManager
     return lm_eval
+
+
+def _trust(folder: Path) -> dict[str, bool]:
+    """Lets transformers run the code beside our tokenizers, which is moeport's own; no other code."""
+    ours = has_our_code(folder) and "auto_map" not in read_object(folder / CONFIG)
+    return {"trust_remote_code": True} if ours else {}
 
 
 def _is_of_hub(place: Path) -> bool:

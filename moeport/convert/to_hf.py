@@ -26,10 +26,11 @@ from moeport.convert.progress import Report, reported, silent
 from moeport.convert.record import FILE, FOLDER, Record, checksums_text, find_record
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Weights
-from moeport.data.tokenizer import ByteTokenizer
+from moeport.data.tokenizer import ByteTokenizer, load_tokenizer
 from moeport.errors import CheckpointError, RunError, UserError
 from moeport.files import atomic_folder
 from moeport.model.decoder import DecoderLM
+from moeport.tokenizers.folder import add_code, write_tokenizer
 from moeport.training.checkpoint import find_checkpoint, open_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run_dir import CHECKPOINT_DIR, TOKENIZER_FILE, config_of, end_of_text, read_config
@@ -247,13 +248,12 @@ def _carry(run_dir: Path, config: Config, carried: Path | None, folder: Path) ->
     if carried is not None:
         copy_carried(carried, folder)
         (folder / FILE).unlink(missing_ok=True)
+        add_code(folder)
     elif isinstance(config.data.tokenizer, ByteConfig):
-        ByteTokenizer().save(folder / TOKENIZER_FILE)
+        write_tokenizer(folder, ByteTokenizer().definition, end_of_text(config))
     elif (run_dir / TOKENIZER_FILE).is_file():
-        (folder / TOKENIZER_FILE).write_bytes((run_dir / TOKENIZER_FILE).read_bytes())
-    if carried is None:
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end_of_text(config)}
-        (folder / "tokenizer_config.json").write_text(_json(settings), encoding="utf-8")
+        tokenizer = load_tokenizer(run_dir / TOKENIZER_FILE, end_of_text(config))
+        write_tokenizer(folder, tokenizer.definition, end_of_text(config))
 
 
 def _check_stored(stored: Weights, specs: Iterable[ParameterSpec], run_dir: Path) -> None:

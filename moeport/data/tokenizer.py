@@ -1,8 +1,7 @@
-"""Text to tokens and back. Every tokenizer is stored as a tokenizer.json of Hugging Face tokenizers."""
+"""Text to tokens and back. Every tokenizer is stored as a tokenizer.json."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -13,8 +12,7 @@ import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from moeport.data.guarded import guarded
-from moeport.data.tokenizer_json import check_vocabulary, parse_definition, text_definition
+from moeport.data.codecs import codec_of
 from moeport.errors import DataError
 from moeport.files import write_text
 from moeport.reading import read_bytes
@@ -45,19 +43,19 @@ class Tokenizer:
 
     def __init__(self, definition: str, end_of_text: str = END_OF_TEXT):
         self._definition, self._end_of_text = definition, end_of_text
-        tree, self._tokenizer = parse_definition(definition)
-        vocabulary = self._tokenizer.get_vocab()
-        check_vocabulary(vocabulary)
-        if end_of_text not in vocabulary:
-            raise DataError(_no_end_of_text(end_of_text, vocabulary, self._tokenizer))
-        _, self._encoder = parse_definition(text_definition(definition, tree, end_of_text))
-        self._encoder.encode_special_tokens = True
+        self._codec = codec_of(definition, end_of_text)
+        vocabulary = self._codec.vocabulary
         self.end_of_text = vocabulary[end_of_text]
         """Id of the token that ends a document."""
         self.vocab_size = max(vocabulary.values()) + 1
         """Number of ids, including unused ones below the largest."""
         self.fingerprint = hashlib.sha256(f"{end_of_text}\n{definition}".encode()).hexdigest()
         """Hexadecimal SHA-256 of the definition and the end-of-text token."""
+
+    @property
+    def definition(self) -> str:
+        """Contents of the tokenizer.json."""
+        return self._definition
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The library would lose what keeps added tokens out of text."""
@@ -69,16 +67,11 @@ class Tokenizer:
         Raises:
             DataError: a pattern of the tokenizer fails or does not come to an end.
         """
-        batch = list(texts)
-        encodings = guarded(
-            lambda: self._encoder.encode_batch_fast(batch, add_special_tokens=False), sum(map(len, batch))
-        )
-        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        return self._codec.encode_batch(texts)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, including special tokens. Invalid UTF-8 becomes U+FFFD."""
-        numbers = np.asarray(ids, np.int64).tolist()
-        return guarded(lambda: self._tokenizer.decode(numbers, skip_special_tokens=False), 16 * len(numbers))
+        return self._codec.decode(np.asarray(ids, np.int64))
 
     def continuation(self, ids: Sequence[int], start: int) -> str:
         """The text that the ids from `start` on add to those before.
@@ -168,15 +161,3 @@ def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a tokenizer.json") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def _no_end_of_text(token: str, vocabulary: Iterable[str], tokenizer: HFTokenizer) -> str:
-    special = [added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special]
-    close = difflib.get_close_matches(token, special, n=1, cutoff=0.3) or difflib.get_close_matches(
-        token, vocabulary, n=1
-    )
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
-    return (
-        f"the vocabulary has no token {token!r}; {suggestion}"
-        f"special tokens: {', '.join(special) or 'none'}; set data.tokenizer.end_of_text"
-    )

@@ -111,7 +111,7 @@ def tokenizer(request):
 
 def marker_ids(tokenizer):
     added_tokens = json.loads(tokenizer._definition)["added_tokens"]
-    return {tokenizer._tokenizer.token_to_id(token["content"]) for token in added_tokens}
+    return {tokenizer._codec.vocabulary[token["content"]] for token in added_tokens}
 
 
 def test_no_added_token_comes_out_of_text(tokenizer):
