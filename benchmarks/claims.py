@@ -48,6 +48,7 @@ SMALL = (
     "metrics.peak_tflops=1",
 )
 """The size at which a claim fits half an hour of one core; the rest is that of `configs/routers`."""
+COSTS = ("parameters_total", "parameters_active", "expert_flops_per_token")
 Values = Mapping[int, float]
 """A figure by seed."""
 
@@ -200,3 +201,28 @@ def plain(found: Paired, verdict: str) -> dict[str, Any]:
 def comparisons(*found: Comparison) -> list[dict[str, Any]]:
     """All figures of comparisons, for the JSON."""
     return [to_json(each) for each in found]
+
+
+def table(found: Comparison, report: Report, losses: Mapping[str, str]) -> None:
+    """Parameters, costs and losses of each config.
+
+    Args:
+        found: the comparison.
+        report: where the table goes.
+        losses: the figures by title.
+    """
+    titles = ["Parameters", "active", "Expert FLOPs per token", *(f"Loss, {title}" for title in losses)]
+    report.say(f"| Config | {' | '.join(titles)} |", f"|---|{'--:|' * len(titles)}")
+    for name in found.plan.names:
+        costs = (values(found, name, figure) for figure in COSTS)
+        cells = [f"{sum(each.values()) / len(each):,.0f}" for each in costs]
+        cells += [mean(values(found, name, figure)) for figure in losses.values()]
+        report.say(f"| `{name}` | {' | '.join(cells)} |")
+
+
+def rates(found: Comparison, report: Report) -> None:
+    """What the sweep tried, and which value each config has."""
+    report.say("")
+    for name, chosen in found.choices.items():
+        tried = ", ".join(f"{each.value}: {each.loss:.4f}" for each in found.tried(name))
+        report.say(f"- `{name}`: learning rate {chosen} of {tried}")

@@ -1,0 +1,84 @@
+"""The scripts of the papers' claims: what their verdicts say, and that what they compare is comparable."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from moeport.config import load_config
+from moeport.model.build import build_model
+from moeport.studies.compare.cost import Cost
+from moeport.studies.compare.spread import paired
+from tests.training.tiny import tiny_values
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+claims = importlib.import_module("claims")
+
+CONTROLS = {"rare_ids": ("hash",), "composed_experts": ("one", "one-and-one")}
+"""Configs that are not meant to have the parameters of the others."""
+
+
+def script(name):
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("differences", "better", "no_worse", "direction"),
+    [
+        ([-0.3, -0.31, -0.29], "shown", "shown", "lower"),
+        ([0.3, 0.31, 0.29], "refuted", "refuted", "higher"),
+        ([-0.3, 0.31, -0.1], "not shown", "not resolved", "not resolved"),
+        ([-0.003, 0.003, 0.001], "not shown", "shown", f"equal within {claims.MARGIN}"),
+        ([-0.3], "one seed, no verdict", "one seed, no verdict", "one seed"),
+    ],
+)
+def test_verdicts_follow_the_interval_and_not_the_mean(differences, better, no_worse, direction):
+    found = paired(differences)
+    assert (claims.better(found), claims.no_worse(found), claims.direction(found)) == (better, no_worse, direction)
+
+
+def test_a_loss_between_two_capacities_is_that_of_the_line_between_them():
+    curve = [({0: 100.0, 1: 200.0}, {0: 4.0, 1: 5.0}), ({0: 50.0, 1: 100.0}, {0: 4.5, 1: 5.5})]
+    assert claims.at_rows(curve, {0: 60.0, 1: 200.0}) == {0: pytest.approx(4.4), 1: 5.0}
+    with pytest.raises(ValueError, match=r"40\.0 rows are beyond 50\.0 to 100\.0"):
+        claims.at_rows(curve, {0: 40.0})
+
+
+@pytest.mark.parametrize("name", list(CONTROLS))
+def test_configs_of_a_claim_have_equal_parameters_and_cost(name):
+    found = {}
+    for arm, each in script(name).ARMS.items():
+        config = load_config(claims.ROUTERS / f"{each.router}.yaml", (*claims.SMALL, *each.settings))
+        model = config.model
+        counts = build_model(model, config.data, 1024).parameter_counts()
+        cost = Cost.of(model, 0.0, counts.active)
+        rows = model.expert_layers * model.moe.router.experts_per_token
+        experts = model.moe.num_experts * model.expert_parameters + model.always_active_parameters
+        found[arm] = (model.expert_layers * experts, cost.experts(rows))
+    assert len({total for arm, (total, _) in found.items() if arm not in CONTROLS[name]}) == 1
+    assert len({active for arm, (_, active) in found.items() if arm != "hash"}) == 1
+    assert found.get("hash", (0, 0))[1] < max(active for _, active in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "name", ["rows_at_equal_loss", "rare_ids", "composed_experts", "null_experts", "routers_table"]
+)
+def test_a_script_runs_to_its_verdicts_and_repeats_them_without_training(tmp_path, monkeypatch, capsys, name):
+    source = json.dumps(tiny_values(tmp_path)["data"]["source"])
+    settings = [f"data.source={source}", "data.tokenizer.vocab_size=300", "training.steps=2", "training.batch_size=4"]
+    settings += ["data.sequence_length=32", "data.validation_fraction=0.3", "model.d_model=32"]
+    settings += [f"data.cache_dir={tmp_path / 'cache'}"]
+    arguments = [name, "--output-dir", str(tmp_path / "runs"), "--seeds", "0,1"]
+    monkeypatch.setattr("sys.argv", [*arguments, *(part for each in settings for part in ("--set", each))])
+    script(name).main()
+    first = json.loads((tmp_path / "runs" / "claim.json").read_text())
+    assert first["verdicts"]
+    table = (tmp_path / "runs" / "claim.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    monkeypatch.setattr("moeport.studies.compare.compare.train", None)  # nothing is trained again
+    script(name).main()
+    assert json.loads((tmp_path / "runs" / "claim.json").read_text()) == first
