@@ -89,13 +89,14 @@ def translate(
 
 def summary(config: Config) -> list[str]:
     """Describes the model in a few lines, without counts if only the tokenizer file knows the vocabulary size."""
+    from moeport.config.data import known_vocab_size
     from moeport.data.inspect import dealt_label
     from moeport.model.build import build_model
 
     model, moe = config.model, config.model.moe
     experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} per token, router {moe.router.name}"
     lines = [f"{model.num_layers} blocks of width {model.d_model}, {len(model.moe_layers)} with {experts}"]
-    vocab_size = model.vocab_size or _tokenizer_size(config)
+    vocab_size = model.vocab_size or known_vocab_size(config.data)
     if vocab_size:
         shapes = build_model(model, config.data, vocab_size)
         counts, flops = shapes.parameter_counts(), shapes.training_flops_per_token(config.data.tokens_per_sequence)
@@ -113,12 +114,3 @@ def warnings(config: Config) -> list[str]:
         f"warning: model.moe.router.{option}: {does}; set {instead}"
         for option, does, instead in moe.router.warnings(moe.num_experts)
     ]
-
-
-def _tokenizer_size(config: Config) -> int | None:
-    match config.data.tokenizer.name:
-        case "byte":
-            return 257
-        case "bpe":
-            return config.data.tokenizer.vocab_size
-    return None

@@ -12,6 +12,7 @@ import numpy as np
 
 from moeport.comm.load import Sharing
 from moeport.config import Config
+from moeport.config.data import known_vocab_size
 from moeport.convert.export_options import parse_size
 from moeport.errors import UserError
 from moeport.paths import expanded
@@ -109,8 +110,7 @@ def parse_flops(text: str) -> float:
 
 def vocabulary(config: Config) -> int:
     """Vocabulary size from the config, or else from the tokenizer's section."""
-    tokenizer = config.data.tokenizer
-    size = config.model.vocab_size or {"byte": 257, "bpe": getattr(tokenizer, "vocab_size", None)}.get(tokenizer.name)
+    size = config.model.vocab_size or known_vocab_size(config.data)
     if size is None:
         raise UserError("model.vocab_size: is only known to the tokenizer's file; add --set model.vocab_size=N")
     return size

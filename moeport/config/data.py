@@ -142,8 +142,32 @@ class BPETokenizer(Section):
     """Number of tokens, including the 256 bytes and the end of text."""
 
 
+class ScaffoldBPETokenizer(Section):
+    """Byte-level Scaffold-BPE, trained on the training documents and cached."""
+
+    name: Literal["scaffold_bpe"] = "scaffold_bpe"
+    """`scaffold_bpe`"""
+    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    """Number of tokens, including the 256 bytes and the end of text; scaffold tokens are not among them."""
+    pattern: str = "moeport"
+    """What tokens stay within: a named pattern (moeport, gpt2, gpt4, digits) or a regular expression."""
+
+
+class LBPETokenizer(Section):
+    """Byte-level LBPE, trained on the training documents and cached: the longest token of the vocabulary first."""
+
+    name: Literal["lbpe"] = "lbpe"
+    """`lbpe`"""
+    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    """Number of tokens, including the 256 bytes and the end of text."""
+    base: Literal["bpe", "scaffold_bpe"] = "bpe"
+    """How the vocabulary is trained."""
+    pattern: str = "moeport"
+    """What tokens stay within: a named pattern (moeport, gpt2, gpt4, digits) or a regular expression."""
+
+
 class FileTokenizer(Section):
-    """An existing tokenizer.json in the format of Hugging Face tokenizers."""
+    """An existing tokenizer.json of moeport or of Hugging Face tokenizers."""
 
     name: Literal["file"] = "file"
     """`file`"""
@@ -167,7 +191,9 @@ class DataConfig(Section):
     domains: tuple[Domain, ...] = ()
     """Text that differs from node to node, in place of data.source: a list of mappings with a `name` and a `source`,
     which has the keys of data.source, or `sources`. Node n trains on domain n modulo their number."""
-    tokenizer: Annotated[ByteTokenizer | BPETokenizer | FileTokenizer, Field(discriminator="name")] = BPETokenizer()
+    tokenizer: Annotated[
+        ByteTokenizer | BPETokenizer | ScaffoldBPETokenizer | LBPETokenizer | FileTokenizer, Field(discriminator="name")
+    ] = BPETokenizer()
     """How text becomes tokens."""
     sequence_length: PositiveInt = 512
     """Tokens per sequence, S."""
@@ -193,6 +219,12 @@ class DataConfig(Section):
     def tokens_per_sequence(self) -> int:
         """S: `sequence_length`, or the number of patches per image."""
         return self.source.num_patches if isinstance(self.source, DigitsSource) else self.sequence_length
+
+
+def known_vocab_size(config: DataConfig) -> int | None:
+    """The size of the tokenizer's vocabulary, as far as the config says it; None for a file."""
+    tokenizer = config.tokenizer
+    return 257 if isinstance(tokenizer, ByteTokenizer) else getattr(tokenizer, "vocab_size", None)
 
 
 def shares(sources: Sequence[MixedSource]) -> list[float]:

@@ -24,8 +24,10 @@ from moeport.config.rule import Effect, Rule
 from moeport.config.schema import Config
 from moeport.config.tree import shown
 from moeport.core.section import Section
+from moeport.errors import DataError
 from moeport.routers import BY_NAME
 from moeport.routers.base import RouterConfig
+from moeport.tokenizers.patterns import PATTERNS
 
 _HEADS = "model.attention.num_heads"
 _KIND = "model.attention.kind"
@@ -43,6 +45,19 @@ def _is_encoding(name: str) -> bool:
     except (LookupError, ValueError):
         return False
     return True
+
+
+def _is_pattern(pattern: str) -> bool:
+    """Whether it has a name or can cut text. Letters and digits alone are taken for a misspelled name."""
+    if pattern in PATTERNS:
+        return True
+    from moeport.tokenizers.splitting import splitter  # imports the tokenizers library, which other configs do not need
+
+    try:
+        splitter(pattern)
+    except DataError:
+        return False
+    return not re.fullmatch(r"[\w-]*", pattern)
 
 
 def _is_usable(source: Section) -> bool:
@@ -292,6 +307,12 @@ RULES = (
         lambda tokenizer, source: source in TEXT_SOURCES or tokenizer == "bpe",
         "has no effect while data.source.name is {1}",
         "this section left out",
+    ),
+    Rule(
+        ("data.tokenizer.pattern",),
+        _is_pattern,
+        "is neither the name of a pattern nor a regular expression",
+        f"{', '.join(PATTERNS)} or a regular expression",
     ),
     Rule(
         ("data.source.encoding",),

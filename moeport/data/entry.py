@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import PositiveFloat, ValidationError
 
-from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
+from moeport.config.data import DataConfig, FileTokenizer
 from moeport.core.section import Section
 from moeport.data.cache import cache_dir
 from moeport.data.compression import MAX_BYTES, compression_baselines
-from moeport.data.documents import ChangedError, Corpus, Documents, count_label, place, size_label
+from moeport.data.documents import ChangedError, Corpus, Documents, size_label
 from moeport.data.mixture import MixedTokens
 from moeport.data.packed import PackedTokens
 from moeport.data.split import Progress
 from moeport.data.token_files import FORMAT_VERSION, Shard, Writing, write_tokens
-from moeport.data.tokenizer import (
-    ENCODING_VERSION,
-    SPLIT_PATTERN,
-    ByteTokenizer,
-    Tokenizer,
-    load_tokenizer,
-    train_bpe,
-)
+from moeport.data.tokenizer import ENCODING_VERSION, ByteTokenizer, Tokenizer, load_tokenizer
+from moeport.data.trained_tokenizer import train_tokenizer, training_key
 from moeport.errors import DataError, WriteError
 from moeport.files import make_folder, remove_leftovers, write_text
 from moeport.launch.machine import cores_per_rank
 from moeport.reading import read_bytes
 
-MAX_TOKENIZER_BYTES = 2**25
-"""Bytes of text that a BPE tokenizer is trained on, which takes some ten times as much memory; of more, a sample."""
-CHARACTERS_PER_PIECE = 2**16
-"""Longest part of a document that is in the sample or not."""
 MIN_BYTES_FOR_WORKERS = 2**25
 """Less text is encoded before processes would have started."""
 SIDES = ("train", "validation")
@@ -106,7 +95,7 @@ class Entry:
     def __init__(self, config: DataConfig, corpus: Corpus, given: Tokenizer | None):
         self._config, self._corpus, self._given = config, corpus, given
         self._fingerprints = [documents.fingerprint for documents in corpus]
-        tokenizer = given.fingerprint if given else [config.tokenizer.model_dump(), SPLIT_PATTERN]
+        tokenizer = given.fingerprint if given else training_key(config.tokenizer)
         rules = [ENCODING_VERSION] if isinstance(config.tokenizer, FileTokenizer) else []
         key = json.dumps([FORMAT_VERSION, self._fingerprints, tokenizer, *rules])
         self.folder = cache_dir(config.cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -220,32 +209,6 @@ class Entry:
 
     def _path(self, name: str) -> Path:
         return self.folder / name
-
-
-def train_tokenizer(config: DataConfig, several: Sequence[Documents], report: Callable[[str], None]) -> Tokenizer:
-    """A BPE tokenizer for the training documents of one or more sources."""
-    assert isinstance(config.tokenizer, BPETokenizer)
-    vocab_size, num_bytes = config.tokenizer.vocab_size, sum(documents.num_bytes for documents in several)
-    share = "" if num_bytes <= MAX_TOKENIZER_BYTES else f"a sample of {MAX_TOKENIZER_BYTES / 1e6:.0f} MB of "
-    label = f"{count_label(sum(map(len, several)))} ({num_bytes / 1e6:.1f} MB)"
-    report(f"training a BPE tokenizer of {vocab_size:,} tokens on {share}{label}")
-    return train_bpe(tokenizer_texts(several), vocab_size)
-
-
-def tokenizer_texts(several: Sequence[Documents]) -> Iterator[str]:
-    """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their names and places.
-
-    The pieces of a long document are drawn one by one, since it may be the only one.
-    """
-    num_bytes = sum(documents.num_bytes for documents in several)
-    limit = 2**64 * MAX_TOKENIZER_BYTES // max(1, num_bytes)
-    for document in chain.from_iterable(several):
-        if limit >= 2**64:
-            yield document.text
-            continue
-        for start in range(0, len(document.text), CHARACTERS_PER_PIECE):
-            if place(f"{document.name}:{start}" if start else document.name, b"tokenizer") < limit:
-                yield document.text[start : start + CHARACTERS_PER_PIECE]
 
 
 def check_length(tokens: PackedTokens, sequence_length: int) -> None:

@@ -12,7 +12,7 @@ from moeport.config.data import DataConfig, MixedSource
 from moeport.data.cache import cache_dir
 from moeport.data.documents import Corpus, Document, Documents, Tally, check_split
 from moeport.data.domains import DomainTokens
-from moeport.data.entry import Entry, PreparedData, Work, check_length, train_tokenizer
+from moeport.data.entry import Entry, PreparedData, Work, check_length
 from moeport.data.left_out import LeftOut
 from moeport.data.mixture import MixedTokens
 from moeport.data.packed import PackedTokens
@@ -20,8 +20,9 @@ from moeport.data.scans import MIN_BYTES, forgotten_if_changed, scanned
 from moeport.data.shared import Marks, TextHashes, text_digest
 from moeport.data.sources import split_rule
 from moeport.data.split import TRAIN, VALIDATION, Progress
-from moeport.data.tokenizer import SPLIT_PATTERN, Tokenizer, load_tokenizer
+from moeport.data.tokenizer import Tokenizer, load_tokenizer
 from moeport.data.tokenizer_file import given_tokenizer
+from moeport.data.trained_tokenizer import train_tokenizer, training_key
 from moeport.errors import DataError
 from moeport.files import make_folder, write_text
 
@@ -181,7 +182,7 @@ def _trained(config: DataConfig, corpora: Mapping[str, Corpus], report: Say) -> 
 
 def _tokenizer_path(config: DataConfig, corpora: Mapping[str, Corpus]) -> Path:
     trained_on = [corpus.train.fingerprint for corpus in corpora.values()]
-    key = json.dumps([config.tokenizer.model_dump(), SPLIT_PATTERN, trained_on])
+    key = json.dumps([*training_key(config.tokenizer), trained_on])
     return cache_dir(config.cache_dir) / f"tokenizer-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

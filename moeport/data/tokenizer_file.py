@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moeport.config.data import BPETokenizer, DataConfig, FileTokenizer
+from moeport.config.data import ByteTokenizer as ByteConfig
+from moeport.config.data import DataConfig, FileTokenizer
 from moeport.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from moeport.errors import DataError
 
@@ -43,11 +44,9 @@ def given_tokenizer(config: DataConfig) -> Tokenizer | None:
     Raises:
         DataError: it cannot be found or used.
     """
-    if isinstance(config.tokenizer, BPETokenizer):
-        return None
     if isinstance(config.tokenizer, FileTokenizer):
         return load_tokenizer(tokenizer_file(config.tokenizer.path), config.tokenizer.end_of_text)
-    return ByteTokenizer()
+    return ByteTokenizer() if isinstance(config.tokenizer, ByteConfig) else None
 
 
 def _of_hub(name: str) -> Path:

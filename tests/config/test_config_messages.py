@@ -274,7 +274,7 @@ CASES = [
     case(
         "name without its section",
         "data:\n  tokenizer: bpe\n",
-        "c.yaml:2:14 data.tokenizer: is a string (got bpe); expected a mapping with a name: byte, bpe, file; did you mean data.tokenizer.name: bpe?",
+        "c.yaml:2:14 data.tokenizer: is a string (got bpe); expected a mapping with a name: byte, bpe, scaffold_bpe, lbpe, file; did you mean data.tokenizer.name: bpe?",
     ),
     case(
         "option of another router",

@@ -17,7 +17,17 @@ from typer.testing import CliRunner
 
 from moeport.cli.main import app
 from moeport.config.data import BPETokenizer, ByteTokenizer, DataConfig, FilesSource, HuggingFaceSource
-from moeport.data import compression, encoders, entry, huggingface, prepare_data, scans, shared, token_files
+from moeport.data import (
+    compression,
+    encoders,
+    entry,
+    huggingface,
+    prepare_data,
+    scans,
+    shared,
+    token_files,
+    trained_tokenizer,
+)
 from moeport.data.documents import Document, Documents, documents_fingerprint, is_validation
 from moeport.data.encoders import Encoders
 from moeport.data.packed import PackedTokens
@@ -295,21 +305,21 @@ class TestLargeSourcesAreReadOnce:
 
 def test_of_much_text_a_sample_trains_the_tokenizer(monkeypatch):
     write_corpus()
-    monkeypatch.setattr(entry, "MAX_TOKENIZER_BYTES", 2000)
+    monkeypatch.setattr(trained_tokenizer, "MAX_TOKENIZER_BYTES", 2000)
     corpus = scans.scanned(config(), scans.LeftOut(), lambda what, done, total: None)
-    sampled = list(entry.tokenizer_texts([corpus.train]))
+    sampled = list(trained_tokenizer.tokenizer_texts([corpus.train]))
     assert 500 < sum(len(text.encode()) for text in sampled) < 4000 < corpus.train.num_bytes
-    assert sampled == list(entry.tokenizer_texts([corpus.train]))
+    assert sampled == list(trained_tokenizer.tokenizer_texts([corpus.train]))
     _, lines = prepare(tokenizer=BPETokenizer(vocab_size=300))
     assert lines[0].startswith("training a BPE tokenizer of 300 tokens on a sample of 0 MB of 4")
 
 
 def test_a_sample_of_one_long_document_has_parts_of_it(monkeypatch):
-    monkeypatch.setattr(entry, "MAX_TOKENIZER_BYTES", 20_000)
-    monkeypatch.setattr(entry, "CHARACTERS_PER_PIECE", 100)
+    monkeypatch.setattr(trained_tokenizer, "MAX_TOKENIZER_BYTES", 20_000)
+    monkeypatch.setattr(trained_tokenizer, "CHARACTERS_PER_PIECE", 100)
     text = "".join(f"Line {number} of a long text.\n" for number in range(5000))
     documents = Documents(lambda: iter([Document("a", text)]), 1, len(text), "")
-    sampled = list(entry.tokenizer_texts([documents]))
+    sampled = list(trained_tokenizer.tokenizer_texts([documents]))
     assert 15_000 < sum(map(len, sampled)) < 25_000
     assert all(len(part) <= 100 and part in text for part in sampled)
 
