@@ -1,7 +1,7 @@
 """Processes that count pre-tokens.
 
-They are programs of their own (`python -m moeport.tokenizers.counting PATTERN`): a fork would copy the threads of a
-framework, and a spawned process would import the caller's script anew.
+They are programs of their own: a fork would copy the threads of a framework, and a process of `multiprocessing` would
+import the caller's script anew.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Counting:
 
     def __init__(self, pattern: str, workers: int):
         environment = {**os.environ, "PYTHONPATH": python_path()}
-        command = [sys.executable, "-m", "moeport.tokenizers.counting", pattern]
+        command = [sys.executable, "-c", f"from {__name__} import main; main()", pattern]
         self._processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             for _ in range(workers)
@@ -105,10 +105,10 @@ class Counting:
         return counted
 
 
-def main(pattern: str) -> None:
-    """Counts the batches that come in until there are no more."""
+def main() -> None:
+    """Counts the batches that come in until there are no more, by the pattern that is the only argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the one who started this decides
-    split = splitter(pattern)
+    split = splitter(sys.argv[1])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     while True:
         try:
@@ -117,7 +117,3 @@ def main(pattern: str) -> None:
             return
         pickle.dump(counts_of(batch, split), answers)
         answers.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

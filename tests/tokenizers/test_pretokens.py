@@ -47,12 +47,13 @@ def test_a_text_without_a_place_to_cut_is_one_part():
 
 
 @pytest.mark.parametrize("pattern", ["digits", r"\w+|\W"])
-def test_counts_are_the_same_with_any_number_of_processes(pattern, monkeypatch):
+def test_counts_are_the_same_with_any_number_of_processes(pattern, monkeypatch, capfd):
     monkeypatch.setattr(pretokens, "BATCH", 1500)
     texts = [random_text(seed, 1000) + "\n" for seed in range(6)]
     told = []
     one, three = count_words(texts, pattern, 1), count_words(texts, pattern, 3, told.append)
     assert [*one.items()] == [*three.items()]
+    assert capfd.readouterr() == ("", "")
     assert sum(told) == sum(map(len, texts))
     assert len(told) > 6
     if pattern in PATTERNS:
