@@ -25,6 +25,7 @@ COMMANDS = (
     "checkpoint",
     "convert",
     "data",
+    "tokenizer",
     "config",
     "routers",
     "doctor",

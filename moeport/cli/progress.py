@@ -37,14 +37,18 @@ class FileProgress:
             done: bytes that are.
             total: of how many; 0: not known.
         """
+        self.show(_line(name, done, total), done, total)
+
+    def show(self, line: str, done: int = 0, total: int = 0) -> None:
+        """Show a line, and how far the bar reaches."""
         now = time.monotonic()
         if now - self.last < (SECONDS_BETWEEN_UPDATES if self.live else SECONDS_BETWEEN_LINES):
             return
         self.last = now
         if self.live:
-            self.live.update(self.task, completed=done, total=total or None, description=_line(name, done, total))
+            self.live.update(self.task, completed=done, total=total or None, description=line)
         else:
-            self.console.print(_line(name, done, total), soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
 
     def _bar(self) -> "Progress":
         from rich.progress import BarColumn, Progress, TextColumn
@@ -63,3 +67,8 @@ def _line(name: str, done: int, total: int) -> str:
     if not total:
         return f"{done / 1e9:.2f} GB  {name}"
     return f"{done / total:4.0%}  {done / 1e9:.2f} of {total / 1e9:.2f} GB  {name}"
+
+
+def counted(done: int, total: int, what: str) -> str:
+    """A line for what is counted in pieces, such as `  50%  1,000 of 2,000 tokens`."""
+    return f"{done / total:4.0%}  {done:,} of {total:,} {what}"

@@ -13,9 +13,9 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
 from moeport.data.codecs import codec_of
+from moeport.data.tokenizer_json import definition_text
 from moeport.errors import DataError
 from moeport.files import write_text
-from moeport.reading import read_bytes
 from moeport.tokenizers.byte_level import byte_characters
 from moeport.tokenizers.patterns import PATTERNS
 
@@ -154,10 +154,6 @@ def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
         DataError: the file cannot be read, is not a tokenizer.json or lacks the token.
     """
     try:
-        return Tokenizer(read_bytes(path).decode(), end_of_text)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a tokenizer.json") from error
+        return Tokenizer(definition_text(path), end_of_text)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

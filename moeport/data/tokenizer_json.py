@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
 
 from moeport.data.guarded import guarded
 from moeport.errors import DataError
-from moeport.reading import parse_json
+from moeport.reading import parse_json, read_bytes
 
 NO_TOKENIZER = (
     "JSON, but not a tokenizer.json of Hugging Face tokenizers ({}); save one with "
@@ -21,6 +22,20 @@ NO_TOKENIZER = (
 MAX_IDS = 2**24
 """No vocabulary in use is a tenth of it, and every id costs a row of the embedding."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def definition_text(path: Path) -> str:
+    """The contents of a tokenizer.json.
+
+    Raises:
+        DataError: the file cannot be read; the message does not name it.
+    """
+    try:
+        return read_bytes(path).decode()
+    except OSError as error:
+        raise DataError(f"cannot read the tokenizer: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}; expected a tokenizer.json") from error
 
 
 def parse_definition(definition: str) -> tuple[dict[str, Any], HFTokenizer]:

@@ -1,0 +1,1 @@
+"""Tokenizers measured side by side on the same text."""
