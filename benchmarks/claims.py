@@ -71,6 +71,8 @@ class Given:
     seeds: tuple[int, ...] = (0, 1, 2)
     settings: tuple[str, ...] = ()
     json_file: Path | None = None
+    own: Mapping[str, str] = field(default_factory=dict)
+    """The script's own options, by name."""
 
 
 @dataclass
@@ -93,15 +95,18 @@ class Report:
         write_text(file, json.dumps(self.figures, indent=1) + "\n")
 
 
-def options(description: str | None, folder: str) -> Given:
-    """Read the command line of a script."""
+def options(description: str | None, folder: str, **own: str) -> Given:
+    """Read the command line of a script; `own` are its own options with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path(folder), help="of the runs; repeat to continue")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
     parser.add_argument("--json", type=Path, help="file for all figures; default: claim.json among the runs")
+    for name, default in own.items():
+        parser.add_argument(f"--{name}", default=default)
     found = parser.parse_args()
-    return Given(found.output_dir, tuple(map(int, found.seeds.split(","))), tuple(found.set), found.json)
+    chosen = {name: getattr(found, name) for name in own}
+    return Given(found.output_dir, tuple(map(int, found.seeds.split(","))), tuple(found.set), found.json, chosen)
 
 
 def compared(

@@ -1,6 +1,6 @@
 """LocMoE+'s claim of fewer rows at equal quality: loss against rows of `topk` and `locmoe_plus`, with controls.
 
-    python benchmarks/rows_at_equal_loss.py [--output-dir runs/rows] [--seeds 0,1,2] [--set KEY=VALUE ...]
+    python benchmarks/rows_at_equal_loss.py [--output-dir runs/rows] [--seeds 0,1,2] [--factors 1.25,0.75,...]
 
 Both routers train at six capacities, each at the learning rate that is best for it at a capacity factor of 1.25 on the
 first seed. `locmoe_plus` also has the capacity that it estimates, limited only by 8 times the even share. Controls:
@@ -11,6 +11,7 @@ drops are as good as LocMoE+'s, affinity has no part in it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from claims import (
@@ -34,9 +35,9 @@ from claims import (
 
 from moeport.studies.compare.outcome import Comparison
 
-FACTORS = (1.25, 0.75, 0.5, 0.3125, 0.2, 0.1)
-CONTROLLED = (0.2,)
-"""Factors at which the controls are trained."""
+FACTORS = "1.25,0.75,0.5,0.3125,0.2,0.1"
+CONTROLLED = (0.5,)
+"""Factors at which rows are dropped at random."""
 RATES = "0.01,0.02,0.04"
 ROUTERS = {"topk": "topk_capacity", "locmoe_plus": "locmoe_plus"}
 DROPS = {"topk": ("position", "random"), "locmoe_plus": ("affinity", "random")}
@@ -44,19 +45,25 @@ DROPS = {"topk": ("position", "random"), "locmoe_plus": ("affinity", "random")}
 SHARE = 0.6
 """Rows of the claim, as a share of those of top-k at 1.25: 40% fewer."""
 ONE_ROW = 1e-6
+"""A capacity factor with which each expert takes a single row of a batch."""
+WITHOUT_FACTOR = {"one-row": "one row per expert", "estimated": "estimated"}
 
 
-def arms(router: str, rate: str) -> dict[str, Arm]:
-    """All configs of a router, at a learning rate."""
-    own, *others = DROPS[router]
-    made = {_name(router, own, factor): _arm(router, rate, own, factor) for factor in FACTORS}
-    made |= {_name(router, drop, factor): _arm(router, rate, drop, factor) for drop in others for factor in CONTROLLED}
-    if router == "topk":
-        made["topk-one-row"] = _arm(router, rate, own, ONE_ROW)
-    else:
-        estimate = ("model.moe.capacity.policy=locmoe_plus", "model.moe.capacity.factor=8", f"{RATE}={rate}")
-        made["locmoe_plus-estimated"] = Arm("locmoe_plus", estimate)
-    return made
+def arms(rates: Mapping[str, str], factors: Sequence[float]) -> dict[str, Arm]:
+    """All configs, each at the learning rate of its router; what decides most comes first."""
+    made = {"topk-one-row": _arm("topk", rates["topk"], DROPS["topk"][0], ONE_ROW)}
+    for factor in factors:
+        for router, (own, *_) in DROPS.items():
+            made[_name(router, own, factor)] = _arm(router, rates[router], own, factor)
+    for factor in CONTROLLED:
+        for router in DROPS:
+            made[_name(router, "random", factor)] = _arm(router, rates[router], "random", factor)
+    estimate = (
+        "model.moe.capacity.policy=locmoe_plus",
+        "model.moe.capacity.factor=8",
+        f"{RATE}={rates['locmoe_plus']}",
+    )
+    return {**made, "locmoe_plus-estimated": Arm("locmoe_plus", estimate)}
 
 
 def _name(router: str, drop: str, factor: float) -> str:
@@ -68,13 +75,19 @@ def _arm(router: str, rate: str, drop: str, factor: float) -> Arm:
     return Arm(ROUTERS[router], (*capacity, f"{RATE}={rate}"))
 
 
+def factors_of(given: Given) -> tuple[float, ...]:
+    """The capacity factors of the command line."""
+    return tuple(map(float, given.own["factors"].split(",")))
+
+
 def trained(given: Given) -> tuple[Comparison, Comparison]:
     """The sweep of the rates, and all configs at the best one of their router."""
     given = replace(given, settings=("metrics.loss_by_frequency=false", *given.settings))
     first = replace(given, seeds=given.seeds[:1])
     swept = compared({router: Arm(file) for router, file in ROUTERS.items()}, first, "rates", [f"{RATE}={RATES}"])
-    wanted = {name: arm for router in ROUTERS for name, arm in arms(router, swept.choices[router]).items()}
-    return swept, compared(wanted, given, "capacities", baseline=_name("topk", "position", FACTORS[0]))
+    factors = factors_of(given)
+    wanted = arms(swept.choices, factors)
+    return swept, compared(wanted, given, "capacities", baseline=_name("topk", "position", factors[0]))
 
 
 def losses(found: Comparison, report: Report) -> None:
@@ -87,10 +100,8 @@ def losses(found: Comparison, report: Report) -> None:
     for name in found.plan.names:
         router, _, rest = name.partition("-")
         drop, _, factor = rest.partition("-")
-        if not factor:
-            drop, factor = DROPS[router][0], {"one-row": "one row per expert"}.get(rest, rest)
-        if rest == "one-row":
-            drop, factor = DROPS[router][0], "one row per expert"
+        if rest in WITHOUT_FACTOR:
+            drop, factor = DROPS[router][0], WITHOUT_FACTOR[rest]
         own = values(found, name)
         rows, dropped = (values(found, name, figure) for figure in ("rows_per_token", "drop_rate"))
         to_base = "-" if name == found.plan.baseline else shown(difference(own, base))
@@ -102,16 +113,17 @@ def losses(found: Comparison, report: Report) -> None:
 
 def verdicts(found: Comparison, report: Report) -> None:
     """What follows from them."""
+    factors = factors_of(report.given)
     report.say("", "| Question | Paired difference of the loss | Verdict |", "|---|--:|---|")
     base = found.plan.baseline
     full_rows, full = values(found, base, "rows_total"), values(found, base)
     wanted = {seed: SHARE * rows for seed, rows in full_rows.items()}
 
-    def curve(router: str, drop: str, factors: tuple[float, ...]) -> dict[int, float]:
+    def curve(router: str, drop: str) -> dict[int, float]:
         names = [_name(router, drop, factor) for factor in factors]
         return dict(at_rows([(values(found, name, "rows_total"), values(found, name)) for name in names], wanted))
 
-    ours, plain_topk = curve("locmoe_plus", "affinity", FACTORS), curve("topk", "position", FACTORS)
+    ours, plain_topk = curve("locmoe_plus", "affinity"), curve("topk", "position")
     asked = {
         "Do rows matter? `topk` at 1.25 against one row per expert": (
             difference(full, values(found, "topk-one-row")),
@@ -128,7 +140,7 @@ def verdicts(found: Comparison, report: Report) -> None:
         for factor in CONTROLLED:
             pair = (values(found, _name(router, drop, factor)) for drop in (own, "random"))
             asked[f"`{router}` at {factor:g}: dropped by {own} against at random"] = (difference(*pair), direction)
-    for factor in FACTORS:
+    for factor in factors:
         one, other = (_name("locmoe_plus", "affinity", factor), _name("topk", "position", factor))
         rows = [sum(values(found, name, "rows_total").values()) for name in (one, other)]
         text = f"At a factor of {factor:g}, with {rows[0] / rows[1]:.3f} of the rows: `locmoe_plus` against `topk`"
@@ -140,7 +152,7 @@ def verdicts(found: Comparison, report: Report) -> None:
 
 def main() -> None:
     """Train, and print both tables."""
-    given = options(__doc__, "runs/rows")
+    given = options(__doc__, "runs/rows", factors=FACTORS)
     swept, found = trained(given)
     report = Report(given)
     report.say("Learning rates: " + ", ".join(f"`{name}` {rate}" for name, rate in swept.choices.items()) + ".", "")
