@@ -39,6 +39,7 @@ class Definition:
         numbers: ids of the ordinary tokens, where they are not numbered from 0 in the order of `vocabulary.tokens`: for
             a vocabulary that was trained elsewhere, which may hold tokens that no merge makes.
         training: choices of the training, for the reader; they decide nothing.
+        normalizer: what texts are normalized by before they are cut, of `NORMALIZERS`; None: nothing.
 
     Raises:
         DataError: the parts do not fit together.
@@ -50,6 +51,7 @@ class Definition:
     special_tokens: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[bytes, int] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    normalizer: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no reader could encode with."""
@@ -110,7 +112,7 @@ def write_definition(definition: Definition) -> str:
             {"id": number, "content": token, **_ADDED}
             for token, number in sorted(definition.special_tokens.items(), key=lambda item: item[1])
         ],
-        "normalizer": None,
+        "normalizer": {"type": definition.normalizer} if definition.normalizer else None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [

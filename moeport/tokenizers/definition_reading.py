@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moeport.errors import DataError
 from moeport.reading import parse_json
 from moeport.tokenizers.byte_level import from_characters
 from moeport.tokenizers.definition import FORMAT, MODEL_TYPE, Definition
+from moeport.tokenizers.normalizing import NORMALIZERS
 from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.vocabulary import BYTES, Vocabulary
 
@@ -65,12 +66,12 @@ def _ordinary(tree: Mapping[str, Any], model: Mapping[str, Any], encoding: str) 
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind != "BPE":
         raise DataError(f"the model is {kind!r}, not byte-level BPE; {EXPECTED}")
-    if tree.get("normalizer"):
-        raise DataError(f"it has a normalizer ({tree['normalizer'].get('type')}), which changes texts; {EXPECTED}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
         if model.get(key):
             raise DataError(f"model.{key} is {model[key]!r}; {EXPECTED}")
     merges = _merges(model["merges"])
+    if encoding == "longest_first" and not _are_in_order(merges):
+        merges = ()
     if encoding == "merges" and (model.get("ignore_merges") or len(merges) < len(model["merges"])):
         raise DataError(
             "it has tokens that several merges make, or takes whole words before merging (ignore_merges); our encoder "
@@ -91,6 +92,7 @@ def _definition(tree: Mapping[str, Any], model: Mapping[str, Any], vocabulary: V
         added,
         None if numbers == derived else numbers,
         model.get("training") or {},
+        _normalizer(tree.get("normalizer")),
     )
 
 
@@ -101,6 +103,16 @@ def _merges(entries: Sequence[Any]) -> tuple[tuple[bytes, bytes], ...]:
         left, right = map(from_characters, entry.split(" ") if isinstance(entry, str) else entry)
         pairs.setdefault(left + right, (left, right))
     return tuple(pairs.values())
+
+
+def _are_in_order(merges: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether each pair joins bytes or tokens of earlier ones; files that were converted from tiktoken's need not."""
+    known = {*BYTES}
+    for left, right in merges:
+        if not {left, right} <= known:
+            return False
+        known.add(left + right)
+    return True
 
 
 def _at(merges: Sequence[tuple[bytes, bytes]], ranks: Sequence[int]) -> list[tuple[bytes, bytes]]:
@@ -122,6 +134,15 @@ def _pattern(tree: Mapping[str, Any]) -> str:
         found = str(steps[0]["pattern"]["Regex"])
         return next((name for name, known in PATTERNS.items() if known == found), found)
     raise DataError(f"its pre-tokenizer is {', '.join(map(str, kinds)) or 'missing'}; expected Split and ByteLevel")
+
+
+def _normalizer(tree: Mapping[str, Any] | None) -> str | None:
+    """The one that there is, which may be the only one of a sequence."""
+    steps = tree["normalizers"] if tree and tree.get("type") == "Sequence" else [tree] if tree else []
+    kinds = [step.get("type") for step in steps]
+    if len(kinds) > 1 or not {*kinds} <= {*NORMALIZERS}:
+        raise DataError(f"it has a normalizer ({', '.join(map(str, kinds))}) other than {NORMALIZERS[0]}; {EXPECTED}")
+    return kinds[0] if kinds else None
 
 
 def _isolates(step: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from moeport.errors import DataError
 from moeport.tokenizers.definition import Definition
 from moeport.tokenizers.engines import Engine, engine_of
+from moeport.tokenizers.normalizing import normalizing
 from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.streaming import BLOCK, REACH, REACH_OF_OTHERS, as_bytes, as_text, blocks, last_certain
 
@@ -31,6 +32,7 @@ class Encoder:
         self.vocab_size = definition.size
         """Number of ids, including unused ones below the largest."""
         self._engine: Engine = engine_of(definition, engine)
+        self._normalized = normalizing(definition.normalizer)
         self._table = _Bytes(definition)
         named = sorted(definition.special_tokens, key=lambda token: (-len(token), token))
         self._special = re.compile(b"|".join(re.escape(token.encode()) for token in named)) if named else None
@@ -53,11 +55,12 @@ class Encoder:
         data = [as_bytes(text) for text in texts]
         if special and self._special is not None:
             return [self._with_special(text) for text in data]
+        data = [self._normalized(text) for text in data]
         return self._engine.encode(data, workers)
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """The ids of bytes that need not be UTF-8, uint32. A byte that is not is a symbol of its own."""
-        return self._engine.encode([bytes(data)], 1)[0]
+        return self._engine.encode([self._normalized(bytes(data))], 1)[0]
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text, and where in it each stands.
@@ -69,9 +72,18 @@ class Encoder:
         Returns:
             ids uint32 (n), and for each the place of its first character and of the one after its last, int64 (n, 2). A
             token that holds a part of a character spans the whole of it.
+
+        Raises:
+            DataError: the normalizer of the tokenizer changes the text.
         """
+        whole = as_bytes(text)
+        if self._normalized(whole) != whole:
+            raise DataError(
+                f"the tokenizer changes the text ({self.definition.normalizer}), so its tokens have no places in it; "
+                "normalize it beforehand"
+            )
         (ids,) = self.encode_batch([text], special)
-        data = np.frombuffer(as_bytes(text), np.uint8)
+        data = np.frombuffer(whole, np.uint8)
         begun = np.concatenate(([0], np.cumsum((data & 0xC0) != 0x80)))  # characters that began before each byte
         ends = np.cumsum(self._table.lengths[ids])
         starts = ends - self._table.lengths[ids]
@@ -82,8 +94,11 @@ class Encoder:
         """The ids of a text that comes in chunks of any size, uint32; how it is cut does not matter.
 
         It holds a few MB, or the longest pre-token where that is longer. A pattern that is not one of `PATTERNS` may
-        look at most 64 KiB beyond a pre-token and the white space behind it.
+        look at most 64 KiB beyond a pre-token and the white space behind it. A tokenizer with a normalizer holds the
+        whole text.
         """
+        if self.definition.normalizer:
+            chunks = [self._normalized(b"".join(map(as_bytes, chunks)))]
         rest, enough = b"", BLOCK
         for block in blocks(chunks):
             rest += block

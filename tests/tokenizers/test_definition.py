@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said(text, says):
     [
         ({"model": {"ignore_merges": True}}, r"takes whole words before merging \(ignore_merges\).*longest_first"),
         ({"model": {"byte_fallback": True}}, "model.byte_fallback is True; expected"),
-        ({"normalizer": {"type": "NFC"}}, r"it has a normalizer \(NFC\), which changes texts"),
+        ({"normalizer": {"type": "NFKC"}}, r"it has a normalizer \(NFKC\) other than NFC"),
     ],
 )
 def test_ordinary_files_that_do_more_are_refused(changes, says):
