@@ -31,7 +31,7 @@ class _Noted(NamedTuple):
     places: np.ndarray
 
     def of(self, symbol: int) -> np.ndarray:
-        group = int(np.searchsorted(self.symbols, symbol))
+        group = int(self.symbols.searchsorted(symbol))
         return self.places[self.starts[group] : self.starts[group + 1]]
 
 
@@ -90,7 +90,7 @@ class LinkedWords:
 
     def frequency(self, places: np.ndarray) -> int:
         """How often the words with these places occur, each place counted."""
-        return int(self._weights[places].sum())
+        return int(np.add.reduce(self._weights[places]))
 
     def first_place(self, symbol: int) -> int:
         """The first place of a symbol; behind all places: it is nowhere."""
@@ -128,9 +128,11 @@ class LinkedWords:
         self._before[token] = noted_before = _grouped(lefts[joined], before[joined])
         joined = (rights >= 0) & (rights != token)  # two new ones side by side are noted already
         self._after[token] = noted_after = _grouped(rights[joined], places[joined])
+        before_symbols, after_symbols = noted_before.symbols, noted_after.symbols
+        tokens = np.full(max(len(before_symbols), len(after_symbols)), token, np.int32)
         return [
-            Pairs(noted_before.symbols, np.full_like(noted_before.symbols, token), self._sums(noted_before)),
-            Pairs(np.full_like(noted_after.symbols, token), noted_after.symbols, self._sums(noted_after)),
+            Pairs(before_symbols, tokens[: len(before_symbols)], self._sums(noted_before)),
+            Pairs(tokens[: len(after_symbols)], after_symbols, self._sums(noted_after)),
         ]
 
     def _sums(self, noted: _Noted) -> np.ndarray:
@@ -140,8 +142,11 @@ class LinkedWords:
 
 
 def _grouped(symbols: np.ndarray, places: np.ndarray) -> _Noted:
-    order = np.argsort(symbols, kind="stable")
+    order = symbols.argsort(kind="stable")
     ordered = symbols[order]
-    changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    starts = np.concatenate([[0], changes, [len(ordered)]]) if len(ordered) else np.zeros(1, np.int64)
+    borders = np.ones(len(ordered) + 1, bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=borders[1:-1])
+    if not len(ordered):
+        return _Noted(ordered, np.zeros(1, np.int64), places)
+    (starts,) = borders.nonzero()
     return _Noted(ordered[starts[:-1]], starts, places[order])

@@ -116,10 +116,10 @@ class _Training:
         return rule == "scaffold" or (rule == "rule" and scaffold.tie < pair.tie)
 
     def _merge(self, pair: PairEntry) -> None:
-        places = self._pairs.pop()
+        token, places, frequency = len(self._tokens), self._pairs.pop(), -pair.negative
         if pair.left == pair.right:
             places = self._words.disjoint(places)
-        token, frequency = len(self._tokens), self._words.frequency(places)
+            frequency = self._words.frequency(places)
         self._tokens.append(self._tokens[pair.left] + self._tokens[pair.right])
         self._merges.append((pair.left, pair.right))
         self._frequencies.append(frequency)
