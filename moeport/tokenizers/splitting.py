@@ -10,12 +10,12 @@ import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
 from moeport.errors import DataError
+from moeport.tokenizers.category_splitting import STAND_INS, category_splitter
 from moeport.tokenizers.definition import expression
+from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.unicode_properties import LETTER, NUMBER, properties
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_STAND_INS = {LETTER: "\u0101", NUMBER: "\u00b2", 0: "\ufffd"}
-"""A letter, a number and a symbol that no pattern names."""
 
 
 def splitter(pattern: str) -> Callable[[str], list[str]]:
@@ -30,6 +30,8 @@ def splitter(pattern: str) -> Callable[[str], list[str]]:
     Raises:
         DataError: the pattern is not a regular expression.
     """
+    if expression(pattern) in PATTERNS.values():
+        return category_splitter(expression(pattern))
     try:
         import regex
     except ImportError:
@@ -64,7 +66,7 @@ def _disputed() -> dict[str, str]:
         for match in regex.finditer(kind, every):
             found[places[match.start() : match.end()]] |= bit
     right = properties() & (LETTER | NUMBER)
-    return {chr(code): _STAND_INS[int(right[code])] for code in np.flatnonzero(found != right)}
+    return {chr(code): STAND_INS[int(right[code])] for code in np.flatnonzero(found != right)}
 
 
 def _with_tokenizers(pattern: str) -> Callable[[str], list[str]]:

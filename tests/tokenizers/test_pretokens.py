@@ -1,7 +1,9 @@
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
 from moeport.errors import DataError, RunError
 from moeport.tokenizers import pretokens
@@ -39,6 +41,20 @@ def test_parts_of_a_long_text_have_the_pre_tokens_of_the_whole(pattern):
         parts = [*cut(chunks, pattern, draw.choice([1, 20, 100]))]
         assert len(parts) > 5
         assert [word for part in parts for word in split(part)] == split(text)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_character_is_cut_as_the_tokenizers_library_does(pattern):
+    isolate = pre_tokenizers.Split(Regex(PATTERNS[pattern]), "isolated")
+    split = splitter(pattern)
+    codes = [code for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]  # in any version
+    some = [code for code in codes if code < 0x3100 or code % 37 == 0]
+    random.Random(0).shuffle(some)
+    around = ("", " ", "a", "1", ".", "\n")
+    text = "".join(chr(code) + around[place % len(around)] for place, code in enumerate(some))
+    assert split(text) == [word for word, _ in isolate.pre_tokenize_str(text)]
+    short = "".join(map(random_text, range(3)))
+    assert split(short) == [word for word, _ in isolate.pre_tokenize_str(short)]
 
 
 def test_a_text_without_a_place_to_cut_is_one_part():
