@@ -10,6 +10,7 @@ PACKAGES = (
     "lm_eval",
     "matplotlib",
     "mindspore",
+    "numba",
     "pyarrow",
     "sklearn",
     "tensorboard",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,19 @@ from moeport.tokenizers.definition import Definition
 from moeport.tokenizers.engines import Engine, engine_of
 from moeport.tokenizers.normalizing import normalizing
 from moeport.tokenizers.patterns import PATTERNS
-from moeport.tokenizers.streaming import BLOCK, REACH, REACH_OF_OTHERS, as_bytes, as_text, blocks, last_certain
+from moeport.tokenizers.streaming import (
+    BLOCK,
+    REACH,
+    REACH_OF_OTHERS,
+    as_bytes,
+    as_text,
+    blocks,
+    last_certain,
+    segments,
+)
+
+LONG = 4 * BLOCK
+"""Bytes of a text from which on it is encoded in parts."""
 
 
 class Encoder:
@@ -36,7 +49,8 @@ class Encoder:
         self._table = _Bytes(definition)
         named = sorted(definition.special_tokens, key=lambda token: (-len(token), token))
         self._special = re.compile(b"|".join(re.escape(token.encode()) for token in named)) if named else None
-        self._reach = REACH if definition.pattern in PATTERNS else REACH_OF_OTHERS
+        self._is_named = definition.pattern in PATTERNS
+        self._reach = REACH if self._is_named else REACH_OF_OTHERS
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tables and caches are built anew."""
@@ -56,11 +70,14 @@ class Encoder:
         if special and self._special is not None:
             return [self._with_special(text) for text in data]
         data = [self._normalized(text) for text in data]
-        return self._engine.encode(data, workers)
+        if not self._is_named or max(map(len, data), default=0) <= LONG:
+            return self._engine.encode(data, workers)
+        others = iter(self._engine.encode([text for text in data if len(text) <= LONG], workers))
+        return [self._long(text, workers) if len(text) > LONG else next(others) for text in data]
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """The ids of bytes that need not be UTF-8, uint32. A byte that is not is a symbol of its own."""
-        return self._engine.encode([self._normalized(bytes(data))], 1)[0]
+        return self.encode_batch([data], workers=1)[0]
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text, and where in it each stands.
@@ -118,6 +135,12 @@ class Encoder:
             DataError: an id is negative.
         """
         return self._table.join(np.asarray(ids, np.int64).reshape(-1))
+
+    def _long(self, text: bytes, workers: int | None) -> np.ndarray:
+        """The ids of one long text, whose parts are encoded at the same time."""
+        with ThreadPoolExecutor(self._engine.threads(workers, len(text))) as pool:
+            parts = pool.map(lambda segment: self._engine.encode_until(*segment)[0], segments(text))
+            return np.concatenate(list(parts))
 
     def _with_special(self, text: bytes) -> np.ndarray:
         """The ids of a text in which special tokens count."""

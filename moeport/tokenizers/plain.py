@@ -26,8 +26,12 @@ class PlainEngine:
         self._split = splitter(definition.pattern)
         self._cache = _Cache(word_encoder(definition))
 
+    def threads(self, workers: int | None, size: int) -> int:
+        """One: Python runs one at a time."""
+        return 1
+
     def encode(self, texts: Sequence[bytes], workers: int | None) -> list[np.ndarray]:
-        """The ids of each text, uint32; one thread, as Python runs one at a time."""
+        """The ids of each text, uint32."""
         return [self._ids(self._split(as_text(text))) for text in texts]
 
     def encode_until(self, text: bytes, limit: int) -> tuple[np.ndarray, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 BLOCK = 2**20
@@ -15,6 +16,7 @@ REACH_OF_OTHERS = 2**16
 """The same for other patterns, of which nothing is known."""
 
 _WINDOW = 2**10
+_NEW_LINE = re.compile(rb"\n(?=[A-Za-z])")
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -51,13 +53,28 @@ def last_certain(data: bytes, reach: int) -> int:
 
 
 def blocks(chunks: Iterable[str | bytes]) -> Iterator[bytes]:
-    """The bytes of a stream, in pieces of at least `BLOCK` bytes (the last may be shorter)."""
+    """The bytes of a stream, in pieces of `BLOCK` to twice as many (the last may be shorter)."""
     waiting: list[bytes] = []
     size = 0
     for chunk in chunks:
-        waiting.append(as_bytes(chunk))
-        size += len(waiting[-1])
-        if size >= BLOCK:
-            yield b"".join(waiting)
-            waiting, size = [], 0
+        data = as_bytes(chunk)
+        for start in range(0, len(data), BLOCK):
+            waiting.append(data[start : start + BLOCK])
+            size += len(waiting[-1])
+            if size >= BLOCK:
+                yield b"".join(waiting)
+                waiting, size = [], 0
     yield b"".join(waiting)
+
+
+def segments(text: bytes) -> Iterator[tuple[bytes, int]]:
+    """A text in parts of about `BLOCK` bytes that can be encoded apart, each with what follows it and its own length.
+
+    In every pattern with a name, a pre-token ends between a line end and a letter, whatever stands around them.
+    """
+    start = 0
+    while start < len(text):
+        found = _NEW_LINE.search(text, start + BLOCK)
+        end = found.start() + 1 if found else len(text)
+        yield text[start : end + REACH], end - start
+        start = end

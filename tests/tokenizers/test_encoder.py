@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -193,6 +194,20 @@ def test_an_encoder_can_be_pickled():
     copy = pickle.loads(pickle.dumps(encoder))
     assert copy.definition == encoder.definition
     assert copy.encode_bytes(b"lower then").tolist() == encoder.encode_bytes(b"lower then").tolist()
+
+
+def test_without_a_library_of_expressions_ids_are_the_same(monkeypatch):
+    """The tokenizers library cuts then, which is always there."""
+    rng = random.Random(6)
+    texts = [random_text(rng, 100) for _ in range(5)] + ["\ud800 a\udfff", ""]
+    for pattern in PATTERNS:
+        expected = [ids.tolist() for ids in Encoder(definition(pattern=pattern)).encode_batch(texts)]
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, "regex", None)
+            encoder = Encoder(definition(pattern=pattern), "plain")
+            assert [ids.tolist() for ids in encoder.encode_batch(texts)] == expected
+            with pytest.raises(DataError, match="expected a regular expression"):
+                Encoder(definition(pattern="("), "plain")
 
 
 def test_unknown_choices_are_named():
