@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
@@ -54,7 +54,10 @@ class CompiledEngine:
         return np.split(ids, np.cumsum(counts)[:-1])
 
     def _run(self, data: bytes, ends: np.ndarray, limit: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
-        memory = _memory() if self._memories.empty() else self._memories.get()
+        try:
+            memory = self._memories.get_nowait()
+        except Empty:
+            memory = _memory()
         out, counts = np.empty(len(data), np.uint32), np.zeros(len(ends), np.int64)
         end = kernel.encode(
             np.frombuffer(data, np.uint8),
