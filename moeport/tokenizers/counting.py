@@ -110,10 +110,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the one who started this decides
     split = splitter(sys.argv[1])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    while True:
-        try:
-            batch = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        pickle.dump(counts_of(batch, split), answers)
-        answers.flush()
+    with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the one who started this has ended
+        while True:
+            pickle.dump(counts_of(pickle.load(sys.stdin.buffer), split), answers)
+            answers.flush()
