@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +61,35 @@ def test_configs_of_a_claim_have_equal_parameters_and_cost(name):
     assert len({total for arm, (total, _) in found.items() if arm not in CONTROLS[name]}) == 1
     assert len({active for arm, (_, active) in found.items() if arm != "hash"}) == 1
     assert found.get("hash", (0, 0))[1] < max(active for _, active in found.values())
+
+
+def test_rows_at_equal_loss_reads_both_routers_at_the_rows_of_the_claim(tmp_path):
+    rows = script("rows_at_equal_loss")
+    given = claims.Given(tmp_path, own={"factors": "1.25,0.75,0.5"})
+    kept = {"1.25": 1.0, "0.75": 0.75, "0.5": 0.5, "row": 0.01, "estimated": 1.0}
+
+    def values(name, seed):
+        share = kept[name.rpartition("-")[2]]
+        loss = 5 - share + 0.001 * seed + (0.1 if name.startswith("locmoe") else 0) + (0.2 if "random" in name else 0)
+        return {"val_loss": loss, "rows_total": 1000 * share, "rows_per_token": 4 * share, "drop_rate": 1 - share}
+
+    names = list(rows.arms({"topk": "0.02", "locmoe_plus": "0.02"}, rows.factors_of(given)))
+    found = SimpleNamespace(
+        plan=SimpleNamespace(names=names, baseline="topk-position-1.25"),
+        figures=lambda name: {s: SimpleNamespace(values=lambda s=s: values(name, s)) for s in (0, 1, 2)},
+    )
+    report = claims.Report(given)
+    rows.losses(found, report)
+    rows.verdicts(found, report)
+    told = {question: (each["mean"], each["verdict"]) for question, each in report.figures["verdicts"].items()}
+    assert len(told) == 4 + 2 + 3
+    assert [verdict for _, verdict in told.values()] == ["shown", "refuted", "refuted", "higher", "lower", "lower"] + [
+        "higher"
+    ] * 3
+    means = [mean for mean, _ in told.values()]
+    assert means[:4] == [pytest.approx(x) for x in (-0.99, 0.5, 0.4, 0.1)]
+    assert report.lines[2].startswith("| `topk` | position | one row per expert | 0.040")
+    assert [line for line in report.lines if "| estimated |" in line]
 
 
 @pytest.mark.slow
