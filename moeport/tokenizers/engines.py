@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -52,7 +53,12 @@ def engine_of(definition: Definition, choice: str) -> Engine:
         return plain
     if problem:
         raise DataError(f"engine: compiled is not possible: {problem}")
-    return _compiled(definition) if choice == "compiled" else _Auto(definition, plain)
+    if choice == "auto":
+        return _Auto(definition, plain)
+    try:
+        return _compiled(definition)
+    except ImportError as error:
+        raise DataError(f"engine: compiled is not possible: {error}; choose auto") from error
 
 
 class _Auto:
@@ -79,7 +85,8 @@ class _Auto:
         """The engine to use for so many more bytes."""
         with self._lock:
             if 0 < self._left <= size:
-                self._engine = _compiled(self._definition)
+                with suppress(ImportError):  # numba refuses versions of numpy that it does not know
+                    self._engine = _compiled(self._definition)
             self._left -= size
             return self._engine
 

@@ -1,6 +1,7 @@
 """Compiled code gives the ids of the plain encoder, for every pattern, on texts that are long, odd or no text."""
 
 import random
+import sys
 
 import numba  # noqa: F401 - the file is skipped where it is missing
 import numpy as np
@@ -112,7 +113,15 @@ def test_compiled_code_is_loaded_once_it_is_worth_it(monkeypatch):
     assert results == [results[0]] * 4
 
 
-def test_what_cannot_be_compiled_is_said():
-    """And what to do."""
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    """And what to do; the automatic choice goes on without."""
+    monkeypatch.setitem(sys.modules, "moeport.tokenizers.compiled", None)
+    monkeypatch.setattr(engines, "WORTH_COMPILING", 1)
+    with pytest.raises(DataError, match=r"compiled is not possible: .*; choose auto"):
+        Encoder(definition(), "compiled")
+    assert (
+        Encoder(definition()).encode_bytes(b"low").tolist()
+        == Encoder(definition(), "plain").encode_bytes(b"low").tolist()
+    )
     with pytest.raises(DataError, match=r"compiled is not possible: the pattern .* needs a library of regular expr"):
         Encoder(definition(pattern=r"\w+|\W+"), "compiled")
