@@ -31,7 +31,7 @@ COLUMNS = (
     Column("entropy H, bits", "entropy", "{:.4f}".format, False),
     Column("redundancy R", "redundancy", "{:.4f}".format, False),
     Column("H per byte, bits", "unigram_bits_per_byte", "{:.4f}".format, True),
-    Column("unused tokens", "unused", "{:.2%}".format, False, lambda share: f"{100 * share:+.2f} points"),
+    Column("unused tokens", "unused", "{:.2%}".format, False, lambda share: f"{100 * share:+.2f} pp"),
 )
 
 
