@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -68,7 +69,7 @@ class EncoderCodec:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As of `Codec`."""
-        return self._encoder.encode_batch(texts)
+        return self._encoder.encode_batch(texts, workers=_threads())
 
     def decode(self, ids: np.ndarray) -> str:
         """As of `Codec`."""
@@ -111,6 +112,12 @@ class LibraryCodec:
         """As of `Codec`."""
         numbers = ids.tolist()
         return guarded(lambda: self._tokenizer.decode(numbers, skip_special_tokens=False), 16 * len(numbers))
+
+
+def _threads() -> int | None:
+    """As many as the tokenizers library may use, which RAYON_NUM_THREADS limits; None: one per processor."""
+    limit = os.environ.get("RAYON_NUM_THREADS", "")
+    return int(limit) if limit.isdecimal() and int(limit) else None
 
 
 def _is_ours(definition: str) -> bool:

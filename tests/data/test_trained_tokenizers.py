@@ -102,6 +102,14 @@ def test_copies_encode_alike(prepared):
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize(("limit", "threads"), [("1", 1), ("4", 4), ("0", None), ("", None)])
+def test_threads_are_limited_as_those_of_the_library(prepared, limit, threads, monkeypatch):
+    """In each of several processes that encode, one thread works."""
+    monkeypatch.setenv("RAYON_NUM_THREADS", limit)
+    monkeypatch.setattr(Encoder, "encode_batch", lambda encoder, texts, workers: workers)
+    assert prepared[0].tokenizer.encode_batch(["a"]) == threads
+
+
 def test_text_comes_back_in_parts(prepared):
     tokenizer = prepared[0].tokenizer
     (ids,) = tokenizer.encode_batch(["the cats 日本語 \U0001f600"])
