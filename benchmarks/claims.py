@@ -122,9 +122,7 @@ def compared(
         settings = (*SMALL, *arm.settings, *given.settings)
         files.append(folder / "configs" / f"{name}.yaml")
         write_text(files[-1], resolved_yaml(load_config(ROUTERS / f"{arm.router}.yaml", settings)))
-    runs = plan(
-        files, folder, seeds=given.seeds, sweeps=sweeps, baseline=baseline, allowed=(RATE, "training.start_from")
-    )
+    runs = plan(files, folder, seeds=given.seeds, sweeps=sweeps, baseline=baseline, allowed=ALLOWED)
     found = compare(runs, console=PlainConsole())
     write_page(found, folder)
     if problems := [f"{each.run.dir}: {each.problem}" for each in found.outcomes if each.problem and not each.diverged]:
@@ -133,8 +131,11 @@ def compared(
 
 
 def values(comparison: Comparison, name: str, figure: str = "val_loss") -> Values:
-    """A figure of a config by seed."""
-    return {seed: float(one.values()[figure] or 0.0) for seed, one in comparison.figures(name).items()}
+    """A figure of a config by seed. Raises ValueError where a run has not recorded it."""
+    found = {seed: one.values().get(figure) for seed, one in comparison.figures(name).items()}
+    if missing := [seed for seed, value in found.items() if value is None]:
+        raise ValueError(f"{name}: the run of seed {missing[0]} has no figure {figure!r}")
+    return {seed: float(value) for seed, value in found.items() if value is not None}
 
 
 def difference(own: Values, other: Values) -> Paired:
