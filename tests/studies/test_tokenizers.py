@@ -124,6 +124,20 @@ def test_tokenizers_that_only_the_library_knows_are_measured_by_it(tmp_path):
     assert page.is_file()
 
 
+def test_special_tokens_spelled_out_and_unknown_characters_are_counted_too(tmp_path):
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["</s>", 0.0], ["a", -1.0], ["b", -1.0]]}
+    added = [{"id": number, "content": token, **special} for number, token in enumerate(["<unk>", "</s>"])]
+    (tmp_path / "unigram.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": added}))
+    found = measured([tmp_path / "unigram.json"], ["ab</s>b"])[0]
+    assert found.counts.tolist() == [1, 1, 2]  # one unknown stretch, a, b
+    (tmp_path / "unigram.json").write_text(
+        json.dumps({"version": "1.0", "model": {**model, "vocab": [["<unk>", 0.0]]}})
+    )
+    with pytest.raises(DataError, match="besides special ones: 1;"):
+        open_subjects([str(tmp_path / "unigram.json")])
+
+
 @pytest.mark.parametrize("text", ["{}", "no JSON", '{"model": {"type": "moeport/BytePairs", "format": 99}}'])
 def test_what_is_no_tokenizer_is_refused_with_its_name(tmp_path, text):
     (tmp_path / "wrong.json").write_text(text)
@@ -150,7 +164,6 @@ def test_what_is_written(three, tmp_path):
 
 
 def test_the_plot_is_an_image(three, tmp_path):
-    pytest.importorskip("matplotlib")
     from moeport.studies.tokenizers.plot import write_plot
 
     write_plot(tmp_path / "plot.png", measured(three))

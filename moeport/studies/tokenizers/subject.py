@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from moeport.data.guarded import guarded
 from moeport.data.tokenizer_file import tokenizer_file
-from moeport.data.tokenizer_json import definition_text, parse_definition
+from moeport.data.tokenizer_json import definition_text, parse_definition, text_definition
 from moeport.errors import DataError, UserError
 from moeport.tokenizers.byte_level import from_characters
 from moeport.tokenizers.definition import Definition
@@ -83,7 +83,7 @@ def _open(name: str, path: Path) -> Subject:
             tree, tokenizer = parse_definition(text)
             if is_ours(tree):
                 raise
-            return _of_library(name, path, tree, tokenizer)
+            return _of_library(name, path, text, tree, tokenizer)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -106,20 +106,29 @@ def _of_definition(name: str, path: Path, definition: Definition) -> Subject:
     )
 
 
-def _of_library(name: str, path: Path, tree: Any, tokenizer: Any) -> Subject:
+def _of_library(name: str, path: Path, text: str, tree: Any, tokenizer: Any) -> Subject:
     """What our encoder does not know, encoded by the tokenizers library. Text spells no special token."""
     added = tokenizer.get_added_tokens_decoder().values()
-    special = {each.content for each in added if each.special} - {tree["model"].get("unk_token")}
+    special = {each.content for each in added if each.special} - {_unknown(tree["model"])}
     ranked = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     ids = {token: number for token, number in ranked if token not in special}
-    tokenizer.encode_special_tokens = True
+    if len(ids) < 2:
+        raise DataError(f"tokens besides special ones: {len(ids)}; expected a trained tokenizer")
+    _, encoder = parse_definition(text_definition(text, tree, ""))
+    encoder.encode_special_tokens = True
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         batch = list(texts)
-        found = guarded(lambda: tokenizer.encode_batch_fast(batch, add_special_tokens=False), sum(map(len, batch)))
+        found = guarded(lambda: encoder.encode_batch_fast(batch, add_special_tokens=False), sum(map(len, batch)))
         return [np.array(each.ids, np.int64) for each in found]
 
     plain = {each.content for each in added}
     is_bytes = (tree.get("decoder") or {}).get("type") == "ByteLevel"
     tokens = [token.encode() if token in plain else from_characters(token) for token in ids] if is_bytes else None
     return Subject(name, path, encode, np.fromiter(ids.values(), np.int64), tokens, 0, None)
+
+
+def _unknown(model: Mapping[str, Any]) -> str | None:
+    """The token that stands for text outside the vocabulary, which Unigram names by its place."""
+    place = model.get("unk_id")
+    return model.get("unk_token") if place is None else model["vocab"][place][0]
