@@ -30,6 +30,10 @@ SourceOverrides = Annotated[
 ]
 
 
+READ = ("data.source.", "data.source=", "data.cache_dir=")
+"""How an override begins that decides something here."""
+
+
 class Texts:
     """The documents of a source; its files are looked up at once.
 
@@ -39,6 +43,7 @@ class Texts:
 
     Raises:
         ConfigError: a key or value of the overrides is wrong.
+        UserError: an override is of something else.
         DataError: files are missing.
     """
 
@@ -47,7 +52,11 @@ class Texts:
         from moeport.data.left_out import LeftOut
         from moeport.data.sources import open_source
         from moeport.data.streams import UNPACKERS
+        from moeport.errors import UserError
 
+        for text in overrides or ():
+            if not text.startswith(READ):
+                raise UserError(f"--set {text}: expected data.source.KEY=VALUE; nothing else says how texts are read")
         named = ["data.source.name=files", f"data.source.paths={json.dumps(list(paths))}"] if paths else []
         self._left_out = LeftOut()
         self._source = open_source(load_config(None, [*named, *(overrides or ())]).data, self._left_out)

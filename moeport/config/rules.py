@@ -51,13 +51,13 @@ def _is_pattern(pattern: str) -> bool:
     """Whether it has a name or can cut text. Letters and digits alone are taken for a misspelled name."""
     if pattern in PATTERNS:
         return True
-    from moeport.tokenizers.splitting import splitter  # imports the tokenizers library, which other configs do not need
+    from moeport.tokenizers.splitting import check_pattern  # imports the tokenizers library, which others do not need
 
     try:
-        splitter(pattern)
+        check_pattern(pattern)
     except DataError:
         return False
-    return not re.fullmatch(r"[\w-]*", pattern)
+    return True
 
 
 def _is_usable(source: Section) -> bool:

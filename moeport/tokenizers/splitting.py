@@ -9,13 +9,24 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
-from moeport.errors import DataError
+from moeport.errors import DataError, choices
 from moeport.tokenizers.category_splitting import STAND_INS, category_splitter
 from moeport.tokenizers.definition import expression
 from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.unicode_properties import LETTER, NUMBER, properties
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern that cannot cut text, and letters and digits alone, which are a misspelled name.
+
+    Raises:
+        DataError: what is wrong with it.
+    """
+    if pattern not in PATTERNS and re.fullmatch(r"[\w-]*", pattern):
+        raise DataError(f"pattern {pattern!r}: no such name; {choices(pattern, PATTERNS)}")
+    splitter(pattern)
 
 
 def splitter(pattern: str) -> Callable[[str], list[str]]:

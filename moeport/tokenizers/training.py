@@ -60,9 +60,10 @@ PROGRESS_TOKENS = 64
 
 
 def _out_of_reach(size: int, vocab_size: int, choices: Choices) -> None:
+    rare = "" if choices.min_frequency == 1 else f" that occurs {choices.min_frequency} times or more"
     message = (
-        f"vocab_size: {vocab_size} is out of reach; the words yield {size} tokens, since no pair is left that occurs "
-        f"{choices.min_frequency} times or more; train on more text, or ask for at most {size}"
+        f"vocab_size: {vocab_size} is out of reach; the words yield {size} tokens, since no pair is left{rare}; train "
+        f"on more text, or ask for at most {size}"
     )
     if choices.unreachable == "error":
         raise DataError(message)

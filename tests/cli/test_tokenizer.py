@@ -140,13 +140,23 @@ REFUSED = {
     "rows": (("decode", "own.json", "--ids", "rows.jsonl"), "rows.jsonl:2: no row of ids"),
     "negative": (("decode", "own.json", "--ids", "minus.jsonl"), "no list of whole numbers from 0"),
     "folds": (("eval", "own.json", "--text", "text.txt", "--folds", "9"), "fills 1 of 9 folds"),
-    "end": (("export", "own.json", "-o", "folder", "--end-of-text", "<eos>"), "is no special token of own.json"),
+    "end": (("export", "own.json", "-o", "folder", "--end-of-text", "<eos>"), "own.json has no such special token"),
+    "no object": (("export", "list.json", "-o", "folder"), "list.json: JSON, but not a tokenizer.json"),
+    "no JSON": (("export", "text.txt", "-o", "folder"), "text.txt: not JSON"),
+    "half": (("export", "half.json", "-o", "folder"), "half.json: an entry is missing or malformed"),
+    "name": (("train", "--text", "text.txt", "-o", "x.json", "--pattern", "gpt"), "did you mean gpt"),
+    "other key": (
+        ("train", "--set", "data.tokenizer.vocab_size=300", "-o", "x.json"),
+        "expected data.source.KEY=VALUE",
+    ),
 }
 
 
 @pytest.fixture
 def broken(trained, tmp_path):
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "half.json").write_text('{"model": {"type": "moeport/BytePairs"}}')
     (tmp_path / "cut.bin").write_bytes(b"12345")
     (tmp_path / "rows.jsonl").write_text('{"ids": [1]}\n{"id": 1}\n')
     (tmp_path / "minus.jsonl").write_text('{"ids": [-1]}\n')

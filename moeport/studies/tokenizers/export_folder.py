@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moeport.data.tokenizer import END_OF_TEXT
 from moeport.data.tokenizer_file import tokenizer_file
-from moeport.data.tokenizer_json import definition_text
+from moeport.data.tokenizer_json import definition_text, parse_definition
 from moeport.errors import DataError, UserError, choices
 from moeport.reading import parse_json
 from moeport.tokenizers.definition import ENCODINGS, write_definition
@@ -32,17 +32,26 @@ def export_folder(path: Path, folder: Path, encoding: str | None, end_of_text: s
     """
     file = tokenizer_file(path)
     try:
-        text = definition_text(file)
-        added = {each["content"] for each in parse_json(text).get("added_tokens") or []}
-        text = _with_encoding(text, encoding)
+        text = _with_encoding(definition_text(file), encoding)
+        added = _added(text)
     except (DataError, ValueError) as error:
         raise DataError(f"{file}: {error}") from error
     token = end_of_text or (END_OF_TEXT if END_OF_TEXT in added else None)
     if token is not None and token not in added:
-        raise UserError(f"--end-of-text {token}: is no special token of {file}; {choices(token, sorted(added))}")
+        known = choices(token, sorted(added)) if added else "it has none"
+        raise UserError(f"--end-of-text {token}: {file} has no such special token; {known}")
     write_tokenizer(folder, text, token)
     code = ", trust_remote_code=True" if is_ours(parse_json(text)) else ""
     return f"{folder}: open it with transformers.AutoTokenizer.from_pretrained({str(folder)!r}{code})"
+
+
+def _added(text: str) -> set[str]:
+    """The added tokens of a tokenizer.json, which is refused if nobody could read it."""
+    tree = parse_json(text)
+    if is_ours(tree):
+        return {*read_definition(text).special_tokens}
+    _, tokenizer = parse_definition(text)
+    return {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
 
 def _with_encoding(text: str, encoding: str | None) -> str:

@@ -11,6 +11,7 @@ from moeport.errors import UserError, choices
 from moeport.tokenizers import Choices, train
 from moeport.tokenizers.definition import ENCODINGS, Definition, numbered
 from moeport.tokenizers.pretokens import count_words
+from moeport.tokenizers.splitting import check_pattern
 
 ALGORITHMS = {
     "bpe": ("bpe", "merges"),
@@ -45,6 +46,7 @@ def checked(
 
     Raises:
         UserError: names the option that is wrong.
+        DataError: the pattern is neither the name of one nor a regular expression.
     """
     if algorithm not in ALGORITHMS:
         raise UserError(f"--algorithm {algorithm}: {choices(algorithm, ALGORITHMS)}")
@@ -56,6 +58,7 @@ def checked(
             f"--vocab-size {vocab_size}: there is no room for 256 bytes and {len(tokens)} special tokens; expected at "
             f"least {256 + len(tokens)}"
         )
+    check_pattern(pattern)
     trained, usual = ALGORITHMS[algorithm]
     return Plan(trained, encoding or usual, pattern, vocab_size - len(tokens), tokens, _choices(choose or ()))
 
@@ -72,7 +75,7 @@ def trained(
         progress: called with the number of normal tokens now and then.
 
     Raises:
-        DataError: the pattern is no regular expression, or the size is out of reach and `unreachable` is error.
+        DataError: the size is out of reach and `unreachable` is error.
     """
     words = count_words(documents, plan.pattern, workers)
     vocabulary = train(words, plan.tokens, plan.algorithm, plan.choices, progress)
