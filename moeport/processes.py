@@ -1,4 +1,4 @@
-"""Processes that this one starts: where they find packages, how they ended and what they said last."""
+"""Processes that this one starts: where they find packages, which cores they have, and how they ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ import sys
 def python_path() -> str:
     """PYTHONPATH of a process that finds the packages that this one finds, in whatever folder it runs."""
     return os.pathsep.join(map(os.path.abspath, sys.path))
+
+
+def usable_cores(pid: int = 0) -> int:
+    """Number of cores that a process may use; 0 is this one."""
+    return len(cores_of(pid))
+
+
+def cores_of(pid: int) -> set[int]:
+    """The cores that a process may use; 0 is this one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return {*range(os.cpu_count() or 1)}
+    try:
+        return os.sched_getaffinity(pid)
+    except OSError:  # the process has ended, or is hidden
+        return set()
 
 
 def ending_of(code: int) -> str:

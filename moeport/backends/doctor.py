@@ -27,9 +27,9 @@ from moeport.data.cache import cache_dir
 from moeport.errors import WriteError
 from moeport.facts import BACKENDS
 from moeport.files import check_folder
-from moeport.launch.machine import accelerators_seen, load, memory_bytes, processor, usable_cores
+from moeport.launch.machine import accelerators_seen, load, memory_bytes, processor
 from moeport.launch.network import network
-from moeport.processes import ending_of, last_line, python_path
+from moeport.processes import ending_of, last_line, python_path, usable_cores
 from moeport.version import VERSION
 
 TIME_LIMIT = 300

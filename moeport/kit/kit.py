@@ -25,7 +25,8 @@ from moeport.kit.private import Scrubber, kept_variables
 from moeport.kit.result import WORDS, Outcome, Result
 from moeport.kit.supervise import Watch, log_of, run_stage
 from moeport.kit.task import Task, describe
-from moeport.launch.machine import accelerators_seen, memory_bytes, processor, usable_cores
+from moeport.launch.machine import accelerators_seen, memory_bytes, processor
+from moeport.processes import usable_cores
 from moeport.stopping import INTERRUPTED, end_at_once, handled, install, restore
 
 CPU_RANKS = 4

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moeport.ascend.installed import npus
 from moeport.launch.launcher import Launch
+from moeport.processes import cores_of
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
@@ -42,11 +43,6 @@ def processor(cpuinfo: Path = CPUINFO) -> Processor:
     )
 
 
-def usable_cores(pid: int = 0) -> int:
-    """Number of cores that a process may use; 0 is this one."""
-    return len(_cores(pid))
-
-
 def cores_per_rank(launch: Launch | None) -> int:
     """Number of cores that this rank has for itself if the ranks of its node share those of the node evenly."""
     return share_of_cores(launch.local_size if launch and launch.local_size else 1)
@@ -57,17 +53,8 @@ def share_of_cores(ranks: int) -> int:
 
     A launcher that gives each rank its own cores leaves its parent, the launcher, more than it gives to a rank.
     """
-    own = _cores(0)
-    return len(own) if ranks == 1 else max(1, min(len(own), len(own | _cores(os.getppid())) // ranks))
-
-
-def _cores(pid: int) -> set[int]:
-    if not hasattr(os, "sched_getaffinity"):
-        return {*range(os.cpu_count() or 1)}
-    try:
-        return os.sched_getaffinity(pid)
-    except OSError:  # the process has ended, or is hidden
-        return set()
+    own = cores_of(0)
+    return len(own) if ranks == 1 else max(1, min(len(own), len(own | cores_of(os.getppid())) // ranks))
 
 
 def memory_bytes() -> int | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from moeport.processes import usable_cores
 from moeport.tokenizers import kernel
 from moeport.tokenizers.definition import Definition
 from moeport.tokenizers.plain import CACHED_LENGTH
@@ -33,7 +33,7 @@ class CompiledEngine:
 
     def threads(self, workers: int | None, size: int) -> int:
         """As many as asked for, or one per processor."""
-        return workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        return workers or usable_cores()
 
     def encode(self, texts: Sequence[bytes], workers: int | None) -> list[np.ndarray]:
         """The ids of each text, uint32."""
@@ -98,7 +98,7 @@ def _memory() -> kernel.Memory:
 
 
 def _table(entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """An empty hash table for so many entries, at most half full."""
+    """An empty hash table for this many entries, at most half full."""
     size = 2 ** (2 * entries + 2).bit_length()
     return np.full(size, -1, np.int64), np.zeros(size, np.int64)
 

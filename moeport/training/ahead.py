@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
 
-from moeport.launch.machine import usable_cores
 from moeport.model.batch import Batch
+from moeport.processes import usable_cores
 from moeport.training.prepare import PreparedRun
 
 STEPS_AHEAD = 2

@@ -7,7 +7,8 @@ import pytest
 from moeport.errors import UserError
 from moeport.launch import machine, network
 from moeport.launch.launcher import Launch
-from moeport.launch.machine import Processor, accelerators_seen, cores_per_rank, processor, usable_cores
+from moeport.launch.machine import Processor, accelerators_seen, cores_per_rank, processor
+from moeport.processes import usable_cores
 
 X86 = "processor\t: {n}\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx512f {flag}\n\n"
 ARM = (
@@ -54,7 +55,7 @@ def launch(local_size):
     ],
 )
 def test_ranks_share_the_cores_of_their_node(monkeypatch, own, launcher, local_size, expected):
-    monkeypatch.setattr(machine, "_cores", lambda pid: {*range(own if pid == 0 else launcher)})
+    monkeypatch.setattr(machine, "cores_of", lambda pid: {*range(own if pid == 0 else launcher)})
     assert cores_per_rank(launch(local_size)) == expected
     assert cores_per_rank(None) == own
 
