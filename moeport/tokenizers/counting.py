@@ -22,6 +22,9 @@ from moeport.errors import RunError
 from moeport.processes import ending_of, python_path
 from moeport.tokenizers.splitting import splitter
 
+FEWER = "use fewer workers if memory ran out"
+"""What helps where a process cannot start or ends."""
+
 Counted = tuple[int, dict[bytes, int]]
 """Characters of a batch, and how often each of its pre-tokens occurs."""
 
@@ -40,24 +43,18 @@ def counts_of(texts: Sequence[str], split: Callable[[str], list[str]]) -> Counte
 
 
 class Counting:
-    """Several processes that count batches of texts.
+    """Several processes that count batches of texts. Each is started when a batch finds the others busy.
 
     Args:
         pattern: a name or a regular expression, which `splitter` has taken.
-        workers: number of processes.
+        workers: the largest number of processes.
     """
 
     def __init__(self, pattern: str, workers: int):
-        environment = {**os.environ, "PYTHONPATH": python_path()}
-        command = [sys.executable, "-c", f"from {__name__} import main; main()", pattern]
-        self._processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-            for _ in range(workers)
-        ]
+        self._command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", pattern]
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        for process in self._processes:
-            self._idle.put(process)
-        self._threads = ThreadPoolExecutor(workers, "count")
+        self._workers, self._threads = workers, ThreadPoolExecutor(workers, "count")
 
     def __enter__(self) -> Counting:
         return self
@@ -82,13 +79,25 @@ class Counting:
         underway: deque[Future[Counted]] = deque()
         for batch in batches:
             underway.append(self._threads.submit(self._count, batch))
-            if len(underway) > 2 * len(self._processes):
+            if len(underway) > 2 * self._workers:
                 yield underway.popleft().result()
         while underway:
             yield underway.popleft().result()
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": python_path(), "OPENBLAS_NUM_THREADS": "1"}
+        try:
+            process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        except OSError as error:
+            raise RunError(f"cannot start a process that counts pre-tokens ({error.strerror}); {FEWER}") from error
+        self._processes.append(process)
+        return process
+
     def _count(self, batch: list[str]) -> Counted:
-        process = self._idle.get()
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:  # a thread has one process at a time, so there are never more than threads
+            process = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -97,9 +106,7 @@ class Counting:
             counted: Counted = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
             ending = ending_of(process.wait())
-            raise RunError(
-                f"a process that counts pre-tokens ended: {ending}; use fewer workers if memory ran out"
-            ) from error
+            raise RunError(f"a process that counts pre-tokens ended: {ending}; {FEWER}") from error
         finally:
             self._idle.put(process)  # even one that ended, so that no thread waits for it
         return counted
@@ -110,6 +117,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the one who started this decides
     split = splitter(sys.argv[1])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what others print is no answer
     with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):  # the one who started this has ended
         while True:
             pickle.dump(counts_of(pickle.load(sys.stdin.buffer), split), answers)

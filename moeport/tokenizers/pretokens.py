@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
+from moeport.errors import DataError
+from moeport.processes import usable_cores
 from moeport.tokenizers.counting import Counted, Counting, counts_of
 from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.splitting import splitter
@@ -42,12 +43,14 @@ def count_words(
         progress: called with the number of characters counted since the last call.
 
     Raises:
-        DataError: the pattern is not a regular expression.
-        RunError: a worker ended.
+        DataError: the pattern is not a regular expression, or there is one text in place of several.
+        RunError: a worker ended or could not start.
     """
+    if isinstance(texts, str | bytes):
+        raise DataError("texts: got a single text; expected several: put it in a list")
     batches = _batches(_limited(texts, pattern))
     words: Counter[bytes] = Counter()
-    for size, counted in _counted(batches, pattern, (os.cpu_count() or 1) if workers is None else workers):
+    for size, counted in _counted(batches, pattern, usable_cores() if workers is None else workers):
         words.update(counted)
         if progress is not None:
             progress(size)

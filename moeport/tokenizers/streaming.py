@@ -26,7 +26,7 @@ def as_bytes(text: str | bytes) -> bytes:
             return text.encode()
         except UnicodeEncodeError:
             return text.encode("utf-8", "surrogatepass")
-    return bytes(text)
+    return bytes(memoryview(text))  # refuses a number, of which bytes() makes that many zeros
 
 
 def as_text(data: bytes) -> str:
@@ -35,7 +35,7 @@ def as_text(data: bytes) -> str:
 
 
 def last_certain(data: bytes, reach: int) -> int:
-    """The place up to which the ends of pre-tokens are the same, however the text goes on; 0: nowhere.
+    """The place up to which the ends of pre-tokens are the same, however the text goes on; 0: there is none.
 
     It is the last character before the reach that is not white space: no pre-token that ends before it depends on what
     follows.

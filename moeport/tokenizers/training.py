@@ -35,14 +35,16 @@ def train(
         progress: called with the number of normal tokens now and then.
 
     Raises:
-        DataError: unknown algorithm, a size below 256, a frequency that cannot be, or a size out of reach where
-            `choices` asks for an error.
+        DataError: unknown algorithm, a size below 256, a word that is not bytes, a frequency that cannot be, or a size
+            out of reach where `choices` asks for an error.
     """
     if algorithm not in ALGORITHMS:
         raise DataError(f"algorithm: got {algorithm!r}; {expected(algorithm, ALGORITHMS)}")
     if vocab_size < len(BYTES):
         raise DataError(f"vocab_size: got {vocab_size}; expected at least {len(BYTES)}, one token for each byte")
     for word, occurs in words.items():
+        if not isinstance(word, bytes):
+            raise DataError(f"words: got {word!r}; expected pre-tokens as bytes, which `count_words` gives")
         if occurs < 0:
             raise DataError(f"words: {word!r} occurs {occurs} times; expected counts of 0 or more")
     choices = choices or Choices()

@@ -1,3 +1,4 @@
+import json
 import random
 import re
 import sysconfig
@@ -166,6 +167,7 @@ def test_progress_is_told():
     [
         (lambda: train({}, 255), "vocab_size: got 255; expected at least 256"),
         (lambda: train({}, 300, "scaffold"), "algorithm: got 'scaffold'; expected one of bpe, scaffold_bpe"),
+        (lambda: train(json.loads('{"ab": 1}'), 300), "words: got 'ab'; expected pre-tokens as bytes"),
         (lambda: train({b"ab": -1}, 300), "b'ab' occurs -1 times; expected counts of 0 or more"),
         (
             lambda: Choices(pair_ties="small"),
