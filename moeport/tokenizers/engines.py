@@ -25,7 +25,7 @@ class Engine(Protocol):
     """Encodes bytes."""
 
     def threads(self, workers: int | None, size: int) -> int:
-        """How many threads to use for so many bytes; `workers` None: as many as there are processors."""
+        """How many threads to use for this many bytes; `workers` None: one per processor."""
 
     def encode(self, texts: Sequence[bytes], workers: int | None) -> list[np.ndarray]:
         """The ids of each text, uint32."""
@@ -82,7 +82,7 @@ class _Auto:
         return self._after(len(text)).encode_until(text, limit)
 
     def _after(self, size: int) -> Engine:
-        """The engine to use for so many more bytes."""
+        """The engine to use for this many more bytes."""
         with self._lock:
             if 0 < self._left <= size:
                 with suppress(ImportError):  # numba refuses versions of numpy that it does not know

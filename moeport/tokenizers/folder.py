@@ -10,7 +10,7 @@ from moeport.tokenizers.definition_reading import is_ours
 
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 CODE = Path(__file__).with_name("tokenization_moeport.py")
-"""Defines `MoeportTokenizer`, a class of transformers; it is copied into folders, and imported nowhere in moeport."""
+"""Defines `MoeportTokenizer`, a class of transformers; it is copied into folders, and moeport never imports it."""
 
 
 def write_tokenizer(folder: Path, definition: str, end_of_text: str | None) -> None:

@@ -346,7 +346,7 @@ def remember(word, ids, memory, key, slot):
 
 @compiled
 def slot_of_word(key, slots):
-    """Where a word would be in an empty table of so many slots."""
+    """Where a word would be in an empty table of this many slots."""
     mixed = key * 0x1E3779B97F4A7C15
     return ((mixed >> 32) ^ mixed >> 17) & (slots - 1)
 

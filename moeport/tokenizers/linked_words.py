@@ -93,7 +93,7 @@ class LinkedWords:
         return int(np.add.reduce(self._weights[places]))
 
     def first_place(self, symbol: int) -> int:
-        """The first place of a symbol; behind all places: it is nowhere."""
+        """The first place of a symbol; one behind all places if it has none."""
         places = np.flatnonzero(self._symbols == symbol)
         return int(places[0]) if len(places) else len(self._symbols)
 

@@ -41,8 +41,6 @@ class PlainEngine:
         return self._ids(words[: len(ends)]), ends[-1] if ends else 0
 
     def _ids(self, words: list[str]) -> np.ndarray:
-        if len(self._cache) > CACHED_WORDS:
-            self._cache.clear()
         return np.array(list(chain.from_iterable(map(self._cache.__getitem__, words))), np.uint32)
 
 
@@ -54,6 +52,8 @@ class _Cache(dict[str, list[int]]):
     def __missing__(self, word: str) -> list[int]:
         ids = self._encode(_bytes(word))
         if len(word) <= CACHED_LENGTH:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
             self[word] = ids
         return ids
 

@@ -1,6 +1,6 @@
 """Patterns of pre-tokens as small programs that compiled code runs; the rest are left to a regular-expression library.
 
-A program is a list of ways to match, tried in order. A way is a list of runs: so many characters of a set, as many as
+A program is a list of ways to match, tried in order. A way is a list of runs: repeated characters of a set, as many as
 possible first. That covers the patterns with a name, and most others in use.
 """
 
