@@ -101,7 +101,7 @@ class _Worker:
 
     def __init__(self, tokenizer: Tokenizer):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moeport.data.encoder"],
+            [sys.executable, "-P", "-m", "moeport.data.encoder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": python_path(), "RAYON_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
