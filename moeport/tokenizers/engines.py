@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -19,6 +19,9 @@ ENGINES = ("auto", "plain", "compiled")
 
 WORTH_COMPILING = 4 * 2**20
 """Bytes from which on compiled code is loaded, which takes a second, and ten the first time on a machine."""
+
+FAULTS = (ImportError, OSError)
+"""What numba raises where it refuses the version of numpy, or a library of its own cannot be loaded."""
 
 
 class Engine(Protocol):
@@ -57,7 +60,7 @@ def engine_of(definition: Definition, choice: str) -> Engine:
         return _Auto(definition, plain)
     try:
         return _compiled(definition)
-    except ImportError as error:
+    except FAULTS as error:
         raise DataError(f"engine: compiled is not possible: {error}; choose auto") from error
 
 
@@ -85,8 +88,10 @@ class _Auto:
         """The engine to use for this many more bytes."""
         with self._lock:
             if 0 < self._left <= size:
-                with suppress(ImportError):  # numba refuses versions of numpy that it does not know
+                try:
                     self._engine = _compiled(self._definition)
+                except FAULTS as error:
+                    warnings.warn(f"encoding is slow: numba is installed, but fails: {error}", stacklevel=4)
             self._left -= size
             return self._engine
 
