@@ -33,7 +33,7 @@ class CompiledEngine:
 
     def threads(self, workers: int | None, size: int) -> int:
         """As many as asked for, or one per processor."""
-        return workers or usable_cores()
+        return usable_cores() if workers is None else max(1, workers)
 
     def encode(self, texts: Sequence[bytes], workers: int | None) -> list[np.ndarray]:
         """The ids of each text, uint32."""

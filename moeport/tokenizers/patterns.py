@@ -20,10 +20,10 @@ PATTERNS = {
 }
 """By name:
 
-- `gpt2`: contractions, letters, numbers and other characters, each with the space before it, and white space. The last
-  space before a word goes with the word.
+- `gpt2`: contractions; letters, numbers and other characters, each with the space before them; and white space. The
+  last space before a word goes with the word.
 - `gpt4`: likewise, with numbers of up to 3 digits, any character but a line end before letters, and line ends of their
   own.
-- `digits`: `gpt2` with every digit by itself, as Scaffold-BPE was trained.
+- `digits`: `gpt2` with every digit by itself, without the space before it, as in the paper of Scaffold-BPE.
 - `moeport`: identifiers, up to 3 digits, and punctuation, each with the space before it, and punctuation also with the
   line end and indentation after it; lengths are bounded."""
