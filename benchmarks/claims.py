@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ SMALL = (
     "metrics.peak_tflops=1",
 )
 """The size at which a claim fits half an hour of one core; the rest is that of `configs/routers`."""
+RATES = "0.01,0.02,0.04"
+"""Learning rates that are tried for each config."""
+SHARED_EXPERT = ("model.moe.num_shared_experts=1", "model.moe.shared_hidden=64")
+LOSSES = {"all": "val_loss", "rare": "val_loss.rare", "frequent": "val_loss.frequent"}
+"""Figures by the ids that they are about."""
 COSTS = ("parameters_total", "parameters_active", "expert_flops_per_token")
 Values = Mapping[int, float]
 """A figure by seed."""
@@ -232,3 +237,20 @@ def rates(found: Comparison, report: Report) -> None:
     for name, chosen in found.choices.items():
         tried = ", ".join(f"{each.value}: {each.loss:.4f}" for each in found.tried(name))
         report.say(f"- `{name}`: learning rate {chosen} of {tried}")
+
+
+def answer(
+    description: str | None,
+    folder: str,
+    arms: Mapping[str, Arm],
+    baseline: str,
+    verdicts: Callable[[Comparison, Report], None],
+) -> None:
+    """The whole of a script: train each config at its best rate, let `verdicts` say what follows, and write it."""
+    given = options(description, folder)
+    found = compared(arms, given, "runs", [f"{RATE}={RATES}"], baseline=baseline)
+    report = Report(given)
+    verdicts(found, report)
+    rates(found, report)
+    report.figures["comparisons"] = comparisons(found)
+    report.write()

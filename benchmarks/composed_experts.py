@@ -11,16 +11,14 @@ of depth and norms, and composition has no part in it.
 from __future__ import annotations
 
 from claims import (
-    RATE,
+    LOSSES,
+    SHARED_EXPERT,
     Arm,
     Report,
+    answer,
     better,
-    compared,
-    comparisons,
     difference,
-    options,
     plain,
-    rates,
     shown,
     table,
     values,
@@ -28,26 +26,24 @@ from claims import (
 
 from moeport.studies.compare.outcome import Comparison
 
-RATES = "0.01,0.02,0.04"
-SHARED = ("model.moe.num_shared_experts=1", "model.moe.shared_hidden=64")
 HALF = ("model.moe.num_shared_experts=1", "model.moe.shared_hidden=32")
 ARMS = {
-    "plain": Arm("topk", SHARED),
+    "plain": Arm("topk", SHARED_EXPERT),
     "fine": Arm(
-        "topk", (*SHARED, "model.moe.num_experts=16", "model.moe.expert_hidden=32", "model.moe.router.top_k=4")
+        "topk", (*SHARED_EXPERT, "model.moe.num_experts=16", "model.moe.expert_hidden=32", "model.moe.router.top_k=4")
     ),
     "cartesian": Arm("cartesian", (*HALF, "model.moe.expert_hidden=32")),
     "one": Arm(
         "topk",
-        (*SHARED, "model.moe.num_experts=1", "model.moe.expert_hidden=128", "model.moe.router.top_k=1"),
+        (*SHARED_EXPERT, "model.moe.num_experts=1", "model.moe.expert_hidden=128", "model.moe.router.top_k=1"),
     ),
     "one-and-one": Arm("cartesian", (*HALF, "model.moe.num_experts=1", "model.moe.router.top_k=1")),
 }
-FIGURES = {"all": "val_loss", "rare": "val_loss.rare", "frequent": "val_loss.frequent"}
 
 
 def verdicts(found: Comparison, report: Report) -> None:
     """The claim, and what of the difference is due to composition."""
+    table(found, report, LOSSES)
     loss = {name: values(found, name) for name in ARMS}
     gain = {seed: loss["cartesian"][seed] - loss["plain"][seed] for seed in loss["plain"]}
     depth = {seed: loss["one-and-one"][seed] - loss["one"][seed] for seed in loss["one"]}
@@ -63,17 +59,5 @@ def verdicts(found: Comparison, report: Report) -> None:
         report.figures.setdefault("verdicts", {})[question] = plain(each, better(each))
 
 
-def main() -> None:
-    """Train, and print both tables."""
-    given = options(__doc__, "runs/composed")
-    found = compared(ARMS, given, "runs", [f"{RATE}={RATES}"], baseline="plain")
-    report = Report(given)
-    table(found, report, FIGURES)
-    verdicts(found, report)
-    rates(found, report)
-    report.figures["comparisons"] = comparisons(found)
-    report.write()
-
-
 if __name__ == "__main__":
-    main()
+    answer(__doc__, "runs/composed", ARMS, "plain", verdicts)

@@ -11,17 +11,15 @@ MaskMoE, frequency has no part in it.
 from __future__ import annotations
 
 from claims import (
-    RATE,
+    LOSSES,
+    SHARED_EXPERT,
     Arm,
     Report,
+    answer,
     better,
-    compared,
-    comparisons,
     difference,
     direction,
-    options,
     plain,
-    rates,
     shown,
     table,
     values,
@@ -29,46 +27,32 @@ from claims import (
 
 from moeport.studies.compare.outcome import Comparison
 
-RATES = "0.01,0.02,0.04"
-SHARED = ("model.moe.num_shared_experts=1", "model.moe.shared_hidden=64")
 ARMS = {
-    "top2": Arm("topk", SHARED),
+    "top2": Arm("topk", SHARED_EXPERT),
     "fine": Arm(
         "topk",
-        (*SHARED, "model.moe.num_experts=16", "model.moe.expert_hidden=32", "model.moe.router.top_k=4"),
+        (*SHARED_EXPERT, "model.moe.num_experts=16", "model.moe.expert_hidden=32", "model.moe.router.top_k=4"),
     ),
-    "hash": Arm("hash", SHARED),
-    "hash-wide": Arm("hash", (*SHARED, "model.moe.num_experts=4", "model.moe.expert_hidden=128")),
-    "maskmoe": Arm("maskmoe", SHARED),
+    "hash": Arm("hash", SHARED_EXPERT),
+    "hash-wide": Arm("hash", (*SHARED_EXPERT, "model.moe.num_experts=4", "model.moe.expert_hidden=128")),
+    "maskmoe": Arm("maskmoe", SHARED_EXPERT),
     "inverse": Arm(
-        "maskmoe", (*SHARED, "model.moe.router.visible_infrequent=8", "model.moe.router.visible_frequent=1")
+        "maskmoe", (*SHARED_EXPERT, "model.moe.router.visible_infrequent=8", "model.moe.router.visible_frequent=1")
     ),
 }
-FIGURES = {"all": "val_loss", "rare": "val_loss.rare", "frequent": "val_loss.frequent"}
 
 
 def verdicts(found: Comparison, report: Report) -> None:
     """The claim for all, rare and frequent ids, and the control."""
+    table(found, report, LOSSES)
     report.say("", "| MaskMoE against | Ids | Paired difference of the loss | Verdict |", "|---|---|--:|---|")
     for other in (name for name in ARMS if name != "maskmoe"):
-        for ids, figure in FIGURES.items():
+        for ids, figure in LOSSES.items():
             each = difference(values(found, "maskmoe", figure), values(found, other, figure))
             verdict = (direction if other == "inverse" else better)(each)
             report.say(f"| `{other}` | {ids} | {shown(each)} | {verdict} |")
             report.figures.setdefault("verdicts", {})[f"maskmoe against {other}, {ids} ids"] = plain(each, verdict)
 
 
-def main() -> None:
-    """Train, and print both tables."""
-    given = options(__doc__, "runs/rare-ids")
-    found = compared(ARMS, given, "runs", [f"{RATE}={RATES}"], baseline="top2")
-    report = Report(given)
-    table(found, report, FIGURES)
-    verdicts(found, report)
-    rates(found, report)
-    report.figures["comparisons"] = comparisons(found)
-    report.write()
-
-
 if __name__ == "__main__":
-    main()
+    answer(__doc__, "runs/rare-ids", ARMS, "top2", verdicts)

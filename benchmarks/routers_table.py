@@ -9,24 +9,20 @@ learns no routing.
 from __future__ import annotations
 
 from claims import (
-    RATE,
     ROUTERS,
     Arm,
     Report,
+    answer,
     better,
-    compared,
-    comparisons,
     difference,
-    options,
     plain,
-    rates,
     shown,
     values,
 )
 
+from moeport.studies.compare.outcome import Comparison
 from moeport.studies.compare.table import markdown
 
-RATES = "0.01,0.02,0.04"
 OWN = {"cartesian": ("model.moe.expert_hidden=32",)}
 """Settings that keep the number of parameters: CartesianMoE has two sub-layers."""
 LEFT_OUT = ("forced_balance", "forced_bias")
@@ -37,20 +33,14 @@ ARMS = {
 }
 
 
-def main() -> None:
-    """Train, and print the table."""
-    given = options(__doc__, "runs/routers")
-    found = compared(ARMS, given, "runs", [f"{RATE}={RATES}"], baseline="topk")
-    report = Report(given)
+def verdicts(found: Comparison, report: Report) -> None:
+    """The table, and the control."""
     report.say(markdown(found))
     report.say("| Control | Paired difference of the loss | `topk` better? |", "|---|--:|---|")
     each = difference(values(found, "topk"), values(found, "random"))
     report.say(f"| `topk` against `random` | {shown(each)} | {better(each)} |")
-    rates(found, report)
     report.figures["verdicts"] = {"topk against random": plain(each, better(each))}
-    report.figures["comparisons"] = comparisons(found)
-    report.write()
 
 
 if __name__ == "__main__":
-    main()
+    answer(__doc__, "runs/routers", ARMS, "topk", verdicts)

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from claims import (
     RATE,
+    RATES,
     Arm,
     Given,
     Report,
@@ -38,7 +39,6 @@ from moeport.studies.compare.outcome import Comparison
 FACTORS = "1.25,0.75,0.5,0.3125,0.2,0.1"
 CONTROLLED = (0.5,)
 """Factors at which rows are dropped at random."""
-RATES = "0.01,0.02,0.04"
 ROUTERS = {"topk": "topk_capacity", "locmoe_plus": "locmoe_plus"}
 DROPS = {"topk": ("position", "random"), "locmoe_plus": ("affinity", "random")}
 """The first is the default of the router's config."""

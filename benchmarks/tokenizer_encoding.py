@@ -14,21 +14,18 @@ import hashlib
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from ingest import watched
-from tokenizer_texts import read_texts
+from tokenizer_texts import parser_of, read_texts, take_turns
 from tokenizers import Tokenizer
 
 from moeport.tokenizers import count_words, train
 from moeport.tokenizers.definition import Definition, write_definition
 from moeport.tokenizers.definition_reading import read_definition
 from moeport.tokenizers.encoder import Encoder
-from moeport.tokenizers.patterns import PATTERNS
 
 CONTENDERS = {
     "tokenizers bpe": ("bpe", "", 1),
@@ -108,16 +105,8 @@ def prepare(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Let the contenders take turns and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, CONTENDERS)
     parser.add_argument("--tokenizers", type=Path, required=True, help="folder of the trained tokenizers")
-    parser.add_argument(
-        "--text", type=Path, nargs="*", default=[], help="files and folders (default: what is installed)"
-    )
-    parser.add_argument("--megabytes", type=float, default=50.0)
-    parser.add_argument("--vocab-size", type=int, default=32_000)
-    parser.add_argument("--pattern", choices=PATTERNS, default="digits")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         encode(options)
@@ -125,14 +114,11 @@ def main() -> None:
     prepare(options)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     digests: dict[str, str] = {}
-    for number in range(options.rounds):
-        for name in CONTENDERS:
-            _, memory, lines = watched([sys.executable, *sys.argv, "--one", name])
-            result = json.loads(lines[-1][1])
-            rate = result["bytes"] / result["seconds"] / 1e6
-            found[name].append({"rate": rate, "memory": sum(memory), "length": result["bytes"] / result["tokens"]})
-            digests[name] = result["digest"]
-            print(f"round {number + 1}, {name}: {rate:.1f} MB/s, {sum(memory):.0f} MB", flush=True)
+    for number, name, result, memory in take_turns(CONTENDERS, options.rounds):
+        rate = result["bytes"] / result["seconds"] / 1e6
+        found[name].append({"rate": rate, "memory": memory, "length": result["bytes"] / result["tokens"]})
+        digests[name] = result["digest"]
+        print(f"round {number}, {name}: {rate:.1f} MB/s, {memory:.0f} MB", flush=True)
     print(f"{result['bytes'] / 1e6:.1f} MB of text, {options.vocab_size:,} tokens, pattern {options.pattern}")
     table(found)
     print("ids of BPE are the same:", "yes" if digests["moeport bpe"] == digests["tokenizers bpe"] else "NO")

@@ -1,11 +1,19 @@
-"""Texts for benchmarks of tokenizers: files of the user, or the sources that are installed here."""
+"""What benchmarks of tokenizers share: texts, of the user or installed here, and contenders that take turns."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+from ingest import watched
+
+from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.pretokens import cut
 
 SUFFIXES = (".py", ".pyi", ".h", ".hpp", ".cuh", ".c", ".cpp", ".js", ".ts", ".md", ".rst", ".txt")
@@ -49,3 +57,27 @@ def _installed() -> Iterator[Path]:
     roots = {Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")}
     found = {path for root in roots for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file()}
     yield from (path for path in found if path.stat().st_size <= LONGEST_BYTES)
+
+
+def parser_of(description: str | None, contenders: Collection[str]) -> argparse.ArgumentParser:
+    """The options that these benchmarks have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--text", type=Path, nargs="*", default=[], help="files and folders (default: what is installed)"
+    )
+    parser.add_argument("--megabytes", type=float, default=50.0)
+    parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--pattern", choices=PATTERNS, default="digits")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", choices=contenders, help=argparse.SUPPRESS)
+    return parser
+
+
+def take_turns(contenders: Iterable[str], rounds: int) -> Iterator[tuple[int, str, dict[str, Any], float]]:
+    """Runs this script with `--one` for each contender in each round.
+
+    Yields the round, the contender, what it printed last, which is JSON, and its peak memory in MB.
+    """
+    for number, name in product(range(1, rounds + 1), contenders):
+        _, memory, lines = watched([sys.executable, *sys.argv, "--one", name])
+        yield number, name, json.loads(lines[-1][1]), sum(memory)

@@ -14,13 +14,10 @@ import argparse
 import hashlib
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from ingest import watched
-from tokenizer_texts import read_texts
+from tokenizer_texts import parser_of, read_texts, take_turns
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from moeport.tokenizers import Choices, count_words, train
@@ -90,28 +87,16 @@ def run_one(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Let the contenders take turns and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--text", type=Path, nargs="*", default=[], help="files and folders (default: what is installed)"
-    )
-    parser.add_argument("--megabytes", type=float, default=50.0)
-    parser.add_argument("--vocab-size", type=int, default=32_000)
-    parser.add_argument("--pattern", choices=PATTERNS, default="digits")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser_of(__doc__, CONTENDERS).parse_args()
     if options.one:
         run_one(options)
         return
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     digests: dict[str, str] = {}
-    for number in range(options.rounds):
-        for name in CONTENDERS:
-            _, memory, lines = watched([sys.executable, *sys.argv, "--one", name])
-            result = json.loads(lines[-1][1])
-            found[name].append({**result["seconds"], "memory": sum(memory)})
-            digests[name] = result["digest"]
-            print(f"round {number + 1}, {name}: {result['seconds']['all']:.1f} s, {sum(memory):.0f} MB", flush=True)
+    for number, name, result, memory in take_turns(CONTENDERS, options.rounds):
+        found[name].append({**result["seconds"], "memory": memory})
+        digests[name] = result["digest"]
+        print(f"round {number}, {name}: {result['seconds']['all']:.1f} s, {memory:.0f} MB", flush=True)
     print(f"{result['bytes'] / 1e6:.1f} MB of text, {options.vocab_size:,} tokens, pattern {options.pattern}")
     table(found)
     print("BPE is the same:", "yes" if digests["moeport bpe"] == digests["tokenizers bpe"] else "NO")

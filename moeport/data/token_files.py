@@ -21,6 +21,7 @@ from moeport.data.tokenizer import Tokenizer
 from moeport.errors import DataError
 from moeport.files import atomic_file, write_text
 from moeport.reading import open_file, read_bytes
+from moeport.tokenizers.pretokens import in_batches
 
 FORMAT_VERSION = 1
 CHARACTERS_PER_BATCH = 1_000_000
@@ -109,7 +110,7 @@ def write_tokens(
     with Encoders(tokenizer, writing.workers) as encoders:
         texts = _texts(documents, tally, sum(shard.num_documents for shard in shards), writing)
         ends = np.array([tokenizer.end_of_text], dtype)
-        encoded = _with_ends(chain.from_iterable(encoders.encode(_batches(texts))), ends)
+        encoded = _with_ends(chain.from_iterable(encoders.encode(in_batches(texts, CHARACTERS_PER_BATCH))), ends)
         first = next(encoded, None)
         while first is not None or not shards:
             shard, first = _write_shard(shard_path(path, len(shards)), first, encoded, [] if shards else [ends], whole)
@@ -226,20 +227,6 @@ def _texts(documents: Iterable[Document], tally: Tally, skipped: int, writing: W
         writing.progress("encoding", tally.num_bytes, writing.num_bytes)
         if tally.count > skipped:
             yield document.text
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in order, in batches small enough to encode in little memory."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= CHARACTERS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _intact(path: Path, kept: Sequence[Shard], dtype: np.dtype[Any], whole: Any) -> list[Shard]:

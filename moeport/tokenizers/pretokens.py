@@ -48,7 +48,7 @@ def count_words(
     """
     if isinstance(texts, str | bytes):
         raise DataError("texts: got a single text; expected several: put it in a list")
-    batches = _batches(_limited(texts, pattern))
+    batches = in_batches(_limited(texts, pattern), BATCH)
     words: Counter[bytes] = Counter()
     for size, counted in _counted(batches, pattern, usable_cores() if workers is None else workers):
         words.update(counted)
@@ -129,13 +129,14 @@ def _limited(texts: Iterable[str | bytes], pattern: str) -> Iterator[str]:
         yield from _parts(as_text(as_bytes(text)), end_of, BATCH)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def in_batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Texts in order, in batches of at least this many characters, but for the last."""
     batch: list[str] = []
     size = 0
     for text in texts:
         batch.append(text)
         size += len(text)
-        if size >= BATCH:
+        if size >= characters:
             yield batch
             batch, size = [], 0
     if batch:
