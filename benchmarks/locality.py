@@ -1,114 +1,283 @@
-"""Training time of routers on an emulated cluster: LocMoE beside hash and switch, LocMoE+ beside top-k with a capacity.
+"""LocMoE's headline: is training shorter at the same loss where each node trains on text of its own?
 
-    python benchmarks/locality.py [--rate 200mbit] [--steps 400] [--algorithm flat] [--set KEY=VALUE ...]
+    python benchmarks/locality.py [--output runs/locality] [--steps 600] [--seeds 0,1,2] [--only losses|times]
 
-Each config of `configs/routers/` trains on 2 nodes of 2 ranks that share the experts, with links of limited rate, one
-run after the other; the first runs again at the end, which shows how far the machine drifted. LocMoE+ has the capacity
-of its baseline, and then that which its controller estimates. Needs root, as `moeport emulate` does. Step times are
-medians. Time in the all-to-all is what a rank spends in it, waiting for others included.
+Two nodes, of which one trains on Python and the other on C++. First every config is trained in one process that
+simulates both nodes, with every seed, as `moeport compare` does: loss, and share of choices on the token's own node.
+Then the trained models take steps on emulated clusters of 2 x 1 and 2 x 2 ranks, on links whose rate makes the
+all-to-all 18% to 30% of a Switch step, as in the paper. Their weights hardly move meanwhile. The configs take turns,
+in an order that each round rotates. `rre` by domain sends every token to an expert of its own node: the bound.
+
+Repeated, the command goes on where it was. Needs root for the clusters, as `moeport emulate` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import statistics
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
+import yaml
 
+from moeport.files import write_json
+from moeport.pages.console import PlainConsole
+from moeport.studies.compare.compare import compare
+from moeport.studies.compare.page import write_page
+from moeport.studies.compare.plan import plan
+from moeport.studies.compare.table import markdown
+from moeport.training.checkpoint import find_checkpoint
 from moeport.training.metrics import read_metrics
 
-ESTIMATED = "locmoe_plus, estimated capacity"
-PAIRS = (("hash", "locmoe"), ("switch", "locmoe"), ("topk_capacity", "locmoe_plus"), ("topk_capacity", ESTIMATED))
-"""Baselines, and what the papers hold against them."""
-CAPACITY = ("policy=locmoe_plus",)
-"""Of the estimated one, see docs/capacity.md."""
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "routers"
+COEFFICIENTS = (0.01, 0.03, 0.1)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hash": ("hash", {}),
+    "switch": ("switch", {}),
+    "rre-domain": ("rre", {"groups": 2, "group_by": "domain"}),
+    **{f"locmoe-{value}": ("locmoe", {"locality_coefficient": value}) for value in COEFFICIENTS},
+}
+"""By name, a config of `configs/routers` and what differs in its router."""
+BASELINES = {"hash": 0.1268, "switch": 0.2224}
+"""What LocMoE saves of their steps, as its paper reports."""
+LOSS_LIMIT = 0.01
+"""Largest relative increase of the loss at which a saving counts."""
+NODES = 2
+TIMED_STEPS, SKIPPED = 24, 4
+"""Steps of a timed job, and of those the first, which are left out."""
+LAST_STEPS = 50
+"""Over which the local share at the end of training is averaged."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run showed."""
+class Cluster:
+    """An emulated cluster and an all-to-all on it."""
 
-    step: float
-    """Seconds, median."""
-    exchange: float
-    """Seconds of it in the all-to-all, median."""
-    between_first: float
-    """MB per step between nodes, in the first tenth of the steps."""
-    between_last: float
-    """The same in the last tenth."""
-    loss: float
-    """Validation loss at the end."""
+    ranks_per_node: int
+    algorithm: str
+    rate: str
+    """Of each node's link."""
+
+    @property
+    def label(self) -> str:
+        """As the tables name it."""
+        return f"{NODES} x {self.ranks_per_node}, {self.algorithm}"
 
 
-def run(name: str, arguments: argparse.Namespace, folder: Path) -> Run:
-    """Train a config on the emulated cluster."""
+def clusters(rates: dict[int, str]) -> list[Cluster]:
+    """All that are timed; nodes of one rank have nothing to gain from the other algorithms."""
+    algorithms = {1: ("flat",), 2: ("flat", "hierarchical", "node_dedup")}
+    return [Cluster(ranks, name, rates[ranks]) for ranks, names in algorithms.items() for name in names]
+
+
+def write_configs(folder: Path) -> dict[str, Path]:
+    """The config of each variant, as a file."""
+    headers = Path(torch.__file__).parent / "include"
+    files = {}
+    for name, (base, router) in VARIANTS.items():
+        config = yaml.safe_load((CONFIGS / f"{base}.yaml").read_text())
+        config["run"]["dir"] = str(folder / name)
+        config["model"]["moe"]["router"] |= router | {"nodes": NODES}
+        del config["data"]["source"]
+        config["data"] |= {
+            "domains": [
+                {"name": "python", "source": {"name": "stdlib"}},
+                {
+                    "name": "cpp",
+                    "source": {
+                        "name": "files",
+                        "paths": [str(headers / "c10"), str(headers / "torch" / "csrc")],
+                        "text_suffixes": [".h"],
+                    },
+                },
+            ],
+            "validation_fraction": 0.02,
+        }
+        config["training"]["evaluation_interval"] = 200
+        files[name] = folder / f"{name}.yaml"
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        files[name].write_text(yaml.safe_dump(config, sort_keys=False))
+    return files
+
+
+def losses(given: argparse.Namespace, files: dict[str, Path]) -> dict[str, Any]:
+    """Train all configs with all seeds; the runs of each, with final loss and local share by seed."""
+    overrides = [f"training.steps={given.steps}", *given.set]
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    output = given.output / "compare"
+    planned = plan(list(files.values()), output, overrides, seeds=seeds, baseline="hash")
+    comparison = compare(planned, console=PlainConsole())
+    print(markdown(comparison))
+    print(f"page: {write_page(comparison, output)}\n")
+    comparison.raise_for_problems()
+    found: dict[str, Any] = {}
+    for name in files:
+        runs = planned.of(name)
+        metrics = [read_metrics(run.dir / "metrics.jsonl") for run in runs]
+        shares = [[step.local_share or 0.0 for step in steps[-LAST_STEPS:]] for steps, _ in metrics]
+        found[name] = {
+            "run": str(runs[0].dir),
+            "loss": [evaluations[-1].val_loss for _, evaluations in metrics],
+            "by_domain": [evaluations[-1].val_loss_by_domain for _, evaluations in metrics],
+            "local_share": [statistics.fmean(share) for share in shares],
+        }
+    return found
+
+
+def print_losses(found: dict[str, Any]) -> None:
+    """A table of losses, of their differences from the baselines with the same seed, and of local shares."""
+    heads = " | ".join(f"against {name}" for name in BASELINES)
+    print(f"| config | val. loss, mean (each seed) | {heads} | local share |")
+    print("|---|---|" + "---|" * len(BASELINES) + "---|")
+    for name, row in found.items():
+        cells = [f"{statistics.fmean(row['loss']):.3f} ({_listed(row['loss'], '.3f')})"]
+        for baseline in BASELINES:
+            relative = [a / b - 1 for a, b in zip(row["loss"], found[baseline]["loss"], strict=True)]
+            cells.append(f"{statistics.fmean(relative):+.2%} ({_listed(relative, '+.2%')})")
+        cells.append(f"{statistics.fmean(row['local_share']):.1%} ({_listed(row['local_share'], '.1%')})")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(flush=True)
+
+
+def timed(name: str, file: Path, run: str, cluster: Cluster, output: Path) -> dict[str, float]:
+    """Let a trained model take steps on a cluster: seconds of a step, and of its all-to-all, medians."""
+    folder = output.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
     settings = {
         "run.dir": folder,
-        "training.steps": arguments.steps,
+        "training.start_from": find_checkpoint(Path(run) / "checkpoints", "latest"),
+        "training.steps": TIMED_STEPS,
         "training.evaluation_interval": 0,
-        "parallelism.expert": 4,
+        "optimizer.learning_rate": 1e-6,
+        "model.moe.router.nodes": "null",
+        "parallelism.expert": NODES * cluster.ranks_per_node,
         "parallelism.shard": "false",
-        "comm.algorithm": arguments.algorithm,
+        "comm.algorithm": cluster.algorithm,
         "checkpoint.interval": 0,
         "metrics.report": "false",
+        "metrics.sample_tokens": 0,
     }
-    command = [sys.executable, "-m", "moeport", "emulate", "--nodes", "2", "--ranks-per-node", "2"]
-    command += ["--inter", arguments.rate, "--", "train", f"configs/routers/{name.split(',')[0]}.yaml"]
-    overrides = [f"{key}={value}" for key, value in settings.items()] + arguments.set
-    if name == ESTIMATED:
-        overrides += [f"model.moe.capacity.{setting}" for setting in CAPACITY]
-    for override in overrides:
-        command += ["--set", override]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    steps, evaluations = read_metrics(folder / "metrics.jsonl")
-    tenth = max(1, len(steps) // 10)
-    between = [record.between_nodes_mb for record in steps]
-    return Run(
-        step=float(np.median([record.step_time for record in steps[1:]])),
-        exchange=float(np.median([record.exchange_time for record in steps[1:]])),
-        between_first=float(np.mean(between[:tenth])),
-        between_last=float(np.mean(between[-tenth:])),
-        loss=evaluations[-1].val_loss,
-    )
+    command = [sys.executable, "-m", "moeport", "emulate", "--nodes", str(NODES)]
+    command += ["--ranks-per-node", str(cluster.ranks_per_node), "--inter", cluster.rate, "--", "train", str(file)]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={value}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} on {cluster.label} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    steps, _ = read_metrics(folder / "metrics.jsonl")
+    counted = steps[SKIPPED:]
+    found = {
+        "step": statistics.median(step.step_time for step in counted),
+        "exchange": statistics.median(step.exchange_time for step in counted),
+        "between_nodes_mb": statistics.fmean(step.between_nodes_mb for step in counted),
+        "local_share": statistics.fmean(step.local_share or 0.0 for step in counted),
+    }
+    shutil.rmtree(folder)
+    write_json(output, found)
+    return found
+
+
+def times(given: argparse.Namespace, files: dict[str, Path], found: dict[str, Any]) -> dict[str, Any]:
+    """Time all configs on all clusters, in turns; by cluster and config, what each round gave."""
+    rates = {1: given.rates[0], 2: given.rates[1]}
+    folder = given.output / "times"
+    folder.mkdir(parents=True, exist_ok=True)
+    names, rows = list(files), {}
+    for cluster in clusters(rates):
+        if given.clusters and cluster.label not in given.clusters:
+            continue
+        row: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for number in range(given.rounds):
+            shift = 2 * number % len(names)
+            for name in names[shift:] + names[:shift]:
+                output = folder / f"{cluster.ranks_per_node}-{cluster.algorithm}-{cluster.rate}-{name}-{number}.json"
+                if output.exists():
+                    result = json.loads(output.read_text())
+                else:
+                    result = timed(name, files[name], found[name]["run"], cluster, output)
+                    print(f"{cluster.label}, round {number + 1}: {name} {result['step']:.3f} s", flush=True)
+                row[name].append(result)
+        rows[cluster.label] = row
+        print_times(cluster.label, row)
+    return rows
+
+
+def print_times(label: str, row: dict[str, list[dict[str, float]]]) -> None:
+    """A table of steps on one cluster, relative to the baselines in the same round."""
+    heads = " | ".join(f"against {name}" for name in BASELINES)
+    print(f"\n{label}\n")
+    print(f"| config | step, s, median | all-to-all | {heads} | MB between nodes per step | local share |")
+    print("|---|--:|--:|" + "---|" * len(BASELINES) + "--:|--:|")
+    for name, rounds in row.items():
+        step = statistics.median(each["step"] for each in rounds)
+        share = statistics.median(each["exchange"] / each["step"] for each in rounds)
+        cells = [f"{step:.3f}", f"{share:.0%}"]
+        for baseline in BASELINES:
+            relative = [a["step"] / b["step"] - 1 for a, b in zip(rounds, row[baseline], strict=True)]
+            cells.append(f"{statistics.median(relative):+.1%} ({_listed(relative, '+.1%')})")
+        cells.append(f"{statistics.fmean(each['between_nodes_mb'] for each in rounds):.2f}")
+        cells.append(f"{statistics.fmean(each['local_share'] for each in rounds):.1%}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(flush=True)
+
+
+def print_verdict(found: dict[str, Any], rows: dict[str, Any]) -> None:
+    """For each cluster and strength of the locality loss, whether the paper's savings show at the same loss."""
+    print("| cluster | config | " + " | ".join(f"saves of a {name} step" for name in BASELINES) + " | loss | shown |")
+    print("|---|---|" + "--:|" * len(BASELINES) + "---|---|")
+    for label, row in rows.items():
+        for name in (name for name in row if name.startswith("locmoe")):
+            saved, increases = {}, {}
+            for baseline in BASELINES:
+                pairs = zip(row[name], row[baseline], strict=True)
+                saved[baseline] = 1 - statistics.median(a["step"] / b["step"] for a, b in pairs)
+                pairs = zip(found[name]["loss"], found[baseline]["loss"], strict=True)
+                increases[baseline] = statistics.fmean(a / b - 1 for a, b in pairs)
+            shown = [
+                baseline
+                for baseline, target in BASELINES.items()
+                if saved[baseline] >= target and increases[baseline] <= LOSS_LIMIT
+            ]
+            cells = [f"{value:.1%}" for value in saved.values()]
+            cells.append(", ".join(f"{value:+.2%} against {baseline}" for baseline, value in increases.items()))
+            cells.append(f"against {' and '.join(shown)}" if shown else "no")
+            print(f"| {label} | {name} | " + " | ".join(cells) + " |")
+
+
+def _listed(values: list[float], style: str) -> str:
+    return ", ".join(format(value, style) for value in values)
 
 
 def main() -> None:
-    """Run all and print the tables."""
+    """Train, time and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", default="200mbit", help="of each node's link")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--algorithm", default="flat", choices=("flat", "hierarchical", "node_dedup"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
-    parser.add_argument("--only", choices=[pair[1] for pair in PAIRS], action="append", help="against its baselines")
-    arguments = parser.parse_args()
-    pairs = [pair for pair in PAIRS if not arguments.only or pair[1] in arguments.only]
-    names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    found: dict[str, Run] = {}
-    print(
-        "| config | step, s | all-to-all, s | share | MB between nodes per step, first tenth | last tenth | val. loss |"
-    )
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate([*names, names[0]]):
-            result = run(name, arguments, Path(folder) / str(number))
-            label = f"{name}, again" if name in found else name
-            found.setdefault(name, result)
-            print(
-                f"| {label} | {result.step:.3f} | {result.exchange:.3f} | {result.exchange / result.step:.0%} | "
-                f"{result.between_first:.2f} | {result.between_last:.2f} | {result.loss:.4f} |",
-                flush=True,
-            )
-    print("\n| | baseline | step time | all-to-all | val. loss |\n|---|---|--:|--:|--:|")
-    for baseline, name in pairs:
-        one, other = found[baseline], found[name]
-        print(
-            f"| {name} | {baseline} | {other.step / one.step - 1:+.1%} | {other.exchange / one.exchange - 1:+.1%} | "
-            f"{other.loss / one.loss - 1:+.2%} |"
-        )
+    parser.add_argument("--output", type=Path, default=Path("runs/locality"))
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every training run")
+    parser.add_argument("--rates", nargs=2, default=["100mbit", "200mbit"], help="of a link, for 2 x 1 and 2 x 2 ranks")
+    parser.add_argument("--clusters", nargs="+", metavar="LABEL", help='those to time, such as "2 x 1, flat"')
+    parser.add_argument("--rounds", type=int, default=3, help="of all configs on a cluster")
+    parser.add_argument("--only", choices=("losses", "times"), help="times needs the runs of losses")
+    given = parser.parse_args()
+    files = write_configs(given.output.resolve() / "configs")
+    kept = given.output / "losses.json"
+    if given.only != "times":
+        found = losses(given, files)
+        write_json(kept, found)
+    found = json.loads(kept.read_text())
+    print_losses(found)
+    if given.only == "losses":
+        return
+    rows = times(given, files, found)
+    write_json(given.output / "times.json", rows)
+    print_verdict(found, rows)
 
 
 if __name__ == "__main__":
