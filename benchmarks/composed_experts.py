@@ -42,7 +42,7 @@ ARMS = {
 
 
 def verdicts(found: Comparison, report: Report) -> None:
-    """The claim, and what of the difference is due to composition."""
+    """The claim, and how much of the difference comes from composition."""
     table(found, report, LOSSES)
     loss = {name: values(found, name) for name in ARMS}
     gain = {seed: loss["cartesian"][seed] - loss["plain"][seed] for seed in loss["plain"]}
