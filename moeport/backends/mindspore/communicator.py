@@ -8,8 +8,12 @@ the wrong length leaves the rest of the array unchanged, both without an error.
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -29,6 +33,9 @@ from moeport.core.ops import Ops
 from moeport.errors import BackendUnavailableError
 from moeport.launch.launcher import Launch
 
+LOWEST_PRIORITY = 19
+"""Of a thread, on Linux."""
+
 
 def start(ops: Ops, launch: Launch, timeout_s: float, job: Job | None) -> MindSporeCommunicator:
     """The communicator of all ranks of the job. In msrun's scheduler process, serves the job and exits."""
@@ -43,10 +50,35 @@ def start(ops: Ops, launch: Launch, timeout_s: float, job: Job | None) -> MindSp
     joined = job or Job(meeting_of(launch, timeout_s))
     with joined.starting("mindspore.communication.init"):
         communication.init()
+    atexit.register(_let_receivers_finish, launch.rank)
     kind = MCCLCommunicator if is_on_cpu() else HCCLCommunicator
     communicator = kind(ops, tuple(range(launch.size)), launch.rank, communication.GlobalComm.WORLD_COMM_GROUP)
     communicator.join(joined, owned=job is None)
     return communicator
+
+
+def _let_receivers_finish(rank: int) -> None:
+    """Called at exit, before MindSpore leaves its cluster, where it may crash after all work is done.
+
+    MindSpore 2.10's main thread waits there for an answer of the scheduler, ends the threads of a first connection and
+    frees a second one, from which the thread that has received the answer still tries to read: a segmentation fault if
+    that thread is the slower one, as happens on busy machines. Here all of them share a core, on which the receiving
+    threads come first: the main thread preempts nobody as it wakes, and the sending threads, for whose end it waits,
+    have the lowest priority.
+    """
+    if sys.platform != "linux":
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    core = {cores[rank % len(cores)]}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread may have ended
+            name = (task / "comm").read_text()
+            if "_EVENT_LOOP" in name:
+                os.sched_setaffinity(int(task.name), core)
+            if name.startswith("SEND"):
+                os.setpriority(os.PRIO_PROCESS, int(task.name), LOWEST_PRIORITY)
+    os.sched_setaffinity(0, core)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class MindSporeCommunicator(Communicator):
