@@ -130,6 +130,9 @@ REFUSED = {
     "key": (("train", "--set", "data.source.nam=files", "-o", "x.json"), "did you mean data.source.name?"),
     "empty": (("train", "--text", "empty.txt", "-o", "x.json"), "there is no text"),
     "no tokenizer": (("encode", "text.txt", "a"), "text.txt: "),
+    "bare folder": (("encode", "bare", "a"), "TOKENIZER: the folder bare has no tokenizer.json"),
+    "bare to export": (("export", "bare", "-o", "folder"), "TOKENIZER: the folder bare has no tokenizer.json"),
+    "bare to eval": (("eval", "a=bare", "--text", "text.txt"), "TOKENIZER: the folder bare has no tokenizer.json"),
     "twice": (("encode", "own.json", "a", "--text", "text.txt"), "texts are given twice"),
     "suffix": (("encode", "own.json", "--text", "text.txt", "-o", "ids.npy"), ".jsonl or .bin"),
     "no ids": (("decode", "own.json"), "expected either ids or --ids FILE"),
@@ -155,6 +158,7 @@ REFUSED = {
 @pytest.fixture
 def broken(trained, tmp_path):
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "bare").mkdir()
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "half.json").write_text('{"model": {"type": "moeport/BytePairs"}}')
     (tmp_path / "cut.bin").write_bytes(b"12345")

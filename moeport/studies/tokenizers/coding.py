@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from moeport.data.tokenizer import END_OF_TEXT
-from moeport.data.tokenizer_file import tokenizer_file
+from moeport.data.tokenizer_file import ARGUMENT, tokenizer_file
 from moeport.data.tokenizer_json import definition_text
 from moeport.errors import DataError, UserError
 from moeport.studies.tokenizers.pieces import BATCH
@@ -34,7 +34,7 @@ class Coding:
     """
 
     def __init__(self, path: Path, encoding: str | None = None, workers: int | None = None):
-        file = tokenizer_file(path)
+        file = tokenizer_file(path, ARGUMENT)
         try:
             self._encoder = Encoder(read_definition(definition_text(file), encoding))
         except DataError as error:

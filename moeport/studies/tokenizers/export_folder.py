@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moeport.data.tokenizer import END_OF_TEXT
-from moeport.data.tokenizer_file import tokenizer_file
+from moeport.data.tokenizer_file import ARGUMENT, tokenizer_file
 from moeport.data.tokenizer_json import definition_text, parse_definition
 from moeport.errors import DataError, UserError, choices
 from moeport.reading import parse_json
@@ -30,7 +30,7 @@ def export_folder(path: Path, folder: Path, encoding: str | None, end_of_text: s
         DataError: the tokenizer cannot be read or encoded so, or has no such token.
         WriteError: a file cannot be written.
     """
-    file = tokenizer_file(path)
+    file = tokenizer_file(path, ARGUMENT)
     try:
         text = _with_encoding(definition_text(file), encoding)
         added = _added(text)

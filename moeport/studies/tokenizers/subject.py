@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moeport.data.guarded import guarded
-from moeport.data.tokenizer_file import tokenizer_file
+from moeport.data.tokenizer_file import ARGUMENT, tokenizer_file
 from moeport.data.tokenizer_json import definition_text, parse_definition, text_definition
 from moeport.errors import DataError, UserError
 from moeport.tokenizers.byte_level import from_characters
@@ -68,8 +68,8 @@ def open_subjects(named: Sequence[str]) -> list[Subject]:
 def _named(text: str) -> tuple[str, Path]:
     name, equals, place = text.partition("=")
     if equals and name and "/" not in name:
-        return name, tokenizer_file(Path(place))
-    path = tokenizer_file(Path(text))
+        return name, tokenizer_file(Path(place), ARGUMENT)
+    path = tokenizer_file(Path(text), ARGUMENT)
     own = path.resolve()
     return (own.parent.name if own.name == "tokenizer.json" else own.stem), path
 
