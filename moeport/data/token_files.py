@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from moeport.core.section import Section
 from moeport.data.documents import Document, Tally
-from moeport.data.encoders import Encoders
+from moeport.data.encoders import encoded_batches
 from moeport.data.split import Progress
 from moeport.data.tokenizer import Tokenizer
 from moeport.errors import DataError
@@ -107,10 +108,11 @@ def write_tokens(
     dtype, tally = token_dtype(tokenizer.vocab_size), Tally()
     whole = hashlib.sha256()
     shards = _intact(path, writing.kept, dtype, whole)
-    with Encoders(tokenizer, writing.workers) as encoders:
-        texts = _texts(documents, tally, sum(shard.num_documents for shard in shards), writing)
+    texts = _texts(documents, tally, sum(shard.num_documents for shard in shards), writing)
+    batches = encoded_batches(tokenizer, in_batches(texts, CHARACTERS_PER_BATCH), writing.workers)
+    with closing(batches):
         ends = np.array([tokenizer.end_of_text], dtype)
-        encoded = _with_ends(chain.from_iterable(encoders.encode(in_batches(texts, CHARACTERS_PER_BATCH))), ends)
+        encoded = _with_ends(chain.from_iterable(batches), ends)
         first = next(encoded, None)
         while first is not None or not shards:
             shard, first = _write_shard(shard_path(path, len(shards)), first, encoded, [] if shards else [ends], whole)

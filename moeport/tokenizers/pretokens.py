@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from moeport.errors import DataError
 from moeport.processes import usable_cores
-from moeport.tokenizers.counting import Counted, Counting, counts_of
+from moeport.tokenizers.counting import Counted, counting, counts_of
 from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.splitting import splitter
 from moeport.tokenizers.streaming import as_bytes, as_text
@@ -148,8 +148,8 @@ def _counted(batches: Iterator[list[str]], pattern: str, workers: int) -> Iterat
     split = splitter(pattern)
     first = list(islice(batches, 2))
     if workers > 1 and len(first) > 1:
-        with Counting(pattern, workers) as counting:
-            yield from counting.counts(chain(first, batches))
+        with counting(pattern, workers) as pool:
+            yield from pool.answers(chain(first, batches))
     else:
         for batch in chain(first, batches):
             yield counts_of(batch, split)

@@ -19,7 +19,6 @@ from moeport.cli.main import app
 from moeport.config.data import BPETokenizer, ByteTokenizer, DataConfig, FilesSource, HuggingFaceSource
 from moeport.data import (
     compression,
-    encoders,
     entry,
     huggingface,
     prepare_data,
@@ -29,7 +28,7 @@ from moeport.data import (
     trained_tokenizer,
 )
 from moeport.data.documents import Document, Documents, documents_fingerprint, is_validation
-from moeport.data.encoders import Encoders
+from moeport.data.encoders import encoded_batches
 from moeport.data.packed import PackedTokens
 from moeport.data.token_files import shard_path, write_tokens
 from moeport.data.tokenizer import Tokenizer, train_bpe
@@ -114,35 +113,17 @@ def test_a_damaged_shard_is_noticed(tmp_path, small_shards):
 
 
 def test_what_goes_wrong_in_a_process_is_said():
-    words = HFTokenizer(models.WordLevel({"<|endoftext|>": 0, "text": 1}))
-    with Encoders(Tokenizer(words.to_str()), 2) as several:
-        first, second = several._workers
-        assert [ids.tolist() for ids in first.encode(["text", "text"])] == [[1], [1]]
-        with pytest.raises(DataError, match=r"the tokenizers library gave up \(WordLevel error: Missing \[UNK\] token"):
-            first.encode(["unknown"])
-        first._process.stdin.close()  # as the system does when a process is killed
-        assert first._process.wait(60) == 0
-        second._process.kill()
-        with pytest.raises(DataError, match=r"a process that encodes text ended with SIGKILL; if the memory was full"):
-            second.encode(["text"])
-        with pytest.raises((DataError, ValueError)):
-            list(several.encode([["text"]] * 9))
+    words = Tokenizer(HFTokenizer(models.WordLevel({"<|endoftext|>": 0, "text": 1})).to_str())
+    assert [[ids.tolist() for ids in each] for each in encoded_batches(words, [["text", "text"]], 2)] == [[[1], [1]]]
+    with pytest.raises(DataError, match=r"the tokenizers library gave up \(WordLevel error: Missing \[UNK\] token"):
+        list(encoded_batches(words, [["text"], ["unknown"]], 2))
 
 
-def test_processes_that_cannot_start_are_refused_and_none_is_left(monkeypatch):
-    start, started = encoders.subprocess.Popen, []
-
-    def popen(*args, **options):
-        if started:
-            raise OSError(12, "Cannot allocate memory")
-        started.append(start(*args, **options))
-        return started[-1]
-
-    monkeypatch.setattr(encoders.subprocess, "Popen", popen)
-    cannot = r"^cannot start 3 processes that encode text \(Cannot allocate memory\); if the memory was full"
-    with pytest.raises(DataError, match=cannot), Encoders(BPE, 3):
-        pass
-    assert started[0].poll() == -signal.SIGKILL
+def test_a_process_that_cannot_start_is_named(monkeypatch):
+    monkeypatch.setattr("sys.executable", "/absent/python")
+    cannot = r"^cannot start a process that encodes text \(No such file or directory\); if the memory was full"
+    with pytest.raises(DataError, match=cannot):
+        list(encoded_batches(BPE, [["text"]], 3))
 
 
 KILLED = """

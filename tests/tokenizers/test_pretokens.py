@@ -1,14 +1,12 @@
 import random
-import time
 import unicodedata
 from collections import Counter
 
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
-from moeport.errors import DataError, RunError
+from moeport.errors import DataError
 from moeport.tokenizers import pretokens
-from moeport.tokenizers.counting import Counting
 from moeport.tokenizers.patterns import PATTERNS
 from moeport.tokenizers.pretokens import count_words, cut
 from moeport.tokenizers.splitting import splitter
@@ -91,36 +89,3 @@ def test_a_fault_in_the_pattern_is_named():
 def test_a_text_in_place_of_texts_is_refused(text):
     with pytest.raises(DataError, match="got a single text; expected several: put it in a list"):
         count_words(text)
-
-
-def test_only_as_many_processes_are_started_as_there_are_batches():
-    with Counting("gpt2", 50) as counting:
-        assert [*counting.counts([["a b"], ["c"]])] == [(3, {b"a": 1, b" b": 1}), (1, {b"c": 1})]
-        assert len(counting._processes) <= 2
-
-
-def test_a_process_that_cannot_start_is_named(monkeypatch):
-    monkeypatch.setattr("sys.executable", "/absent/python")
-    with (
-        pytest.raises(RunError, match=r"cannot start a process that counts pre-tokens \(No such file .*\); use"),
-        Counting("gpt2", 2) as counting,
-    ):
-        list(counting.counts([["a"]]))
-
-
-def test_a_process_that_ends_is_named():
-    def batches(counting):
-        yield ["a b"]
-        while not counting._processes:  # a thread starts it
-            time.sleep(0.01)
-        for process in counting._processes:
-            process.kill()
-            process.wait()
-        for _ in range(20):
-            yield ["a b"]
-
-    with (
-        pytest.raises(RunError, match="a process that counts pre-tokens ended: SIGKILL"),
-        Counting("gpt2", 2) as counting,
-    ):
-        list(counting.counts(batches(counting)))
