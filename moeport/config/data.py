@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from moeport.config.objective import ObjectiveConfig
 from moeport.config.path_types import UserPath, UserPattern
 from moeport.core.section import Section
 
@@ -200,6 +201,8 @@ class DataConfig(Section):
     document_mask: bool = False
     """Attention stays within documents: a token sees no other document of its sequence, and positions count from the
     beginning of its document, at an end of text."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What the model learns to predict."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the data held out, chosen by a hash of each document's name or each image's index."""
     cache_dir: UserPath | None = None

@@ -12,13 +12,16 @@ from moeport.config.data import (
     DIGITS_SIDE,
     SEQUENCES_PER_CYCLE,
     TEXT_SOURCES,
+    DataConfig,
     Domain,
     FilesSource,
     HuggingFaceSource,
     MixedSource,
     StdlibSource,
+    known_vocab_size,
     shares,
 )
+from moeport.config.objective import SHORTEST_SEQUENCE, Denoiser
 from moeport.config.problem import Problem
 from moeport.config.rule import Effect, Rule
 from moeport.config.schema import Config
@@ -71,7 +74,7 @@ def _are_usable(sources: Sequence[MixedSource]) -> bool:
     return all(_is_usable(each.source) for each in sources)
 
 
-def _are_distinct(sources: Sequence[MixedSource] | Sequence[Domain]) -> bool:
+def _are_distinct(sources: Sequence[MixedSource] | Sequence[Domain] | Sequence[Denoiser]) -> bool:
     return len({each.name for each in sources}) == len(sources)
 
 
@@ -91,6 +94,15 @@ def _is_hub_revision(revision: str | None, dataset: str) -> bool:
 _UNUSABLE = (
     "has a source with an encoding that Python does not know, a suffix without its dot, or a revision of a folder"
 )
+
+
+def _needed(data: DataConfig) -> str:
+    """How many ids a model needs for a mixture of denoisers, as far as the config says it."""
+    special, known = data.objective.special_tokens(data.sequence_length), known_vocab_size(data)
+    if known is None:
+        return f"at least the tokenizer's vocabulary and {special} more"
+    return f"at least {known + special}: {known} of the tokenizer, and {special} for modes and sentinels"
+
 
 RULES = (
     Rule(
@@ -202,6 +214,46 @@ RULES = (
         lambda rows, tokenizer: rows is None or tokenizer != "byte" or rows >= 257,
         "smaller than the vocabulary of the tokenizer",
         "at least 257 for data.tokenizer.name byte, or null",
+    ),
+    Rule(
+        ("model.vocab_size", "data"),
+        lambda rows, data: rows is not None or not data.objective.is_mixture,
+        "gives modes and sentinels of data.objective no ids of their own",
+        lambda rows, data: f"{_needed(data)} of a model that is trained with data.objective.name ul2",
+    ),
+    Rule(
+        ("model.vocab_size", "data"),
+        lambda rows, data: (
+            rows is None
+            or not data.objective.is_mixture
+            or rows >= (known_vocab_size(data) or 0) + data.objective.special_tokens(data.sequence_length)
+        ),
+        "has no room for the modes and sentinels of data.objective",
+        lambda rows, data: _needed(data),
+    ),
+    Rule(
+        ("data.sequence_length", "data.objective.name"),
+        lambda length, objective: objective != "ul2" or length >= SHORTEST_SEQUENCE,
+        "is too short for the spans of data.objective.name ul2",
+        f"at least {SHORTEST_SEQUENCE}",
+    ),
+    Rule(
+        ("data.objective.denoisers",),
+        _are_distinct,
+        "has two denoisers of one name",
+        "a name of its own for each",
+    ),
+    Rule(
+        ("data.objective.name", "data.source.name"),
+        lambda objective, source: objective == "causal" or source in TEXT_SOURCES,
+        "rearranges text, which data.source.name {1} does not have",
+        "causal, or a source of text",
+    ),
+    Rule(
+        ("data.document_mask", "data.objective.name"),
+        lambda masked, objective: not masked or objective == "causal",
+        "hides documents, but the targets of data.objective.name {1} follow all documents of their sequence",
+        "false, or data.objective.name causal",
     ),
     Rule(
         ("training.gradient_accumulation", "training.batch_size"),
@@ -468,6 +520,10 @@ EFFECTS = (
             "metrics.sample_prompt",
             "metrics.sample_tokens",
         )
+    ),
+    *(
+        Effect(f"data.objective.{option}", "data.objective.name", ("ul2",))
+        for option in ("denoisers", "mode_tokens", "steps")
     ),
     *(
         Effect(f"optimizer.muon.{option}", "optimizer.name", ("muon",))

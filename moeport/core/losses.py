@@ -1,7 +1,8 @@
-"""Auxiliary losses of routers. Shape suffixes as in `moeport.core.ops`."""
+"""Auxiliary losses of routers, and cross entropy by weight. Shape suffixes as in `moeport.core.ops`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from moeport.core.array import Array
@@ -83,3 +84,36 @@ def symmetric_divergence(ops: Ops, logits_TV: Array, other_TV: Array) -> Array:
     first, second = ops.accurate(logits_TV), ops.accurate(other_TV)
     both_T = ops.sum((ops.softmax(first) - ops.softmax(second)) * (first - second), axis=-1)
     return ops.mean(both_T) * ops.constant_like(0.5, both_T)
+
+
+def weighted_cross_entropy(
+    ops: Ops, x_TD: Array, weight_VD: Array, target_T: Array, weight_T: Array, z_weight: float
+) -> tuple[Array, Array, Array]:
+    """`Ops.linear_cross_entropy` with a weight for each token, which is 0 or one number w that all others share.
+
+    A token of weight 0 is given a hidden state of 0. Its logits are then 0, its loss log V and its log-partition log V,
+    whatever its target, and neither the projection nor its hidden state has a gradient from it. So the means over all
+    tokens, times w, less those constants are the weighted means, and every fused kernel serves as it is.
+
+    Args:
+        ops: operations.
+        x_TD: final hidden states.
+        weight_VD: output projection.
+        target_T: ids of the target tokens.
+        weight_T: weights of the tokens.
+        z_weight: weight of the output z-loss.
+
+    Returns: as `Ops.linear_cross_entropy`: means over all T tokens of their weighted terms.
+    """
+    one, zero = ops.constant_like(1.0, weight_T), ops.constant_like(0.0, weight_T)
+    counts_T1 = ops.reshape(ops.where(weight_T > zero, one, zero), (-1, 1))
+    loss, cross_entropy, z = ops.linear_cross_entropy(
+        x_TD * ops.cast(counts_T1, ops.dtype(x_TD)), weight_VD, target_T, z_weight
+    )
+    kind, log_v = ops.dtype(loss), math.log(weight_VD.shape[0])
+    weight_T = ops.cast(weight_T, kind)
+    weight = ops.max(weight_T, axis=0)
+    without = weight - ops.mean(weight_T)
+    nats, squared = ops.constant_like(log_v, without), ops.constant_like(log_v * log_v, without)
+    constant = without * (nats + squared * ops.constant_like(z_weight, without))
+    return loss * weight - constant, cross_entropy * weight - without * nats, z * weight - without * squared

@@ -31,11 +31,14 @@ class Batch(Generic[ArrayT]):
     domain_B: ArrayT | None = None
     """The number of each example's domain, in the order of data.domains. None: there are no domains, or they are not
     known."""
+    weight_BS: ArrayT | None = None
+    """Weight of each target in the loss, 0 or one number for all that count, with a mean of 1 over a step. None: all
+    count alike."""
 
     @property
     def arrays(self) -> tuple[ArrayT, ...]:
         """All arrays, in the order in which `mapped` takes them."""
-        optional = (x for x in (self.document_BS, self.domain_B) if x is not None)
+        optional = (x for x in (self.document_BS, self.domain_B, self.weight_BS) if x is not None)
         return (self.token_BS, self.target_BS, *self.noise.values(), *optional)
 
     def mapped(self, function: Callable[[ArrayT], OtherT]) -> Batch[OtherT]:
@@ -46,6 +49,7 @@ class Batch(Generic[ArrayT]):
             {name: function(u_BS) for name, u_BS in self.noise.items()},
             None if self.document_BS is None else function(self.document_BS),
             None if self.domain_B is None else function(self.domain_B),
+            None if self.weight_BS is None else function(self.weight_BS),
         )
 
     def rows(self, start: int, end: int) -> Batch[ArrayT]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from moeport.config.model import ModelConfig, ParameterCounts
 from moeport.core.array import Array
-from moeport.core.losses import symmetric_divergence
+from moeport.core.losses import symmetric_divergence, weighted_cross_entropy
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec, noise_rows, subtree, with_prefix
 from moeport.core.routing import RouterContext, Topology
@@ -234,12 +234,13 @@ class Transformer(ABC):
         self, ops: Ops, params: Mapping[str, Array], batch: Batch[Array], x_TD: Array, layers: list[MoEMetrics]
     ) -> LossTerms:
         """The loss of one pass, from what the head reads and the metrics of the layers."""
-        loss, cross_entropy, output_z = ops.linear_cross_entropy(
-            x_TD,
-            self.head(params),
-            ops.reshape(batch.target_BS, (-1,)),
-            self.config.output_z_loss,
-        )
+        target_T, weight_BS = ops.reshape(batch.target_BS, (-1,)), batch.weight_BS
+        head_VD, z_weight = self.head(params), self.config.output_z_loss
+        if weight_BS is None:
+            loss, cross_entropy, output_z = ops.linear_cross_entropy(x_TD, head_VD, target_T, z_weight)
+        else:
+            weight_T = ops.reshape(weight_BS, (-1,))
+            loss, cross_entropy, output_z = weighted_cross_entropy(ops, x_TD, head_VD, target_T, weight_T, z_weight)
         kind, experts = ops.dtype(loss), self.config.moe.num_experts
         for layer, metrics in zip(self.moe_layers.values(), layers, strict=True):
             if metrics.has_losses:

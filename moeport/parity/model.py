@@ -64,7 +64,7 @@ class Recorded(Transformer):
             return super().hidden(run, params, batch)
         recorder.name_arrays("parameter", params)
         noise = {f"noise.{name}": u_BS for name, u_BS in batch.noise.items()}
-        optional = {"document_BS": batch.document_BS, "domain_B": batch.domain_B}
+        optional = {"document_BS": batch.document_BS, "domain_B": batch.domain_B, "weight_BS": batch.weight_BS}
         given_too = {name: array for name, array in optional.items() if array is not None}
         inputs = {"batch": {"token_BS": batch.token_BS, "target_BS": batch.target_BS, **noise, **given_too}}
         inputs["rope"] = {"cos_SA": run.rope[0], "sin_SA": run.rope[1]}

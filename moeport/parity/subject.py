@@ -19,6 +19,7 @@ from moeport.config import load_config
 from moeport.config.schema import Config
 from moeport.core.parameters import initial_parameters
 from moeport.data import Examples
+from moeport.data.denoising import Denoising
 from moeport.errors import UserError
 from moeport.facts import BACKENDS
 from moeport.model.batch import Batch
@@ -130,6 +131,8 @@ class Subject:
     """The ranks that compute it together, of which this process is one."""
     first_token: int | None = None
     """As of `moeport.training.task.Task`."""
+    denoising: Denoising | None = None
+    """As of `moeport.training.task.Task`."""
 
     @property
     def opaque_blocks(self) -> bool:
@@ -153,7 +156,7 @@ class Subject:
 
     def batches(self, lm: Transformer) -> Batches:
         """The batches that the trainer trains on."""
-        return Batches(self.config.training, lm, self.train, self.mesh.world, self.first_token)
+        return Batches(self.config.training, lm, self.train, self.mesh.world, self.first_token, self.denoising)
 
 
 def build_subject(
@@ -248,4 +251,4 @@ def subject_on(
         loaded = open_checkpoint(checkpoint_path(checkpoint))
         check_parameters(loaded, specs)
         params = loaded.model
-    return Subject(name, config, backend, params, task.train, task.vocab_size, mesh, task.first_token)
+    return Subject(name, config, backend, params, task.train, task.vocab_size, mesh, task.first_token, task.denoising)

@@ -9,6 +9,7 @@ import numpy as np
 from moeport.comm.communicator import Communicator
 from moeport.config.training import TrainingConfig
 from moeport.data import Dealing, DomainTokens, Examples, MixedTokens, Sampler
+from moeport.data.denoising import Denoising
 from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
 from moeport.model.transformer import Transformer
@@ -23,6 +24,7 @@ class Batches:
         examples: the training data.
         world: the ranks that share each batch, of which this process is one.
         first_token: id at which documents begin that attention stays within; None: it crosses them.
+        denoising: rearranges the sequences; None: each token predicts the next.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class Batches:
         examples: Examples,
         world: Communicator,
         first_token: int | None = None,
+        denoising: Denoising | None = None,
     ):
         self.config, self.shapes, self.examples, self.world = config, shapes, examples, world
-        self.first_token = first_token
+        self.first_token, self.denoising = first_token, denoising
         self.dealing: Dealing | None = None
         """Which domain each sequence of a step is from; None: there are no domains."""
         if isinstance(examples, DomainTokens):
@@ -64,8 +67,12 @@ class Batches:
         """This rank's micro-batches of `step`, counted from 0."""
         world = self.world
         token_BS, target_BS = self.examples.batch(self.sampler.rank_indices(step, world.rank, world.size))
+        weight_BS: np.ndarray | None = None
+        if self.denoising:
+            found = self.denoising.of_step(step, self.config.batch_size, self._own[0], token_BS, target_BS)
+            token_BS, target_BS, weight_BS = found or (token_BS, target_BS, None)
         documents = document_starts(token_BS, self.first_token)
-        whole = Batch(token_BS, target_BS, self._noise(step), documents, self._domains())
+        whole = Batch(token_BS, target_BS, self._noise(step), documents, self._domains(), weight_BS)
         size = len(token_BS) // self.config.gradient_accumulation
         for start in range(0, len(token_BS), size):
             yield whole.rows(start, start + size)

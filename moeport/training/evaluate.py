@@ -12,6 +12,7 @@ import numpy as np
 
 from moeport.backends.base import EvaluationModel
 from moeport.comm.communicator import Communicator
+from moeport.data.denoising import Denoising
 from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
 
@@ -78,8 +79,8 @@ def _totals(
     """Nats and targets of each domain (D, 2), over all ranks."""
     total_D2 = np.zeros((domains, 2))
     for (domain, (token_BS, target_BS)), counts in _share_of_rank(batches, world):
-        domain_B = np.full(len(token_BS), domain) if has_domains else None
-        batch = Batch(token_BS, target_BS, {}, document_starts(token_BS, first_token), domain_B)
+        documents = document_starts(token_BS, first_token)
+        batch = Batch(token_BS, target_BS, {}, documents, _domains(domain, token_BS, has_domains))
         cross_entropy = float(world.ops.to_numpy(model.evaluate(batch).cross_entropy))
         if counts:
             total_D2[domain] += cross_entropy * target_BS.size, target_BS.size
@@ -106,17 +107,62 @@ def losses_by_frequency(
 
     Returns: nats per target for `rare` and `frequent`, without a kind that does not occur.
     """
-    total_22 = np.zeros((2, 2))
-    for (domain, (token_BS, target_BS)), counts in _share_of_rank(batches, world):
-        domain_B = np.full(len(token_BS), domain) if has_domains else None
-        nats_BS = model.token_losses(Batch(token_BS, target_BS, {}, document_starts(token_BS, first_token), domain_B))
-        if counts:
-            is_frequent_BS = frequent_V[target_BS]
-            for kind, chosen_BS in enumerate((~is_frequent_BS, is_frequent_BS)):
-                total_22[kind] += nats_BS[chosen_BS].sum(dtype=np.float64), chosen_BS.sum()
-    total_22 = world.sum_of_numbers(total_22.reshape(-1)).reshape(2, 2)
-    names = ("rare", "frequent")
-    return {name: float(nats / targets) for name, (nats, targets) in zip(names, total_22, strict=True) if targets}
+
+    def found() -> Iterator[tuple[Batch, np.ndarray]]:
+        for domain, (token_BS, target_BS) in batches:
+            documents = document_starts(token_BS, first_token)
+            batch = Batch(token_BS, target_BS, {}, documents, _domains(domain, token_BS, has_domains))
+            yield batch, frequent_V[target_BS].astype(np.int64)
+
+    return _by_kind(world, model, found(), ("rare", "frequent"))
+
+
+def losses_by_objective(
+    world: Communicator,
+    model: EvaluationModel,
+    batches: Iterable[tuple[int, Window]],
+    denoising: Denoising,
+    has_domains: bool = False,
+) -> dict[str, float]:
+    """The loss on the targets of each denoiser, which take the sequences in turn; the ranks share the batches.
+
+    Args:
+        world: all ranks.
+        model: the model.
+        batches: as of `evaluate_domains`; without domains their numbers do not matter.
+        denoising: rearranges the sequences.
+        has_domains: whether the batches are of domains.
+
+    Returns: nats per target by denoiser, without those that no sequence was left for.
+    """
+
+    def found() -> Iterator[tuple[Batch, np.ndarray]]:
+        for domain, (token_BS, target_BS, weight_BS), number_B in denoising.held_out(batches):
+            kind_BS = np.where(weight_BS > 0, number_B[:, None], -1)
+            yield Batch(token_BS, target_BS, {}, None, _domains(domain, token_BS, has_domains)), kind_BS
+
+    return _by_kind(world, model, found(), denoising.names)
+
+
+def _domains(domain: int, token_BS: np.ndarray, has_domains: bool) -> np.ndarray | None:
+    return np.full(len(token_BS), domain) if has_domains else None
+
+
+def _by_kind(
+    world: Communicator, model: EvaluationModel, batches: Iterable[tuple[Batch, np.ndarray]], names: Sequence[str]
+) -> dict[str, float]:
+    """Nats per target of each kind, by name, over all ranks; without kinds that do not occur.
+
+    Each batch has the number of the kind of each target (B, S), which is negative where a target does not count.
+    """
+    total_K2 = np.zeros((len(names), 2))
+    for (batch, kind_BS), counts in _share_of_rank(batches, world):
+        nats_BS = model.token_losses(batch)
+        for kind in range(len(names)) if counts else ():
+            chosen_BS = kind_BS == kind
+            total_K2[kind] += nats_BS[chosen_BS].sum(dtype=np.float64), chosen_BS.sum()
+    total_K2 = world.sum_of_numbers(total_K2.reshape(-1)).reshape(total_K2.shape)
+    return {name: float(nats / targets) for name, (nats, targets) in zip(names, total_K2, strict=True) if targets}
 
 
 def _of_text(total_2: np.ndarray, num_bytes: int) -> Evaluation:

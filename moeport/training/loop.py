@@ -173,9 +173,9 @@ class _Loop:
                 if step == self.last and run.config.metrics.loss_by_frequency
                 else None
             )
-        metrics = EvaluationMetrics(
-            step, result.loss, result.bits_per_byte, result.accuracy, result.loss_by_domain, by_frequency
-        )
+            by_objective = run.task.loss_by_objective(run.mesh.world, run.trainer.model, size)
+        parts = result.loss_by_domain, by_frequency, by_objective
+        metrics = EvaluationMetrics(step, result.loss, result.bits_per_byte, result.accuracy, *parts)
         if self.log:
             self.log.evaluation(metrics)
         self.progress.evaluation(metrics)

@@ -378,6 +378,14 @@ class EvaluationMetrics:
             tag="validation/loss_by_frequency/{key}",
         ),
     ] = None
+    val_loss_by_objective: Annotated[
+        dict[str, float] | None,
+        Metric(
+            "Cross entropy of each [denoiser](data.md#objectives) in nats per target, by name: the denoisers take the "
+            "full validation sequences in turn. Missing unless `data.objective.name` is `ul2`.",
+            tag="validation/loss_by_objective/{key}",
+        ),
+    ] = None
 
 
 Record = StepMetrics | EvaluationMetrics

@@ -95,7 +95,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     config = with_dtype(config, backend.dtype)
     task = build_task_in_turn(config, mesh.world, report=say)
     shapes = task.model()
-    batches = Batches(config.training, shapes, task.train, mesh.world, task.first_token)
+    batches = Batches(config.training, shapes, task.train, mesh.world, task.first_token, task.denoising)
     for line in batches.dealing.described() if batches.dealing else ():
         say(line)
     here = mesh.world.nodes.count(mesh.world.nodes[mesh.world.rank])

@@ -13,7 +13,14 @@ from moeport.pages.template import load_template
 from moeport.reading import read_json
 from moeport.training.profile_table import ProfileCharts, charts
 from moeport.training.report_charts import sections
-from moeport.training.report_figures import comparison, compression, key_figures, losses_by_domain, rounded
+from moeport.training.report_figures import (
+    comparison,
+    compression,
+    key_figures,
+    losses_by_domain,
+    losses_by_objective,
+    rounded,
+)
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
 from moeport.training.run_dir import (
     CONFIG_FILE,
@@ -53,6 +60,7 @@ def write_report(run_dir: Path) -> Path:
         compression=compression(metrics, summary),
         comparison=comparison(metrics, summary),
         domains=losses_by_domain(metrics),
+        objectives=losses_by_objective(metrics),
         sections=sections(metrics, config, summary.get("baselines", {}), unit, resumed),
         experts=expert_loads(metrics, layers),
         load_points=metrics.load_points(),

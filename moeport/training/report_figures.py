@@ -68,7 +68,15 @@ def compression(metrics: RunMetrics, summary: Mapping[str, Any]) -> list[Bar]:
 
 def losses_by_domain(metrics: RunMetrics) -> list[Bar]:
     """The last validation loss on the text of each domain; empty without domains."""
-    losses = (metrics.last_evaluation and metrics.last_evaluation.val_loss_by_domain) or {}
+    return _bars((metrics.last_evaluation and metrics.last_evaluation.val_loss_by_domain) or {})
+
+
+def losses_by_objective(metrics: RunMetrics) -> list[Bar]:
+    """The last validation loss of each denoiser; empty without a mixture."""
+    return _bars((metrics.last_evaluation and metrics.last_evaluation.val_loss_by_objective) or {})
+
+
+def _bars(losses: Mapping[str, float | None]) -> list[Bar]:
     known = {name: loss for name, loss in losses.items() if loss is not None and np.isfinite(loss)}
     return [Bar(name, f"{loss:.4f}", 100 * loss / max(known.values())) for name, loss in known.items()]
 

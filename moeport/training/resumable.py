@@ -47,6 +47,7 @@ RULES: Mapping[str, Rule] = {
     "model.moe.capacity.quantile": Rule(Effect.ONWARD, "the estimates that follow are made by it"),
     "model.embedding_std": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
+    "data.objective.steps": Rule(Effect.ONWARD, "refused if steps that are done would have had another objective"),
     "data.cache_dir": Rule(Effect.NONE, "the text and the tokenizer are compared"),
     "training.steps": Rule(
         Effect.ONWARD, "refused if the rates of the steps done would be others, or if more steps are done"
@@ -186,6 +187,7 @@ def check_resumable(config: Config, checkpoint: Checkpoint) -> list[Change]:
             "restore these keys, or start another run with --set run.dir=FOLDER"
         )
     _check_steps(config, checkpoint)
+    _check_objective(found, checkpoint)
     _check_length(config, found, checkpoint.meta.step)
     return found
 
@@ -245,6 +247,19 @@ def _check_steps(config: Config, checkpoint: Checkpoint) -> None:
             f"{shown(now) or 'none'} should have been ({checkpoint.path}); change steps after {done} only, or delete "
             "the later checkpoints"
         )
+
+
+def _check_objective(found: Sequence[Change], checkpoint: Checkpoint) -> None:
+    """Refuse to have trained steps that are done with another objective."""
+    change = next((change for change in found if change.key == "data.objective.steps"), None)
+    done = checkpoint.meta.step
+    if change is None or all(steps is None or steps >= done for steps in (change.before, change.now)):
+        return
+    kept = f"expected {change.before}" if (change.before or done) < done else f"expected at least {done}, or null"
+    raise UserError(
+        f"{change}: of the {done} steps that are done, others would have been trained with the mixture "
+        f"({checkpoint.path}); {kept}, or delete the later checkpoints"
+    )
 
 
 def _training(checkpoint: Checkpoint) -> TrainingConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,13 +17,22 @@ from moeport.comm.communicator import Communicator
 from moeport.config.schema import Config
 from moeport.config.step_ranges import up_to
 from moeport.data import DomainTokens, Examples, ImageSplit, MixedTokens, PreparedData, prepare_data, read_images
+from moeport.data.denoising import Denoising
 from moeport.data.document_starts import document_starts, hidden_share
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
 from moeport.routers.maskmoe import most_frequent
 from moeport.training.agreed import of_data
-from moeport.training.evaluate import Evaluation, evaluate, evaluate_domains, evaluate_images, losses_by_frequency
+from moeport.training.evaluate import (
+    Evaluation,
+    Window,
+    evaluate,
+    evaluate_domains,
+    evaluate_images,
+    losses_by_frequency,
+    losses_by_objective,
+)
 from moeport.training.generate import sample
 from moeport.training.run_dir import TOKENIZER_FILE
 from moeport.training.sampling import Sampling
@@ -56,6 +65,8 @@ class Task(ABC):
     """Counts the vocabulary ids in the training data; None for data without ids."""
     first_token: int | None = None
     """Id at which documents begin that attention stays within; None: it crosses them."""
+    denoising: Denoising | None = None
+    """Rearranges the sequences of a step; None: each token predicts the next."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -81,6 +92,12 @@ class Task(ABC):
         """The loss on rare and on frequent held-out ids; every rank calls it. None for data without ids."""
         return None
 
+    def loss_by_objective(
+        self, world: Communicator, model: EvaluationModel, batch_size: int
+    ) -> dict[str, float] | None:
+        """The loss of each denoiser on held-out text; every rank calls it. None if the objective is causal."""
+        return None
+
     @abstractmethod
     def save(self, run_dir: Path) -> None:
         """Write what using the trained model requires besides its checkpoint."""
@@ -103,6 +120,24 @@ class TextTask(Task):
         self.token_counts = data.train.token_counts
         if config.data.document_mask:
             self.first_token = data.tokenizer.end_of_text
+        self.denoising = self._denoising()
+
+    def _denoising(self) -> Denoising | None:
+        """That of the config, if it has one.
+
+        Raises UserError if the model has no room for its ids.
+        """
+        objective, length = self.config.data.objective, self.config.data.sequence_length
+        if not objective.is_mixture:
+            return None
+        rows, needed = self.config.model.vocab_size, self.vocab_size + objective.special_tokens(length)
+        if rows is None or rows < needed:
+            raise UserError(
+                f"model.vocab_size: has no room for the modes and sentinels of data.objective (got {rows}); expected "
+                f"at least {needed}, of which {self.vocab_size} are the tokenizer's"
+            )
+        seed = self.config.training.seed
+        return Denoising(objective, length, rows, self.data.tokenizer.end_of_text, seed)
 
     @override
     def model(self) -> Transformer:
@@ -134,15 +169,28 @@ class TextTask(Task):
 
     @override
     def loss_by_frequency(self, world: Communicator, model: EvaluationModel, batch_size: int) -> dict[str, float]:
-        held_out = self.data.validation
-        is_of_domains = isinstance(held_out, DomainTokens)
-        windows = (
-            held_out.windows_by_domain(batch_size)
-            if isinstance(held_out, DomainTokens)
-            else ((0, window) for window in held_out.windows(batch_size))
-        )
         frequent_V = most_frequent(self.data.train.token_counts(), FREQUENT_SHARE)
-        return losses_by_frequency(world, model, windows, frequent_V, self.first_token, is_of_domains)
+        windows = self._windows(batch_size)
+        return losses_by_frequency(world, model, windows, frequent_V, self.first_token, self._has_domains)
+
+    @override
+    def loss_by_objective(
+        self, world: Communicator, model: EvaluationModel, batch_size: int
+    ) -> dict[str, float] | None:
+        if self.denoising is None:
+            return None
+        return losses_by_objective(world, model, self._windows(batch_size), self.denoising, self._has_domains)
+
+    @property
+    def _has_domains(self) -> bool:
+        return isinstance(self.data.validation, DomainTokens)
+
+    def _windows(self, batch_size: int) -> Iterable[tuple[int, Window]]:
+        """Batches of held-out text, each with the number of its domain, or 0."""
+        held_out = self.data.validation
+        if isinstance(held_out, DomainTokens):
+            return held_out.windows_by_domain(batch_size)
+        return ((0, window) for window in held_out.windows(batch_size))
 
     @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:

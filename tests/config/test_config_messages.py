@@ -664,6 +664,16 @@ CASES = [
         "c.yaml:2:15 model.vocab_size: smaller than the vocabulary of the tokenizer (got 256); expected at least 257 for data.tokenizer.name byte, or null",
     ),
     case(
+        "no ids for denoisers",
+        "data:\n  sequence_length: 64\n  objective: {name: ul2}\n  tokenizer: {name: byte}\n",
+        "c.yaml:2:3 model.vocab_size: gives modes and sentinels of data.objective no ids of their own (got null, the default); expected at least 268: 257 of the tokenizer, and 11 for modes and sentinels of a model that is trained with data.objective.name ul2",
+    ),
+    case(
+        "too few ids for denoisers",
+        "model:\n  vocab_size: 264\ndata:\n  objective: {name: ul2, mode_tokens: false}\n  sequence_length: 64\n  tokenizer: {name: byte}\n",
+        "c.yaml:2:15 model.vocab_size: has no room for the modes and sentinels of data.objective (got 264); expected at least 265: 257 of the tokenizer, and 8 for modes and sentinels",
+    ),
+    case(
         "ranks",
         "parallelism:\n  expert: 3\n",
         "c.yaml:2:11 parallelism.expert: does not divide model.moe.num_experts = 8 (got 3); expected a divisor of 8",

@@ -1,13 +1,20 @@
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moeport.backends.numpy_ref.ops import NumpyOps
-from moeport.core.losses import chosen_counts, load_balance_loss, z_loss
+from moeport.core.losses import chosen_counts, load_balance_loss, weighted_cross_entropy, z_loss
 from moeport.routers.forced import ForcedBalanceConfig
 from moeport.routers.topk import TopKConfig
-from tests.conformance.targets import GRADIENT_TOLERANCE, every_accurate_training_target, every_target
+from tests.conformance.targets import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    Target,
+    every_accurate_training_target,
+    every_target,
+)
 from tests.core.routings import routing_of
 from tests.routers.catalogue import CONFIGS
 from tests.routers.examples import (
@@ -20,7 +27,7 @@ from tests.routers.examples import (
     router_params,
     trained_weight,
 )
-from tests.support import assert_close, assert_gradient, finite_difference, rng, sampled
+from tests.support import assert_close, assert_gradient, finite_difference, grid, rng, sampled
 
 TOKENS = 12
 TRAINED = [config for config in CONFIGS if config.experts_per_token < EXPERTS and trained_weight(build(config))]
@@ -121,3 +128,50 @@ def test_z_loss_of_the_router_is_that_of_its_logits():
     routing = route(TopKConfig(), {"weight": np.eye(5)}, logits, num_experts=5)
     want = np.mean([np.log(np.exp(row).sum()) ** 2 for row in logits])
     assert_close(LOSSES["router z"](NumpyOps(), routing), want, 1e-14)
+
+
+WEIGHTS = [0, 1.75, 0, 1.75, 1.75, 0, 0, 0, 1.75, 0, 0, 1.75]
+"""Of the tokens of a part of a step, in which the mean is not 1."""
+
+
+def head_inputs():
+    """(hidden states, projection, targets) of 12 tokens and 7 ids."""
+    return grid(1, TOKENS, 5), grid(2, 7, 5), rng(3).integers(7, size=TOKENS)
+
+
+@every_target
+def test_weighted_cross_entropy_counts_what_has_a_weight(target):
+    x, head, ids = head_inputs()
+    backend = target.build()
+    ops, weights = backend.ops, np.array(WEIGHTS, np.float32)
+    x_TD, head_VD = (ops.cast(ops.from_numpy(array), target.dtype) for array in (x, head))
+    found = weighted_cross_entropy(ops, x_TD, head_VD, ops.from_numpy(ids), ops.from_numpy(weights), 0.1)
+    nats = squares = 0.0
+    for token, weight in enumerate(WEIGHTS):
+        logits = [sum(a * b for a, b in zip(x[token], row, strict=True)) for row in head]
+        log_partition = np.log(np.sum(np.exp(logits)))
+        nats += weight * (log_partition - logits[ids[token]]) / TOKENS
+        squares += weight * log_partition**2 / TOKENS
+    for got, want in zip(found, (nats + 0.1 * squares, nats, squares), strict=True):
+        assert_close(ops.to_numpy(got), want, 4 * TOLERANCE[target.dtype])
+
+
+def test_the_gradient_of_weighted_cross_entropy_is_that_of_torch():
+    torch = pytest.importorskip("torch")
+    ops = Target("torch", "cpu", "float64").build().ops
+    x, head, ids = (torch.from_numpy(array) for array in head_inputs())
+    weights = torch.tensor(WEIGHTS)
+    own, other = ([array.clone().requires_grad_() for array in (x, head)] for _ in range(2))
+    loss: Any = weighted_cross_entropy(ops, own[0], own[1], ids, weights, 0.0)[0]
+    loss.backward()
+    ignored = torch.where(weights > 0, ids, -100)
+    total = torch.nn.functional.cross_entropy(other[0] @ other[1].T, ignored, reduction="sum")
+    (total * 1.75 / TOKENS).backward()
+    for got, want in zip(own, other, strict=True):
+        assert_close(got.grad.numpy(), want.grad.numpy(), 1e-13)
+
+
+def test_tokens_without_weight_give_no_loss():
+    x, head, ids = head_inputs()
+    found = weighted_cross_entropy(NumpyOps(), x, head, ids, np.zeros(TOKENS, np.float32), 0.1)
+    assert [np.asarray(each).item() for each in found] == [0, 0, 0]

@@ -26,9 +26,9 @@ from moeport.model.decoding import next_scores
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
 
-BatchForm = tuple[tuple[int, ...], tuple[str, ...], bool, bool]
-"""The shape (B, S), or (B, S, P) for patches, the names of the noise arrays, and whether there are documents and
-domains."""
+BatchForm = tuple[tuple[int, ...], tuple[str, ...], bool, bool, bool]
+"""The shape (B, S), or (B, S, P) for patches, the names of the noise arrays, and whether there are documents, domains
+and weights."""
 
 
 class MindSporeEvaluationModel(EvaluationModel):
@@ -125,7 +125,8 @@ class MindSporeEvaluationModel(EvaluationModel):
         inputs = [self.ops.from_numpy(x.reshape(-1)) for x in batch.arrays]
         arrays = [*self.params.values(), *inputs, Tensor(np.array([share], parameter_dtype(self.dtype)))]
         shape = batch.token_BS.shape
-        form = shape, tuple(batch.noise), batch.document_BS is not None, batch.domain_B is not None
+        has = (x is not None for x in (batch.document_BS, batch.domain_B, batch.weight_BS))
+        form = shape, tuple(batch.noise), *has
         if self.graphs is None:
             return self._function(form, training, None)(*arrays)
         moe = self.model.config.moe
@@ -164,10 +165,11 @@ class MindSporeEvaluationModel(EvaluationModel):
 
     def _loss(self, ops: MindSporeOps, form: BatchForm, training: bool, *arrays: Tensor) -> tuple[Tensor, ...]:
         """The loss times the last array, which is the share of the micro-batch, and all loss terms."""
-        dtype, (shape, noise, has_documents, has_domains) = self.dtype, form
+        dtype, (shape, noise, has_documents, has_domains, has_weights) = self.dtype, form
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
         tokens, targets, *drawn, share = rest
+        weights = msops.reshape(drawn.pop(), shape[:2]) if has_weights else None
         domains = drawn.pop() if has_domains else None
         documents = msops.reshape(drawn.pop(), shape[:2]) if has_documents else None
         batch = Batch(
@@ -176,6 +178,7 @@ class MindSporeEvaluationModel(EvaluationModel):
             {name: msops.reshape(u, shape[:2]) for name, u in zip(noise, drawn, strict=True)},
             documents,
             domains,
+            weights,
         )
         terms = self.model.loss(self.model.forward_pass(ops, shape[1], dtype, training), params, batch)
         self._measured = tuple(terms.measured)

@@ -139,7 +139,7 @@ def _measuring(config: Config, options: dict[str, Any]) -> Config:
 def _statistics(config: Config, backend: Backend, lm: Transformer, task: Task, checkpoint: Checkpoint) -> np.ndarray:
     """`affinity_L4E` of the first micro-batch after a checkpoint."""
     ops = backend.ops
-    batches = Batches(config.training, lm, task.train, SingleProcess(ops), task.first_token)
+    batches = Batches(config.training, lm, task.train, SingleProcess(ops), task.first_token, task.denoising)
     batch = next(batches.of_step(checkpoint.meta.step))
     untrained = [spec for spec in lm.parameter_specs() if not spec.trainable]
     values = {spec.name: np.zeros(spec.shape, np.float32) for spec in untrained} | dict(checkpoint.model)

@@ -49,6 +49,8 @@ class Figures:
     """Validation loss on rare and on frequent ids; empty for images and for runs of older versions."""
     val_loss_by_domain: Mapping[str, float]
     """Validation loss on each domain; empty without `data.domains`."""
+    val_loss_by_objective: Mapping[str, float]
+    """Validation loss of each denoiser; empty without a mixture of them."""
     drop_rate: float
     """Share of the chosen assignments that were dropped."""
     imbalance: float
@@ -81,8 +83,9 @@ class Figures:
     """Duration of the whole run in seconds."""
 
     def values(self) -> dict[str, float | None]:
-        """All figures by name; losses by frequency and by domain as `val_loss.rare` and `val_loss.NAME`."""
-        parts = {f"val_loss.{name}": x for name, x in {**self.val_loss_by_frequency, **self.val_loss_by_domain}.items()}
+        """All figures by name; losses by frequency, by domain and by denoiser as `val_loss.rare`, `val_loss.NAME`."""
+        kinds = (self.val_loss_by_frequency, self.val_loss_by_domain, self.val_loss_by_objective)
+        parts = {f"val_loss.{name}": x for kind in kinds for name, x in kind.items()}
         return {name: value for name, value in vars(self).items() if not isinstance(value, Mapping)} | parts
 
 
@@ -137,6 +140,7 @@ def read_result(run_dir: Path, config: Config, ranks: int) -> RunResult:
         val_accuracy=summary.val_accuracy,
         val_loss_by_frequency=(read.last and read.last.val_loss_by_frequency) or {},
         val_loss_by_domain=(read.last and read.last.val_loss_by_domain) or {},
+        val_loss_by_objective=(read.last and read.last.val_loss_by_objective) or {},
         drop_rate=settled["drop_rate"],
         imbalance=settled["imbalance"],
         local_share=None if np.isnan(settled["local_share"]) else settled["local_share"],

@@ -141,6 +141,11 @@ def _of_parts(comparison: Comparison) -> Iterator[str]:
             f"Loss, frequent and rare: frequent ids are the smallest set that makes up {FREQUENT_SHARE:.0%} of the "
             "training tokens, rare ids all others; a prediction counts by the id that is to be predicted."
         )
+    if any(one.val_loss_by_objective for one in found):
+        yield (
+            "Loss, of a denoiser: nats per target of the held-out sequences that it rearranges; the loss without a "
+            "name is that of each next token, whatever a run was trained for."
+        )
     if any(one.local_share is not None for one in found):
         yield "Local: choices of experts on the token's own node, as a share of all choices, mean over the layers."
 
