@@ -1,62 +1,108 @@
 """`moeport eval`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeport.cli.options import output_file
+from moeport.cli.long_context import LongContext, LongContextFlags
+from moeport.cli.options import Flags, grouped, output_file
 from moeport.facts import BACKENDS
 
 if TYPE_CHECKING:
     from moeport.training.evaluate_texts import TextLosses
 
 
+@dataclass(frozen=True)
+class Windows:
+    """How texts are cut."""
+
+    context: int | None = None
+    stride: int | None = None
+
+
+WindowFlags = Annotated[
+    Windows,
+    Flags(
+        context=typer.Option(
+            "--context", min=1, help="Most tokens the model sees at once. Default: data.sequence_length."
+        ),
+        stride=typer.Option("--stride", min=1, help="Tokens between the starts of windows. Default: the context."),
+    ),
+]
+Places = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN|HF_FOLDER",
+        help="A run, or a folder of the Hugging Face hub; several with --needle or --by-position.",
+        show_default=False,
+    ),
+]
+EvaluatedTexts = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FILES",
+        help="File, folder or glob of texts. Repeatable. Default with --needle and --by-position: the validation text "
+        "of the first run.",
+        show_default=False,
+    ),
+]
+Tasks = Annotated[
+    list[str], typer.Option(metavar="NAME,...", help="Tasks of lm-evaluation-harness. Repeatable.", show_default=False)
+]
+Checkpoint = Annotated[
+    str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to use: latest, best or step-N.")
+]
+HubTokenizer = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A tokenizer.json, if HF_FOLDER has none; for texts.", show_default=False),
+]
+
+
+@grouped
 def eval(  # noqa: A001
-    place: Annotated[
-        Path,
-        typer.Argument(metavar="RUN|HF_FOLDER", help="A run, or a folder of the Hugging Face hub.", show_default=False),
-    ],
-    text: Annotated[
-        list[str], typer.Option(metavar="FILES", help="File, folder or glob of texts. Repeatable.", show_default=False)
-    ] = [],  # noqa: B006
-    tasks: Annotated[
-        list[str],
-        typer.Option(metavar="NAME,...", help="Tasks of lm-evaluation-harness. Repeatable.", show_default=False),
-    ] = [],  # noqa: B006
-    checkpoint: Annotated[
-        str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to use: latest, best or step-N.")
-    ] = "latest",
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens the model sees at once. Default: data.sequence_length.")
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Tokens between the starts of windows. Default: the context.")
-    ] = None,
+    places: Places,
+    text: EvaluatedTexts = [],  # noqa: B006
+    tasks: Tasks = [],  # noqa: B006
+    checkpoint: Checkpoint = "latest",
+    *,
+    windows: WindowFlags,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows, or questions, at once.")] = 8,
     backend: Annotated[
         str | None, typer.Option(help=f"{', '.join(BACKENDS)}; for texts. Default: the run's.", show_default=False)
     ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A tokenizer.json, if HF_FOLDER has none; for texts.", show_default=False),
-    ] = None,
+    tokenizer: HubTokenizer = None,
     tasks_path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="YAML files of further tasks.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task. Default: all.")] = None,
     json_file: Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")] = None,
+    long_context: LongContextFlags,
 ) -> None:
-    """Measure a model on texts (loss, bits per byte, perplexity) or on tasks."""
-    from moeport.convert.evaluation import TaskOptions, evaluate, evaluate_tasks
+    """Measure a model on texts (loss, bits per byte, perplexity), on tasks, or on long texts.
+
+    Long texts are those of --needle and --by-position, also beyond the length that the model was trained on.
+    """
+    from functools import partial
+
+    from moeport.cli.long_context import measure_all
+    from moeport.convert.evaluation import TaskOptions, evaluate, evaluate_tasks, opened
     from moeport.errors import UserError
     from moeport.files import write_json
 
-    if not text and not tasks:
-        raise UserError("there is nothing to evaluate on; expected --text FILES or --tasks NAMES")
     if backend is not None and backend not in BACKENDS:
         raise UserError(f"--backend {backend}: is not a backend; expected one of {', '.join(BACKENDS)}")
+    others = {"--tasks": tasks, "--context": windows.context, "--stride": windows.stride}
+    _check(long_context, len(places), [name for name, value in others.items() if value], bool(text or tasks))
+    if long_context.is_wanted:
+        open_ = partial(opened, checkpoint=checkpoint, backend=backend, tokenizer=tokenizer)
+        measured = measure_all(places, text, long_context, batch_size, open_)
+        if json_file is not None:
+            write_json(json_file, measured)
+        return
+    place = places[0]
     found: dict[str, Any] = {"model": str(place)}
     if text:
-        sizes: dict[str, Any] = {"context": context, "stride": stride, "batch_size": batch_size}
+        sizes: dict[str, Any] = {**vars(windows), "batch_size": batch_size}
         losses = evaluate(place, text, checkpoint=checkpoint, backend=backend, tokenizer=tokenizer, **sizes)
         _print_losses(losses)
         found |= losses.as_json()
@@ -67,6 +113,34 @@ def eval(  # noqa: A001
         _print_tasks(found["tasks"])
     if json_file is not None:
         write_json(json_file, found)
+
+
+def _check(wanted: LongContext, places: int, others: list[str], has_texts: bool) -> None:
+    """Refuse options that do not go together.
+
+    Args:
+        wanted: what is measured on long texts.
+        places: number of models.
+        others: options that were given and are for other measurements.
+        has_texts: whether there are texts or tasks.
+    """
+    from moeport.errors import UserError
+
+    if wanted.is_wanted:
+        if others:
+            raise UserError(
+                f"{others[0]}: does not go with --needle and --by-position, whose lengths are --lengths; leave it out, "
+                "or evaluate in a command of its own"
+            )
+        return
+    if places > 1:
+        raise UserError(f"{places} models: --text and --tasks measure one at a time; expected one RUN or HF_FOLDER")
+    if wanted.html_file is not None:
+        raise UserError("--html: is the page of --needle and --by-position; expected one of them")
+    if not has_texts:
+        raise UserError(
+            "there is nothing to evaluate on; expected --text FILES, --tasks NAMES, --needle or --by-position"
+        )
 
 
 def _print_losses(found: "TextLosses") -> None:

@@ -19,7 +19,7 @@ from moeport.errors import UserError
 from moeport.tokenizers.folder import has_our_code
 from moeport.training.evaluate_texts import TextLosses, evaluate_texts
 from moeport.training.run_dir import CHECKPOINT_DIR
-from moeport.training.trained import trained_text
+from moeport.training.trained import TrainedText, trained_text
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,19 @@ def evaluate(
 
     Raises: UserError, DataError or CheckpointError for what the user can fix.
     """
-    chosen = None if backend is None else BackendConfig.model_validate({"name": backend})
-    with _run_of(Path(place), tokenizer) as run_dir:
-        trained = trained_text(run_dir, checkpoint, "be evaluated on text", chosen)
+    with opened(place, checkpoint=checkpoint, backend=backend, tokenizer=tokenizer) as trained:
         context = trained.context if context is None else context
         return evaluate_texts(trained.model, trained.tokenizer, texts, context, stride, batch_size)
+
+
+@contextmanager
+def opened(
+    place: Path | str, *, checkpoint: str = "latest", backend: str | None = None, tokenizer: Path | None = None
+) -> Iterator[TrainedText]:
+    """A language model to evaluate, for as long as it is needed; arguments as of `evaluate`."""
+    chosen = None if backend is None else BackendConfig.model_validate({"name": backend})
+    with _run_of(Path(place), tokenizer) as run_dir:
+        yield trained_text(run_dir, checkpoint, "be evaluated on text", chosen)
 
 
 def evaluate_tasks(

@@ -84,8 +84,8 @@ class Decoder(ABC):
         return self._scores_after_one(cut)
 
     def keep(self, texts: Sequence[int]) -> None:
-        """Go on with the texts of these indices only, in this order."""
-        self.windows = [self.windows[text] for text in texts]
+        """Go on with the texts of these indices only, in this order; one that is named twice goes on twice."""
+        self.windows = [[*self.windows[text]] for text in texts]
 
     @abstractmethod
     def _scores(self) -> np.ndarray:

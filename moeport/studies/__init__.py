@@ -1,1 +1,1 @@
-"""Studies of several runs, or of one run's expert capacity."""
+"""Studies of runs and tokenizers: several side by side, or one in detail."""

@@ -49,7 +49,7 @@ def test_a_folder_of_the_hub_has_the_loss_that_transformers_gives(hub, tmp_path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "there is nothing to evaluate on; expected --text FILES or --tasks NAMES"),
+        ((), "there is nothing to evaluate on; expected --text FILES, --tasks NAMES, --needle or --by-position"),
         (
             ("--text", "t.txt", "--backend", "jax"),
             "--backend jax: is not a backend; expected one of torch, mind",

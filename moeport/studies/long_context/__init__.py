@@ -1,0 +1,1 @@
+"""Language models on long texts: needles in a haystack, and the loss by position."""

@@ -1,0 +1,251 @@
+"""Needles in a haystack, and the loss by position, against direct computations."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from moeport.backends import get_backend
+from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
+from moeport.config.training import BackendConfig
+from moeport.core.parameters import initial_parameters
+from moeport.data.tokenizer import ByteTokenizer
+from moeport.errors import UserError
+from moeport.model.decoder import DecoderLM
+from moeport.studies.long_context.measure import wilson
+from moeport.studies.long_context.needles import DIGITS, FORMS, VARIABLES, Options, Question, questions
+from moeport.studies.long_context.positions import by_position
+from moeport.studies.long_context.scores import scores
+from moeport.studies.long_context.text import Haystack, Text
+
+TOKENIZER = ByteTokenizer()
+WORDS = ("apple", "brook", "cloud", "delta", "ember", "frost", "grove", "house")
+TEXT = Text(["".join(f"line {i} has {WORDS[i % 8]} in it\n" for i in range(120)), "the second document\n" * 40], "here")
+NUMBER = rf"\d{{{DIGITS}}}"
+
+
+def model_of(moe=None, backend="numpy"):
+    config = ModelConfig(
+        num_layers=1, d_model=16, init_std=0.3, moe=MoEConfig(num_experts=4, expert_hidden=8, **moe or {})
+    )
+    lm = DecoderLM(config, TOKENIZER.vocab_size)
+    chosen = get_backend(BackendConfig(name=backend, dtype="float64", device="cpu"))
+    return chosen.evaluation_model(lm, initial_parameters(lm.parameter_specs(), 0))
+
+
+def asked(form, length=900, **given):
+    values: dict[str, Any] = {"depths": (0.0, 0.5, 1.0), "samples": 2, "needles": 3} | given
+    options = Options((length,), **values)
+    return list(questions(Haystack.of(TEXT, TOKENIZER), form, length, options))
+
+
+def parts(question):
+    """The text before the question, the question, and the candidates, as text."""
+    text = TOKENIZER.decode(question.prompt_T[1:])
+    before, _, last = text.rpartition("\n")
+    return before, last, [TOKENIZER.decode(each) for each in question.candidates]
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_they_have_the_length_that_was_asked_for_and_real_text_around_the_needles(self, form):
+        found = asked(form)
+        assert len(found) == 6
+        assert [each.depth for each in found] == [*([0.0] * 2 + [0.5] * 2 + [1.0] * 2)] * FORMS[form].has_depth or (
+            [None] * 6
+        )
+        for each in found:
+            assert len(each.prompt_T) + max(map(len, each.candidates)) == 900
+            assert each.prompt_T[0] == TOKENIZER.end_of_text
+            before, _, _ = parts(each)
+            bare = re.sub(rf"(The number of \w+ is {NUMBER}\.|VAR \w+ = (VAR \w+|{NUMBER}))\n", "", before)
+            assert bare in "\n\n".join(TEXT.documents)
+            assert all(answer in each.candidates for answer in [each.answer])
+
+    def test_single(self):
+        for each in asked("single"):
+            before, last, candidates = parts(each)
+            ((key, value),) = re.findall(rf"The number of (\w+) is ({NUMBER})\.", before)
+            assert last == f"What is the number of {key}? The number of {key} is"
+            assert key in WORDS or key in ("line", "second", "document")
+            assert candidates[0] == f" {value}"
+            assert len({*candidates}) == 3
+            assert not any(other in before for other in candidates[1:])
+
+    def test_multi_key(self):
+        for each in asked("multi_key"):
+            before, last, candidates = parts(each)
+            found = dict(re.findall(rf"The number of (\w+) is ({NUMBER})\.", before))
+            key = re.fullmatch(r"What is the number of (\w+)\? The number of \1 is", last).group(1)
+            assert candidates[0] == f" {found[key]}"
+            assert {*candidates} == {f" {value}" for value in found.values()}
+            assert len(found) == 3
+
+    def test_multi_value(self):
+        for each in asked("multi_value"):
+            before, last, candidates = parts(each)
+            found = re.findall(rf"The number of (\w+) is ({NUMBER})\.", before)
+            ((key, count),) = {(key, len(found)) for key, _ in found}
+            assert count == 3
+            assert last == f"What are all the numbers of {key}? The numbers of {key} are"
+            assert candidates[0] == f" {', '.join(value for _, value in found)}"
+            assert not any(value in before for other in candidates[1:] for value in other.strip().split(", "))
+
+    def test_variable_tracking(self):
+        for each in asked("variable_tracking"):
+            before, last, candidates = parts(each)
+            value_of, chains = {}, {}
+            for name, value in re.findall(rf"VAR (\w+) = (VAR \w+|{NUMBER})", before):
+                value_of[name] = value_of[value[4:]] if value.startswith("VAR ") else value
+                chains.setdefault(value_of[name], []).append(name)
+            wanted = re.fullmatch(rf"Which variables are ({NUMBER})\? They are VAR", last).group(1)
+            assert candidates[0] == f" {', '.join(chains[wanted])}"
+            assert {*candidates} == {f" {', '.join(names)}" for names in chains.values()}
+            assert [len(names) for names in chains.values()] == [VARIABLES] * 3
+
+    def test_the_needle_is_at_its_depth_at_the_end_of_a_line(self):
+        for each in asked("multi_key", depths=(0.0, 0.3, 1.0)):
+            before, _, candidates = parts(each)
+            start = before.rindex("The", 0, before.index(f"is{candidates[0]}."))
+            assert start / len(before) == pytest.approx(each.depth, abs=0.12)  # its length, and a line to either side
+            if each.depth == 0.3:
+                assert before[start - 1] == "\n"
+
+    def test_a_question_is_the_same_whatever_else_is_asked(self):
+        some = asked("multi_key", depths=(0.5,), samples=1)[0]
+        again = next(each for each in asked("multi_key", samples=5) if each.depth == 0.5)
+        other = asked("multi_key", depths=(0.5,), samples=1, seed=1)[0]
+        assert some.prompt_T.tolist() == again.prompt_T.tolist() != other.prompt_T.tolist()
+
+    @pytest.mark.parametrize(
+        ("form", "given", "message"),
+        [
+            (
+                "single",
+                {"length": 60},
+                r"--lengths 60: form single with --needles 3 takes \d+ tokens .* such as \d+",
+            ),
+            ("single", {"length": 9000}, r"--lengths 9000: the text has 3,6\d\d tokens; expected at least 8,\d+ to"),
+            ("multi_key", {"needles": 50}, r"the text has 11 different words of 4 to 8 letters"),
+        ],
+    )
+    def test_what_cannot_be_asked(self, form, given, message):
+        with pytest.raises(UserError, match=message):
+            asked(form, **given)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (
+                {"forms": ("single", "twice")},
+                "^--forms twice: is not a form; expected single, multi_key, ",
+            ),
+            ({"depths": (0.5, 1.5)}, "^--depths 1.5: expected numbers from 0"),
+        ],
+    )
+    def test_options_that_are_wrong(self, given, message):
+        with pytest.raises(UserError, match=message):
+            Options((10,), **given).check()
+
+
+def direct(model, question):
+    """The score of a question, from the scores of whole texts, token by token."""
+
+    def along(path):
+        ids = [*question.prompt_T.tolist(), *path]
+        score_CV = model.logits(np.array([ids]))[0, len(question.prompt_T) - 1 : -1]
+        share_CV = np.exp(score_CV) / np.exp(score_CV).sum(1, keepdims=True)
+        return [-np.log(share_CV[i, token]) for i, token in enumerate(path)], score_CV.argmax(1).tolist()
+
+    each = [along(path.tolist()) for path in question.candidates]
+    answer, greedy = question.answer.tolist(), []
+    for _ in answer:
+        greedy.append(int(model.logits(np.array([[*question.prompt_T.tolist(), *greedy]]))[0, -1].argmax()))
+    nats, best = each[0]
+    said = bytes(token for token in greedy if token < 256).decode(errors="replace")
+    return {
+        "exact": greedy == answer,
+        "recall": np.mean([value in said for value in question.wanted]),
+        "choice": all(sum(nats) < sum(other) for other, _ in each[1:]),
+        "tokens": np.mean([token == own for token, own in zip(best, answer, strict=True)]),
+        "nats": np.mean(nats),
+    }
+
+
+def short(prompt, answers, wanted):
+    """A question by hand, whose candidates may have different lengths."""
+    ids = [np.frombuffer(each.encode(), np.uint8).astype(np.int64) for each in (prompt, *answers)]
+    prompt_T = np.concatenate([[TOKENIZER.end_of_text], ids[0]])
+    return Question("single", len(prompt_T) + max(map(len, ids[1:])), None, prompt_T, ids[1:], wanted)
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        {},
+        {"router": {"name": "expert_choice"}},
+        {"capacity": CapacityConfig(policy="factor", factor=0.5)},
+    ],
+    ids=["cached", "looks ahead", "capacity"],
+)
+def test_scores_are_those_of_whole_texts(moe):
+    model = model_of(moe)
+    several = [
+        short("a: 12\nb: 34\na:", [" 12", " 34", " 5"], ["12"]),
+        short("a: 98\nc: 76\nc:", [" 76", " 98", " 1"], ["76"]),
+    ]
+    for found, each in zip(scores(model, TOKENIZER, several), several, strict=True):
+        assert vars(found) == pytest.approx(direct(model, each), rel=1e-9)
+
+
+def test_an_answer_that_the_model_gives_is_exact_recalled_chosen_and_right():
+    model = model_of()
+    asked_for = short("a: 12\nb: 34\na:", ["xyz", " 34"], [])
+    greedy = [int(model.logits(asked_for.prompt_T[None])[0, -1].argmax())]
+    for _ in range(2):
+        greedy.append(int(model.logits(np.array([[*asked_for.prompt_T, *greedy]]))[0, -1].argmax()))
+    said = TOKENIZER.continuation([10, *greedy], 1)
+    candidates = [np.array(greedy), *asked_for.candidates[1:]]
+    given = Question("single", asked_for.length, None, asked_for.prompt_T, candidates, [said, "not there"])
+    (found,) = scores(model, TOKENIZER, [given])
+    assert (found.exact, found.recall, found.choice, found.tokens) == (True, 0.5, True, 1.0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "mindspore"])
+def test_other_backends_score_long_prompts_as_numpy_does(backend):
+    pytest.importorskip(backend)
+    several = asked("multi_key", 300, samples=1, depths=(0.2, 0.8))
+    own, reference = (scores(model_of(backend=name), TOKENIZER, several) for name in (backend, "numpy"))
+    for found, expected in zip(own, reference, strict=True):
+        assert vars(found) == pytest.approx(vars(expected), rel=1e-6)
+
+
+class TestByPosition:
+    def test_it_is_the_mean_of_each_position_in_a_loop(self):
+        model, length = model_of(), 70
+        found = by_position(model, TOKENIZER, TEXT, length, 5, 150)
+        ids = [[TOKENIZER.end_of_text, *document.encode()] for document in TEXT.documents]
+        nats = []
+        for document, start in ((0, 0), (1, 0), (0, 70), (1, 70), (0, 140)):
+            cut = ids[document][start : start + length + 1]
+            score_SV = model.logits(np.array([cut[:-1]]))[0]
+            nats.append([np.log(np.exp(score_SV[i]).sum()) - score_SV[i, token] for i, token in enumerate(cut[1:])])
+        assert (found.block, found.documents, found.blocks[0], found.blocks[-1]) == (3, 2, (1, 3), (70, 70))
+        for block, (first, last) in enumerate(found.blocks):
+            means = [np.mean(each[first - 1 : last]) for each in nats]
+            assert found.nats_NP[:, block] == pytest.approx(means, rel=1e-9)
+            assert found.losses[block].mean == pytest.approx(np.mean(means), rel=1e-9)
+        assert found.over(61, 70).mean == pytest.approx(np.mean([each[60:] for each in nats]), rel=1e-9)
+
+    def test_a_document_that_is_too_short_is_left_out_and_none_is_an_error(self):
+        assert by_position(model_of(), TOKENIZER, TEXT, 1000, 9, 1).documents == 1
+        with pytest.raises(UserError, match=r"--lengths 9000: the longest document has 2,8\d\d tokens"):
+            by_position(model_of(), TOKENIZER, TEXT, 9000, 9, 1)
+
+
+def test_intervals_of_shares_are_wilsons():
+    for right, count in ((3, 10), (0, 7), (20, 20)):
+        expected = binomtest(right, count).proportion_ci(method="wilson")
+        assert wilson(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
