@@ -65,7 +65,9 @@ class Arm:
     router: str
     """A file of `configs/routers`, without its suffix."""
     settings: tuple[str, ...] = ()
-    """KEY=VALUE, laid over it."""
+    """KEY=VALUE, laid over it and over its size."""
+    size: tuple[str, ...] = SMALL
+    """KEY=VALUE, laid over the file."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,24 @@ def options(description: str | None, folder: str, **own: str) -> Given:
 
 
 def compared(
-    arms: Mapping[str, Arm], given: Given, part: str, sweeps: Sequence[str] = (), baseline: str | None = None
+    arms: Mapping[str, Arm],
+    given: Given,
+    part: str,
+    sweeps: Sequence[str] = (),
+    baseline: str | None = None,
+    allowed: Sequence[str] = (),
 ) -> Comparison:
-    """Train what is not trained yet, in a folder of its own.
+    """Train what is not trained yet, in a folder of its own; `allowed` are further keys that may differ.
 
     Raises SystemExit if a run failed, with the reasons; repeating the command tries it again.
     """
     folder = given.folder / part
     files = []
     for name, arm in arms.items():
-        settings = (*SMALL, *arm.settings, *given.settings)
+        settings = (*arm.size, *arm.settings, *given.settings)
         files.append(folder / "configs" / f"{name}.yaml")
         write_text(files[-1], resolved_yaml(load_config(ROUTERS / f"{arm.router}.yaml", settings)))
-    runs = plan(files, folder, seeds=given.seeds, sweeps=sweeps, baseline=baseline, allowed=ALLOWED)
+    runs = plan(files, folder, seeds=given.seeds, sweeps=sweeps, baseline=baseline, allowed=(*ALLOWED, *allowed))
     found = compare(runs, console=PlainConsole())
     write_page(found, folder)
     if problems := [f"{each.run.dir}: {each.problem}" for each in found.outcomes if each.problem and not each.diverged]:

@@ -1,6 +1,9 @@
 """Needles in a haystack, and the loss by position, against direct computations."""
 
+import importlib
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ from moeport.studies.long_context.needles import DIGITS, FORMS, VARIABLES, Optio
 from moeport.studies.long_context.positions import by_position
 from moeport.studies.long_context.scores import scores
 from moeport.studies.long_context.text import Haystack, Text
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+script = importlib.import_module("long_context")
 
 TOKENIZER = ByteTokenizer()
 WORDS = ("apple", "brook", "cloud", "delta", "ember", "frost", "grove", "house")
@@ -249,3 +255,46 @@ def test_intervals_of_shares_are_wilsons():
     for right, count in ((3, 10), (0, 7), (20, 20)):
         expected = binomtest(right, count).proportion_ci(method="wilson")
         assert wilson(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+class TestScript:
+    """`benchmarks/long_context.py`: what it trains on, and what its verdicts follow from."""
+
+    def test_documents_with_needles_make_up_their_share_and_hold_the_answer(self):
+        found = list(script.needle_documents(TEXT.documents, 512, 0.5))
+        size = sum(map(len, TEXT.documents))
+        assert size <= sum(map(len, found)) <= size + 0.9 * 512 * script.BYTES_PER_TOKEN
+        assert found == list(script.needle_documents(TEXT.documents, 512, 0.5))
+        assert {document.rpartition("\n")[2].split()[1] for document in found} == {"is", "are"}
+        for document in found:
+            before, _, last = document.rpartition("\n")
+            needles = dict(re.findall(rf"The number of (\w+) is ({NUMBER})\.", before))
+            key, answer = re.fullmatch(r"What.* of (\w+)\? The numbers? of \1 (?:is|are) ([\d, ]+)", last).groups()
+            assert needles[key] == answer.split(", ")[-1]
+        assert list(script.needle_documents(TEXT.documents, 512, 0)) == []
+
+    def test_verdicts_are_those_of_paired_differences_beyond_the_first_length(self, capsys):
+        def measured(loss, exact):
+            """`as_json` of a model that is worse beyond 128 tokens by `loss`, and answers a share `exact` there."""
+            cells = [
+                {"length": n, "depth": depth, "exact": exact if n > 128 else 1.0, "choice": 0.5, "nats": 1.0}
+                for n in (128, 256, 512, 1024)
+                for depth in (None, 0.0)
+            ]
+            blocks = [{"last": last, "loss": 2 + (loss if last > 128 else 0)} for last in range(32, 1025, 32)]
+            return {"needles": cells, "positions": {"blocks": blocks}}
+
+        noise = {0: 0.01, 1: -0.01, 2: 0.0}
+        found = {
+            name: {seed: measured(loss + noise[seed] * wobble, exact) for seed in noise}
+            for name, loss, exact, wobble in (("none", 1.0, 0.25, 1), ("abf", 0.3, 0.5, 2), ("other", 0.2, 0.75, 1))
+        }
+        report = script.Report(script.Given(None))
+        script.report_on(found, 128, report)
+        told = report.figures["verdicts"]
+        assert told["other to none"]["loss_beyond"]["mean"] == pytest.approx(-0.8)
+        assert told["other to none"]["missed_beyond"]["mean"] == pytest.approx(-0.5)
+        assert told["other to abf"]["loss_beyond"]["verdict"] == "shown"
+        assert told["other to none"]["loss_first"]["verdict"] == "not shown"
+        assert {*told} == {"abf to none", "none to abf", "other to none", "other to abf"}
+        assert "| `other` | 100.0% ± 0.0% | 75.0% ± 0.0% | 75.0% ± 0.0% | 75.0% ± 0.0% |" in capsys.readouterr().out

@@ -1,0 +1,283 @@
+"""HARPE's claim: with a base of the rotary angles for each head, a model goes on to a longer context better.
+
+    python benchmarks/long_context.py [--output-dir runs/long-context] [--seeds 0,1,2] [--set KEY=VALUE ...]
+
+Each seed trains a model on sequences of `--length` tokens for `--short` steps. From its checkpoint every arm goes on
+with sequences of four times the length, for `--long` steps of equally many tokens: with HARPE's bases (`uniform`,
+`peak_valley`), with one larger base (ABF), with position interpolation, with YaRN, and with no change, the control. All
+are measured at 1, 2, 4 and 8 times the length, on held-out text: needles, and the loss by position. Figures *beyond*
+are those of lengths and positions above the first length, up to four times that, which is what the arms trained on.
+
+By default half of the training text (`--mix`) is documents with needles in them, made from the other half: without
+them, models of this size do not answer at all. `--text` names other text than Python's standard library, `--arms` some
+of the arms. Repeat the command to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from claims import (
+    RATE,
+    SMALL,
+    Arm,
+    Given,
+    Report,
+    better,
+    compared,
+    comparisons,
+    difference,
+    mean,
+    options,
+    plain,
+    shown,
+)
+
+from moeport.config import load_config
+from moeport.data.sources import read_documents
+from moeport.data.tokenizer import ByteTokenizer
+from moeport.files import write_json, write_text
+from moeport.studies.compare.plan import PlannedRun
+from moeport.studies.long_context.measure import Wanted, measure
+from moeport.studies.long_context.needles import Options, question
+from moeport.studies.long_context.text import Haystack, Text, files_text
+from moeport.training.trained import trained_text
+
+TIMES = 4
+"""The longer context, as a multiple of the shorter."""
+LOW, HIGH = 20_000, 100_000
+"""HARPE's lowest and highest base; ABF has the highest, as in the paper, where they are 1M and 5M. Ours: the paper goes
+from 4k to 128k, 32 times the length, and this to 4 times."""
+STEP = 600
+"""Of the search: as many candidates as the paper's."""
+CONTROL, ABF = "none", "abf"
+ROPE = {
+    CONTROL: (),
+    "interpolation": (f"model.attention.rope_scaling={{type: linear, factor: {TIMES}}}",),
+    ABF: (f"model.attention.rope_base={HIGH}",),
+    "yarn": (f"model.attention.rope_scaling={{type: yarn, factor: {TIMES}, original_positions: LENGTH}}",),
+    "harpe-uniform": (f"model.attention.rope_bases={{kind: uniform, low: {LOW}, high: {HIGH}}}",),
+    "harpe-peak-valley": (f"model.attention.rope_bases={{kind: peak_valley, low: {LOW}, high: {HIGH}, step: {STEP}}}",),
+}
+"""How each arm changes positions; LENGTH stands for the first length."""
+SIZE = (
+    "model.d_model=128",
+    "model.attention.num_heads=4",
+    "model.moe.expert_hidden=128",
+    "optimizer.schedule.warmup_steps=50",
+)
+TOKENS = 2048
+"""Of a step."""
+RATE_BEFORE, RATE_AFTER = "0.01", "0.003"
+FORMS = ("single", "multi_key", "multi_value")
+"""Those with room in the default length; variable tracking takes about 170 tokens."""
+NEEDLES = 4
+MEGABYTES = 4.0
+"""Of text that is trained on, without needles."""
+BYTES_PER_TOKEN = 2.4
+LEAST_BYTES = 240
+"""Of a document with needles: as much as each form needs."""
+SAMPLES = 20
+FIGURES = {
+    "loss, first length": "loss_first",
+    "loss beyond": "loss_beyond",
+    "needles missed beyond": "missed_beyond",
+    "wrong choices beyond": "wrong_beyond",
+    "nats of answers beyond": "nats_beyond",
+}
+"""Figures by title; lower is better in all."""
+
+
+def text_files(given: Given, name: str, length: int) -> dict[str, str]:
+    """Training and validation text for sequences of a length, written once; paths by side."""
+    folder = given.folder / "text" / name
+    files = {side: str(folder / f"{side}.jsonl") for side in ("train", "validation")}
+    if not Path(files["validation"]).exists():
+        paths = given.own["text"]
+        settings = [f"data.source={{name: files, paths: {json.dumps([paths])}}}"] if paths else []
+        corpus = read_documents(load_config(None, settings).data)
+        real = _first((each.text for each in corpus.train), MEGABYTES * 1e6)
+        needles = needle_documents(real, length, float(given.own["mix"]))
+        write_text(Path(files["train"]), _rows([*real, *needles]))
+        write_text(Path(files["validation"]), _rows([each.text for each in corpus.validation]))
+    return files
+
+
+def _first(texts: Iterator[str], characters: float) -> list[str]:
+    """The first texts, of at most this many characters together, but one at least."""
+    found: list[str] = []
+    for text in texts:
+        found.append(text)
+        characters -= len(text)
+        if characters <= 0:
+            break
+    return found
+
+
+def _rows(texts: Sequence[str]) -> str:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def needle_documents(real: Sequence[str], length: int, mix: float) -> Iterator[str]:
+    """Documents with needles and an answered question, which make up a share `mix` of the whole text.
+
+    They are up to nine tenths of `length` tokens long, by a rough estimate.
+    """
+    if not mix:
+        return
+    tokenizer, rng = ByteTokenizer(), np.random.default_rng(0)
+    haystack = Haystack.of(Text(real, ""), tokenizer)
+    wanted = sum(map(len, real)) * mix / (1 - mix)
+    most = max(LEAST_BYTES, round(0.9 * length * BYTES_PER_TOKEN))
+    while wanted > 0:
+        size = int(rng.integers(LEAST_BYTES, most + 1))
+        depth = float(rng.random())
+        each = question(haystack, FORMS[rng.integers(len(FORMS))], size, depth, rng, NEEDLES)
+        text = tokenizer.decode(np.concatenate([each.prompt_T[1:], each.answer]))
+        wanted -= len(text)
+        yield text
+
+
+def arm(files: Mapping[str, str], length: int, steps: str, *settings: str) -> Arm:
+    """A config that trains on sequences of a length, with as many tokens in a step as any other."""
+    sides = {"paths": [files["train"]], "validation_paths": [files["validation"]]}
+    source = json.dumps({"name": "files", **sides})
+    sizes = (f"data.sequence_length={length}", f"training.batch_size={max(1, TOKENS // length)}")
+    return Arm("topk", (*SIZE, f"data.source={source}", *sizes, f"training.steps={steps}", *settings))
+
+
+def arms(given: Given, first: PlannedRun, files: Mapping[str, str], length: int) -> dict[str, Arm]:
+    """What goes on from a run."""
+    tokenizer = json.dumps({"name": "file", "path": str(first.dir / "tokenizer.json")})
+    common = (f"{RATE}={RATE_AFTER}", f"data.tokenizer={tokenizer}", f"training.start_from={first.dir}")
+    size = tuple(each for each in SMALL if not each.startswith("data.tokenizer"))
+    made = {
+        name: arm(
+            files,
+            TIMES * length,
+            given.own["long"],
+            *common,
+            *(each.replace("LENGTH", str(length)) for each in ROPE[name]),
+        )
+        for name in given.own["arms"].split(",")
+    }
+    return {name: replace(each, size=size) for name, each in made.items()}
+
+
+def measured(run_dir: Path, text: Text, length: int, samples: int) -> dict[str, Any]:
+    """What `moeport eval --needle --by-position` gives for a run; kept in its folder."""
+    lengths = tuple(length * times for times in (1, 2, TIMES, 2 * TIMES))
+    asked = Options(lengths, forms=FORMS, samples=samples, needles=NEEDLES)
+    file, key = run_dir / "long_context.json", repr(asked)
+    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))["asked"] == key:
+        return dict(found)
+    print(f"measuring {run_dir}", flush=True)
+    figures = measure(trained_text(run_dir), run_dir.name, text, Wanted(asked, positions=True, batch_size=16), _quiet)
+    write_json(file, {"asked": key, **figures.as_json()})
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _quiet(done: int, total: int) -> None:
+    """Tell nothing."""
+
+
+def figures_of(found: Mapping[str, Any], length: int) -> dict[str, float]:
+    """The figures of one run, as FIGURES names them."""
+    blocks = found["positions"]["blocks"]
+    beyond = [each for each in found["needles"] if each["depth"] is None and length < each["length"] <= TIMES * length]
+
+    def loss(low: int, high: int) -> float:
+        return float(np.mean([each["loss"] for each in blocks if low < each["last"] <= high]))
+
+    return {
+        "loss_first": loss(0, length),
+        "loss_beyond": loss(length, TIMES * length),
+        "missed_beyond": 1 - float(np.mean([each["exact"] for each in beyond])),
+        "wrong_beyond": 1 - float(np.mean([each["choice"] for each in beyond])),
+        "nats_beyond": float(np.mean([each["nats"] for each in beyond])),
+    }
+
+
+def report_on(found: Mapping[str, Mapping[int, dict[str, Any]]], length: int, report: Report) -> None:
+    """The table of all figures, the table of needles by length, and the verdicts against ABF and the control.
+
+    Args:
+        found: what was measured, by arm and seed.
+        length: the first length.
+        report: where it is said.
+    """
+    values = {
+        name: {
+            figure: {seed: figures_of(each, length)[figure] for seed, each in by_seed.items()}
+            for figure in FIGURES.values()
+        }
+        for name, by_seed in found.items()
+    }
+    report.say(f"| Positions | {' | '.join(FIGURES)} |", f"|---|{'--:|' * len(FIGURES)}")
+    for name, own in values.items():
+        report.say(f"| `{name}` | {' | '.join(mean(own[figure]) for figure in FIGURES.values())} |")
+    _by_length(found, report)
+    report.say("", "| Positions | Figure | to the control | Better? | to ABF | Better? |", "|---|---|--:|---|--:|---|")
+    for name, own in values.items():
+        for title, figure in FIGURES.items():
+            cells = []
+            for other in (CONTROL, ABF):
+                if name in (other, "before") or other not in values:
+                    cells += ["-", "-"]
+                    continue
+                to = difference(own[figure], values[other][figure])
+                cells += [shown(to), better(to)]
+                told = report.figures.setdefault("verdicts", {}).setdefault(f"{name} to {other}", {})
+                told[figure] = plain(to, better(to))
+            report.say(f"| `{name}` | {title} | {' | '.join(cells)} |")
+
+
+def _by_length(found: Mapping[str, Mapping[int, dict[str, Any]]], report: Report) -> None:
+    """Exact answers and right choices at each length, mean over the forms."""
+    first = next(iter(next(iter(found.values())).values()))
+    lengths = sorted({each["length"] for each in first["needles"]})
+
+    def share(each: Mapping[str, Any], length: int, kind: str) -> float:
+        return float(np.mean([x[kind] for x in each["needles"] if x["depth"] is None and x["length"] == length]))
+
+    for kind, title in (("exact", "Exact answers"), ("choice", f"Right choices ({1 / NEEDLES:.0%} by chance)")):
+        report.say("", f"| {title}, tokens | {' | '.join(map(str, lengths))} |", f"|---|{'--:|' * len(lengths)}")
+        for name, by_seed in found.items():
+            at = [{seed: share(each, length, kind) for seed, each in by_seed.items()} for length in lengths]
+            report.say(f"| `{name}` | {' | '.join(mean(each, '{:.1%}') for each in at)} |")
+
+
+def main() -> None:
+    """Train, go on, measure, and print the tables."""
+    own = {"length": "128", "short": "2000", "long": "400", "mix": "0.5", "text": "", "samples": str(SAMPLES)}
+    given = options(__doc__, "runs/long-context", **own, arms=",".join(ROPE))
+    length, samples = int(given.own["length"]), int(given.own["samples"])
+    files = {name: text_files(given, name, size) for name, size in (("short", length), ("long", TIMES * length))}
+    before = arm(files["short"], length, given.own["short"], f"{RATE}={RATE_BEFORE}")
+    first = compared({"before": before}, given, "before")
+    text = files_text([files["long"]["validation"]])
+    found: dict[str, dict[int, dict[str, Any]]] = {"before": {}}
+    after = []
+    for run in first.plan.runs:
+        found["before"][run.seed] = measured(run.dir, text, length, samples)
+        of_seed = replace(given, seeds=(run.seed,))
+        each = compared(
+            arms(given, run, files["long"], length), of_seed, f"after-{run.seed}", allowed=("model.attention",)
+        )
+        after.append(each)
+        for other in each.plan.runs:
+            found.setdefault(other.name, {})[run.seed] = measured(other.dir, text, length, samples)
+    report = Report(given)
+    report_on(found, length, report)
+    report.figures["comparisons"] = comparisons(first, *after)
+    report.figures["measured"] = found
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
