@@ -38,6 +38,7 @@ def write_page(path: Path, found: Sequence[LongContext], options: Options, text:
         origin=text.origin,
         tables=tables(found, options),
         explanations=explanations(found, options),
+        summaries={form: FORMS[form].summary for form in options.forms},
         forms={form: _form_charts(found, form, options) for form in options.forms} if found[0].cells else {},
         grids=_grids(found, options) if found[0].cells else {},
         positions=_position_chart(found),
