@@ -15,6 +15,7 @@ from moeport.config.keys import choices
 from moeport.config.problem import NOWHERE, Place, Problem
 from moeport.config.rules import EFFECTS, check_rules, value_at
 from moeport.config.schema import Config
+from moeport.config.short_forms import with_mappings
 from moeport.config.tree import Node, merge, python_node, without
 from moeport.config.yaml_text import parse_overrides, read
 from moeport.errors import ConfigError
@@ -47,7 +48,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = (), *, recor
     problems += found
     if base is None:
         raise _error(problems)
-    return _build(_override(without_former_defaults(base), over), problems, recorded)
+    return _build(_override(with_mappings(without_former_defaults(base)), with_mappings(over)), problems, recorded)
 
 
 def config_from_dict(values: Mapping[str, Any], *, recorded: bool = False) -> Config:
@@ -60,7 +61,7 @@ def config_from_dict(values: Mapping[str, Any], *, recorded: bool = False) -> Co
     Raises:
         ConfigError: lists every fault, one per line.
     """
-    return _build(without_former_defaults(python_node(values)), [], recorded)
+    return _build(with_mappings(without_former_defaults(python_node(values))), [], recorded)
 
 
 def _override(base: Node, over: Node) -> Node:

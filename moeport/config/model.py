@@ -12,6 +12,9 @@ from moeport.routers.topk import TopKConfig
 MOST_LAYERS = 10_000
 """Ours: ten times the deepest models, and few enough to count one by one."""
 
+MOST_COMPARED = 2**24
+"""Ours: candidates times positions in a search for rotary bases, whose waves take a second or two and 128 MiB."""
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -50,6 +53,41 @@ class RopeScalingConfig(Section):
     """yarn, in multi-head latent attention: the scores are multiplied by (0.1 mscale_all_dim ln(factor) + 1)^2."""
 
 
+def candidates(low: float, high: float, step: float) -> int:
+    """How many bases low, low + step, ... are at most high."""
+    return int((high - low) / step + 1e-9) + 1
+
+
+class RopeBasesConfig(Section):
+    """Bases of the rotary angles, one per key-value head: the query heads that read it share it (HARPE, arXiv
+    2412.07171). A list is short for `kind: list` with these values, and null for `kind: none`.
+    """
+
+    kind: Literal["none", "list", "uniform", "peak_valley"] = "none"
+    """`none`: rope_base for all heads. `list`: `values`. `uniform`: from low to high in equal steps. `peak_valley`: a
+    greedy search among low, low + step, ... for bases whose waves are high where those of others are low."""
+    values: tuple[Annotated[float, Field(gt=1)], ...] = ()
+    """list: the base of each key-value head, above 1."""
+    low: Annotated[float, Field(gt=1)] = 1e6
+    """uniform, peak_valley: the lowest base, above 1; always one of those that peak_valley chooses."""
+    high: Annotated[float, Field(gt=1)] = 5e6
+    """uniform, peak_valley: the highest base; at least low."""
+    order: Literal["ascending", "descending"] = "ascending"
+    """uniform, peak_valley: how the bases rise or fall over the heads."""
+    step: Annotated[float, Field(ge=1)] = 30000.0
+    """peak_valley: distance of the candidates."""
+    first_position: NonNegativeInt = 0
+    """peak_valley: the first distance between query and key at which waves are compared. Ours, as are all options
+    below: the paper does not say."""
+    positions: Annotated[int, Field(ge=3)] = 4096
+    """peak_valley: how many distances are compared."""
+    spacing: Annotated[PositiveInt, Field(le=256)] = 5
+    """peak_valley: peaks are higher, and valleys lower, than all that is at most this far away."""
+    pairing: Literal["order", "nearest"] = "order"
+    """peak_valley: which peak and valley are compared: the first with the first and so on in `order`, as far as both
+    go, or each with the `nearest`."""
+
+
 class AttentionConfig(Section):
     """Attention with rotary position embedding; causal in language models."""
 
@@ -82,6 +120,8 @@ class AttentionConfig(Section):
     projection too. In mla, all means those to the latent vectors and the output projection (as in DeepSeek-V2)."""
     rope_base: PositiveFloat = 10000.0
     """Base of the rotary angles."""
+    rope_bases: RopeBasesConfig = RopeBasesConfig()
+    """Bases of the rotary angles by head, in place of rope_base."""
     rope_scaling: RopeScalingConfig = RopeScalingConfig()
     """Rotary positions for longer texts."""
 

@@ -20,4 +20,7 @@ def json_schema() -> dict[str, Any]:
     for sections in choices().values():
         for section in sections.values():
             schema["$defs"][section.__name__].setdefault("required", []).append("name")
+    bases = schema["$defs"]["AttentionConfig"]["properties"]["rope_bases"]
+    listed = schema["$defs"]["RopeBasesConfig"]["properties"]["values"]
+    bases["anyOf"] = [{"$ref": bases.pop("$ref")}, {"type": "array", "items": listed["items"]}, {"type": "null"}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "moeport config"}

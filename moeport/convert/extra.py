@@ -33,9 +33,8 @@ def check_extra(folder: Folder, name: str, config: Config) -> None:
                 "tie_word_embeddings; set it to false if the model has a head of its own"
             )
         return
-    model = config.model
-    half = model.rope_dim // 2
-    cos_A, sin_A = (table[1, :half] for table in rope.of_config(model.attention, 2, model.rope_dim))
+    half = config.model.rope_dim // 2
+    cos_A, sin_A = (table[1, :half] for table in rope.of_config(config.model, 2, "float64"))
     wanted = np.arctan2(sin_A, cos_A)  # the angles of position 1
     if tensor.shape != (half,) or not np.allclose(_values(tensor), wanted, rtol=1e-2, atol=1e-7):
         raise DataError(f"{folder.path}: {name} is not the one that rope_theta gives; expected it to agree")

@@ -46,7 +46,7 @@ class Cache:
 
     Args:
         ops: operations on the device.
-        rope: cosine and sine (limit, A) of all positions that a text may have.
+        rope: cosine and sine of all positions that a text may have, as of `Transformer.rope`.
         layers: by block.
     """
 

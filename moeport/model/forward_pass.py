@@ -27,7 +27,8 @@ class Pass:
     """Compute type, one of FLOAT_DTYPES."""
     rope: tuple[Array, Array]
     """Cosine and sine (S, A) of the batch's sequence length, from `Transformer.rope`; (B, S, A) of a continuation, and
-    within `Transformer.hidden` where positions count from the beginnings of documents.
+    within `Transformer.hidden` where positions count from the beginnings of documents. With a base per key-value head,
+    G A in place of A.
     """
     training: bool = False
     """Whether routers may draw noise."""
@@ -47,8 +48,18 @@ class Pass:
         return replace(self, continuation=replace(self.continuation, layer=layer))
 
     def rotated(self, x_BSHA: Array) -> Array:
-        """Queries or keys, turned by the angles of their positions."""
-        return self.ops.rope(x_BSHA, *self.rope)
+        """Queries or keys, turned by the angles of their positions.
+
+        With a base per key-value head, each of them, or the query heads that read it, takes the place of a position, so
+        that every form of the kernel serves.
+        """
+        ops, (batch, sequence, heads, width) = self.ops, x_BSHA.shape
+        groups = self.rope[0].shape[-1] // width
+        if groups == 1:
+            return ops.rope(x_BSHA, *self.rope)
+        x = ops.reshape(x_BSHA, (batch, sequence * groups, heads // groups, width))
+        cos, sin = (ops.reshape(table, (*table.shape[:-2], sequence * groups, width)) for table in self.rope)
+        return ops.reshape(ops.rope(x, cos, sin), (batch, sequence, heads, width))
 
     def attend(
         self, q_BSHA: Array, k_BSGA: Array, v_BSGW: Array, causal: bool = True, scale: float | None = None

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from moeport.config.model import AttentionConfig, RopeScalingConfig
+from moeport.config.model import ModelConfig, RopeScalingConfig
+from moeport.model.rope_bases import bases_of
 
 
 def rope_tables(
@@ -80,6 +81,20 @@ def _yarn(plain: np.ndarray, head_dim: int, base: float, scaling: RopeScalingCon
     return plain / scaling.factor * ramp + plain * (1 - ramp)
 
 
-def of_config(config: AttentionConfig, sequence_length: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """`rope_tables` of a config."""
-    return rope_tables(sequence_length, head_dim, config.rope_base, config.rope_scaling)
+def of_config(config: ModelConfig, sequence_length: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of the rotary angles of a config.
+
+    Args:
+        config: the `model` section.
+        sequence_length: S.
+        dtype: type of the tables.
+
+    Returns: each (S, A); with different bases (S, G A), the tables of the key-value heads beside each other.
+    """
+    attention = config.attention
+    bases = bases_of(config)
+    if len(set(bases)) == 1:
+        bases = bases[:1]
+    tables = [rope_tables(sequence_length, config.rope_dim, base, attention.rope_scaling) for base in bases]
+    cos, sin = (np.concatenate([table.astype(dtype) for table in kind], axis=1) for kind in zip(*tables, strict=True))
+    return cos, sin

@@ -119,10 +119,9 @@ class Transformer(ABC):
         }
 
     def rope(self, ops: Ops, sequence_length: int, dtype: str) -> tuple[Array, Array]:
-        """Rotary tables (S, A) on the device, in float32 or wider."""
-        cos, sin = rope.of_config(self.config.attention, sequence_length, self.config.rope_dim)
-        kind = "float32" if dtype == "bfloat16" else dtype
-        return ops.cast(ops.from_numpy(cos), kind), ops.cast(ops.from_numpy(sin), kind)
+        """Rotary tables as of `rope.of_config` on the device, in float32 or wider."""
+        cos, sin = rope.of_config(self.config, sequence_length, "float32" if dtype == "bfloat16" else dtype)
+        return ops.from_numpy(cos), ops.from_numpy(sin)
 
     def forward_pass(self, ops: Ops, sequence_length: int, dtype: str, training: bool = False) -> Pass:
         """A pass over sequences of one length, with its rotary tables. Arguments as in `Pass`."""

@@ -253,3 +253,21 @@ class TestFromDict:
             "training.steps: is a string (got 3); expected an integer of at least 1; did you mean 3?\n"
             "training.gradient_accumulation: does not divide training.batch_size = 3 (got 2); expected a divisor of 3"
         )
+
+
+def test_rotary_bases_may_be_a_list_or_null(tmp_path):
+    """In files, dictionaries and overrides; a choice of another kind drops what the list was."""
+    heads, whole = "model.attention.num_heads=2", {"kind": "list", "values": [2.0, 3.0]}
+    (tmp_path / "c.yaml").write_text("model: {attention: {num_heads: 2, rope_bases: [2, 3]}}\n")
+    configs = [
+        load_config(tmp_path / "c.yaml"),
+        load_config(None, [heads, "model.attention.rope_bases=[2, 3]"]),
+        config_from_dict({"model": {"attention": {"num_heads": 2, "rope_bases": [2, 3]}}}),
+        config_from_dict({"model": {"attention": {"num_heads": 2, "rope_bases": whole}}}),
+    ]
+    assert all(config == configs[0] for config in configs)
+    assert configs[0].model.attention.rope_bases.values == (2, 3)
+    default = load_config(None, [heads])
+    assert load_config(tmp_path / "c.yaml", ["model.attention.rope_bases=null"]) == default
+    assert load_config(tmp_path / "c.yaml", ["model.attention.rope_bases.kind=none"]) == default
+    assert load_config(tmp_path / "c.yaml", ["model.attention.rope_bases.kind=uniform"]).model != configs[0].model

@@ -467,6 +467,46 @@ CASES = [
         "c.yaml:3:28 model.attention.rope_scaling.factor: has no effect while model.attention.rope_scaling.type is none (got 8.0); expected model.attention.rope_scaling.type linear or llama3 or yarn, or this key left out",
     ),
     case(
+        "rotary bases for other heads",
+        "model:\n  attention: {num_heads: 4, num_kv_heads: 2, rope_bases: [1e4, 2e4, 3e4]}\n",
+        "c.yaml:2:58 model.attention.rope_bases.values: has 3 bases for 2 key-value heads (got [1e4, 2e4, 3e4]); expected 2, one per key-value head; the query heads that read it share its base",
+    ),
+    case(
+        "a rotary base that is none",
+        "model:\n  attention: {num_heads: 2, rope_bases: [1e4, 1]}\n",
+        "c.yaml:2:47 model.attention.rope_bases.values[1]: is out of range (got 1); expected a number above 1",
+    ),
+    case(
+        "one rotary base and several",
+        "model:\n  attention: {rope_base: 500.0, rope_bases: {kind: uniform}}\n",
+        "c.yaml:2:26 model.attention.rope_base: has no effect while model.attention.rope_bases.kind is uniform (got 500.0); expected model.attention.rope_bases.kind none, or this key left out",
+    ),
+    case(
+        "rotary bases the wrong way round",
+        "model:\n  attention:\n    rope_bases: {kind: uniform, high: 1e5}\n",
+        "c.yaml:3:39 model.attention.rope_bases.high: is below model.attention.rope_bases.low = 1000000.0 (got 1e5); expected at least 1000000.0",
+    ),
+    case(
+        "fewer candidates than rotary bases",
+        "model:\n  attention:\n    rope_bases: {kind: peak_valley, step: 1e6}\n",
+        "c.yaml:3:43 model.attention.rope_bases.step: makes 5 candidates for 8 key-value heads (got 1e6); expected a smaller one, or model.attention.rope_bases.low and model.attention.rope_bases.high further apart",
+    ),
+    case(
+        "a search for rotary bases that would not end",
+        "model:\n  attention:\n    rope_bases: {kind: peak_valley, step: 1.0}\n",
+        "c.yaml:3:43 model.attention.rope_bases.step: makes 4,000,001 candidates, to be compared at model.attention.rope_bases.positions = 4,096 (got 1.0); expected a larger one, or fewer positions: at most 16,777,216 candidates times positions",
+    ),
+    case(
+        "a search for rotary bases without peaks",
+        "model:\n  attention:\n    rope_bases: {kind: peak_valley, positions: 10}\n",
+        "c.yaml:3:48 model.attention.rope_bases.positions: leaves no distance with model.attention.rope_bases.spacing = 5 others on either side (got 10); expected more than 10",
+    ),
+    case(
+        "rotary bases of latent heads",
+        "model:\n  attention:\n    kind: mla\n    rope_bases: {kind: uniform}\n",
+        "c.yaml:4:24 model.attention.rope_bases.kind: gives heads different bases, but in multi-head latent attention all heads share the rotated part of the key (got uniform); expected none, and model.attention.rope_base",
+    ),
+    case(
         "latent attention of grouped heads",
         "model:\n  attention: {kind: mla, num_heads: 4, num_kv_heads: 2}\n",
         "c.yaml:2:54 model.attention.num_kv_heads: groups heads, which multi-head latent attention does not (got 2); expected 4, or this key left out",

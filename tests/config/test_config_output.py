@@ -9,6 +9,8 @@ OVERRIDES = [
     ("model.moe.router={name: sigmoid_bias, num_groups: 4, top_groups: 2}", "optimizer.eps=1e-12"),
     ("model.moe.router={name: topk, softmax: after}", "model.moe.capacity={policy: factor, drop: probability}"),
     ("data.source={name: files, paths: ['1e-3', 'yes', '2026-01-31', 'é']}", "data.tokenizer.name=byte"),
+    ("model.attention.rope_bases=[2, 3.5, 4, 5, 6, 7, 8, 9]",),
+    ("model.attention.rope_bases={kind: peak_valley, order: descending}",),
     ("optimizer.schedule={name: constant}", "optimizer.clip_norm=null", "run.dir='~'"),
 ]
 
@@ -31,6 +33,12 @@ def test_json_schema_accepts_configs(overrides):
     Validator = pytest.importorskip("jsonschema").Draft202012Validator
     Validator.check_schema(json_schema())
     Validator(json_schema()).validate(load_config(None, overrides).model_dump(mode="json"))
+
+
+def test_json_schema_knows_the_short_forms():
+    Validator = pytest.importorskip("jsonschema").Draft202012Validator
+    for bases, is_valid in (([2.0, 3], True), (None, True), ([1], False), (3.0, False)):
+        assert Validator(json_schema()).is_valid({"model": {"attention": {"rope_bases": bases}}}) == is_valid
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from moeport.backends import get_backend
-from moeport.config.model import AttentionConfig, CapacityConfig, ModelConfig, MoEConfig, RopeScalingConfig
+from moeport.config.model import (
+    AttentionConfig,
+    CapacityConfig,
+    ModelConfig,
+    MoEConfig,
+    RopeBasesConfig,
+    RopeScalingConfig,
+)
 from moeport.config.training import BackendConfig
 from moeport.core.parameters import initial_parameters
 from moeport.model import cache
@@ -82,6 +89,9 @@ ATTENTION = {
         v_head_dim=3,
         rope_scaling=RopeScalingConfig(type="yarn", factor=4.0, original_positions=8, mscale_all_dim=1.0),
     ),
+    "a base for each key head": AttentionConfig(
+        num_heads=4, num_kv_heads=2, rope_bases=RopeBasesConfig(kind="list", values=(50.0, 3.0))
+    ),
     "scaled positions": AttentionConfig(
         num_heads=2, rope_scaling=RopeScalingConfig(type="yarn", factor=4.0, original_positions=8)
     ),
@@ -106,7 +116,8 @@ def test_a_dense_block_after_the_experts():
 @pytest.mark.parametrize("target", parameters([target for target in COMPOSED if not target.static]))
 def test_every_backend(target):
     """MindSpore's operations of fixed shapes are for compiled models; nothing is compiled here."""
-    attention = AttentionConfig(num_heads=4, num_kv_heads=2, qk_norm=True, bias="all")
+    bases = RopeBasesConfig(kind="list", values=(50.0, 3.0))
+    attention = AttentionConfig(num_heads=4, num_kv_heads=2, qk_norm=True, bias="all", rope_bases=bases)
     model = evaluated(target.build(), attention=attention, moe={"first_dense": 1, "num_shared_experts": 1})
     check(model, steps=2 if target.backend == "mindspore" else 5, tolerance=TOLERANCE[target.dtype])
 

@@ -10,7 +10,7 @@ import pytest
 from moeport.backends.base import TrainingOptions
 from moeport.backends.numpy_ref.ops import NumpyOps
 from moeport.comm.single import SingleProcess
-from moeport.config.model import AttentionConfig, LoadBalanceConfig
+from moeport.config.model import AttentionConfig, LoadBalanceConfig, RopeBasesConfig
 from moeport.config.training import OptimizerConfig
 from moeport.data.document_starts import document_starts
 from moeport.model.batch import Batch
@@ -23,7 +23,13 @@ SEQUENCES, LENGTH, END = 2, 12, VOCABULARY - 1
 ENDS = ((0, 3), (0, 4), (0, 9), (1, 0), (1, 6))
 """Where the ends of text are: documents of 3, 1, 5 and 3 tokens, and of 6 and 6."""
 ATTENTION = {
-    "grouped": AttentionConfig(num_heads=2, num_kv_heads=1, qk_norm=True),
+    "grouped": AttentionConfig(
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        qk_norm=True,
+        rope_bases=RopeBasesConfig(kind="list", values=(50.0, 3.0)),
+    ),
     "latent": AttentionConfig(
         kind="mla", num_heads=2, kv_lora_rank=6, qk_nope_head_dim=2, qk_rope_head_dim=4, v_head_dim=3
     ),
