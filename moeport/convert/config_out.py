@@ -66,7 +66,7 @@ def keys_of(family: Family, model: ModelConfig, vocab_size: int, sequence_length
         "max_position_embeddings": sequence_length,
         "num_attention_heads": model.num_heads,
         "num_key_value_heads": model.num_kv_heads,
-        "rope_parameters": rotary_keys(attention, family.is_latent),
+        "rope_parameters": rotary_keys(model, family.is_latent),
     }
     if family.is_latent:
         return {**keys, **latent_keys(model, family.router), **expert_keys(model, family.router, _balance(model))}
@@ -196,8 +196,7 @@ def _attention(model: ModelConfig) -> dict[str, Any]:
     else:
         own = {key: getattr(attention, key) for key in ("q_lora_rank", "latent_norm_eps", *WIDTHS)}
     own |= {"kind": attention.kind, "num_heads": model.num_heads, "bias": attention.bias}
-    found = {f"attention.{key}": value for key, value in {**own, "rope_base": attention.rope_base}.items()}
-    return found | rotary_canonical(attention.rope_scaling)
+    return {f"attention.{key}": value for key, value in own.items()} | rotary_canonical(model)
 
 
 def _normalizes(model: ModelConfig) -> bool:

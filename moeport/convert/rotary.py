@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import median_low
 from typing import Any
 
-from moeport.config.model import AttentionConfig, RopeScalingConfig
+from moeport.config.model import ModelConfig
 from moeport.convert.keys import Keys
 from moeport.errors import UserError
+from moeport.model.rope_bases import bases_of
 
 ORIGINAL = "original_max_position_embeddings"
 OPTIONS: dict[str, dict[str, str]] = {
@@ -55,20 +57,25 @@ def rotary_settings(keys: Keys) -> dict[str, Any]:
     return found | ({"rope_scaling": scalings[0]} if scalings and scalings[0] else {})
 
 
-def rotary_keys(attention: AttentionConfig, is_latent: bool) -> dict[str, Any]:
-    """rope_parameters of a config, for a family with latent attention or another one."""
-    scaling = attention.rope_scaling
+def rotary_keys(model: ModelConfig, is_latent: bool) -> dict[str, Any]:
+    """rope_parameters of a model, for a family with latent attention or another one; with several bases, of the middle
+    one.
+    """
+    scaling = model.attention.rope_scaling
     kind = "default" if scaling.type == "none" else scaling.type
     values = {theirs: getattr(scaling, ours) for theirs, ours in _known(kind, is_latent).items()}
     values = {name: value for name, value in values.items() if value is not None}
-    return {"rope_type": kind, "rope_theta": attention.rope_base, **values}
+    return {"rope_type": kind, "rope_theta": median_low(bases_of(model)), **values}
 
 
-def rotary_canonical(scaling: RopeScalingConfig) -> dict[str, Any]:
-    """The settings of a scaling that have an effect."""
+def rotary_canonical(model: ModelConfig) -> dict[str, Any]:
+    """The settings of rotary positions that have an effect."""
+    scaling, bases = model.attention.rope_scaling, bases_of(model)
+    many = len(set(bases)) > 1
+    base = {"attention.rope_bases": list(bases) if many else f"one rope_theta, {bases[0]}"}
     kind = "default" if scaling.type == "none" else scaling.type
     options = {ours: getattr(scaling, ours) for ours in _known(kind, is_latent=True).values()}
-    return {"attention.rope_scaling.type": scaling.type} | {
+    return {**base, "attention.rope_scaling.type": scaling.type} | {
         f"attention.rope_scaling.{name}": value for name, value in options.items()
     }
 

@@ -101,6 +101,10 @@ RUNS = {
         "norm_eps": 1e-3,
         "moe": {"num_shared_experts": 1, "router": {**TOP2, "normalize_gates": False, "num_groups": 2}},
     },
+    "llama, equal rotary bases": {
+        "attention": {"rope_bases": [50.0]},
+        "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}},
+    },
     "llama": {"moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
     "qwen2": {"attention": {"bias": "qkv"}, "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
     "qwen3": {"attention": {"qk_norm": True}, "moe": {"num_experts": 1, "router": {"name": "topk", "top_k": 1}}},
@@ -120,6 +124,10 @@ def test_a_run_that_was_trained_here_opens_in_transformers(tmp_path, name, model
 
 SIGMOID = {"num_shared_experts": 1, "router": {"name": "sigmoid_bias"}}
 REFUSED = {
+    "a rotary base for each key head": (
+        {"attention": {"num_kv_heads": 2, "rope_bases": [50.0, 3.0]}},
+        r"mixtral, .*: model\.attention\.rope_bases is \[50\.0, 3\.0\], and the nearest .* is one rope_theta, 3\.0",
+    ),
     "latent attention without shared experts": (
         {"attention": LATENT, "moe": {"router": {"name": "sigmoid_bias"}}},
         r"deepseek_v3, .*: model\.moe\.shared_hidden is 0, and the nearest that it has is 6",
