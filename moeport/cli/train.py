@@ -1,5 +1,7 @@
 """`moeport train`."""
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +13,15 @@ def train(
     file: ConfigFile,
     overrides: Overrides = None,
     resume: Resume = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN_OR_CHECKPOINT",
+            help="Start a new run from the weights of a run or a checkpoint (training.start_from).",
+            show_default=False,
+        ),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Profile some steps: traces, and tables by kind of work (metrics.profile)."),
@@ -25,7 +36,9 @@ def train(
 
     console = PlainConsole(highlight=True)
     with excused():
-        config = load_config(file, [*(overrides or ()), *(["metrics.profile=true"] if profile else [])])
+        given = [*(overrides or ()), *(["metrics.profile=true"] if profile else [])]
+        given += [] if start is None else [f"training.start_from={json.dumps(str(start))}"]
+        config = load_config(file, given)
     outcome = run_training(config, resume=resume, dry_run=dry_run, console=console)
     if outcome is not None:
         console.print(outcome)

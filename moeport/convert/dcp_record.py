@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +38,8 @@ def read_record(source: Path) -> dict[str, Any] | None:
         return None
     form = {"names": str, "sha256": {...: str}, "meta": dict}
     values = read_record_file(file, FORMAT, FORMAT_VERSION, form, REMEDY)
-    if values["names"] not in get_args(Names) or values["meta"].keys() != set(CheckpointMeta.__dataclass_fields__):
+    known, given = fields(CheckpointMeta), values["meta"].keys()
+    wanted = {field.name for field in known if field.default is MISSING}
+    if values["names"] not in get_args(Names) or not wanted <= given <= {field.name for field in known}:
         raise DataError(f"{file}: expected names and metadata as moeport writes them; {REMEDY}")
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moeport.config import step_ranges
+from moeport.model.rope_bases import bases_of
 from moeport.training.prepare import PreparedRun
 
 
@@ -21,8 +22,15 @@ def announcement(run: PreparedRun) -> Iterator[str]:
     steps, tokens = run.config.training.steps, run.trainer.tokens_per_step
     yield f"training    {steps:,} steps of {tokens:,} tokens in {run.dir}"
     yield from _skipped(run)
+    bases = bases_of(run.config.model)
+    if len(set(bases)) > 1:
+        yield f"rope bases  {' '.join(f'{base:g}' for base in bases)}"
     if run.checkpoint:
         yield f"resuming    after step {run.start_step:,} from {run.checkpoint.path}"
+    elif run.origin:
+        yield f"starting    with the weights of {run.origin['checkpoint']}"
+        for key, (before, now) in run.origin["changed"].items():
+            yield f"changed     {key}: {before} -> {now}"
 
 
 def _skipped(run: PreparedRun) -> Iterator[str]:

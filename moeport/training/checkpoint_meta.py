@@ -52,6 +52,10 @@ class CheckpointMeta:
     """The moeport version that wrote it."""
     domains: dict[str, int] | None = None
     """Sequences of each step by domain; None without domains, and in checkpoints of versions that had none."""
+    origin: dict[str, Any] | None = None
+    """The checkpoint whose weights the run started from, as `moeport.training.start_from.origin` describes it; None for
+    initial weights, and in checkpoints of versions that did not say.
+    """
 
 
 def checkpoint_name(step: int) -> str:
@@ -219,5 +223,8 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "files": (_is_list_of_files, "size and SHA-256 of the model, optimizer and index files of every rank, and no more"),
 }
 """For each key of meta.json, whether a value is valid, and what is."""
-_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {"domains": (_are_counts_or_none, "an object of integers")}
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "domains": (_are_counts_or_none, "an object of integers"),
+    "origin": (lambda value: value is None or isinstance(value, dict), "an object or null"),
+}
 """The same for keys that older versions do not write."""

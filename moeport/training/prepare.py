@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from moeport.backends.base import Backend
 from moeport.comm.mesh import Mesh
 from moeport.comm.start import check_start
 from moeport.config.schema import Config
-from moeport.core.parameters import InitialWeights
+from moeport.core.parameters import InitialWeights, ParameterSpec
 from moeport.errors import CheckpointError
 from moeport.launch.machine import share_of_cores
 from moeport.model.auto_exchange import fastest
@@ -28,7 +29,7 @@ from moeport.training.placed import place_model
 from moeport.training.resumable import announced, check_dealing, check_resumable
 from moeport.training.resume import telling_way_back
 from moeport.training.run_dir import CHECKPOINT_DIR
-from moeport.training.start_from import starting_weights
+from moeport.training.start_from import origin, starting_checkpoint
 from moeport.training.task import Task, build_task_in_turn
 from moeport.training.trainer import Trainer
 
@@ -52,6 +53,8 @@ class PreparedRun:
     trainer: Trainer
     memory: str
     """What a rank needs, as it was estimated."""
+    origin: dict[str, Any] | None
+    """As in `CheckpointMeta`."""
 
     @property
     def dir(self) -> Path:
@@ -107,7 +110,8 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     if not room.holds(needed):
         say(f"memory      {memory}")
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
-    params = _params(config, checkpoint, task, shapes, share_of_cores(here), say)
+    start = _start(config, task, specs) if checkpoint is None else None
+    params = _params(config, checkpoint, start, task, shapes, share_of_cores(here), say)
     start_step = checkpoint.meta.step if checkpoint else 0
     if checkpoint and batches.dealing:
         check_dealing(checkpoint, batches.dealing)
@@ -116,7 +120,8 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
         if checkpoint:
             placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
     trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
-    return PreparedRun(config, backend, mesh, checkpoint, task, trainer, memory)
+    before = checkpoint.meta.origin if checkpoint else origin(config, start) if start else None
+    return PreparedRun(config, backend, mesh, checkpoint, task, trainer, memory, before)
 
 
 def planned(config: Config, ranks: int) -> Planned:
@@ -163,15 +168,27 @@ def _all_to_all(config: Config, backend: Backend, mesh: Mesh, batches: Batches, 
     return choice.algorithm, choice.chunks
 
 
+def _start(config: Config, task: Task, specs: list[ParameterSpec]) -> Checkpoint | None:
+    """The checkpoint whose weights a new run starts from; None for initial weights."""
+    path = config.training.start_from
+    return None if path is None else starting_checkpoint(path, specs, task.tokenizer_fingerprint)
+
+
 def _params(
-    config: Config, checkpoint: Checkpoint | None, task: Task, shapes: Transformer, threads: int, say: Say
+    config: Config,
+    checkpoint: Checkpoint | None,
+    start: Checkpoint | None,
+    task: Task,
+    shapes: Transformer,
+    threads: int,
+    say: Say,
 ) -> Mapping[str, np.ndarray]:
     """Parameters by name: the initial ones, drawn by `threads` threads as they are read, those of a run to start from,
     or those of a checkpoint that the run can resume exactly.
     """
     specs = shapes.parameter_specs()
-    if checkpoint is None and config.training.start_from is not None:
-        return starting_weights(config.training.start_from, specs, task.tokenizer_fingerprint)
+    if start is not None:
+        return start.model
     if checkpoint is None:
         return InitialWeights(specs, config.training.seed, task.token_counts, threads)
     if not checkpoint.meta.data:

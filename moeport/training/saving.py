@@ -256,4 +256,5 @@ class Saver:
             config=run.config.model_dump(mode="json"),
             version=VERSION,
             domains=dealing.counts if dealing else None,
+            origin=run.origin,
         )

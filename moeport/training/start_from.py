@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from moeport.config.schema import Config
 from moeport.core.parameters import ParameterSpec
 from moeport.errors import CheckpointError, UserError
-from moeport.training.checkpoint import find_checkpoint, open_checkpoint
+from moeport.training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from moeport.training.checkpoint_meta import META_FILE
 from moeport.training.fits import check_parameters, finite
+from moeport.training.resumable import Effect, changes, rule_of
 from moeport.training.run_dir import CHECKPOINT_DIR
 
 KEY = "training.start_from"
@@ -29,8 +29,8 @@ def start_folders(path: Path) -> tuple[Path, Path]:
     return path, find_checkpoint(path / CHECKPOINT_DIR, "latest")
 
 
-def starting_weights(path: Path, specs: list[ParameterSpec], tokenizer: str | None) -> Mapping[str, np.ndarray]:
-    """The parameters of a run or of a checkpoint by name, read when they are asked for.
+def starting_checkpoint(path: Path, specs: list[ParameterSpec], tokenizer: str | None) -> Checkpoint:
+    """The checkpoint whose weights a run starts from; they are read when they are asked for.
 
     Args:
         path: the value of `training.start_from`.
@@ -48,4 +48,20 @@ def starting_weights(path: Path, specs: list[ParameterSpec], tokenizer: str | No
             f"{KEY}: {folder} has another tokenizer than data.tokenizer gives, so its embedding would not fit; "
             f"expected data.tokenizer as in {folder.parent.parent / 'config.yaml'}"
         )
-    return checkpoint.model
+    return checkpoint
+
+
+def origin(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is recorded of the checkpoint whose weights a run starts from.
+
+    Returns: `checkpoint`, its path; `step`; and `changed`, the keys of the model and the data with other values than
+    there, each with both.
+    """
+    changed = {
+        change.key: [change.before, change.now] for change in changes(config, checkpoint) if _matters(change.key)
+    }
+    return {"checkpoint": str(checkpoint.path), "step": checkpoint.meta.step, "changed": changed}
+
+
+def _matters(key: str) -> bool:
+    return key.startswith(("model.", "data.")) and rule_of(key).effect is not Effect.NONE

@@ -1,12 +1,17 @@
 """Runs that start from the weights of another, such as a converted one."""
 
+import io
+
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
+from moeport.cli.main import app
 from moeport.errors import UserError
 from moeport.training.run import train
-from tests.training.tiny import tiny_config
+from tests.training.tiny import tiny_config, tiny_values
 from tests.training.whole import load_checkpoint
 
 
@@ -55,3 +60,46 @@ def test_what_cannot_be_started_from(tmp_path):
             model={"vocab_size": 257},
             data={"tokenizer": {"name": "bpe", "vocab_size": 257}},
         )
+
+
+def test_longer_texts_with_other_positions_and_data(tmp_path):
+    """The sequences have the new length, and what has changed is said and recorded, also in a run that is resumed."""
+    values = {"attention": {"num_kv_heads": 2}}
+    run(tmp_path, "short", steps=1, model=values)
+    (tmp_path / "other.txt").write_text("".join(f"line {i} of another text\n" for i in range(400)))
+    data = {"sequence_length": 80, "source": {"paths": [str(tmp_path / "other.txt")], "validation_paths": []}}
+    longer = {"attention": {**values["attention"], "rope_bases": [40.0, 9.0]}}
+    training = {"evaluation_interval": 0, "start_from": str(tmp_path / "short")}
+    said = io.StringIO()
+    for steps in (1, 2):
+        config = tiny_config(
+            tmp_path,
+            run={"dir": str(tmp_path / "long")},
+            model=longer,
+            data=data,
+            training={**training, "steps": steps},
+            optimizer={"schedule": {"name": "constant"}},
+        )
+        train(config, resume=steps == 2, console=Console(file=said, width=200))
+    (lines,) = (text.splitlines() for text in said.getvalue().split("resuming")[:1])
+    assert "rope bases  40 9" in lines
+    assert f"starting    with the weights of {tmp_path / 'short/checkpoints/step-000001'}" in lines
+    assert "changed     data.sequence_length: 32 -> 80" in lines
+    assert "changed     model.attention.rope_bases.values: [] -> [40.0, 9.0]" in lines
+    meta = load_checkpoint(tmp_path / "long/checkpoints/step-000002").meta
+    assert meta.tokens == 2 * 4 * 80
+    assert meta.config["model"]["attention"]["rope_bases"]["values"] == [40.0, 9.0]
+    assert (meta.origin["checkpoint"], meta.origin["step"]) == (str(tmp_path / "short/checkpoints/step-000001"), 1)
+    assert meta.origin["changed"]["data.sequence_length"] == [32, 80]
+    assert meta.origin["changed"]["model.attention.rope_bases.kind"] == ["none", "list"]
+    assert load_checkpoint(tmp_path / "short/checkpoints/step-000001").meta.origin is None
+
+
+def test_from_on_the_command_line(tmp_path):
+    run(tmp_path, "first", steps=1)
+    (tmp_path / "c.yaml").write_text(yaml.dump(tiny_values(tmp_path, run={"dir": str(tmp_path / "again")})))
+    arguments = [str(tmp_path / "c.yaml"), "--from", str(tmp_path / "first"), "--set", "training.steps=1"]
+    done = CliRunner().invoke(app, ["train", *arguments])
+    assert done.exit_code == 0, done.output
+    origin = load_checkpoint(tmp_path / "again/checkpoints/step-000001").meta.origin
+    assert origin == {"checkpoint": str(tmp_path / "first/checkpoints/step-000001"), "step": 1, "changed": {}}
