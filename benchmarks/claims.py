@@ -48,7 +48,7 @@ SMALL = (
     "metrics.peak_tflops=1",
 )
 """The size at which a claim fits half an hour of one core; the rest is that of `configs/routers`."""
-RATES = "0.01,0.02,0.04"
+RATES = "0.005,0.01,0.02,0.04"
 """Learning rates that are tried for each config."""
 SHARED_EXPERT = ("model.moe.num_shared_experts=1", "model.moe.shared_hidden=64")
 LOSSES = {"all": "val_loss", "rare": "val_loss.rare", "frequent": "val_loss.frequent"}
@@ -87,6 +87,8 @@ class Report:
     """What a script prints and writes."""
 
     given: Given
+    name: str = "claim"
+    """Of its files."""
     lines: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -96,9 +98,9 @@ class Report:
         print("\n".join(lines), flush=True)
 
     def write(self) -> None:
-        """Write the lines as `claim.md`, and all figures as `claim.json` or to `--json`."""
-        write_text(self.given.folder / "claim.md", "\n".join(self.lines) + "\n")
-        file = self.given.json_file or self.given.folder / "claim.json"
+        """Write the lines as Markdown among the runs, and all figures as JSON beside it or to `--json`."""
+        write_text(self.given.folder / f"{self.name}.md", "\n".join(self.lines) + "\n")
+        file = self.given.json_file or self.given.folder / f"{self.name}.json"
         write_text(file, json.dumps(self.figures, indent=1) + "\n")
 
 
@@ -108,7 +110,7 @@ def options(description: str | None, folder: str, **own: str) -> Given:
     parser.add_argument("--output-dir", type=Path, default=Path(folder), help="of the runs; repeat to continue")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every config")
-    parser.add_argument("--json", type=Path, help="file for all figures; default: claim.json among the runs")
+    parser.add_argument("--json", type=Path, help="file for all figures; default: beside the tables, among the runs")
     for name, default in own.items():
         parser.add_argument(f"--{name}", default=default)
     found = parser.parse_args()
@@ -155,21 +157,21 @@ def difference(own: Values, other: Values) -> Paired:
     return paired([own[seed] - other[seed] for seed in own if seed in other])
 
 
-def at_rows(curve: Sequence[tuple[Values, Values]], rows: Values) -> Values:
-    """Losses of a router at the given rows, for each seed linear between the two nearest capacities.
+def interpolated(curve: Sequence[tuple[Values, Values]], wanted: Values) -> Values:
+    """What a curve gives at some place, for each seed linear between its two nearest points.
 
     Args:
-        curve: rows and losses of each capacity.
-        rows: where to read the losses.
+        curve: two figures of each config, such as rows and losses.
+        wanted: values of the first figure, at which the second is read.
 
     Raises ValueError beyond the curve's ends.
     """
     found = {}
-    for seed, wanted in rows.items():
+    for seed, place in wanted.items():
         points = sorted((x[seed], y[seed]) for x, y in curve)
-        if not points[0][0] <= wanted <= points[-1][0]:
-            raise ValueError(f"{wanted:.1f} rows are beyond {points[0][0]:.1f} to {points[-1][0]:.1f}")
-        found[seed] = float(np.interp(wanted, [x for x, _ in points], [y for _, y in points]))
+        if not points[0][0] <= place <= points[-1][0]:
+            raise ValueError(f"{place:.4g} is beyond {points[0][0]:.4g} to {points[-1][0]:.4g}")
+        found[seed] = float(np.interp(place, [x for x, _ in points], [y for _, y in points]))
     return found
 
 
@@ -209,6 +211,13 @@ def shown(found: Paired) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:+.4f}"
     return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def percent(found: Paired) -> str:
+    """A relative difference with its interval."""
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.1%}"
+    return f"{found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
 
 
 def plain(found: Paired, verdict: str) -> dict[str, Any]:

@@ -59,5 +59,10 @@ def verdicts(found: Comparison, report: Report) -> None:
         report.figures.setdefault("verdicts", {})[question] = plain(each, better(each))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train, and print the tables."""
     answer(__doc__, "runs/composed", ARMS, "plain", verdicts)
+
+
+if __name__ == "__main__":
+    main()

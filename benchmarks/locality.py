@@ -15,16 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from emulated import NODES, Cluster, timed
 
 from moeport.files import write_json
 from moeport.pages.console import PlainConsole
@@ -32,7 +29,6 @@ from moeport.studies.compare.compare import compare
 from moeport.studies.compare.page import write_page
 from moeport.studies.compare.plan import plan
 from moeport.studies.compare.table import markdown
-from moeport.training.checkpoint import find_checkpoint
 from moeport.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "routers"
@@ -48,26 +44,10 @@ BASELINES = {"hash": 0.1268, "switch": 0.2224}
 """What LocMoE saves of their steps, as its paper reports."""
 LOSS_LIMIT = 0.01
 """Largest relative increase of the loss at which a saving counts."""
-NODES = 2
-TIMED_STEPS, SKIPPED = 24, 4
-"""Steps of a timed job, and of those the first, which are left out."""
+REAL_NODES = {"model.moe.router.nodes": "null"}
+"""On a cluster the nodes are its own, not simulated in one process."""
 LAST_STEPS = 50
 """Over which the local share at the end of training is averaged."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """An emulated cluster and an all-to-all on it."""
-
-    ranks_per_node: int
-    algorithm: str
-    rate: str
-    """Of each node's link."""
-
-    @property
-    def label(self) -> str:
-        """As the tables name it."""
-        return f"{NODES} x {self.ranks_per_node}, {self.algorithm}"
 
 
 def clusters(rates: dict[int, str]) -> list[Cluster]:
@@ -145,44 +125,6 @@ def print_losses(found: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def timed(name: str, file: Path, run: str, cluster: Cluster, output: Path) -> dict[str, float]:
-    """Let a trained model take steps on a cluster: seconds of a step, and of its all-to-all, medians."""
-    folder = output.with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
-    settings = {
-        "run.dir": folder,
-        "training.start_from": find_checkpoint(Path(run) / "checkpoints", "latest"),
-        "training.steps": TIMED_STEPS,
-        "training.evaluation_interval": 0,
-        "optimizer.learning_rate": 1e-6,
-        "model.moe.router.nodes": "null",
-        "parallelism.expert": NODES * cluster.ranks_per_node,
-        "parallelism.shard": "false",
-        "comm.algorithm": cluster.algorithm,
-        "checkpoint.interval": 0,
-        "metrics.report": "false",
-        "metrics.sample_tokens": 0,
-    }
-    command = [sys.executable, "-m", "moeport", "emulate", "--nodes", str(NODES)]
-    command += ["--ranks-per-node", str(cluster.ranks_per_node), "--inter", cluster.rate, "--", "train", str(file)]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} on {cluster.label} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    steps, _ = read_metrics(folder / "metrics.jsonl")
-    counted = steps[SKIPPED:]
-    found = {
-        "step": statistics.median(step.step_time for step in counted),
-        "exchange": statistics.median(step.exchange_time for step in counted),
-        "between_nodes_mb": statistics.fmean(step.between_nodes_mb for step in counted),
-        "local_share": statistics.fmean(step.local_share or 0.0 for step in counted),
-    }
-    shutil.rmtree(folder)
-    write_json(output, found)
-    return found
-
-
 def times(given: argparse.Namespace, files: dict[str, Path], found: dict[str, Any]) -> dict[str, Any]:
     """Time all configs on all clusters, in turns; by cluster and config, what each round gave."""
     rates = {1: given.rates[0], 2: given.rates[1]}
@@ -200,7 +142,9 @@ def times(given: argparse.Namespace, files: dict[str, Path], found: dict[str, An
                 if output.exists():
                     result = json.loads(output.read_text())
                 else:
-                    result = timed(name, files[name], found[name]["run"], cluster, output)
+                    result = timed(
+                        name, files[name], Path(found[name]["run"]), cluster, output, {"model.moe.router.nodes": "null"}
+                    )
                     print(f"{cluster.label}, round {number + 1}: {name} {result['step']:.3f} s", flush=True)
                 row[name].append(result)
         rows[cluster.label] = row

@@ -54,5 +54,10 @@ def verdicts(found: Comparison, report: Report) -> None:
             report.figures.setdefault("verdicts", {})[f"maskmoe against {other}, {ids} ids"] = plain(each, verdict)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train, and print the tables."""
     answer(__doc__, "runs/rare-ids", ARMS, "top2", verdicts)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,24 +20,26 @@ from claims import (
     Arm,
     Given,
     Report,
-    at_rows,
     better,
     compared,
     comparisons,
     difference,
     direction,
+    interpolated,
     mean,
     no_worse,
     options,
+    percent,
     plain,
     shown,
     values,
 )
 
 from moeport.studies.compare.outcome import Comparison
+from moeport.studies.compare.spread import paired
 
 FACTORS = "1.25,0.75,0.5,0.3125,0.2,0.1"
-CONTROLLED = (0.5,)
+CONTROLLED = (0.5, 0.2)
 """Factors at which rows are dropped at random."""
 ROUTERS = {"topk": "topk_capacity", "locmoe_plus": "locmoe_plus"}
 DROPS = {"topk": ("position", "random"), "locmoe_plus": ("affinity", "random")}
@@ -55,7 +57,7 @@ def arms(rates: Mapping[str, str], factors: Sequence[float]) -> dict[str, Arm]:
     for factor in factors:
         for router, (own, *_) in DROPS.items():
             made[_name(router, own, factor)] = _arm(router, rates[router], own, factor)
-    for factor in CONTROLLED:
+    for factor in filter(factors.__contains__, CONTROLLED):
         for router in DROPS:
             made[_name(router, "random", factor)] = _arm(router, rates[router], "random", factor)
     estimate = (
@@ -73,6 +75,11 @@ def _name(router: str, drop: str, factor: float) -> str:
 def _arm(router: str, rate: str, drop: str, factor: float) -> Arm:
     capacity = (f"model.moe.capacity.factor={factor}", f"model.moe.capacity.drop={drop}")
     return Arm(ROUTERS[router], (*capacity, f"{RATE}={rate}"))
+
+
+def at_capacity(router: str, factor: float) -> str:
+    """Name of a router's config at a capacity, dropping as is usual for it."""
+    return _name(router, DROPS[router][0], factor)
 
 
 def factors_of(given: Given) -> tuple[float, ...]:
@@ -121,7 +128,7 @@ def verdicts(found: Comparison, report: Report) -> None:
 
     def curve(router: str, drop: str) -> dict[int, float]:
         names = [_name(router, drop, factor) for factor in factors]
-        return dict(at_rows([(values(found, name, "rows_total"), values(found, name)) for name in names], wanted))
+        return dict(interpolated([(values(found, name, "rows_total"), values(found, name)) for name in names], wanted))
 
     ours, plain_topk = curve("locmoe_plus", "affinity"), curve("topk", "position")
     asked = {
@@ -137,7 +144,7 @@ def verdicts(found: Comparison, report: Report) -> None:
         "At equal rows, 60%: `locmoe_plus` against `topk`": (difference(ours, plain_topk), direction),
     }
     for router, (own, *_) in DROPS.items():
-        for factor in CONTROLLED:
+        for factor in filter(factors.__contains__, CONTROLLED):
             pair = (values(found, _name(router, drop, factor)) for drop in (own, "random"))
             asked[f"`{router}` at {factor:g}: dropped by {own} against at random"] = (difference(*pair), direction)
     for factor in factors:
@@ -150,14 +157,39 @@ def verdicts(found: Comparison, report: Report) -> None:
         report.figures.setdefault("verdicts", {})[question] = plain(each, tell(each))
 
 
+def saved(found: Comparison, report: Report) -> None:
+    """How many rows `topk` needs for the loss that `locmoe_plus` has at each capacity."""
+    report.say(
+        "",
+        "| Capacity factor of `locmoe_plus` | Its loss | Its rows per token | `topk` needs | Difference | Fewer? |",
+        "|--:|--:|--:|--:|--:|---|",
+    )
+    names = ["topk-one-row", *(at_capacity("topk", factor) for factor in factors_of(report.given))]
+    curve = [(values(found, name), values(found, name, "rows_per_token")) for name in names]
+    for factor in factors_of(report.given):
+        own = at_capacity("locmoe_plus", factor)
+        loss, rows = values(found, own), values(found, own, "rows_per_token")
+        cells = [f"{factor:g}", mean(loss), mean(rows, "{:.3f}")]
+        try:
+            needed = interpolated(curve, loss)
+        except ValueError:
+            cells += ["not among its losses", "", ""]
+        else:
+            each = paired([rows[seed] / needed[seed] - 1 for seed in rows])
+            cells += [mean(needed, "{:.3f}"), percent(each), better(each)]
+            report.figures.setdefault("rows at the same loss", {})[own] = plain(each, better(each))
+        report.say(f"| {' | '.join(cells)} |")
+
+
 def main() -> None:
-    """Train, and print both tables."""
+    """Train, and print the tables."""
     given = options(__doc__, "runs/rows", factors=FACTORS)
     swept, found = trained(given)
     report = Report(given)
     report.say("Learning rates: " + ", ".join(f"`{name}` {rate}" for name, rate in swept.choices.items()) + ".", "")
     losses(found, report)
     verdicts(found, report)
+    saved(found, report)
     report.figures["comparisons"] = comparisons(swept, found)
     report.write()
 

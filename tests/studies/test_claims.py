@@ -42,9 +42,9 @@ def test_verdicts_follow_the_interval_and_not_the_mean(differences, better, no_w
 
 def test_a_loss_between_two_capacities_is_that_of_the_line_between_them():
     curve = [({0: 100.0, 1: 200.0}, {0: 4.0, 1: 5.0}), ({0: 50.0, 1: 100.0}, {0: 4.5, 1: 5.5})]
-    assert claims.at_rows(curve, {0: 60.0, 1: 200.0}) == {0: pytest.approx(4.4), 1: 5.0}
+    assert claims.interpolated(curve, {0: 60.0, 1: 200.0}) == {0: pytest.approx(4.4), 1: 5.0}
     with pytest.raises(ValueError, match=r"40\.0 rows are beyond 50\.0 to 100\.0"):
-        claims.at_rows(curve, {0: 40.0})
+        claims.interpolated(curve, {0: 40.0})
 
 
 @pytest.mark.parametrize("name", list(CONTROLS))
@@ -90,6 +90,30 @@ def test_rows_at_equal_loss_reads_both_routers_at_the_rows_of_the_claim(tmp_path
     assert means[:4] == [pytest.approx(x) for x in (-0.99, 0.5, 0.4, 0.1)]
     assert report.lines[2].startswith("| `topk` | position | one row per expert | 0.040")
     assert [line for line in report.lines if "| estimated |" in line]
+
+
+def test_time_at_equal_loss_reads_topk_between_its_capacities(tmp_path):
+    times = script("time_at_equal_loss")
+    losses = {"topk": {1.25: 4.0, 0.75: 4.2, 0.5: 4.4}, "locmoe_plus": {1.25: 3.9, 0.75: 4.1, 0.5: 4.3}}
+    seconds = {"topk": {1.25: 2.0, 0.75: 1.5, 0.5: 1.0}, "locmoe_plus": {1.25: 2.0, 0.75: 1.4, 0.5: 1.0}}
+    name_of = {times.at_capacity(router, factor): (router, factor) for router in losses for factor in times.TIMED}
+
+    def values(name):
+        router, factor = name_of[name]
+        return {"val_loss": losses[router][factor], "rows_per_token": factor}
+
+    found = SimpleNamespace(figures=lambda name: {s: SimpleNamespace(values=lambda: values(name)) for s in (0, 1)})
+    taken = {
+        name: [{"step": seconds[router][factor] * slower, "exchange": 0.2} for slower in (1, 2)]
+        for name, (router, factor) in name_of.items()
+    }
+    report = claims.Report(claims.Given(tmp_path), "time_at_equal_loss")
+    times.compared(found, taken, report)
+    lines = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[-3:-1]] for line in report.lines[2:]}
+    assert lines[times.at_capacity("locmoe_plus", 1.25)] == ["beyond the losses of `topk`", "+0.0% (+0.0%, +0.0%)"]
+    assert lines[times.at_capacity("locmoe_plus", 0.75)] == ["-20.0% (-20.0%, -20.0%)", "-6.7% (-6.7%, -6.7%)"]
+    assert lines[times.at_capacity("locmoe_plus", 0.5)] == ["-20.0% (-20.0%, -20.0%)", "+0.0% (+0.0%, +0.0%)"]
+    assert lines[times.at_capacity("topk", 0.5)] == ["", ""]
 
 
 @pytest.mark.slow
