@@ -67,6 +67,8 @@ class BackendFacts:
     """Distributions that add devices to the framework where they are installed."""
     recomputes: bool = False
     """Whether it can recompute activations in the backward pass."""
+    optimizers: tuple[str, ...] = ("adamw", "muon")
+    """Values of `optimizer.name` that it has, if it trains."""
     shards: tuple[Sharded, ...] = ()
     """What it can divide among the ranks that hold copies, and does by default; nothing: each keeps whole copies."""
     casts_once: bool = False
@@ -211,6 +213,7 @@ BACKENDS: Mapping[str, BackendFacts] = {
         graphs_on=("cuda",),
         extensions=("torch-npu",),
         recomputes=True,
+        optimizers=("adamw", "muon", "adafactor"),
         shards=("parameters", "gradients", "moments"),
         casts_once=True,
         program_bytes=388_000_000,

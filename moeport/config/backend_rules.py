@@ -101,6 +101,12 @@ BACKEND_RULES = (
         "auto or false",
     ),
     Rule(
+        ("optimizer.name", "backend.name"),
+        lambda rule, name: rule in BACKENDS[name].optimizers or not BACKENDS[name].trains,
+        "backend {1} updates pieces of parameters, which have no rows and columns to estimate second moments from",
+        lambda _, name: f"{_either(*BACKENDS[name].optimizers)}, or backend.name torch",
+    ),
+    Rule(
         ("parallelism.shard", "backend.name"),
         lambda shard, name: bool(BACKENDS[name].shards) or not BACKENDS[name].trains or not shard,
         "backend {1} cannot shard",

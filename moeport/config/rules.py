@@ -586,6 +586,11 @@ EFFECTS = (
         Effect(f"data.objective.{option}", "data.objective.name", ("ul2",))
         for option in ("denoisers", "mode_tokens", "steps")
     ),
+    *(Effect(f"optimizer.{option}", "optimizer.name", ("adamw", "muon")) for option in ("beta1", "beta2", "eps")),
+    *(
+        Effect(f"optimizer.adafactor.{option}", "optimizer.name", ("adafactor",))
+        for option in ("beta2_decay", "clip_threshold", "least_scale")
+    ),
     *(
         Effect(f"optimizer.muon.{option}", "optimizer.name", ("muon",))
         for option in ("momentum", "nesterov", "adjust_rate", "adamw_learning_rate")

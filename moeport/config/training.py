@@ -76,8 +76,8 @@ class TrainingConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate over steps, as a fraction of optimizer.learning_rate."""
 
-    name: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Cosine decay; warm-up, stable, linear decay; or constant after the warm-up."""
+    name: Literal["cosine", "wsd", "inverse_sqrt", "constant"] = "cosine"
+    """Cosine decay; warm-up, stable, linear decay; decay by 1 / sqrt(step) after the warm-up; or constant after it."""
     warmup_steps: NonNegativeInt = 0
     """Linear warm-up from 0; the first step uses 1 / warmup_steps of the rate. A shorter run never gets past it."""
     steps: PositiveInt | None = None
@@ -103,12 +103,26 @@ class MuonConfig(Section):
     """Peak learning rate of what AdamW updates. Default: learning_rate."""
 
 
-class OptimizerConfig(Section):
-    """AdamW with decoupled weight decay (Loshchilov and Hutter), or Muon for matrices and AdamW for the rest."""
+class AdafactorConfig(Section):
+    """Options of optimiser `adafactor`."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    beta2_decay: Annotated[float, Field(ge=0)] = 0.8
+    """The second moment moves towards the squared gradient by step^-beta2_decay."""
+    clip_threshold: Annotated[float, Field(ge=1)] = 1.0
+    """Largest root mean square of a matrix's normalised update."""
+    least_scale: PositiveFloat = 1e-3
+    """Least root mean square of a matrix that its rate is multiplied by."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter), Muon for matrices and AdamW for the rest, or Adafactor
+    (Shazeer and Stern).
+    """
+
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
     """`adamw`. `muon`: matrices of attention, experts and dense blocks follow Muon (Jordan et al. 2024); embeddings,
-    output head, routers, norms and biases follow AdamW."""
+    output head, routers, norms and biases follow AdamW. `adafactor`: torch.optim.Adafactor (arXiv 1804.04235), whose
+    second moments are a vector of rows and one of columns for each matrix."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     beta1: Beta = 0.9
@@ -125,6 +139,9 @@ class OptimizerConfig(Section):
     """Learning rate over steps."""
     muon: MuonConfig = MuonConfig()
     """Options of `muon`; the other keys hold for both rules, beta1, beta2 and eps for AdamW's part."""
+    adafactor: AdafactorConfig = AdafactorConfig()
+    """Options of `adafactor`. Its learning_rate is relative to the root mean square of a matrix, and at most 1 over the
+    square root of the step counts."""
 
 
 class ParallelismConfig(Section):

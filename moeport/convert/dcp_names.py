@@ -13,7 +13,7 @@ from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
 from moeport.convert.config_out import differences, keys_of
 from moeport.convert.family import family_of
-from moeport.core.muon import MOMENTS
+from moeport.core.moments import MOMENTS
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Box, Weights, dtype_of, read_part
 from moeport.errors import UserError
@@ -29,8 +29,8 @@ ASIDE: dict[Names, tuple[str, ...]] = {
     "torchtitan": ("optimizer.", "lr_scheduler.", "dataloader.", "train_state."),
 }
 """How the names of entries begin that belong to a run of another program, but not to its model."""
-STATES = sorted({moment for moments in MOMENTS.values() for moment in moments})
-"""Kinds of moments, which follow the name of their parameter."""
+STATES = sorted((*MOMENTS["adamw"], *MOMENTS["muon"]))
+"""Kinds of moments, which follow the name of their parameter and have its shape."""
 
 EMBEDDING, TITAN_EMBEDDING = "embedding.weight", "tok_embeddings.weight"
 TITAN_ATTENTION = {
@@ -184,6 +184,11 @@ class Theirs(Weights):
                 if own in optimizer:
                     self._entries[f"{state}{piece.tensor}.{moment}"] = piece, optimizer, own
                     self._counts[f"{state}{piece.tensor}.step"] = np.array(steps, np.float32)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether there are any that have the shapes of their parameters."""
+        return bool(self._counts)
 
     @override
     def shape(self, name: str) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from moeport.convert.dcp_names import (
 from moeport.convert.dcp_record import FILE, read_record
 from moeport.convert.digested import Digested
 from moeport.convert.progress import Report, reported, silent
-from moeport.core.muon import moment_names
+from moeport.core.moments import moment_names
 from moeport.core.weights import Box
 from moeport.errors import DataError, UserError
 from moeport.training.checkpoint import find_checkpoint, save_streamed

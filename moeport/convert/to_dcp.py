@@ -65,7 +65,7 @@ def to_dcp(
         write_record(folder, names, digests, opened.meta)
         if (tokenizer := path.resolve().parent.parent / TOKENIZER_FILE).is_file():
             shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
-    return ToDcp(path, len(arrays), sum(spec.size for spec in specs), bool(len(opened.optimizer)))
+    return ToDcp(path, len(arrays), sum(spec.size for spec in specs), arrays.has_moments)
 
 
 class _Reported(Wrapped):

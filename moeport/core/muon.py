@@ -18,19 +18,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 EPS = 1e-7
 """Least Frobenius norm that a matrix is divided by before the first iteration."""
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
-"""What is kept of a parameter between steps, by the rule that updates it."""
-
-
-def rule_of(spec: ParameterSpec, optimizer: str) -> str:
-    """The rule in MOMENTS that updates a parameter under `optimizer.name`."""
-    return "muon" if optimizer == "muon" and spec.matrices else "adamw"
-
-
-def moment_names(specs: Sequence[ParameterSpec], optimizer: str) -> dict[str, ParameterSpec]:
-    """The parameter of each array of the optimiser's state, such as `exp_avg.NAME`."""
-    trained = [spec for spec in specs if spec.trainable]
-    return {f"{moment}.{spec.name}": spec for spec in trained for moment in MOMENTS[rule_of(spec, optimizer)]}
 
 
 def batch_shape(spec: ParameterSpec, shape: Sequence[int]) -> tuple[int, int, int]:

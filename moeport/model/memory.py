@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from moeport.comm.communicator import ITEM_BYTES
 from moeport.config.model import ModelConfig
 from moeport.config.schema import Config
-from moeport.core.muon import moment_names
+from moeport.core.moments import moment_names
 from moeport.core.parameters import ParameterSpec
 from moeport.facts import BACKENDS, Sharded
 from moeport.model.build import build_model

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from moeport.core.muon import MOMENTS
 from moeport.parity.metrics import relative_rms, ulp
 from moeport.parity.recording import Recording, Step, sample_indices
 from moeport.parity.thresholds import RULE
@@ -56,7 +55,7 @@ class Rule:
         """The rule of a config; None if the config has no such optimiser."""
         section = config.get("optimizer") or {}
         keys = ("beta1", "beta2", "eps", "weight_decay", "clip_norm")
-        if section.get("name") not in MOMENTS or not {*keys} <= section.keys():
+        if section.get("name") not in ("adamw", "muon") or not {*keys} <= section.keys():
             return None
         rule = cls(**{key: section[key] for key in keys})
         if section["name"] == "adamw":

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from moeport.core.muon import MOMENTS
+from moeport.core.moments import MOMENTS
 from moeport.core.ops import Ops
 from moeport.errors import UserError
 from moeport.model.loss_terms import LossTerms

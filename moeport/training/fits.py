@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from typing_extensions import override
 
-from moeport.core.muon import moment_names
+from moeport.core.moments import moment_names
 from moeport.core.parameters import ParameterSpec, is_expert
 from moeport.core.weights import Box, Wrapped, dtype_of, read_part, shape_of
 from moeport.errors import CheckpointError

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from moeport.core.muon import moment_names
+from moeport.core.moments import moment_names
 from moeport.errors import MoeportError, NonFiniteError, WriteError
 from moeport.files import (
     LOOK_SECONDS,

@@ -11,8 +11,9 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     """Rate of optimiser step `step`, counted from 0.
 
     Linear warm-up to the peak over `warmup_steps`, then, by name: `cosine`, a cosine down to the final fraction; `wsd`
-    (warm-up, stable, decay), constant and then linear over the last `decay_fraction` of all steps; or `constant`. If
-    the schedule has a length of its own, it counts instead of `total_steps`, and the rate stays where it ends.
+    (warm-up, stable, decay), constant and then linear over the last `decay_fraction` of all steps; `inverse_sqrt`, in
+    proportion to 1 / sqrt(step); or `constant`. If the schedule has a length of its own, it counts instead of
+    `total_steps`, and the rate stays where it ends.
     """
     schedule, peak = config.schedule, config.learning_rate
     total_steps = schedule.steps or total_steps
@@ -20,6 +21,8 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
         return peak * (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
         return peak
+    if schedule.name == "inverse_sqrt":
+        return peak * math.sqrt(max(1, schedule.warmup_steps) / (step + 1))
     if schedule.name == "cosine":
         start, shape = schedule.warmup_steps, lambda done: (1 + math.cos(math.pi * done)) / 2
     else:

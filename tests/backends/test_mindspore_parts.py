@@ -13,7 +13,7 @@ from moeport.backends.mindspore import division
 from moeport.backends.mindspore.division import divide
 from moeport.comm.mesh import Mesh
 from moeport.config.training import BackendConfig, OptimizerConfig
-from moeport.core.muon import moment_names
+from moeport.core.moments import moment_names
 from moeport.core.parameters import InitialWeights, ParameterSpec
 from moeport.core.weights import Weights
 from moeport.model.batch import Batch

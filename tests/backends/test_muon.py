@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from moeport.config.training import MuonConfig, OptimizerConfig
-from moeport.core.muon import batch_shape, moment_names, rate_factor, rule_of
+from moeport.core.moments import moment_names, rule_of
+from moeport.core.muon import batch_shape, rate_factor
 from moeport.core.parameters import ParameterSpec
 from tests.backends.models import assert_same_bits, stepped, training_model
 from tests.backends.test_torch_optimizer import Formula as AdamWFormula

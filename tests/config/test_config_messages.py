@@ -249,7 +249,7 @@ CASES = [
     case(
         "an optimiser that there is not",
         "optimizer:\n  name: lion\n",
-        "c.yaml:2:9 optimizer.name: is not a choice (got lion); expected one of adamw, muon",
+        "c.yaml:2:9 optimizer.name: is not a choice (got lion); expected one of adamw, muon, adafactor",
     ),
     case(
         "boolean for a choice",

@@ -22,7 +22,7 @@ from moeport.convert.dcp_names import Ours, Theirs, pieces_of
 from moeport.convert.digested import Digested
 from moeport.convert.from_dcp import from_dcp
 from moeport.convert.to_dcp import to_dcp
-from moeport.core.muon import moment_names
+from moeport.core.moments import moment_names
 from moeport.errors import DataError, UserError
 from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import list_checkpoints, open_checkpoint, save_checkpoint

@@ -16,7 +16,7 @@ from moeport.backends import get_backend
 from moeport.comm.mesh import Mesh
 from moeport.core.parameters import InitialWeights
 from moeport.core.weights import Box
-from moeport.errors import NonFiniteError
+from moeport.errors import NonFiniteError, UserError
 from moeport.launch.launcher import launched
 from moeport.training.batches import Batches
 from moeport.training.placed import place_model
@@ -71,6 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "muon", "clip_norm": 0.1},
     },
     "muon, 6 experts on each rank": {"model": {"moe": {"num_experts": 6}}, "optimizer": {"name": "muon"}},
+    "adafactor": {"parallelism": {"expert": -2, "shard": False}, "optimizer": {"name": "adafactor", "clip_norm": 0.1}},
     "untied": {"parallelism": {"expert": -2}, "model": {"tie_embeddings": False}},
     "balance over all ranks": {
         "parallelism": {"expert": 0},
@@ -314,6 +315,17 @@ def check_refusal(config, world):
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
+def check_whole(config, world):
+    """Adafactor refuses matrices that are divided, and says what to set."""
+    divided = config.model_copy(update={"parallelism": config.parallelism.model_copy(update={"shard": True})})
+    message = ""
+    try:
+        trainer_of(divided, world, build_task(divided, report=lambda text: None))
+    except UserError as error:
+        message = str(error)
+    assert message.startswith("parallelism.shard: divides embedding.weight among ranks"), message
+
+
 def faults_of(case, found, want):
     """A line for each value in which ranks and one process differ."""
     assert found.keys() == want.keys()
@@ -359,6 +371,7 @@ def main(name, folder, device="cpu", compiles=""):
                 np.savez(folder / f"{case}.npz", **found)
         if (name, device, compiles) == ("torch", "cpu", ""):
             check_refusal(config_of(name, "micro-batches", world.size, own), world)
+            check_whole(config_of(name, "adafactor", world.size, own), world)
 
 
 if __name__ == "__main__":

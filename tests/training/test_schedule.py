@@ -10,13 +10,21 @@ def rates(steps, **schedule):
 
 
 def test_warm_up_is_linear_and_reaches_the_peak():
-    for name in ("cosine", "wsd", "constant"):
+    for name in ("cosine", "wsd", "inverse_sqrt", "constant"):
         assert rates(10, name=name, warmup_steps=4)[:4] == [0.5, 1.0, 1.5, 2.0]
 
 
 def test_a_run_shorter_than_its_warm_up_only_warms_up():
-    for name in ("cosine", "wsd", "constant"):
+    for name in ("cosine", "wsd", "inverse_sqrt", "constant"):
         assert rates(3, name=name, warmup_steps=4) == [0.5, 1.0, 1.5]
+
+
+def test_inverse_sqrt_continues_from_the_warm_up():
+    values = rates(16, name="inverse_sqrt", warmup_steps=4)
+    assert values[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert values[4:] == pytest.approx([2.0 * (4 / step) ** 0.5 for step in range(5, 17)])
+    assert values[15] == pytest.approx(1.0)
+    assert rates(4, name="inverse_sqrt") == pytest.approx([2.0, 2.0 / 2**0.5, 2.0 / 3**0.5, 1.0])
 
 
 def test_constant_stays():

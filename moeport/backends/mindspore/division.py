@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from moeport.core.muon import batch_shape, rule_of
+from moeport.core.moments import rule_of
+from moeport.core.muon import batch_shape
 from moeport.core.parameters import ParameterSpec
 
 BUCKET = 2**23

@@ -13,7 +13,8 @@ from moeport.backends.mindspore.device import is_on_cpu
 from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.placing import placed
 from moeport.config.training import OptimizerConfig
-from moeport.core.muon import COEFFICIENTS, EPS, ITERATIONS, batch_shape, rate_factor, rule_of
+from moeport.core.moments import rule_of
+from moeport.core.muon import COEFFICIENTS, EPS, ITERATIONS, batch_shape, rate_factor
 from moeport.core.parameters import ParameterSpec
 
 

@@ -10,7 +10,7 @@ from mindspore import ops as msops
 
 from moeport.backends.mindspore.placing import placed
 from moeport.config.training import OptimizerConfig
-from moeport.core.muon import MOMENTS
+from moeport.core.moments import MOMENTS
 from moeport.core.parameters import ParameterSpec
 
 

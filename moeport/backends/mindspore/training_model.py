@@ -21,7 +21,7 @@ from moeport.backends.mindspore.optimizer import AdamW
 from moeport.backends.mindspore.placing import fill, on_host
 from moeport.comm.mesh import Mesh
 from moeport.core.array import Array
-from moeport.core.muon import MOMENTS, moment_names, rule_of
+from moeport.core.moments import MOMENTS, moment_names, rule_of
 from moeport.core.parameters import parameter_dtype
 from moeport.core.weights import Box, Shard, run_boxes
 from moeport.model.batch import Batch

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from moeport.backends.base import EvaluationModel, TrainingModel, TrainingOptions, find_non_finite
+from moeport.backends.torch.adafactor import Adafactor
 from moeport.backends.torch.compiling import compile_blocks
 from moeport.backends.torch.compute_copies import ComputeCopies
 from moeport.backends.torch.graphs import graphed
@@ -27,6 +28,9 @@ from moeport.model.batch import Batch
 from moeport.model.cache import NewTokens
 from moeport.model.loss_terms import LossTerms
 from moeport.model.transformer import Transformer
+
+OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
+"""By name, those that compute in the type of the parameters."""
 
 
 class TorchEvaluationModel(EvaluationModel):
@@ -153,7 +157,8 @@ class TorchTrainingModel(TorchEvaluationModel, TrainingModel):
         if options.compile:
             compile_blocks(self.module, model)
         held = self.module, self.specs, options.optimizer, self.mesh, ops
-        self.optimizer = Muon(*held, dtype) if options.optimizer.name == "muon" else AdamW(*held)
+        rule = options.optimizer.name
+        self.optimizer = Muon(*held, dtype) if rule == "muon" else OPTIMIZERS[rule](*held)
         parameters = self.module.parameters()
         self.run_pass = graphed(self._differentiated, parameters, options, ops.device, self.mesh.world.size, say)
         self.runs_ahead = self.optimizer.refuses and (ops.device.type != "cpu" or self.is_distributed)

@@ -16,7 +16,8 @@ from moeport.backends.torch.optimizer import AdamW
 from moeport.backends.torch.sharding import from_local, local
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
-from moeport.core.muon import COEFFICIENTS, EPS, ITERATIONS, batch_shape, rate_factor, rule_of
+from moeport.core.moments import rule_of
+from moeport.core.muon import COEFFICIENTS, EPS, ITERATIONS, batch_shape, rate_factor
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Shard
 

@@ -17,7 +17,7 @@ from moeport.backends.torch.sharding import from_local, local, to_whole
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
 from moeport.core.array import Array
-from moeport.core.muon import MOMENTS, rule_of
+from moeport.core.moments import MOMENTS, rule_of
 from moeport.core.parameters import ParameterSpec
 from moeport.core.weights import Shard
 
@@ -63,18 +63,23 @@ class AdamW:
         """The local shard of each parameter."""
         self.held = {name: held(p, specs[name], mesh) for name, p in self.parameters.items()}
         self._shares_of: dict[tuple[str, ...], Tensor] = {}
-        own = [name for name in self.shards if rule_of(specs[name], config.name) == "adamw"]
-        groups = [
-            {"params": [self.shards[n] for n in own if specs[n].decays], "weight_decay": config.weight_decay},
-            {"params": [self.shards[n] for n in own if not specs[n].decays], "weight_decay": 0.0},
-        ]
         self.device, self.kind = next((p.device, p.dtype) for p in self.shards.values())
         self.is_fused = uses_fused(ops, self.kind)
         self.refuses = self.can_refuse and self.is_fused and self.device.type in FUSED_DEVICES
         """Whether it does so here: the fused kernels of PyTorch do."""
         self.failed = torch.zeros((), dtype=torch.float32, device=self.device)
         """1 once a loss or a norm was not finite."""
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = self._library()
+
+    def _library(self) -> torch.optim.Optimizer:
+        """The optimiser of PyTorch that updates the local shards."""
+        config, specs = self.config, self.specs
+        own = [name for name in self.shards if rule_of(specs[name], config.name) == "adamw"]
+        groups = [
+            {"params": [self.shards[n] for n in own if specs[n].decays], "weight_decay": config.weight_decay},
+            {"params": [self.shards[n] for n in own if not specs[n].decays], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
@@ -82,7 +87,8 @@ class AdamW:
             fused=self.is_fused,
         )
         if self.refuses:
-            self.optimizer.found_inf = self.failed  # read by its step, as torch.amp.GradScaler sets it
+            optimizer.found_inf = self.failed  # read by its step, as torch.amp.GradScaler sets it
+        return optimizer
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Gradients by name."""
