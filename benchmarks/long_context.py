@@ -16,6 +16,7 @@ of the arms. Repeat the command to go on after an interruption.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from moeport.data.tokenizer import ByteTokenizer
 from moeport.files import write_json, write_text
 from moeport.studies.compare.plan import PlannedRun
 from moeport.studies.long_context.measure import Wanted, measure
+from moeport.studies.long_context.needles import FORMS as KINDS
 from moeport.studies.long_context.needles import Options, question
 from moeport.studies.long_context.text import Haystack, Text, files_text
 from moeport.training.trained import trained_text
@@ -80,8 +82,9 @@ NEEDLES = 4
 MEGABYTES = 4.0
 """Of text that is trained on, without needles."""
 BYTES_PER_TOKEN = 2.4
-LEAST_BYTES = 240
-"""Of a document with needles: as much as each form needs."""
+LEAST_BYTES = {"single": 120, "multi_key": 220, "multi_value": 240}
+"""Of a document with needles, by form: what its needles and question need."""
+MORE = re.compile(r"The number of (\w+) is (\d+)\.\n")
 SAMPLES = 20
 FIGURES = {
     "loss, first length": "loss_first",
@@ -126,19 +129,24 @@ def _rows(texts: Sequence[str]) -> str:
 def needle_documents(real: Sequence[str], length: int, mix: float) -> Iterator[str]:
     """Documents with needles and an answered question, which make up a share `mix` of the whole text.
 
-    They are up to nine tenths of `length` tokens long, by a rough estimate.
+    They are up to nine tenths of `length` tokens long, by a rough estimate. With several keys, the numbers of those
+    that were not asked for follow the answer: more tokens of a document then tell whether the model finds them.
     """
     if not mix:
         return
     tokenizer, rng = ByteTokenizer(), np.random.default_rng(0)
     haystack = Haystack.of(Text(real, ""), tokenizer)
     wanted = sum(map(len, real)) * mix / (1 - mix)
-    most = max(LEAST_BYTES, round(0.9 * length * BYTES_PER_TOKEN))
     while wanted > 0:
-        size = int(rng.integers(LEAST_BYTES, most + 1))
-        depth = float(rng.random())
-        each = question(haystack, FORMS[rng.integers(len(FORMS))], size, depth, rng, NEEDLES)
+        form = FORMS[rng.integers(len(FORMS))]
+        least = LEAST_BYTES[form]
+        size = int(rng.integers(least, max(least, round(0.9 * length * BYTES_PER_TOKEN)) + 1))
+        depth = float(rng.random()) if KINDS[form].has_depth else None
+        each = question(haystack, form, size, depth, rng, NEEDLES)
         text = tokenizer.decode(np.concatenate([each.prompt_T[1:], each.answer]))
+        if form == "multi_key":
+            pairs = [pair for pair in MORE.findall(text) if pair[1] != each.wanted[0]]
+            text += "".join(f".\nThe number of {key} is {value}" for key, value in pairs)
         wanted -= len(text)
         yield text
 
@@ -254,7 +262,7 @@ def _by_length(found: Mapping[str, Mapping[int, dict[str, Any]]], report: Report
 
 def main() -> None:
     """Train, go on, measure, and print the tables."""
-    own = {"length": "128", "short": "2000", "long": "400", "mix": "0.5", "text": "", "samples": str(SAMPLES)}
+    own = {"length": "128", "short": "4000", "long": "400", "mix": "0.5", "text": "", "samples": str(SAMPLES)}
     given = options(__doc__, "runs/long-context", **own, arms=",".join(ROPE))
     length, samples = int(given.own["length"]), int(given.own["samples"])
     files = {name: text_files(given, name, size) for name, size in (("short", length), ("long", TIMES * length))}

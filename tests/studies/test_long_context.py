@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,24 +12,28 @@ import pytest
 from scipy.stats import binomtest
 
 from moeport.backends import get_backend
+from moeport.config import config_from_dict, load_config
 from moeport.config.model import CapacityConfig, ModelConfig, MoEConfig
 from moeport.config.training import BackendConfig
 from moeport.core.parameters import initial_parameters
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
+from moeport.studies.compare.fairness import differences
 from moeport.studies.long_context.measure import wilson
 from moeport.studies.long_context.needles import DIGITS, FORMS, VARIABLES, Options, Question, questions
 from moeport.studies.long_context.positions import by_position
 from moeport.studies.long_context.scores import scores
-from moeport.studies.long_context.text import Haystack, Text
+from moeport.studies.long_context.text import Haystack, Text, files_text, held_out_text
+from tests.training.tiny import tiny_values
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-script = importlib.import_module("long_context")
+claims, script = (importlib.import_module(name) for name in ("claims", "long_context"))
 
 TOKENIZER = ByteTokenizer()
 WORDS = ("apple", "brook", "cloud", "delta", "ember", "frost", "grove", "house")
 TEXT = Text(["".join(f"line {i} has {WORDS[i % 8]} in it\n" for i in range(120)), "the second document\n" * 40], "here")
+SIDES = {"paths": "train", "validation_paths": "held"}
 NUMBER = rf"\d{{{DIGITS}}}"
 
 
@@ -52,6 +57,34 @@ def parts(question):
     text = TOKENIZER.decode(question.prompt_T[1:])
     before, _, last = text.rpartition("\n")
     return before, last, [TOKENIZER.decode(each) for each in question.candidates]
+
+
+class TestText:
+    def test_files_are_read_as_by_the_source_and_cut_at_the_limit(self, tmp_path, monkeypatch):
+        (tmp_path / "a.txt").write_text("one two")
+        (tmp_path / "b.jsonl").write_text('{"text": "three"}\n{"text": ""}\n{"text": "four five"}\n')
+        assert files_text([str(tmp_path)]).documents == ["one two", "three", "four five"]
+        monkeypatch.setattr("moeport.studies.long_context.text.MOST_CHARACTERS", 10)
+        assert files_text([str(tmp_path)]).documents == ["one two", "thr"]
+
+    def test_the_held_out_text_of_a_mixture_is_that_of_its_sources_in_order(self, tmp_path):
+        sources = []
+        for name in ("b", "a"):
+            for side in ("train", "held"):
+                (tmp_path / f"{name}-{side}.txt").write_text(f"{side} of {name}")
+            paths = {side: [str(tmp_path / f"{name}-{file}.txt")] for side, file in SIDES.items()}
+            sources.append({"name": name, "source": {"name": "files", **paths}})
+        values = tiny_values(tmp_path)
+        del values["data"]["source"]
+        values["data"]["sources"] = sources
+        found = held_out_text(config_from_dict(values).data, print)
+        assert found.documents == ["held of b", "held of a"]
+
+    def test_a_place_moves_to_the_end_of_a_line_that_is_near(self):
+        haystack = Haystack.of(Text(["ab\ncdef\n", "g"], ""), TOKENIZER)
+        assert bytes(haystack.id_T.tolist()) == b"ab\ncdef\n\n\ng"
+        assert haystack.break_T.tolist() == [3, 8, 9, 10]
+        assert [haystack.near(place, 1) for place in (0, 2, 3, 4, 5, 11)] == [0, 3, 3, 3, 5, 10]
 
 
 class TestPrompts:
@@ -263,14 +296,18 @@ class TestScript:
     def test_documents_with_needles_make_up_their_share_and_hold_the_answer(self):
         found = list(script.needle_documents(TEXT.documents, 512, 0.5))
         size = sum(map(len, TEXT.documents))
-        assert size <= sum(map(len, found)) <= size + 0.9 * 512 * script.BYTES_PER_TOKEN
+        assert size <= sum(map(len, found)) <= size + 512 * script.BYTES_PER_TOKEN
         assert found == list(script.needle_documents(TEXT.documents, 512, 0.5))
-        assert {document.rpartition("\n")[2].split()[1] for document in found} == {"is", "are"}
         for document in found:
-            before, _, last = document.rpartition("\n")
-            needles = dict(re.findall(rf"The number of (\w+) is ({NUMBER})\.", before))
-            key, answer = re.fullmatch(r"What.* of (\w+)\? The numbers? of \1 (?:is|are) ([\d, ]+)", last).groups()
-            assert needles[key] == answer.split(", ")[-1]
+            before, question, after = re.fullmatch(r"(.*)\n(What [^\n]*)(.*)", document, re.DOTALL).groups()
+            needles = re.findall(rf"The number of (\w+) is ({NUMBER})\.", before)
+            key, kind, answer = re.fullmatch(
+                r"What.* of (\w+)\? The numbers? of \1 (is|are) ([\d, ]+)", question.rstrip(".")
+            ).groups()
+            assert [value for other, value in needles if other == key] == answer.split(", ")
+            others = re.findall(rf"\nThe number of (\w+) is ({NUMBER})", after)
+            assert others == [pair for pair in needles if pair[0] != key]
+            assert (len(others), kind) in ((0, "is"), (3, "is"), (0, "are"))
         assert list(script.needle_documents(TEXT.documents, 512, 0)) == []
 
     def test_verdicts_are_those_of_paired_differences_beyond_the_first_length(self, capsys):
@@ -298,3 +335,18 @@ class TestScript:
         assert told["other to none"]["loss_first"]["verdict"] == "not shown"
         assert {*told} == {"abf to none", "none to abf", "other to none", "other to abf"}
         assert "| `other` | 100.0% ± 0.0% | 75.0% ± 0.0% | 75.0% ± 0.0% | 75.0% ± 0.0% |" in capsys.readouterr().out
+
+    def test_arms_differ_in_positions_alone_and_train_on_equal_tokens(self, tmp_path):
+        given = script.Given(tmp_path, own={"arms": ",".join(script.ROPE), "long": "400"})
+        files = {side: str(tmp_path / f"{side}.jsonl") for side in ("train", "validation")}
+        made = script.arms(given, SimpleNamespace(dir=tmp_path / "before"), files, 128)
+        configs = {
+            name: load_config(claims.ROUTERS / f"{arm.router}.yaml", (*arm.size, *arm.settings))
+            for name, arm in made.items()
+        }
+        for config in configs.values():
+            found = differences(configs["none"], config, ())
+            assert all(difference.key.startswith("model.attention.rope_") for difference in found)
+            assert (config is not configs["none"]) == bool(found)
+            assert config.data.sequence_length * config.training.batch_size == script.TOKENS
+        assert configs["yarn"].model.attention.rope_scaling.original_positions == 128

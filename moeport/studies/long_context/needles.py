@@ -211,7 +211,8 @@ def question(
         haystack: what the needles are hidden in.
         form: one of `FORMS`.
         length: tokens of the prompt and the longest candidate.
-        depth: of the needle that is asked for; None: drawn at random. Those of other needles always are.
+        depth: of the needle that is asked for, for forms that have one; None: drawn at random, as those of all other
+            needles.
         rng: draws words, numbers, depths, and where the haystack is cut out of the text.
         count: `Options.needles`.
 
