@@ -85,7 +85,7 @@ def eval(  # noqa: A001
     from functools import partial
 
     from moeport.cli.long_context import measure_all
-    from moeport.convert.evaluation import TaskOptions, evaluate, evaluate_tasks, opened
+    from moeport.convert.evaluation import TaskOptions, evaluate, evaluate_tasks, is_of_hub, opened
     from moeport.errors import UserError
     from moeport.files import write_json
 
@@ -94,6 +94,8 @@ def eval(  # noqa: A001
     others = {"--tasks": tasks, "--context": windows.context, "--stride": windows.stride}
     _check(long_context, len(places), [name for name, value in others.items() if value], bool(text or tasks))
     if long_context.is_wanted:
+        if not text and is_of_hub(places[0]):
+            raise UserError(f"there is no validation text: {places[0]} is no run; expected --text FILES")
         open_ = partial(opened, checkpoint=checkpoint, backend=backend, tokenizer=tokenizer)
         measured = measure_all(places, text, long_context, batch_size, open_)
         if json_file is not None:

@@ -135,14 +135,15 @@ def _trust(folder: Path) -> dict[str, bool]:
     return {"trust_remote_code": True} if ours else {}
 
 
-def _is_of_hub(place: Path) -> bool:
+def is_of_hub(place: Path) -> bool:
+    """Whether a folder is one of the Hugging Face hub, and no run."""
     return (place / CONFIG).is_file() and not (place / CHECKPOINT_DIR).is_dir()
 
 
 @contextmanager
 def _run_of(place: Path, tokenizer: Path | None) -> Iterator[Path]:
     """A run folder for as long as it is needed."""
-    if not _is_of_hub(place):
+    if not is_of_hub(place):
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="moeport-eval-") as folder:
@@ -154,7 +155,7 @@ def _run_of(place: Path, tokenizer: Path | None) -> Iterator[Path]:
 @contextmanager
 def _folder_of(place: Path, checkpoint: str) -> Iterator[Path]:
     """A folder that transformers opens, for as long as it is needed."""
-    if _is_of_hub(place):
+    if is_of_hub(place):
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="moeport-eval-") as folder:

@@ -20,10 +20,10 @@ def hub(tmp_path):
     return hub_folder(tmp_path / "hub", "qwen3_moe")
 
 
-def loss_of_transformers(hub, context):
-    """Mean negative log-likelihood of the text and of its end, in windows."""
-    tokenizer = ByteTokenizer()
-    ids = torch.tensor([tokenizer.end_of_text, *TEXT.encode(), tokenizer.end_of_text])
+def loss_of_transformers(hub, context, has_end=True):
+    """Mean negative log-likelihood of the text, and of its end if it has one, in windows."""
+    end = ByteTokenizer().end_of_text
+    ids = torch.tensor([end, *TEXT.encode(), *[end] * has_end])
     model = transformers.AutoModelForCausalLM.from_pretrained(hub).eval()
     total = 0.0
     for first in range(0, len(ids) - 1, context):
@@ -46,6 +46,16 @@ def test_a_folder_of_the_hub_has_the_loss_that_transformers_gives(hub, tmp_path,
     assert f"{found['total']['bits_per_byte']:.4f}" in out
 
 
+def test_the_loss_by_position_is_that_of_transformers(hub, tmp_path, monkeypatch, capsys):
+    words = ("--by-position", "--lengths", "24", "--text", tmp_path / "t.txt", "--json", tmp_path / "f.json")
+    code, _, err = moeport(monkeypatch, capsys, "eval", hub, *words, "--backend", "torch")
+    assert (code, err) == (0, "")
+    found = json.loads((tmp_path / "f.json").read_text())["models"][0]["positions"]
+    assert (found["sequences"], found["documents"], len(found["blocks"])) == (5, 1, 24)
+    mean = sum(block["loss"] for block in found["blocks"]) / 24
+    assert mean == pytest.approx(loss_of_transformers(hub, 24, has_end=False), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -55,6 +65,7 @@ def test_a_folder_of_the_hub_has_the_loss_that_transformers_gives(hub, tmp_path,
             "--backend jax: is not a backend; expected one of torch, mind",
         ),
         (("--text", "t.txt", "--context", "8", "--stride", "9"), "the stride must be at least 1 and at most the con"),
+        (("--needle",), "there is no validation text: "),
         (("--tasks", "a"), "--tasks: needs lm-evaluation-harness, which is not installed (lm_eval is missing); pip in"),
     ],
 )
