@@ -1,6 +1,7 @@
 """`moeport eval --needle` and `--by-position`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,11 +61,13 @@ LongContextFlags = Annotated[
         html_file=output_file("--html", help="Write --needle and --by-position as one HTML page with charts."),
     ),
 ]
-Open = Callable[[Path], Any]
+Open = Callable[[Path], AbstractContextManager[TrainedText]]
 """Opens a model for as long as a `with` lasts."""
 
 
-def measure_all(places: Sequence[Path], texts: Sequence[str], given: LongContext, batch_size: int, open_: Open) -> Any:
+def measure_all(
+    places: Sequence[Path], texts: Sequence[str], given: LongContext, batch_size: int, open_: Open
+) -> dict[str, Any]:
     """Measure models one after the other on the same text, and print and write what was found.
 
     Args:

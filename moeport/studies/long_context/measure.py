@@ -13,7 +13,7 @@ from scipy.special import ndtri
 
 from moeport.backends.base import EvaluationModel
 from moeport.data import Tokenizer
-from moeport.studies.compare.spread import CONFIDENCE
+from moeport.studies.compare.spread import CONFIDENCE, Paired
 from moeport.studies.long_context.needles import FORMS, Options, Question, questions
 from moeport.studies.long_context.positions import ByPosition, by_position
 from moeport.studies.long_context.scores import Score, scores
@@ -101,8 +101,8 @@ def _positions_json(found: ByPosition) -> dict[str, Any]:
     }
 
 
-def _ends(each: Any) -> list[float] | None:
-    return None if each.low is None else [each.low, each.high]
+def _ends(each: Paired) -> list[float] | None:
+    return None if each.low is None or each.high is None else [each.low, each.high]
 
 
 def measure(trained: TrainedText, name: str, text: Text, wanted: Wanted, progress: Progress) -> LongContext:
