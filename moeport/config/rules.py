@@ -589,7 +589,7 @@ EFFECTS = (
     *(Effect(f"optimizer.{option}", "optimizer.name", ("adamw", "muon")) for option in ("beta1", "beta2", "eps")),
     *(
         Effect(f"optimizer.adafactor.{option}", "optimizer.name", ("adafactor",))
-        for option in ("beta2_decay", "clip_threshold", "least_scale")
+        for option in ("beta2_decay", "clip_threshold", "eps", "least_scale")
     ),
     *(
         Effect(f"optimizer.muon.{option}", "optimizer.name", ("muon",))

@@ -110,6 +110,9 @@ class AdafactorConfig(Section):
     """The second moment moves towards the squared gradient by step^-beta2_decay."""
     clip_threshold: Annotated[float, Field(ge=1)] = 1.0
     """Largest root mean square of a matrix's normalised update."""
+    eps: Annotated[float, Field(ge=1e-15)] = 1e-15
+    """Least root of a second moment, the same for all types: its square is the 1e-30 of Shazeer and Stern. The default
+    of torch.optim.Adafactor is the epsilon of the parameters' type, next to which small gradients are lost."""
     least_scale: PositiveFloat = 1e-3
     """Least root mean square of a matrix that its rate is multiplied by."""
 

@@ -22,7 +22,8 @@ class Memory:
     parameters: float
     gradients: float
     moments: float
-    """Of the optimiser: two for each parameter of AdamW's, one for each of Muon's."""
+    """Of the optimiser: two for each parameter of AdamW's, one for each of Muon's; of a matrix of Adafactor's, one for
+    each row and column."""
     gathered: float
     """Whole parameters and gradients of the largest block, and of what is outside blocks, where FSDP gathers them."""
     cast: float

@@ -23,7 +23,7 @@ OTHER = OptimizerConfig(
     name="adafactor",
     clip_norm=None,
     weight_decay=0.3,
-    adafactor=AdafactorConfig(beta2_decay=0.5, clip_threshold=2.0, least_scale=0.1),
+    adafactor=AdafactorConfig(beta2_decay=0.5, clip_threshold=2.0, eps=1e-4, least_scale=0.1),
 )
 
 
@@ -42,7 +42,7 @@ def library(value, decays, config):
     return p, torch.optim.Adafactor(
         [p],
         beta2_decay=-options.beta2_decay,
-        eps=(None, options.least_scale),
+        eps=(options.eps, options.least_scale),
         d=options.clip_threshold,
         weight_decay=config.weight_decay if decays else 0.0,
     )

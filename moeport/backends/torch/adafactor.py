@@ -67,7 +67,7 @@ class Adafactor(AdamW):
             [group | {"weight_decay": w} for group, w in zip(groups, decay, strict=True) if group["params"]],
             lr=config.learning_rate,
             beta2_decay=-options.beta2_decay,
-            eps=(None, options.least_scale),
+            eps=(options.eps, options.least_scale),
             d=options.clip_threshold,
             foreach=False,
         )

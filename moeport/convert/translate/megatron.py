@@ -281,7 +281,9 @@ RULES: dict[str, Rule] = {
     "micro_batch_size": ignored("how a batch is divided; see training.gradient_accumulation"),
     "rampup_batch_size": only(None, why="the batch has one size here"),
     "seed": to("training.seed", integer, default=1234),
-    "optimizer": only("adam", why="moeport has AdamW and Muon; translate its options by hand", default="adam"),
+    "optimizer": only(
+        "adam", why="moeport has AdamW, Muon and Adafactor; translate its options by hand", default="adam"
+    ),
     "lr": to("optimizer.learning_rate", number),
     "weight_decay": to("optimizer.weight_decay", number, default=0.01),
     "start_weight_decay": only(None, why="the weight decay has one value here"),

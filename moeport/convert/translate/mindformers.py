@@ -193,7 +193,7 @@ RULES: dict[str, Rule] = {
     "run_mode": only("train", why="a config of training is expected"),
     "optimizer.type": only(
         *("AdamW", "FusedAdamWeightDecay", "FP32StateAdamWeightDecay", "PmaAdamW"),
-        why="moeport has AdamW and Muon; translate its options by hand",
+        why="moeport has AdamW, Muon and Adafactor; translate its options by hand",
     ),
     "optimizer.beta1": to("optimizer.beta1", number),
     "optimizer.beta2": to("optimizer.beta2", number),

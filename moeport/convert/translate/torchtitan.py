@@ -153,7 +153,9 @@ RULES: dict[str, Rule] = {
     "training.mixed_precision_reduce": only("float32", why="gradients are added up in float32 here"),
     "training.compile": to("backend.compile", switch),
     "compile.enable": to("backend.compile", switch),
-    "optimizer.name": only("AdamW", why="moeport has AdamW and Muon; translate its options by hand", default="AdamW"),
+    "optimizer.name": only(
+        "AdamW", why="moeport has AdamW, Muon and Adafactor; translate its options by hand", default="AdamW"
+    ),
     "optimizer.lr": to("optimizer.learning_rate", number, default=8e-4),
     "optimizer.beta1": to("optimizer.beta1", number, default=0.9),
     "optimizer.beta2": to("optimizer.beta2", number, default=0.95),
