@@ -28,8 +28,14 @@ CASES = tuple(
     for of in ("tokens", "rows")
 )
 NORMS = {"norm": (3, 5, 64), "norm-odd": (2, 3, 4, 40), "norm-parts": (137, 256), "norm-wide": (3, 5000)}
-ROPES = {"rope": (2, 5, 3, 16), "rope-odd": (1, 3, 5, 40), "rope-many": (1, 2, 70, 62), "rope-each": (2, 3, 5, 40)}
-"""The angles of the last differ between sequences."""
+ROPES = {
+    "rope": (2, 5, 3, 16),
+    "rope-odd": (1, 3, 5, 40),
+    "rope-many": (1, 2, 70, 62),
+    "rope-one": (2, 6, 1, 16),
+    "rope-each": (2, 3, 5, 40),
+}
+"""One head is what keys with a rotary base of their own have. The angles of the last differ between sequences."""
 PER_ROW = tuple(f"{case} {dtype}" for case in (*NORMS, *ROPES) for dtype in ("float32", "bfloat16"))
 FEW = (
     "grouped_mm_triton dropped swiglu bfloat16 tokens",

@@ -5,7 +5,7 @@ import functools
 from moeport.backends import get_backend
 from moeport.backends.base import TrainingOptions
 from moeport.backends.torch.model import TorchTrainingModel
-from moeport.config.model import AttentionConfig, CapacityConfig
+from moeport.config.model import AttentionConfig, CapacityConfig, RopeBasesConfig
 from moeport.config.training import BackendConfig, OptimizerConfig
 from tests.model.models import ROUTER_CONFIGS, batch_of, changed, model_and_params, model_config
 
@@ -18,6 +18,7 @@ LATENT = AttentionConfig(
     qk_rope_head_dim=4,
     v_head_dim=6,
 )
+BASES = RopeBasesConfig(kind="list", values=(50.0, 3.0))
 KINDS = {
     **{f"router {name}": {"router": name} for name in ROUTER_CONFIGS},
     "capacity": {"moe": {"capacity": CapacityConfig(policy="factor", factor=0.6)}},
@@ -28,6 +29,9 @@ KINDS = {
     "a dense block after the experts": {"moe": {"residual_hidden": 6, "residual_form": "sequential"}},
     "a dense block": {"dense_hidden": 6, "moe": {"dense_layers": (0,)}},
     "tied embeddings": {"tie_embeddings": True},
+    "a rotary base for each key head": {
+        "attention": AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=4, rope_bases=BASES)
+    },
     "latent attention": {"router": "sigmoid_bias", "attention": LATENT},
 }
 """By name, arguments of `model_config`."""

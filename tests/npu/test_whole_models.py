@@ -19,6 +19,7 @@ SAME_AS_CPU = (
     "one expert",
     "shared experts",
     "a dense block",
+    "a rotary base for each key head",
     "latent attention",
 )
 
