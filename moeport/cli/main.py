@@ -22,6 +22,7 @@ COMMANDS = (
     "generate",
     "eval",
     "capacity",
+    "inspect",
     "checkpoint",
     "convert",
     "data",

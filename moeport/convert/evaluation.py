@@ -73,7 +73,7 @@ def opened(
 ) -> Iterator[TrainedText]:
     """A language model to evaluate, for as long as it is needed; arguments as of `evaluate`."""
     chosen = None if backend is None else BackendConfig.model_validate({"name": backend})
-    with _run_of(Path(place), tokenizer) as run_dir:
+    with run_of(Path(place), tokenizer) as run_dir:
         yield trained_text(run_dir, checkpoint, "be evaluated on text", chosen)
 
 
@@ -141,8 +141,15 @@ def is_of_hub(place: Path) -> bool:
 
 
 @contextmanager
-def _run_of(place: Path, tokenizer: Path | None) -> Iterator[Path]:
-    """A run folder for as long as it is needed."""
+def run_of(place: Path, tokenizer: Path | None) -> Iterator[Path]:
+    """A run folder for as long as it is needed.
+
+    Args:
+        place: a run folder, or a folder of the hub, which is converted into a temporary run.
+        tokenizer: a tokenizer.json, if the folder of the hub has none.
+
+    Raises: as of `from_hf`.
+    """
     if not is_of_hub(place):
         yield place
         return

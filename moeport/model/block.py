@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
-from moeport.core.dispatch import RunExperts
+from moeport.core.dispatch import RunExperts, RunPart
 from moeport.core.parameters import ParameterSpec, subtree, with_prefix
 from moeport.core.routing import RouterContext
 from moeport.model.attention import attention_forward, attention_specs
@@ -63,13 +63,14 @@ class Block:
         x_BSD: Array,
         context: RouterContext,
         run_experts: Callable[[str], RunExperts] | None = None,
+        run_part: Callable[[str], RunPart] | None = None,
     ) -> BlockOutput:
         """x + attention(norm(x)), then x + feed_forward(norm(x)), once per mixture-of-experts layer of the block.
 
         Where the config says so, each of these layers is followed by x + dense(norm(x)), as in OpenMoE's released code.
 
-        `run_experts` maps a key of `moe` to a function that supplies the weights of the local experts; by default they
-        are taken from `params`.
+        `run_experts` maps a key of `moe` to a function that supplies the weights of the local experts, and `run_part`
+        to one that supplies the parameters of the layer's other parts; by default they are taken from `params`.
 
         Returns: (x_BSD, metrics of those layers; none for a dense block).
         """
@@ -85,7 +86,9 @@ class Block:
             normed_TD = ops.reshape(normed, (-1, config.d_model))
             layer_context = replace(context, noise=subtree(suffix, context.noise)) if suffix else context
             experts = run_experts(suffix) if run_experts else None
-            y_TD, layer_metrics = moe.forward(ops, subtree(f"moe{suffix}", params), normed_TD, layer_context, experts)
+            part = run_part(suffix) if run_part else None
+            own = subtree(f"moe{suffix}", params)
+            y_TD, layer_metrics = moe.forward(ops, own, normed_TD, layer_context, experts, part)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)
             if config.moe.dense_follows:
                 normed = ops.rms_norm(x_BSD, params[f"dense_norm{suffix}.weight"], config.norm_eps)

@@ -14,7 +14,7 @@ from typing_extensions import override
 from moeport.config.data import DataConfig
 from moeport.config.model import ModelConfig
 from moeport.core.array import Array
-from moeport.core.dispatch import RunExperts
+from moeport.core.dispatch import RunExperts, RunPart
 from moeport.core.ops import Ops
 from moeport.core.parameters import ParameterSpec
 from moeport.core.routing import RouterContext, Routing, SoftRouting
@@ -167,6 +167,7 @@ class RecordedBlock(Block):
         x_BSD: Array,
         context: RouterContext,
         run_experts: Callable[[str], RunExperts] | None = None,
+        run_part: Callable[[str], RunPart] | None = None,
     ) -> BlockOutput:
         """Run the block; experts use `params`, so that they are recorded."""
         if self.recorder.active:
@@ -175,7 +176,7 @@ class RecordedBlock(Block):
         if self.first_expert is not None:
             own = partial(self._run_experts, run.ops.unrecorded(), params, run_experts)
         recording = replace(run, ops=recorded(run.ops, self.recorder))
-        return super().forward(recording, params, x_BSD, context, own)
+        return super().forward(recording, params, x_BSD, context, own, run_part)
 
     def _run_experts(
         self, ops: Ops, params: Mapping[str, Array], given: Callable[[str], RunExperts] | None, suffix: str

@@ -12,10 +12,22 @@ from moeport.config.training import BackendConfig
 from moeport.data import Tokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
-from moeport.training.checkpoint import find_checkpoint, open_checkpoint
+from moeport.training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from moeport.training.fits import check_parameters, finite
 from moeport.training.run_dir import CHECKPOINT_DIR, config_of, read_config
 from moeport.training.side_files import read_tokenizer
+
+
+@dataclass(frozen=True)
+class OpenedText:
+    """A checkpoint of a language model, and what belongs to it."""
+
+    checkpoint: Checkpoint
+    config: Config
+    """What it was trained with."""
+    tokenizer: Tokenizer
+    lm: DecoderLM
+    """Its shapes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,14 @@ def trained_text(
 
     Raises: UserError or CheckpointError for errors that the user can fix.
     """
+    opened = opened_text(run_dir, checkpoint, purpose)
+    weights, config = opened.checkpoint.model, opened.config
+    model = get_backend(backend or config.backend.on_any_device()).evaluation_model(opened.lm, weights)
+    return TrainedText(model, opened.tokenizer, config, opened.checkpoint.path.name)
+
+
+def opened_text(run_dir: Path, checkpoint: str = "latest", purpose: str = "continue text") -> OpenedText:
+    """Open a checkpoint of a language model without reading its arrays. Arguments and errors as of `trained_text`."""
     if not (run_dir / CHECKPOINT_DIR).is_dir():
         read_config(run_dir)
     loaded = finite(open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, checkpoint)))
@@ -63,5 +83,4 @@ def trained_text(
     tokenizer = read_tokenizer(run_dir, loaded)
     lm = DecoderLM(config.model, tokenizer.vocab_size)
     check_parameters(loaded, lm.parameter_specs())
-    model = get_backend(backend or config.backend.on_any_device()).evaluation_model(lm, loaded.model)
-    return TrainedText(model, tokenizer, config, loaded.path.name)
+    return OpenedText(loaded, config, tokenizer, lm)
