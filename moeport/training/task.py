@@ -156,7 +156,16 @@ class TextTask(Task):
             f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
             f"{train.num_tokens:,} tokens; {held_out:,} documents held out" + _parts_label(train)
         )
-        return line + self._hidden_pairs()
+        return line + self._hidden_pairs() + self._objective_label()
+
+    def _objective_label(self) -> str:
+        """Says what the sequences are rearranged by, and until when."""
+        objective = self.config.data.objective
+        if not objective.is_mixture:
+            return ""
+        until = f" in the first {objective.steps:,} steps" if objective.steps else ""
+        number = len(objective.mixture)
+        return f"; rearranged by {number} denoiser{'' if number == 1 else 's'}{until}"
 
     def _hidden_pairs(self) -> str:
         """Says how much the mask of documents hides, if there is one, from some sequences."""

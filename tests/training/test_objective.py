@@ -13,6 +13,7 @@ from moeport.core.parameters import initial_parameters
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import ConfigError, UserError
 from moeport.model.batch import Batch
+from moeport.studies.compare.figures import read_result
 from moeport.training.batches import Batches
 from moeport.training.generate import generate_texts
 from moeport.training.metrics import read_metrics
@@ -93,9 +94,12 @@ def test_a_run_resumes_exactly_and_says_what_each_denoiser_loses(tmp_path):
     task = build_task(config, report=lambda _: None)
     assert [list(each) for each in losses] == [task.denoising.names] * 2
     assert [step.loss for step in steps] == pytest.approx([np.log(ROWS)] * 6, rel=0.3)
+    assert task.describe().endswith("; rearranged by 6 denoisers in the first 4 steps")
     page = (config.run.dir / "report.html").read_text()
     assert "Validation loss by denoiser" in page
     assert all(f"{loss:.4f}" in page for loss in losses[-1].values())
+    figures = read_result(config.run.dir, config, 1).figures.values()
+    assert {name: figures[f"val_loss.{name}"] for name in losses[-1]} == losses[-1]
     whole = contents(last(config))
     for step in (2, 5):
         stop_after(config, step)
