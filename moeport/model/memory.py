@@ -29,7 +29,7 @@ class Memory:
     cast: float
     """Weights that are cast to the compute type once per update."""
     activations: float
-    """An estimate, see `activation_bytes` and `padded_rows`."""
+    """An estimate, see `activation_bytes`, `padded_rows` and `rotary_bytes`."""
     saved: float
     """On the host: a copy of what a rank writes to a checkpoint, while it is written."""
     program: float
@@ -142,7 +142,7 @@ def memory(config: Config, sizes: ModelSizes, ranks: int, expert: int, tokens: i
     gathered = sizes.dense_outside + sizes.dense_block + gathers_experts * sizes.expert_block / expert
     cast = (not gathers) * sizes.dense_cast + (not gathers_experts) * sizes.expert_cast / expert
     everything = sizes.dense_total + sizes.expert_total + sizes.dense_moments + sizes.expert_moments
-    activations = activation_bytes(config, sizes.item_bytes) * tokens
+    activations = activation_bytes(config, sizes.item_bytes) * tokens + rotary_bytes(config, tokens)
     return Memory(
         parameters=parameters,
         gradients=gradients,
@@ -199,6 +199,18 @@ def activation_bytes(config: Config, item_bytes: int) -> float:
     if config.training.activation_checkpointing:
         total = layers * model.d_model + block + max(per_moe, per_dense)
     return float(item_bytes * total)
+
+
+def rotary_bytes(config: Config, tokens: int) -> float:
+    """Bytes of the rotary tables with a base per key-value head; those of one base are small.
+
+    Cosine and sine of every position and key-value head, and of every token again where documents are masked.
+    """
+    model, data = config.model, config.data
+    if model.attention.rope_bases.kind == "none":
+        return 0.0
+    rows = data.tokens_per_sequence + tokens * (not data.is_images and data.document_mask)
+    return float(2 * (8 if config.backend.dtype == "float64" else 4) * rows * model.num_kv_heads * model.rope_dim)
 
 
 def _attention_numbers(model: ModelConfig) -> int:

@@ -81,6 +81,15 @@ def test_padded_rows_are_counted():
     assert padded.activations - memory_of(**sections).activations == 64 * 2 * row
 
 
+def test_tables_of_several_rotary_bases_are_counted():
+    def activations(data, **attention):
+        model = {"num_layers": 2, "d_model": 32, "attention": {"num_heads": 4, "num_kv_heads": 2, **attention}}
+        return memory_of(model=model, data={"sequence_length": 16, **data}, backend={"dtype": "float32"}).activations
+
+    for data, rows in (({}, 16), ({"document_mask": True}, 16 + 64)):
+        assert activations(data, rope_bases=[50.0, 3.0]) - activations(data) == 2 * 4 * rows * 2 * 8
+
+
 def test_a_checkpoint_is_copied_once_over_all_ranks():
     one, four = memory_of(1), memory_of(4, 2)
     assert one.saved == one.parameters + one.moments
