@@ -4,6 +4,7 @@ import torch
 
 from moeport.backends.torch import compiling
 from moeport.backends.torch.compiling import compile_blocks
+from moeport.config.model import AttentionConfig, RopeBasesConfig
 from moeport.config.training import OptimizerConfig
 from tests.backends.models import assert_same_bits, stepped, training_model
 from tests.model.models import ROUTER_CONFIGS, batch_of, model_config, rows
@@ -195,8 +196,11 @@ def test_some_parameters_can_be_read_and_replaced():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_loss_and_gradients():
-    config = model_config(num_layers=1)
+@pytest.mark.parametrize("bases", [(), (50.0, 3.0)], ids=["one rotary base", "two"])
+def test_compiled_blocks_give_the_same_loss_and_gradients(bases):
+    options = {"rope_bases": RopeBasesConfig(kind="list", values=bases)} if bases else {}
+    attention = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=4, qk_norm=True, **options)
+    config = model_config(num_layers=1, attention=attention)
     batch = batch_of(training_model(config).model)
     (plain,), gradients = accumulated(config, "float32", [batch])
     (compiled,), again = accumulated(config, "float32", [batch], compile=True)
