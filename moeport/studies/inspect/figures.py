@@ -88,7 +88,7 @@ def _depth(found: Found) -> list[Drawn]:
 def _top_table(layer: LayerFound) -> Table:
     load_E = layer.counts.load / max(1, layer.counts.load.sum())
     rows = [
-        [str(expert), f"{load_E[expert]:.1%}", "  ".join(f"{each.text} {each.share:.0%}" for each in top)]
+        [str(expert), f"{load_E[expert]:.1%}", " · ".join(f"{each.text} {each.share:.0%}" for each in top)]
         for expert, top in enumerate(layer.top_ids)
     ]
     return Table.of(layer.name, ["expert", "load", "token ids, with the share of each that goes to the expert"], rows)

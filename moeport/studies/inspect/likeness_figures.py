@@ -95,4 +95,4 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "-"
+    return f"{round(value, 3) + 0.0:.3f}" if np.isfinite(value) else "-"  # + 0.0, so that -0.0 has no sign
