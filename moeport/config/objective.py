@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from moeport.core.section import Section
 
 EXTREME_SPAN, EXTREME_RATE = 12, 0.3
-"""From this mean length of a span, or this share of corrupted tokens, UL2 calls a denoiser extreme (section 3.1.2)."""
+"""From this mean length of a span, or this share of corrupted tokens, UL2 calls a denoiser extreme."""
 SHORTEST_SEQUENCE = 8
 """Ours: fewest tokens of a sequence in which there is room for a span."""
 
@@ -59,7 +59,7 @@ class Denoiser(Section):
 
     @property
     def mode(self) -> Mode:
-        """S for a prefix, X for long spans or many corrupted tokens, otherwise R (UL2, section 3.1.2)."""
+        """S for a prefix, X for long spans or many corrupted tokens, otherwise R (UL2)."""
         if self.kind == "prefix":
             return "S"
         return "X" if self.mean_span >= EXTREME_SPAN or self.rate >= EXTREME_RATE else "R"
@@ -99,7 +99,7 @@ class ObjectiveConfig(Section):
     spans, a `mean_span`. Default: OpenMoE's, half prefix LM with rate 0.5, and a tenth each of spans with mean_span and
     rate (3, 0.15), (8, 0.15), (3, 0.5), (8, 0.5) and (64, 0.5)."""
     mode_tokens: bool = True
-    """ul2: begin each sequence with a token of its mode: R, S or X (UL2, section 3.1.3)."""
+    """ul2: begin each sequence with a token of its mode: R, S or X (UL2)."""
     steps: PositiveInt | None = None
     """ul2: the steps that are trained with the mixture; those after them are causal. Default: all."""
 

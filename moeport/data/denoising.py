@@ -1,6 +1,6 @@
 """UL2's mixture of denoisers: sequences of text that are rearranged, and which of their targets count.
 
-UL2: arXiv 2205.05131; spans as in T5 (arXiv 1910.10683, section 3.1.4); in a decoder, inputs and targets are one
+UL2: arXiv 2205.05131; spans as in T5 (arXiv 1910.10683); in a decoder, inputs and targets are one
 sequence. S is the length of a sequence, B the number of sequences.
 """
 
