@@ -8,9 +8,10 @@ with sequences of four times the length, for `--long` steps of equally many toke
 are measured at 1, 2, 4 and 8 times the length, on held-out text: needles, and the loss by position. Figures *beyond*
 are those of lengths and positions above the first length, up to four times that, which is what the arms trained on.
 
-By default half of the training text (`--mix`) is documents with needles in them, made from the other half: without
-them, models of this size do not answer at all. `--text` names other text than Python's standard library, `--arms` some
-of the arms. Repeat the command to go on after an interruption.
+By default half of the training text (`--mix`) is made from the other half: documents with needles in them, and texts
+that are repeated, since models of this size learn to look back from few tokens only where much depends on it. `--text`
+names other text than Python's standard library, `--arms` some of the arms. Repeat the command to go on after an
+interruption.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from moeport.data.tokenizer import ByteTokenizer
 from moeport.files import write_json, write_text
 from moeport.studies.compare.plan import PlannedRun
 from moeport.studies.long_context.measure import Wanted, measure
-from moeport.studies.long_context.needles import FORMS as KINDS
+from moeport.studies.long_context.needles import FORMS as NEEDLE_FORMS
 from moeport.studies.long_context.needles import Options, question
 from moeport.studies.long_context.text import Haystack, Text, files_text
 from moeport.training.trained import trained_text
@@ -78,12 +79,17 @@ TOKENS = 2048
 RATE_BEFORE, RATE_AFTER = "0.01", "0.003"
 FORMS = ("single", "multi_key", "multi_value")
 """Those with room in the default length; variable tracking takes about 170 tokens."""
+COPY = "copy"
+KINDS = (*FORMS, COPY, COPY)
+"""Of the documents that are mixed in, drawn with equal shares."""
 NEEDLES = 4
 MEGABYTES = 4.0
 """Of text that is trained on, without needles."""
 BYTES_PER_TOKEN = 2.4
 LEAST_BYTES = {"single": 120, "multi_key": 220, "multi_value": 240}
 """Of a document with needles, by form: what its needles and question need."""
+LEAST_COPY = 60
+"""Bytes of a text that is repeated."""
 MORE = re.compile(r"The number of (\w+) is (\d+)\.\n")
 SAMPLES = 20
 FIGURES = {
@@ -105,7 +111,7 @@ def text_files(given: Given, name: str, length: int) -> dict[str, str]:
         settings = [f"data.source={{name: files, paths: {json.dumps([paths])}}}"] if paths else []
         corpus = read_documents(load_config(None, settings).data)
         real = _first((each.text for each in corpus.train), MEGABYTES * 1e6)
-        needles = needle_documents(real, length, float(given.own["mix"]))
+        needles = looking_back(real, length, float(given.own["mix"]))
         write_text(Path(files["train"]), _rows([*real, *needles]))
         write_text(Path(files["validation"]), _rows([each.text for each in corpus.validation]))
     return files
@@ -126,29 +132,43 @@ def _rows(texts: Sequence[str]) -> str:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
-def needle_documents(real: Sequence[str], length: int, mix: float) -> Iterator[str]:
-    """Documents with needles and an answered question, which make up a share `mix` of the whole text.
+def looking_back(real: Sequence[str], length: int, mix: float) -> Iterator[str]:
+    """Documents that can only be predicted by looking back, which make up a share `mix` of the whole text.
 
-    They are up to nine tenths of `length` tokens long, by a rough estimate. With several keys, the numbers of those
-    that were not asked for follow the answer: more tokens of a document then tell whether the model finds them.
+    Most have needles and an answered question; the others are a stretch of text that is repeated, of which each token
+    of the second half tells whether the model finds what it has read. They are up to nine tenths of `length` tokens
+    long, by a rough estimate.
     """
     if not mix:
         return
-    tokenizer, rng = ByteTokenizer(), np.random.default_rng(0)
-    haystack = Haystack.of(Text(real, ""), tokenizer)
+    rng, haystack = np.random.default_rng(0), Haystack.of(Text(real, ""), ByteTokenizer())
     wanted = sum(map(len, real)) * mix / (1 - mix)
     while wanted > 0:
-        form = FORMS[rng.integers(len(FORMS))]
-        least = LEAST_BYTES[form]
-        size = int(rng.integers(least, max(least, round(0.9 * length * BYTES_PER_TOKEN)) + 1))
-        depth = float(rng.random()) if KINDS[form].has_depth else None
-        each = question(haystack, form, size, depth, rng, NEEDLES)
-        text = tokenizer.decode(np.concatenate([each.prompt_T[1:], each.answer]))
-        if form == "multi_key":
-            pairs = [pair for pair in MORE.findall(text) if pair[1] != each.wanted[0]]
-            text += "".join(f".\nThe number of {key} is {value}" for key, value in pairs)
+        kind = KINDS[rng.integers(len(KINDS))]
+        most = round(0.9 * length * BYTES_PER_TOKEN)
+        text = twice(haystack, rng, most) if kind == COPY else answered(haystack, rng, kind, most)
         wanted -= len(text)
         yield text
+
+
+def twice(haystack: Haystack, rng: np.random.Generator, most: int) -> str:
+    """A stretch of real text and the same again, of at most `most` bytes."""
+    size = int(rng.integers(min(LEAST_COPY, most // 2), most // 2 + 1))
+    start = int(rng.integers(len(haystack.id_T) - size + 1))
+    return 2 * haystack.tokenizer.decode(haystack.id_T[start : start + size])
+
+
+def answered(haystack: Haystack, rng: np.random.Generator, form: str, most: int) -> str:
+    """A prompt with its answer; with several keys, followed by the needles of those that were not asked for."""
+    least = LEAST_BYTES[form]
+    size = int(rng.integers(least, max(least, most) + 1))
+    depth = float(rng.random()) if NEEDLE_FORMS[form].has_depth else None
+    each = question(haystack, form, size, depth, rng, NEEDLES)
+    text = haystack.tokenizer.decode(np.concatenate([each.prompt_T[1:], each.answer]))
+    if form == "multi_key":
+        pairs = [pair for pair in MORE.findall(text) if pair[1] != each.wanted[0]]
+        text += "".join(f".\nThe number of {key} is {value}" for key, value in pairs)
+    return text
 
 
 def arm(files: Mapping[str, str], length: int, steps: str, *settings: str) -> Arm:

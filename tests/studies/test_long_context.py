@@ -293,12 +293,18 @@ def test_intervals_of_shares_are_wilsons():
 class TestScript:
     """`benchmarks/long_context.py`: what it trains on, and what its verdicts follow from."""
 
-    def test_documents_with_needles_make_up_their_share_and_hold_the_answer(self):
-        found = list(script.needle_documents(TEXT.documents, 512, 0.5))
+    def test_documents_that_look_back_make_up_their_share_and_hold_the_answer(self):
+        found = list(script.looking_back(TEXT.documents, 512, 0.5))
         size = sum(map(len, TEXT.documents))
         assert size <= sum(map(len, found)) <= size + 512 * script.BYTES_PER_TOKEN
-        assert found == list(script.needle_documents(TEXT.documents, 512, 0.5))
+        assert found == list(script.looking_back(TEXT.documents, 512, 0.5))
+        half = {document: document[: len(document) // 2] for document in found}
+        copies = [document for document in found if document == 2 * half[document]]
+        assert 0.2 < len(copies) / len(found) < 0.6
+        assert all(half[document] in "\n\n".join(TEXT.documents) for document in copies)
         for document in found:
+            if document in copies:
+                continue
             before, question, after = re.fullmatch(r"(.*)\n(What [^\n]*)(.*)", document, re.DOTALL).groups()
             needles = re.findall(rf"The number of (\w+) is ({NUMBER})\.", before)
             key, kind, answer = re.fullmatch(
@@ -308,7 +314,7 @@ class TestScript:
             others = re.findall(rf"\nThe number of (\w+) is ({NUMBER})", after)
             assert others == [pair for pair in needles if pair[0] != key]
             assert (len(others), kind) in ((0, "is"), (3, "is"), (0, "are"))
-        assert list(script.needle_documents(TEXT.documents, 512, 0)) == []
+        assert list(script.looking_back(TEXT.documents, 512, 0)) == []
 
     def test_verdicts_are_those_of_paired_differences_beyond_the_first_length(self, capsys):
         def measured(loss, exact):
