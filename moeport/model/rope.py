@@ -95,6 +95,9 @@ def of_config(config: ModelConfig, sequence_length: int, dtype: str) -> tuple[np
     bases = bases_of(config)
     if len(set(bases)) == 1:
         bases = bases[:1]
-    tables = [rope_tables(sequence_length, config.rope_dim, base, attention.rope_scaling) for base in bases]
-    cos, sin = (np.concatenate([table.astype(dtype) for table in kind], axis=1) for kind in zip(*tables, strict=True))
+    tables = [
+        [table.astype(dtype) for table in rope_tables(sequence_length, config.rope_dim, base, attention.rope_scaling)]
+        for base in bases
+    ]
+    cos, sin = (np.concatenate(kind, axis=1) for kind in zip(*tables, strict=True))
     return cos, sin
