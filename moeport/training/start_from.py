@@ -12,7 +12,7 @@ from moeport.training.checkpoint import Checkpoint, find_checkpoint, open_checkp
 from moeport.training.checkpoint_meta import META_FILE
 from moeport.training.fits import check_parameters, finite
 from moeport.training.resumable import Effect, changes, rule_of
-from moeport.training.run_dir import CHECKPOINT_DIR
+from moeport.training.run_dir import CHECKPOINT_DIR, CONFIG_FILE
 
 KEY = "training.start_from"
 
@@ -40,13 +40,13 @@ def starting_checkpoint(path: Path, specs: list[ParameterSpec], tokenizer: str |
     Raises UserError, also later when they are read, if they are damaged, of another model, or of another tokenizer,
     whose ids mean something else.
     """
-    _, folder = start_folders(path)
+    run_dir, folder = start_folders(path)
     checkpoint = finite(open_checkpoint(folder))
     check_parameters(checkpoint, specs)
     if checkpoint.meta.tokenizer not in (None, tokenizer):
         raise CheckpointError(
             f"{KEY}: {folder} has another tokenizer than data.tokenizer gives, so its embedding would not fit; "
-            f"expected data.tokenizer as in {folder.parent.parent / 'config.yaml'}"
+            f"expected data.tokenizer as in {run_dir / CONFIG_FILE}, or for other texts {{name: file, path: {run_dir}}}"
         )
     return checkpoint
 

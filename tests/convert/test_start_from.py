@@ -95,6 +95,26 @@ def test_longer_texts_with_other_positions_and_data(tmp_path):
     assert load_checkpoint(tmp_path / "short/checkpoints/step-000001").meta.origin is None
 
 
+def test_other_texts_in_the_tokens_of_the_first_run(tmp_path):
+    """A tokenizer trained on other texts has other tokens, and the message says how to keep the first one."""
+    run(tmp_path, "first", steps=1, data={"tokenizer": {"name": "bpe", "vocab_size": 300}})
+    (tmp_path / "other.txt").write_text("".join(f"line {i} of another text\n" for i in range(400)))
+    source = {"paths": [str(tmp_path / "other.txt")], "validation_paths": []}
+    with pytest.raises(
+        UserError, match=r"expected data\.tokenizer as in .*, or for other texts {name: file, path: .*first}"
+    ):
+        run(
+            tmp_path,
+            "second",
+            start=tmp_path / "first",
+            data={"source": source, "tokenizer": {"name": "bpe", "vocab_size": 300}},
+        )
+    kept = {"name": "file", "path": str(tmp_path / "first")}
+    run(tmp_path, "second", steps=1, start=tmp_path / "first", data={"source": source, "tokenizer": kept})
+    one, other = (load_checkpoint(tmp_path / name / "checkpoints/step-000001").meta for name in ("first", "second"))
+    assert (one.tokenizer == other.tokenizer, one.data == other.data) == (True, False)
+
+
 def test_from_on_the_command_line(tmp_path):
     run(tmp_path, "first", steps=1)
     (tmp_path / "c.yaml").write_text(yaml.dump(tiny_values(tmp_path, run={"dir": str(tmp_path / "again")})))
