@@ -202,7 +202,7 @@ class DataConfig(Section):
     """Attention stays within documents: a token sees no other document of its sequence, and positions count from the
     beginning of its document, at an end of text."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    """What the model learns to predict."""
+    """What is predicted of a text."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the data held out, chosen by a hash of each document's name or each image's index."""
     cache_dir: UserPath | None = None
