@@ -64,7 +64,7 @@ TYPES = {
     **dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*bf16"),
     **dict.fromkeys(("weight_ptr", "rstd_ptr", "part_ptr", "cos_ptr", "sin_ptr"), "*fp32"),
     **dict.fromkeys(("eps", "sign"), "fp32"),
-    **dict.fromkeys(("num_rows", "num_tiles", "sequence"), "i32"),
+    **dict.fromkeys(("num_rows", "num_tiles", "period"), "i32"),
 }
 
 
