@@ -21,6 +21,11 @@ class Windows:
     context: int | None = None
     stride: int | None = None
 
+    @property
+    def by_option(self) -> dict[str, int | None]:
+        """What was given, by the name of its option."""
+        return {"--context": self.context, "--stride": self.stride}
+
 
 WindowFlags = Annotated[
     Windows,
@@ -91,7 +96,7 @@ def eval(  # noqa: A001
 
     if backend is not None and backend not in BACKENDS:
         raise UserError(f"--backend {backend}: is not a backend; expected one of {', '.join(BACKENDS)}")
-    others = {"--tasks": tasks, "--context": windows.context, "--stride": windows.stride}
+    others = {"--tasks": tasks, "--tasks-path": tasks_path, "--limit": limit, **windows.by_option}
     _check(long_context, len(places), [name for name, value in others.items() if value], bool(text or tasks))
     if long_context.is_wanted:
         if not text and is_of_hub(places[0]):
@@ -137,8 +142,8 @@ def _check(wanted: LongContext, places: int, others: list[str], has_texts: bool)
         return
     if places > 1:
         raise UserError(f"{places} models: --text and --tasks measure one at a time; expected one RUN or HF_FOLDER")
-    if wanted.html_file is not None:
-        raise UserError("--html: is the page of --needle and --by-position; expected one of them")
+    if wanted.changed:
+        raise UserError(f"{wanted.changed[0]}: is an option of --needle and --by-position; expected one of them too")
     if not has_texts:
         raise UserError(
             "there is nothing to evaluate on; expected --text FILES, --tasks NAMES, --needle or --by-position"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +38,13 @@ class LongContext:
     def is_wanted(self) -> bool:
         """Whether anything is."""
         return self.needle or self.by_position
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the options that are not as by default, in their order."""
+        default = LongContext()
+        names = [each.name for each in fields(self) if getattr(self, each.name) != getattr(default, each.name)]
+        return [f"--{name.removesuffix('_file').replace('_', '-')}" for name in names]
 
 
 LongContextFlags = Annotated[
@@ -117,7 +124,7 @@ def _wanted(given: LongContext, trained: TrainedText, batch_size: int) -> Wanted
 
     lengths = _numbers("--lengths", given.lengths, int) if given.lengths else [trained.context * n for n in TIMES]
     depths = _numbers("--depths", given.depths, float)
-    forms = tuple(name for name in given.forms.split(",") if name)
+    forms = tuple(dict.fromkeys(name for name in given.forms.split(",") if name))
     options = Options(tuple(lengths), tuple(depths), forms, given.samples, given.needles, given.seed)
     options.check()
     return Wanted(options, given.needle, given.by_position, batch_size)
@@ -136,5 +143,9 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
 
 def _names(places: Sequence[Path]) -> list[str]:
     """What models are called: the last part of their paths where these differ, else the paths."""
+    from moeport.errors import UserError
+
+    if repeated := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"{repeated[0]}: is named more than once; expected each model once")
     names = [place.resolve().name for place in places]
     return names if len({*names}) == len(names) else [str(place) for place in places]

@@ -42,8 +42,8 @@ def evaluate(monkeypatch, capsys, tmp_path):
     return run
 
 
-SMALL = ("--samples", "1", "--depths", "0,1", "--needles", "2", "--lengths", "240,300", "--backend", "numpy")
-FORMS = ("--forms", "multi_key,variable_tracking")
+SMALL = ("--samples", "1", "--depths", "0,0.001", "--needles", "2", "--lengths", "240,300", "--backend", "numpy")
+FORMS = ("--forms", "multi_key,variable_tracking,multi_key")
 
 
 def test_two_runs_side_by_side_on_the_validation_text_of_the_first(runs, evaluate, tmp_path):
@@ -53,13 +53,14 @@ def test_two_runs_side_by_side_on_the_validation_text_of_the_first(runs, evaluat
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["text"] == "the validation text"
     assert (found["options"]["lengths"], found["options"]["chance"]) == ([240, 300], 0.5)
+    assert found["options"]["forms"] == ["multi_key", "variable_tracking"]
     assert [each["model"] for each in found["models"]] == ["run", "copy"]
     assert found["models"][0]["needles"] == found["models"][1]["needles"]
     for each in found["models"]:
         assert (each["checkpoint"], each["trained_length"]) == ("step-000001", 32)
         cells = {(cell["form"], cell["length"], cell["depth"]): cell for cell in each["needles"]}
         assert len(cells) == 2 * (3 + 1)
-        total, *at = (cells["multi_key", 300, depth] for depth in (None, 0.0, 1.0))
+        total, *at = (cells["multi_key", 300, depth] for depth in (None, 0.0, 0.001))
         assert total["questions"] == 2
         assert total["nats"] == pytest.approx((at[0]["nats"] + at[1]["nats"]) / 2)
         assert total["choice_interval"][0] <= total["choice"] <= total["choice_interval"][1]
@@ -68,7 +69,8 @@ def test_two_runs_side_by_side_on_the_validation_text_of_the_first(runs, evaluat
         assert len(each["positions"]["by_sequence"]) == 1
     page = (tmp_path / "a.html").read_text()
     assert page.count("<figure") == 2 * 2 + 1
-    assert "multi_key" in page
+    assert page.count("<th>0.1%</th>") == 2 * 2
+    assert "(Student's t). Sequences: 1; documents: 1." in out
     assert out.splitlines()[-1] == "page: a.html"
 
 
@@ -92,7 +94,10 @@ def test_the_same_seed_gives_the_same_figures(runs, evaluate, tmp_path):
         (("--by-position", "--stride", "4"), "--stride: does not go with --needle and --by-position"),
         (("--by-position", "--lengths", "9000"), "--lengths 9000: the longest document has "),
         (("--needle", "--text", "empty.txt"), "--text: there is no text in empty.txt"),
-        (("--text", "empty.txt", "--html", "a.html"), "--html: is the page of --needle and --by-position"),
+        (("--needle", "--limit", "4"), "--limit: does not go with --needle and --by-position"),
+        (("--text", "empty.txt", "--html", "a.html"), "--html: is an option of --needle and --by-position"),
+        (("--text", "empty.txt", "--samples", "3"), "--samples: is an option of --needle and --by-position"),
+        (("second", "second", "--needle"), "second: is named more than once"),
         (("second", "--text", "empty.txt"), "2 models: --text and --tasks measure one at a time"),
     ],
 )

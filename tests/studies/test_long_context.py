@@ -20,11 +20,12 @@ from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import UserError
 from moeport.model.decoder import DecoderLM
 from moeport.studies.compare.fairness import differences
-from moeport.studies.long_context.measure import wilson
+from moeport.studies.long_context.measure import Wanted, measure, wilson
 from moeport.studies.long_context.needles import DIGITS, FORMS, VARIABLES, Options, Question, questions
 from moeport.studies.long_context.positions import by_position
 from moeport.studies.long_context.scores import scores
 from moeport.studies.long_context.text import Haystack, Text, files_text, held_out_text
+from moeport.training.trained import TrainedText
 from tests.training.tiny import tiny_values
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -37,13 +38,14 @@ SIDES = {"paths": "train", "validation_paths": "held"}
 NUMBER = rf"\d{{{DIGITS}}}"
 
 
-def model_of(moe=None, backend="numpy"):
+def model_of(moe=None, backend="numpy", scale=1.0):
     config = ModelConfig(
         num_layers=1, d_model=16, init_std=0.3, moe=MoEConfig(num_experts=4, expert_hidden=8, **moe or {})
     )
     lm = DecoderLM(config, TOKENIZER.vocab_size)
     chosen = get_backend(BackendConfig(name=backend, dtype="float64", device="cpu"))
-    return chosen.evaluation_model(lm, initial_parameters(lm.parameter_specs(), 0))
+    params = initial_parameters(lm.parameter_specs(), 0)
+    return chosen.evaluation_model(lm, {name: scale * value for name, value in params.items()})
 
 
 def asked(form, length=900, **given):
@@ -168,6 +170,7 @@ class TestPrompts:
             ),
             ("single", {"length": 9000}, r"--lengths 9000: the text has 3,6\d\d tokens; expected at least 8,\d+ to"),
             ("multi_key", {"needles": 50}, r"the text has 11 different words of 4 to 8 letters"),
+            ("multi_value", {"needles": 95}, r"--needles 95: a question takes more than the 9,000 different numbers"),
         ],
     )
     def test_what_cannot_be_asked(self, form, given, message):
@@ -255,10 +258,18 @@ def test_an_answer_that_the_model_gives_is_exact_recalled_chosen_and_right():
 @pytest.mark.parametrize("backend", ["torch", "mindspore"])
 def test_other_backends_score_long_prompts_as_numpy_does(backend):
     pytest.importorskip(backend)
-    several = asked("multi_key", 300, samples=1, depths=(0.2, 0.8))
+    several = asked("multi_key", 200, samples=1, depths=(0.2, 0.8), needles=2)
     own, reference = (scores(model_of(backend=name), TOKENIZER, several) for name in (backend, "numpy"))
     for found, expected in zip(own, reference, strict=True):
         assert vars(found) == pytest.approx(vars(expected), rel=1e-6)
+
+
+def test_answers_whose_loss_is_not_finite_are_refused(tmp_path):
+    config = config_from_dict(tiny_values(tmp_path))
+    trained = TrainedText(model_of(scale=np.nan), TOKENIZER, config, "step-000001")
+    wanted = Wanted(Options((300,), depths=(0.5,), forms=("single",), samples=1))
+    with pytest.raises(UserError, match="the loss on an answer is not finite"):
+        measure(trained, "broken", TEXT, wanted, lambda *_: None)
 
 
 class TestByPosition:
@@ -279,9 +290,10 @@ class TestByPosition:
         assert found.over(61, 70).mean == pytest.approx(np.mean([each[60:] for each in nats]), rel=1e-9)
 
     def test_a_document_that_is_too_short_is_left_out_and_none_is_an_error(self):
-        assert by_position(model_of(), TOKENIZER, TEXT, 1000, 9, 1).documents == 1
-        with pytest.raises(UserError, match=r"--lengths 9000: the longest document has 2,8\d\d tokens"):
-            by_position(model_of(), TOKENIZER, TEXT, 9000, 9, 1)
+        text = Text(["a" * 120, "b" * 49], "here")
+        assert by_position(model_of(), TOKENIZER, text, 50, 9, 1).documents == 1
+        with pytest.raises(UserError, match="--lengths 121: the longest document has 120 tokens"):
+            by_position(model_of(), TOKENIZER, text, 121, 9, 1)
 
 
 def test_intervals_of_shares_are_wilsons():

@@ -13,6 +13,7 @@ from scipy.special import ndtri
 
 from moeport.backends.base import EvaluationModel
 from moeport.data import Tokenizer
+from moeport.errors import UserError
 from moeport.studies.compare.spread import CONFIDENCE, Paired
 from moeport.studies.long_context.needles import FORMS, Options, Question, questions
 from moeport.studies.long_context.positions import ByPosition, by_position
@@ -154,11 +155,21 @@ def _cells(
         for length in options.lengths:
             asked, found = questions(haystack, form, length, options), list[tuple[Question, Score]]()
             while batch := list(islice(asked, together)):
-                found += zip(batch, scores(model, tokenizer, batch), strict=True)
+                found += zip(batch, _finite(scores(model, tokenizer, batch)), strict=True)
                 advance(len(batch))
             yield _cell(form, length, None, (score for _, score in found))
             for depth in options.depths if FORMS[form].has_depth else ():
                 yield _cell(form, length, depth, (score for each, score in found if each.depth == depth))
+
+
+def _finite(found: list[Score]) -> list[Score]:
+    """The scores. Raises UserError where they mean nothing."""
+    if not all(math.isfinite(each.nats) for each in found):
+        raise UserError(
+            "the loss on an answer is not finite; expected finite numbers: the model's parameters or its compute type "
+            "are the reason"
+        )
+    return found
 
 
 def _cell(form: str, length: int, depth: float | None, found: Iterable[Score]) -> Cell:

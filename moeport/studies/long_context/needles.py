@@ -110,7 +110,8 @@ class Words:
     def __init__(self, rng: np.random.Generator, words: Sequence[str], count: int):
         self.rng, self.count = rng, count
         self._words = words
-        self._used: set[str] = set()
+        self._numbers: set[str] = set()
+        self._names: set[str] = set()
 
     def keys(self, number: int) -> list[str]:
         """Words of the text."""
@@ -123,17 +124,23 @@ class Words:
 
     def numbers(self, number: int) -> list[str]:
         """Numbers without a leading zero."""
-        return self._new(number, lambda: str(self.rng.integers(10 ** (DIGITS - 1), 10**DIGITS)))
+        first, end = 10 ** (DIGITS - 1), 10**DIGITS
+        return self._new(number, self._numbers, end - first, lambda: str(self.rng.integers(first, end)))
 
     def names(self, number: int) -> list[str]:
         """Names of variables: three capital letters."""
-        return self._new(number, lambda: "".join(map(chr, self.rng.integers(65, 91, 3))))
+        return self._new(number, self._names, 26**3, lambda: "".join(map(chr, self.rng.integers(65, 91, 3))))
 
-    def _new(self, number: int, draw: Callable[[], str]) -> list[str]:
+    def _new(self, number: int, used: set[str], of: int, draw: Callable[[], str]) -> list[str]:
+        if len(used) + number > of:
+            raise UserError(
+                f"--needles {self.count}: a question takes more than the {of:,} different numbers or names that there "
+                "are; expected fewer needles"
+            )
         found: list[str] = []
         while len(found) < number:
-            if (each := draw()) not in self._used:
-                self._used.add(each)
+            if (each := draw()) not in used:
+                used.add(each)
                 found.append(each)
         return found
 

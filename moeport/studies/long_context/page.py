@@ -80,7 +80,7 @@ def _grids(found: Sequence[LongContext], options: Options) -> dict[str, list[Gri
                 f"{each.name}, {form}",
                 lengths,
                 [
-                    (f"{depth:.0%}", [_at(each, form, length, depth, share) for length in options.lengths])
+                    (f"{100 * depth:.6g}%", [_at(each, form, length, depth, share) for length in options.lengths])
                     for depth in options.depths
                 ],
             )

@@ -38,10 +38,19 @@ def explanations(found: Sequence[LongContext], options: Options) -> list[str]:
         ]
     if found[0].positions:
         said.append(
-            f"Loss by position: mean over sequences in nats per token, and its 95% interval (Student's t over "
-            f"{len(found[0].positions.nats_NP)} sequences from {found[0].positions.documents} documents)."
+            "Loss by position: mean over sequences in nats per token, and its 95% interval (Student's t). "
+            + " ".join(_sizes(found))
         )
     return said
+
+
+def _sizes(found: Sequence[LongContext]) -> list[str]:
+    """How many sequences from how many documents, model by model where their tokenizers make that differ."""
+    measured = {each.name: each.positions for each in found if each.positions}
+    sizes = {name: f"{len(each.nats_NP):,}; documents: {each.documents:,}." for name, each in measured.items()}
+    if len({*sizes.values()}) == 1:
+        return [f"Sequences: {next(iter(sizes.values()))}"]
+    return [f"Sequences of {name}: {size}" for name, size in sizes.items()]
 
 
 def _needles(found: Sequence[LongContext], options: Options) -> Table:
