@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from moeport.config.objective import ObjectiveConfig
+from moeport.config.objective import Denoiser, ObjectiveConfig
 from moeport.config.path_types import UserPath, UserPattern
 from moeport.core.section import Section
 
@@ -230,6 +230,6 @@ def known_vocab_size(config: DataConfig) -> int | None:
     return 257 if isinstance(tokenizer, ByteTokenizer) else getattr(tokenizer, "vocab_size", None)
 
 
-def shares(sources: Sequence[MixedSource]) -> list[float]:
-    """What part of the sequences each source of a mixture gives."""
-    return [each.weight / sum(every.weight for every in sources) for each in sources]
+def shares(mixture: Sequence[MixedSource] | Sequence[Denoiser]) -> list[float]:
+    """What part of the sequences each source or denoiser of a mixture gives."""
+    return [each.weight / sum(every.weight for every in mixture) for each in mixture]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -68,7 +68,8 @@ class Denoiser(Section):
         """As much text as has room, at least SHORTEST_SEQUENCE tokens, with its sentinels and the end of text."""
         if self.kind == "prefix":
             return Layout(room, self._noise(room), 0)
-        return next(found for source in range(room, 0, -1) if (found := self._spans(source)).tokens <= room)
+        longer = range(2, room + 1)  # one token always fits
+        return self._spans(1 + bisect_right(longer, room, key=lambda source: self._spans(source).tokens))
 
     def _noise(self, source: int) -> int:
         return min(max(round(source * self.rate), 1), source - 1)
@@ -127,8 +128,3 @@ class ObjectiveConfig(Section):
             return 0
         sentinels = max(layout.spans for layout in self.layouts(sequence_length))
         return sentinels + (len(MODES) if self.mode_tokens else 0)
-
-
-def shares(denoisers: Sequence[Denoiser]) -> list[float]:
-    """What part of the sequences each denoiser takes."""
-    return [each.weight / sum(every.weight for every in denoisers) for each in denoisers]

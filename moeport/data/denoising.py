@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from moeport.config.objective import MODES, ObjectiveConfig, shares
+from moeport.config.data import shares
+from moeport.config.objective import MODES, ObjectiveConfig
 from moeport.core.parameters import generator
 
 Denoised = tuple[np.ndarray, np.ndarray, np.ndarray]

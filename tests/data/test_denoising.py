@@ -84,6 +84,15 @@ def test_a_layout_is_the_longest_text_with_room(denoiser, length):
         assert source + 2 * max(1, round(noise / denoiser.mean_span)) + 1 > length
 
 
+@pytest.mark.parametrize("denoiser", OPENMOE[1:], ids=lambda denoiser: denoiser.name)
+def test_layouts_of_very_long_sequences_are_found(denoiser):
+    room = 10**12
+    layout = denoiser.layout(room)
+    assert layout.noise == round(layout.source * denoiser.rate)
+    assert layout.spans == round(layout.noise / denoiser.mean_span)
+    assert room - 3 < layout.tokens == layout.source + 2 * layout.spans + 1 <= room
+
+
 def test_the_mixture_is_that_of_openmoe():
     found = [(d.name, d.weight, d.kind, d.rate, d.mode) for d in OPENMOE]
     assert found[0] == ("prefix", 0.5, "prefix", 0.5, "S")
