@@ -76,7 +76,7 @@ class RopeBasesConfig(Section):
     """uniform, peak_valley: how the bases rise or fall over the heads."""
     step: Annotated[float, Field(ge=1)] = 30000.0
     """peak_valley: distance of the candidates."""
-    first_position: NonNegativeInt = 0
+    first_position: Annotated[NonNegativeInt, Field(le=MOST_COMPARED)] = 0
     """peak_valley: the first distance between query and key at which waves are compared. Ours, as are all options
     below: the paper does not say."""
     positions: Annotated[int, Field(ge=3)] = 4096
