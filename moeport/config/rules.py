@@ -277,7 +277,9 @@ RULES = (
     ),
     Rule(
         ("optimizer.schedule.steps", "training.steps", "optimizer.schedule.name", "optimizer.schedule.final_fraction"),
-        lambda planned, steps, name, final: planned is None or planned >= steps or name == "constant" or final > 0,
+        lambda planned, steps, name, final: (
+            planned is None or planned >= steps or name not in ("cosine", "wsd") or final > 0
+        ),
         "the learning rate is 0 in all steps of training.steps = {1} after these",
         "at least {1}, or optimizer.schedule.final_fraction above 0",
     ),

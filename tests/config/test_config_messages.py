@@ -502,6 +502,11 @@ CASES = [
         "c.yaml:3:48 model.attention.rope_bases.positions: leaves no distance with model.attention.rope_bases.spacing = 5 others on either side (got 10); expected more than 10",
     ),
     case(
+        "a search for rotary bases too far away",
+        "model:\n  attention:\n    rope_bases: {kind: peak_valley, first_position: 9223372036854775807}\n",
+        "c.yaml:3:53 model.attention.rope_bases.first_position: is out of range (got 9223372036854775807); expected an integer of at least 0 and at most 16777216",
+    ),
+    case(
         "rotary bases of latent heads",
         "model:\n  attention:\n    kind: mla\n    rope_bases: {kind: uniform}\n",
         "c.yaml:4:24 model.attention.rope_bases.kind: gives heads different bases, but in multi-head latent attention all heads share the rotated part of the key (got uniform); expected none, and model.attention.rope_base",
@@ -681,6 +686,11 @@ CASES = [
         "momentum of adamw",
         "optimizer:\n  muon: {momentum: 0.9}\n",
         "c.yaml:2:20 optimizer.muon.momentum: has no effect while optimizer.name is adamw (got 0.9); expected optimizer.name muon, or this key left out",
+    ),
+    case(
+        "a length for a schedule that has none",
+        "training:\n  steps: 9\noptimizer:\n  schedule: {name: inverse_sqrt, steps: 5}\n",
+        "c.yaml:4:41 optimizer.schedule.steps: has no effect while optimizer.schedule.name is inverse_sqrt (got 5); expected optimizer.schedule.name cosine or wsd, or this key left out",
     ),
     case(
         "final_fraction of constant",
