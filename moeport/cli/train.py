@@ -37,7 +37,7 @@ def train(
     console = PlainConsole(highlight=True)
     with excused():
         given = [*(overrides or ()), *(["metrics.profile=true"] if profile else [])]
-        given += [] if start is None else [f"training.start_from={json.dumps(str(start))}"]
+        given += [] if start is None else [f"training.start_from={json.dumps(str(start), ensure_ascii=False)}"]
         config = load_config(file, given)
     outcome = run_training(config, resume=resume, dry_run=dry_run, console=console)
     if outcome is not None:

@@ -116,10 +116,10 @@ def test_other_texts_in_the_tokens_of_the_first_run(tmp_path):
 
 
 def test_from_on_the_command_line(tmp_path):
-    run(tmp_path, "first", steps=1)
+    run(tmp_path, "première 😀", steps=1)
     (tmp_path / "c.yaml").write_text(yaml.dump(tiny_values(tmp_path, run={"dir": str(tmp_path / "again")})))
-    arguments = [str(tmp_path / "c.yaml"), "--from", str(tmp_path / "first"), "--set", "training.steps=1"]
+    arguments = [str(tmp_path / "c.yaml"), "--from", str(tmp_path / "première 😀"), "--set", "training.steps=1"]
     done = CliRunner().invoke(app, ["train", *arguments])
     assert done.exit_code == 0, done.output
     origin = load_checkpoint(tmp_path / "again/checkpoints/step-000001").meta.origin
-    assert origin == {"checkpoint": str(tmp_path / "first/checkpoints/step-000001"), "step": 1, "changed": {}}
+    assert origin == {"checkpoint": str(tmp_path / "première 😀/checkpoints/step-000001"), "step": 1, "changed": {}}
