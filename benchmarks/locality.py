@@ -142,9 +142,7 @@ def times(given: argparse.Namespace, files: dict[str, Path], found: dict[str, An
                 if output.exists():
                     result = json.loads(output.read_text())
                 else:
-                    result = timed(
-                        name, files[name], Path(found[name]["run"]), cluster, output, {"model.moe.router.nodes": "null"}
-                    )
+                    result = timed(name, files[name], Path(found[name]["run"]), cluster, output, REAL_NODES)
                     print(f"{cluster.label}, round {number + 1}: {name} {result['step']:.3f} s", flush=True)
                 row[name].append(result)
         rows[cluster.label] = row

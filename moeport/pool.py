@@ -152,9 +152,8 @@ def serve(begin: Callable[[Any], Callable[[Any], Any]]) -> None:
     Args:
         begin: gets the opening, and gives what answers a question. It may raise DataError.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # it goes to the whole group; the process that started this one decides
+    # It goes to the whole group; the process that started this one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what others print is no answer
     with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
