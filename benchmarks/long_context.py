@@ -83,7 +83,7 @@ COPY = "copy"
 KINDS = (*FORMS, COPY, COPY)
 """Of the documents that are mixed in, drawn with equal shares."""
 NEEDLES = 4
-MEGABYTES = 4.0
+MEGABYTES = 8.0
 """Of text that is trained on, without needles."""
 BYTES_PER_TOKEN = 2.4
 LEAST_BYTES = {"single": 120, "multi_key": 220, "multi_value": 240}
@@ -282,7 +282,7 @@ def _by_length(found: Mapping[str, Mapping[int, dict[str, Any]]], report: Report
 
 def main() -> None:
     """Train, go on, measure, and print the tables."""
-    own = {"length": "128", "short": "4000", "long": "400", "mix": "0.5", "text": "", "samples": str(SAMPLES)}
+    own = {"length": "128", "short": "12000", "long": "400", "mix": "0.5", "text": "", "samples": str(SAMPLES)}
     given = options(__doc__, "runs/long-context", **own, arms=",".join(ROPE))
     length, samples = int(given.own["length"]), int(given.own["samples"])
     files = {name: text_files(given, name, size) for name, size in (("short", length), ("long", TIMES * length))}
