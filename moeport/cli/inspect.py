@@ -26,7 +26,7 @@ Looked = Annotated[
             "--robustness/--no-robustness", help="Also measure the loss without every token's first choice."
         ),
         backend=typer.Option(help=f"{', '.join(BACKENDS)}. Default: the run's.", show_default=False),
-        factor=typer.Option(min=0.01, help="Inspect with this capacity factor instead of the run's capacity."),
+        factor=typer.Option(min=0.01, max=1e6, help="Inspect with this capacity factor instead of the run's capacity."),
         drop=typer.Option(metavar="|".join(DROPS), help="Inspect with this drop policy instead of the run's."),
     ),
 ]

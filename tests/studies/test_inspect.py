@@ -17,10 +17,11 @@ from moeport.errors import UserError
 from moeport.studies.inspect.counts import count, overlap, spread
 from moeport.studies.inspect.figures import sections
 from moeport.studies.inspect.geometry import first_choices, geometry
-from moeport.studies.inspect.inspect import inspect_run
+from moeport.studies.inspect.inspect import Robustness, inspect_run
 from moeport.studies.inspect.opened import open_run, with_capacity
 from moeport.studies.inspect.options import Options
 from moeport.studies.inspect.readings import READINGS
+from moeport.studies.inspect.text import headlines
 from moeport.studies.inspect.texts import file_portions
 from moeport.studies.inspect.walk import Walk
 from moeport.training.run import train
@@ -28,6 +29,8 @@ from tests.studies.inspected import CAPACITY, LENGTH, MODELS, Example
 from tests.training.tiny import tiny_config
 
 NUMPY = Options(backend="numpy", least=8)
+ROUTING = replace(NUMPY, compared=0, robustness=False)
+"""Only what the routers do."""
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -205,7 +208,7 @@ def test_tokens_are_dropped_towards_the_end_by_position_but_not_by_probability(r
     """The trained run with either policy, on the same text and with the same capacity."""
     ends = {}
     for policy in ("position", "probability"):
-        found = inspect_run(run_dir, replace(NUMPY, checkpoints=1, drop=policy))
+        found = inspect_run(run_dir, replace(ROUTING, checkpoints=1, drop=policy))
         made_P = np.sum([layer.counts.position_PE.sum(1) for layer in found.layers], axis=0)
         lost_P = np.sum([layer.counts.dropped_P for layer in found.layers], axis=0)
         quarters = lost_P.reshape(4, -1).sum(1) / made_P.reshape(4, -1).sum(1)
@@ -216,10 +219,10 @@ def test_tokens_are_dropped_towards_the_end_by_position_but_not_by_probability(r
 
 
 def test_checkpoints_are_compared_with_the_inspected_one(run_dir):
-    found = inspect_run(run_dir, replace(NUMPY, checkpoints=3))
+    found = inspect_run(run_dir, replace(ROUTING, checkpoints=3))
     assert [each.step for each in found.history] == [1, 3, 6]
     assert found.history[-1].overlap == pytest.approx([1, 1])
-    first = inspect_run(run_dir, replace(NUMPY, checkpoint="step-1"))
+    first = inspect_run(run_dir, replace(ROUTING, checkpoint="step-1"))
     assert (first.history, first.step) == ([], 1)
     for number, (one, last) in enumerate(zip(first.layers, found.layers, strict=True)):
         expected = overlap(last.counts.id_XE, one.counts.id_XE, NUMPY.least)
@@ -228,7 +231,7 @@ def test_checkpoints_are_compared_with_the_inspected_one(run_dir):
 
 
 def test_top_ids_are_those_of_highest_share(run_dir):
-    found = inspect_run(run_dir, replace(NUMPY, checkpoints=1))
+    found = inspect_run(run_dir, replace(ROUTING, checkpoints=1))
     for layer in found.layers:
         counts = layer.counts.id_XE
         for expert, top in enumerate(layer.top_ids):
@@ -245,13 +248,13 @@ def test_the_page_and_the_json_say_the_same(run_dir, tmp_path, monkeypatch, caps
     (texts / "a.txt").write_text("def f(x):\n    return x\n" * 40)
     (texts / "b.md").write_text("# A title\n\nand some words of text.\n" * 40)
     page, numbers = tmp_path / "page.html", tmp_path / "found.json"
-    options = ["--backend", "numpy", "--least", "8", "--output", page, "--json", numbers]
-    code, printed, _ = command(monkeypatch, capsys, run_dir, "--text", texts, *options)
+    options = ["--backend", "numpy", "--least", "8", "--checkpoints", "2", "--output", page]
+    code, printed, _ = command(monkeypatch, capsys, run_dir, "--text", texts, *options, "--json", numbers)
     found, html = json.loads(numbers.read_text()), unescape(page.read_text())
     assert code == 0
     assert found["datasets"] == [".txt", ".md"]
     assert f"{found['robustness']['loss_without']:.4f}" in html
-    assert [each["step"] for each in found["checkpoints"]] == [1, 2, 3, 4, 5, 6]
+    assert [each["step"] for each in found["checkpoints"]] == [1, 6]
     for layer in found["layers"]:
         rates = [f"{rate:.1%}" for rate in (layer["drop_rate"], *layer["drop_rate_by_dataset"])]
         assert all(rate in html for rate in rates)
@@ -270,6 +273,31 @@ def test_sections_without_figures_are_left_out(run_dir):
     assert titles == [reading.title for key, reading in READINGS.items() if key not in missing]
 
 
+def test_headlines_have_a_sign_and_are_numbers(run_dir):
+    """A loss that falls without first choices, and a layer with one group of tokens."""
+    found = inspect_run(run_dir, replace(ROUTING, checkpoints=1))
+    alone = [replace(layer, geometry=replace(layer.geometry, separation=float("nan"))) for layer in found.layers]
+    for without, shown in ((1.5, "-0.50"), (2.25, "+0.25"), (1.9999, "+0.00")):
+        made = headlines(replace(found, layers=alone, robustness=Robustness(2.0, without)))
+        values = {each.label: each.value for each in made}
+        assert values["Loss without first choices"] == shown
+        assert "Separation CH" not in values
+
+
+def test_a_dataset_without_assignments_has_no_drop_rate(run_dir):
+    found = inspect_run(run_dir, replace(ROUTING, checkpoints=1))
+    layers = []
+    for layer in found.layers:
+        load_E, lost = layer.counts.load, layer.counts.dropped_P.sum()
+        sets = {"dataset_YE": np.stack([load_E, 0 * load_E]), "dropped_Y": np.array([lost, 0])}
+        layers.append(replace(layer, counts=replace(layer.counts, **sets)))
+    two = replace(found, keys=replace(found.keys, datasets=("some", "none")), layers=layers)
+    (table,) = next(each for each in sections(two) if each.key == "dataset_drops").tables
+    assert [[str(cell) for cell in row][1:] for row in table.rows] == [
+        [f"{layer.counts.drop_rate:.1%}", "-"] for layer in layers
+    ]
+
+
 def test_text_files_are_packed_between_ends_of_text(run_dir, tmp_path):
     opened = open_run(run_dir, NUMPY)
     (tmp_path / "a.txt").write_text("abc")
@@ -278,6 +306,11 @@ def test_text_files_are_packed_between_ends_of_text(run_dir, tmp_path):
     assert only.batch.token_BS.tolist() == [[end, *b"abc"]]
     assert only.batch.target_BS.tolist() == [[*b"abc", end]]
     assert left_out == []
+    (tmp_path / "empty.txt").write_text("")
+    paths = [str(tmp_path / name) for name in ("a.txt", "empty.txt")]
+    found, left_out = file_portions(paths, opened.tokenizer, opened.config, 1000, 1)
+    assert [each.dataset for each in found] == paths[:1]
+    assert left_out == [f"--text: there is no text in {paths[1]}"]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +321,7 @@ def test_text_files_are_packed_between_ends_of_text(run_dir, tmp_path):
         (("--output", "page.pdf"), "--output page.pdf: expected a name that ends in .html"),
         (("--text", "missing.txt"), "--text: no file matches 'missing.txt'"),
         (("--checkpoint", "step-99"), "there is no checkpoint step-99"),
+        (("--factor", "1e300"), "Invalid value for '--factor': Input should be less than or equal to 1000000"),
     ],
 )
 def test_wrong_options_are_refused(run_dir, monkeypatch, capsys, option, message):

@@ -129,7 +129,10 @@ def _drops(found: Found) -> list[Drawn]:
 def _dataset_drops(found: Found) -> list[Table]:
     if len(found.keys.datasets) < 2 or not any(layer.counts.dropped_P.any() for layer in found.layers):
         return []
-    rows = [[layer.name, *(f"{rate:.1%}" for rate in layer.counts.dataset_drop_rates)] for layer in found.layers]
+    rows = [
+        [layer.name, *(f"{rate:.1%}" if np.isfinite(rate) else "-" for rate in layer.counts.dataset_drop_rates)]
+        for layer in found.layers
+    ]
     return [Table.of("Drop rate", ["layer", *found.keys.datasets], rows)]
 
 

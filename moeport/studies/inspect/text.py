@@ -46,10 +46,11 @@ def headlines(found: Found) -> list[Headline]:
         if np.isfinite(overlap):
             made.append(Headline("Overlap of routing", f"{overlap:.2f}", f"step {earliest.step:,} with {found.step:,}"))
     if found.robustness is not None:
-        rise = found.robustness.loss_without - found.robustness.loss
-        made.append(Headline("Loss without first choices", f"+{rise:.2f}", f"from {found.robustness.loss:.3f} nats"))
+        rise = round(found.robustness.loss_without - found.robustness.loss, 2) + 0.0  # so that -0.0 has no sign
+        made.append(Headline("Loss without first choices", f"{rise:+.2f}", f"from {found.robustness.loss:.3f} nats"))
     separation = float(np.mean([layer.geometry.separation for layer in found.layers]))
-    made.append(Headline("Separation CH", f"{separation:.3f}", "of the experts' tokens"))
+    if np.isfinite(separation):
+        made.append(Headline("Separation CH", f"{separation:.3f}", "of the experts' tokens"))
     angles = np.mean([[layer.geometry.own_angle, layer.geometry.other_angle] for layer in found.layers], axis=0)
     if np.isfinite(angles).all():
         made.append(Headline("Angle to own gate row", f"{angles[0]:.0f}°", f"to the others: {angles[1]:.0f}°"))

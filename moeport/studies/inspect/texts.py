@@ -74,10 +74,10 @@ def file_portions(
         paths: files, folders or globs.
         tokenizer: of the model.
         config: of the model.
-        tokens: most of them in all, but at least one sequence from each dataset.
+        tokens: most of them in all, the first of each dataset, but at least one sequence.
         batch_size: sequences that are computed together.
 
-    Returns: (the sequences, a sentence on each file that was left out).
+    Returns: (the sequences, a sentence on each file or dataset that was left out).
 
     Raises: UserError or DataError for files that cannot be used.
     """
@@ -94,6 +94,8 @@ def file_portions(
         stream = np.array([end, *islice(_ids(reader, files, tokenizer, left_out), sequences * length)], np.int64)
         if len(stream) <= length and len(stream) > 1:  # not even one whole sequence
             found.append(portion(name, stream[None, :-1], stream[None, 1:], _first(config, end), None))
+        if len(stream) == 1:
+            left_out.notes.append(f"--text: there is no text in {name}")
         starts = np.arange((len(stream) - 1) // length) * length
         for rows in (starts[i : i + batch_size] for i in range(0, len(starts), batch_size)):
             token_BS = np.stack([stream[start : start + length] for start in rows])
