@@ -82,6 +82,10 @@ class TestText:
         found = held_out_text(config_from_dict(values).data, print)
         assert found.documents == ["held of b", "held of a"]
 
+    def test_keys_are_words_without_capitals_in_any_script(self):
+        text = Text(["Apple apple, übrig; NASA_name 一二三四,二三 слово Слова מילים"], "")
+        assert text.words == sorted(["apple", "übrig", "一二三四", "слово", "מילים"])
+
     def test_a_place_moves_to_the_end_of_a_line_that_is_near(self):
         haystack = Haystack.of(Text(["ab\ncdef\n", "g"], ""), TOKENIZER)
         assert bytes(haystack.id_T.tolist()) == b"ab\ncdef\n\n\ng"
@@ -169,7 +173,7 @@ class TestPrompts:
                 r"--lengths 60: form single with --needles 3 takes \d+ tokens .* such as \d+",
             ),
             ("single", {"length": 9000}, r"--lengths 9000: the text has 3,6\d\d tokens; expected at least 8,\d+ to"),
-            ("multi_key", {"needles": 50}, r"the text has 11 different words of 4 to 8 letters"),
+            ("multi_key", {"needles": 50}, r"the text has 11 different words of 4 to 8 letters without capitals"),
             ("multi_value", {"needles": 95}, r"--needles 95: a question takes more than the 9,000 different numbers"),
         ],
     )

@@ -117,8 +117,8 @@ class Words:
         """Words of the text."""
         if len(self._words) < number:
             raise UserError(
-                f"the text has {len(self._words)} different words of 4 to 8 letters, which keys are drawn from; "
-                f"expected at least {number}: give more text, or fewer --needles"
+                f"the text has {len(self._words)} different words of 4 to 8 letters without capitals, which keys are "
+                f"drawn from; expected at least {number}: give more text, or fewer --needles"
             )
         return [self._words[index] for index in self.rng.choice(len(self._words), number, replace=False)]
 

@@ -41,9 +41,9 @@ class Text:
 
     @cached_property
     def words(self) -> list[str]:
-        """Its words of 4 to 8 letters in lower case, sorted, each once: the keys of needles."""
+        """Its words of 4 to 8 letters, none of them a capital, sorted, each once: the keys of needles."""
         found = {word for document in self.documents for word in _WORD.findall(document)}
-        return sorted(word for word in found if word.islower())
+        return sorted(word for word in found if word == word.lower())
 
 
 def files_text(paths: Sequence[str]) -> Text:
