@@ -82,7 +82,7 @@ def inspect(
         check_output(page)
     if is_of_hub(place) and not text:
         raise UserError(f"{place}: a folder of the Hugging Face hub has no held-out text; expected --text FILES")
-    with FileProgress() as progress, run_of(place, tokenizer) as run_dir:
+    with FileProgress() as progress, run_of(place, tokenizer, looked.checkpoint) as run_dir:
         found = inspect_run(run_dir, looked, text, place, report=progress.show)
     console = wide_console()
     console.print(render(found))

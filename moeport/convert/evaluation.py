@@ -73,7 +73,7 @@ def opened(
 ) -> Iterator[TrainedText]:
     """A language model to evaluate, for as long as it is needed; arguments as of `evaluate`."""
     chosen = None if backend is None else BackendConfig.model_validate({"name": backend})
-    with run_of(Path(place), tokenizer) as run_dir:
+    with run_of(Path(place), tokenizer, checkpoint) as run_dir:
         yield trained_text(run_dir, checkpoint, "be evaluated on text", chosen)
 
 
@@ -141,18 +141,24 @@ def is_of_hub(place: Path) -> bool:
 
 
 @contextmanager
-def run_of(place: Path, tokenizer: Path | None) -> Iterator[Path]:
+def run_of(place: Path, tokenizer: Path | None, checkpoint: str = "latest") -> Iterator[Path]:
     """A run folder for as long as it is needed.
 
     Args:
         place: a run folder, or a folder of the hub, which is converted into a temporary run.
         tokenizer: a tokenizer.json, if the folder of the hub has none.
+        checkpoint: which of the run is wanted; a folder of the hub has only one.
 
-    Raises: as of `from_hf`.
+    Raises: UserError for a checkpoint that a folder of the hub does not have; and as of `from_hf`.
     """
     if not is_of_hub(place):
         yield place
         return
+    if checkpoint not in ("latest", "best"):
+        raise UserError(
+            f"--checkpoint {checkpoint}: {place} is a folder of the Hugging Face hub, which has one checkpoint; "
+            "expected latest"
+        )
     with tempfile.TemporaryDirectory(prefix="moeport-eval-") as folder:
         run_dir = Path(folder, "run")
         from_hf(place, run_dir, tokenizer=tokenizer)

@@ -46,7 +46,14 @@ def test_experts_get_what_the_routers_of_transformers_choose(hub, tmp_path, monk
     assert f"page: {hub / 'inspect.html'}" in out
 
 
-def test_a_folder_without_text_is_refused(tmp_path, monkeypatch, capsys):
-    code, _, err = moeport(monkeypatch, capsys, "inspect", hub_folder(tmp_path / "hub", "olmoe"))
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "has no held-out text; expected --text FILES"),
+        (("--text", "t.txt", "--checkpoint", "step-5"), "a folder of the Hugging Face hub, which has one checkpoint"),
+    ],
+)
+def test_what_a_folder_does_not_have_is_refused(tmp_path, monkeypatch, capsys, words, message):
+    code, _, err = moeport(monkeypatch, capsys, "inspect", hub_folder(tmp_path / "hub", "olmoe"), *words)
     assert code == 2
-    assert "has no held-out text; expected --text FILES" in err
+    assert message in err
