@@ -35,7 +35,7 @@ class Text:
 
     documents: Sequence[str]
     origin: str
-    """Where they come from, in words."""
+    """Where they come from, as messages and tables say it."""
     left_out: Sequence[str] = ()
     """What was not read, a sentence each."""
 
