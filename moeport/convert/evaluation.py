@@ -154,7 +154,7 @@ def run_of(place: Path, tokenizer: Path | None, checkpoint: str = "latest") -> I
     if not is_of_hub(place):
         yield place
         return
-    if checkpoint not in ("latest", "best"):
+    if checkpoint != "latest":
         raise UserError(
             f"--checkpoint {checkpoint}: {place} is a folder of the Hugging Face hub, which has one checkpoint; "
             "expected latest"

@@ -66,7 +66,7 @@ def test_the_loss_by_position_is_that_of_transformers(hub, tmp_path, monkeypatch
         ),
         (("--text", "t.txt", "--context", "8", "--stride", "9"), "the stride must be at least 1 and at most the con"),
         (("--needle",), "there is no validation text: "),
-        (("--text", "t.txt", "--checkpoint", "step-5"), "--checkpoint step-5: "),
+        (("--text", "t.txt", "--checkpoint", "best"), "--checkpoint best: "),
         (("--tasks", "a"), "--tasks: needs lm-evaluation-harness, which is not installed (lm_eval is missing); pip in"),
     ],
 )
