@@ -103,17 +103,24 @@ FIGURES = {
 
 
 def text_files(given: Given, name: str, length: int) -> dict[str, str]:
-    """Training and validation text for sequences of a length, written once; paths by side."""
+    """Training and validation text for sequences of a length, written once; paths by side.
+
+    Raises SystemExit if the text that is there was made with other options.
+    """
     folder = given.folder / "text" / name
     files = {side: str(folder / f"{side}.jsonl") for side in ("train", "validation")}
+    paths, mix, record = given.own["text"], float(given.own["mix"]), folder / "options.json"
+    made_with = {"text": paths, "mix": mix, "length": length}
+    if record.exists() and (found := json.loads(record.read_text(encoding="utf-8"))) != made_with:
+        raise SystemExit(f"{folder}: made with {found}, not {made_with}; expected the same, or another --output-dir")
     if not Path(files["validation"]).exists():
-        paths = given.own["text"]
         settings = [f"data.source={{name: files, paths: {json.dumps([paths])}}}"] if paths else []
         corpus = read_documents(load_config(None, settings).data)
         real = _first((each.text for each in corpus.train), MEGABYTES * 1e6)
-        needles = looking_back(real, length, float(given.own["mix"]))
+        needles = looking_back(real, length, mix)
         write_text(Path(files["train"]), _rows([*real, *needles]))
         write_text(Path(files["validation"]), _rows([each.text for each in corpus.validation]))
+        write_json(record, made_with)
     return files
 
 

@@ -309,6 +309,23 @@ def test_intervals_of_shares_are_wilsons():
 class TestScript:
     """`benchmarks/long_context.py`: what it trains on, and what its verdicts follow from."""
 
+    def test_text_of_other_options_is_not_used_again(self, tmp_path):
+        source = tmp_path / "source"
+        source.mkdir()
+        for number in range(3):
+            (source / f"{number}.txt").write_text(f"document {number}\n" + TEXT.documents[0])
+
+        def files(mix):
+            own = {"text": str(source), "mix": mix}
+            return script.text_files(script.Given(tmp_path / "runs", own=own), "short", 512)
+
+        made = files("0.5")
+        texts = [Path(path).read_text() for path in made.values()]
+        assert files("0.50") == made
+        with pytest.raises(SystemExit, match=r"made with .*'mix': 0.5.*expected the same, or another --output-dir"):
+            files("0")
+        assert texts == [Path(path).read_text() for path in made.values()]
+
     def test_documents_that_look_back_make_up_their_share_and_hold_the_answer(self):
         found = list(script.looking_back(TEXT.documents, 512, 0.5))
         size = sum(map(len, TEXT.documents))
