@@ -73,7 +73,7 @@ def eval(  # noqa: A001
     checkpoint: Checkpoint = "latest",
     *,
     windows: WindowFlags,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows, or questions, at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows, or continuations of prompts, at once.")] = 8,
     backend: Annotated[
         str | None, typer.Option(help=f"{', '.join(BACKENDS)}; for texts. Default: the run's.", show_default=False)
     ] = None,
