@@ -13,11 +13,12 @@ from rich.console import Console
 
 from moeport.cli.main import main
 from moeport.config.model import CapacityConfig
+from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import UserError
 from moeport.studies.inspect.counts import count, overlap, spread
 from moeport.studies.inspect.figures import sections
 from moeport.studies.inspect.geometry import first_choices, geometry
-from moeport.studies.inspect.inspect import Robustness, inspect_run
+from moeport.studies.inspect.inspect import Robustness, inspect_run, name_of
 from moeport.studies.inspect.opened import open_run, with_capacity
 from moeport.studies.inspect.options import Options
 from moeport.studies.inspect.readings import READINGS
@@ -240,6 +241,12 @@ def test_top_ids_are_those_of_highest_share(run_dir):
             for each in top:
                 row = counts[found.keys.id_X.tolist().index(ord(eval(each.text)))]
                 assert (each.share, each.count) == (row[expert] / row.sum(), row.sum())
+
+
+def test_ids_that_are_no_whole_characters_are_named_by_number():
+    byte = "é".encode()[0]
+    names = [name_of(ByteTokenizer(), number) for number in (ord("a"), ord("\n"), byte)]
+    assert names == ["'a'", r"'\n'", f"id {byte}"]
 
 
 def test_the_page_and_the_json_say_the_same(run_dir, tmp_path, monkeypatch, capsys):

@@ -95,11 +95,14 @@ def _top_table(layer: LayerFound) -> Table:
 
 
 def _position_map(found: Found, layer: LayerFound) -> Map:
-    count_PE, edges = layer.counts.position_PE, found.keys.edges
-    names = [f"{first}-{end - 1}" if end - first > 1 else str(first) for first, end in pairwise(edges)]
-    drawn = _share_map(layer, ("positions", names), count_PE)
-    firsts = ticks([str(first) for first in edges[:-1]])
+    drawn = _share_map(layer, ("positions", _ranges(found)), layer.counts.position_PE)
+    firsts = ticks([str(first) for first in found.keys.edges[:-1]])
     return replace(drawn, picture=replace(drawn.picture, x_ticks=firsts))
+
+
+def _ranges(found: Found) -> list[str]:
+    """The ranges of positions, each by its first and last."""
+    return [f"{first}-{end - 1}" if end - first > 1 else str(first) for first, end in pairwise(found.keys.edges)]
 
 
 def _dataset_map(layer: LayerFound, datasets: Sequence[str]) -> Map:
@@ -119,7 +122,7 @@ def _drops(found: Found) -> list[Drawn]:
         return []
     edges = found.keys.edges
     x = (edges[:-1] + edges[1:] - 1) / 2
-    points = [f"positions {first} to {end - 1}" for first, end in pairwise(edges)]
+    points = [f"positions {each}" for each in _ranges(found)]
     series = [Series(layer.name, x, layer.counts.drop_rates, points) for layer in shown_layers(found)]
     axis = Axis("Drop rate", found.capacity, "{:.1%}", percent=True, from_zero=True)
     chart = line_chart(axis, series, float(found.keys.length))

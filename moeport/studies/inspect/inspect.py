@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moeport.core.bounds import delta_max_bound, lower_bound
+from moeport.data import Tokenizer
 from moeport.errors import CheckpointError
 from moeport.studies.inspect.counts import Keys, LayerCounts, Spread, count, overlap, spread
 from moeport.studies.inspect.experts import Likeness, likeness
@@ -128,7 +129,7 @@ def inspect_run(
     notes: list[str] = []
     portions = _portions(opened, options, texts, notes, report)
     keys = Keys.of(portions)
-    names = [repr(opened.tokenizer.decode([number])) for number in keys.id_X]
+    names = [name_of(opened.tokenizer, int(number)) for number in keys.id_X]
     layers = []
     walk = opened.walk(portions, report=report)
     for layer in walk:
@@ -165,6 +166,12 @@ def inspect_run(
         history,
         notes,
     )
+
+
+def name_of(tokenizer: Tokenizer, number: int) -> str:
+    """The text of a token id in quotes; the number of an id that is no whole character, such as a byte of one."""
+    text = tokenizer.decode([number])
+    return f"id {number}" if "\N{REPLACEMENT CHARACTER}" in text else repr(text)
 
 
 def _portions(
