@@ -81,7 +81,7 @@ def from_dcp(source: Path, run_dir: Path, config_file: Path | None = None, repor
     )
     write_config(run_dir, job.config)
     path = find_checkpoint(run_dir / CHECKPOINT_DIR, "latest")
-    return FromDcp(path, len(job.stored), job.names, bool(job.meta.data), job.notes())
+    return FromDcp(path, len(job.stored), job.names, job.resumes, job.notes())
 
 
 class _Import:
@@ -106,6 +106,10 @@ class _Import:
         check_shapes([*own, *moments], stored, str(source))
         self.left_aside = self._others({piece.tensor for piece in (*own, *moments)}, prefix)
         self.model, self.optimizer = Ours(own, stored), Ours(moments, stored)
+        self.resumes = bool(self.meta.data) and bool(self.optimizer or not self.config.training.updates(self.meta.step))
+        if not self.resumes:
+            start = self.config.training.model_copy(update={"start_from": run_dir})
+            self.config = self.config.model_copy(update={"training": start})
 
     def _settings(self, config_file: Path | None, run_dir: Path) -> tuple[Config, CheckpointMeta]:
         """The config of the run, and the metadata of its checkpoint."""
@@ -221,6 +225,11 @@ class _Import:
     def notes(self) -> tuple[str, ...]:
         """What the user should know."""
         notes = []
+        if self.meta.data and not self.resumes:
+            notes.append(
+                "without the optimiser's state: the run cannot be resumed, and one that starts from these weights "
+                "begins with a state of its own"
+            )
         if self.left_aside and not self.meta.data:
             notes.append(
                 f"left aside: {len(self.left_aside)} tensors of the optimiser and the run ({self.left_aside[0]}, ...): "

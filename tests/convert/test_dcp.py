@@ -28,7 +28,7 @@ from moeport.model.decoder import DecoderLM
 from moeport.training.checkpoint import list_checkpoints, open_checkpoint, save_checkpoint
 from moeport.training.checkpoint_meta import CheckpointMeta
 from moeport.training.run import train
-from moeport.training.run_dir import CONFIG_FILE, write_config
+from moeport.training.run_dir import CONFIG_FILE, read_config, write_config
 from tests.comm.jobs import ROOT, Job, start
 from tests.convert.dcp_ranks import value_of
 from tests.convert.runs import VOCABULARY, config_of
@@ -51,12 +51,12 @@ def specs_of(config):
     return DecoderLM(config.model, VOCABULARY).parameter_specs()
 
 
-def run_of(folder, model, step=3, data="data"):
+def run_of(folder, model, step=3, data="data", optimizer="adamw"):
     """A run with one checkpoint, whose values follow from their names."""
-    config = config_of(folder, model, training={"steps": 9})
+    config = config_of(folder, model, training={"steps": 9}, optimizer={"name": optimizer})
     specs = specs_of(config)
     params = {spec.name: value_of(spec.name, spec.shape) for spec in specs}
-    moments = {name: value_of(name, spec.shape) for name, spec in moment_names(specs, "adamw").items()}
+    moments = {name: value_of(name, spec.shape) for name, spec in moment_names(specs, optimizer).items()}
     meta = CheckpointMeta(step, 10, 2.5, "tokens", data, config.model_dump(mode="json"), "0")
     save_checkpoint(folder / "checkpoints", meta, params, moments)
     write_config(folder, config)
@@ -95,6 +95,16 @@ def test_a_run_comes_back_as_it_was(tmp_path, monkeypatch, names, model, tied):
             assert other[name].tobytes() == wanted.tobytes(), name
     assert {**vars(after.meta), "config": 0} == {**vars(before.meta), "config": 0}
     assert (tmp_path / "back/tokenizer.json").read_text() == "{}"
+
+
+def test_a_run_without_the_state_of_its_optimiser_is_one_to_start_from(tmp_path):
+    run_of(tmp_path / "run", QWEN3, optimizer="adafactor")
+    assert not to_dcp(tmp_path / "run", tmp_path / "dcp").moments
+    back = from_dcp(tmp_path / "dcp", tmp_path / "back")
+    (note,) = back.notes
+    assert (back.resumes, note.partition(":")[0]) == (False, "without the optimiser's state")
+    assert read_config(tmp_path / "back").training.start_from == tmp_path / "back"
+    assert same(opened(tmp_path / "back").model, opened(tmp_path / "run").model)
 
 
 @pytest.fixture(scope="module")
