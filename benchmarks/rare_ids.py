@@ -2,10 +2,10 @@
 
     python benchmarks/rare_ids.py [--output-dir runs/rare-ids] [--seeds 0,1,2] [--set KEY=VALUE ...]
 
-All configs have a shared expert and equal numbers in their experts, and all but `hash` use equally many of them per
-token; each trains at the learning rate that is best for it on the first seed. Losses are also those on rare and on
-frequent ids. Control: `inverse`, in which the frequent ids see one expert and the rare ones all. If it is as good as
-MaskMoE, frequency has no part in it.
+All configs have a shared expert and equally many parameters in their experts. `hash` uses fewer of them per token, and
+so do `maskmoe` and `inverse` for the ids that see one expert; the others use equally many. Each trains at the learning
+rate that is best for it on the first seed. Losses are also those on rare and on frequent ids. Control: `inverse`, in
+which the frequent ids see one expert and the rare ones all. If it is as good as MaskMoE, frequency has no part in it.
 """
 
 from __future__ import annotations
