@@ -58,7 +58,9 @@ class Pool(Generic[Question, Answer]):
         self._program, self._opening, self._size = program, opening, size
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(size, "pool")
+        # A process inherits the signal mask of the thread that starts it. An interrupt goes to the whole group: this
+        # process decides what becomes of the others.
+        self._threads = ThreadPoolExecutor(size, "pool", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
 
     def __enter__(self) -> Pool[Question, Answer]:
         return self
@@ -152,8 +154,6 @@ def serve(begin: Callable[[Any], Callable[[Any], Any]]) -> None:
     Args:
         begin: gets the opening, and gives what answers a question. It may raise DataError.
     """
-    # It goes to the whole group; the process that started this one decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what others print is no answer
     with suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):

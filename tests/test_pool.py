@@ -75,6 +75,23 @@ def test_a_process_that_ends_is_named():
         list(pool.answers(questions(pool)))
 
 
+def test_processes_leave_interrupts_to_the_one_that_started_them(capfd):
+    """Also those that are only starting."""
+
+    def questions(pool):
+        yield 1
+        while not pool._processes:  # a thread starts it
+            time.sleep(0.001)
+        pool._processes[0].send_signal(signal.SIGINT)
+        yield 2
+
+    with Pool(PROGRAM, 3, 1) as pool:
+        assert [product for product, _ in pool.answers(questions(pool))] == [3, 6]
+        pool._processes[0].send_signal(signal.SIGINT)
+        assert next(pool.answers([4]))[0] == 12
+    assert capfd.readouterr().err == ""
+
+
 def test_none_is_left():
     with Pool(PROGRAM, 3, 2) as pool:
         next(pool.answers(range(100)))
