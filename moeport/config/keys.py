@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from moeport.config.schema import Config
+from moeport.config.short_forms import EXPECTED
 from moeport.core.section import Section
 
 ALIASES = {
@@ -169,7 +170,7 @@ def describe(section: type[Section], name: str) -> str:
     field = section.model_fields[name]
     if variants(field):
         return f"a mapping with a name: {', '.join(variants(field))}"
-    return "a mapping" if subsection(field) else _describe(_properties(section)[name])
+    return EXPECTED.get(name, "a mapping") if subsection(field) else _describe(_properties(section)[name])
 
 
 def describe_item(section: type[Section], name: str) -> str:

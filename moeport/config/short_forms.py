@@ -5,6 +5,8 @@ from dataclasses import replace
 from moeport.config.tree import Node, merge
 
 BASES = ("model", "attention", "rope_bases")
+EXPECTED = {BASES[-1]: "a mapping, a list of numbers above 1 or null"}
+"""What messages expect of a section that has short forms."""
 
 
 def with_mappings(root: Node) -> Node:

@@ -477,6 +477,11 @@ CASES = [
         "c.yaml:2:47 model.attention.rope_bases.values[1]: is out of range (got 1); expected a number above 1",
     ),
     case(
+        "one number for rotary bases",
+        "model:\n  attention: {rope_bases: 5e5}\n",
+        "c.yaml:2:27 model.attention.rope_bases: is a float (got 5e5); expected a mapping, a list of numbers above 1 or null",
+    ),
+    case(
         "one rotary base and several",
         "model:\n  attention: {rope_base: 500.0, rope_bases: {kind: uniform}}\n",
         "c.yaml:2:26 model.attention.rope_base: has no effect while model.attention.rope_bases.kind is uniform (got 500.0); expected model.attention.rope_bases.kind none, or this key left out",
