@@ -2,10 +2,10 @@
 
     python benchmarks/composed_experts.py [--output-dir runs/composed] [--seeds 0,1,2] [--set KEY=VALUE ...]
 
-All configs have shared experts, equal numbers in all experts together and in those that a token uses; each trains at
-the learning rate that is best for it on the first seed. Control: the same without a choice, one expert of the active
-width in one layer (`one`) and in two sub-layers (`one-and-one`). If two sub-layers gain as much there, the gain is one
-of depth and norms, and composition has no part in it.
+All configs have equally many parameters in the experts that a token uses, and all but the controls in all experts
+together; each trains at the learning rate that is best for it on the first seed. Control: the same without a choice,
+one expert of the active width in one layer (`one`) and in two sub-layers (`one-and-one`). If two sub-layers gain as
+much there, the gain is one of depth and norms, and composition has no part in it.
 """
 
 from __future__ import annotations
