@@ -59,8 +59,8 @@ def candidates(low: float, high: float, step: float) -> int:
 
 
 class RopeBasesConfig(Section):
-    """Bases of the rotary angles, one per key-value head: the query heads that read it share it (HARPE, arXiv
-    2412.07171). A list is short for `kind: list` with these values, and null for `kind: none`.
+    """Bases of the rotary angles, one per key-value head; all query heads of a key-value head use its base (HARPE,
+    arXiv 2412.07171). A list is short for `kind: list` with these values, and null for `kind: none`.
     """
 
     kind: Literal["none", "list", "uniform", "peak_valley"] = "none"

@@ -13,6 +13,8 @@ TOKENS, END = 300, 300
 """Ids of the text, and the one that ends it."""
 LENGTH = 64
 NUMBERS = range(len(OPENMOE))
+MODES_OF_OPENMOE = ("S", "R", "R", "X", "X", "X")
+"""Of its denoisers, in their order."""
 
 
 def denoising(length=LENGTH, seed=0, **options):
@@ -65,7 +67,7 @@ def test_a_sequence_gives_its_text_back(length, number, mode_tokens):
         assert found == source[start : start + layout.source].tolist()
         starts.add(start)
         if mode_tokens:
-            assert tokens[0] == mixture.modes["SRRXXX"[number]]
+            assert tokens[0] == mixture.modes[MODES_OF_OPENMOE[number]]
     assert len(starts) == 1 if layout.source == length + 1 - mode_tokens == length + 1 else len(starts) > 1
 
 

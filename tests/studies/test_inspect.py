@@ -323,7 +323,7 @@ def test_text_files_are_packed_between_ends_of_text(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--drop", "nowhere"), "--drop nowhere: is not a drop policy of this command; expected one of position, pro"),
+        (("--drop", "oldest"), "--drop oldest: is not a drop policy of this command; expected one of position, pro"),
         (("--backend", "nothing"), "--backend nothing: is not a backend; expected one of "),
         (("--output", "page.pdf"), "--output page.pdf: expected a name that ends in .html"),
         (("--text", "missing.txt"), "--text: no file matches 'missing.txt'"),
