@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ascend
+import commands
 import configuration
 import exchanges
 import fused
@@ -32,6 +33,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "torch-npu": fused.torch_npu,
         "mindspore npu": fused.mindspore_npu,
     },
+    "docs/commands.md": {"commands": commands.reference},
     "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},

@@ -38,7 +38,7 @@ COMMANDS = (
     "plan",
 )
 """Each command is a module of `moeport.cli` with a function of the same name, or with an `app` if it has subcommands.
-README.md lists them."""
+docs/commands.md lists them."""
 
 LASTING = {"train", "compare", "launch", "emulate", "kit", "data"}
 """Commands that go on when nobody reads their output."""

@@ -1,4 +1,4 @@
-"""The table of commands, the help, and what README.md lists."""
+"""The table of commands, the help, and what docs/commands.md lists."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from moeport.cli.main import COMMANDS, app
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `moeport ([^`]+)`", README, re.MULTILINE)
+PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `moeport ([^`]+)`", PAGE, re.MULTILINE)
 
 
 def commands(command, names: tuple[str, ...] = ()):
@@ -26,7 +26,7 @@ def commands(command, names: tuple[str, ...] = ()):
 
 
 def listed(row: str):
-    """The commands of a row of README.md; `run\\|record` are two."""
+    """The commands of a row of docs/commands.md; `run\\|record` are two."""
     first, *rest = row.replace("\\|", "|").split()
     names = rest[0].split("|") if rest and re.fullmatch(r"[a-z][a-z|-]*", rest[0]) else [""]
     return [tuple(filter(None, (first, name))) for name in names]
@@ -36,7 +36,7 @@ def test_every_command_of_the_table_is_registered():
     assert {names[0] for names in commands(get_command(app))} == set(COMMANDS)
 
 
-def test_readme_lists_every_command():
+def test_the_page_lists_every_command():
     everything = list(commands(get_command(app)))
     assert sorted(name for row in ROWS for name in listed(row)) == sorted(everything)
 
