@@ -1,4 +1,4 @@
-"""A command is a module, an entry in the table of commands and a row in README.md: three places."""
+"""A command is a module, an entry in the table of commands and a row in docs/commands.md: three places."""
 
 from tests.extensions.copies import Row, extended_copy
 
@@ -16,7 +16,7 @@ def greet(name: Annotated[str, typer.Argument(help="Whom.")], loud: Annotated[bo
 '''
 ENTRY = Row("moeport/cli/main.py", '"plan",', '    "greet",')
 LISTED = Row(
-    "README.md",
+    "docs/commands.md",
     "| `moeport doctor` | List the backends, devices, compute types and kernels of this machine. |",
     "| `moeport greet NAME` | Greet somebody. |",
 )
@@ -33,8 +33,8 @@ def test_a_command_is_three_places(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_a_command_that_readme_leaves_out_is_found(tmp_path):
+def test_a_command_that_the_page_leaves_out_is_found(tmp_path):
     copy = extended_copy(tmp_path, {"moeport/cli/greet.py": COMMAND}, (ENTRY,))
     done = copy.pytest(TEST)
     assert done.returncode == 1
-    assert "test_readme_lists_every_command" in done.stdout
+    assert "test_the_page_lists_every_command" in done.stdout
