@@ -18,6 +18,7 @@ from moeport.version import VERSION
 COMMANDS = (
     "train",
     "launch",
+    "report",
     "compare",
     "generate",
     "eval",

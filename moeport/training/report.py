@@ -36,12 +36,16 @@ from moeport.training.side_files import is_of_its_type
 from moeport.training.starts import Start, read_starts
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write RUN_DIR/report.html from the run's metrics, and from its config and summary if there are any.
+def write_report(run_dir: Path, path: Path | None = None) -> Path:
+    """Write a report from a run's metrics, and from its config and summary if there are any; also while it trains.
+
+    Args:
+        run_dir: the run folder.
+        path: where to write it; default report.html in the run folder.
 
     Returns: the report.
 
-    Raises UserError if the run has no metrics.
+    Raises UserError if the run has no metrics, WriteError if the report cannot be written.
     """
     run_dir = Path(run_dir)
     metrics = RunMetrics(run_dir / METRICS_FILE)
@@ -73,7 +77,7 @@ def write_report(run_dir: Path) -> Path:
         config=config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else "",
         environment=_environment(summary, starts),
     )
-    path = run_dir / REPORT_FILE
+    path = path or run_dir / REPORT_FILE
     write_text(path, page)
     return path
 
