@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ascend
@@ -16,11 +16,14 @@ import metrics
 import moe_options
 import resume
 import routers
+from figures import FIGURES
+from figures.exchange import worked
 from regions import filled
 
 ROOT = Path(__file__).parents[2]
 PIECES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"routers": routers.sentence},
+    "docs/all-to-all.md": {"exchanges": exchanges.overview, "worked example": worked},
     "docs/ascend.md": {
         "versions": ascend.versions,
         "determinism": ascend.determinism,
@@ -34,7 +37,6 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "mindspore npu": fused.mindspore_npu,
     },
     "docs/commands.md": {"commands": commands.reference},
-    "docs/communication.md": {"exchanges": exchanges.overview},
     "docs/configuration.md": {"keys": configuration.keys},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},
     "moeport/torch/options.py": {"options": moe_options.fields},
@@ -48,16 +50,23 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
 """Of each file the names of its generated regions, and what each holds."""
 
 
+def contents() -> Iterator[tuple[str, str]]:
+    """What every file should hold."""
+    for name, pieces in PIECES.items():
+        yield name, filled((ROOT / name).read_text(encoding="utf-8"), pieces)
+    for name, figure in FIGURES.items():
+        yield name, figure()
+
+
 def main(check: bool) -> int:
     """Bring every file up to date, or say which are not; the exit code."""
     stale = []
-    for name, pieces in PIECES.items():
-        old = (ROOT / name).read_text(encoding="utf-8")
-        new = filled(old, pieces)
-        if new != old:
+    for name, content in contents():
+        path = ROOT / name
+        if not path.exists() or path.read_text(encoding="utf-8") != content:
             stale.append(name)
             if not check:
-                (ROOT / name).write_text(new, encoding="utf-8")
+                path.write_text(content, encoding="utf-8")
     for name in stale:
         print(f"{name}: {'stale; run make generate' if check else 'written'}")
     return int(check and bool(stale))

@@ -131,4 +131,4 @@ def test_shared_tests_and_documentation_have_it(copy):
     assert copy.python("-c", cases).stdout.split()[-1] == "pairwise"
     assert copy.python("docs/generate").returncode == 0
     assert "pairwise: each row straight to the rank" in (copy.root / "docs/configuration.md").read_text()
-    assert "| `pairwise` | `PairwiseExchange` |" in (copy.root / "docs/communication.md").read_text()
+    assert "| `pairwise` | `PairwiseExchange` |" in (copy.root / "docs/all-to-all.md").read_text()

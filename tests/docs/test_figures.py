@@ -1,0 +1,70 @@
+"""The diagrams of the documentation show what the code computes, and every image has an alternative text."""
+
+import importlib
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from scipy import stats
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = sorted([*REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "README.md"])
+IMAGE = re.compile(r"!\[(.*?)\]\((.+?)\)", re.DOTALL)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    """The package that draws the diagrams, and its modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "docs" / "generate")
+        yield importlib.import_module("figures")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_image_of_a_page_exists_and_has_a_text(page):
+    for text, target in IMAGE.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target
+        assert len(text.split()) >= 5, f"{target}: {text!r} does not say what the image shows"
+
+
+def test_a_page_shows_every_diagram(figures):
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [path for path in figures.FIGURES if path.removeprefix("docs/") not in text] == []
+
+
+def test_a_diagram_is_text_inside_its_card_and_is_readable_on_a_phone(figures):
+    for name, draw in figures.FIGURES.items():
+        root = ElementTree.fromstring(draw())
+        *_, width, height = map(float, root.get("viewBox").split())
+        assert width == 440, name
+        for text in root.iter(f"{SVG}text"):
+            size = 12 if "small" in text.get("class", "") else 14
+            x, extent = float(text.get("x")), 0.55 * size * len(text.text)  # of a wide typeface
+            start = {"left": x, "right": x - extent}.get(text.get("class", "").split(" ")[-1], x - extent / 2)
+            assert start >= 0, (name, text.text)
+            assert start + extent <= width, (name, text.text)
+            assert 0 < float(text.get("y")) < height, (name, text.text)
+
+
+@pytest.mark.parametrize("algorithm", ["flat", "hierarchical", "node_dedup"])
+def test_the_rows_that_are_drawn_are_those_that_the_planner_counts(figures, algorithm):
+    exchange = importlib.import_module("figures.exchange")
+    inside = between = 0
+    for (source, target), rows in exchange.hops(algorithm).items():
+        crosses = source // 2 != target // 2
+        between += rows * crosses
+        inside += rows * (not crosses)
+    assert exchange.sent(algorithm) == (inside * exchange.ROW, between * exchange.ROW)
+
+
+def test_the_curves_of_the_bound_are_one_over_the_probability_of_a_cosine(figures):
+    """A cosine with a fixed direction, squared, follows a beta distribution on the sphere."""
+    for dim in (64, 1024):
+        points = importlib.import_module("figures.bound").curve(dim)
+        assert points[0][0] == 90
+        for angle, tokens in points:
+            beyond = stats.beta.sf(math.cos(math.radians(angle)) ** 2, 0.5, (dim - 1) / 2) / 2
+            assert tokens == pytest.approx(1 / (1 - (1 - beyond) ** 16), rel=1e-6)
