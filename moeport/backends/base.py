@@ -41,6 +41,8 @@ class Backend(ABC):
     """Label of the device, such as `cpu` or `cuda (NVIDIA H200)`."""
     dtype: str
     """Compute type, one of FLOAT_DTYPES."""
+    private_names: ClassVar[Mapping[str, str]] = {}
+    """Names of its framework that it uses although they are not public, and what for."""
     planned: Planned | None = None
     """What will be trained, where that is known before the compute type is asked for, which may be chosen by it."""
 

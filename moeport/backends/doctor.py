@@ -78,11 +78,12 @@ def report() -> dict[str, Any]:
 
     Returns: JSON-able values. In `backends` and `packages` each entry has `installed`, `version`, `problem` (None if
     there is none), `install` (the command, if it is missing or broken) and `note`. A usable backend also has `trains`,
-    `divides` (what ranks divide), `threads`, the libraries of `communication` and, per device, the units with their
-    memory in bytes, and per compute type whether a tiny model ran in it, the speed of a matrix product and the kernels;
-    `timed` is what was chosen by time, by case, and None where nothing is. Where an installed torch-npu keeps PyTorch
-    from starting, these are as found `without_npus`. `cpu`, `accelerators_seen`, `network` and `storage` describe the
-    machine; `ascend` is `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
+    `divides` (what ranks divide), `threads`, the libraries of `communication`, the `private_names` that it
+    uses of its framework and, per device, the units with their memory in bytes, and per compute type whether a tiny
+    model ran in it, the speed of a matrix product and the kernels; `timed` is what was chosen by time, by case, and
+    None where nothing is. Where an installed torch-npu keeps PyTorch from starting, these are as found `without_npus`.
+    `cpu`, `accelerators_seen`, `network` and `storage` describe the machine; `ascend` is
+    `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
     """
     return {
         "moeport": VERSION,
@@ -247,6 +248,8 @@ def _threads_and_communication(backend: Mapping[str, Any]) -> Iterator[str]:
     if libraries := backend.get("communication"):
         words = (f"{name} {version or 'missing'}" for name, version in libraries.items())
         yield f"communication: {', '.join(words)}"
+    if names := backend.get("private_names"):
+        yield f"names of the framework that are not public: {len(names)} are used, and all were found"
 
 
 def _network(found: Mapping[str, Any]) -> Iterator[str]:

@@ -41,8 +41,8 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
     """Import a package; if a backend uses it, compute on each of the backend's devices.
 
     Returns: `version` and `problem`, which is None if there is none; for a backend also `trains`, `divides`,
-    `threads`, `communication` and `devices`. A package that fails to import has in `said` also the errors that led to
-    it.
+    `threads`, `communication`, `private_names` and `devices`. A package that fails to import has in `said` also the
+    errors that led to it.
     """
     try:
         package = importlib.import_module(module)
@@ -57,6 +57,7 @@ def examine(module: str, backend: str | None = None) -> dict[str, Any]:
             found["devices"]["cpu"] = _device(backend, "cpu")
             chosen = get_backend(BackendConfig(name=backend))
             found |= {"threads": chosen.threads(), "communication": chosen.communication()}
+            found["private_names"] = list(chosen.private_names)
             kind = chosen.device.partition(" ")[0]
             if kind != "cpu":
                 units = [{"name": name, "memory_bytes": memory} for name, memory in chosen.accelerators()]

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from moeport.backends.torch.private import inside_torch_func, is_repeated, outside_torch_func, unwrapped
 
 
 def add_up(so_far: Sequence[Tensor] | None, measured: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -24,10 +25,10 @@ def add_up(so_far: Sequence[Tensor] | None, measured: Sequence[Tensor]) -> tuple
         return _sums(so_far, [_zero_if_repeated(x) for x in measured])
     if is_repeated():
         return None if so_far is None else tuple(so_far)
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    if not inside_torch_func():
         return _sums(so_far, measured)
-    with temporarily_clear_interpreter_stack():  # what torch.func wraps cannot be read after its transform
-        return _sums(so_far, [_unwrapped(x) for x in measured])
+    with outside_torch_func():  # what torch.func wraps cannot be read after its transform
+        return _sums(so_far, [unwrapped(x) for x in measured])
 
 
 def _sums(so_far: Sequence[Tensor] | None, measured: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -35,25 +36,6 @@ def _sums(so_far: Sequence[Tensor] | None, measured: Sequence[Tensor]) -> tuple[
     if so_far is None:
         return tuple(measured)
     return tuple(old.to(new.device) + new for old, new in zip(so_far, measured, strict=True))
-
-
-def _unwrapped(x: Tensor) -> Tensor:
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
-
-
-def is_repeated() -> bool:
-    """Whether this forward pass repeats an earlier one for `torch.utils.checkpoint(use_reentrant=False)`.
-
-    With use_reentrant=True the earlier pass ran without gradients and was not counted, so its repetition is.
-    """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) or ()
-    names = [getattr(hook, "__qualname__", "") for hook in hooks]
-    if any("_recomputation_hook" in name for name in names):
-        return True
-    # A checkpoint inside one that is repeated has its own hooks on top.
-    return torch._C._current_graph_task_id() != -1 and any("_checkpoint_hook" in name for name in names)
 
 
 @torch.library.custom_op("moeport::zero_if_repeated", mutates_args=())

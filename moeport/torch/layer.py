@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 from moeport.backends.torch.fused import operations
+from moeport.backends.torch.private import is_view, result_of_its_own
 from moeport.core.parameters import ParameterSpec, is_normal
 from moeport.core.routing import RouterContext, Routing, SoftRouting, Topology
 from moeport.errors import UserError
@@ -299,9 +300,9 @@ def _not_a_view(x: Tensor) -> Tensor:
     """The same memory as a result of its own, as linear layers return it, so that FSDP's hooks on it survive in-place
     operations.
     """
-    if torch.compiler.is_compiling() or x._base is None:
+    if torch.compiler.is_compiling() or not is_view(x):
         return x
-    return torch.ops.aten._unsafe_view(x, x.shape)
+    return result_of_its_own(x)
 
 
 def _tensor_fields(routing: Routing | SoftRouting) -> list[str]:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import override
 
 from moeport.backends.torch.placing import Held, held_of_sharded, is_plain
+from moeport.backends.torch.private import buffers_of
 from moeport.backends.torch.sharding import local
 from moeport.core.parameters import InitialWeights, ParameterSpec
 from moeport.core.weights import Box, Weights
@@ -85,13 +86,13 @@ class Holder(nn.Module):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Holder:
-        before = {name: self._buffers[name] for name in self._specs if self._buffers.get(name) is not None}
+        before = {name: value for name in self._specs if (value := buffers_of(self).get(name)) is not None}
         super()._apply(fn, recurse)
         for name, value in before.items():
-            after = self._buffers[name]
+            after: Tensor = getattr(self, name)
             wanted = _kept(self._specs[name], after.dtype)
             if after.dtype is not wanted:
-                self._buffers[name] = value.to(after.device, wanted)
+                buffers_of(self)[name] = value.to(after.device, wanted)
         return self
 
     @override
@@ -102,9 +103,9 @@ class Holder(nn.Module):
     def _widen(self) -> None:
         """Undo a cast that went past `_apply`: `load_state_dict(assign=True)`, or buffer types of FSDP1 and DDP."""
         for name in self._specs:
-            value = self._buffers.get(name)
+            value = buffers_of(self).get(name)
             if value is not None and value.dtype not in WIDE:
-                self._buffers[name] = value.float()
+                buffers_of(self)[name] = value.float()
 
 
 class Part(Holder):

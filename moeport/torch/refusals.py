@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
+from moeport.backends.torch.private import inside_vmap, is_replica
 from moeport.errors import UserError
 
 _WHY = "which tokens go to which expert depends on the data, and a captured graph would keep the example's rows"
@@ -23,7 +24,7 @@ def refuse_capture(x: Any) -> None:
         refuse("torch.jit.trace or ONNX export")
     if isinstance(x, Proxy):
         refuse("torch.fx.symbolic_trace")
-    if _inside_vmap():
+    if inside_vmap():
         raise UserError(
             "moeport.torch.MoE cannot run under torch.vmap, since the rows of its experts differ between the mapped "
             "calls; call the layer once on the whole batch, or once per model in a loop"
@@ -40,13 +41,8 @@ def refuse(what: str) -> NoReturn:
 
 def refuse_replica(module: nn.Module) -> None:
     """Raise UserError in training under nn.DataParallel: what a replica measures never reaches the layer."""
-    if getattr(module, "_is_replica", False) and module.training:
+    if is_replica(module) and module.training:
         raise UserError(
             "moeport.torch.MoE cannot train under nn.DataParallel, whose replicas lose the auxiliary loss and the load "
             "of the experts; use nn.parallel.DistributedDataParallel or fully_shard"
         )
-
-
-def _inside_vmap() -> bool:
-    interpreters = torch._C._functorch.get_interpreter_stack() or ()
-    return any(interpreter.key() == torch._C._functorch.TransformType.Vmap for interpreter in interpreters)

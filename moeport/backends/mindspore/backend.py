@@ -23,6 +23,7 @@ from moeport.backends.mindspore.graphs import Graphs
 from moeport.backends.mindspore.kernels import try_fused, with_fused
 from moeport.backends.mindspore.model import MindSporeEvaluationModel
 from moeport.backends.mindspore.ops import MindSporeOps
+from moeport.backends.mindspore.private import NAMES
 from moeport.backends.mindspore.profiler import MindSporeProfiler
 from moeport.backends.mindspore.training_model import MindSporeTrainingModel
 from moeport.backends.profiler import Profiler
@@ -60,6 +61,7 @@ class MindSporeBackend(Backend):
     """MindSpore on one device, compiled unless the config says otherwise."""
 
     name = "mindspore"
+    private_names = NAMES
 
     def __init__(self, config: BackendConfig):
         self.device_name = resolve_device(config.device)

@@ -20,11 +20,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, communication
 from mindspore import ops as msops
-from mindspore.common._grad_function import _Function
 from mindspore.mint import distributed
-from mindspore.ops.auto_generate import gen_ops_prim
 from typing_extensions import override
 
+from moeport.backends.mindspore import private
 from moeport.backends.mindspore.device import is_on_cpu
 from moeport.comm.communicator import Communicator, Pending, Transfer
 from moeport.comm.job import Job
@@ -165,17 +164,15 @@ class MCCLCommunicator(MindSporeCommunicator):
                 self._send(pieces[peer], peer)
         return received
 
-    # The public isend and irecv look up the group of HCCL even if the group of MCCL is passed.
-
     def _send(self, x: np.ndarray, peer: int) -> None:
         if x.size:
-            gen_ops_prim.dist_comm_isend_op(Tensor(x.reshape(-1)), peer, self.name, 0)[1].wait()
+            private.send(Tensor(x.reshape(-1)), peer, self.name)
 
     def _receive(self, x: np.ndarray, peer: int) -> np.ndarray:
         if not x.size:
             return x
         out = Tensor(x.reshape(-1))
-        gen_ops_prim.dist_comm_irecv_op(out, 0, peer, self.name)[1].wait()
+        private.receive(out, peer, self.name)
         return out.asnumpy().reshape(x.shape)
 
 
@@ -208,7 +205,7 @@ class HCCLCommunicator(MindSporeCommunicator):
         return out
 
 
-class _Exchange(_Function):
+class _Exchange(private.Function):
     """An exchange whose gradient is the reverse exchange."""
 
     @staticmethod
@@ -221,7 +218,7 @@ class _Exchange(_Function):
         return ctx.transfer.back.run(gradient), None
 
 
-class _LinkedExchange(_Function):
+class _LinkedExchange(private.Function):
     """An exchange that also passes a link through; see `Communicator.link`."""
 
     @staticmethod

@@ -6,10 +6,10 @@ import functools
 import os
 
 import mindspore as ms
-from mindspore import _c_expression
 from mindspore.device_context import ascend
 
 from moeport.ascend.table import DETERMINISM
+from moeport.backends.mindspore import private
 from moeport.errors import BackendUnavailableError
 
 DEVICES = {"cpu": "CPU", "npu": "Ascend"}
@@ -66,7 +66,7 @@ def _stop_spinning() -> None:
     By default MindSpore runs them in threads that wait for each other in busy loops. On a machine with few cores these
     compete with the computation: with two cores, a matrix product takes twice as long.
     """
-    _c_expression.disable_multi_thread()
+    private.run_in_calling_thread()
     ms.runtime.dispatch_threads_num(1)
 
 

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
-from mindspore.graph import api, jit_trace
-from mindspore.graph.jit_config import _DEFAULT_JIT_CONFIG
+
+from moeport.backends.mindspore import private
 
 _never_deleted: list[Callable[..., Any]] = []
 
@@ -45,7 +45,7 @@ def compiled(fn: Callable[..., Any], compilations: Compilations) -> Callable[...
 
     def traced(*args: Any) -> Any:
         nonlocal traced_phase
-        traced_phase = jit_trace._trace_jit_context.phase
+        traced_phase = private.traced_phase()
         return fn(*args)
 
     _never_deleted.append(traced)
@@ -55,16 +55,16 @@ def compiled(fn: Callable[..., Any], compilations: Compilations) -> Callable[...
         phase = phases.get(_signature(args))
         if phase is None:
             start = time.perf_counter()
-            jit_trace._get_caller_lines = lambda: ([__file__], [1])
+            private.look_up_no_sources(__file__)
             out = compile_and_run(*args)
             phases[_signature(args)] = traced_phase
             compilations.count += 1
             compilations.seconds += time.perf_counter() - start
             return out
-        return api._convert_python_data(jit_trace.tr.get_instance().run_graph(phase, _DEFAULT_JIT_CONFIG, args))
+        return private.run_graph(phase, args)
 
     return run
 
 
 def _signature(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (api._PyNativeExecutor().requires_grad(), *((x.shape, x.dtype) for x in args))
+    return (private.records_gradients(), *((x.shape, x.dtype) for x in args))

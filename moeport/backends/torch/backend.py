@@ -31,6 +31,7 @@ from moeport.backends.torch.fused import FusedOps, own_operations
 from moeport.backends.torch.model import TorchEvaluationModel, TorchTrainingModel
 from moeport.backends.torch.openmp import describe_threads, threads_given, watch
 from moeport.backends.torch.ops import DTYPES, TorchOps
+from moeport.backends.torch.private import NAMES
 from moeport.backends.torch.profiling.session import TorchProfiler
 from moeport.backends.torch.timed import machine_of
 from moeport.comm.communicator import TIMEOUT_SECONDS, Communicator
@@ -50,6 +51,7 @@ class TorchBackend(Backend):
     """PyTorch on one device."""
 
     name = "torch"
+    private_names = NAMES
 
     def __init__(self, config: BackendConfig):
         self.torch_device = resolve_device(config.device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moeport.backends.torch.module import TransformerModule
+from moeport.backends.torch.private import copy_each
 from moeport.core.parameters import ParameterSpec
 
 
@@ -48,7 +49,7 @@ class ComputeCopies:
         """Cast parameters after they have changed: those in `names`, by default all."""
         changed = self.copies if names is None else self.copies.keys() & names
         if changed:
-            torch._foreach_copy_([self.copies[name] for name in changed], [self.parameters[name] for name in changed])
+            copy_each([self.copies[name] for name in changed], [self.parameters[name] for name in changed])
 
     def _pass_on(self, name: str, copy: Tensor) -> None:
         """Add the gradient that has reached a copy to that of its parameter, at once: its memory serves the next."""

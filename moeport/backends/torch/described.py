@@ -47,6 +47,6 @@ def _sort_by_group(ops: TorchOps) -> str:
 
 def _grouped_mlp(ops: TorchOps, dtype: str) -> str:
     if ops.uses_grouped_mm(torch.zeros(1, device=ops.device, dtype=DTYPES[dtype])):
-        return "torch._grouped_mm if widths are multiples of 8 (bfloat16, compute capability 9.0)"
-    needs = " (torch._grouped_mm needs bfloat16 and compute capability 9.0)" if ops.device.type == "cuda" else ""
+        return "torch.nn.functional.grouped_mm if widths are multiples of 8 (bfloat16, compute capability 9.0)"
+    needs = " (grouped_mm needs bfloat16 and compute capability 9.0)" if ops.device.type == "cuda" else ""
     return "one product per expert in one autograd node" + needs

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from moeport.backends.torch.private import inside_torch_func, version_of
 from moeport.core.ops import AttentionOptions
 
 T = TypeVar("T")
@@ -27,8 +28,8 @@ def once_per_pass(document_BS: Tensor, name: tuple[object, ...], make: Callable[
     if not _is_plain(document_BS):
         return make()
     version, made = _made.get(document_BS, (None, {}))
-    if version != document_BS._version:
-        version, made = _made[document_BS] = document_BS._version, {}
+    if version != version_of(document_BS):
+        version, made = _made[document_BS] = version_of(document_BS), {}
     if name not in made:
         made[name] = make()
     found: T = made[name]
@@ -38,7 +39,7 @@ def once_per_pass(document_BS: Tensor, name: tuple[object, ...], make: Callable[
 def _is_plain(x: Tensor) -> bool:
     if type(x) is not Tensor or torch.compiler.is_compiling() or x.is_inference():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if inside_torch_func():
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -21,7 +21,8 @@ from moeport.backends.examples import EXAMPLES, differentiated_among
 from moeport.backends.sized import SIZED, WORTH_FLOPS
 from moeport.backends.timing import COMPOSITION, Case
 from moeport.backends.torch.adamw_trial import ADAMW, step_fault
-from moeport.backends.torch.ops import TorchOps, inside_torch_func
+from moeport.backends.torch.ops import TorchOps
+from moeport.backends.torch.private import inside_torch_func
 from moeport.backends.torch.timed import fastest
 from moeport.backends.torch.undisturbed import undisturbed
 from moeport.backends.trial import AUTO, Candidate, Choice, choose, fault_of, passing, refuse_named, wish_for

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moeport.backends.base import TrainingOptions
+from moeport.backends.torch.private import add_each, is_profiled
 from moeport.errors import BackendUnavailableError
 from moeport.model.batch import Batch
 from moeport.model.loss_terms import LossTerms
@@ -91,7 +92,7 @@ class GraphedPass:
     def __call__(self, batch: Batch, share: float) -> LossTerms:
         """A pass, as `Run`."""
         form = self.forms.setdefault(_kind(batch, share), _Form())
-        if form.refused or torch.autograd._profiler_enabled():  # a replay has no parts that a profile could name
+        if form.refused or is_profiled():  # a replay has no parts that a profile could name
             return self.run(batch, share)
         form.passes += 1
         if form.passes <= WARM_UP:
@@ -166,7 +167,7 @@ class GraphedPass:
         added = [(own, old) for own, old in both if own is not None and old is not None]
         if added:
             with torch.no_grad():
-                torch._foreach_add_([own for own, _ in added], [old for _, old in added])
+                add_each([own for own, _ in added], [old for _, old in added])
         return form.terms.map(torch.clone)
 
     def _refuse(self, form: _Form, reason: str) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from moeport.backends.torch import kernels, sorting
 from moeport.backends.torch.documents import masked_attention
+from moeport.backends.torch.private import inside_torch_func
 from moeport.backends.torch.wide import WideLinear, has_wide_products
 from moeport.core.dispatch_plan import DispatchPlan
 from moeport.core.ops import CAUSAL, AttentionOptions, Ops
@@ -286,7 +287,7 @@ class TorchOps(Ops):
     @override
     def grouped_mlp(self, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str) -> Tensor:
         w_in, w_out = w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype)
-        aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # torch._grouped_mm needs rows aligned to 16 bytes
+        aligned = x_RD.shape[1] % 8 == 0 and w_out.shape[2] % 8 == 0  # grouped_mm needs rows aligned to 16 bytes
         if aligned and self.uses_grouped_mm(x_RD):
             return self._grouped_mm_mlp(x_RD, w_in, w_out, counts_E, activation)
         if torch.compiler.is_compiling():
@@ -301,7 +302,6 @@ class TorchOps(Ops):
         return (
             x.device.type == "cuda"
             and x.dtype == torch.bfloat16
-            and hasattr(torch, "_grouped_mm")
             and torch.cuda.get_device_capability(x.device) >= (9, 0)
         )
 
@@ -310,9 +310,9 @@ class TorchOps(Ops):
         ends = counts_E.cumsum(0).to(torch.int32)
         served = (torch.arange(x_RD.shape[0], device=x_RD.device) < ends[-1]).unsqueeze(1)
         x_RD = torch.where(served, x_RD, 0)
-        hidden = torch.where(served, torch._grouped_mm(x_RD, w_in.transpose(1, 2), offs=ends), 0)
+        hidden = torch.where(served, F.grouped_mm(x_RD, w_in.transpose(1, 2), offs=ends), 0)
         hidden = self.swiglu(hidden) if activation == "swiglu" else self.gelu(hidden)
-        return torch.where(served, torch._grouped_mm(hidden, w_out.transpose(1, 2), offs=ends), 0)
+        return torch.where(served, F.grouped_mm(hidden, w_out.transpose(1, 2), offs=ends), 0)
 
     @override
     def inverse(self, order_N: Tensor) -> Tensor:
@@ -351,8 +351,3 @@ class TorchOps(Ops):
     def logits_block(self) -> int:
         """Number of logits that exist at a time: on the CPU 4 MiB in float32, which stay in cache; otherwise 1 GiB."""
         return 2**20 if self.device.type == "cpu" else 2**28
-
-
-def inside_torch_func() -> bool:
-    """Whether a transform such as torch.func.grad is active, which takes no autograd function of our kind."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

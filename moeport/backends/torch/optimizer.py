@@ -13,6 +13,7 @@ from moeport.backends.torch.adamw_trial import ADAMW
 from moeport.backends.torch.fused import FusedOps
 from moeport.backends.torch.ops import TorchOps, name_of
 from moeport.backends.torch.placing import held
+from moeport.backends.torch.private import norm_of_each, scale_each
 from moeport.backends.torch.sharding import from_local, local, to_whole
 from moeport.comm.mesh import Mesh
 from moeport.config.training import OptimizerConfig
@@ -105,7 +106,7 @@ class AdamW:
         mesh, gradients = self.mesh, self._local_gradients()
         if mesh.world.size == 1:
             return torch.nn.utils.get_total_norm(gradients.values())
-        squares = torch.stack(torch._foreach_norm(list(gradients.values()))).square()
+        squares = torch.stack(norm_of_each(list(gradients.values()))).square()
         square = torch.dot(squares, self._shares(tuple(gradients), squares))
         total: Any = mesh.world.all_reduce(torch.stack([square, self.failed.to(square.dtype)]))
         self.failed.copy_(total[1].clamp(max=1.0))
@@ -123,7 +124,7 @@ class AdamW:
         self.watch(norm)
         if self.config.clip_norm is not None:
             share = torch.clamp(self.config.clip_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(list(self._local_gradients().values()), share)
+            scale_each(list(self._local_gradients().values()), share)
         for name, p in self.parameters.items():
             if p is not self.shards[name]:
                 self.shards[name].grad = None if p.grad is None else local(p.grad)

@@ -51,12 +51,12 @@ class Stages(Protocol):
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends_E: Tensor) -> Tensor:
-    """torch's grouped product, which is public from 2.13 on.
+    """torch's grouped product.
 
     Of (R, I) with (E, I, O) it makes (R, O); of (I, R) with (R, O) it makes (E, I, O), along the rows of each expert.
     """
-    public = getattr(torch.nn.functional, "grouped_mm", None)
-    return (public or torch._grouped_mm)(a, b, offs=ends_E)
+    product: Tensor = torch.nn.functional.grouped_mm(a, b, offs=ends_E)
+    return product
 
 
 class GroupedStages:

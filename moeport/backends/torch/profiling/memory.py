@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from moeport.backends.profiler import HeldMemory
 from moeport.backends.torch.model import TorchTrainingModel
+from moeport.backends.torch.private import viewed
 from moeport.backends.torch.profiling.marks import open_parts
 from moeport.backends.torch.sharding import local
 from moeport.core.parts import PARTS
@@ -38,7 +39,7 @@ class SavedTensors:
         return saved_tensors_hooks(self._keep, self._give_back)
 
     def _keep(self, x: Tensor) -> Tensor:
-        if not self._complete and not isinstance(x if x._base is None else x._base, nn.Parameter):
+        if not self._complete and not isinstance(viewed(x), nn.Parameter):
             storage = _storage(x)
             if storage not in self._seen:
                 self._seen.add(storage)
