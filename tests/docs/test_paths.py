@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"])
+PAGES = sorted([*REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"])
 NAMED = re.compile(r"(?<![\w/.-])(?:moeport|tests|docs|configs|benchmarks)/[\w./*-]*\w")
 DOTTED = re.compile(r"(?<![\w/.-])(?:moeport|benchmarks)(?:\.[a-zA-Z_]\w*)+")
 PYTHON = re.compile(r"^( *)```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -16,13 +16,13 @@ EXAMPLES = re.compile(r"NAME|sigma|double_benchmark")
 """Files of the worked examples and of another project's commands."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_the_files_that_a_page_names_exist(page):
     named = set(NAMED.findall(page.read_text(encoding="utf-8")))
     assert [path for path in sorted(named) if not EXAMPLES.search(path) and not any(REPOSITORY.glob(path))] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_the_modules_and_names_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     assert [name for name in sorted({*DOTTED.findall(text), *imported(text)}) if not exists(name)] == []
