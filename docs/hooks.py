@@ -1,11 +1,31 @@
-"""The site has CONTRIBUTING.md as a page, with links that work from there."""
+"""The site has CONTRIBUTING.md as a page, with links that work from there, and formulas that need no script."""
 
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pymdownx.arithmatex import arithmatex_fenced_format
+
+TYPESETS = find_spec("latex2mathml") is not None
+if TYPESETS:
+    from formulas import FormulaError, typeset
 
 SOURCE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+LOG = logging.getLogger("mkdocs.hooks.formulas")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Blocks of code in the language `math` are formulas, as forges take them to be."""
+    format_ = arithmatex_fenced_format(mode="generic", tag="div")
+    fence = {"name": "math", "class": "arithmatex", "format": format_}
+    config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
+    if not TYPESETS:
+        LOG.info("formulas stay LaTeX, since latex2mathml is not installed: pip install 'moeport[docs]'")
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -13,3 +33,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     text = SOURCE.read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "contributing.md", content=text))
     return files
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Typeset the formulas of a page; a wrong one ends the build."""
+    if not TYPESETS:
+        return html
+    try:
+        return typeset(html)
+    except FormulaError as error:
+        raise PluginError(f"docs/{page.file.src_uri}: {error}") from error

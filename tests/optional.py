@@ -7,6 +7,7 @@ import pytest
 PACKAGES = (
     "datasets",
     "jsonschema",
+    "latex2mathml",
     "lm_eval",
     "matplotlib",
     "mindspore",
