@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 # Real torch_npu over a stand-in for CANN: for tests without an NPU.
 NPU := .venv-npu
 NPU_TESTS := tests/npu tests/conformance
+# The tools that build and check a release, away from the packages of the tests.
+RELEASE := .venv-release
+# Extras of the installation that `make sbom` describes, such as EXTRAS=torch,data.
+EXTRAS ?=
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
 TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=
@@ -18,12 +22,14 @@ JOBS ?= 2
 PYTEST_OPTIONS = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help train check test test-npu test-all lint format generate docs docs-serve bench wheel clean
+.PHONY: help train check test test-ranks test-npu test-all lint format generate docs docs-serve bench dist sbom \
+  clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
 	@echo "make check     lint and the tests that need neither other processes nor MindSpore: minutes"
 	@echo "make test      install what the suite needs and run it"
+	@echo "make test-ranks only the part of it that starts processes or needs MindSpore"
 	@echo "make test-npu  only the part of it that runs torch_npu without an NPU, in $(NPU)"
 	@echo "make test-all  the whole suite with the slow sweeps"
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
@@ -31,8 +37,9 @@ help:
 	@echo "make generate  renew the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     print the benchmarks"
-	@echo "make wheel     build dist/*.whl"
-	@echo "make clean     delete $(VENV), $(NPU) and what was built; runs/ stays"
+	@echo "make dist      build the sdist and the wheel in dist/, and check both"
+	@echo "make sbom      list what an installation consists of, in dist/*.cdx.json"
+	@echo "make clean     delete $(VENV), $(NPU), $(RELEASE) and what was built; runs/ stays"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moeport needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.11")'
@@ -59,6 +66,9 @@ check: lint
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not npu"
 	@$(MAKE) --no-print-directory test-npu
+
+test-ranks: $(VENV)/.dev
+	$(PYTEST) -m "(ranks or mindspore) and not slow and not npu"
 
 test-all: $(VENV)/.dev
 	$(PYTEST) -m "not npu"
@@ -101,8 +111,25 @@ docs-serve: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/abstraction_tax.py
 
-wheel: $(VENV)/.dev
-	$(BIN)/python -m build --wheel
+$(RELEASE)/.ok: $(BIN)/python pyproject.toml
+	$(BIN)/python -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS) -e ".[release]"
+	@touch $@
+
+# The wheel is built from the sdist, so that one that lacks a file fails here.
+dist: $(RELEASE)/.ok
+	rm -rf build dist
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*.tar.gz dist/*.whl
+	$(RELEASE)/bin/check-wheel-contents dist/*.whl
+
+sbom: dist
+	$(RELEASE)/bin/python -m venv --clear build/sbom
+	build/sbom/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS) \
+	  "$$(ls dist/*.whl)$(if $(EXTRAS),[$(EXTRAS)])"
+	build/sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
+	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --validate --output-reproducible \
+	  --output-file "$$(ls dist/*.whl | sed 's/-py3-.*/.cdx.json/')" build/sbom/bin/python
 
 clean:
-	rm -rf $(VENV) $(NPU) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NPU) $(RELEASE) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

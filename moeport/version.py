@@ -1,3 +1,33 @@
-"""The version of moeport."""
+"""The version of moeport, and the commit of its sources."""
 
-VERSION = "0.1.0.dev0"
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+VERSION = "0.1.0"
+COMMIT_FILE = "commit.txt"
+"""The file beside this one in which `setup.py` writes the commit when it builds a wheel or an sdist."""
+
+
+def commit() -> str | None:
+    """The commit, as `of_checkout` says it; None where neither the build nor git knows it."""
+    package = Path(__file__).parent
+    written = package / COMMIT_FILE
+    return written.read_text(encoding="utf-8").strip() if written.is_file() else of_checkout(package.parent)
+
+
+def of_checkout(root: Path) -> str | None:
+    """The commit that is checked out in a folder: 40 digits, and `-dirty` if tracked files were changed since.
+
+    None if the folder is not the root of a checkout, or git cannot read it.
+    """
+    if not (root / ".git").exists():  # a folder inside somebody else's checkout has that one's commit
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -13,7 +13,6 @@ from moeport.errors import MoeportError, UserError
 from moeport.files import disk_error
 from moeport.launch import last_words
 from moeport.stopping import INTERRUPTED, Interruptible
-from moeport.version import VERSION
 
 COMMANDS = (
     "train",
@@ -69,14 +68,22 @@ for _name in COMMANDS:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"moeport {VERSION}")
+        from moeport.cli.versions import text
+
+        typer.echo(text())
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of moeport and of the frameworks, and exit.",
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error. May appear anywhere on the line.")

@@ -64,10 +64,6 @@ def fail(error: BaseException):
     return raising
 
 
-def test_version(run):
-    assert run("--version") == (0, f"moeport {VERSION}\n", "")
-
-
 class TestConfig:
     def test_check(self, run):
         Path("c.yaml").write_text("model: {d_model: 128}\n")
