@@ -1,7 +1,7 @@
 """Does what a page says, in a folder: writes its files, runs its commands, and compares what they print.
 
 What a page shows must be what is printed, with these exceptions: white space and the lines that draw tables are not
-compared, so that a page may wrap lines and leave borders out; `...` stands for anything; and below the mark `numbers
+compared, nor a backslash with which the page continues a line; `...` stands for anything; and below the mark `numbers
 vary` any number stands for any other, a time such as 1m30s too. A command ends with exit code 0, with 2 where the page
 shows a line that begins with `error:`, and otherwise with the code that the page shows behind `$ echo $?`. A command
 whose output a page does not show may print anything.
@@ -144,9 +144,9 @@ def compare(block, place, shown, printed):
 def agrees(shown, printed, numbers_vary):
     """Whether a page shows what was printed, by the rule of this module."""
     printed, position = DRAWN.sub(" ", printed).strip(), 0
-    parts = [_pattern(DRAWN.sub(" ", part).strip(), numbers_vary) for part in shown.split("...")]
+    parts = [DRAWN.sub(" ", part).strip() for part in shown.replace("\\\n", "\n").split("...")]
     for index, part in enumerate(parts):
-        pattern = re.compile(part + (r"\Z" if index == len(parts) - 1 else ""))
+        pattern = re.compile(_pattern(part, numbers_vary) + (r"\Z" if index == len(parts) - 1 else ""))
         found = pattern.search(printed, position) if index else pattern.match(printed)
         if not found:
             return False

@@ -150,6 +150,8 @@ class TestThePageThatIsWrong:
     [
         ("a  b\nc", "a b c\n", False, True),
         ("│ a │\n╰───╯", "a", False, True),
+        ("a \\\n  b", "a b", False, True),
+        ("a \\ b", "a b", False, False),
         ("a\n...\nd", "a\nd\n", False, True),
         ("a\n...\nd", "a\nb\nc\nd\n", False, True),
         ("a\n...", "a\nb\n", False, True),
