@@ -1,4 +1,4 @@
-"""The site has CONTRIBUTING.md as a page, with links that work from there, and formulas that need no script."""
+"""The site has CONTRIBUTING.md and examples/, with links that work from there, and formulas that need no script."""
 
 import logging
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from pymdownx.arithmatex import arithmatex_fenced_format
 
@@ -14,7 +14,9 @@ TYPESETS = find_spec("latex2mathml") is not None
 if TYPESETS:
     from formulas import FormulaError, typeset
 
-SOURCE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {".ipynb", ".md", ".py", ".sh", ".yaml"}
+"""Suffixes of what examples/ has besides bytecode; all but .md can be downloaded."""
 LOG = logging.getLogger("mkdocs.hooks.formulas")
 
 
@@ -29,10 +31,20 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add contributing.md; its links into docs/ lose the folder."""
-    text = SOURCE.read_text(encoding="utf-8").replace("](docs/", "](")
+    """Add contributing.md and examples/; their links into docs/ lose the folder."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "contributing.md", content=text))
+    for path in sorted((ROOT / "examples").rglob("*")):
+        if path.suffix in EXAMPLES:
+            files.append(_example(config, path))
     return files
+
+
+def _example(config: MkDocsConfig, path: Path) -> File:
+    name = path.relative_to(ROOT).as_posix()
+    if path.suffix != ".md":
+        return File.generated(config, name, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
+    return File.generated(config, name, content=path.read_text(encoding="utf-8").replace("../docs/", "../"))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -13,6 +13,7 @@ import configuration
 import exchanges
 import fused
 import metrics
+import model_shapes
 import moe_options
 import resume
 import routers
@@ -46,6 +47,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "derived": metrics.derived,
         "resume": resume.rules,
     },
+    "examples/models/README.md": model_shapes.pieces(),
 }
 """Of each file the names of its generated regions, and what each holds."""
 

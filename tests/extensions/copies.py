@@ -13,7 +13,7 @@ from tests.jobs.ports import free_port
 from tests.jobs.ranks import Forker, Ranks, settings
 
 REPOSITORY = Path(__file__).parents[2]
-PARTS = ("moeport", "tests", "configs", "docs", "README.md", "pyproject.toml", "mkdocs.yml")
+PARTS = ("moeport", "tests", "configs", "docs", "examples", "README.md", "pyproject.toml", "mkdocs.yml")
 """Contents of a copy: enough to run commands, tests and the generators of the documentation."""
 
 
