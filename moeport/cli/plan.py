@@ -112,15 +112,16 @@ def plan(
     cluster = Cluster(
         machines.nodes, machines.ranks_per_node, given_links(fitted, machines.nodes, intra, inter), shares
     )
+    config = load_config(config_file, overrides or ()) if config_file else None
+    limits = memory_limits(config, cluster.ranks_per_node, machines.memory) if config else None
     console = wide_console()
     _say(console, text.cluster_lines(cluster, fitted))
     figures = {"nodes": cluster.nodes, "ranks_per_node": cluster.ranks_per_node, "traffic": traffic}
     figures |= {"links": text.plain(cluster.links), "fit_errors": fitted.errors.tolist() if fitted else []}
-    if config_file is None:
+    if config is None or limits is None:
         figures |= _exchanges(console, cluster, samples, traffic)
     else:
-        config, links = load_config(config_file, overrides or ()), fitted.links if fitted else cluster.links
-        limits = memory_limits(config, cluster.ranks_per_node, machines.memory)
+        links = fitted.links if fitted else cluster.links
         figures |= _placements(console, config, cluster, speed, links, traffic, limits)
     if json_file:
         write_json(json_file, figures)

@@ -117,7 +117,7 @@ def vocabulary(config: Config) -> int:
 
 
 def memory_limits(config: Config, ranks_per_node: int, text: str | None) -> Limits:
-    """The memory of an accelerator and of a node, as far as it is given. Raises UserError for what is no size."""
+    """The memory of an accelerator and of a node, as far as it is given. Raises UserError for what is not a size."""
     on_cpu = config.backend.device == "cpu"
     sizes: list[float] = [parse_size(part) for part in text.split(",")] if text else []
     if len(sizes) > 2 - on_cpu:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moeport.convert.parts import Layout
 from moeport.errors import UserError
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ExportOptions:
 
 def parse_size(text: str) -> int:
     """A number of bytes such as 500MB or 5GB. Raises UserError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B?)", text.strip().upper())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper())
     size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
     if size < 1:
-        raise UserError(f"{text}: is no size; expected a number with KB, MB or GB, as in 5GB")
+        raise UserError(f"{text}: is not a size; expected a number with KB, MB, GB or TB, as in 5GB")
     return size

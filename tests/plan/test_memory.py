@@ -48,7 +48,7 @@ def test_options():
     assert memory_limits(on_cpu, 8, "512GB").host == 512e9
     with pytest.raises(UserError, match="expected the memory of a node, as in 512GB"):
         memory_limits(on_cpu, 8, "80GB,512GB")
-    with pytest.raises(UserError, match="is no size"):
+    with pytest.raises(UserError, match="is not a size"):
         memory_limits(config(), 8, "much")
 
 
