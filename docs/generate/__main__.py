@@ -15,6 +15,7 @@ import fused
 import metrics
 import model_shapes
 import moe_options
+import platforms
 import resume
 import routers
 from figures import FIGURES
@@ -23,7 +24,7 @@ from regions import filled
 
 ROOT = Path(__file__).parents[2]
 PIECES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"routers": routers.sentence},
+    "README.md": {"platforms": platforms.table, "routers": routers.sentence},
     "docs/all-to-all.md": {"exchanges": exchanges.overview, "worked example": worked},
     "docs/ascend.md": {
         "versions": ascend.versions,
@@ -32,6 +33,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "variables": ascend.variables,
     },
     "docs/backends.md": {
+        "platforms": platforms.table,
         "torch cpu": fused.torch_cpu,
         "torch cuda": fused.torch_cuda,
         "torch-npu": fused.torch_npu,
@@ -39,6 +41,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/commands.md": {"commands": commands.reference},
     "docs/configuration.md": {"keys": configuration.keys},
+    "docs/index.md": {"platforms": platforms.table},
     "docs/routers.md": {"overview": routers.overview, "without balance loss": routers.without_balance_loss},
     "moeport/torch/options.py": {"options": moe_options.fields},
     "docs/training.md": {
