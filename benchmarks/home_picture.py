@@ -121,6 +121,7 @@ def draw(found: tuple[Any, Any, Any, Any], theme: Mapping[str, Any], file: Path)
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     text, grid = theme["text"], theme["grid"]
     colors = {f"{part}color": text for part in ("text.", "axes.label", "xtick.", "ytick.")}
@@ -133,7 +134,7 @@ def draw(found: tuple[Any, Any, Any, Any], theme: Mapping[str, Any], file: Path)
         "svg.hashsalt": "moeport",
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        figure = Figure(figsize=(12, 3.6), layout=ConstrainedLayoutEngine(w_pad=0.12))
         first, second, third = figure.subplots(1, 3)
         draw_losses(first, found[0], theme["lines"])
         draw_errors(second, found[1], found[2], theme["lines"])
@@ -144,7 +145,6 @@ def draw(found: tuple[Any, Any, Any, Any], theme: Mapping[str, Any], file: Path)
             axes.grid(alpha=0.6)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-        figure.get_layout_engine().set(w_pad=0.12)
         figure.savefig(file, metadata={"Date": None}, transparent=True)
 
 
