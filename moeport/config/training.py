@@ -199,6 +199,9 @@ class MetricsConfig(Section):
     full_loads_interval: PositiveInt | None = None
     """Steps between the loads of all experts in metrics.jsonl. Default: every step, and ever fewer once they are more
     than a million numbers; means, extremes and dead experts are written for every step."""
+    routing_interval: NonNegativeInt = 10
+    """Text: steps between those whose assignments are counted by vocabulary id and expert, for the most frequent ids,
+    in routing.json and the report; 0: none."""
     loss_by_frequency: bool = False
     """Text: also compute the validation loss on rare and on frequent ids after the last step, in a second pass."""
     tensorboard: bool = True

@@ -114,6 +114,8 @@ class RouterContext:
     """Vocabulary id of the first token of each token's text, likewise."""
     domain_B: Array | None = None
     """Number of each sequence's domain; None: unknown."""
+    keeps_choices: bool = False
+    """Whether the trainer is to see which experts each token chose."""
 
     @property
     def continues(self) -> bool:

@@ -143,6 +143,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(tokenizer.to_str())
 
 
+def name_of(tokenizer: Tokenizer, number: int) -> str:
+    """The text of a token id in quotes; the number of an id that is no whole character, such as a byte of one."""
+    text = tokenizer.decode([number])
+    return f"id {number}" if "\N{REPLACEMENT CHARACTER}" in text else repr(text)
+
+
 def load_tokenizer(path: Path, end_of_text: str = END_OF_TEXT) -> Tokenizer:
     """Reads a tokenizer.json.
 

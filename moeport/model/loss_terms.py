@@ -35,6 +35,12 @@ class LossTerms(NamedTuple):
     """What the MoE layers measure only for metrics, by name; see `moeport.model.moe_metrics.measurements`. The
     dimensions of one layer's value are preceded by the passes of the batch and the layers."""
 
+    def without_kept(self) -> tuple[LossTerms, dict[str, Array]]:
+        """The terms that are reduced over micro-batches, and what is kept beside them, by name; see `KEPT`."""
+        kept = {name: value for name, value in self.measured.items() if name in KEPT}
+        rest = {name: value for name, value in self.measured.items() if name not in KEPT}
+        return self._replace(measured=rest), kept
+
     def flat(self) -> list[Array]:
         """All arrays, in an order that depends only on the names in `measured`."""
         return [*(getattr(self, name) for name in FIELDS), *self.measured.values()]
@@ -51,6 +57,10 @@ class LossTerms(NamedTuple):
         return LossTerms.from_flat(map(function, self.flat()), self.measured)
 
 
+CHOSEN_EXPERT, CHOSEN_TOKEN = "chosen_expert", "chosen_token"
+"""Expert and token of each assignment before drops, as in `Routing`; the token only where experts choose tokens."""
+KEPT = (CHOSEN_EXPERT, CHOSEN_TOKEN)
+"""What is among the measurements for the trainer to count on the host: it has no row in the table of metrics."""
 FIELDS = LossTerms._fields[:-1]
 """Names of the terms that every model has."""
 

@@ -20,7 +20,15 @@ from moeport.core.parameters import ParameterSpec, subtree, with_prefix
 from moeport.core.rounding import round_to_tile
 from moeport.core.routing import RouterContext, Routing, SoftRouting
 from moeport.model.capacity import affinity_statistics, capacity_specs, expert_capacity, updated_capacity
-from moeport.model.moe_metrics import FILL_RATE, NO_CAPACITY, MoEMetrics, capacity_metrics, fill_rate, measurements
+from moeport.model.moe_metrics import (
+    FILL_RATE,
+    NO_CAPACITY,
+    MoEMetrics,
+    capacity_metrics,
+    choices,
+    fill_rate,
+    measurements,
+)
 from moeport.routers import build_router
 from moeport.routers.base import Router
 
@@ -258,7 +266,8 @@ class MoELayer:
     def _measured(
         self, ops: Ops, chosen: Routing | SoftRouting, chosen_E: Array, context: RouterContext
     ) -> dict[str, Array]:
-        return measurements(ops, chosen, chosen_E, self.config.router.nodes, context.topology)
+        found = measurements(ops, chosen, chosen_E, self.config.router.nodes, context.topology)
+        return found | choices(chosen) if context.keeps_choices and isinstance(chosen, Routing) else found
 
     def _routed(self, ops: Ops, x_TD: Array, weight_N: Array, plan: DispatchPlan, run_experts: RunExperts) -> Array:
         """All experts are local, so a backend may fuse dispatch and combine with them."""

@@ -9,6 +9,7 @@ from moeport.core.array import Array
 from moeport.core.ops import Ops
 from moeport.core.positions import drops_by_position
 from moeport.core.routing import Routing, SoftRouting, Topology, of_node
+from moeport.model.loss_terms import CHOSEN_EXPERT, CHOSEN_TOKEN
 
 
 class MoEMetrics(NamedTuple):
@@ -66,6 +67,12 @@ def stacked_layers(ops: Ops, values: Sequence[Array | None], shape: tuple[int, .
     """
     present = [ops.reshape(value, (1, *value.shape)) for value in values if value is not None]
     return ops.concat(present, axis=0) if present else ops.zeros((len(values), *shape), kind)
+
+
+def choices(chosen: Routing) -> dict[str, Array]:
+    """What the router chose, for the trainer to count: expert and token of each assignment, as in `Routing`."""
+    token = {} if chosen.token_N is None else {CHOSEN_TOKEN: chosen.token_N}
+    return {CHOSEN_EXPERT: chosen.expert_N, **token}
 
 
 LOCAL_SHARE = "local_share"

@@ -43,6 +43,8 @@ class Transformer(ABC):
         self.blocks = [Block(config, layer, vocab_size, causal) for layer in range(config.num_layers)]
         self.topology = Topology()
         """Where this process and the experts are."""
+        self.keeps_choices = False
+        """Whether training keeps the routers' choices for the trainer; see `moeport.model.loss_terms.KEPT`."""
 
     @property
     def moe_layers(self) -> dict[str, MoELayer]:
@@ -166,6 +168,7 @@ class Transformer(ABC):
                 position_T=position_T,
                 first_id_T=first_id_T,
                 domain_B=batch.domain_B,
+                keeps_choices=self.keeps_choices and run.training,
             )
             with ops.part("block"):
                 x_BSD, block_metrics = run_block(run.in_block(block.layer), x_BSD, context)

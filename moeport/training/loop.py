@@ -20,6 +20,7 @@ from moeport.training.pace import Pace
 from moeport.training.prepare import PreparedRun
 from moeport.training.profile import Window
 from moeport.training.progress import Progress
+from moeport.training.routing_log import RoutingLog, cut_routing
 from moeport.training.saving import Saver
 from moeport.training.signals import StopRequest
 
@@ -50,9 +51,10 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> tuple
         drawn_ahead(run),
         Saver(run, lock, progress.say) as saver,
     ):
-        for note in log.notes if log else ():
+        routing = _routing_log(run)
+        for note in (*(log.notes if log else ()), *(routing.notes if routing else ())):
             progress.say(note)
-        return _Loop(run, log, progress, stop, saver, window).run_all(), saver.seconds
+        return _Loop(run, log, routing, progress, stop, saver, window).run_all(), saver.seconds
 
 
 def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
@@ -62,6 +64,16 @@ def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
     return MetricsLog(run.dir, run.config.metrics.tensorboard, run.start_step if run.checkpoint else None, thinning)
 
 
+def _routing_log(run: PreparedRun) -> RoutingLog | None:
+    """Where the routers' choices are written, if they are counted; every rank has one."""
+    counts = run.trainer.counts
+    if counts is None:
+        if run.is_first:
+            cut_routing(run.dir, run.start_step)
+        return None
+    return RoutingLog(run.dir, run.mesh.world, counts, run.config.training.steps, run.start_step)
+
+
 class _Loop:
     """What happens after each step, and when."""
 
@@ -69,13 +81,14 @@ class _Loop:
         self,
         run: PreparedRun,
         log: MetricsLog | None,
+        routing: RoutingLog | None,
         progress: Progress,
         stop: StopRequest,
         saver: Saver,
         window: Window,
     ):
         self.run, self.log, self.progress, self.stop, self.saver = run, log, progress, stop, saver
-        self.window = window
+        self.routing, self.window = routing, window
         self._waited = 0.0
         """Seconds of the saver's that the metrics have."""
         self.last = run.config.training.steps
@@ -98,11 +111,14 @@ class _Loop:
         self._train(step)
         evaluates = self._is_due(step, config.training.evaluation_interval)
         saves = self._is_due(step, config.checkpoint.interval)
-        looks = evaluates or saves or self.pace.is_due(bool(self.stop))
+        counts = self.routing is not None and self.routing.is_due(step)
+        looks = evaluates or saves or counts or self.pace.is_due(bool(self.stop))
         if looks or self.run.trainer.waits:
             self._record()
         if looks:
             self.pace.looked()
+        if self.routing and counts:
+            self.routing.write(step)
         evaluation = self._evaluate(step) if evaluates else None
         self.saver.check()
         if saves or self.saver.keeps(evaluation):
@@ -160,6 +176,8 @@ class _Loop:
     def _save(self, evaluation: Evaluation | None, waits: bool) -> None:
         if self.log:
             self.log.sync()
+        if self.routing:
+            self.routing.write(self.run.trainer.step_number)
         with self.window.paused():
             self.saver.save(evaluation, waits)
 

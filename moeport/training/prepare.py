@@ -28,6 +28,7 @@ from moeport.training.host_memory import Room, check_memory, memory_line, rank_m
 from moeport.training.placed import place_model
 from moeport.training.resumable import announced, check_dealing, check_resumable
 from moeport.training.resume import telling_way_back
+from moeport.training.routing_counts import RoutingCounts, watched
 from moeport.training.run_dir import CHECKPOINT_DIR
 from moeport.training.start_from import origin, starting_checkpoint
 from moeport.training.task import Task, build_task_in_turn
@@ -109,6 +110,7 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
     memory = memory_line(needed, room)
     if not room.holds(needed):
         say(f"memory      {memory}")
+    counts = routing_counts(config, task, shapes)
     all_to_all = _all_to_all(config, backend, mesh, batches, say)
     start = _start(config, task, specs) if checkpoint is None else None
     params = _params(config, checkpoint, start, task, shapes, share_of_cores(here), say)
@@ -119,9 +121,24 @@ def prepare(config: Config, checkpoint: Checkpoint | None, backend: Backend, mes
         placed = place_model(config, backend, shapes, params, mesh, all_to_all)
         if checkpoint:
             placed.arrays.load_optimizer_state(checkpoint.optimizer, config.training.updates(start_step))
-    trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend))
+    trainer = Trainer(config, placed, batches, start_step, _peak_flops(config, backend), counts)
     before = checkpoint.meta.origin if checkpoint else origin(config, start) if start else None
     return PreparedRun(config, backend, mesh, checkpoint, task, trainer, memory, before)
+
+
+def routing_counts(config: Config, task: Task, shapes: Transformer) -> RoutingCounts | None:
+    """What counts the routers' choices, which the model then keeps; None if nothing is to be counted.
+
+    Nothing is where the config says so, for data without vocabulary ids, and for `soft`, which makes no choices.
+    """
+    moe, interval, layers = config.model.moe, config.metrics.routing_interval, len(shapes.moe_layers)
+    if not interval or not layers or moe.router.name == "soft":
+        return None
+    ids = task.frequent_ids(watched(layers, moe.num_experts))
+    if not ids:
+        return None
+    shapes.keeps_choices = True
+    return RoutingCounts(ids, layers, moe.num_experts, interval)
 
 
 def planned(config: Config, ranks: int) -> Planned:

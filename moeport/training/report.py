@@ -22,12 +22,14 @@ from moeport.training.report_figures import (
     rounded,
 )
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
+from moeport.training.report_routing import routing
 from moeport.training.run_dir import (
     CONFIG_FILE,
     METRICS_FILE,
     PROFILE_DIR,
     PROFILE_FILE,
     REPORT_FILE,
+    ROUTING_FILE,
     SUMMARY_FILE,
     read_config,
 )
@@ -72,6 +74,7 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
         drops=drops(metrics, layers),
         positions=position_drops(metrics, config),
         exchanged=exchanged(metrics, layers),
+        routing=routing(run_dir / ROUTING_FILE, layers, metrics.last.step),
         profile=_profile(run_dir / PROFILE_DIR / PROFILE_FILE),
         sample=summary.get("sample"),
         config=config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else "",

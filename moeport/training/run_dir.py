@@ -15,6 +15,7 @@ from moeport.training.checkpoint import Checkpoint, list_checkpoints
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 TOKENIZER_FILE, REPORT_FILE = "tokenizer.json", "report.html"
+ROUTING_FILE = "routing.json"
 CHECKPOINT_DIR, PROFILE_DIR = "checkpoints", "profile"
 PROFILE_FILE = "profile.json"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from moeport.model.loss_terms import LossTerms
 from moeport.model.moe_metrics import FILL_RATE
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.reduction import measured
+from moeport.training.routing_counts import KeptChoices
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Ran:
     """What this rank sent in the exchanges of each MoE layer: rows inside and between nodes, bytes inside and between
     nodes, seconds; (0, 5) without exchanges.
     """
+    kept: Sequence[KeptChoices] = ()
+    """What the routers chose, if that is to be counted."""
     terms: Any = None
     """Those of the whole step as numpy arrays; None: not looked at yet."""
     grad_norm: float = math.nan

@@ -19,6 +19,7 @@ from moeport.config.step_ranges import up_to
 from moeport.data import DomainTokens, Examples, ImageSplit, MixedTokens, PreparedData, prepare_data, read_images
 from moeport.data.denoising import Denoising
 from moeport.data.document_starts import document_starts, hidden_share
+from moeport.data.tokenizer import name_of
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
@@ -40,6 +41,8 @@ from moeport.training.summary import SAMPLE_PROMPT_CHARACTERS, SAMPLE_TOKENS
 
 FREQUENT_SHARE = 0.8
 """Share of the training tokens that the frequent ids make up; as MaskMoE divides them."""
+COUNTED = 2**18
+"""Tokens by which the most frequent ids are found."""
 LOOKED_AT = 256
 """Sequences whose documents tell how many pairs of tokens attention does not see."""
 
@@ -97,6 +100,12 @@ class Task(ABC):
     ) -> dict[str, float] | None:
         """The loss of each denoiser on held-out text; every rank calls it. None if the objective is causal."""
         return None
+
+    def frequent_ids(self, number: int) -> dict[int, str]:
+        """The most frequent vocabulary ids of the training data with their texts, most frequent first; none for data
+        without ids.
+        """
+        return {}
 
     @abstractmethod
     def save(self, run_dir: Path) -> None:
@@ -189,6 +198,15 @@ class TextTask(Task):
         if self.denoising is None:
             return None
         return losses_by_objective(world, model, self._windows(batch_size), self.denoising, self._has_domains)
+
+    @override
+    def frequent_ids(self, number: int) -> dict[int, str]:
+        """Of a sample of at most COUNTED tokens, evenly spread; equally frequent ids by number."""
+        count, most = self.train.num_sequences, max(1, COUNTED // self.train.sequence_length)
+        token_BS, _ = self.train.batch(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+        ids, counts = np.unique(token_BS, return_counts=True)
+        chosen = ids[np.argsort(-counts, kind="stable")[:number]].tolist()
+        return {each: name_of(self.data.tokenizer, each) for each in chosen}
 
     @property
     def _has_domains(self) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from moeport.config.schema import Config
 from moeport.errors import NonFiniteError
 from moeport.model.batch import Batch
+from moeport.model.loss_terms import LossTerms
 from moeport.training.batches import Batches
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.placed import PlacedModel
 from moeport.training.reduction import whole_steps
+from moeport.training.routing_counts import KeptChoices, RoutingCounts
 from moeport.training.schedule import learning_rate
 from moeport.training.step_metrics import Ran, Speed, step_metrics
 
@@ -33,12 +35,19 @@ class Trainer:
         batches: the batches it trains on.
         start_step: steps already done, including skipped ones.
         peak_flops: FLOP/s of one rank's device that the MFU refers to.
+        counts: counts what the routers of this rank choose; None: nothing does.
     """
 
     def __init__(
-        self, config: Config, placed: PlacedModel, batches: Batches, start_step: int = 0, peak_flops: float = 1.0
+        self,
+        config: Config,
+        placed: PlacedModel,
+        batches: Batches,
+        start_step: int = 0,
+        peak_flops: float = 1.0,
+        counts: RoutingCounts | None = None,
     ):
-        self.config, self.batches, self.step_number = config, batches, start_step
+        self.config, self.batches, self.step_number, self.counts = config, batches, start_step, counts
         self.shapes, self.model = placed.shapes, placed.arrays
         self.world, self.exchanges = placed.mesh.world, placed.exchanges
         self.peak_flops = peak_flops * self.world.size
@@ -85,13 +94,10 @@ class Trainer:
         started, step, training = time.perf_counter(), self.step_number, self.config.training
         for exchange in self.exchanges.values():
             exchange.forget()
-        parts = [
-            self.model.accumulate(batch, self._share, number == training.gradient_accumulation)
-            for number, batch in enumerate(self.draw(step), start=1)
-        ]
+        parts, kept = self._accumulate(step)
         norm = self.model.gradient_norm()
         lr = learning_rate(self.config.optimizer, step, training.steps)
-        ran = Ran(step, lr, started, parts, norm, self._sent())
+        ran = Ran(step, lr, started, parts, norm, self._sent(), kept)
         self._pending.append(ran)
         if waits or self.waits:
             self._look()
@@ -101,6 +107,24 @@ class Trainer:
             state = self.model.parameters(self.router_state)
             self.model.load_parameters(self.shapes.updated_state(state, ran.terms.chosen_LE, ran.terms.affinity_L4E))
         self.step_number += 1
+
+    def _accumulate(self, step: int) -> tuple[list[LossTerms], list[KeptChoices]]:
+        """Forward and backward of a step: the terms of its micro-batches, and the choices that are to be counted."""
+        parts, kept = [], []
+        counts = self.counts is not None and self.counts.samples(step)
+        for number, batch in enumerate(self.draw(step), start=1):
+            terms = self.model.accumulate(batch, self._share, number == self.config.training.gradient_accumulation)
+            terms, choices = terms.without_kept()
+            parts.append(terms)
+            if counts and choices:
+                kept.append(KeptChoices(batch.token_BS, choices))
+        return parts, kept
+
+    def _count(self, kept: Sequence[KeptChoices]) -> None:
+        """Count the choices of a step."""
+        assert self.counts is not None
+        host = iter(self.world.ops.fetch([x for part in kept for x in part.arrays.values()]))
+        self.counts.add([(part.token_BS, {name: next(host) for name in part.arrays}) for part in kept])
 
     def collect(self) -> Iterator[StepMetrics]:
         """Wait for the steps begun since the last call, and yield their metrics in order; every rank calls it.
@@ -116,6 +140,8 @@ class Trainer:
         capacity = self.config.model.moe.capacity
         for ran in pending:
             self._check(ran, is_updated=True)
+            if ran.kept:
+                self._count(ran.kept)
             tokens = self.config.training.updates(ran.step + 1) * self.tokens_per_step
             yield step_metrics(ran, speed, tokens, capacity.is_estimated, self.world.size)
 

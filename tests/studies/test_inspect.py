@@ -13,18 +13,19 @@ from rich.console import Console
 
 from moeport.cli.main import main
 from moeport.config.model import CapacityConfig
-from moeport.data.tokenizer import ByteTokenizer
+from moeport.data.tokenizer import ByteTokenizer, name_of
 from moeport.errors import UserError
-from moeport.studies.inspect.counts import count, overlap, spread
+from moeport.studies.inspect.counts import count
 from moeport.studies.inspect.figures import sections
 from moeport.studies.inspect.geometry import first_choices, geometry
-from moeport.studies.inspect.inspect import Robustness, inspect_run, name_of
+from moeport.studies.inspect.inspect import Robustness, inspect_run
 from moeport.studies.inspect.opened import open_run, with_capacity
 from moeport.studies.inspect.options import Options
 from moeport.studies.inspect.readings import READINGS
 from moeport.studies.inspect.text import headlines
 from moeport.studies.inspect.texts import file_portions
 from moeport.studies.inspect.walk import Walk
+from moeport.training.routing_spread import overlap, spread
 from moeport.training.run import train
 from tests.studies.inspected import CAPACITY, LENGTH, MODELS, Example
 from tests.training.tiny import tiny_config

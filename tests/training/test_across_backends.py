@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from moeport.config import resolved_yaml
+from moeport.training.routing_log import read_routing
 from moeport.training.run import train
-from moeport.training.run_dir import METRICS_FILE
+from moeport.training.run_dir import METRICS_FILE, ROUTING_FILE
 from tests.comm.jobs import ROOT, start
 from tests.training.tiny import tiny_config
 
@@ -75,6 +76,10 @@ def test_steps_stay_together(tmp_path, steps):
     )
     np.testing.assert_allclose(mindspore, torch, rtol=0, atol=1e-3)
     assert torch[-1] < 0.7 * torch[0]
+    ours, others = (read_routing(tmp_path / name / "run" / ROUTING_FILE).records for name in ("torch", "mindspore"))
+    for a, b in zip(ours, others, strict=True):
+        assert a.count_LXE.sum() > 100
+        assert a.count_LXE.tolist() == b.count_LXE.tolist()
     summary = json.loads((tmp_path / "mindspore" / "run" / "summary.json").read_text())
     assert 2 <= summary["compilations"] <= 8
     assert summary["compile_seconds"] > 0

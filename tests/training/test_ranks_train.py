@@ -12,7 +12,9 @@ from moeport.errors import UserError
 from moeport.training.checkpoint import find_checkpoint
 from moeport.training.metrics import read_metrics
 from moeport.training.ranks import check_ranks
+from moeport.training.routing_log import read_routing
 from moeport.training.run import train
+from moeport.training.run_dir import ROUTING_FILE
 from tests.comm.jobs import ROOT, launch, start
 from tests.training.ranks import one_process
 from tests.training.tiny import tiny_config
@@ -33,7 +35,8 @@ def alone(tmp_path_factory):
 
 def result(folder):
     steps, evaluations = read_metrics(folder / "run" / "metrics.jsonl")
-    return steps, evaluations, load_checkpoint(find_checkpoint(folder / "run" / "checkpoints", "latest"))
+    checkpoint = load_checkpoint(find_checkpoint(folder / "run" / "checkpoints", "latest"))
+    return steps, evaluations, checkpoint, read_routing(folder / "run" / ROUTING_FILE)
 
 
 def job_of(folder, *arguments, starter=start, **environment):
@@ -54,6 +57,10 @@ def equal(found, want):
     assert found[2].model.keys() == want[2].model.keys()
     for name, value in found[2].model.items():
         np.testing.assert_allclose(value, want[2].model[name], atol=2e-3, err_msg=name)
+    for ours, alone in zip(found[3].stretches, want[3].stretches, strict=True):
+        assert (ours.first, ours.last, ours.steps) == (alone.first, alone.last, alone.steps)
+        assert ours.count_LXE.sum(2).tolist() == alone.count_LXE.sum(2).tolist()
+        assert np.minimum(ours.count_LXE, alone.count_LXE).sum() >= 0.98 * ours.count_LXE.sum()  # but for near ties
 
 
 def wait_for(condition, job, seconds=120):

@@ -65,8 +65,6 @@ class MindSporeEvaluationModel(EvaluationModel):
         self.graphs = None if _communicates(model) else graphs
         self._rows: dict[tuple[Any, ...], ExpertRows] = {}
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._measured: tuple[str, ...] = ()
-        """Names of what the layers measure, known after the first run of the loss."""
 
     @override
     def evaluate(self, batch: Batch) -> LossTerms:
@@ -153,18 +151,27 @@ class MindSporeEvaluationModel(EvaluationModel):
             graphs = self.graphs if rows else None
             ops = graphs.ops(rows, training) if graphs and rows else self.ops
 
+            measured: list[str] = []
+
             def loss(*arrays: Tensor) -> tuple[Tensor, ...]:
-                return self._loss(ops, form, training, *arrays)
+                return self._loss(ops, form, training, measured, *arrays)
 
             if graphs:
                 loss = compiled(loss, graphs.compilations)
             self._functions[key] = (
-                partial(self._gradients, self._differentiate(loss)) if training else partial(self._terms, loss)
+                partial(_gradients, self._differentiate(loss), measured)
+                if training
+                else partial(_terms, loss, measured)
             )
         return self._functions[key]
 
-    def _loss(self, ops: MindSporeOps, form: BatchForm, training: bool, *arrays: Tensor) -> tuple[Tensor, ...]:
-        """The loss times the last array, which is the share of the micro-batch, and all loss terms."""
+    def _loss(
+        self, ops: MindSporeOps, form: BatchForm, training: bool, measured: list[str], *arrays: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The loss times the last array, which is the share of the micro-batch, and all loss terms.
+
+        The names of what the layers measure are put into `measured`.
+        """
         dtype, (shape, noise, has_documents, has_domains, has_weights) = self.dtype, form
         rest = iter(arrays)
         params = {name: msops.reshape(next(rest), self.shapes[name]) for name in self.params}
@@ -181,20 +188,24 @@ class MindSporeEvaluationModel(EvaluationModel):
             weights,
         )
         terms = self.model.loss(self.model.forward_pass(ops, shape[1], dtype, training), params, batch)
-        self._measured = tuple(terms.measured)
+        measured[:] = terms.measured
         scaled = terms.loss * ops.cast(msops.reshape(share, ()), ops.dtype(terms.loss))
         return scaled, *map(ops.stop_gradient, terms.flat())
-
-    def _terms(self, loss: Callable[..., Any], *arrays: Tensor) -> LossTerms:
-        return LossTerms.from_flat(loss(*arrays)[1:], self._measured)
 
     def _differentiate(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         positions = tuple(i for i, name in enumerate(self.params) if name in self.trained)
         return ms.value_and_grad(loss, positions, None, has_aux=True)
 
-    def _gradients(self, differentiated: Callable[..., Any], *arrays: Tensor) -> tuple[LossTerms, tuple[Tensor, ...]]:
-        (_, *terms), gradients = differentiated(*arrays)
-        return LossTerms.from_flat(terms, self._measured), gradients
+
+def _terms(loss: Callable[..., Any], measured: list[str], *arrays: Tensor) -> LossTerms:
+    return LossTerms.from_flat(loss(*arrays)[1:], measured)
+
+
+def _gradients(
+    differentiated: Callable[..., Any], measured: list[str], *arrays: Tensor
+) -> tuple[LossTerms, tuple[Tensor, ...]]:
+    (_, *terms), gradients = differentiated(*arrays)
+    return LossTerms.from_flat(terms, measured), gradients
 
 
 def _communicates(model: Transformer) -> bool:

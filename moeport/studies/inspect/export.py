@@ -7,9 +7,9 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from moeport.studies.inspect.counts import Spread
 from moeport.studies.inspect.experts import Likeness
 from moeport.studies.inspect.inspect import Found, LayerFound
+from moeport.training.routing_spread import Spread
 
 
 def as_json(found: Found) -> dict[str, Any]:

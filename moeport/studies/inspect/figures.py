@@ -10,6 +10,7 @@ import numpy as np
 
 from moeport.pages.charts import Axis, LineChart, Series, line_chart
 from moeport.pages.lines import Drawn
+from moeport.pages.matrices import Map, matrix_map, ticks
 from moeport.pages.tables import Table
 from moeport.studies.inspect.inspect import Earlier, Found, LayerFound
 from moeport.studies.inspect.likeness_figures import (
@@ -20,7 +21,7 @@ from moeport.studies.inspect.likeness_figures import (
     weights_by_depth,
     weights_table,
 )
-from moeport.studies.inspect.sections import Map, Section, matrix_map, over_layers, shown_layers, ticks
+from moeport.studies.inspect.sections import Section, over_layers, shown_layers
 from moeport.studies.inspect.text import bounds_table, robustness_table
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from moeport.core.bounds import delta_max_bound, lower_bound
-from moeport.data import Tokenizer
+from moeport.data.tokenizer import name_of
 from moeport.errors import CheckpointError
-from moeport.studies.inspect.counts import Keys, LayerCounts, Spread, count, overlap, spread
+from moeport.studies.inspect.counts import Keys, LayerCounts, count
 from moeport.studies.inspect.experts import Likeness, likeness
 from moeport.studies.inspect.geometry import Geometry, geometry
 from moeport.studies.inspect.opened import Opened, open_run
 from moeport.studies.inspect.options import Options
 from moeport.studies.inspect.texts import Portion, file_portions, held_out_portions
 from moeport.studies.inspect.walk import Layer, Walk
+from moeport.training.routing_spread import Spread, overlap, spread
 
 TOP_IDS = 8
 """Token ids that are shown of each expert."""
@@ -166,12 +167,6 @@ def inspect_run(
         history,
         notes,
     )
-
-
-def name_of(tokenizer: Tokenizer, number: int) -> str:
-    """The text of a token id in quotes; the number of an id that is no whole character, such as a byte of one."""
-    text = tokenizer.decode([number])
-    return f"id {number}" if "\N{REPLACEMENT CHARACTER}" in text else repr(text)
 
 
 def _portions(

@@ -8,10 +8,11 @@ import numpy as np
 
 from moeport.pages.charts import Axis
 from moeport.pages.lines import Drawn
+from moeport.pages.matrices import Map, matrix_map
 from moeport.pages.tables import Table
 from moeport.studies.inspect.experts import Likeness, off_diagonal
 from moeport.studies.inspect.inspect import Found, LayerFound
-from moeport.studies.inspect.sections import Map, matrix_map, over_layers
+from moeport.studies.inspect.sections import over_layers
 
 _Named = Sequence[tuple[LayerFound, Likeness]]
 
