@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from scipy import stats
+
+from moeport.parity.floats import _double_benchmark
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([*REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "README.md"])
@@ -47,6 +50,15 @@ def test_a_diagram_is_text_inside_its_card_and_is_readable_on_a_phone(figures):
             assert start >= 0, (name, text.text)
             assert start + extent <= width, (name, text.text)
             assert 0 < float(text.get("y")) < height, (name, text.text)
+
+
+def test_the_double_benchmark_decides_as_its_examples_say(figures):
+    example, unit = importlib.import_module("figures.double_benchmark").EXAMPLES, 2.0**-24
+    golden = np.linspace(1.0, 2.0, 1000)
+    for _, error, verdict, _ in example:
+        found = _double_benchmark(golden, golden * (1 + 1e-5), golden * (1 + 1e-5 * error), unit)
+        assert found.ratio_rms == pytest.approx(error, rel=1e-6)
+        assert ("pass" if found.passed else "fail") == verdict
 
 
 @pytest.mark.parametrize("algorithm", ["flat", "hierarchical", "node_dedup"])
