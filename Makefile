@@ -23,7 +23,7 @@ PYTEST_OPTIONS = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .PHONY: help train check test test-ranks test-npu test-all lint format generate docs docs-serve bench dist sbom \
-  clean
+  notices clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
@@ -39,6 +39,7 @@ help:
 	@echo "make bench     print the benchmarks"
 	@echo "make dist      build the sdist and the wheel in dist/, and check both"
 	@echo "make sbom      list what an installation consists of, in dist/*.cdx.json"
+	@echo "make notices   renew THIRD_PARTY.md, the licences of the packages that moeport asks for"
 	@echo "make clean     delete $(VENV), $(NPU), $(RELEASE) and what was built; runs/ stays"
 
 $(BIN)/python:
@@ -130,6 +131,9 @@ sbom: dist
 	build/sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
 	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --validate --output-reproducible \
 	  --output-file "$$(ls dist/*.whl | sed 's/-py3-.*/.cdx.json/')" build/sbom/bin/python
+
+notices: $(VENV)/.dev $(RELEASE)/.ok
+	$(RELEASE)/bin/python docs/generate/notices.py $(BIN)/python $(RELEASE)/bin/python
 
 clean:
 	rm -rf $(VENV) $(NPU) $(RELEASE) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,125 @@
+"""The files around the sources agree with them: release, licences, hosted checks, forms and containers."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moeport.cli.main import whole_command
+from moeport.version import VERSION
+
+REPOSITORY = Path(__file__).parents[2]
+WORKFLOWS = sorted(REPOSITORY.glob(".github/workflows/*.yml"))
+FORMS = sorted(REPOSITORY.glob(".github/ISSUE_TEMPLATE/[0-9]*.yml"))
+CONTAINERS = sorted(REPOSITORY.glob("containers/*/Containerfile"))
+
+
+def text(name):
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def project():
+    return tomllib.loads(text("pyproject.toml"))["project"]
+
+
+def jobs():
+    for path in WORKFLOWS:
+        for name, job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].items():
+            yield pytest.param(job, id=f"{path.stem}-{name}")
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_a_release_is_cited_and_has_its_section():
+    citation = yaml.safe_load(text("CITATION.cff"))
+    assert citation["license"] == project()["license"]
+    if re.fullmatch(r"\d+\.\d+\.\d+", VERSION):
+        assert citation["version"] == VERSION
+        assert f"\n## [{VERSION}]" in text("CHANGELOG.md")
+
+
+def test_the_licence_of_every_package_that_is_asked_for_is_listed():
+    asked = {}
+    for extra, requirements in {"moeport": project()["dependencies"], **project()["optional-dependencies"]}.items():
+        for requirement in requirements:
+            asked.setdefault(normal(re.match(r"[\w.-]+", requirement)[0]), set()).add(extra)
+    del asked["moeport"]
+    rows = re.findall(r"^\| ([\w.-]+) \| (.+?) \| (.+) \| (https?://\S+) \|$", text("THIRD_PARTY.md"), re.MULTILINE)
+    assert {name: set(extras.split(", ")) for name, extras, _, _ in rows} == asked, "run `make notices`"
+    assert [name for name, _, licence, _ in rows if licence in ("UNKNOWN", "")] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_reads_only_and_is_replaced_or_queued(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "github.ref" in workflow["concurrency"]["group"]
+    assert "secrets." not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("job", list(jobs()))
+def test_a_job_ends_in_time_with_pinned_actions_and_targets_that_exist(job):
+    assert job["timeout-minutes"] <= 120
+    for step in job["steps"]:
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", step["uses"])
+        for target in re.findall(r"^make (\S+)$", step.get("run", ""), re.MULTILINE):
+            assert re.search(rf"^{re.escape(target)}:", text("Makefile"), re.MULTILINE), target
+
+
+def test_only_publishing_may_ask_for_an_identity_and_only_the_page_may_write():
+    permissions = {param.id: param.values[0].get("permissions") for param in jobs()}
+    assert {name: found for name, found in permissions.items() if found} == {
+        "release-publish": {"id-token": "write"},
+        "release-page": {"contents": "write"},
+    }
+
+
+def test_every_part_of_the_suite_is_checked():
+    commands = {step.get("run") for param in jobs() for step in param.values[0]["steps"]}
+    assert {"make check", "make test-ranks", "make test-npu", "make docs", "make sbom"} <= commands
+
+
+@pytest.fixture(scope="module")
+def command_line():
+    return whole_command()
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_a_form_asks_for_the_version_by_commands_that_exist(command_line, path):
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    names = [field["id"] for field in form["body"] if field["type"] != "markdown"]
+    assert len(set(names)) == len(names)
+    assert "versions" in names or path.stem.endswith("feature")
+    for command in re.findall(r"`moeport ([^`]+)`", path.read_text(encoding="utf-8")):
+        found = command_line
+        for word in shlex.split(command):
+            if hasattr(found, "commands") and not word.startswith("-"):
+                found = found.commands[word]
+            elif word.startswith("-"):
+                assert word in {option for each in found.params for option in each.opts}, command
+
+
+@pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.parent.name)
+def test_an_image_has_a_pinned_base_a_user_without_rights_and_an_honest_label(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    defaults = dict(line.removeprefix("ARG ").split("=", 1) for line in lines if line.startswith("ARG "))
+    (base,) = (line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+    tag = re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], base).rpartition(":")[2]
+    assert re.match(r"\d+\.\d+\.\d+-", tag)
+    *_, user = (line.removeprefix("USER ") for line in lines if line.startswith("USER "))
+    assert re.fullmatch(r"[1-9]\d*", user)
+    assert "Not built yet" in lines[0]
+    row = next(line for line in text("docs/containers.md").splitlines() if f"containers/{path.parent.name}/" in line)
+    assert "**not built" in row
+
+
+def test_the_extras_that_an_image_installs_exist():
+    for path in CONTAINERS:
+        (extras,) = re.findall(r"moeport-\*\.whl\)\[([\w,]+)\]", path.read_text(encoding="utf-8"))
+        assert set(extras.split(",")) <= project()["optional-dependencies"].keys()
