@@ -45,6 +45,7 @@ LONGEST = (
     "core/test_losses.py",
     "faults/test_ranks_disagree.py",
     "faults/test_hostile_files.py",
+    "docs/test_commands.py",
     "backends/test_torch_training.py",
     "conformance/test_backward.py",
     "conformance/test_forward.py",

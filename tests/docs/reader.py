@@ -26,7 +26,7 @@ CHECKOUT = ("benchmarks", "configs", "docs", "examples", "Makefile", "README.md"
 """What a reader has in the folder."""
 TEXTS = ("capacity", "compare", "data", "inspect", "planner", "ranks", "routers", "training")
 """Pages that stand for a reader's own text, in `corpus/`."""
-NUMBER = re.compile(r"(?:\d+h)?(?:\d+m)?\d+s\b|\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+NUMBER = re.compile(r"(?:\d+h)?(?:\d+m)?\d+s\b|[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 STARTS_PROCESSES = ("emulate", "launch", "doctor")
 """Commands whose processes write to the descriptors themselves."""
 SHELL = re.compile(r"[|<>;&*$~`]")

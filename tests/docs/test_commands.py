@@ -46,6 +46,7 @@ def faults_of(page, text):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in FOUND])
 def test_a_page_does_what_it_shows(monkeypatch, tmp_path, page):
+    pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     do(tmp_path, page, text_of(page))
@@ -159,6 +160,7 @@ class TestThePageThatIsWrong:
         ("a\n...\nd", "a\nb\nd\nc\n", False, False),
         ("loss: 2.54", "loss: 2.55", False, False),
         ("loss: 2.54, 1,024 tokens in 1m30s", "loss: 2.5e-05, 7 tokens in 59s", True, True),
+        ("+0.0025 [-0.0022, +0.0071]", "-0.1 [-0.2, -1e-05]", True, True),
         ("loss: 2.54", "loss: nan", True, False),
         ("loss: 2.54", "lass: 2.54", True, False),
     ],
