@@ -1,6 +1,7 @@
 """The site has CONTRIBUTING.md and examples/, with links that work from there, and formulas that need no script."""
 
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,8 @@ if TYPESETS:
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {".ipynb", ".md", ".py", ".sh", ".yaml"}
 """Suffixes of what examples/ has besides bytecode; all but .md can be downloaded."""
+CELL = re.compile(r"<(t[dh])\b.*?</\1>", re.DOTALL)
+CODE = re.compile(r"<code>[^<]*</code>")
 LOG = logging.getLogger("mkdocs.hooks.formulas")
 
 
@@ -48,7 +51,8 @@ def _example(config: MkDocsConfig, path: Path) -> File:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Typeset the formulas of a page; a wrong one ends the build."""
+    """Typeset the formulas of a page; a wrong one ends the build. Code in tables loses the escapes that forges need."""
+    html = CELL.sub(lambda cell: CODE.sub(lambda code: code[0].replace(r"\|", "|"), cell[0]), html)
     if not TYPESETS:
         return html
     try:

@@ -90,7 +90,7 @@ def test_a_wrong_formula_is_refused(formula, message):
         FORMULAS.mathml(formula, "block")
 
 
-def site(tmp_path, text):
+def site(tmp_path, text, extension="attr_list"):
     """Builds a site of one page with the hooks of this one."""
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / "index.md").write_text(text)
@@ -99,7 +99,7 @@ def site(tmp_path, text):
         "docs_dir: pages\n"
         f"hooks: [{REPOSITORY / 'docs' / 'hooks.py'}]\n"
         "plugins: []\n"
-        "markdown_extensions: [pymdownx.superfences, {pymdownx.arithmatex: {generic: true}}]\n"
+        f"markdown_extensions: [{extension}, pymdownx.superfences, {{pymdownx.arithmatex: {{generic: true}}}}]\n"
     )
     build = [sys.executable, "-m", "mkdocs", "build", "--quiet"]
     done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
@@ -117,6 +117,14 @@ def test_a_page_is_built_with_its_formulas(tmp_path):
     assert ElementTree.fromstring(block).get("display") == "block"
     assert "<code>$g_k$</code>" in html
     assert "It costs $5 or $6." in html
+
+
+def test_code_in_a_table_is_read_as_a_forge_reads_it(tmp_path):
+    done, page = site(tmp_path, "| `a\\|b` | c \\| d |\n|---|---|\n| `e\\|f` | `g` |\n\n`h\\|i`\n", extension="tables")
+    assert done.returncode == 0, done.stderr
+    html = page.read_text()
+    assert re.findall(r"<code>(.*?)</code>", html) == ["a|b", "e|f", "g", "h\\|i"]
+    assert "c | d" in html
 
 
 def test_a_build_ends_at_a_wrong_formula_and_names_its_page(tmp_path):
