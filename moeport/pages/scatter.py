@@ -60,6 +60,36 @@ def scatter_chart(axis: Axis, points: Sequence[Point], x_unit: str, show_x: str)
     return LineChart(axis, lines, x_ticks, y_ticks, [], [], "")
 
 
+def dots_chart(axis: Axis, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> LineChart:
+    """Draws dots that all look alike, and are named under the pointer.
+
+    Args:
+        axis: title, unit and format.
+        x: where they are (dots,).
+        y: likewise.
+        names: of the dots.
+    """
+    (x_low, x_high), (y_low, y_high) = (_range([(value, 0.0) for value in values.tolist()]) for values in (x, y))
+    order = np.argsort(x, kind="stable")
+    left, up = units(x[order], x_low, x_high), units(y[order], y_low, y_high)
+    hover = {
+        "x": left.round(1).tolist(),
+        "points": [names[place] for place in order],
+        "values": [f"{axis.show.format(x[place])}, {axis.show.format(y[place])}" for place in order],
+    }
+    marks = "".join(f"M{a:.1f} {SIZE - b:.1f}h0" for a, b in zip(left, up, strict=True))
+    x_ticks, y_ticks = linear_ticks(x_low, x_high), linear_ticks(y_low, y_high)
+    return LineChart(
+        axis,
+        [Line("", "", "", "", marks, hover)],
+        [Tick(round(float(units(np.array(at), x_low, x_high)) / 10, 2), text) for at, text in x_ticks.items()],
+        [Tick(round(100 - float(units(np.array(at), y_low, y_high)) / 10, 2), text) for at, text in y_ticks.items()],
+        [],
+        [],
+        "",
+    )
+
+
 def _range(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The ends of an axis that shows all values with their error bars, at a distance from the edges."""
     low, high = min(x - reach for x, reach in values), max(x + reach for x, reach in values)

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import betainc
 from scipy.stats import pearsonr
 
+from moeport.studies.inspect.components import components
 from moeport.studies.inspect.counts import count
 from moeport.studies.inspect.experts import NEURONS, cosines, likeness, match, matrices_of, off_diagonal
 from moeport.studies.inspect.geometry import first_choices, geometry
@@ -43,6 +44,37 @@ def test_weights_are_compared_as_a_loop_does(example):
             pairs = list(combinations(range(layer.num_experts), 2))
             x, y = ([cosine(each[i], each[j]) for i, j in pairs] for each in (rows, neurons))
             assert found.gate_fit[name] == pytest.approx(pearsonr(x, y).statistic ** 2)
+
+
+def test_components_are_those_of_scikit_learn(example):
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    for layer in example.walk():
+        found, weights = likeness(layer, SAMPLE), matrices_of(layer)
+        assert found.components.keys() == weights.keys()
+        for name, w in weights.items():
+            flat = w.reshape(len(w), -1).astype(np.float64)
+            pca = decomposition.PCA(2).fit(standard := preprocessing.StandardScaler().fit_transform(flat))
+            expected_E2, each = pca.transform(standard), found.components[name]
+            signs = np.sign((expected_E2 * each.place_E2).sum(0))
+            np.testing.assert_allclose(each.place_E2, expected_E2 * signs, atol=1e-6)
+            np.testing.assert_allclose(each.share_2, pca.explained_variance_ratio_, atol=1e-9)
+            assert (each.place_E2.max(0) >= -each.place_E2.min(0)).all()
+
+
+def test_components_take_the_memory_of_a_block_and_take_equal_experts(monkeypatch):
+    w = np.random.default_rng(0).normal(size=(5, 12, 7)).astype(np.float32)
+    w[:, 3] = w[0, 3]  # entries that all experts share
+    whole = components(w)
+    monkeypatch.setattr("moeport.studies.inspect.components.BLOCK", 70)
+    blocks = components(w)
+    np.testing.assert_allclose(blocks.place_E2, whole.place_E2, atol=1e-9)
+    standard = (w - w.mean(0)) / np.where(w.std(0) > 0, w.std(0), 1)
+    _, singular, _ = np.linalg.svd(standard.reshape(5, -1).astype(np.float64))
+    np.testing.assert_allclose(blocks.share_2, (singular**2 / (singular**2).sum())[:2], rtol=1e-5)
+    same = components(np.ones((3, 2, 2), np.float32))
+    assert not same.place_E2.any()
+    assert not same.share_2.any()
 
 
 def test_matrices_are_those_of_the_layer(example):

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import erf, expit
 from scipy.stats import kendalltau
 
+from moeport.studies.inspect.components import BLOCK, Components, components
 from moeport.studies.inspect.walk import Layer
 
 ACTIVE = 0.001
@@ -23,8 +24,6 @@ PAIRS = 6
 """Pairs of experts whose neurons are matched."""
 NEURONS = 1024
 """Most neurons that are matched: the time grows with their third power."""
-BLOCK = 2**21
-"""Entries of all experts that are turned into float64 at a time."""
 TOKENS_AT_ONCE = 16
 
 
@@ -50,6 +49,9 @@ class Likeness:
     """Cosines (E, E) of the flattened weights, by matrix: gate, up and down of swiglu, in and out of gelu."""
     neurons: Mapping[str, np.ndarray]
     """Cosines (E, E) of the mean neurons."""
+    components: Mapping[str, Components]
+    """Principal components of the flattened weights, by matrix; empty if there are fewer than 3 experts, which lie on a
+    line."""
     matched: Sequence[Matched]
     """Empty if there are more than NEURONS neurons."""
     gate_fit: Mapping[str, float]
@@ -78,6 +80,7 @@ def likeness(layer: Layer, tokens: int) -> Likeness:
     return Likeness(
         {name: _flat_cosines(w) for name, w in weights.items()},
         neurons,
+        {name: components(w) for name, w in weights.items()} if layer.num_experts > 2 else {},
         _matched(weights, layer.num_experts),
         _gate_fit(layer, neurons),
         outputs_EE,

@@ -59,6 +59,10 @@ def _likeness(likeness: Likeness) -> dict[str, Any]:
     return {
         "matrices": {name: x_EE.tolist() for name, x_EE in likeness.matrices.items()},
         "neurons": {name: x_EE.tolist() for name, x_EE in likeness.neurons.items()},
+        "components": {
+            name: {"experts": each.place_E2.tolist(), "variance_shares": each.share_2.tolist()}
+            for name, each in likeness.components.items()
+        },
         "matched": [asdict(each) for each in likeness.matched],
         "gate_r_squared": dict(likeness.gate_fit),
         "outputs": likeness.outputs.tolist(),

@@ -15,6 +15,7 @@ from moeport.pages.tables import Table
 from moeport.studies.inspect.inspect import Earlier, Found, LayerFound
 from moeport.studies.inspect.likeness_figures import (
     active_table,
+    component_charts,
     output_maps,
     outputs_by_depth,
     rank_maps,
@@ -45,6 +46,7 @@ def sections(found: Found) -> list[Section]:
         Section("bounds", tables=bounds_table(found)),
         Section("robustness", tables=robustness_table(found)),
         Section("weights", listed=weights_by_depth(found), tables=weights_table(found.layers)),
+        Section("components", charts=component_charts(shown)),
         Section("outputs", listed=outputs_by_depth(found), maps=output_maps(shown)),
         Section("ranks", maps=rank_maps(shown)),
         Section("active", tables=active_table(found.layers)),

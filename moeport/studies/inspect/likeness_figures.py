@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moeport.pages.charts import Axis
+from moeport.pages.charts import Axis, LineChart
 from moeport.pages.lines import Drawn
 from moeport.pages.matrices import Map, matrix_map
+from moeport.pages.scatter import dots_chart
 from moeport.pages.tables import Table
 from moeport.studies.inspect.experts import Likeness, off_diagonal
 from moeport.studies.inspect.inspect import Found, LayerFound
@@ -58,6 +59,18 @@ def weights_table(layers: Sequence[LayerFound]) -> list[Table]:
 
 
 _MATCHED: Sequence[Callable[..., float]] = (lambda each: each.before, lambda each: each.after, lambda each: each.tau)
+
+
+def component_charts(layers: Sequence[LayerFound]) -> list[LineChart]:
+    """The experts in the plane of two principal components, by layer and matrix."""
+    charts = []
+    for layer, like in compared(layers):
+        for name, each in like.components.items():
+            shares = " and ".join(f"{share:.0%}" for share in each.share_2)
+            axis = Axis(f"{layer.name}, {name}", f"second over first component, {shares} of the variance", "{:.3g}")
+            names = [f"expert {expert}" for expert in range(len(each.place_E2))]
+            charts.append(dots_chart(axis, each.place_E2[:, 0], each.place_E2[:, 1], names))
+    return charts
 
 
 def output_maps(layers: Sequence[LayerFound]) -> list[Map]:

@@ -98,6 +98,13 @@ READINGS = {
         "copies of one dense block do. R² says how far gate rows are alike where neurons are.",
         CLOSER_LOOK,
     ),
+    "components": Reading(
+        "Experts in the plane of two components",
+        "Each dot is an expert: the first two principal components of its flattened, standardised matrix. Clusters are "
+        "experts that are alike, and one far from all others stands alone; without either, the experts are spread "
+        "evenly. The percentages say how much of all differences the plane shows.",
+        CLOSER_LOOK,
+    ),
     "outputs": Reading(
         "Similarity of the experts' outputs",
         "Every expert is given the same tokens. Orange pairs give similar outputs; 1/2 is what unrelated outputs have, "
