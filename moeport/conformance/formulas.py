@@ -199,3 +199,11 @@ def linear_cross_entropy(
     nll_T, log_partition_T = cross_entropy(np.einsum("td,vd->tv", x_TD, weight_VD), target_T)
     mean, z = math.fsum(nll_T) / len(nll_T), math.fsum(log_partition_T**2) / len(nll_T)
     return mean + z_weight * z, mean, z
+
+
+def linear_cross_entropy_by_token(
+    x_TD: np.ndarray, weight_VD: np.ndarray, target_T: np.ndarray, z_weight: float
+) -> tuple[float, np.ndarray, float]:
+    """The loss, the cross-entropy of each token, and the z-loss."""
+    loss, _, z = linear_cross_entropy(x_TD, weight_VD, target_T, z_weight)
+    return loss, cross_entropy(np.einsum("td,vd->tv", x_TD, weight_VD), target_T)[0], z

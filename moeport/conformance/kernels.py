@@ -335,26 +335,28 @@ def _cross_entropy() -> Iterator[Case]:
 
 def _linear_cross_entropy() -> Iterator[Case]:
     inputs = (grid(24, 6, 4), grid(25, 5, 4), rng(26).integers(0, 5, 6))
-    for z_weight in (0.0, 0.25):
-        yield Case(
-            "linear_cross_entropy",
-            f"all results, z weight {z_weight}",
-            lambda ops, x, w, targets, z=z_weight: ops.linear_cross_entropy(x, w, targets, z),
-            lambda x, w, targets, z=z_weight: formulas.linear_cross_entropy(x, w, targets, z),
-            inputs,
-            weights=(1,),
-            differentiable=False,
-            accurate=True,
-        )
-        yield Case(
-            "linear_cross_entropy",
-            f"loss, z weight {z_weight}",
-            lambda ops, x, w, targets, z=z_weight: ops.linear_cross_entropy(x, w, targets, z)[0],
-            lambda x, w, targets, z=z_weight: formulas.linear_cross_entropy(x, w, targets, z)[0],
-            inputs,
-            weights=(1,),
-            accurate=True,
-        )
+    for name in ("linear_cross_entropy", "linear_cross_entropy_by_token"):
+        formula = getattr(formulas, name)
+        for z_weight in (0.0, 0.25):
+            yield Case(
+                name,
+                f"all results, z weight {z_weight}",
+                lambda ops, x, w, targets, name=name, z=z_weight: getattr(ops, name)(x, w, targets, z),
+                lambda x, w, targets, formula=formula, z=z_weight: formula(x, w, targets, z),
+                inputs,
+                weights=(1,),
+                differentiable=False,
+                accurate=True,
+            )
+            yield Case(
+                name,
+                f"loss, z weight {z_weight}",
+                lambda ops, x, w, targets, name=name, z=z_weight: getattr(ops, name)(x, w, targets, z)[0],
+                lambda x, w, targets, formula=formula, z=z_weight: formula(x, w, targets, z)[0],
+                inputs,
+                weights=(1,),
+                accurate=True,
+            )
 
 
 CASES = [

@@ -89,7 +89,7 @@ def symmetric_divergence(ops: Ops, logits_TV: Array, other_TV: Array) -> Array:
 def weighted_cross_entropy(
     ops: Ops, x_TD: Array, weight_VD: Array, target_T: Array, weight_T: Array, z_weight: float
 ) -> tuple[Array, Array, Array]:
-    """`Ops.linear_cross_entropy` with a weight for each token, which is 0 or one number w that all others share.
+    """`Ops.linear_cross_entropy_by_token` with a weight for each token: 0, or one number w that all others share.
 
     A token of weight 0 is given a hidden state of 0. Its logits are then 0, its loss log V and its log-partition log V,
     whatever its target, and neither the projection nor its hidden state has a gradient from it. So the means over all
@@ -103,11 +103,12 @@ def weighted_cross_entropy(
         weight_T: weights of the tokens.
         z_weight: weight of the output z-loss.
 
-    Returns: as `Ops.linear_cross_entropy`: means over all T tokens of their weighted terms.
+    Returns: (loss, nll_T, z-loss) as of that: means over all T tokens of their weighted terms, and the weighted cross
+    entropy of each, which is 0 for a weight of 0.
     """
     one, zero = ops.constant_like(1.0, weight_T), ops.constant_like(0.0, weight_T)
     counts_T1 = ops.reshape(ops.where(weight_T > zero, one, zero), (-1, 1))
-    loss, cross_entropy, z = ops.linear_cross_entropy(
+    loss, nll_T, z = ops.linear_cross_entropy_by_token(
         x_TD * ops.cast(counts_T1, ops.dtype(x_TD)), weight_VD, target_T, z_weight
     )
     kind, log_v = ops.dtype(loss), math.log(weight_VD.shape[0])
@@ -116,4 +117,4 @@ def weighted_cross_entropy(
     without = weight - ops.mean(weight_T)
     nats, squared = ops.constant_like(log_v, without), ops.constant_like(log_v * log_v, without)
     constant = without * (nats + squared * ops.constant_like(z_weight, without))
-    return loss * weight - constant, cross_entropy * weight - without * nats, z * weight - without * squared
+    return loss * weight - constant, nll_T * weight_T, z * weight - without * squared

@@ -460,6 +460,15 @@ class Ops(ABC):
         loss = cross_entropy + z * self.constant_like(z_weight, z)
         return loss, self.stop_gradient(cross_entropy), self.stop_gradient(z)
 
+    def linear_cross_entropy_by_token(
+        self, x_TD: Array, weight_VD: Array, target_T: Array, z_weight: float
+    ) -> tuple[Array, Array, Array]:
+        """`linear_cross_entropy` with the cross entropy of each token, (T,), in place of its mean."""
+        nll_T, log_partition_T = self.cross_entropy(self.linear(x_TD, weight_VD), target_T)
+        z = self.mean(log_partition_T * log_partition_T)
+        loss = self.mean(nll_T) + z * self.constant_like(z_weight, z)
+        return loss, self.stop_gradient(nll_T), self.stop_gradient(z)
+
 
 PRIMITIVES = tuple(sorted(Ops.__abstractmethods__))
 """Names that a backend must define."""
@@ -482,5 +491,6 @@ KERNELS = (
     "routed_mlp",
     "cross_entropy",
     "linear_cross_entropy",
+    "linear_cross_entropy_by_token",
 )
 """Names that a backend may replace by a fused form."""

@@ -71,6 +71,7 @@ PARTS: Mapping[str, Part] = {
     "unpermute": Part("permutation", whole=True),
     "cross_entropy": _LOSS,
     "linear_cross_entropy": _LOSS,
+    "linear_cross_entropy_by_token": _LOSS,
 }
 """What each part is counted as: the blocks marked by `Ops.part`, and the kernels of `Ops`. Of nested parts the
 innermost one counts, unless one around it counts as a whole."""

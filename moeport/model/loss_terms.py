@@ -59,7 +59,9 @@ class LossTerms(NamedTuple):
 
 CHOSEN_EXPERT, CHOSEN_TOKEN = "chosen_expert", "chosen_token"
 """Expert and token of each assignment before drops, as in `Routing`; the token only where experts choose tokens."""
-KEPT = (CHOSEN_EXPERT, CHOSEN_TOKEN)
+SEQUENCE_NATS = "sequence_nats"
+"""Weighted cross entropy of each sequence, summed over its targets; only where targets have weights."""
+KEPT = (CHOSEN_EXPERT, CHOSEN_TOKEN, SEQUENCE_NATS)
 """What is among the measurements for the trainer to count on the host: it has no row in the table of metrics."""
 FIELDS = LossTerms._fields[:-1]
 """Names of the terms that every model has."""

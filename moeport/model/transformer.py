@@ -21,7 +21,7 @@ from moeport.model import rope
 from moeport.model.batch import Batch
 from moeport.model.block import Block
 from moeport.model.forward_pass import BlockOutput, Pass
-from moeport.model.loss_terms import COUNTS, MEANS, LossTerms
+from moeport.model.loss_terms import COUNTS, MEANS, SEQUENCE_NATS, LossTerms
 from moeport.model.moe import MoELayer
 from moeport.model.moe_metrics import MoEMetrics, mean_over_layers, stacked_layers
 
@@ -238,11 +238,14 @@ class Transformer(ABC):
         """The loss of one pass, from what the head reads and the metrics of the layers."""
         target_T, weight_BS = ops.reshape(batch.target_BS, (-1,)), batch.weight_BS
         head_VD, z_weight = self.head(params), self.config.output_z_loss
+        measured = {name: _stack_layers(ops, [m.measured[name] for m in layers]) for name in layers[0].measured}
         if weight_BS is None:
             loss, cross_entropy, output_z = ops.linear_cross_entropy(x_TD, head_VD, target_T, z_weight)
         else:
             weight_T = ops.reshape(weight_BS, (-1,))
-            loss, cross_entropy, output_z = weighted_cross_entropy(ops, x_TD, head_VD, target_T, weight_T, z_weight)
+            loss, nll_T, output_z = weighted_cross_entropy(ops, x_TD, head_VD, target_T, weight_T, z_weight)
+            cross_entropy = ops.mean(nll_T)
+            measured[SEQUENCE_NATS] = ops.reshape(ops.sum(ops.reshape(nll_T, weight_BS.shape), axis=1), (1, -1))
         kind, experts = ops.dtype(loss), self.config.moe.num_experts
         for layer, metrics in zip(self.moe_layers.values(), layers, strict=True):
             if metrics.has_losses:
@@ -258,7 +261,7 @@ class Transformer(ABC):
             capacity_L=stacked_layers(ops, [m.capacity for m in layers], (), kind),
             positions_L2P=stacked_layers(ops, [m.positions_2P for m in layers], (2, 1), kind),
             affinity_L4E=stacked_layers(ops, [m.affinity_4E for m in layers], (4, experts), kind),
-            measured={name: _stack_layers(ops, [m.measured[name] for m in layers]) for name in layers[0].measured},
+            measured=measured,
         )
 
     def router_state_names(self) -> list[str]:

@@ -77,6 +77,13 @@ class Batches:
         for start in range(0, len(token_BS), size):
             yield whole.rows(start, start + size)
 
+    def objectives(self, step: int) -> np.ndarray | None:
+        """The number of the denoiser of each of this rank's sequences in `step`, counted from 0; None: it has none."""
+        if self.denoising is None or not self.denoising.config.mixes(step):
+            return None
+        first, end = self._own
+        return self.denoising.chosen(step, self.config.batch_size)[first:end]
+
     def _domains(self) -> np.ndarray | None:
         first, end = self._own
         return self.dealing.domain_B[first:end] if self.dealing else None

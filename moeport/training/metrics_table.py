@@ -201,6 +201,16 @@ class StepMetrics:
             left_out_of_file=0.0,
         ),
     ] = field(default=0.0)
+    loss_by_objective: Annotated[
+        dict[str, float] | None,
+        Metric(
+            "Mean cross entropy of each [denoiser](data.md#objectives) in nats per target, by name, without those that "
+            "no sequence of the step was drawn for; missing unless the step has a mixture.",
+            tag="train/loss_by_objective/{key}",
+            only_if_known=True,
+            null_is_none=True,
+        ),
+    ] = None
     rows_computed: Annotated[
         int,
         Metric(

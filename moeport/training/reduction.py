@@ -25,7 +25,8 @@ def whole_steps(
     """The terms of steps in float64: over micro-batches and ranks, counts are added and all other terms averaged.
 
     A capacity is the same in all micro-batches. The layers' measurements are reduced as their rows in the table of
-    metrics say, also over the passes. All arrays come from the device together, and over the ranks in one collective.
+    metrics say, also over the passes; what is kept beside the terms is left out. All arrays come from the device
+    together, and over the ranks in one collective.
 
     Args:
         world: the ranks, all of which call this function.
@@ -34,6 +35,7 @@ def whole_steps(
 
     Returns: for each step LossTerms of numpy arrays; the scalars.
     """
+    steps = [[part.without_kept()[0] for part in parts] for parts in steps]
     arrays = [value for parts in steps for part in parts for value in part.flat()]
     host = iter(world.ops.fetch([*arrays, *numbers]))
     local = [_over_parts([[next(host) for _ in part.flat()] for part in parts], parts[0]) for parts in steps]

@@ -9,6 +9,7 @@ from typing import Any
 from moeport.config.schema import Config
 from moeport.errors import MoeportError
 from moeport.files import write_text
+from moeport.pages.lines import colours
 from moeport.pages.template import load_template
 from moeport.reading import read_json
 from moeport.training.profile_table import ProfileCharts, charts
@@ -19,6 +20,7 @@ from moeport.training.report_figures import (
     key_figures,
     losses_by_domain,
     losses_by_objective,
+    objective_curves,
     rounded,
 )
 from moeport.training.report_layers import drops, exchanged, expert_loads, layer_names, position_drops
@@ -67,6 +69,8 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
         comparison=comparison(metrics, summary),
         domains=losses_by_domain(metrics),
         objectives=losses_by_objective(metrics),
+        objective_curves=objective_curves(metrics),
+        objective_colours=colours([*metrics.objectives]),
         sections=sections(metrics, config, summary.get("baselines", {}), unit, resumed),
         experts=expert_loads(metrics, layers),
         load_points=metrics.load_points(),

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moeport.pages.charts import Bar, number
+from moeport.pages.charts import Axis, Bar, line_chart, number
+from moeport.pages.lines import Drawn
 from moeport.training.duration import duration
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.run_metrics import RunMetrics
@@ -74,6 +75,13 @@ def losses_by_domain(metrics: RunMetrics) -> list[Bar]:
 def losses_by_objective(metrics: RunMetrics) -> list[Bar]:
     """The last validation loss of each denoiser; empty without a mixture."""
     return _bars((metrics.last_evaluation and metrics.last_evaluation.val_loss_by_objective) or {})
+
+
+def objective_curves(metrics: RunMetrics) -> Drawn | None:
+    """The training loss of each denoiser over the steps; None without a mixture."""
+    axis = Axis("Training loss", "nats/target", "{:.4f}", smooth=True)
+    chart = line_chart(axis, metrics.objective_series(), metrics.last.step)
+    return Drawn("steps", chart) if chart else None
 
 
 def _bars(losses: Mapping[str, float | None]) -> list[Bar]:

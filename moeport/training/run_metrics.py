@@ -47,6 +47,8 @@ class RunMetrics:
         capacity)."""
         self.exchanged_L2 = np.zeros((0, 2))
         """Sum over those steps of the bytes exchanged inside and between nodes."""
+        self.objectives: dict[str, BinnedSeries] = {}
+        """The step and the training loss of each denoiser; empty without a mixture."""
         self.capacity_L: list[int] = []
         """Expert capacities at the end; empty without a limit."""
         last: StepMetrics | None = None
@@ -57,6 +59,9 @@ class RunMetrics:
                 continue
             self.num_steps += 1
             last = record
+            for name, loss in (record.loss_by_objective or {}).items():
+                series = self.objectives.setdefault(name, BinnedSeries(2, CHART_POINTS))
+                series.add(record.step, np.array([record.step, np.nan if loss is None else loss]))
             if record.drop_rate_per_layer:
                 self._add_layers(record)
             if record.expert_load:
@@ -91,6 +96,13 @@ class RunMetrics:
         mean_BV = lines.mean
         low_B, high_B = lines.low[:, column], lines.high[:, column]
         return Series(label, mean_BV[:, 0], mean_BV[:, column], _points(lines), low_B, high_B)
+
+    def objective_series(self) -> list[Series]:
+        """The training loss of each denoiser as a line over the steps."""
+        return [
+            Series(name, series.mean[:, 0], series.mean[:, 1], _points(series))
+            for name, series in self.objectives.items()
+        ]
 
     def load_points(self) -> list[str]:
         """A label with the steps of each point of `loads`."""

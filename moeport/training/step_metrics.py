@@ -14,6 +14,7 @@ from moeport.model.capacity import estimate_from
 from moeport.model.loss_terms import LossTerms
 from moeport.model.moe_metrics import FILL_RATE
 from moeport.training.metrics_table import StepMetrics
+from moeport.training.objective_losses import SequenceNats
 from moeport.training.reduction import measured
 from moeport.training.routing_counts import KeptChoices
 
@@ -58,6 +59,10 @@ class Ran:
     """
     kept: Sequence[KeptChoices] = ()
     """What the routers chose, if that is to be counted."""
+    nats: Sequence[SequenceNats] = ()
+    """The losses of this rank's sequences, where they have denoisers."""
+    by_denoiser: dict[str, float] | None = None
+    """Mean loss of each denoiser over all ranks; None: not looked at yet, or no mixture."""
     terms: Any = None
     """Those of the whole step as numpy arrays; None: not looked at yet."""
     grad_norm: float = math.nan
@@ -124,6 +129,7 @@ def step_metrics(ran: Ran, speed: Speed, tokens: int, is_estimated: bool, ranks:
         exchanged_rows_per_layer=[[int(x) for x in row] for row in sent_L5[:, :2]],
         exchanged_bytes_per_layer=[[int(x) for x in row] for row in sent_L5[:, 2:4]],
         rows_computed=int(served_LE.sum()) + filled,
+        loss_by_objective=ran.by_denoiser,
         **of_layers,
     )
 

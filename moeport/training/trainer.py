@@ -10,9 +10,10 @@ import numpy as np
 from moeport.config.schema import Config
 from moeport.errors import NonFiniteError
 from moeport.model.batch import Batch
-from moeport.model.loss_terms import LossTerms
+from moeport.model.loss_terms import SEQUENCE_NATS, LossTerms
 from moeport.training.batches import Batches
 from moeport.training.metrics_table import StepMetrics
+from moeport.training.objective_losses import SequenceNats, losses_by_denoiser
 from moeport.training.placed import PlacedModel
 from moeport.training.reduction import whole_steps
 from moeport.training.routing_counts import KeptChoices, RoutingCounts
@@ -94,10 +95,10 @@ class Trainer:
         started, step, training = time.perf_counter(), self.step_number, self.config.training
         for exchange in self.exchanges.values():
             exchange.forget()
-        parts, kept = self._accumulate(step)
+        parts, kept, nats = self._accumulate(step)
         norm = self.model.gradient_norm()
         lr = learning_rate(self.config.optimizer, step, training.steps)
-        ran = Ran(step, lr, started, parts, norm, self._sent(), kept)
+        ran = Ran(step, lr, started, parts, norm, self._sent(), kept, nats)
         self._pending.append(ran)
         if waits or self.waits:
             self._look()
@@ -108,17 +109,23 @@ class Trainer:
             self.model.load_parameters(self.shapes.updated_state(state, ran.terms.chosen_LE, ran.terms.affinity_L4E))
         self.step_number += 1
 
-    def _accumulate(self, step: int) -> tuple[list[LossTerms], list[KeptChoices]]:
-        """Forward and backward of a step: the terms of its micro-batches, and the choices that are to be counted."""
-        parts, kept = [], []
-        counts = self.counts is not None and self.counts.samples(step)
+    def _accumulate(self, step: int) -> tuple[list[LossTerms], list[KeptChoices], list[SequenceNats]]:
+        """Forward and backward of a step: the terms of its micro-batches, the choices that are to be counted, and the
+        losses of its sequences if they have denoisers.
+        """
+        parts, kept, nats = [], list[KeptChoices](), list[SequenceNats]()
+        counts, number_B = self.counts is not None and self.counts.samples(step), self.batches.objectives(step)
         for number, batch in enumerate(self.draw(step), start=1):
             terms = self.model.accumulate(batch, self._share, number == self.config.training.gradient_accumulation)
-            terms, choices = terms.without_kept()
+            terms, arrays = terms.without_kept()
             parts.append(terms)
-            if counts and choices:
-                kept.append(KeptChoices(batch.token_BS, choices))
-        return parts, kept
+            own = arrays.pop(SEQUENCE_NATS, None)
+            if own is not None and batch.weight_BS is not None and number_B is not None:
+                own_B, number_B = np.split(number_B, [len(batch.token_BS)])
+                nats.append(SequenceNats(own, batch.weight_BS.sum(1, dtype=np.float64), own_B))
+            if counts and arrays:
+                kept.append(KeptChoices(batch.token_BS, arrays))
+        return parts, kept, nats
 
     def _count(self, kept: Sequence[KeptChoices]) -> None:
         """Count the choices of a step."""
@@ -161,6 +168,11 @@ class Trainer:
             unknown, terms, norms, self.world.sum_of_numbers(sent) if self.exchanges else sent, strict=True
         ):
             ran.terms, ran.grad_norm, ran.sent_L5 = own, norm, sent_L5
+        if self.batches.denoising:
+            names = self.batches.denoising.names
+            found = losses_by_denoiser(self.world, names, [ran.nats for ran in unknown])
+            for ran, by_denoiser in zip(unknown, found, strict=True):
+                ran.by_denoiser = by_denoiser
 
     def _sent(self) -> np.ndarray:
         """What this rank sent in the exchanges of each MoE layer, as in `Ran`."""

@@ -22,7 +22,8 @@ def inputs(dtype=torch.float64, weight_dtype=None) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("block_rows", [1, 2, 3, 6, 7, 100])
 def test_output_loss_does_not_depend_on_the_block(block_rows, share):
     got, want = inputs(), inputs()
-    losses = LinearCrossEntropy.apply(*got, TARGETS, 0.25, block_rows)
+    *losses, nll_T = LinearCrossEntropy.apply(*got, TARGETS, 0.25, block_rows)
+    assert_close(nll_T, Ops.linear_cross_entropy_by_token(OPS, *want, TARGETS, 0.25)[1], 1e-14)
     expected: tuple[torch.Tensor, ...] = Ops.linear_cross_entropy(OPS, *want, TARGETS, 0.25)
     (losses[0] * share).backward()
     (expected[0] * share).backward()

@@ -13,10 +13,12 @@ from moeport.core.parameters import initial_parameters
 from moeport.data.tokenizer import ByteTokenizer
 from moeport.errors import ConfigError, UserError
 from moeport.model.batch import Batch
+from moeport.model.loss_terms import SEQUENCE_NATS
 from moeport.studies.compare.figures import read_result
 from moeport.training.batches import Batches
 from moeport.training.generate import generate_texts
 from moeport.training.metrics import read_metrics
+from moeport.training.objective_losses import SequenceNats, losses_by_denoiser
 from moeport.training.resumable import check_resumable
 from moeport.training.run import train
 from moeport.training.sampling import Sampling
@@ -79,11 +81,14 @@ def test_the_loss_of_a_batch_is_the_mean_over_what_counts(tmp_path, target):
     (batch,) = batches_of(task).of_step(2)
     lm = task.model()
     model = backend.evaluation_model(lm, initial_parameters(lm.parameter_specs(), 0))
-    got = float(backend.ops.to_numpy(model.evaluate(batch).cross_entropy))
+    terms = model.evaluate(batch)
+    got = float(backend.ops.to_numpy(terms.cross_entropy))
     nats_BS = model.token_losses(Batch(batch.token_BS, batch.target_BS))
     counted = [nats for nats, weight in zip(nats_BS.ravel(), batch.weight_BS.ravel(), strict=True) if weight]
     assert len(counted) < 0.75 * nats_BS.size
     assert_close(got, np.mean(counted), TOLERANCE["float32"])
+    (own_B,) = backend.ops.to_numpy(terms.measured[SEQUENCE_NATS])
+    assert_close(own_B, (nats_BS * batch.weight_BS).sum(1), TOLERANCE["float32"])
 
 
 def test_a_run_resumes_exactly_and_says_what_each_denoiser_loses(tmp_path):
@@ -107,6 +112,60 @@ def test_a_run_resumes_exactly_and_says_what_each_denoiser_loses(tmp_path):
         assert contents(last(config)) == whole
     (text,) = generate_texts(config.run.dir, ["def "], Sampling(max_tokens=8))
     assert text.text
+
+
+def of_step(task, step):
+    """For each denoiser, its mean loss in a step of the initial weights, by a loop over targets; and its targets."""
+    lm = task.model()
+    model = (
+        Target("torch", "cpu", "float64")
+        .build()
+        .evaluation_model(lm, initial_parameters(lm.parameter_specs(), task.config.training.seed))
+    )
+    parts = [*batches_of(task).of_step(step)]
+    nats = [row for part in parts for row in model.token_losses(Batch(part.token_BS, part.target_BS))]
+    weights = [row for part in parts for row in part.weight_BS]
+    found = {}
+    for number, nats_S, weight_S in zip(task.denoising.chosen(step, len(nats)), nats, weights, strict=True):
+        counted = [nats for nats, weight in zip(nats_S, weight_S, strict=True) if weight]
+        found.setdefault(task.denoising.names[number], []).extend(counted)
+    return {name: (np.mean(all_nats), len(all_nats)) for name, all_nats in found.items()}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_each_step_says_what_its_denoisers_lose(tmp_path, parts):
+    training = {"batch_size": 8, "gradient_accumulation": parts, "evaluation_interval": 0}
+    config = config_of(tmp_path, training=training, metrics={"report": True})
+    train(config, console=QUIET)
+    steps, _ = read_metrics(config.run.dir / "metrics.jsonl")
+    task = build_task(config, report=lambda _: None)
+    by_step = [step.loss_by_objective for step in steps]
+    expected = of_step(task, 0)
+    assert by_step[0] == pytest.approx({name: loss for name, (loss, _) in expected.items()}, rel=1e-4)
+    assert by_step[4:] == [None, None]
+    for number, step in enumerate(steps[:4]):
+        targets = {name: count for name, (_, count) in of_step(task, number).items()}
+        assert sorted(targets) == sorted(step.loss_by_objective)
+        mean = np.average([step.loss_by_objective[name] for name in targets], weights=[*targets.values()])
+        assert step.loss == pytest.approx(mean, rel=1e-5)
+    page = (config.run.dir / "report.html").read_text()
+    assert 'aria-label="Training loss over steps"' in page
+    assert all(f'data-run="{name}"' in page for found in by_step[:4] for name in found)
+
+
+def test_losses_of_denoisers_are_means_over_ranks_and_passes():
+    ops = Target("numpy", "cpu", "float64").build().ops
+    parts = [
+        [SequenceNats(np.array([[6.0, 3.0], [2.0, 1.0]]), np.array([2.0, 1.0]), np.array([0, 2]))],
+        [],
+        [SequenceNats(np.array([[1.0]]), np.array([4.0]), np.array([2])) for _ in range(2)],
+    ]
+    world: Any = SingleProcess(ops)
+    found = losses_by_denoiser(world, ["a", "b", "c"], parts)
+    assert found == [{"a": 2.0, "c": 2.0}, None, {"c": 0.25}]
+    world.sum_of_numbers = lambda values: values * 2  # another rank with the same
+    assert losses_by_denoiser(world, ["a", "b", "c"], parts) == found
+    assert losses_by_denoiser(world, ["a"], [[], []]) == [None, None]
 
 
 class ByPosition:
@@ -134,7 +193,7 @@ def test_the_loss_of_a_denoiser_is_the_mean_over_its_targets(tmp_path):
 def test_causal_runs_have_no_such_losses(tmp_path):
     config = tiny_config(tmp_path, training={"steps": 1})
     train(config, console=QUIET)
-    assert "val_loss_by_objective" not in (config.run.dir / "metrics.jsonl").read_text()
+    assert "loss_by_objective" not in (config.run.dir / "metrics.jsonl").read_text()
     assert json.loads((config.run.dir / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"] > 0
 
 

@@ -53,6 +53,7 @@ COMPILED_KERNELS = {
     "swiglu": "mindspore.ops.silu, then multiply",
     "grouped_mlp": "one batched product over experts padded to equal numbers of rows",
     "linear_cross_entropy": "gradients in the forward pass",
+    "linear_cross_entropy_by_token": "as linear_cross_entropy",
 }
 """Descriptions of the kernels of StaticOps."""
 

@@ -139,7 +139,22 @@ class StaticOps(MindSporeOps):
     def linear_cross_entropy(
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients G of x and W are computed here, and the loss gets the term <G, x> + <G, W> minus its
+        loss, nll_T1, z = self._linear_losses(x_TD, weight_VD, target_T, z_weight)
+        return loss, msops.mean(nll_T1), z
+
+    @override
+    def linear_cross_entropy_by_token(
+        self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, nll_T1, z = self._linear_losses(x_TD, weight_VD, target_T, z_weight)
+        return loss, msops.reshape(nll_T1, (-1,)), z
+
+    def _linear_losses(
+        self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the cross entropy of each token (T, 1), and the z-loss.
+
+        The gradients G of x and W are computed here, and the loss gets the term <G, x> + <G, W> minus its
         own value, which is exactly 0 and has the gradients G. MindSpore would need three more passes over T x V, one
         of them slow.
         """
@@ -151,10 +166,10 @@ class StaticOps(MindSporeOps):
         probs = msops.softmax(logits, -1)
         log_partition = top - msops.log(msops.gather_elements(probs, 1, top_id))
         picked = msops.gather_elements(logits, 1, msops.reshape(target_T, (-1, 1)))
-        cross_entropy, z = msops.mean(log_partition - picked), msops.mean(log_partition * log_partition)
-        loss = cross_entropy + z * self.constant_like(z_weight, z)
+        nll_T1, z = log_partition - picked, msops.mean(log_partition * log_partition)
+        loss = msops.mean(nll_T1) + z * self.constant_like(z_weight, z)
         if not self.differentiable:
-            return loss, cross_entropy, z
+            return loss, nll_T1, z
         share = self.constant(1.0 / tokens, kind)
         slope = self.constant_like(1.0 / tokens, z) + log_partition * self.constant_like(2.0 * z_weight / tokens, z)
         slope, probs = self.cast(slope, kind), self.cast(probs, kind)
@@ -163,7 +178,7 @@ class StaticOps(MindSporeOps):
             x * share, target_T, weight.shape[0]
         )
         carrier = self.cast(_dot(grad_x, x_TD) + _dot(grad_weight, weight_VD), self.dtype(loss))
-        return msops.stop_gradient(loss) + (carrier - msops.stop_gradient(carrier)), cross_entropy, z
+        return msops.stop_gradient(loss) + (carrier - msops.stop_gradient(carrier)), nll_T1, z
 
 
 def _ones(shape: tuple[int, int], dtype: Any) -> Tensor:

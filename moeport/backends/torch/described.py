@@ -34,6 +34,7 @@ def kernel_choices(ops: TorchOps, dtype: str) -> dict[str, str]:
         "routed_mlp": "default composition of permute, grouped_mlp and unpermute",
         "cross_entropy": "default composition",
         "linear_cross_entropy": "blocks of rows, gradients in the forward pass; the full logits never exist",
+        "linear_cross_entropy_by_token": "as linear_cross_entropy",
         ADAMW: "torch.optim.AdamW, fused" if ops.device.type in FUSED_DEVICES else "torch.optim.AdamW, not fused",
     }
     return ops.describe(composed, dtype) if isinstance(ops, FusedOps) else composed

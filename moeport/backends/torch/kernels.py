@@ -247,20 +247,23 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Context, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float, block_rows: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, cross entropy, z-loss), means over rows."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(loss, cross entropy, z-loss), means over rows; and the cross entropy of each row, (T,)."""
         rows = x_TD.shape[0]
         weight = weight_VD.to(x_TD.dtype)
         wants_gradient = any(ctx.needs_input_grad)
         if wants_gradient:
             grad_x, grad_weight = torch.empty_like(x_TD), torch.zeros_like(weight_VD)
         nll, z = (torch.zeros((), dtype=_accurate(x_TD[:0]).dtype, device=x_TD.device) for _ in range(2))
+        nll_T = nll.new_empty(rows)
         for start in range(0, rows, block_rows):
             block = slice(start, start + block_rows)
             x, target_n1 = x_TD[block], target_T[block].unsqueeze(1)
             logits = _accurate(torch.mm(x, weight.t()))
             log_partition_n1 = torch.logsumexp(logits, -1, keepdim=True)
-            nll += (log_partition_n1 - logits.gather(1, target_n1)).sum()
+            nll_n1 = log_partition_n1 - logits.gather(1, target_n1)
+            nll_T[block] = nll_n1.squeeze(1)
+            nll += nll_n1.sum()
             z += log_partition_n1.square().sum()
             if not wants_gradient:
                 continue
@@ -278,8 +281,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(grad_x, grad_weight)
             ctx.rows = rows
         nll, z = nll / rows, z / rows
-        ctx.mark_non_differentiable(nll, z)
-        return nll + z_weight * z, nll, z
+        ctx.mark_non_differentiable(nll, z, nll_T)
+        return nll + z_weight * z, nll, z, nll_T
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -342,10 +342,27 @@ class TorchOps(Ops):
     def linear_cross_entropy(
         self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, cross_entropy, z, _ = self._linear_losses(x_TD, weight_VD, target_T, z_weight)
+        return loss, cross_entropy, z
+
+    @override
+    def linear_cross_entropy_by_token(
+        self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, _, z, nll_T = self._linear_losses(x_TD, weight_VD, target_T, z_weight)
+        return loss, nll_T, z
+
+    def _linear_losses(
+        self, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `kernels.LinearCrossEntropy`."""
         if not torch.is_grad_enabled():  # the kernel itself cannot tell, and would compute gradients
             x_TD, weight_VD = x_TD.detach(), weight_VD.detach()
         rows = max(1, self.logits_block // weight_VD.shape[0])
-        return kernels.LinearCrossEntropy.apply(x_TD, weight_VD, target_T, z_weight, rows)
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.LinearCrossEntropy.apply(
+            x_TD, weight_VD, target_T, z_weight, rows
+        )
+        return found
 
     @property
     def logits_block(self) -> int:

@@ -307,6 +307,11 @@ def _linear_cross_entropy(s: Sizes) -> tuple[Inputs, Call]:
     return inputs, lambda ops, a: ops.linear_cross_entropy(a["x"], a["w"], a["targets"], 1e-4)
 
 
+def _linear_cross_entropy_by_token(s: Sizes) -> tuple[Inputs, Call]:
+    inputs, _ = _linear_cross_entropy(s)
+    return inputs, lambda ops, a: ops.linear_cross_entropy_by_token(a["x"], a["w"], a["targets"], 1e-4)
+
+
 _WORKLOADS: Mapping[str, Callable[[Sizes], tuple[Inputs, Call]]] = {
     "linear": _linear,
     "linear_accurate": _linear_accurate,
@@ -325,6 +330,7 @@ _WORKLOADS: Mapping[str, Callable[[Sizes], tuple[Inputs, Call]]] = {
     "routed_mlp": _routed_mlp,
     "cross_entropy": _cross_entropy,
     "linear_cross_entropy": _linear_cross_entropy,
+    "linear_cross_entropy_by_token": _linear_cross_entropy_by_token,
 }
 
 
