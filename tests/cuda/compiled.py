@@ -25,8 +25,8 @@ class Compiled:
 def compiled(kernel, constants, warps=4, stages=3, capability=90):
     """Compile a kernel whose other arguments are pointers, of the types in TYPES, or 32-bit integers."""
     import triton
-    from triton import knobs
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
@@ -43,7 +43,7 @@ def compiled(kernel, constants, warps=4, stages=3, capability=90):
     ptx = built.asm["ptx"]
     target = re.search(r"\.target (\w+)", ptx)[1]
     said = subprocess.run(
-        [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target}", "-", "-o", os.devnull],
+        [get_ptxas(capability).path, "-v", f"--gpu-name={target}", "-", "-o", os.devnull],
         input=ptx,
         capture_output=True,
         text=True,
