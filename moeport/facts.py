@@ -142,13 +142,9 @@ they call; the multiple of 4 is what torch-npu's own scaled_dot_product_attentio
 """
 _GROUPED = "compute capability 9 or 10; widths that are multiples of 8; fewer than 1024 experts"
 _TORCH_CPU = tuple(
-    FusedKernel(kernel, name, dtypes, "; ".join(filter(None, (limit, needs))))
+    FusedKernel(kernel, name, dtypes, limit)
     for kernel, limit in (("routed_mlp", "tokens choose experts"), ("grouped_mlp", ""))
-    for name, dtypes, needs in (
-        ("slices", _ALL, ""),
-        ("grouped_mm", ("float32", "bfloat16"), "PyTorch 2.13"),
-        ("padded_bmm", _ALL, ""),
-    )
+    for name, dtypes in (("slices", _ALL), ("grouped_mm", ("float32", "bfloat16")), ("padded_bmm", _ALL))
 )
 _TORCH_CUDA = (
     FusedKernel("routed_mlp", "grouped_mm_triton", ("bfloat16",), f"{_GROUPED}; tokens choose experts"),

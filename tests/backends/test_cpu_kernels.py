@@ -68,11 +68,6 @@ def results(form, arguments, **options):
     return y, torch.autograd.grad((y * weights).sum(), leaves, materialize_grads=True, **options), leaves
 
 
-def needs_grouped_mm(candidate):
-    if candidate.fact.name == "grouped_mm" and not hasattr(torch.nn.functional, "grouped_mm"):
-        pytest.skip("PyTorch 2.13 is not installed")
-
-
 def reference(kernel):
     return lambda ops, *arguments: getattr(TorchOps, kernel)(ops, *arguments)
 
@@ -91,7 +86,6 @@ CASES += [("unrouted", "gelu", dtype) for dtype in TOLERANCE]
     ],
 )
 def test_every_form_gives_what_the_composition_gives(candidate, load, activation, dtype):
-    needs_grouped_mm(candidate)
     arguments = layer(load, activation, dtype)
     if candidate.fact.kernel == "grouped_mlp":
         arguments = grouped(arguments)
@@ -106,7 +100,6 @@ def test_every_form_gives_what_the_composition_gives(candidate, load, activation
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda each: f"{each.fact.kernel}-{each.fact.name}")
 def test_second_derivatives_are_those_of_the_composition(candidate):
-    needs_grouped_mm(candidate)
     dtype = "float64" if "float64" in candidate.fact.dtypes else "float32"
     arguments = layer("unrouted", "swiglu", dtype)
     arguments[0] = torch.nan_to_num(arguments[0])

@@ -10,7 +10,7 @@ from moeport.backends.torch.cpu.rows import unit_for
 
 
 def grouped_mm(x_RD: Tensor, w_in: Tensor, w_out: Tensor, counts_E: Tensor, activation: str) -> Tensor:
-    """By torch's grouped product, public from PyTorch 2.13; rows that no expert serves are left out and then 0."""
+    """By torch's grouped product; rows that no expert serves are left out and then 0."""
     served = int(counts_E.sum())
     ends = counts_E.cumsum(0, dtype=torch.int32)
     hidden = F.grouped_mm(x_RD[:served], w_in.transpose(1, 2), offs=ends)

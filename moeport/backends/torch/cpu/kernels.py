@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from moeport.backends.torch.cpu import forms
@@ -16,7 +15,6 @@ from moeport.backends.torch.limits import tokens_choose
 from moeport.backends.torch.ops import TorchOps
 from moeport.backends.trial import Candidate, serves_all
 from moeport.core.dispatch_plan import DispatchPlan
-from moeport.errors import MoeportError
 from moeport.facts import BACKENDS
 
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
@@ -67,8 +65,6 @@ def grouped_by(
     form: Form, ops: TorchOps, x_RD: Tensor, w_in: Tensor, w_out_EDF: Tensor, counts_E: Tensor, activation: str
 ) -> Tensor:
     """The products in some form; without rows to serve, the composition."""
-    if form is forms.grouped_mm and not hasattr(F, "grouped_mm"):
-        raise MoeportError("needs PyTorch 2.13")
     if not int(counts_E.sum()):
         return TorchOps.grouped_mlp(ops, x_RD, w_in, w_out_EDF, counts_E, activation)
     return form(x_RD, w_in.to(x_RD.dtype), w_out_EDF.to(x_RD.dtype), counts_E, activation)
