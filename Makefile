@@ -10,6 +10,8 @@ NPU_TESTS := tests/npu tests/conformance
 RELEASE := .venv-release
 # Extras of the installation that `make sbom` describes, such as EXTRAS=torch,data.
 EXTRAS ?=
+# The clients of experiment trackers, which do not go with MindSpore.
+TRACKERS := .venv-trackers
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
 TORCH ?= torch==2.13.0
 PIP_INSTALL_OPTIONS ?=
@@ -22,8 +24,8 @@ JOBS ?= 2
 PYTEST_OPTIONS = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help train check test test-ranks test-npu test-all lint format generate docs docs-serve bench dist sbom \
-  notices clean
+.PHONY: help train check test test-ranks test-npu test-trackers test-all lint format generate docs docs-serve bench \
+  dist sbom notices clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
@@ -31,6 +33,7 @@ help:
 	@echo "make test      install what the suite needs and run it"
 	@echo "make test-ranks only the part of it that starts processes or needs MindSpore"
 	@echo "make test-npu  only the part of it that runs torch_npu without an NPU, in $(NPU)"
+	@echo "make test-trackers  the clients of W&B, MLflow and SwanLab, offline, in $(TRACKERS)"
 	@echo "make test-all  the whole suite with the slow sweeps"
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
 	@echo "make format    rewrite the sources in the project's format"
@@ -40,7 +43,7 @@ help:
 	@echo "make dist      build the sdist and the wheel in dist/, and check both"
 	@echo "make sbom      list what an installation consists of, in dist/*.cdx.json"
 	@echo "make notices   renew THIRD_PARTY.md, the licences of the packages that moeport asks for"
-	@echo "make clean     delete $(VENV), $(NPU), $(RELEASE) and what was built; runs/ stays"
+	@echo "make clean     delete $(VENV), $(NPU), $(TRACKERS), $(RELEASE) and what was built; runs/ stays"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moeport needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.11")'
@@ -89,6 +92,16 @@ test-npu: $(NPU)/.ok
 	  $(BIN)/python -m pytest -m npu $(NPU_TESTS); \
 	fi
 
+$(TRACKERS)/.ok: pyproject.toml
+	$(PYTHON) -m venv $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS) "$(TORCH)"
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS) \
+	  -e ".[torch,tensorboard,wandb,mlflow,swanlab]" "pytest>=8.3" "pytest-timeout>=2.3"
+	@touch $@
+
+test-trackers: $(TRACKERS)/.ok
+	$(TRACKERS)/bin/python -m pytest tests/training/test_trackers.py tests/training/test_tracker_clients.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -136,4 +149,4 @@ notices: $(VENV)/.dev $(RELEASE)/.ok
 	$(RELEASE)/bin/python docs/generate/notices.py $(BIN)/python $(RELEASE)/bin/python
 
 clean:
-	rm -rf $(VENV) $(NPU) $(RELEASE) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NPU) $(TRACKERS) $(RELEASE) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

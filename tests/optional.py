@@ -11,14 +11,17 @@ PACKAGES = (
     "lm_eval",
     "matplotlib",
     "mindspore",
+    "mlflow",
     "numba",
     "pyarrow",
     "sklearn",
+    "swanlab",
     "tensorboard",
     "torch",
     "torch_npu",
     "transformers",
     "triton",
+    "wandb",
 )
 """What the suite uses where it is installed. numpy and whatever else moeport itself needs is always there."""
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from moeport.ascend import report as ascend
 from moeport.ascend.trouble import AUTOLOAD, EXTENSION, explained
+from moeport.config.trackers import TRACKERS
 from moeport.data.cache import cache_dir
 from moeport.errors import WriteError
 from moeport.facts import BACKENDS
@@ -69,6 +70,11 @@ OPTIONAL = {
     "tensorboard": Package(
         "metrics.tensorboard", "tensorboard.summary.writer.event_file_writer", "pip install 'moeport[tensorboard]'"
     ),
+    **{
+        name: Package("metrics.trackers", facts.package, facts.install)
+        for name, facts in TRACKERS.items()
+        if name != "tensorboard"
+    },
     "lm_eval": Package("moeport eval --tasks", "lm_eval", "pip install 'moeport[eval]'"),
 }
 

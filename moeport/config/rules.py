@@ -26,6 +26,7 @@ from moeport.config.problem import Problem
 from moeport.config.rope_bases_rules import BASES_EFFECTS, BASES_RULES
 from moeport.config.rule import Effect, Rule
 from moeport.config.schema import Config
+from moeport.config.trackers import TrackerConfig
 from moeport.config.tree import shown
 from moeport.core.section import Section
 from moeport.errors import DataError
@@ -75,7 +76,9 @@ def _are_usable(sources: Sequence[MixedSource]) -> bool:
     return all(_is_usable(each.source) for each in sources)
 
 
-def _are_distinct(sources: Sequence[MixedSource] | Sequence[Domain] | Sequence[Denoiser]) -> bool:
+def _are_distinct(
+    sources: Sequence[MixedSource] | Sequence[Domain] | Sequence[Denoiser] | Sequence[TrackerConfig],
+) -> bool:
     return len({each.name for each in sources}) == len(sources)
 
 
@@ -443,6 +446,7 @@ RULES = (
         "a divisor of training.batch_size / training.gradient_accumulation, or a batch size that is a multiple",
     ),
     Rule(("data.domains",), _are_distinct, "has two domains of one name", "a name of its own for each"),
+    Rule(("metrics.trackers",), _are_distinct, "has a tracker twice", "each at most once"),
     Rule(
         ("data.domains",),
         lambda domains: all(each.has_one_origin for each in domains),

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from moeport.comm.exchange import EXCHANGES
 from moeport.config import step_ranges
 from moeport.config.path_types import UserPath
+from moeport.config.trackers import TrackerConfig
 from moeport.core.section import Section
 from moeport.facts import BACKENDS, DEVICES
 
@@ -206,6 +207,9 @@ class MetricsConfig(Section):
     """Text: also compute the validation loss on rare and on frequent ids after the last step, in a second pass."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder, if tensorboard is installed."""
+    trackers: tuple[TrackerConfig, ...] = ()
+    """Also feed experiment trackers: a list with name (wandb, mlflow or swanlab), mode (offline, the default, or
+    online), project (moeport) and label (that of the run folder) of each, such as [{name: wandb}]."""
     report: bool = True
     """Write report.html at the end."""
     sample_prompt: str | None = None

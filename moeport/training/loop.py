@@ -23,18 +23,20 @@ from moeport.training.progress import Progress
 from moeport.training.routing_log import RoutingLog, cut_routing
 from moeport.training.saving import Saver
 from moeport.training.signals import StopRequest
+from moeport.training.trackers.tracking import Trackers
 
 REPEATS_SECONDS = 2.0
 """A launcher that is asked to end passes that on to its ranks, which may have been asked as well."""
 
 
-def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> tuple[Evaluation, float]:
+def run_steps(run: PreparedRun, lock: RunLock | None, console: Console, trackers: Trackers) -> tuple[Evaluation, float]:
     """Run all remaining steps.
 
     Args:
         run: ready for its next step.
         lock: that of the run folder, on the first rank.
         console: where progress goes.
+        trackers: those of the run; none but on the first rank.
 
     Returns: the evaluation after the last step, and the seconds for which training waited for checkpoints.
 
@@ -45,7 +47,7 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> tuple
     config = run.config
     with (
         Window(run, console) as window,
-        _log(run) as log,
+        _log(run, trackers) as log,
         Progress(config.training.steps, run.start_step, config.metrics.log_interval, console) as progress,
         StopRequest(REPEATS_SECONDS if run.mesh.world.size > 1 else 0.0) as stop,
         drawn_ahead(run),
@@ -57,11 +59,11 @@ def run_steps(run: PreparedRun, lock: RunLock | None, console: Console) -> tuple
         return _Loop(run, log, routing, progress, stop, saver, window).run_all(), saver.seconds
 
 
-def _log(run: PreparedRun) -> MetricsLog | nullcontext[None]:
+def _log(run: PreparedRun, trackers: Trackers) -> MetricsLog | nullcontext[None]:
     if not run.is_first:
         return nullcontext()
     thinning = Thinning(run.config.metrics.full_loads_interval, run.config.training.steps)
-    return MetricsLog(run.dir, run.config.metrics.tensorboard, run.start_step if run.checkpoint else None, thinning)
+    return MetricsLog(run.dir, run.start_step if run.checkpoint else None, thinning, trackers)
 
 
 def _routing_log(run: PreparedRun) -> RoutingLog | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -20,27 +19,29 @@ from moeport.training.metrics_repair import Cut
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, Record, StepMetrics, scalars
 from moeport.training.metrics_thinning import Thinning
 from moeport.training.run_dir import METRICS_FILE
-from moeport.training.tensorboard import EventLog
-
-logger = logging.getLogger(__name__)
-
-TENSORBOARD_DIR = "tensorboard"
+from moeport.training.trackers.tracking import Trackers
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and, if requested and installed, TensorBoard events.
+    """Writes metrics.jsonl, and hands every record to the trackers.
 
     Each record is written at once, so that a kill leaves at most one partial line, the last.
 
     Args:
         run_dir: the run folder; must exist.
-        tensorboard: whether to also write events to RUN_DIR/tensorboard.
         resume_step: the step to resume from; records of later steps are dropped. None starts a new file.
         thinning: which lists are written; default as its own.
+        trackers: those of the run; default none.
     """
 
-    def __init__(self, run_dir: Path, tensorboard: bool, resume_step: int | None, thinning: Thinning | None = None):
-        self._thinning = thinning or Thinning()
+    def __init__(
+        self,
+        run_dir: Path,
+        resume_step: int | None,
+        thinning: Thinning | None = None,
+        trackers: Trackers | None = None,
+    ):
+        self._thinning, self._trackers = thinning or Thinning(), trackers or Trackers()
         path = Path(run_dir) / METRICS_FILE
         self._path, self._evaluated = path, 0
         self.notes: list[str] = []
@@ -50,14 +51,6 @@ class MetricsLog:
             self.notes, self._evaluated = cut.notes, resume_step if cut.evaluated else 0
         with writing(path):
             self._file = path.open("w" if resume_step is None else "a", encoding="utf-8", buffering=1)
-        self._events: EventLog | None = None
-        if tensorboard:
-            try:
-                self._events = EventLog(Path(run_dir) / TENSORBOARD_DIR, first_step=(resume_step or 0) + 1)
-            except ImportError as error:
-                missing = (error.name or "").startswith("tensorboard")
-                wrong = "is not installed" if missing else f"fails to import ({error})"
-                logger.warning("tensorboard %s: pip install 'moeport[tensorboard]'", wrong)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -73,8 +66,7 @@ class MetricsLog:
         self._write(
             {name: x for name, x in self._thinning.kept(vars(metrics)).items() if not _is_left_out(rows[name], x)}
         )
-        if self._events:
-            self._events.scalars(metrics.step, scalars(metrics))
+        self._trackers.log(metrics.step, scalars(metrics))
 
     def skipped(self, step: int) -> None:
         """Write that a step was passed over."""
@@ -85,8 +77,7 @@ class MetricsLog:
         if metrics.step == self._evaluated:
             return
         self._write({name: value for name, value in vars(metrics).items() if value is not None})
-        if self._events:
-            self._events.scalars(metrics.step, scalars(metrics))
+        self._trackers.log(metrics.step, scalars(metrics))
 
     def sync(self) -> None:
         """Flush the records to disk, so that no checkpoint outlives those of its steps."""
@@ -94,13 +85,9 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Write out what is pending and close the files."""
-        try:
-            with writing(self._path):
-                self._file.close()
-        finally:
-            if self._events:
-                self._events.close()
+        """Write out what is pending and close the file."""
+        with writing(self._path):
+            self._file.close()
 
     def _write(self, values: dict[str, Any]) -> None:
         line = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)

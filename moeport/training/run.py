@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 
 from rich.console import Console
@@ -32,6 +33,7 @@ from moeport.training.starts import record_start
 from moeport.training.storage import check_shared
 from moeport.training.summarise import measure, summarise
 from moeport.training.summary import DryRun, RunSummary
+from moeport.training.trackers.tracking import Trackers, check_trackers, open_trackers
 
 
 def train(
@@ -79,6 +81,7 @@ def train(
             refuse_used(config.run.dir)
         if not dry_run and is_first:
             check_folder(config.run.dir)
+            check_trackers(config)
         check_trains(config)
         outcome = _on_all(config, checkpoint, launch, job, dry_run, console)
     if isinstance(outcome, InterruptedRunError | NonFiniteError):
@@ -140,8 +143,12 @@ def _train(run: PreparedRun, lock: RunLock | None, console: Console) -> RunSumma
     for line in announcement(run):
         _say(console, line)
     started = time.perf_counter()
-    evaluation, save_time = run_steps(run, lock, console)
-    return summarise(run, evaluation, time.perf_counter() - started, save_time)
+    with open_trackers(run.dir, run.config, run.start_step) if run.is_first else Trackers() as trackers:
+        evaluation, save_time = run_steps(run, lock, console, trackers)
+        summary = summarise(run, evaluation, time.perf_counter() - started, save_time)
+        if summary:
+            trackers.summary(asdict(summary))
+    return summary
 
 
 def _trained_with(run: PreparedRun) -> Config:

@@ -182,6 +182,9 @@ def test_commands():
         "scikit-learn": "pip install 'moeport[vision]'",
         "matplotlib": "pip install 'moeport[plot]'",
         "tensorboard": "pip install 'moeport[tensorboard]'",
+        "wandb": "pip install 'moeport[wandb]'",
+        "mlflow": "pip install 'moeport[mlflow]'",
+        "swanlab": "pip install 'moeport[swanlab]'",
         "lm_eval": "pip install 'moeport[eval]'",
     }
 

@@ -399,7 +399,7 @@ def test_the_command_fits_compute_to_a_run(run, tmp_path):  # noqa: F811
     )
     placed = small.place_of_config()
     steps = [9.0, 8.0, 7.0, *[placed.exchange + placed.gradients + 0.25] * 3]
-    with MetricsLog(tmp_path / "small", tensorboard=False, resume_step=None) as log:
+    with MetricsLog(tmp_path / "small", resume_step=None) as log:
         for number, seconds in enumerate(steps, 1):
             log.step(replace(STEP, step=number, step_time=seconds))
     arguments = ["plan", "c.yaml", "--nodes", "2", "--ranks-per-node", "2", *GIVEN, "--json", "out.json"]

@@ -65,7 +65,7 @@ def write_run(
     random = np.random.default_rng(0)
     run_dir.mkdir(parents=True, exist_ok=True)
     skew_LE = random.normal(0, 1.2, (layers, experts))
-    with MetricsLog(run_dir, tensorboard=False, resume_step=None) as log:
+    with MetricsLog(run_dir, resume_step=None) as log:
         for step in range(1, steps + 1):
             done = step / steps
             noise = random.normal(0, 1, 6)

@@ -22,7 +22,7 @@ RARE = {"profiled", "fill_rate", "save_time", "local_share", "loss_by_objective"
 
 
 def write(run_dir, steps, resume_step=None, **options):
-    with MetricsLog(run_dir, tensorboard=False, resume_step=resume_step) as log:
+    with MetricsLog(run_dir, resume_step=resume_step) as log:
         for step in steps:
             log.step(replace(STEP, step=step, **options))
             if step % 2 == 0:
@@ -30,7 +30,7 @@ def write(run_dir, steps, resume_step=None, **options):
 
 
 def test_records_are_read_back_as_written(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False, resume_step=None) as log:
+    with MetricsLog(tmp_path, resume_step=None) as log:
         log.step(STEP)
         log.step(replace(STEP, step=2, mfu=None))
         log.evaluation(EvaluationMetrics(2, 3.5, 1.7))
@@ -63,7 +63,7 @@ def test_non_finite_numbers_are_null_in_valid_json(tmp_path, value):
 
 
 def test_each_record_is_in_the_file_before_the_log_is_closed(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=False, resume_step=None)
+    log = MetricsLog(tmp_path, resume_step=None)
     log.step(STEP)
     assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 1
     log.close()
@@ -123,59 +123,6 @@ def test_a_fresh_run_starts_a_fresh_file(tmp_path):
     assert [step.step for step in read_metrics(tmp_path / "metrics.jsonl")[0]] == [1]
 
 
-def accumulate(run_dir):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(run_dir / "tensorboard"))
-    events.Reload()
-    return events
-
-
-def test_tensorboard_events_are_read_back(tmp_path):
-    pytest.importorskip("tensorboard")
-    with MetricsLog(tmp_path, tensorboard=True, resume_step=None) as log:
-        log.step(STEP)
-        log.step(replace(STEP, step=2, loss=7.0, mfu=None))
-        log.evaluation(EvaluationMetrics(2, 3.5, 1.75))
-    events = accumulate(tmp_path)
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, pytest.approx(8.3)), (2, 7.0)]
-    assert [event.step for event in events.Scalars("performance/mfu")] == [1]
-    assert [event.value for event in events.Scalars("validation/bits_per_byte")] == [1.75]
-    assert events.Scalars("moe/imbalance")[0].value == pytest.approx(1.23)
-
-
-def test_resuming_replaces_tensorboard_events_of_later_steps(tmp_path):
-    pytest.importorskip("tensorboard")
-    for resume_step, steps, loss in [(None, range(1, 7), 8.0), (3, range(4, 6), 2.0)]:
-        with MetricsLog(tmp_path, tensorboard=True, resume_step=resume_step) as log:
-            for step in steps:
-                log.step(replace(STEP, step=step, loss=loss))
-    values = [(event.step, event.value) for event in accumulate(tmp_path).Scalars("train/loss")]
-    assert values == [(1, 8.0), (2, 8.0), (3, 8.0), (4, 2.0), (5, 2.0)]
-
-
-def test_missing_tensorboard_is_said_once_and_metrics_are_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    for name in [name for name in sys.modules if name.startswith("tensorboard.")]:
-        monkeypatch.delitem(sys.modules, name)
-    with MetricsLog(tmp_path, tensorboard=True, resume_step=None) as log:
-        log.step(STEP)
-        log.step(replace(STEP, step=2))
-    assert caplog.messages == ["tensorboard is not installed: pip install 'moeport[tensorboard]'"]
-    assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 2
-
-
-def test_a_broken_tensorboard_does_not_stop_a_run(tmp_path, monkeypatch, caplog):
-    (tmp_path / "tensorboard.py").write_text("import no_such_dependency")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
-        monkeypatch.delitem(sys.modules, name)
-    with MetricsLog(tmp_path, tensorboard=True, resume_step=None) as log:
-        log.step(STEP)
-    (message,) = caplog.messages
-    assert message.startswith("tensorboard fails to import (No module named 'no_such_dependency')")
-    assert len(read_metrics(tmp_path / "metrics.jsonl")[0]) == 1
-
-
 def test_every_derived_value_has_a_row_and_every_tag_is_used_once():
     properties = {name for name, value in vars(StepMetrics).items() if isinstance(value, property)}
     assert properties == set(DERIVED)
@@ -216,7 +163,7 @@ def test_the_stride_doubles_when_there_are_too_many_numbers(step, numbers, expec
 
 def thinned(path, steps, resume_step=None, interval=None):
     """The lines of a file of a model of 2 x 8 experts, whose last step is 200."""
-    with MetricsLog(path, False, resume_step, Thinning(interval, last_step=200)) as log:
+    with MetricsLog(path, resume_step, Thinning(interval, last_step=200)) as log:
         for step in steps:
             log.step(replace(STEP, step=step, expert_load=[[0.125] * 8] * 2))
     return (path / "metrics.jsonl").read_text().splitlines()
@@ -258,7 +205,7 @@ def test_a_file_of_an_older_version_is_read(tmp_path):
 def test_a_long_run_of_many_experts_takes_a_bounded_file(tmp_path):
     """Of 20,000 steps of 61 x 256 experts, less than 5 kB a step."""
     many = replace(STEP, expert_load=[[0.003906] * 256] * 61, drop_rate_per_layer=[0.012345] * 61)
-    with MetricsLog(tmp_path, False, None, Thinning(last_step=20_000)) as log:
+    with MetricsLog(tmp_path, None, Thinning(last_step=20_000)) as log:
         for step in range(1, 20_001):
             log.step(replace(many, step=step))
     assert (tmp_path / "metrics.jsonl").stat().st_size < 20_000 * 5_000

@@ -140,7 +140,7 @@ def test_lost_metrics_do_not_stop_a_run(run, capsys, damage):
 
 
 def write_metrics(folder, *steps):
-    with MetricsLog(folder, False, None) as log:
+    with MetricsLog(folder, None) as log:
         for step in steps:
             log.step(replace(STEP, step=step))
     return folder / "metrics.jsonl"
