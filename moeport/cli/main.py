@@ -18,6 +18,7 @@ COMMANDS = (
     "train",
     "launch",
     "report",
+    "watch",
     "compare",
     "generate",
     "eval",
@@ -40,7 +41,7 @@ COMMANDS = (
 """Each command is a module of `moeport.cli` with a function of the same name, or with an `app` if it has subcommands.
 docs/commands.md lists them."""
 
-LASTING = {"train", "compare", "launch", "emulate", "kit", "data"}
+LASTING = {"train", "watch", "compare", "launch", "emulate", "kit", "data"}
 """Commands that go on when nobody reads their output."""
 
 app = typer.Typer(

@@ -200,6 +200,30 @@ def refuse_locked(run_dir: Path) -> None:
         raise _refusal(path, found[0])
 
 
+@dataclass(frozen=True)
+class Life:
+    """What the lock of a run folder tells about the process that trains in it."""
+
+    holder: str
+    """Who holds it; empty where there is no lock."""
+    runs: bool
+    """Whether it runs, as far as can be told: on another host, whether it gave a sign of life lately."""
+
+
+def life(run_dir: Path) -> Life:
+    """Whether a process trains in a folder. Only reads, so that it disturbs nobody."""
+    path = run_dir / LOCK_FILE
+    found = _read(path)
+    if found is None:
+        return Life("", False)
+    holder = found[0]
+    runs = holder.runs if holder else None
+    if runs is None:
+        touched = _touched(path)
+        runs = touched is not None and time.time() - touched < SILENT_SECONDS
+    return Life(str(holder or "another process"), runs)
+
+
 def _refusal(path: Path, holder: Holder | None) -> UserError:
     return UserError(
         f"run.dir: {path.parent} is in use by {holder or 'another process'}; wait until it has ended or stop it, or "

@@ -52,7 +52,7 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
     Raises UserError if the run has no metrics, WriteError if the report cannot be written.
     """
     run_dir = Path(run_dir)
-    metrics = RunMetrics(run_dir / METRICS_FILE)
+    metrics = RunMetrics.read(run_dir / METRICS_FILE)
     config_file = run_dir / CONFIG_FILE
     summary = _summary(run_dir / SUMMARY_FILE)
     config = _config(run_dir)
@@ -62,7 +62,7 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
     unit = "nats/image" if config and config.data.is_images else "nats/token"
     page = load_template("report.html").render(
         name=run_dir.resolve().name,
-        model=_describe_model(config) if config else "",
+        model=describe_model(config) if config else "",
         unfinished=_unfinished(metrics, config, summary),
         figures=key_figures(metrics, summary, unit),
         compression=compression(metrics, summary),
@@ -115,7 +115,8 @@ def _summary(path: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and is_of_its_type(name, value)}
 
 
-def _describe_model(config: Config) -> str:
+def describe_model(config: Config) -> str:
+    """A sentence about the model."""
     model, moe = config.model, config.model.moe
     shared = f" + {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
     return (

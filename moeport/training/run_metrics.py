@@ -26,14 +26,17 @@ class RunMetrics:
     """The metrics of a run in a bounded number of points, however long it is.
 
     Args:
-        path: the metrics.jsonl; UserError if it is missing or has no step.
+        points: the most points of a line.
+        cells: the most cells in all heat maps together.
     """
 
-    def __init__(self, path: Path):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; expected the metrics of a run folder")
+    last: StepMetrics
+    """The last step; there is none until one is added."""
+
+    def __init__(self, points: int = CHART_POINTS, cells: int = HEAT_MAP_CELLS):
+        self._points, self._cells = points, cells
         self._lines: dict[Kind, BinnedSeries] = {
-            kind: BinnedSeries(1 + len(drawn(kind)), CHART_POINTS) for kind in (StepMetrics, EvaluationMetrics)
+            kind: BinnedSeries(1 + len(drawn(kind)), points) for kind in (StepMetrics, EvaluationMetrics)
         }
         self.last_evaluation: EvaluationMetrics | None = None
         self.num_steps = 0
@@ -51,24 +54,34 @@ class RunMetrics:
         """The step and the training loss of each denoiser; empty without a mixture."""
         self.capacity_L: list[int] = []
         """Expert capacities at the end; empty without a limit."""
-        last: StepMetrics | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> RunMetrics:
+        """Those of a metrics.jsonl; UserError if it is missing or has no step."""
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected the metrics of a run folder")
+        metrics = cls()
         for record in iterate_metrics(path):
-            self._lines[type(record)].add(record.step, _values(record))
-            if isinstance(record, EvaluationMetrics):
-                self.last_evaluation = record
-                continue
-            self.num_steps += 1
-            last = record
-            for name, loss in (record.loss_by_objective or {}).items():
-                series = self.objectives.setdefault(name, BinnedSeries(2, CHART_POINTS))
-                series.add(record.step, np.array([record.step, np.nan if loss is None else loss]))
-            if record.drop_rate_per_layer:
-                self._add_layers(record)
-            if record.expert_load:
-                self._add_loads(record)
-        if last is None:
+            metrics.add(record)
+        if not metrics.num_steps:
             raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
-        self.last = last
+        return metrics
+
+    def add(self, record: Record) -> None:
+        """Add a record; they come in the order of the file."""
+        self._lines[type(record)].add(record.step, _values(record))
+        if isinstance(record, EvaluationMetrics):
+            self.last_evaluation = record
+            return
+        self.num_steps += 1
+        self.last = record
+        for name, loss in (record.loss_by_objective or {}).items():
+            series = self.objectives.setdefault(name, BinnedSeries(2, self._points))
+            series.add(record.step, np.array([record.step, np.nan if loss is None else loss]))
+        if record.drop_rate_per_layer:
+            self._add_layers(record)
+        if record.expert_load:
+            self._add_loads(record)
 
     def _add_layers(self, record: StepMetrics) -> None:
         if not self.num_listed:
@@ -85,8 +98,8 @@ class RunMetrics:
     def _add_loads(self, record: StepMetrics) -> None:
         load_LE = np.array(record.expert_load, float)
         if self.loads is None:
-            bins = HEAT_MAP_CELLS // load_LE.size // 2 * 2
-            self.loads = BinnedSeries(1 + load_LE.size, min(CHART_POINTS, max(2, bins)))
+            bins = self._cells // load_LE.size // 2 * 2
+            self.loads = BinnedSeries(1 + load_LE.size, min(self._points, max(2, bins)))
             self.num_experts = load_LE.shape[1]
         self.loads.add(record.step, np.append(record.step, load_LE))
 

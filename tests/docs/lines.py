@@ -25,6 +25,7 @@ ELSEWHERE = {
     "sbatch": "Slurm",
     "source": "a virtual environment",
     "srun": "Slurm",
+    "ssh": "another machine",
     "tensorboard": "the extra of that name",
 }
 """Programs that the pages call and no test runs, and what they are for: their blocks need a mark."""
