@@ -142,7 +142,7 @@ sbom: dist
 	build/sbom/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS) \
 	  "$$(ls dist/*.whl)$(if $(EXTRAS),[$(EXTRAS)])"
 	build/sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
-	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --validate --output-reproducible \
+	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
 	  --output-file "$$(ls dist/*.whl | sed 's/-py3-.*/.cdx.json/')" build/sbom/bin/python
 
 notices: $(VENV)/.dev $(RELEASE)/.ok
