@@ -25,7 +25,7 @@ PYTEST_OPTIONS = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .PHONY: help train check test test-ranks test-npu test-trackers test-all lint format generate docs docs-serve bench \
-  dist sbom notices clean
+  notebook dist sbom notices clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
@@ -40,6 +40,7 @@ help:
 	@echo "make generate  renew the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     print the benchmarks"
+	@echo "make notebook  run the notebook in examples/ and store what it shows"
 	@echo "make dist      build the sdist and the wheel in dist/, and check both"
 	@echo "make sbom      list what an installation consists of, in dist/*.cdx.json"
 	@echo "make notices   renew THIRD_PARTY.md, the licences of the packages that moeport asks for"
@@ -124,6 +125,9 @@ docs-serve: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/abstraction_tax.py
+
+notebook: $(VENV)/.dev
+	$(BIN)/python examples/execute.py examples/routers.ipynb
 
 $(RELEASE)/.ok: $(BIN)/python pyproject.toml
 	$(BIN)/python -m venv $(RELEASE)

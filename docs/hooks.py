@@ -5,6 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import notebooks
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -34,12 +35,15 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add contributing.md and examples/; their links into docs/ lose the folder."""
+    """Add contributing.md and examples/; their links into docs/ lose the folder, and notebooks become pages."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "contributing.md", content=text))
     for path in sorted((ROOT / "examples").rglob("*")):
         if path.suffix in EXAMPLES:
             files.append(_example(config, path))
+        if path.suffix == ".ipynb":
+            name = path.relative_to(ROOT).with_suffix(".md").as_posix()
+            files.append(File.generated(config, name, content=notebooks.page(path)))
     return files
 
 
@@ -47,7 +51,8 @@ def _example(config: MkDocsConfig, path: Path) -> File:
     name = path.relative_to(ROOT).as_posix()
     if path.suffix != ".md":
         return File.generated(config, name, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
-    return File.generated(config, name, content=path.read_text(encoding="utf-8").replace("../docs/", "../"))
+    text = path.read_text(encoding="utf-8").replace("../docs/", "../").replace(".ipynb)", ".md)")
+    return File.generated(config, name, content=text)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

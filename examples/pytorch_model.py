@@ -121,7 +121,7 @@ def batch_of(text: Tensor, options: argparse.Namespace, generator: torch.Generat
 
 
 def train(options: argparse.Namespace) -> list[dict[str, float]]:
-    """Train and print; returns what was printed."""
+    """Train and print; returns what was printed: the mean loss since the last line, and the loads of the last step."""
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     text = read_bytes(options.text)
@@ -137,7 +137,8 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text):,} bytes of text, on {options.device}"
     )
-    printed = []
+    printed: list[dict[str, float]] = []
+    losses: list[Tensor] = []
     began = time.perf_counter()
     for step in range(1, options.steps + 1):
         ids_BS, next_BS = batch_of(text, options, generator)
@@ -153,8 +154,11 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
         optimizer.step()
         for layer in layers:
             layer.update_router_state()  # MoE 3: what routers such as sigmoid_bias learn without a gradient
+        losses.append(loss.detach())
         if step % options.print_interval == 0 or step == options.steps:
-            found = {"step": step, "loss": loss.item(), **(loads(layers) if layers else {})}  # MoE 4: its metrics
+            mean = torch.stack(losses).mean().item()
+            losses.clear()
+            found = {"step": step, "loss": mean, **(loads(layers) if layers else {})}  # MoE 4: its metrics
             printed.append(found)
             extra = f"  dropped {found['dropped']:6.1%}  imbalance {found['imbalance']:.2f}" if layers else ""
             print(f"step {step:5}  loss {found['loss']:.4f}{extra}  {time.perf_counter() - began:6.1f} s", flush=True)

@@ -6,12 +6,15 @@ import pytest
 
 PACKAGES = (
     "datasets",
+    "ipykernel",
     "jsonschema",
     "latex2mathml",
     "lm_eval",
     "matplotlib",
     "mindspore",
     "mlflow",
+    "nbclient",
+    "nbformat",
     "numba",
     "pyarrow",
     "sklearn",

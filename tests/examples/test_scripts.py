@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--width", "32", "--heads", "2", "--blocks", "2", "--length", "32", "--batch", "4", "--print-interval", "5"]
 SMALL += ["--expert-hidden", "16", "--experts", "4", "--learning-rate", "0.01"]
