@@ -15,7 +15,7 @@ from moeport.training.run import train
 from moeport.training.trackers import feed as feeds
 from moeport.training.trackers.feed import Feed
 from moeport.training.trackers.tracker import Ending, Row, Tracker, flat, numbers
-from moeport.training.trackers.tracking import Trackers, check_trackers, open_trackers
+from moeport.training.trackers.tracking import Trackers, _wanted, check_trackers, open_trackers
 from tests.training.metrics_examples import STEP
 from tests.training.tiny import tiny_config
 
@@ -63,6 +63,15 @@ class Recorder(Tracker):
 
     def close(self, ending):
         self.ending = ending
+
+
+def test_a_tracker_is_made_from_its_own_start_however_late_its_thread_begins(tmp_path):
+    pytest.importorskip("tensorboard")
+    config = tiny_config(tmp_path, metrics={"tensorboard": True, "trackers": [{"name": "wandb"}]})
+    made = dict(list(_wanted(tmp_path, config, 0)))["tensorboard"]()
+    made.log([Row(1, time.time(), {"train/loss": 2.0})])
+    made.close(Ending.FINISHED)
+    assert [event.value for event in events_of(tmp_path).Scalars("train/loss")] == [2.0]
 
 
 def test_tensorboard_events_are_read_back(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,7 @@ def _wanted(run_dir: Path, config: Config, done: int) -> Iterator[tuple[str, Cal
         facts = TRACKERS["tensorboard"]
         if _is_installed(facts):
             start = Start(run_dir / TENSORBOARD_DIR, values, done)
-            yield "tensorboard", lambda: _class(facts)(start)
+            yield "tensorboard", partial(_made, facts, start)
         else:
             logger.warning("tensorboard is not installed: %s", facts.install)
     for each in config.metrics.trackers:
@@ -97,16 +98,16 @@ def _wanted(run_dir: Path, config: Config, done: int) -> Iterator[tuple[str, Cal
 
 def _connection(facts: TrackerFacts, start: Start, run: Mapping[str, str]) -> Callable[[], Tracker]:
     def connect() -> Tracker:
-        tracker = _class(facts)(start)
+        tracker = _made(facts, start)
         write_json(start.folder / RUN_FILE, {**run, "id": tracker.run_id})
         return tracker
 
     return connect
 
 
-def _class(facts: TrackerFacts) -> Callable[[Start], Tracker]:
-    made: Callable[[Start], Tracker] = getattr(import_module(facts.module), facts.cls)
-    return made
+def _made(facts: TrackerFacts, start: Start) -> Tracker:
+    cls: Callable[[Start], Tracker] = getattr(import_module(facts.module), facts.cls)
+    return cls(start)
 
 
 def _run_id(folder: Path, run: Mapping[str, str]) -> str | None:
