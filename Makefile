@@ -36,6 +36,7 @@ help:
 	@echo "make test-trackers  the clients of W&B, MLflow and SwanLab, offline, in $(TRACKERS)"
 	@echo "make test-all  the whole suite with the slow sweeps"
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
+	@echo "make versions  try releases of Python, PyTorch and numpy, each in an environment of its own: hours"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make generate  renew the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
@@ -114,6 +115,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: versions
+# Options of pip are read from its environment variables, such as PIP_INDEX_URL.
+versions: $(VENV)/.dev
+	$(BIN)/python -m tests.versions
+	$(BIN)/python docs/generate
+
 generate: $(VENV)/.dev
 	$(BIN)/python docs/generate
 
@@ -154,3 +161,4 @@ notices: $(VENV)/.dev $(RELEASE)/.ok
 
 clean:
 	rm -rf $(VENV) $(NPU) $(TRACKERS) $(RELEASE) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv-versions

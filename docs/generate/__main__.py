@@ -18,6 +18,7 @@ import moe_options
 import platforms
 import resume
 import routers
+import versions
 from figures import FIGURES
 from figures.exchange import worked
 from regions import filled
@@ -51,6 +52,7 @@ PIECES: dict[str, dict[str, Callable[[], str]]] = {
         "resume": resume.rules,
     },
     "examples/models/README.md": model_shapes.pieces(),
+    "docs/versions.md": {"tried": versions.tried, "resolved": versions.resolved},
 }
 """Of each file the names of its generated regions, and what each holds."""
 
