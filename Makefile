@@ -10,6 +10,7 @@ NPU_TESTS := tests/npu tests/conformance
 RELEASE := .venv-release
 # Extras of the installation that `make sbom` describes, such as EXTRAS=torch,data.
 EXTRAS ?=
+VERSION = $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' moeport/version.py)
 # The clients of experiment trackers, which do not go with MindSpore.
 TRACKERS := .venv-trackers
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
@@ -153,8 +154,9 @@ sbom: dist
 	build/sbom/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_INSTALL_OPTIONS) \
 	  "$$(ls dist/*.whl)$(if $(EXTRAS),[$(EXTRAS)])"
 	build/sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
-	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
-	  --output-file "$$(ls dist/*.whl | sed 's/-py3-.*/.cdx.json/')" build/sbom/bin/python
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/pyproject.toml
+	$(RELEASE)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type library --output-reproducible \
+	  --output-file dist/moeport-$(VERSION).cdx.json build/sbom/bin/python
 
 notices: $(VENV)/.dev $(RELEASE)/.ok
 	$(RELEASE)/bin/python docs/generate/notices.py $(BIN)/python $(RELEASE)/bin/python
