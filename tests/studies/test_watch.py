@@ -189,7 +189,7 @@ class TestFollowed:
             held = json.loads((run_dir / LOCK_FILE).read_text())
         (run_dir / LOCK_FILE).write_text(json.dumps(held | {"started": "0"}))
         assert run.state()[0] == "dead"
-        assert run.state()[1].endswith("has ended without a word; continue with --resume")
+        assert run.state()[1].endswith("has ended and left its lock behind; continue with --resume")
         (run_dir / LOCK_FILE).write_text(json.dumps(held | {"host": "elsewhere"}))
         assert run.state()[0] == "training"
         os.utime(run_dir / LOCK_FILE, (1, 1))

@@ -138,7 +138,7 @@ class Followed:
         if found and found.runs:
             return ("training", found.holder) if self.steps else ("starting", found.holder)
         if found and found.holder:
-            return "dead", f"{found.holder} has ended without a word; continue with --resume"
+            return "dead", f"{found.holder} has ended and left its lock behind; continue with --resume"
         summary = self._summary()
         if summary and (self.total is None or summary.get("steps") == self.total):
             return "finished", ""
