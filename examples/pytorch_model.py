@@ -63,7 +63,8 @@ class Model(nn.Module):
         width = options.width
         self.embedding = nn.Embedding(BYTES, width)
         self.positions = nn.Embedding(options.length, width)
-        nn.init.normal_(self.positions.weight, std=0.1)
+        for embedding in (self.embedding, self.positions):
+            nn.init.normal_(embedding.weight, std=0.1)  # as small as what the blocks add to it
         self.blocks = nn.ModuleList(Block(width, options.heads, feed_forward(options)) for _ in range(options.blocks))
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, BYTES, bias=False)

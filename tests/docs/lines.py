@@ -17,6 +17,7 @@ ELSEWHERE = {
     "docker": "containers",
     "git": "the checkout",
     "hf": "models of the hub",
+    "jupyter": "notebooks",
     "kubectl": "Kubernetes",
     "make": "a checkout",
     "mpirun": "Open MPI",
