@@ -30,7 +30,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     fence = {"name": "math", "class": "arithmatex", "format": format_}
     config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
     if not TYPESETS:
-        LOG.info("formulas stay LaTeX, since latex2mathml is not installed: pip install 'moeport[docs]'")
+        LOG.warning("formulas stay LaTeX, since latex2mathml is not installed: pip install 'moeport[docs]'")
     return config
 
 
