@@ -20,6 +20,7 @@ ELSEWHERE = {
     "jupyter": "notebooks",
     "kubectl": "Kubernetes",
     "make": "a checkout",
+    "mlflow": "the extra of that name",
     "mpirun": "Open MPI",
     "pip": "packages",
     "podman": "containers",
@@ -27,7 +28,9 @@ ELSEWHERE = {
     "source": "a virtual environment",
     "srun": "Slurm",
     "ssh": "another machine",
+    "swanlab": "the extra of that name",
     "tensorboard": "the extra of that name",
+    "wandb": "the extra of that name",
 }
 """Programs that the pages call and no test runs, and what they are for: their blocks need a mark."""
 HERE = {"cat", "cp", "cd", "echo", "head", "ls", "mkdir", "moeport", "msrun", "python", "sed", "tail", "torchrun"}
