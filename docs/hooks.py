@@ -19,6 +19,8 @@ if TYPESETS:
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {".ipynb", ".md", ".py", ".sh", ".yaml"}
 """Suffixes of what examples/ has besides bytecode; all but .md can be downloaded."""
+OVERVIEW = "overview.md"
+"""The name of a README.md in examples/, since the page of that name would be the head of its section."""
 CELL = re.compile(r"<(t[dh])\b.*?</\1>", re.DOTALL)
 CODE = re.compile(r"<code>[^<]*</code>")
 LOG = logging.getLogger("mkdocs.hooks.formulas")
@@ -51,7 +53,9 @@ def _example(config: MkDocsConfig, path: Path) -> File:
     name = path.relative_to(ROOT).as_posix()
     if path.suffix != ".md":
         return File.generated(config, name, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
-    text = path.read_text(encoding="utf-8").replace("../docs/", "../").replace(".ipynb)", ".md)")
+    text = path.read_text(encoding="utf-8")
+    for old, new in {"../docs/": "../", ".ipynb)": ".md)", "README.md": OVERVIEW}.items():
+        text, name = text.replace(old, new), name.replace(old, new)
     return File.generated(config, name, content=text)
 
 

@@ -63,8 +63,7 @@ class Model(nn.Module):
         width = options.width
         self.embedding = nn.Embedding(BYTES, width)
         self.positions = nn.Embedding(options.length, width)
-        for embedding in (self.embedding, self.positions):
-            nn.init.normal_(embedding.weight, std=0.1)  # as small as what the blocks add to it
+        nn.init.normal_(self.positions.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(width, options.heads, feed_forward(options)) for _ in range(options.blocks))
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, BYTES, bias=False)
@@ -89,6 +88,7 @@ def feed_forward(options: argparse.Namespace) -> nn.Module:
         expert_hidden=options.expert_hidden,
         router=options.router,
         capacity=capacity,
+        init_std=options.width**-0.5,
     )
 
 
@@ -167,7 +167,7 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options, with defaults that take a minute on two CPU cores."""
+    """The options, with defaults that take a minute on an idle CPU core."""
     parser = argparse.ArgumentParser(description="Train a small transformer with moeport.torch.MoE.")
     add = parser.add_argument
     add("--dense", action="store_true", help="no experts: the same model with dense blocks of equal cost per token")

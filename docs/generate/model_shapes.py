@@ -14,7 +14,7 @@ from moeport.cli.main import whole_command
 from moeport.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "examples/models"
-CLUSTER = "--ranks-per-node 8 --intra 160GB/s,2us --inter 400GB/s,5us --flops 400T --memory 80GB,2000GB"
+CLUSTER = "--ranks-per-node 8 --intra 160GB/s,2us --inter 400GB/s,5us \\\n    --flops 400T --memory 80GB,2000GB"
 """Eight accelerators of 80 GB per node, and a network adapter of 50 GB/s for each."""
 WIDTH = 118
 
@@ -53,10 +53,11 @@ def parameters() -> str:
 def outputs(name: str) -> str:
     """The two commands for a config, and what they print."""
     path = f"examples/models/{name}.yaml"
-    plan = f"plan {path} --nodes {SHAPES[name].nodes} {CLUSTER}"
+    plan = f"plan {path} \\\n    --nodes {SHAPES[name].nodes} {CLUSTER}"
     blocks = []
     for command in (f"config check {path}", plan):
-        blocks += [f"```console\n$ moeport {command}\n```", f"```text\n{printed(command)}\n```"]
+        shown = printed(command.replace("\\\n", ""))
+        blocks += [f"```console\n$ moeport {command}\n```", f"```text\n{shown}\n```"]
     return "\n" + "\n\n".join(blocks) + "\n"
 
 

@@ -78,3 +78,23 @@ def test_every_second_block_is_swapped_and_the_last_is_one_of_them():
     blocks = [block.mlp for block in model.model.layers]
     assert [block in layers for block in blocks] == [True, False, True]
     assert isinstance(blocks[1], transformers.models.llama.modeling_llama.LlamaMLP)
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_a_model_in_a_folder_keeps_its_other_weights(family, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=256, num_key_value_heads=1, head_dim=16, **sizes)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "model")
+    script = load("swap_into_transformers")
+    options = script.parser().parse_args(["--model", str(tmp_path / "model"), "--steps", "1", "--expert-hidden", "8"])
+    (loss,) = script.train(options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    dense = model.model.layers[0].mlp
+    assert len(script.swap(model, experts=4, expert_hidden=8, router="topk", every=1)) == 2
+    assert model.model.layers[0].mlp is not dense
+    stored = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    kept = model.state_dict().keys() & stored.keys()
+    assert {name for name in stored if ".mlp." not in name} == kept
+    assert all(torch.equal(model.state_dict()[name], stored[name]) for name in kept)
+    assert 0 < loss < 10
