@@ -46,7 +46,9 @@ def faults_of(page, text):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in FOUND])
 def test_a_page_does_what_it_shows(monkeypatch, tmp_path, page):
-    pytest.importorskip("torch")
+    run = "".join(block.text for block in blocks(page, text_of(page)) if block.is_run)
+    for framework in ("torch", *(["mindspore"] if "mindspore" in run else [])):
+        pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     do(tmp_path, page, text_of(page))
