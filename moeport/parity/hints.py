@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from moeport.parity.metrics import relative_rms
 
 SHOWN = 4
 """Maximum number of rows to name."""
+LEFT = 0.25
+"""A factor explains a difference if at most this share of it is left. Ours."""
 
 
 def hint(a: np.ndarray, b: np.ndarray, limit: float) -> str | None:
@@ -32,7 +36,11 @@ def _factor(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:
     """Looks for one factor for all entries."""
     square = float(np.vdot(x, x))
     factor = float(np.vdot(x, y)) / square if square else 0.0
-    return f"B is {factor:.4g} times A" if x.size > 1 and factor and relative_rms(factor * x, y) <= limit else None
+    if x.size < 2 or factor in (0, 1) or relative_rms(factor * x, y) > min(limit, LEFT * relative_rms(x, y)):
+        return None
+    near = abs(factor - 1)  # its first two digits are shown
+    digits = f".{1 - math.floor(math.log10(near))}f" if near < 1e-2 else ".4g"
+    return f"B is {factor:{digits}} times A"
 
 
 def _rows(x: np.ndarray, y: np.ndarray, limit: float) -> str | None:

@@ -94,6 +94,9 @@ def test_histogram_counts_every_entry():
         (lambda x: x.T, "B is A transposed"),
         (lambda x: 0.25 * x, "B is 0.25 times A"),
         (lambda x: -x, "B is -1 times A"),
+        (lambda x: 1.000473 * x, "B is 1.00047 times A"),
+        (lambda x: 0.99 * x, "B is 0.99 times A"),
+        (lambda x: 0.9951 * x, "B is 0.9951 times A"),
         (lambda x: 0 * x, "B is zero"),
         (lambda x: x[[0, 2, 1, 3, 4, 5, 6, 7]], "rows 1, 2 of 8 differ: B has them swapped"),
         (lambda x: np.where(np.arange(8)[:, None] == 5, 0, x), "row 5 of 8 differs: B has zeros there"),
@@ -104,6 +107,14 @@ def test_histogram_counts_every_entry():
 def test_hints(change, words):
     x = rng(6).standard_normal((8, 8))
     assert hint(x, change(x), 1e-5) == words
+
+
+def test_a_factor_that_explains_no_difference_is_no_hint():
+    """What a changed epsilon does: each row has another factor, and all together are within a wide limit."""
+    x = rng(6).standard_normal((8, 8)) * np.logspace(-2, 2, 8)[:, None]
+    a, b = (x / np.sqrt((x**2).mean(1, keepdims=True) + eps) for eps in (1e-6, 1e-4))
+    assert hint(a, b, 0.5) is None
+    assert hint(a, a, 0.5) is None
 
 
 def test_digits_of_bfloat16_are_noticed():
