@@ -92,10 +92,13 @@ def summary(config: Config) -> list[str]:
     from moeport.config.data import known_vocab_size
     from moeport.data.inspect import dealt_label
     from moeport.model.build import build_model
+    from moeport.pages.words import counted
 
     model, moe = config.model, config.model.moe
-    experts = f"{moe.num_experts} experts, {moe.router.experts_per_token} per token, router {moe.router.name}"
-    lines = [f"{model.num_layers} blocks of width {model.d_model}, {len(model.moe_layers)} with {experts}"]
+    experts = (
+        f"{counted(moe.num_experts, 'expert')}, {moe.router.experts_per_token} per token, router {moe.router.name}"
+    )
+    lines = [f"{counted(model.num_layers, 'block')} of width {model.d_model}, {len(model.moe_layers)} with {experts}"]
     vocab_size = model.vocab_size or known_vocab_size(config.data)
     if vocab_size:
         shapes = build_model(model, config.data, vocab_size)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from moeport.data.left_out import LeftOut
 from moeport.errors import DataError
+from moeport.pages.words import counted
 
 
 class MissingPackageError(DataError):
@@ -143,7 +144,7 @@ def documents_fingerprint(documents: Iterable[Document]) -> str:
 
 def count_label(number: int) -> str:
     """A count such as `1,234 documents`."""
-    return f"{number:,} document{'' if number == 1 else 's'}"
+    return counted(number, "document")
 
 
 def size_label(documents: Documents) -> str:

@@ -25,6 +25,7 @@ from moeport.data.trained_tokenizer import train_tokenizer, training_key
 from moeport.errors import DataError, WriteError
 from moeport.files import make_folder, remove_leftovers, write_text
 from moeport.launch.machine import cores_per_rank
+from moeport.pages.words import counted
 from moeport.reading import read_bytes
 
 MIN_BYTES_FOR_WORKERS = 2**25
@@ -175,7 +176,7 @@ class Entry:
         if unfinished and unfinished.tokenizer_fingerprint == tokenizer.fingerprint:
             shards = unfinished.shards
             kept = sum(map(len, shards.values()))
-            work.report(f"continuing in {self.folder}: {kept} shard{'' if kept == 1 else 's'} of tokens there")
+            work.report(f"continuing in {self.folder}: {counted(kept, 'shard')} of tokens there")
         tokenizer.save(self._path("tokenizer.json"))
         return tokenizer, dict(shards)
 

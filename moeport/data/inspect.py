@@ -15,6 +15,7 @@ from moeport.data.split import Progress
 from moeport.data.token_files import read_metadata
 from moeport.data.tokenizer_file import given_tokenizer
 from moeport.errors import DataError
+from moeport.pages.words import counted
 
 
 def described(config: DataConfig, progress: Progress = lambda what, done, total: None) -> list[str]:
@@ -93,4 +94,4 @@ def _complete(entry: Entry, name: str) -> str:
 
 
 def _shards(number: int) -> str:
-    return f"{number:,} shard{'' if number == 1 else 's'}"
+    return counted(number, "shard")

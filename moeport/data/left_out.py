@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from moeport.data.shared import Marks
+from moeport.pages.words import counted
 
 MAX_LISTED = 20
 """Faults that a message lists; it counts the others."""
@@ -51,13 +52,13 @@ class LeftOut:
         """What to print about it."""
         lines = list(self.notes)
         if self.other_names:
-            lines.append(f"{_counted(self.other_names, 'further name')} of files that are read already (links)")
+            lines.append(f"{counted(self.other_names, 'further name')} of files that are read already (links)")
         if self.shared:
             lines.append(
-                f"{_counted(self.shared, 'document')} left out, since the same text is used for {self.kept_side}"
+                f"{counted(self.shared, 'document')} left out, since the same text is used for {self.kept_side}"
             )
         if self.unreadable:
-            what = f"{_counted(self.unreadable, 'file or row', 'files or rows')} that cannot be read"
+            what = f"{counted(self.unreadable, 'file or row', 'files or rows')} that cannot be read"
             lines.append(f"skipped {what} (data.source.bad_files): {self.listed('; ')}")
         return lines
 
@@ -65,7 +66,3 @@ class LeftOut:
         """The first faults, and the number of the others."""
         more = self.unreadable - len(self.faults)
         return separator.join([*self.faults, *([f"and {more:,} more"] if more else [])])
-
-
-def _counted(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from moeport.comm.exchange import EXCHANGES
 from moeport.comm.load import Advantage, Demand
+from moeport.pages.words import counted
 from moeport.plan.compute import SpeedFit
 from moeport.plan.cost import Cluster, Cost
 from moeport.plan.fit import Fit
@@ -54,9 +55,8 @@ def _advantage(found: Advantage | None, nodes: int) -> str:
 
 def cluster_lines(cluster: Cluster, fitted: Fit | None) -> list[str]:
     """The cluster and its links, and how well they fit what was measured."""
-    lines = [
-        f"{cluster.ranks:,} ranks: {cluster.nodes:,} nodes x {cluster.ranks_per_node}{SHARED[cluster.shares]}",
-    ]
+    nodes = f"{counted(cluster.nodes, 'node')} x {cluster.ranks_per_node}"
+    lines = [f"{counted(cluster.ranks, 'rank')}: {nodes}{SHARED[cluster.shares]}"]
     links = cluster.links
     for name, link, unit in (
         ("inside a node", links.intra, "message"),

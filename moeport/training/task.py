@@ -23,6 +23,7 @@ from moeport.data.tokenizer import name_of
 from moeport.errors import UserError
 from moeport.model.build import build_model
 from moeport.model.transformer import Transformer
+from moeport.pages.words import counted
 from moeport.routers.maskmoe import most_frequent
 from moeport.training.agreed import of_data
 from moeport.training.evaluate import (
@@ -162,8 +163,8 @@ class TextTask(Task):
     def describe(self) -> str:
         train, held_out = self.data.train, self.data.validation.num_documents
         line = (
-            f"text        {train.num_documents:,} documents, {train.num_bytes / 1e6:.1f} MB, "
-            f"{train.num_tokens:,} tokens; {held_out:,} documents held out" + _parts_label(train)
+            f"text        {counted(train.num_documents, 'document')}, {train.num_bytes / 1e6:.1f} MB, "
+            f"{train.num_tokens:,} tokens; {counted(held_out, 'document')} held out" + _parts_label(train)
         )
         return line + self._hidden_pairs() + self._objective_label()
 
@@ -174,7 +175,7 @@ class TextTask(Task):
             return ""
         until = f" in the first {objective.steps:,} steps" if objective.steps else ""
         number = len(objective.mixture)
-        return f"; rearranged by {number} denoiser{'' if number == 1 else 's'}{until}"
+        return f"; rearranged by {counted(number, 'denoiser')}{until}"
 
     def _hidden_pairs(self) -> str:
         """Says how much the mask of documents hides, if there is one, from some sequences."""
@@ -297,8 +298,8 @@ class ImageTask(Task):
 
     @override
     def describe(self) -> str:
-        train, held_out = self.train, self.validation.num_sequences
-        return f"images      {train.num_sequences:,} of {train.sequence_length} patches; {held_out:,} images held out"
+        train, held_out = self.train, counted(self.validation.num_sequences, "image")
+        return f"images      {train.num_sequences:,} of {train.sequence_length} patches; {held_out} held out"
 
     @override
     def evaluate(self, world: Communicator, model: EvaluationModel, batch_size: int) -> Evaluation:
