@@ -65,12 +65,13 @@ def test_the_stored_one_shows_what_its_text_says():
 
 
 def check_claims(notebook):
-    """Imbalance falls with a loss or a bias, and only the capacity drops."""
+    """Imbalance falls with a loss or a bias and is above 2 without, no expert dies, and only the capacity drops."""
     (table,) = [output.data["text/markdown"] for cell in code(notebook) for output in cell.outputs if has_table(output)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     imbalance = {name: float(value) for name, _, _, value, *_ in rows}
-    assert imbalance["topk"] < imbalance["topk, no loss"]
-    assert imbalance["sigmoid_bias"] < imbalance["topk, no loss"]
+    assert imbalance["topk"] < 2 < imbalance["topk, no loss"]
+    assert imbalance["sigmoid_bias"] < 2
+    assert {dead for *_, dead, _ in rows} == {"0.0 of 16"}
     dropped = {name: float(value.rstrip("%")) for name, *_, value in rows}
     assert {name for name, share in dropped.items() if share > 0} == {"switch, capacity 1"}
 
