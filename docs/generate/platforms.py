@@ -17,7 +17,7 @@ class Platform:
     title: str
     state: str
     tests: str = ""
-    """What the tests of every commit run there; empty: nothing."""
+    """What the test suite runs there; empty: nothing."""
     hardware: str = NOT_RUN
     """What was run on real accelerators: commit, card and date; empty: it needs none."""
 
@@ -49,7 +49,7 @@ PLATFORMS: Mapping[tuple[str, str], Platform] = {
 
 def table() -> str:
     """A row per platform."""
-    lines = ["| Where | State | In the tests of every commit | On accelerators |", "|---|---|---|---|"]
+    lines = ["| Where | State | In the test suite | On accelerators |", "|---|---|---|---|"]
     for each in PLATFORMS.values():
         hardware = each.hardware.replace(NOT_RUN, f"**{NOT_RUN}**") or "-"
         lines.append(f"| {each.title} | {each.state} | {each.tests or '-'} | {hardware} |")

@@ -10,6 +10,8 @@ import yaml
 
 from moeport.cli.main import whole_command
 from moeport.version import VERSION
+from tests.docs.blocks import blocks, commands
+from tests.docs.lines import moeport_faults
 
 REPOSITORY = Path(__file__).parents[2]
 WORKFLOWS = sorted(REPOSITORY.glob(".github/workflows/*.yml"))
@@ -41,6 +43,18 @@ def test_a_release_is_cited_and_has_its_section():
     if re.fullmatch(r"\d+\.\d+\.\d+", VERSION):
         assert citation["version"] == VERSION
         assert f"\n## [{VERSION}]" in text("CHANGELOG.md")
+
+
+def test_the_readme_leads_to_every_page_beside_it_and_to_the_containers():
+    beside = {path.name for path in REPOSITORY.glob("*.md")} - {"README.md"}
+    links = re.findall(r"\]\(([^)#]+)\)", text("README.md"))
+    assert sorted({*beside, "LICENSE", "CITATION.cff", "docs/containers.md"} - {*links}) == []
+
+
+def test_the_readme_names_every_extra_that_is_for_users():
+    (table,) = re.findall(r"^\| Extra \|.*\n((?:\|.*\n)+)", text("README.md"), re.MULTILINE)
+    names = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    assert names == project()["optional-dependencies"].keys() - {"dev", "docs", "notebook", "release"}
 
 
 def test_the_licence_of_every_package_that_is_asked_for_is_listed():
@@ -123,3 +137,21 @@ def test_the_extras_that_an_image_installs_exist():
     for path in CONTAINERS:
         (extras,) = re.findall(r"moeport-\*\.whl\)\[([\w,]+)\]", path.read_text(encoding="utf-8"))
         assert set(extras.split(",")) <= project()["optional-dependencies"].keys()
+
+
+def started():
+    """What the page on containers starts: the options of docker, and the words behind `moeport`."""
+    for block in blocks("docs/containers.md", text("docs/containers.md")):
+        for command in commands(block) if block.language == "console" else []:
+            if command.line.startswith("docker run "):
+                words = shlex.split(command.line)
+                (image,) = (number for number, word in enumerate(words) if word.startswith("moeport:"))
+                yield pytest.param(words[:image], words[image:], id=words[image + 1])
+
+
+@pytest.mark.parametrize(("options", "image_and_words"), list(started()))
+def test_a_command_in_a_container_exists_and_what_it_writes_stays(options, image_and_words):
+    image, *words = image_and_words
+    assert image.startswith(f"moeport:{VERSION}-")
+    assert list(moeport_faults(words)) == []
+    assert words == ["doctor"] or "$PWD:/work" in options, "--rm deletes what is written in the container"
