@@ -20,6 +20,8 @@ from tests.versions.combinations import CHECKS, COMBINATIONS, ROOT
 from tests.versions.environments import installed_in, interpreter, make, resolve, run, version_of
 
 RECORD = ROOT / "docs" / "versions.json"
+UNREAD = ":!docs/versions.json"
+"""What git does not look at: the record, which is written meanwhile."""
 
 
 def tried(combination, options):
@@ -41,9 +43,15 @@ def tried(combination, options):
     return entry
 
 
-def commit():
-    """The commit that is checked out."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+def commit(folder=ROOT):
+    """The commit that is checked out, and whether files differ from it."""
+    head = git("rev-parse", "--short", "HEAD", folder=folder)
+    return f"{head} with changes" if git("status", "--porcelain", "--", ".", UNREAD, folder=folder) else head
+
+
+def git(*arguments, folder):
+    """What git says of a folder."""
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.versions.__main__ import RECORD, merged
+from tests.versions.__main__ import RECORD, commit, git, merged
 from tests.versions.combinations import CHECKS, COMBINATIONS, ROOT, Combination
 from tests.versions.environments import interpreter, reason_of, resolve, run
 
@@ -75,6 +76,20 @@ def test_a_resolution_does_not_replace_a_run():
     assert merged({second: ran}, second, found) == {second: ran}
     assert merged({second: ran}, second, refused) == {second: refused}
     assert list(merged({second: ran}, first, found)) == [first, second]
+
+
+def test_a_commit_says_whether_the_sources_differ_from_it(tmp_path):
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "source.py").write_text("")
+    for words in ("init", "add .", "-c user.name=A -c user.email=a@b.example commit -m One"):
+        git(*words.split(), folder=tmp_path)
+    head = git("rev-parse", "--short", "HEAD", folder=tmp_path)
+    (tmp_path / "docs/versions.json").write_text("{}")
+    assert commit(tmp_path) == head
+    (tmp_path / "new.py").write_text("")
+    assert commit(tmp_path) == f"{head} with changes"
 
 
 @pytest.mark.parametrize("name", CHECKS)
