@@ -10,8 +10,9 @@ are those of lengths and positions above the first length, up to four times that
 
 By default half of the training text (`--mix`) is made from the other half: documents with needles in them, and texts
 that are repeated, since models of this size learn to look back from few tokens only where much depends on it. `--text`
-names other text than Python's standard library, `--arms` some of the arms. Repeat the command to go on after an
-interruption.
+names other text than Python's standard library, `--arms` some of the arms. With `--checkpoint SEED` the arms of all
+seeds go on from the checkpoint of that one, and the spread is that of the continuation alone. Repeat the command to go
+on after an interruption.
 """
 
 from __future__ import annotations
@@ -204,6 +205,16 @@ def arms(given: Given, first: PlannedRun, files: Mapping[str, str], length: int)
     return {name: replace(each, size=size) for name, each in made.items()}
 
 
+def seeds_from(given: Given) -> dict[int, tuple[int, ...]]:
+    """Which seeds go on from the checkpoint of each seed. Raises SystemExit for one that is not a number."""
+    one = given.own["checkpoint"]
+    if not one:
+        return {seed: (seed,) for seed in given.seeds}
+    if not one.isdecimal():
+        raise SystemExit(f"--checkpoint {one}: expected a seed, such as 0")
+    return {int(one): given.seeds}
+
+
 def measured(run_dir: Path, text: Text, length: int, samples: int) -> dict[str, Any]:
     """What `moeport eval --needle --by-position` gives for a run; kept in its folder."""
     lengths = tuple(length * times for times in (1, 2, TIMES, 2 * TIMES))
@@ -290,17 +301,18 @@ def _by_length(found: Mapping[str, Mapping[int, dict[str, Any]]], report: Report
 def main() -> None:
     """Train, go on, measure, and print the tables."""
     own = {"length": "128", "short": "12000", "long": "400", "mix": "0.5", "text": "", "samples": str(SAMPLES)}
-    given = options(__doc__, "runs/long-context", **own, arms=",".join(ROPE))
+    given = options(__doc__, "runs/long-context", **own, arms=",".join(ROPE), checkpoint="")
+    going_on = seeds_from(given)
     length, samples = int(given.own["length"]), int(given.own["samples"])
     files = {name: text_files(given, name, size) for name, size in (("short", length), ("long", TIMES * length))}
     before = arm(files["short"], length, given.own["short"], f"{RATE}={RATE_BEFORE}")
-    first = compared({"before": before}, given, "before")
+    first = compared({"before": before}, replace(given, seeds=tuple(going_on)), "before")
     text = files_text([files["long"]["validation"]])
     found: dict[str, dict[int, dict[str, Any]]] = {"before": {}}
     after = []
     for run in first.plan.runs:
         found["before"][run.seed] = measured(run.dir, text, length, samples)
-        of_seed = replace(given, seeds=(run.seed,))
+        of_seed = replace(given, seeds=going_on[run.seed])
         each = compared(
             arms(given, run, files["long"], length), of_seed, f"after-{run.seed}", allowed=("model.attention",)
         )

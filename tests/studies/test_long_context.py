@@ -375,6 +375,15 @@ class TestScript:
         assert {*told} == {"abf to none", "none to abf", "other to none", "other to abf"}
         assert "| `other` | 100.0% ± 0.0% | 75.0% ± 0.0% | 75.0% ± 0.0% | 75.0% ± 0.0% |" in capsys.readouterr().out
 
+    def test_all_seeds_go_on_from_their_own_checkpoint_or_from_one(self):
+        def starts(checkpoint):
+            return script.seeds_from(script.Given(None, seeds=(0, 1, 2), own={"checkpoint": checkpoint}))
+
+        assert starts("") == {0: (0,), 1: (1,), 2: (2,)}
+        assert starts("7") == {7: (0, 1, 2)}
+        with pytest.raises(SystemExit, match="--checkpoint latest: expected a seed, such as 0"):
+            starts("latest")
+
     def test_arms_differ_in_positions_alone_and_train_on_equal_tokens(self, tmp_path):
         given = script.Given(tmp_path, own={"arms": ",".join(script.ROPE), "long": "400"})
         files = {side: str(tmp_path / f"{side}.jsonl") for side in ("train", "validation")}
