@@ -26,7 +26,9 @@ class BinnedSeries:
         self._low, self._high = np.full((bins, columns), np.nan), np.full((bins, columns), np.nan)
 
     def add(self, step: int, values: np.ndarray) -> None:
-        """Adds the values (columns,) of `step`, which counts from 1."""
+        """Adds the values (columns,) of `step`, which counts from 1. Raises ValueError for another number of values."""
+        if len(values) != self._sum.shape[1]:
+            raise ValueError(f"step {step} has {len(values)} values, expected {self._sum.shape[1]}")
         self._waiting.append((step, values))
         if len(self._waiting) * len(values) >= TOGETHER:
             self._add_waiting()

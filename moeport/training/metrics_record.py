@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record, StepMetrics
 
 _NUMBERS = {int, float, type(None)}
+_LIMIT = 2**63
+"""Integers below it in magnitude are numbers of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def parsed(record: Any) -> Record | None:
     if not isinstance(record, dict):
         raise ValueError("is not a metrics record: expected an object")
     step = record.get("step")
-    if type(step) is not int or not 1 <= step < 2**63:
+    if type(step) is not int or not 1 <= step < _LIMIT:
         raise ValueError(f"is not a metrics record: step is {_short(step)}, expected an integer of at least 1")
     if record.get("skipped") is True:
         return None
@@ -74,14 +76,17 @@ def parsed(record: Any) -> Record | None:
 def _kind(hint: Any) -> tuple[Callable[[Any], bool], str]:
     """Whether a value is of the type of a field, and what that is."""
     if get_origin(hint) is list:
-        return _is_list, "a list of numbers"
+        (entry,) = get_args(hint)
+        if get_origin(entry) is list:
+            return _is_list_of_lists, "a list of lists of numbers"
+        return (_is_list_of_counts, "a list of integers") if entry is int else (_is_list, "a list of numbers")
     if any(get_origin(choice) is dict for choice in get_args(hint)):
         return _is_mapping, "a mapping of numbers"
     return _is_number, "a number"
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in _NUMBERS
+    return type(value) in _NUMBERS and (type(value) is not int or abs(value) < _LIMIT)
 
 
 def _is_mapping(value: Any) -> bool:
@@ -89,15 +94,18 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether it is a list of numbers or of lists of numbers."""
     if not isinstance(value, list):
         return False
     kinds = set(map(type, value))
-    if kinds <= _NUMBERS:
-        return True
-    return kinds <= {*_NUMBERS, list} and all(
-        set(map(type, entry)) <= _NUMBERS for entry in value if type(entry) is list
-    )
+    return kinds <= _NUMBERS and (int not in kinds or all(map(_is_number, value)))
+
+
+def _is_list_of_counts(value: Any) -> bool:
+    return _is_list(value) and None not in value
+
+
+def _is_list_of_lists(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_list, value))
 
 
 def _short(value: Any) -> str:

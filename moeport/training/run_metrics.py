@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moeport.errors import UserError
+from moeport.errors import DataError, UserError
 from moeport.pages.charts import Series
 from moeport.pages.series import BinnedSeries
 from moeport.training.metrics import iterate_metrics
@@ -15,6 +15,8 @@ from moeport.training.metrics_table import ROWS, EvaluationMetrics, Kind, Record
 CHART_POINTS = 400
 HEAT_MAP_CELLS = 800_000
 """Maximum number of cells in all heat maps of a report together."""
+LARGEST = 1e300
+"""Values of this magnitude and above are drawn like infinities: not at all."""
 
 
 def drawn(kind: Kind) -> list[str]:
@@ -57,18 +59,21 @@ class RunMetrics:
 
     @classmethod
     def read(cls, path: Path) -> RunMetrics:
-        """Those of a metrics.jsonl; UserError if it is missing or has no step."""
+        """Those of a metrics.jsonl; UserError if it is missing or has no step, DataError if it is damaged."""
         if not path.is_file():
             raise UserError(f"{path}: no such file; expected the metrics of a run folder")
         metrics = cls()
         for record in iterate_metrics(path):
-            metrics.add(record)
+            try:
+                metrics.add(record)
+            except ValueError as error:
+                raise DataError(f"{path}: the record of step {record.step:,} does not fit: {error}") from None
         if not metrics.num_steps:
             raise UserError(f"{path}: has no step yet; expected the metrics of a run that has started training")
         return metrics
 
     def add(self, record: Record) -> None:
-        """Add a record; they come in the order of the file."""
+        """Add a record; they come in the order of the file. Raises ValueError for one of another model."""
         self._lines[type(record)].add(record.step, _values(record))
         if isinstance(record, EvaluationMetrics):
             self.last_evaluation = record
@@ -97,6 +102,8 @@ class RunMetrics:
 
     def _add_loads(self, record: StepMetrics) -> None:
         load_LE = np.array(record.expert_load, float)
+        if not load_LE.size:
+            return
         if self.loads is None:
             bins = self._cells // load_LE.size // 2 * 2
             self.loads = BinnedSeries(1 + load_LE.size, min(self._points, max(2, bins)))
@@ -124,7 +131,8 @@ class RunMetrics:
 
 def _values(record: Record) -> np.ndarray:
     """The step, followed by the values to draw."""
-    return np.array([record.step, *(getattr(record, name) for name in drawn(type(record)))], float)
+    found = np.array([record.step, *(getattr(record, name) for name in drawn(type(record)))], float)
+    return np.where(np.abs(found) < LARGEST, found, np.nan)
 
 
 def _points(series: BinnedSeries) -> list[str]:

@@ -15,6 +15,7 @@ from moeport.training.metrics import (
 )
 from moeport.training.metrics_table import DERIVED, ROWS, StepMetrics, scalars
 from moeport.training.metrics_thinning import Thinning, stride
+from moeport.training.run_metrics import RunMetrics
 from tests.training.metrics_examples import STEP
 
 RARE = {"profiled", "fill_rate", "save_time", "local_share", "loss_by_objective"}
@@ -209,3 +210,28 @@ def test_a_long_run_of_many_experts_takes_a_bounded_file(tmp_path):
         for step in range(1, 20_001):
             log.step(replace(many, step=step))
     assert (tmp_path / "metrics.jsonl").stat().st_size < 20_000 * 5_000
+
+
+def test_a_record_of_another_model_is_said(tmp_path):
+    write(tmp_path, [1])
+    with MetricsLog(tmp_path, resume_step=1) as log:
+        log.step(replace(STEP, step=2, expert_load=[[0.25] * 4] * 2))
+    with pytest.raises(DataError, match=r"the record of step 2 does not fit: step 2 has 9 values, expected 5"):
+        RunMetrics.read(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": 10**400}, "loss is 1000"),
+        ({"expert_load": [1]}, r"expert_load is \[1\], expected a list of lists of numbers"),
+        ({"capacity_per_layer": [None]}, r"capacity_per_layer is \[null\], expected a list of integers"),
+        ({"drop_rate_per_layer": [[1]]}, r"drop_rate_per_layer is \[\[1\]\], expected a list of numbers"),
+    ],
+)
+def test_values_of_another_form_are_refused(tmp_path, values, message):
+    write(tmp_path, [1])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values) + "\n")
+    with pytest.raises(DataError, match=message):
+        read_metrics(path)
