@@ -27,6 +27,7 @@ from moeport.training.lock import LOCK_FILE, RunLock
 from moeport.training.metrics import EvaluationMetrics, MetricsLog, iterate_metrics
 from moeport.training.metrics_table import StepMetrics
 from moeport.training.run_metrics import RunMetrics, drawn
+from moeport.training.starts import record_start
 from tests.training.metrics_examples import STEP, SUMMARY, write_run
 
 CONFIG = "training: {steps: 40}\nmodel:\n  num_layers: 4\n"
@@ -101,6 +102,15 @@ class TestTail:
         path.unlink()
         assert tail.read() == (True, [])
 
+    def test_a_file_that_has_grown_in_its_place_begins_anew(self, tmp_path):
+        """As where the number of the old file was given to the new one."""
+        tail, path = Tail(tmp_path, "log"), tmp_path / "log"
+        path.write_bytes(b"one\ntwo\n")
+        tail.read()
+        path.write_bytes(b"four\nfive\nsix\n")
+        assert tail.read() == (True, [b"four", b"five", b"six"])
+        assert tail.read() == (False, [])
+
     def test_a_large_file_is_read_piece_by_piece(self, tmp_path):
         (tmp_path / "log").write_bytes(b"".join(b"%03d\n" % i for i in range(100)))
         tail, found, behind = Tail(tmp_path, "log", most=50), [], []
@@ -154,6 +164,40 @@ class TestFollowed:
         assert (run.unreadable, run.steps) == (4, 30)
         card = parts.card(run)
         assert card.faults == ["4 lines of its metrics are no records and are left out"]
+
+    def test_records_that_no_run_writes_do_no_harm(self, run_dir):
+        path = run_dir / "metrics.jsonl"
+        steps = [line for line in path.read_text().splitlines() if "val_loss" not in line]
+        wrong = {
+            "loss": [10**400, True, []],
+            "step_time": [10**400],
+            "expert_load": [[1], [[1]], [[1], [1, 2]], [[10**400] * 8] * 4, {}],
+            "drop_rate_per_layer": [[10**400], [[0.1]], [0.1] * 5],
+            "capacity_per_layer": [[None], [[1]]],
+            "exchanged_bytes_per_layer": [[1], [None], [[1]]],
+            "loss_by_objective": [{"a": 10**400}],
+        }
+        harmless = {"loss": [1e308, None], "mfu": [1e308], "grad_norm": [1e308], "expert_load": [[[]]]}
+        with path.open("a") as file:
+            for key, values in [*wrong.items(), *harmless.items()]:
+                for value in values:
+                    file.write(json.dumps({**json.loads(steps[-1]), "step": 31, key: value}) + "\n")
+        run = Followed(run_dir, "mine")
+        assert run.unreadable == sum(map(len, wrong.values()))
+        assert run.steps == 31
+        assert Page([run]).changes(0)["parts"].keys() >= {"runs", "chart Loss Loss", "layers 0 loads"}
+
+    def test_a_fault_that_has_passed_is_forgotten(self, run_dir):
+        path = run_dir / "metrics.jsonl"
+        run = Followed(run_dir, "mine")
+        path.rename(run_dir / "aside")
+        path.mkdir()
+        run.refresh()
+        assert parts.card(run).faults == ["Its metrics cannot be read: Is a directory"]
+        path.rmdir()
+        (run_dir / "aside").rename(path)
+        run.refresh()
+        assert (parts.card(run).faults, run.steps) == ([], 30)
 
     def test_the_time_left_is_that_of_the_recent_steps(self, run_dir):
         assert Followed(run_dir, "mine").seconds_left == pytest.approx(10 * 0.66)
@@ -229,6 +273,17 @@ class TestPage:
         assert "chart Loss Loss" in after["parts"]
         assert "chart Loss Validation bits per byte" in after["parts"]  # its axis has grown
         assert set(page.changes(first["version"])["parts"]) >= set(after["parts"])
+
+    def test_heat_maps_catch_up_although_nothing_else_comes(self, run_dir, monkeypatch):
+        monkeypatch.setattr(parts, "REFRESH_SECONDS", 0.0)
+        page = Page(followed([run_dir]))
+        page.changes(0)
+        with MetricsLog(run_dir, resume_step=30) as log:
+            log.step(next_step(31))
+        version = page.changes(0)["version"]
+        assert "layers 0 drops" not in page.changes(version)["parts"]
+        monkeypatch.setattr(parts, "HEAT_SECONDS", 0.0)
+        assert "layers 0 drops" in page.changes(version)["parts"]
 
     def test_readers_that_ask_often_do_not_read_the_disk_more_often(self, run_dir):
         page = Page(followed([run_dir]))
@@ -351,8 +406,13 @@ class TestServer:
         outside, inside = tmp_path / "outside", tmp_path / "inside"
         write_run(outside, 5, config="model: {num_layers: 9}\n", summary=SUMMARY | {"steps": 5})
         inside.mkdir()
-        for name in ("metrics.jsonl", "config.yaml", "summary.json"):
+        record_start(outside, 3, 1, "text")
+        assert Followed(outside, "outside").resumed == [3]
+        for name in ("metrics.jsonl", "config.yaml", "summary.json", "starts.jsonl"):
             (inside / name).symlink_to(outside / name)
+        write_run(tmp_path / "partly", 5)
+        (tmp_path / "partly" / "starts.jsonl").symlink_to(outside / "starts.jsonl")
+        assert Followed(tmp_path / "partly", "partly").resumed == []
         with served(inside) as server:
             found = state(server)
         assert [key for key, _ in found["order"]] == ["runs"]

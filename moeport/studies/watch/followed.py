@@ -19,6 +19,7 @@ from moeport.training.metrics_table import StepMetrics
 from moeport.training.progress import RECENT_STEPS
 from moeport.training.run_dir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, read_config
 from moeport.training.run_metrics import RunMetrics
+from moeport.training.starts import STARTS_FILE, read_starts
 
 POINTS = 240
 """Points of a line: fewer than in a report, since they are sent again and again."""
@@ -57,7 +58,6 @@ class Followed:
         self._times: deque[float] = deque(maxlen=RECENT_STEPS)
         self.unreadable = 0
         """Lines of its metrics that are no records."""
-        self.fault = ""
 
     @property
     def is_behind(self) -> bool:
@@ -71,6 +71,7 @@ class Followed:
         except OSError as error:
             self.fault = str(error.strerror or error)
             return False
+        self.fault = ""
         if is_new:
             self._begin()
         for line in lines:
@@ -105,6 +106,13 @@ class Followed:
         except MoeportError:
             self.config = None
         return True
+
+    @property
+    def resumed(self) -> list[int]:
+        """The steps after which it was resumed."""
+        if not is_inside(self.run_dir / STARTS_FILE, self.run_dir):
+            return []
+        return [start.step for start in read_starts(self.run_dir) if 0 < start.step <= self.steps]
 
     @property
     def steps(self) -> int:

@@ -21,7 +21,6 @@ from moeport.training.report import describe_model
 from moeport.training.report_charts import sections
 from moeport.training.report_figures import KeyFigure
 from moeport.training.report_layers import drops, expert_loads, layer_names
-from moeport.training.starts import read_starts
 
 REFRESH_SECONDS = 1.0
 """Least time between two looks at the disk, however many pages ask."""
@@ -68,6 +67,8 @@ class Page:
         self._parts: dict[str, Part] = {}
         self._version = 0
         self._looked = self._drawn = -HEAT_SECONDS
+        self._owes = True
+        """Whether something has changed since the heat maps were drawn."""
         self._lock = threading.Lock()
 
     def html(self) -> str:
@@ -107,26 +108,23 @@ class Page:
     def _made(self, changed: bool) -> Iterator[tuple[str, tuple[str, str]]]:
         """Key, heading and HTML of each part, in order; those that cannot have changed as they were."""
         yield "runs", ("", self._macros.cards([card(run) for run in self.runs]))
-        if not changed:
-            yield from ((key, (part.group, part.html)) for key, part in self._parts.items() if key != "runs")
-            return
         running = [run for run in self.runs if run.metrics.num_steps]
-        yield from self._charts(running)
-        now = time.monotonic()
-        if now - self._drawn < HEAT_SECONDS:
-            yield from (
-                (key, (part.group, part.html)) for key, part in self._parts.items() if key.startswith("layers ")
-            )
+        yield from self._charts(running) if changed else self._as_before("chart ")
+        now, self._owes = time.monotonic(), self._owes or changed
+        if not self._owes or now - self._drawn < HEAT_SECONDS:
+            yield from self._as_before("layers ")
             return
-        self._drawn = now
+        self._drawn, self._owes = now, False
         for number, run in enumerate(running):
             yield from self._layers(number, run)
+
+    def _as_before(self, start: str) -> list[tuple[str, tuple[str, str]]]:
+        return [(key, (part.group, part.html)) for key, part in self._parts.items() if key.startswith(start)]
 
     def _charts(self, runs: Sequence[Followed]) -> Iterator[tuple[str, tuple[str, str]]]:
         if len(self.runs) == 1:
             for run in runs:
-                resumed = [start.step for start in read_starts(run.run_dir) if 0 < start.step <= run.steps]
-                for heading, charts in sections(run.metrics, run.config, {}, unit_of(run), resumed).items():
+                for heading, charts in sections(run.metrics, run.config, {}, unit_of(run), run.resumed).items():
                     for chart in charts:
                         yield f"chart {heading} {chart.axis.title}", (heading, self._macros.one(chart))
             return
