@@ -1,7 +1,7 @@
 """Which experts the most frequent vocabulary ids go to, counted while a run trains.
 
-The layers give what their routers chose anyway, and of every n-th step the host counts it: no operation is added to a
-step. Shape suffixes as in `moeport.core.ops`; L layers with experts, X the ids that are watched.
+The layers give what their routers chose anyway, and of every n-th step the host counts it; a step only stacks it by
+layer. Shape suffixes as in `moeport.core.ops`; L layers with experts, X the ids that are watched.
 """
 
 from __future__ import annotations

@@ -156,10 +156,12 @@ def read_routing(path: Path) -> RoutingFile | None:
         values = read_json(path)
         records = [_record(record) for record in values["records"]]
         found = RoutingFile([int(number) for number in values["ids"]], [str(x) for x in values["names"]], records)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise DataError(f"{path}: is not the routing counts of a run: {error}") from error
     shapes = {record.count_LXE.shape for record in records}
     fits = len(shapes) <= 1 and all(len(shape) == 3 and shape[1] == len(found.ids) for shape in shapes)
+    if any((record.count_LXE < 0).any() for record in records):
+        raise DataError(f"{path}: is not the routing counts of a run: it has counts below 0")
     if not fits or len(found.ids) != len(found.names):
         raise DataError(f"{path}: is not the routing counts of a run: its lists do not fit each other")
     return found

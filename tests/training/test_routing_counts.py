@@ -166,7 +166,23 @@ def test_a_run_resumed_without_counting_keeps_what_was_counted_before(tmp_path):
     assert last(config).name == "step-000006"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"ids": [1], "names": [], "records": []}', '{"ids": 3}'])
+RECORD = (
+    '{"ids": [1], "names": ["a"], "records": [{"first": 1, "last": 1, "steps": 1, "ends": true, "assignments": %s}]}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"ids": [1], "names": [], "records": []}',
+        '{"ids": 3}',
+        '{"ids": [1e999], "names": ["a"], "records": []}',
+        *(RECORD % f"[[[{count}]]]" for count in (10**30, "1e999", "NaN", -1)),
+    ],
+)
 def test_a_damaged_file_is_said_and_begun_anew(tmp_path, capsys, text):
     config = config_of(tmp_path, training={"steps": 2})
     train(config, console=QUIET)
