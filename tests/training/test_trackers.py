@@ -152,6 +152,15 @@ def test_a_failure_on_the_way_is_said_once_and_the_others_go_on(caplog):
     assert failing.ending is None
 
 
+def test_a_client_that_exits_ends_only_its_thread(caplog):
+    def exits():
+        sys.exit("log in first")
+
+    with Trackers([Feed("first", exits)]) as trackers:
+        trackers.log(1, {"loss": 1.0})
+    assert caplog.messages == ["first gets no more metrics: SystemExit: log in first; metrics.jsonl has all"]
+
+
 def test_a_tracker_that_hangs_holds_nobody_up_and_loses_rows(caplog, monkeypatch):
     monkeypatch.setattr(feeds, "MOST_WAITING", 8)
     monkeypatch.setattr(feeds, "FINISH_SECONDS", 0.3)

@@ -71,7 +71,7 @@ class Feed:
     def _run(self) -> None:
         try:
             self._feed(self._connect())
-        except Exception as error:  # whatever a client raises, training goes on
+        except (Exception, SystemExit) as error:  # whatever a client raises, training goes on; some call sys.exit
             reason = " ".join(str(error).split()) or "no details"
             logger.warning(
                 "%s gets no more metrics: %s: %s; metrics.jsonl has all", self.name, type(error).__name__, reason
