@@ -26,8 +26,10 @@ def of_checkout(root: Path) -> str | None:
     if not (root / ".git").exists():  # a folder inside somebody else's checkout has that one's commit
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # Inside a hook, variables such as GIT_DIR name the repository of that hook.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | {"GIT_OPTIONAL_LOCKS": "0"})
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -22,7 +22,8 @@ MADE = ("PKG-INFO", "setup.cfg", "moeport.egg-info/")
 
 
 def run(*command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # those of a hook
+    done = subprocess.run(command, **{"env": environment, "capture_output": True, "text": True} | options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,5 +1,6 @@
 """`moeport --version`: moeport with its commit, Python, and the frameworks, none of which is imported."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -18,8 +19,13 @@ GIT = shutil.which("git")
 
 def git(folder, *arguments):
     identity = ("-c", "user.name=A", "-c", "user.email=a@b.example")
-    done = subprocess.run([GIT, *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    command = [GIT, "-C", folder, *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=clean()).stdout.strip()
+
+
+def clean():
+    """The environment without what git sets for its hooks, which would lead to the repository of the hook."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
 
 @pytest.fixture
@@ -81,6 +87,10 @@ class TestCheckout:
         assert version.of_checkout(checkout) == git(checkout, "rev-parse", "HEAD")
         (checkout / "file").write_text("b")
         assert version.of_checkout(checkout) == git(checkout, "rev-parse", "HEAD") + "-dirty"
+
+    def test_inside_a_hook_of_another_repository_it_is_still_that_of_the_folder(self, checkout, tmp_path, monkeypatch):
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+        assert version.of_checkout(checkout) == git(checkout, "rev-parse", "HEAD")
 
     def test_a_folder_inside_a_checkout_has_no_commit(self, checkout):
         (checkout / "inner").mkdir()
