@@ -30,7 +30,7 @@ class ExportOptions:
 def parse_size(text: str) -> int:
     """A number of bytes such as 500MB or 5GB. Raises UserError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip().upper())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
-    if size < 1:
+    size = float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else 0.0
+    if not 1 <= size < 2**63:
         raise UserError(f"{text}: is not a size; expected a number with KB, MB, GB or TB, as in 5GB")
-    return size
+    return int(size)
