@@ -34,13 +34,14 @@ def tried(combination, options):
     if reason or options.resolve_only or python is None:
         return entry
     checks, folder = CHECKS[options.checks], options.folder / combination.name
-    if reason := make(combination, python, folder, checks.requirements):
-        return {**entry, "versions": {}, "reason": reason}
-    entry |= {"versions": installed_in(folder), "checks": options.checks, "commit": commit()}
-    entry |= run(folder, checks.arguments)
-    if not options.keep:
-        shutil.rmtree(folder)
-    return entry
+    try:
+        if reason := make(combination, python, folder, checks.requirements):
+            return {**entry, "versions": {}, "reason": reason}
+        entry |= {"versions": installed_in(folder), "checks": options.checks, "commit": commit()}
+        return entry | run(folder, checks.arguments)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit(folder=ROOT):

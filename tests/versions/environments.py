@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,8 +30,8 @@ def interpreter(series, given=()):
 
 @functools.cache
 def newest():
-    """The newest interpreter that there is."""
-    return next(found for series in reversed(PYTHONS) if (found := interpreter(series)))
+    """The newest interpreter that there is; at least the one that runs this."""
+    return next((found for series in reversed(PYTHONS) if (found := interpreter(series))), sys.executable)
 
 
 def version_of(python):

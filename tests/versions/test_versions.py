@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.versions import environments
 from tests.versions.__main__ import RECORD, commit, git, merged
 from tests.versions.combinations import CHECKS, COMBINATIONS, ROOT, Combination
 from tests.versions.environments import interpreter, reason_of, resolve, run
@@ -53,6 +54,11 @@ def test_only_an_interpreter_of_the_series_is_taken():
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert interpreter(own, ["/no/python", sys.executable]) == sys.executable
     assert interpreter("2.0", [sys.executable]) is None
+
+
+def test_where_no_series_is_found_this_interpreter_answers(monkeypatch):
+    monkeypatch.setattr(environments, "PYTHONS", ("2.0",))
+    assert environments.newest.__wrapped__() == sys.executable
 
 
 def test_a_run_is_counted(tmp_path):
