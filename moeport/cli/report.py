@@ -28,7 +28,7 @@ def report(
     from moeport.training.run_dir import REPORT_FILE
 
     if not run.is_dir():
-        raise UserError(f"{run}: {'is no folder' if run.exists() else 'no such folder'}; expected a run folder")
+        raise UserError(f"{run}: {'is not a folder' if run.exists() else 'no such folder'}; expected a run folder")
     if output is not None and output.suffix != ".html":
         raise UserError(f"--output {output}: expected a name that ends in .html")
     path = output or run / REPORT_FILE

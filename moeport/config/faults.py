@@ -168,6 +168,8 @@ def _wrong(value: Any, error: ErrorDetails) -> str:
             return "is out of range"
         case "too_short":
             return "is too short"
+        case "string_too_short" if not value:
+            return "is empty"
         case "literal_error" if isinstance(value, str):
             return "is not a choice"
         case kind if kind.endswith("_type") or kind == "literal_error":

@@ -52,7 +52,7 @@ def test_what_is_no_run_or_no_page_is_refused(run, unfinished, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ([tmp_path / "none"], f"{tmp_path}/none: no such folder; expected a run folder"),
-        ([unfinished / "config.yaml"], f"{unfinished}/config.yaml: is no folder; expected a run folder"),
+        ([unfinished / "config.yaml"], f"{unfinished}/config.yaml: is not a folder; expected a run folder"),
         ([tmp_path / "empty"], f"{tmp_path}/empty/metrics.jsonl: no such file; expected the metrics of a run folder"),
         ([unfinished, "-o", "page.txt"], "--output page.txt: expected a name that ends in .html"),
     ):

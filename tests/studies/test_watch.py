@@ -428,6 +428,8 @@ class TestServer:
                 UserError, match=rf"cannot listen on 127\.0\.0\.1, port {port}: .*choose another --port"
             ):
                 WatchServer(Page(followed([run_dir])), port=port)
+        with pytest.raises(UserError, match=r"^cannot listen on an empty address: [^;]+; name an address of this"):
+            WatchServer(Page(followed([run_dir])), "")
 
 
 def test_the_command_serves_until_a_signal_and_leaves_the_run_as_it_was(run_dir):

@@ -241,6 +241,7 @@ def test_faults_in_the_list_are_named_with_file_and_line(tmp_path):
         "      mode: of\n"
         "    - name: swanlab\n"
         "      projct: mine\n"
+        "      label: ''\n"
     )
     with pytest.raises(ConfigError) as error:
         load_config(file)
@@ -250,6 +251,7 @@ def test_faults_in_the_list_are_named_with_file_and_line(tmp_path):
         "did you mean wandb?",
         "5:13 metrics.trackers[1].mode: is not a choice (got of); expected one of offline, online",
         "7:7 metrics.trackers[2].projct: unknown key; expected one of name, mode, project, label",
+        "8:14 metrics.trackers[2].label: is empty (got ''); expected a string or null",
     ]
     with pytest.raises(ConfigError, match=r"metrics\.trackers: has a tracker twice"):
         load_config(None, ["metrics.trackers=[{name: wandb}, {name: wandb, project: other}]"])

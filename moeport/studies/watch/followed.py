@@ -38,7 +38,7 @@ class Followed:
     def __init__(self, run_dir: Path, name: str):
         if not run_dir.is_dir():
             raise UserError(
-                f"{run_dir}: {'is no folder' if run_dir.exists() else 'no such folder'}; expected a run folder"
+                f"{run_dir}: {'is not a folder' if run_dir.exists() else 'no such folder'}; expected a run folder"
             )
         if not any((run_dir / each).exists() for each in (CONFIG_FILE, METRICS_FILE, LOCK_FILE)):
             raise UserError(

@@ -60,9 +60,10 @@ class WatchServer(ThreadingHTTPServer):
             self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             super().__init__((host, port), _Handler)
         except OSError as error:
+            where = f"{host or 'an empty address'}{f', port {port}' if port else ''}"
+            way = "choose another --port, leave it out for a free one, or name" if port else "name"
             raise UserError(
-                f"cannot listen on {host}, port {port or 'any'}: {error.strerror or error}; choose another --port, "
-                "leave it out for a free one, or name an address of this machine with --host"
+                f"cannot listen on {where}: {error.strerror or error}; {way} an address of this machine with --host"
             ) from error
 
     @property
