@@ -23,7 +23,7 @@ MADE = ("PKG-INFO", "setup.cfg", "moeport.egg-info/")
 
 def run(*command, **options):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # those of a hook
-    done = subprocess.run(command, **{"env": environment, "capture_output": True, "text": True} | options)
+    done = subprocess.run(command, capture_output=True, text=True, **{"env": environment, **options})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ class TestFollowed:
     def test_records_that_no_run_writes_do_no_harm(self, run_dir):
         path = run_dir / "metrics.jsonl"
         steps = [line for line in path.read_text().splitlines() if "val_loss" not in line]
-        wrong = {
+        wrong: dict[str, list[Any]] = {
             "loss": [10**400, True, []],
             "step_time": [10**400],
             "expert_load": [[1], [[1]], [[1], [1, 2]], [[10**400] * 8] * 4, {}],
@@ -177,7 +178,12 @@ class TestFollowed:
             "exchanged_bytes_per_layer": [[1], [None], [[1]]],
             "loss_by_objective": [{"a": 10**400}],
         }
-        harmless = {"loss": [1e308, None], "mfu": [1e308], "grad_norm": [1e308], "expert_load": [[[]]]}
+        harmless: dict[str, list[Any]] = {
+            "loss": [1e308, None],
+            "mfu": [1e308],
+            "grad_norm": [1e308],
+            "expert_load": [[[]]],
+        }
         with path.open("a") as file:
             for key, values in [*wrong.items(), *harmless.items()]:
                 for value in values:
