@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=10, help="metrics.routing_interval")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
+    if given.rounds < 2 or given.interval < 1:
+        parser.error("expected at least 2 --rounds and an --interval of at least 1")
     plain, counting = (
         load_config(given.config, [*given.set, f"metrics.routing_interval={n}"]) for n in (0, given.interval)
     )

@@ -162,7 +162,7 @@ class Followed:
 
 
 def followed(run_dirs: list[Path]) -> list[Followed]:
-    """The runs of some folders, named by the last part of the path that sets them apart.
+    """The runs of some folders, named by the last part of their paths, or by whole paths if some have the same one.
 
     Raises UserError for a folder that is none of a run, or is given twice.
     """
