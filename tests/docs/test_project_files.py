@@ -16,6 +16,8 @@ from tests.docs.lines import moeport_faults
 REPOSITORY = Path(__file__).parents[2]
 WORKFLOWS = sorted(REPOSITORY.glob(".github/workflows/*.yml"))
 FORMS = sorted(REPOSITORY.glob(".github/ISSUE_TEMPLATE/[0-9]*.yml"))
+TAGGED = ("docs/containers.md", "examples/jobs/kubernetes.yaml")
+"""Where images of the release are named."""
 CONTAINERS = sorted(REPOSITORY.glob("containers/*/Containerfile"))
 
 
@@ -40,8 +42,10 @@ def normal(name):
 def test_a_release_is_cited_and_has_its_section():
     citation = yaml.safe_load(text("CITATION.cff"))
     assert citation["license"] == project()["license"]
+    images = {tag for name in TAGGED for tag in re.findall(r"\bmoeport:(\d[\w.]*)-", text(name))}
+    assert len(images) == 1
     if re.fullmatch(r"\d+\.\d+\.\d+", VERSION):
-        assert citation["version"] == VERSION
+        assert {citation["version"]} == images == {VERSION}
         assert f"\n## [{VERSION}]" in text("CHANGELOG.md")
 
 
@@ -151,7 +155,20 @@ def started():
 
 @pytest.mark.parametrize(("options", "image_and_words"), list(started()))
 def test_a_command_in_a_container_exists_and_what_it_writes_stays(options, image_and_words):
-    image, *words = image_and_words
-    assert image.startswith(f"moeport:{VERSION}-")
+    _, *words = image_and_words
     assert list(moeport_faults(words)) == []
     assert words == ["doctor"] or "$PWD:/work" in options, "--rm deletes what is written in the container"
+
+
+def test_what_the_page_on_containers_builds_has_the_arguments_that_are_given():
+    lines = [
+        command.line
+        for block in blocks("docs/containers.md", text("docs/containers.md"))
+        for command in (commands(block) if block.language == "console" else [])
+        if command.line.startswith("docker build ")
+    ]
+    assert len(lines) == len(CONTAINERS)
+    for line in lines:
+        (file,) = re.findall(r"-f (\S+)", line)
+        given = set(re.findall(r"--build-arg (\w+)=", line))
+        assert given <= set(re.findall(r"^ARG (\w+)=", text(file), re.MULTILINE))
