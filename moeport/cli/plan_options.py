@@ -32,6 +32,8 @@ STEP = re.compile(r"(.+)@([1-9]\d*)x([1-9]\d*)")
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 FIRST_STEPS = 3
 """Steps at the start of a run that are left out, since they take longer."""
+LEAST_MEMORY = 10**6
+"""Bytes below which a size lacks its unit."""
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -125,6 +127,11 @@ def memory_limits(config: Config, ranks_per_node: int, text: str | None) -> Limi
             f"--memory {text}: expected the memory of {'a node' if on_cpu else 'an accelerator, and of a node'}, as in "
             f"{'512GB' if on_cpu else '80GB,512GB'}"
         )
+    for size in sizes:
+        if size < LEAST_MEMORY:
+            raise UserError(
+                f"--memory {text}: {size:,.0f} bytes are too few; expected sizes with units, as in 80GB,512GB"
+            )
     return Limits(ranks_per_node, on_cpu, *[float("inf")] * on_cpu, *sizes)
 
 

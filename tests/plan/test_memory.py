@@ -50,6 +50,8 @@ def test_options():
         memory_limits(on_cpu, 8, "80GB,512GB")
     with pytest.raises(UserError, match="is not a size"):
         memory_limits(config(), 8, "much")
+    with pytest.raises(UserError, match=r"--memory 80,512GB: 80 bytes are too few; expected sizes with units"):
+        memory_limits(config(), 8, "80,512GB")
 
 
 def memory_of(ranks=1, expert=1, **changes):
