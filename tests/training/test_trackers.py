@@ -14,7 +14,8 @@ from moeport.training.metrics import EvaluationMetrics, MetricsLog, read_metrics
 from moeport.training.run import train
 from moeport.training.trackers import feed as feeds
 from moeport.training.trackers.feed import Feed
-from moeport.training.trackers.tracker import Ending, Row, Tracker, flat, numbers
+from moeport.training.trackers.mlflow import MLflow
+from moeport.training.trackers.tracker import Ending, Row, Start, Tracker, flat, numbers
 from moeport.training.trackers.tracking import Trackers, _wanted, check_trackers, open_trackers
 from tests.training.metrics_examples import STEP
 from tests.training.tiny import tiny_config
@@ -150,6 +151,12 @@ def test_a_failure_on_the_way_is_said_once_and_the_others_go_on(caplog):
     assert [(row.step, row.values) for row in healthy.rows] == [(s, {"loss": 1.0 / s}) for s in range(1, 100)]
     assert (healthy.summaries, healthy.ending) == ([{"val_loss": 1.0}], Ending.FINISHED)
     assert failing.ending is None
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "100%"])
+def test_a_folder_that_mlflow_would_take_for_another_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"its database cannot be in .*: a path with . or %; choose another run\.dir"):
+        MLflow(Start(tmp_path / name, {}))
 
 
 def test_a_client_that_exits_ends_only_its_thread(caplog):

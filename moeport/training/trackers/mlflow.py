@@ -13,6 +13,8 @@ from moeport.training.trackers.tracker import Ending, Row, Start, Tracker, flat,
 STATUS = {Ending.FINISHED: "FINISHED", Ending.FAILED: "FAILED", Ending.INTERRUPTED: "KILLED"}
 MOST_METRICS, MOST_PARAMS, MOST_CHARACTERS = 1000, 100, 6000
 """What one request takes, by the limits of its REST API; characters of the value of a parameter."""
+NOT_IN_ADDRESSES = "?%"
+"""What a path in the address of a database would mean something else by."""
 
 
 class MLflow(Tracker):
@@ -22,7 +24,10 @@ class MLflow(Tracker):
     """
 
     def __init__(self, start: Start):
+        folder = start.folder.resolve()
         if not start.online:
+            if set(NOT_IN_ADDRESSES) & set(str(folder)):
+                raise ValueError(f"its database cannot be in {folder}: a path with ? or %; choose another run.dir")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
@@ -31,8 +36,7 @@ class MLflow(Tracker):
         if start.online:
             self._client = MlflowClient()
         else:
-            start.folder.mkdir(parents=True, exist_ok=True)
-            folder = start.folder.resolve()
+            folder.mkdir(parents=True, exist_ok=True)
             self._artifacts = (folder / "artifacts").as_uri()
             self._client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
         if start.run_id:
