@@ -318,7 +318,7 @@ def main() -> None:
         )
         after.append(each)
         for other in each.plan.runs:
-            found.setdefault(other.name, {})[run.seed] = measured(other.dir, text, length, samples)
+            found.setdefault(other.name, {})[other.seed] = measured(other.dir, text, length, samples)
     report = Report(given)
     report_on(found, length, report)
     report.figures["comparisons"] = comparisons(first, *after)
