@@ -40,7 +40,7 @@ def asked_for() -> dict[str, list[str]]:
 
 
 def normal(name: str) -> str:
-    """A name as indexes compare it."""
+    """The normalised name of a package: the form in which indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
