@@ -105,12 +105,13 @@ $(TRACKERS)/.ok: pyproject.toml
 test-trackers: $(TRACKERS)/.ok
 	$(TRACKERS)/bin/python -m pytest tests/training/test_trackers.py tests/training/test_tracker_clients.py
 
+# Not mkdocs build --quiet, which hides the warnings that --strict counts.
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,8 @@ from moeport.cli.main import COMMANDS, app
 
 EXAMPLE = re.compile(r"^Examples?: (?P<command>(?:.+\n?)+)", re.MULTILINE)
 TAG = re.compile(r"(?<!`)<([^>\s`]+)>")
+BRACKET = re.compile(r"(```.*?```|`[^`]*`)|\[", re.DOTALL)
+"""A bracket outside code, where [A][B] would be a link."""
 VALUES = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -103,6 +105,7 @@ def _text(parameter: inspect.Parameter, info: ArgumentInfo | OptionInfo) -> str:
 def _prose(text: str) -> str:
     """A help text as Markdown."""
     text = EXAMPLE.sub(lambda found: f"\n```console\n$ {' '.join(found['command'].split())}\n```\n", text)
+    text = BRACKET.sub(lambda found: found[1] or r"\[", text)
     return re.sub(r"\n{3,}", "\n\n", TAG.sub(r"`<\1>`", text.replace("\b\n", ""))).strip()
 
 

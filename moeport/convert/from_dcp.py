@@ -65,8 +65,10 @@ def from_dcp(source: Path, run_dir: Path, config_file: Path | None = None, repor
         config_file: describes the model, for a folder that moeport did not write.
         report: is told of each array that was written.
 
-    Raises: BackendUnavailableError if PyTorch is missing; UserError or DataError for every tensor that is missing,
-        damaged, unknown, of another shape or not finite; nothing is dropped without a note.
+    Raises:
+        BackendUnavailableError: PyTorch is missing.
+        UserError: names every tensor that is missing, damaged, unknown, of another shape or not finite (or DataError,
+            which is one); nothing is dropped without a note.
     """
     refuse_used(run_dir)
     if not (source / METADATA).is_file():

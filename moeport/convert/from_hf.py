@@ -71,8 +71,9 @@ def from_hf(
         without_mtp: leave out the layers of multi-token prediction, which moeport does not have.
         report: is told of each parameter that was written.
 
-    Raises: UserError or DataError for everything in the folder that is missing, damaged, unknown or cannot be
-        expressed; nothing is dropped.
+    Raises:
+        UserError: names everything in the folder that is missing, damaged, unknown or cannot be expressed (or
+            DataError, which is one); nothing is dropped.
     """
     refuse_used(run_dir)
     refuse_other(run_dir, source)

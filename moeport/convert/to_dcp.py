@@ -45,8 +45,10 @@ def to_dcp(
         checkpoint: latest, best or step-N, if `source` is a run folder.
         report: is told of each part that was written.
 
-    Raises: BackendUnavailableError if PyTorch is missing; UserError for a model that cannot be given these names;
-        CheckpointError if the checkpoint is damaged.
+    Raises:
+        BackendUnavailableError: PyTorch is missing.
+        UserError: the model cannot be given these names.
+        CheckpointError: the checkpoint is damaged.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is already there; choose another folder, or remove it")

@@ -56,8 +56,10 @@ class Exported:
 def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, report: Report = silent) -> Exported:
     """Convert a checkpoint of a run to a folder, which appears once it is complete.
 
-    Raises: UserError if the model has something that no family of transformers has, which is named with the nearest;
-        CheckpointError if the checkpoint is damaged; RunError if a written part is not what was once read.
+    Raises:
+        UserError: the model has something that no family of transformers has, which is named with the nearest.
+        CheckpointError: the checkpoint is damaged.
+        RunError: a written part is not what was once read.
     """
     options = options or ExportOptions()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -25,6 +25,16 @@ def test_the_settings_fetch_nothing():
     assert "extra" not in CONFIG or "analytics" not in CONFIG["extra"]
 
 
+def test_a_strict_build_is_not_quiet():
+    """With --quiet, mkdocs counts no warnings: --strict would find nothing."""
+    recipes = [REPOSITORY / "Makefile", *REPOSITORY.glob(".github/workflows/*.yml")]
+    builds = re.findall(
+        r"^[^#\n]*mkdocs build.*$", "\n".join(each.read_text(encoding="utf-8") for each in recipes), re.M
+    )
+    assert len(builds) >= 2
+    assert [line for line in builds if "--strict" not in line or re.search(r" -\w*q| --quiet", line)] == []
+
+
 @pytest.mark.parametrize("page", [*PAGES, *sorted(REPOSITORY.glob("docs/assets/*.css"))], ids=lambda page: page.name)
 def test_a_page_fetches_nothing(page):
     assert FETCHED.findall(FENCED.sub("", page.read_text(encoding="utf-8"))) == []
