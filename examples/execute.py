@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-from nbformat import NotebookNode
-from traitlets.config import Config
+try:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbformat import NotebookNode
+    from traitlets.config import Config
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; install what is needed with: pip install -e '.[torch,plot,notebook]'", file=sys.stderr)
+    sys.exit(2)
 
 
 def run(notebook: NotebookNode, parameters: str, seconds: int) -> None:
@@ -63,7 +68,10 @@ def main() -> None:
     parser.add_argument("--set", default="", metavar="LINES", help="Python that changes its parameters, as in steps=5")
     parser.add_argument("--seconds", type=int, default=900, help="the most that the start or one cell may take")
     options = parser.parse_args()
-    notebook = nbformat.read(options.notebook, as_version=4)
+    try:
+        notebook = nbformat.read(options.notebook, as_version=4)
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        parser.error(f"{options.notebook}: is not a notebook that can be read: {error}")
     run(notebook, options.set, options.seconds)
     clean(notebook)
     nbformat.write(notebook, options.output or options.notebook)

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+try:
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional
 
-import moeport.torch
+    import moeport.torch
+    from moeport.errors import UserError
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; install what is needed with: pip install -e '.[torch]'", file=sys.stderr)
+    sys.exit(2)
 
 BYTES = 256
 
@@ -166,6 +172,13 @@ def train(options: argparse.Namespace) -> list[dict[str, float]]:
     return printed
 
 
+def size(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is too small or no integer; expected at least 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options, with defaults that take a minute on an idle CPU core."""
     parser = argparse.ArgumentParser(description="Train a small transformer with moeport.torch.MoE.")
@@ -173,15 +186,15 @@ def parser() -> argparse.ArgumentParser:
     add("--dense", action="store_true", help="no experts: the same model with dense blocks of equal cost per token")
     add("--router", default="topk", help="a name that `moeport routers` lists; default topk")
     add("--capacity-factor", type=float, help="drop what exceeds this multiple of an even load; default: drop nothing")
-    add("--experts", type=int, default=8)
-    add("--expert-hidden", type=int, default=128)
-    add("--blocks", type=int, default=3)
-    add("--width", type=int, default=128)
-    add("--heads", type=int, default=4)
-    add("--length", type=int, default=128, help="bytes per sequence")
-    add("--batch", type=int, default=16, help="sequences per step")
-    add("--steps", type=int, default=300)
-    add("--print-interval", type=int, default=50)
+    add("--experts", type=size, default=8)
+    add("--expert-hidden", type=size, default=128)
+    add("--blocks", type=size, default=3)
+    add("--width", type=size, default=128)
+    add("--heads", type=size, default=4)
+    add("--length", type=size, default=128, help="bytes per sequence")
+    add("--batch", type=size, default=16, help="sequences per step")
+    add("--steps", type=size, default=300)
+    add("--print-interval", type=size, default=50)
     add("--learning-rate", type=float, default=3e-3)
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -191,5 +204,25 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def main() -> None:
+    """Train as the command line says; a wrong option is explained, with exit code 2."""
+    command = parser()
+    options = command.parse_args()
+    if options.width % options.heads:
+        command.error(f"--heads {options.heads}: does not divide --width {options.width}")
+    if not options.learning_rate > 0:
+        command.error(f"--learning-rate {options.learning_rate}: expected a number above 0")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        command.error(f"--device {options.device}: {str(error).splitlines()[0]}")
+    try:
+        if sum(path.stat().st_size for path in options.text) <= options.length:
+            command.error(f"--text: too short; expected more than the {options.length} bytes of --length")
+        train(options)
+    except (OSError, UserError) as error:
+        command.error(str(error))
+
+
 if __name__ == "__main__":
-    train(parser().parse_args())
+    main()

@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+try:
+    import torch
+    from torch import Tensor, nn
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-import moeport.torch
+    import moeport.torch
+    from moeport.errors import UserError
+except ModuleNotFoundError as missing:
+    print(f"error: {missing}; install what is needed with: pip install -e '.[torch]' transformers", file=sys.stderr)
+    sys.exit(2)
+
+KINDS = ("llama", "qwen2", "qwen3")
+"""Models whose feed-forward blocks are `model.model.layers[i].mlp`."""
 
 
 def swap(model: PreTrainedModel, experts: int, expert_hidden: int, router: str, every: int) -> list[moeport.torch.MoE]:
@@ -83,19 +92,45 @@ def batch_of(text: Tensor) -> Tensor:
     return torch.stack([text[start : start + 128] for start in starts.tolist()])
 
 
+def size(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is too small or no integer; expected at least 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description="Swap moeport.torch.MoE into a model of transformers.")
     parser.add_argument("--model", type=Path, help="folder of a Llama, Qwen2 or Qwen3; default: a small new Llama")
-    parser.add_argument("--every", type=int, default=1, help="replace every N-th block; default: all")
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--expert-hidden", type=int, default=128)
+    parser.add_argument("--every", type=size, default=1, help="replace every N-th block; default: all")
+    parser.add_argument("--experts", type=size, default=8)
+    parser.add_argument("--expert-hidden", type=size, default=128)
     parser.add_argument("--router", default="topk", help="a name that `moeport routers` lists")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=size, default=100)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
+def main() -> None:
+    """Train as the command line says; a wrong option is explained, with exit code 2."""
+    command = parser()
+    options = command.parse_args()
+    if not options.learning_rate > 0:
+        command.error(f"--learning-rate {options.learning_rate}: expected a number above 0")
+    if options.model:
+        try:
+            kind = json.loads((options.model / "config.json").read_bytes()).get("model_type")
+        except (OSError, ValueError) as error:
+            command.error(f"--model {options.model}: is not the folder of a model: {error}")
+        if kind not in KINDS:
+            command.error(f"--model {options.model}: is of the type {kind}; expected one of {', '.join(KINDS)}")
+    try:
+        train(options)
+    except (OSError, UserError) as error:
+        command.error(str(error))
+
+
 if __name__ == "__main__":
-    train(parser().parse_args())
+    main()

@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
 from moeport.cli.options import expands_paths
 from moeport.cli.streams import lasting_streams
@@ -44,8 +46,23 @@ docs/commands.md lists them."""
 LASTING = {"train", "watch", "compare", "launch", "emulate", "kit", "data"}
 """Commands that go on when nobody reads their output."""
 
+ALONE = ("--version", "--install-completion", "--show-completion")
+"""Options that print something and end moeport."""
+
+
+class _Moeport(TyperGroup):
+    """Refuses what stands behind an option that would end moeport before it is looked at."""
+
+    @override
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in ALONE and args[1:]:
+            ctx.fail(f"{args[0]} takes nothing behind it; received {' '.join(args[1:])}")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="moeport",
+    cls=_Moeport,
     help="Train mixture-of-experts language models from one YAML config.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -117,7 +134,8 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
-    with lasting_streams(name in LASTING), Interruptible() as interrupts:
+    goes_on = name in LASTING and not {"--help", "-h"} & {*arguments}
+    with lasting_streams(goes_on), Interruptible() as interrupts:
         try:
             _run(arguments)
         except (KeyboardInterrupt, SystemExit) as ending:

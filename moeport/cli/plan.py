@@ -13,7 +13,7 @@ from moeport.cli.options import Flags, Overrides, grouped, output_file
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console
+    from rich.table import Table
 
     from moeport.cli.plan_options import GivenSpeed
     from moeport.config import Config
@@ -114,21 +114,22 @@ def plan(
     )
     config = load_config(config_file, overrides or ()) if config_file else None
     limits = memory_limits(config, cluster.ranks_per_node, machines.memory) if config else None
-    console = wide_console()
-    _say(console, text.cluster_lines(cluster, fitted))
     figures = {"nodes": cluster.nodes, "ranks_per_node": cluster.ranks_per_node, "traffic": traffic}
     figures |= {"links": text.plain(cluster.links), "fit_errors": fitted.errors.tolist() if fitted else []}
     if config is None or limits is None:
-        figures |= _exchanges(console, cluster, samples, traffic)
+        answer, found = _exchanges(cluster, samples, traffic)
     else:
         links = fitted.links if fitted else cluster.links
-        figures |= _placements(console, config, cluster, speed, links, traffic, limits)
+        answer, found = _placements(config, cluster, speed, links, traffic, limits)
+    console = wide_console()
+    for each in (*text.cluster_lines(cluster, fitted), *answer):
+        console.print(each, soft_wrap=isinstance(each, str))
     if json_file:
-        write_json(json_file, figures)
+        write_json(json_file, figures | found)
 
 
-def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], traffic: str) -> dict[str, Any]:
-    """The measured exchanges on this cluster, with the experts divided among all its ranks."""
+def _exchanges(cluster: Cluster, samples: Sequence[Sample], traffic: str) -> tuple[list[str | Table], dict[str, Any]]:
+    """What to print on the measured exchanges, with the experts divided among all ranks, and the same as figures."""
     from moeport.comm.load import Layout, Stages
     from moeport.errors import UserError
     from moeport.plan import text
@@ -148,19 +149,19 @@ def _exchanges(console: Console, cluster: Cluster, samples: Sequence[Sample], tr
         stages = Stages(layout, demand, routes(traffic, layout, demand), cluster.sharing)
         costs = exchange_costs(stages, cluster.links)
         found.append((demand, costs, reason(stages, costs)))
-    console.print(text.exchange_table(found))
-    return {
-        "exchanges": [
-            text.plain(demand) | {"costs": text.plain(costs), "reason": text.sentence(why)}
-            for demand, costs, why in found
-        ]
-    }
+    figures = [
+        text.plain(demand) | {"costs": text.plain(costs), "reason": text.sentence(why)} for demand, costs, why in found
+    ]
+    return [text.exchange_table(found)], {"exchanges": figures}
 
 
 def _placements(
-    console: Console, config: Config, cluster: Cluster, given: GivenSpeed, links: Links, traffic: str, limits: Limits
-) -> dict[str, Any]:
-    """Every placement of a config that fits the cluster; `links` are those of the runs that the speed is fitted to."""
+    config: Config, cluster: Cluster, given: GivenSpeed, links: Links, traffic: str, limits: Limits
+) -> tuple[list[str | Table], dict[str, Any]]:
+    """What to print on the placements of a config that fit the cluster, and the same as figures.
+
+    `links` are those of the runs that the speed is fitted to.
+    """
     from functools import partial
 
     from moeport.cli.plan_options import vocabulary
@@ -171,15 +172,8 @@ def _placements(
 
     planner = Planner(config, vocabulary(config), cluster, partial(routes, traffic))
     fitted = given.fitted(links, cluster.shares, traffic)
-    if fitted:
-        _say(console, text.speed_lines(fitted))
     found = fitting(planner.places(fitted.speed if fitted else given.speed(planner)), limits)
-    console.print(text.placement_table(found))
-    _say(console, [*text.placement_lines(found), *memory_lines(found[0], limits)])
+    lines = [*text.placement_lines(found), *memory_lines(found[0], limits)]
+    answer = [*(text.speed_lines(fitted) if fitted else ()), text.placement_table(found), *lines]
     errors = {"step_errors": fitted.errors.tolist()} if fitted else {}
-    return errors | {"placements": [text.placement_figures(each) for each in found]}
-
-
-def _say(console: Console, lines: Sequence[str]) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    return answer, errors | {"placements": [text.placement_figures(each) for each in found]}

@@ -11,7 +11,7 @@ import pytest
 
 from moeport import version
 from moeport.cli import versions
-from moeport.cli.main import main
+from moeport.cli.main import ALONE, main, whole_command
 from moeport.version import COMMIT_FILE, VERSION
 
 GIT = shutil.which("git")
@@ -57,10 +57,27 @@ def test_it_names_what_is_installed_and_what_is_not(capsys, monkeypatch):
     assert sorted(others) == ["mindspore not installed", "numpy 2.3.1", "torch 2.13.0+cpu", "torch-npu not installed"]
 
 
+@pytest.mark.parametrize("option", ALONE)
+@pytest.mark.parametrize("rest", [("extra",), ("train", "c.yaml"), ("--bogus",), ("--help",)], ids=" ".join)
+def test_nothing_may_stand_behind_an_option_that_ends_moeport(capsys, monkeypatch, option, rest):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["moeport", option, *rest])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert f"{option} takes nothing behind it; received {' '.join(rest)}" in error
+
+
+def test_no_other_option_of_moeport_ends_it():
+    """Of those with a callback of click's, which runs before the rest of the line is looked at."""
+    assert {*ALONE} == {option.opts[0] for option in whole_command().params if option.callback}
+
+
 def test_the_versions_are_those_of_the_frameworks_and_none_is_imported():
     program = """
 import sys
-from moeport.cli.main import main
+from moeport.cli.main import ALONE, main, whole_command
 sys.argv = ["moeport", "--version"]
 try:
     main()

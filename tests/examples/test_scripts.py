@@ -1,7 +1,9 @@
 """The scripts in examples/ train: a few steps of each way to start them."""
 
 import importlib.util
+import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--width", "32", "--heads", "2", "--blocks", "2", "--length", "32", "--batch", "4", "--print-interval", "5"]
 SMALL += ["--expert-hidden", "16", "--experts", "4", "--learning-rate", "0.01"]
+
+SIZES = ("experts", "expert-hidden", "blocks", "width", "heads", "length", "batch", "steps", "print-interval")
 
 
 def load(name):
@@ -98,3 +102,95 @@ def test_a_model_in_a_folder_keeps_its_other_weights(family, tmp_path):
     assert {name for name in stored if ".mlp." not in name} == kept
     assert all(torch.equal(model.state_dict()[name], stored[name]) for name in kept)
     assert 0 < loss < 10
+
+
+def refusal(name, arguments, monkeypatch, capsys):
+    """How a script ends, and what it says, with arguments of the command line."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        load(name).main()
+    out, error = capsys.readouterr()
+    assert not out
+    return ended.value.code, " ".join(error.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--text none.txt", "No such file or directory: 'none.txt'"),
+        ("--text folder", "Is a directory: 'folder'"),
+        ("--text empty", "--text: too short; expected more than the 128 bytes of --length"),
+        ("--length 99999999", "--text: too short; expected more than the 99999999 bytes of --length"),
+        ("--heads 3", "--heads 3: does not divide --width 128"),
+        *((f"--{name} 0", f"argument --{name}: '0' is too small or no integer; expected at least 1") for name in SIZES),
+        ("--batch -1", "argument --batch: '-1' is too small or no integer"),
+        ("--learning-rate -1", "--learning-rate -1.0: expected a number above 0"),
+        ("--learning-rate nan", "--learning-rate nan: expected a number above 0"),
+        ("--device gpu", "--device gpu: Expected one of cpu, cuda"),
+        ("--router tpok", "did you mean topk?"),
+        ("--experts 1", "model.moe.router.top_k: more experts per token than there are"),
+        ("--capacity-factor -1", "model.moe.capacity.factor: is out of range (got -1.0)"),
+    ],
+)
+def test_what_the_plain_script_refuses(monkeypatch, capsys, tmp_path, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    code, error = refusal("pytorch_model", options.split(), monkeypatch, capsys)
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model none", "--model none: is not the folder of a model: [Errno 2] No such file"),
+        ("--model broken", "--model broken: is not the folder of a model: Expecting value"),
+        ("--model gpt2", "--model gpt2: is of the type gpt2; expected one of llama, qwen2, qwen3"),
+        ("--model llama", "no file named model.safetensors"),
+        ("--every 0", "argument --every: '0' is too small or no integer"),
+        ("--learning-rate 0", "--learning-rate 0.0: expected a number above 0"),
+        ("--router tpok", "did you mean topk?"),
+    ],
+)
+def test_what_the_script_for_transformers_refuses(monkeypatch, capsys, tmp_path, options, message):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    for name in ("broken", "gpt2", "llama"):
+        (tmp_path / name).mkdir()
+        text = "" if name == "broken" else json.dumps({"model_type": name})
+        (tmp_path / name / "config.json").write_text(text)
+    code, error = refusal("swap_into_transformers", options.split(), monkeypatch, capsys)
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.parametrize("name", ["none.ipynb", "folder", "text.ipynb"])
+def test_what_is_not_a_notebook(monkeypatch, capsys, tmp_path, name):
+    pytest.importorskip("nbclient")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.ipynb").write_text("# Text")
+    code, error = refusal("execute", [name], monkeypatch, capsys)
+    assert code == 2
+    assert f"error: {name}: is not a notebook that can be read: " in error
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extras"),
+    [
+        ("pytorch_model", "torch", "'.[torch]'"),
+        ("pytorch_model", "moeport.torch", "'.[torch]'"),
+        ("swap_into_transformers", "transformers", "'.[torch]' transformers"),
+        ("execute", "nbformat", "'.[torch,plot,notebook]'"),
+    ],
+)
+def test_a_package_that_is_missing(monkeypatch, capsys, name, package, extras):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as ended:
+        load(name)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert package in error
+    assert f"pip install -e {extras}\n" in error

@@ -125,7 +125,9 @@ def test_a_closed_output_does_not_end_training(tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("command", mostly_slow([["config", "schema"], ["routers"], ["--help"]], [["routers"]]))
+@pytest.mark.parametrize(
+    "command", mostly_slow([["config", "schema"], ["train", "--help"], ["routers"], ["--help"]], [["train", "--help"]])
+)
 def test_other_commands_end_quietly_with_their_reader(tmp_path, command):
     run = Try({"do": "closed"}, command, tmp_path / "log")
     assert (run.wait(), run.said()) == (141, "")
