@@ -9,6 +9,8 @@ from pathlib import Path
 VERSION = "0.1.0"
 COMMIT_FILE = "commit.txt"
 """The file beside this one in which `setup.py` writes the commit when it builds a wheel or an sdist."""
+DIGITS = 12
+"""Digits of a commit that are shown."""
 
 
 def commit() -> str | None:
@@ -16,6 +18,14 @@ def commit() -> str | None:
     package = Path(__file__).parent
     written = package / COMMIT_FILE
     return written.read_text(encoding="utf-8").strip() if written.is_file() else of_checkout(package.parent)
+
+
+def described(found: str | None) -> str:
+    """A commit as it is shown: `commit 0123456789ab, changed since`, or `commit unknown`."""
+    if found is None:
+        return "commit unknown"
+    digits, _, changed = found.partition("-")
+    return f"commit {digits[:DIGITS]}{', changed since' if changed else ''}"
 
 
 def of_checkout(root: Path) -> str | None:

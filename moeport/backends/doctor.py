@@ -31,7 +31,7 @@ from moeport.files import check_folder
 from moeport.launch.machine import accelerators_seen, load, memory_bytes, processor
 from moeport.launch.network import network
 from moeport.processes import ending_of, last_line, python_path, usable_cores
-from moeport.version import VERSION
+from moeport.version import VERSION, commit, described
 
 TIME_LIMIT = 300
 """Seconds that one examination may take."""
@@ -89,10 +89,11 @@ def report() -> dict[str, Any]:
     model ran in it, the speed of a matrix product and the kernels; `timed` is what was chosen by time, by case, and
     None where nothing is. Where an installed torch-npu keeps PyTorch from starting, these are as found `without_npus`.
     `cpu`, `accelerators_seen`, `network` and `storage` describe the machine; `ascend` is
-    `moeport.ascend.installed.Machine`, with what does not fit in `findings`.
+    `moeport.ascend.installed.Machine`, with what does not fit in `findings`. `commit` is moeport's; None if unknown.
     """
     return {
         "moeport": VERSION,
+        "commit": commit(),
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "cpu": {
@@ -210,7 +211,7 @@ def _training(backend: Mapping[str, Any]) -> str:
 def render(found: Mapping[str, Any]) -> RenderableType:
     """Format a report for a terminal."""
     parts: list[RenderableType] = [
-        Text(f"moeport {found['moeport']}", style="bold"),
+        Text(f"moeport {found['moeport']} ({described(found['commit'])})", style="bold"),
         Text(f"Python {found['python']['version']} ({found['python']['executable']}), {found['platform']}"),
         *map(Text, _machine(found)),
     ]

@@ -6,10 +6,7 @@ import platform
 from importlib import metadata
 
 from moeport.facts import BACKENDS
-from moeport.version import VERSION, commit
-
-DIGITS = 12
-"""Digits of a commit that are shown."""
+from moeport.version import VERSION, commit, described
 
 
 def text() -> str:
@@ -17,19 +14,11 @@ def text() -> str:
     found = {name: _installed(name) for name in _frameworks()}
     return "\n".join(
         [
-            f"moeport {VERSION} ({_commit()})",
+            f"moeport {VERSION} ({described(commit())})",
             f"Python {platform.python_version()}, {platform.platform()}",
             *(f"{name} {version or 'not installed'}" for name, version in found.items()),
         ]
     )
-
-
-def _commit() -> str:
-    found = commit()
-    if found is None:
-        return "commit unknown"
-    digits, _, changed = found.partition("-")
-    return f"commit {digits[:DIGITS]}{', changed since' if changed else ''}"
 
 
 def _frameworks() -> dict[str, None]:

@@ -14,7 +14,7 @@ from moeport.files import atomic_file
 from moeport.kit.private import LEFT_OUT, VARIABLES, Scrubber
 from moeport.kit.result import Result
 from moeport.parity.result import worst
-from moeport.version import VERSION
+from moeport.version import VERSION, commit
 
 FORMAT, FORMAT_VERSION = "moeport-kit", 1
 RESULTS_FILE, README_FILE = "kit.json", "README.txt"
@@ -73,6 +73,7 @@ def write_kit(path: Path, contents: Contents, scrubber: Scrubber) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "moeport": VERSION,
+        "commit": commit(),
         "date": contents.date,
         "verdict": contents.verdict,
         "interrupted": contents.interrupted,

@@ -24,6 +24,7 @@ MAX_UNPACKED = 64 * 2**20
 NAME = re.compile(r"(?:(?:logs|reports)/)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _FORM = {
     "moeport": str,
+    "commit?": (str, type(None)),
     "date": str,
     "verdict": str,
     "interrupted": bool,

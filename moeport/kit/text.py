@@ -12,6 +12,7 @@ from rich.text import Text
 from moeport.kit.read import KitFile
 from moeport.kit.result import WORDS
 from moeport.pages.tables import Table
+from moeport.version import described
 
 STYLES = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red", "skipped": "yellow"}
 
@@ -49,7 +50,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
 def facts(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was examined: labels and values."""
-    yield "moeport", results["moeport"]
+    yield "moeport", f"{results['moeport']} ({described(results.get('commit'))})"
     for label, value in results["machine"].items():
         yield str(label), as_text(value)
     yield "asked for", as_text(results["asked"])

@@ -142,12 +142,12 @@ def _environment(summary: Mapping[str, Any], starts: Sequence[Start]) -> dict[st
         "host": starts[-1].host if starts else None,
         "ranks": starts[-1].ranks if starts else None,
         "data": starts[-1].data if starts else None,
+        "commit": starts[-1].commit or None if starts else None,
         "device": summary.get("device"),
         "compute type": summary.get("dtype"),
         "training FLOP per token": flops and rounded(flops),
         "files and rows skipped": summary.get("skipped") or None,
         "checkpoint": summary.get("checkpoint"),
-        "git revision": summary.get("git_revision"),
         **summary.get("versions", {}),
     }
     return {name: str(value) for name, value in values.items() if value is not None}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moeport.files import write_text
 from moeport.reading import read_lines
+from moeport.version import commit
 
 STARTS_FILE = "starts.jsonl"
 
@@ -32,6 +33,8 @@ class Start:
     """Number of ranks."""
     data: str
     """Describes the data: documents, bytes, tokens."""
+    commit: str = ""
+    """The commit of moeport, with `-dirty` if its sources had been changed since; empty if it is not known."""
 
 
 def record_start(run_dir: Path, step: int, ranks: int, data: str) -> None:
@@ -45,7 +48,7 @@ def record_start(run_dir: Path, step: int, ranks: int, data: str) -> None:
     """
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    start = Start(step, now, platform.node(), command, ranks, " ".join(data.split()))
+    start = Start(step, now, platform.node(), command, ranks, " ".join(data.split()), commit() or "")
     lines = [*(json.dumps(asdict(each)) for each in read_starts(run_dir)), json.dumps(asdict(start))]
     write_text(run_dir / STARTS_FILE, "\n".join(lines) + "\n")
 
@@ -62,8 +65,8 @@ def read_starts(run_dir: Path) -> list[Start]:
 def _start(line: str) -> Start | None:
     try:
         values = json.loads(line)
-        start = Start(**{field.name: values[field.name] for field in fields(Start)})
-    except (ValueError, TypeError, KeyError, RecursionError):
+        start = Start(**{field.name: values[field.name] for field in fields(Start) if field.name in values})
+    except (ValueError, TypeError, RecursionError):
         return None
     types = {field.name: int if field.type == "int" else str for field in fields(Start)}
     return start if all(type(getattr(start, name)) is kind for name, kind in types.items()) else None

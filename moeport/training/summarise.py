@@ -20,6 +20,7 @@ from moeport.training.metrics_table import StepMetrics
 from moeport.training.prepare import PreparedRun
 from moeport.training.report import write_report
 from moeport.training.run_dir import METRICS_FILE, SUMMARY_FILE
+from moeport.training.starts import read_starts
 from moeport.training.summary import DryRun, RunSummary
 from moeport.version import VERSION
 
@@ -41,6 +42,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float, save_tim
     steps = _Steps(run)
     counts = run.trainer.shapes.parameter_counts()
     compilations, compile_seconds = run.backend.compilations()
+    starts = read_starts(run.dir)
     summary = RunSummary(
         run_dir=str(run.dir),
         steps=run.config.training.steps,
@@ -59,6 +61,7 @@ def summarise(run: PreparedRun, evaluation: Evaluation, seconds: float, save_tim
         device=run.backend.device,
         dtype=run.backend.dtype,
         versions={"python": platform.python_version(), "moeport": VERSION, **run.backend.versions()},
+        commit=starts[-1].commit if starts else "",
         kernels=run.backend.kernel_choices(),
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         checkpoint=str(find_checkpoint(run.checkpoints, "latest")),

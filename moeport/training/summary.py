@@ -50,6 +50,8 @@ class RunSummary:
     """Versions of Python, moeport and the framework."""
     checkpoint: str
     """The last checkpoint."""
+    commit: str = ""
+    """The commit of moeport that was started last; with `-dirty` if its sources had been changed; empty if unknown."""
     kernels: dict[str, str] = field(default_factory=dict)
     """What computed each kernel, and why; empty for runs of versions that did not say."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from moeport.backends.doctor import FRAMEWORKS, OPTIONAL, Package, describe, ren
 from moeport.config.training import BackendConfig
 from moeport.core.ops import FLOAT_DTYPES, KERNELS
 from moeport.facts import BACKENDS
+from moeport.version import VERSION, commit
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,10 @@ def printed(entry):
 def test_the_report_is_json_and_names_everything(found):
     assert json.loads(json.dumps(found)) == found
     assert list(found) == [
-        *("moeport", "python", "platform", "cpu", "accelerators_seen"),
+        *("moeport", "commit", "python", "platform", "cpu", "accelerators_seen"),
         *("backends", "packages", "ascend", "network", "storage"),
     ]
+    assert found["commit"] == commit()
     assert list(found["backends"]) == ["torch", "mindspore", "numpy", "torch_npu"]
     assert list(found["packages"]) == list(OPTIONAL)
     assert found["cpu"]["usable_cores"] >= 1
@@ -122,7 +124,9 @@ def test_what_is_known_of_ascend_is_in_the_report(found):
 
 
 def test_the_printed_report(found):
-    text = printed(found)
+    text = printed(found | {"commit": "0123456789abcdef-dirty"})
+    assert text.startswith(f"moeport {VERSION} (commit 0123456789ab, changed since)\n")
+    assert printed(found | {"commit": None}).startswith(f"moeport {VERSION} (commit unknown)\n")
     assert "numpy (reference, forward only)" in text
     assert "forward only: evaluates, does not train" in text
     assert "default composition: the reference has no fused kernels" in text

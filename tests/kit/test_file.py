@@ -9,14 +9,16 @@ import zipfile
 import pytest
 
 from moeport.errors import UserError
+from moeport.kit import pack
 from moeport.kit.pack import README_FILE, Contents, PartRecord, write_kit
 from moeport.kit.page import page
 from moeport.kit.private import Scrubber
 from moeport.kit.read import MAX_ENTRIES, MAX_UNPACKED, read_kit
 from moeport.kit.result import Result
-from moeport.kit.text import render
+from moeport.kit.text import facts, render
 from moeport.pages.console import PlainConsole
 from moeport.pages.tables import LISTED, Table
+from moeport.version import VERSION
 
 ENVIRONMENT = {"HOME": "/home/planted", "USER": "planted-user", "TOKEN": "planted-secret"}
 
@@ -40,7 +42,8 @@ def failed():
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "commit", lambda: "0123456789abcdef")
     path = tmp_path / "kit.zip"
     passed = PartRecord("probe", "collectives", Result("pass", "every value is right"), 1.0)
     write_kit(path, contents(passed, failed()), Scrubber(ENVIRONMENT))
@@ -70,6 +73,7 @@ def test_it_is_shown_in_the_terminal_and_as_a_page(written):
     shown = output.getvalue()
     for text in (
         "fail (1 passed, 0 with a warning, 1 failed, 0 skipped)",
+        f"moeport: {VERSION} (commit 0123456789ab)",
         "npu (Ascend910B4)",
         "CANN: none found",
         "zeros of <user>",
@@ -124,6 +128,7 @@ HOSTILE = {
     "another format": (results(lambda r: r.update(format="x")), 'kit.json has no "format": "moeport-kit"'),
     "a later version": (results(lambda r: r.update(format_version=99)), "format version 99, and this moeport reads 1"),
     "parts of another form": (results(lambda r: r.update(parts=[3])), "parts[0] is an integer, expected an object"),
+    "a commit that is none": (results(lambda r: r.update(commit=3)), "commit is an integer, expected a string"),
     "a table of numbers": (
         results(lambda r: r["parts"][1]["tables"][0].update(rows=[[3]])),
         "parts[1].tables[0].rows[0][0] is an integer, expected a string",
@@ -140,6 +145,11 @@ def test_a_hostile_file_is_refused_by_name(written, case):
         read_kit(written)
     assert str(caught.value).startswith(f"{written}: not a whole file of moeport kit: ")
     assert said in str(caught.value)
+
+
+def test_a_file_of_an_older_version_has_no_commit(written):
+    altered(written, results(lambda r: r.pop("commit")))
+    assert ("moeport", f"{VERSION} (commit unknown)") in facts(read_kit(written).results)
 
 
 def test_a_file_that_is_cut_or_altered_anywhere_is_refused_or_equal(written):

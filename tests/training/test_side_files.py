@@ -45,10 +45,25 @@ def run(finished, tmp_path):
     return config.model_copy(update={"data": config_of(finished).data})
 
 
+def test_the_summary_has_the_commit_that_was_started_last(finished):
+    folder = config_of(finished).run.dir
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert json.loads((folder / "summary.json").read_text())["commit"] == starts[-1]["commit"]
+
+
 def state(run_dir):
     """What a run leaves, without times."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    timed = ("tokens_per_second", "wall_time", "save_time", "peak_memory", "run_dir", "checkpoint", "versions")
+    timed = (
+        "tokens_per_second",
+        "wall_time",
+        "save_time",
+        "peak_memory",
+        "run_dir",
+        "checkpoint",
+        "versions",
+        "commit",
+    )
     report = (run_dir / "report.html").read_text()
     return {
         "summary": {name: value for name, value in summary.items() if name not in timed},

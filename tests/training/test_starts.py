@@ -3,6 +3,7 @@
 import json
 import platform
 
+from moeport.training import starts as module
 from moeport.training.report import write_report
 from moeport.training.starts import STARTS_FILE, read_starts, record_start
 from tests.training.metrics_examples import write_run
@@ -45,6 +46,21 @@ def test_the_report_says_when_where_and_how_and_marks_resumes(tmp_path, monkeypa
         assert text in page
     assert "resumed 12<" in page
     assert "resumed 1,000<" not in page
+
+
+def test_a_start_has_the_commit_and_those_of_older_versions_had_none(tmp_path, monkeypatch):
+    write_run(tmp_path, steps=3)
+    monkeypatch.setattr(module, "commit", lambda: None)
+    record_start(tmp_path, 0, 1, DATA)
+    older = {
+        name: value for name, value in json.loads((tmp_path / STARTS_FILE).read_text()).items() if name != "commit"
+    }
+    (tmp_path / STARTS_FILE).write_text(json.dumps(older) + "\n")
+    assert "<dt>commit</dt>" not in write_report(tmp_path).read_text()
+    monkeypatch.setattr(module, "commit", lambda: "0123456789abcdef-dirty")
+    record_start(tmp_path, 2, 1, DATA)
+    assert [start.commit for start in read_starts(tmp_path)] == ["", "0123456789abcdef-dirty"]
+    assert "<dt>commit</dt><dd>0123456789abcdef-dirty</dd>" in "".join(write_report(tmp_path).read_text().split())
 
 
 def test_a_run_without_the_file_has_a_report(tmp_path):

@@ -10,7 +10,7 @@ from moeport.kit.result import Outcome, Result
 from moeport.kit.task import Task
 from moeport.pages.tables import Table
 
-KEPT = ("moeport", "platform", "cpu", "accelerators_seen", "backends", "packages")
+KEPT = ("moeport", "commit", "platform", "cpu", "accelerators_seen", "backends", "packages")
 """Keys of the doctor's report that describe no more than kind and state of the machine."""
 
 
