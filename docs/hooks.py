@@ -2,6 +2,7 @@
 
 import logging
 import re
+from html import escape, unescape
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,12 @@ OVERVIEW = "overview.md"
 """The name of a README.md in examples/, since the page of that name would be the head of its section."""
 CELL = re.compile(r"<(t[dh])\b.*?</\1>", re.DOTALL)
 CODE = re.compile(r"<code>[^<]*</code>")
+OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
+"""An option in code, which a browser would break after its dashes."""
+PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
+TAG = re.compile(r"<[^>]*>")
+DESCRIPTION = 160
+"""Characters of a description that search engines show."""
 LOG = logging.getLogger("mkdocs.hooks.formulas")
 
 
@@ -60,11 +67,28 @@ def _example(config: MkDocsConfig, path: Path) -> File:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Typeset the formulas of a page; a wrong one ends the build. Code in tables loses the escapes that forges need."""
+    """Typeset the formulas of a page; a wrong one ends the build. Code in tables loses the escapes that forges need.
+
+    Options stay in one line, and the first sentences describe the page to search engines and in previews. The home page
+    has no list of its part's pages, since it is the only one.
+    """
     html = CELL.sub(lambda cell: CODE.sub(lambda code: code[0].replace(r"\|", "|"), cell[0]), html)
+    page.meta.setdefault("description", _described(html))
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]
+    html = CODE.sub(lambda code: OPTION.sub(r'<span class="option">\g<0></span>', code[0]), html)
     if not TYPESETS:
         return html
     try:
         return typeset(html)
     except FormulaError as error:
         raise PluginError(f"docs/{page.file.src_uri}: {error}") from error
+
+
+def _described(html: str) -> str | None:
+    """The first paragraph with a whole sentence, as the value of an attribute, cut at the end of a word."""
+    texts = (unescape(" ".join(TAG.sub("", each).split())) for each in PARAGRAPH.findall(html))
+    text = next((each for each in texts if len(each.split()) >= 8 and not each.startswith("In short:")), None)
+    if text is None:
+        return None
+    return escape(text if len(text) <= DESCRIPTION else text[:DESCRIPTION].rpartition(" ")[0] + " ...")
