@@ -1,6 +1,7 @@
 import gc
 import importlib.util
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -70,6 +71,8 @@ KEEPER = pytest.StashKey()
 
 
 def pytest_configure(config):
+    # A shell that runs a script in the background has its programs ignore it; tests raise and expect it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.stash[KEEPER] = session.begin()
 

@@ -14,6 +14,7 @@ from moeport.bench.operations import Measured
 from moeport.errors import UserError
 from moeport.files import atomic_file, check_output
 from moeport.files import write_json as write_as_json
+from moeport.optional import load
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -161,11 +162,8 @@ def check_plot(path: Path) -> None:
 
     Raises UserError without matplotlib, for a file type that matplotlib cannot write, or as `check_output`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(f"--plot {path}: matplotlib is not installed: pip install 'moeport[plot]'") from error
-    if path.suffix.removeprefix(".").lower() not in Figure().canvas.get_supported_filetypes():
+    figure = load("matplotlib.figure", f"--plot {path}", "plot").Figure()
+    if path.suffix.removeprefix(".").lower() not in figure.canvas.get_supported_filetypes():
         raise UserError(f"--plot {path}: not the name of an image; expected one that ends in .png, .svg or .pdf")
     check_output(path)
 

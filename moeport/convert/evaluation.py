@@ -16,6 +16,7 @@ from moeport.convert.folder import CONFIG, read_object
 from moeport.convert.from_hf import from_hf
 from moeport.convert.to_hf import to_hf
 from moeport.errors import UserError
+from moeport.optional import load
 from moeport.tokenizers.folder import has_our_code
 from moeport.training.evaluate_texts import TextLosses, evaluate_texts
 from moeport.training.run_dir import CHECKPOINT_DIR
@@ -116,16 +117,11 @@ def evaluate_tasks(
 
 
 def _harness() -> Any:
-    try:
-        import lm_eval
-        import lm_eval.models.huggingface
-        import lm_eval.tasks
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--tasks: needs lm-evaluation-harness, which is not installed ({error.name} is missing); "
-            "pip install 'moeport[eval]'"
-        ) from error
-    lm_eval.TaskManager = lm_eval.tasks.TaskManager
+    lm_eval, _, tasks = (
+        load(f"lm_eval{module}", "--tasks", "eval", package="lm-eval")
+        for module in ("", ".models.huggingface", ".tasks")
+    )
+    lm_eval.TaskManager = tasks.TaskManager
     return lm_eval
 
 

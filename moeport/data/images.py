@@ -11,6 +11,7 @@ import numpy as np
 from moeport.config.data import DataConfig, DigitsSource
 from moeport.data.documents import is_validation
 from moeport.errors import DataError
+from moeport.optional import load
 
 
 class ImageSet:
@@ -56,17 +57,13 @@ def read_images(config: DataConfig) -> ImageSplit:
     """The images of the source, split by a hash of their index.
 
     Raises:
-        DataError: scikit-learn is not installed, or one side has no images.
+        DataError: scikit-learn cannot be imported, or one side has no images.
     """
     source = config.source
     assert isinstance(source, DigitsSource)
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "data.source.name: digits needs the package `scikit-learn`: pip install 'moeport[vision]'"
-        ) from error
-    digits = load_digits()
+    digits = load(
+        "sklearn.datasets", "data.source.name: digits", "vision", DataError, package="scikit-learn"
+    ).load_digits()
     patch_NSP = patches((digits.images / 16).astype(np.float32), source.patch_size)
     class_N = digits.target.astype(np.int64)
     held_N = np.array([is_validation(f"digits:{i}", config.validation_fraction) for i in range(len(class_N))])

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 from moeport.data.documents import MissingPackageError
+from moeport.optional import load
 from moeport.reading import open_file
 
 MAX_RATIO, FREE_BYTES = 200, 64 * 2**20
@@ -70,10 +71,7 @@ def _zstd(file: BinaryIO) -> Any:
         return import_module("compression.zstd").ZstdFile(file)
     except ImportError:
         pass
-    try:
-        zstandard = import_module("zstandard")
-    except ImportError as error:
-        raise MissingPackageError("files in .zst need the package `zstandard`: pip install 'moeport[data]'") from error
+    zstandard = load("zstandard", "reading a .zst file", "data", MissingPackageError)
     return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 

@@ -67,7 +67,7 @@ def test_the_loss_by_position_is_that_of_transformers(hub, tmp_path, monkeypatch
         (("--text", "t.txt", "--context", "8", "--stride", "9"), "the stride must be at least 1 and at most the con"),
         (("--needle",), "there is no validation text: "),
         (("--text", "t.txt", "--checkpoint", "best"), "--checkpoint best: "),
-        (("--tasks", "a"), "--tasks: needs lm-evaluation-harness, which is not installed (lm_eval is missing); pip in"),
+        (("--tasks", "a"), "--tasks needs the package `lm-eval`: pip install 'moeport[eval]'"),
     ],
 )
 def test_what_is_refused(hub, tmp_path, monkeypatch, capsys, words, message):

@@ -37,7 +37,7 @@ def read(*paths, **options):
     source = FilesSource(paths=paths, **options)
     left_out = LeftOut()
     opened = open_source(DataConfig(source=source), left_out)
-    documents = dict(opened.train(left_out))
+    documents = {document.name: document.text for document in opened.train(left_out)}
     opened.refuse_faults(left_out)
     return {name: text for name, text in documents.items() if text}, left_out
 
@@ -99,7 +99,9 @@ def test_zstd():
 def test_zstd_without_a_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     write("a.txt.zst", b"")
-    refused("files in .zst need the package `zstandard`: pip install 'moeport[data]'", "a.txt.zst", bad_files="skip")
+    refused(
+        "reading a .zst file needs the package `zstandard`: pip install 'moeport[data]'", "a.txt.zst", bad_files="skip"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])

@@ -35,7 +35,7 @@ def tried(combination, options):
         return entry
     checks, folder = CHECKS[options.checks], options.folder / combination.name
     try:
-        if reason := make(combination, python, folder, checks.requirements):
+        if reason := make(combination, python, folder, checks.requirements(combination.numpy)):
             return {**entry, "versions": {}, "reason": reason}
         entry |= {"versions": installed_in(folder), "checks": options.checks, "commit": commit()}
         return entry | run(folder, checks.arguments)

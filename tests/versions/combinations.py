@@ -40,6 +40,10 @@ COMBINATIONS = {
 """By name. PyTorch asks for no release of numpy, so the older one is tried with the first, a middle and the last."""
 
 
+BESIDE = {"1.26": ("pyarrow<26",)}
+"""Releases that go with a series of numpy and do not say so; the extra `mindspore` has them too."""
+
+
 @dataclass(frozen=True)
 class Checks:
     """Tests that are run in an environment."""
@@ -50,11 +54,15 @@ class Checks:
     extras: tuple[str, ...] = ()
     """Optional dependencies of the project, without the Triton that goes with one release of PyTorch alone."""
 
-    @property
-    def requirements(self):
+    def requirements(self, numpy):
+        """What pip is asked for beside a series of numpy."""
         found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         listed = [requirement for extra in self.extras for requirement in found[extra]]
-        return [*self.packages, *(each for each in listed if not each.startswith(("moeport", "triton")))]
+        return [
+            *self.packages,
+            *BESIDE.get(numpy, ()),
+            *(each for each in listed if not each.startswith(("moeport", "triton"))),
+        ]
 
 
 QUICK = """

@@ -19,7 +19,10 @@ REPORTED = ("torch", "numpy", "scipy", "safetensors", "tokenizers", "pydantic", 
 
 
 def interpreter(series, given=()):
-    """An interpreter of a series such as 3.12: one of those given, on the path, or of pyenv; None if there is none."""
+    """An interpreter of a series such as 3.12: one of those given, on the path, or of pyenv; None if there is none.
+
+    One without pip, as some distributions have it, cannot make environments and is passed over.
+    """
     name = f"python{series}"
     of_pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{series}.*/bin/{name}"))
     for candidate in (*given, shutil.which(name), *of_pyenv):
@@ -35,8 +38,8 @@ def newest():
 
 
 def version_of(python):
-    """The version of an interpreter; empty if it does not start, as pyenv's stand-ins may not."""
-    program = "import platform; print(platform.python_version())"
+    """The version of an interpreter; empty if it does not start, as pyenv's stand-ins may not, or has no pip."""
+    program = "import pip, platform; print(platform.python_version())"
     try:
         return subprocess.run([python, "-c", program], capture_output=True, text=True).stdout.strip()
     except OSError:

@@ -5,13 +5,14 @@ import re
 import shutil
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
 
 from tests.versions import environments
 from tests.versions.__main__ import RECORD, commit, git, merged
-from tests.versions.combinations import CHECKS, COMBINATIONS, ROOT, Combination
+from tests.versions.combinations import BESIDE, CHECKS, COMBINATIONS, ROOT, Combination
 from tests.versions.environments import interpreter, reason_of, resolve, run
 
 CONFLICT = """\
@@ -54,6 +55,12 @@ def test_only_an_interpreter_of_the_series_is_taken():
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert interpreter(own, ["/no/python", sys.executable]) == sys.executable
     assert interpreter("2.0", [sys.executable]) is None
+
+
+def test_an_interpreter_without_pip_is_passed_over(tmp_path):
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    venv.create(tmp_path, symlinks=True)
+    assert interpreter(own, [tmp_path / "bin" / "python", sys.executable]) == sys.executable
 
 
 def test_where_no_series_is_found_this_interpreter_answers(monkeypatch):
@@ -101,7 +108,13 @@ def test_a_commit_says_whether_the_sources_differ_from_it(tmp_path):
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_check_names_files_that_exist(name):
     assert all((ROOT / each).exists() for each in CHECKS[name].arguments if each.startswith("tests/"))
-    assert not any(each.startswith(("triton", "moeport")) for each in CHECKS[name].requirements)
+    assert not any(each.startswith(("triton", "moeport")) for each in CHECKS[name].requirements("2"))
+
+
+def test_what_goes_with_the_older_numpy_is_what_the_extra_asks_for():
+    asked = [each.partition(";")[0] for each in PROJECT["optional-dependencies"]["mindspore"]]
+    assert set(BESIDE["1.26"]) < set(asked)
+    assert set(BESIDE["1.26"]) < set(CHECKS["check"].requirements("1.26"))
 
 
 def test_what_the_package_promises_was_run():

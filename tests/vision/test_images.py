@@ -61,7 +61,8 @@ def test_batches_and_windows():
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
     with pytest.raises(DataError, match=r"digits needs the package `scikit-learn`: pip install 'moeport\[vision\]'"):
         digits()
 
