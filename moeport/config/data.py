@@ -31,7 +31,7 @@ class FilesSource(Section):
     name: Literal["files"] = "files"
     """`files`"""
     paths: Annotated[tuple[UserPattern, ...], Field(min_length=1)]
-    """Globs of training files, relative to the working directory; `**` matches any number of folders. A folder stands
+    """Globs of training files, relative to data.root; `**` matches any number of folders. A folder stands
     for all files in it and below."""
     validation_paths: tuple[UserPattern, ...] = ()
     """Globs of validation files, or folders. Default: a share of the documents; see data.validation_fraction."""
@@ -205,6 +205,9 @@ class DataConfig(Section):
     """What is predicted of a text."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the data held out, chosen by a hash of each document's name or each image's index."""
+    root: UserPath | None = None
+    """Folder that the relative paths of sources start from. It is not part of a document's name, so the same text may
+    lie elsewhere on another machine. Default: the working directory."""
     cache_dir: UserPath | None = None
     """Folder of cached tokenizers and token files. Default: $XDG_CACHE_HOME/moeport or ~/.cache/moeport."""
 

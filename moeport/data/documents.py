@@ -12,7 +12,7 @@ from moeport.pages.words import counted
 
 
 class MissingPackageError(DataError):
-    """An optional package is not installed; no file of its kind can be read."""
+    """An optional package cannot be imported; no file of its kind can be read."""
 
 
 class ChangedError(DataError):
@@ -23,8 +23,15 @@ class Document(NamedTuple):
     """A named text."""
 
     name: str
-    """The path, or the path or dataset followed by the row; it decides the split."""
+    """The path, or the path or dataset followed by the row."""
     text: str
+    below: str = ""
+    """The name without data.root; empty: there is no such folder."""
+
+    @property
+    def key(self) -> str:
+        """What decides the split, and does not depend on where files lie."""
+        return self.below or self.name
 
     @property
     def num_bytes(self) -> int:
@@ -42,17 +49,17 @@ class Tally:
         """Their length in UTF-8 bytes."""
         self._digest = hashlib.sha256()
 
-    def add(self, name: str, data: bytes) -> None:
-        """Count a document by its name and the UTF-8 of its text."""
+    def add(self, key: str, data: bytes) -> None:
+        """Count a document by its key and the UTF-8 of its text."""
         self.count += 1
         self.num_bytes += len(data)
-        for part in (_name_bytes(name), data):
+        for part in (_key_bytes(key), data):
             self._digest.update(len(part).to_bytes(8, "big"))
             self._digest.update(part)
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of all names and texts in order."""
+        """Hexadecimal SHA-256 of all keys and texts in order."""
         return self._digest.hexdigest()
 
 
@@ -84,14 +91,14 @@ class Corpus(NamedTuple):
     validation: Documents
 
 
-def place(name: str, purpose: bytes = b"") -> int:
-    """A hash of a document's name, below 2^64; another one for each purpose."""
-    return int.from_bytes(hashlib.blake2b(_name_bytes(name), digest_size=8, person=purpose).digest(), "big")
+def place(key: str, purpose: bytes = b"") -> int:
+    """A hash of a document's key, below 2^64; another one for each purpose."""
+    return int.from_bytes(hashlib.blake2b(_key_bytes(key), digest_size=8, person=purpose).digest(), "big")
 
 
-def is_validation(name: str, validation_fraction: float) -> bool:
-    """Whether the document with this name is held out, decided by a hash of the name."""
-    return place(name) / 2**64 < validation_fraction
+def is_validation(key: str, validation_fraction: float) -> bool:
+    """Whether the document with this key is held out, decided by a hash of the key."""
+    return place(key) / 2**64 < validation_fraction
 
 
 def check_split(corpus: Corpus, rule: str, left_out: LeftOut) -> None:
@@ -135,10 +142,10 @@ def no_column(columns: Sequence[str], text_field: str, where: str) -> DataError:
 
 
 def documents_fingerprint(documents: Iterable[Document]) -> str:
-    """Hexadecimal SHA-256 of all names and texts in order."""
+    """Hexadecimal SHA-256 of all keys and texts in order."""
     tally = Tally()
     for document in documents:
-        tally.add(document.name, document.text.encode())
+        tally.add(document.key, document.text.encode())
     return tally.fingerprint
 
 
@@ -152,5 +159,5 @@ def size_label(documents: Documents) -> str:
     return f"{count_label(len(documents))} ({documents.num_bytes / 1e6:.1f} MB)"
 
 
-def _name_bytes(name: str) -> bytes:
+def _key_bytes(name: str) -> bytes:
     return name.encode(errors="surrogateescape")

@@ -6,7 +6,7 @@ import codecs
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from io import BufferedReader
 from itertools import count
@@ -40,10 +40,11 @@ class FileReader:
 
     Args:
         source: says how they are read.
+        root: the folder that is no part of the keys of documents; empty: there is none.
     """
 
-    def __init__(self, source: FilesSource):
-        self._source = source
+    def __init__(self, source: FilesSource, root: str = ""):
+        self._source, self._root = source, root
         self._other = {suffix.lower() for suffix in source.text_suffixes}
         self.kinds = ", ".join([*TEXT_SUFFIXES, *sorted(self._other), ".jsonl, .parquet"])
         """The kinds of files that can be read, for error messages."""
@@ -52,18 +53,21 @@ class FileReader:
         """Whether the suffix is that of a file that can be read."""
         return self._reader(path) is not None
 
-    def read(self, paths: Sequence[str], left_out: LeftOut) -> Iterator[Document]:
+    def read(self, paths: Iterable[str], left_out: LeftOut) -> Iterator[Document]:
         """The documents of the files in order. Rows are named `path:row` and lines `path:line`, counted from 1.
 
-        What cannot be read is added to `left_out`.
+        Args:
+            paths: of files.
+            left_out: what cannot be read is added to it.
 
         Raises:
             MissingPackageError: a package that is needed is not installed.
         """
         for path in paths:
+            below = _below(path, self._root)
             for found in self._documents(path):
                 if isinstance(found, Document):
-                    yield found
+                    yield found._replace(below=below and below + found.name[len(path) :])
                 else:
                     left_out.add_fault(str(found))
 
@@ -190,6 +194,12 @@ class FileReader:
                 f"{where}: not {name}{place}; convert the file to UTF-8, or set data.source.encoding"
             ) from error
         return text
+
+
+def _below(path: str, root: str) -> str:
+    """The path without the folder that it starts from; empty if there is none, or the path is not in it."""
+    found = os.path.relpath(path, root) if root else ""
+    return "" if found.split(os.sep)[0] == os.pardir else found
 
 
 def _json_text(line: str, text_field: str, where: str) -> str:

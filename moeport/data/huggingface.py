@@ -17,20 +17,18 @@ from moeport.data.documents import Document, MissingPackageError, checked_text, 
 from moeport.data.left_out import LeftOut
 from moeport.errors import DataError, MoeportError
 from moeport.files import atomic_file
+from moeport.optional import load
 
 
 def import_datasets() -> ModuleType:
     """The `datasets` package with its logging silenced, since failures raise errors.
 
     Raises:
-        MissingPackageError: the package is not installed.
+        MissingPackageError: the package cannot be imported.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingPackageError(
-            "parquet files and Hugging Face datasets need the package `datasets`: pip install 'moeport[data]'"
-        ) from error
+    datasets: ModuleType = load(
+        "datasets", "reading a parquet file or a Hugging Face dataset", "data", MissingPackageError
+    )
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets
 
@@ -41,10 +39,11 @@ class HubReader:
     Args:
         source: the dataset.
         folder: keeps the texts of a dataset that is streamed, so that it is read from the hub only once.
+        root: the folder that the path of a dataset starts from; empty: the working directory.
     """
 
-    def __init__(self, source: HuggingFaceSource, folder: Path):
-        self._source, self._folder = source, folder
+    def __init__(self, source: HuggingFaceSource, folder: Path, root: str = ""):
+        self._source, self._folder, self._root = source, folder, root
         self._rows: dict[str, Any] = {}
 
     def read(self, split: str) -> Iterator[Document]:
@@ -59,7 +58,7 @@ class HubReader:
             return
         kept = self._streamed(split)
         if not kept.exists():
-            rows = _unbroken(_documents(row_documents(_load(self._source, split), self._source.text_field, name)), name)
+            rows = _unbroken(_documents(row_documents(self._loaded(split), self._source.text_field, name)), name)
             with atomic_file(kept) as temporary, gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8") as file:
                 for document in rows:
                     file.write(json.dumps(document.text) + "\n")
@@ -78,8 +77,14 @@ class HubReader:
 
     def _opened(self, split: str) -> Any:
         if split not in self._rows:
-            self._rows[split] = _load(self._source, split)
+            self._rows[split] = self._loaded(split)
         return self._rows[split]
+
+    def _loaded(self, split: str) -> Any:
+        """The rows of a split; a relative folder is looked for in the root, which is no part of its name."""
+        dataset = self._source.dataset
+        path = os.path.join(self._root, dataset) if dataset.startswith(".") else dataset
+        return _load(self._source.model_copy(update={"dataset": path}), split)
 
     def _streamed(self, split: str) -> Path:
         """The file that keeps the texts of a streamed split."""

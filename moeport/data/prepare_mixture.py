@@ -170,7 +170,7 @@ def _unmarked(documents: Documents, marks: Marks, first: int) -> Documents:
 
     tally = Tally()
     for document in read():
-        tally.add(document.name, document.text.encode())
+        tally.add(document.key, document.text.encode())
     return Documents(read, tally.count, tally.num_bytes, tally.fingerprint)
 
 

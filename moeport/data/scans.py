@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -91,8 +92,14 @@ def forgotten_if_changed(config: DataConfig) -> Iterator[None]:
 
 
 def _path(config: DataConfig, stamp: Stamp | None) -> Path:
-    key = json.dumps([VERSION, config.source.model_dump(mode="json"), config.validation_fraction, stamp])
+    key = json.dumps([VERSION, *_asked(config), stamp])
     return cache_dir(config.cache_dir) / f"scan-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _asked(config: DataConfig) -> list[Any]:
+    """What decides the split of given files."""
+    root = [str(config.root)] if config.root else []
+    return [config.source.model_dump(mode="json"), config.validation_fraction, *root]
 
 
 def _read(path: Path) -> _Scan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -48,10 +49,13 @@ def open_source(config: DataConfig, left_out: LeftOut) -> Source:
     source = config.source
     if isinstance(source, StdlibSource):
         return Source(lambda _: _stdlib(), None, _refuse_nothing, lambda: None)
+    root = str(config.root or "")
+    if root and not os.path.isdir(root):
+        raise DataError(f"data.root: {root!r} is not a folder (working directory {os.getcwd()})")
     if isinstance(source, FilesSource):
-        return _files(source, left_out)
+        return _files(source, root, left_out)
     if isinstance(source, HuggingFaceSource):
-        return _huggingface(source, cache_dir(config.cache_dir))
+        return _huggingface(source, root, cache_dir(config.cache_dir))
     raise DataError(f"data.source.name: {source.name} has images; expected text: stdlib, files or huggingface")
 
 
@@ -65,11 +69,15 @@ def split_rule(config: DataConfig) -> str:
     return f"data.validation_fraction is {config.validation_fraction}"
 
 
-def _files(source: FilesSource, left_out: LeftOut) -> Source:
-    reader = FileReader(source)
+def _files(source: FilesSource, root: str, left_out: LeftOut) -> Source:
+    reader = FileReader(source, root)
 
     def find(patterns: Sequence[str], option: str) -> list[str]:
-        return find_files(patterns, source.exclude, reader.is_readable, reader.kinds, option, left_out)
+        named = [_from(root, pattern) for pattern in patterns]
+        excluded = [
+            os.path.join(glob.escape(root), each) if "/" in each.rstrip("/") else each for each in source.exclude
+        ]
+        return find_files(named, excluded, reader.is_readable, reader.kinds, option, left_out)
 
     train_paths = find(source.paths, "data.source.paths")
     validation_paths = find(source.validation_paths, "data.source.validation_paths") if source.validation_paths else []
@@ -88,14 +96,20 @@ def _files(source: FilesSource, left_out: LeftOut) -> Source:
     )
 
 
-def _huggingface(source: HuggingFaceSource, folder: Path) -> Source:
+def _from(root: str, pattern: str) -> str:
+    """A file, folder or glob that starts from a folder, in whose name nothing is a wildcard."""
+    named = os.path.join(root, pattern)
+    return named if os.path.lexists(named) else os.path.join(glob.escape(root), pattern)
+
+
+def _huggingface(source: HuggingFaceSource, root: str, folder: Path) -> Source:
     held_out = source.validation_split
     if held_out == source.split:
         raise DataError(
             f"data.source.split and data.source.validation_split are both {source.split!r}; "
             "validation data must not be trained on: name another split or leave validation_split out"
         )
-    reader = HubReader(source, folder)
+    reader = HubReader(source, folder, root)
     splits = [source.split, *([] if held_out is None else [held_out])]
     return Source(
         lambda _: reader.read(source.split),

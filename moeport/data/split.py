@@ -50,7 +50,7 @@ class Source:
         left_out = LeftOut() if left_out is None else left_out
         if self.validation is None:
             documents = self.train(left_out)
-            yield from ((int(is_validation(each.name, fraction)), each) for each in documents if each.text)
+            yield from ((int(is_validation(each.key, fraction)), each) for each in documents if each.text)
             return
         for side, read in ((TRAIN, self.train), (VALIDATION, self.validation)):
             if only in (None, side):
@@ -78,9 +78,9 @@ def split(source: Source, fraction: float, left_out: LeftOut, folder: Path | Non
         for side, document in source.sides(fraction, left_out):
             data = document.text.encode()
             digest = text_digest(data)
-            tallies[side].add(document.name, data)
+            tallies[side].add(document.key, data)
             hashes.add(side, digest)
-            outliers.see(side, document.name, digest)
+            outliers.see(side, document, digest)
             _tell(progress, tallies)
         source.refuse_faults(left_out)
         shared = hashes.shared(loser)
@@ -121,12 +121,12 @@ class _Outliers:
         self.lowest = (2**64, "", b"")
         self.highest = (-1, "", b"")
 
-    def see(self, side: int, name: str, digest: bytes) -> None:
-        number = place(name)
+    def see(self, side: int, document: Document, digest: bytes) -> None:
+        found = place(document.key), document.name, digest
         if side == TRAIN:
-            self.lowest = min(self.lowest, (number, name, digest))
+            self.lowest = min(self.lowest, found)
         else:
-            self.highest = max(self.highest, (number, name, digest))
+            self.highest = max(self.highest, found)
 
 
 def _exchanged(source: Source, fraction: float, left_out: LeftOut, found: tuple[int, str, bytes], side: int) -> Corpus:
@@ -190,7 +190,7 @@ def _without(documents: Sided, loser: int, shared: Marks) -> Sided:
 def _tallies(documents: Sided, progress: Progress | None = None) -> tuple[Tally, Tally]:
     tallies = (Tally(), Tally())
     for side, document in documents:
-        tallies[side].add(document.name, document.text.encode())
+        tallies[side].add(document.key, document.text.encode())
         if progress:
             _tell(progress, tallies)
     return tallies

@@ -225,7 +225,7 @@ def _with_ends(encoded: Iterable[np.ndarray], end: np.ndarray) -> Iterator[np.nd
 def _texts(documents: Iterable[Document], tally: Tally, skipped: int, writing: Writing) -> Iterator[str]:
     """The texts that are not yet in a shard; all documents are counted."""
     for document in documents:
-        tally.add(document.name, document.text.encode())
+        tally.add(document.key, document.text.encode())
         writing.progress("encoding", tally.num_bytes, writing.num_bytes)
         if tally.count > skipped:
             yield document.text

@@ -82,7 +82,7 @@ def _vocabulary(texts: Iterator[str], chosen: ScaffoldBPETokenizer | LBPETokeniz
 
 
 def tokenizer_texts(several: Sequence[Documents]) -> Iterator[str]:
-    """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their names and places.
+    """The texts that a tokenizer is trained on: all, or of too many a sample by a hash of their keys and places.
 
     The pieces of a long document are drawn one by one, since it may be the only one.
     """
@@ -93,5 +93,5 @@ def tokenizer_texts(several: Sequence[Documents]) -> Iterator[str]:
             yield document.text
             continue
         for start in range(0, len(document.text), CHARACTERS_PER_PIECE):
-            if place(f"{document.name}:{start}" if start else document.name, b"tokenizer") < limit:
+            if place(f"{document.key}:{start}" if start else document.key, b"tokenizer") < limit:
                 yield document.text[start : start + CHARACTERS_PER_PIECE]

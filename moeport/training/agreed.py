@@ -29,6 +29,7 @@ from moeport.version import VERSION
 MAY_DIFFER: Mapping[str, str] = {
     "run.dir": "hosts may mount it under other paths; that all see the same folder is checked before step 1",
     "data.cache_dir": "each host may have its own; what is read from it is compared",
+    "data.root": "files may lie elsewhere on another host; their text and their names below it are compared",
     "data.source.paths": "files may lie elsewhere on another host; their text is compared",
     "data.source.validation_paths": "as data.source.paths",
     "data.tokenizer.path": "the tokenizer is compared",

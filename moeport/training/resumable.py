@@ -48,6 +48,7 @@ RULES: Mapping[str, Rule] = {
     "model.embedding_std": Rule(Effect.NONE, "the weights are those of the checkpoint"),
     "data": Rule(Effect.REFUSED, "other batches, or another evaluation"),
     "data.objective.steps": Rule(Effect.ONWARD, "refused if steps that are done would have had another objective"),
+    "data.root": Rule(Effect.NONE, "the text and its names below it are compared"),
     "data.cache_dir": Rule(Effect.NONE, "the text and the tokenizer are compared"),
     "training.steps": Rule(
         Effect.ONWARD, "refused if the rates of the steps done would be others, or if more steps are done"

@@ -12,6 +12,7 @@ from moeport.errors import ConfigError
 VALUES: dict[str, dict] = {
     "run.dir": {},
     "data.cache_dir": {},
+    "data.root": {},
     "training.start_from": {},
     "data.tokenizer.path": {"data": {"tokenizer": {"name": "file", "path": "x"}}},
     "data.source.paths": {"data": {"source": {"name": "files", "paths": ["x"]}}},

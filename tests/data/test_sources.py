@@ -45,6 +45,10 @@ def usable(config, left_out=None):
     return SimpleNamespace(train=list(corpus.train), validation=list(corpus.validation))
 
 
+def pairs(documents):
+    return [(document.name, document.text) for document in documents]
+
+
 def refused(message, *paths, **options):
     with pytest.raises(DataError, match=f"^{re.escape(message)}"):
         read_files(*paths, **options)
@@ -77,27 +81,27 @@ def test_files_of_every_kind_in_the_order_of_their_names():
     write("data/d.txt", "")
     write("held/out.txt", "validation")
     corpus = read_files("data/**/*", "data/b.txt", validation_paths=("held/*",))
-    assert corpus.train == [
+    assert pairs(corpus.train) == [
         ("data/b.txt", "text\r\n"),
         ("data/c.jsonl:1", "2020-01-01"),
         ("data/c.jsonl:2", "é\x00\u2028x"),
         ("data/deep/a.py", "pass\n"),
     ]
-    assert corpus.validation == [("held/out.txt", "validation")]
+    assert pairs(corpus.validation) == [("held/out.txt", "validation")]
 
 
 def test_json_lines_may_have_blank_lines_a_byte_order_mark_and_other_columns():
     write("a.jsonl", '\ufeff{"body": "one", "text": 1}\n\n{"body": "two", "meta": {"x": []}}')
     write("v.txt", "validation")
     corpus = read_files("a.jsonl", text_field="body", validation_paths=("v.txt",))
-    assert corpus.train == [("a.jsonl:1", "one"), ("a.jsonl:3", "two")]
+    assert pairs(corpus.train) == [("a.jsonl:1", "one"), ("a.jsonl:3", "two")]
 
 
 def test_parquet_rows_are_documents():
     write_parquet("odd [1].parquet", {"n": [1, 2, 3], "text": ["one", "", "three"]})
     write("v.txt", "validation")
     corpus = read_files("odd*.parquet", validation_paths=("v.txt",))
-    assert corpus.train == [("odd [1].parquet:1", "one"), ("odd [1].parquet:3", "three")]
+    assert pairs(corpus.train) == [("odd [1].parquet:1", "one"), ("odd [1].parquet:3", "three")]
 
 
 def test_without_validation_files_rows_are_split_by_name():
@@ -107,6 +111,48 @@ def test_without_validation_files_rows_are_split_by_name():
         f"a.jsonl:{line}" for line in range(1, 51) if is_validation(f"a.jsonl:{line}", 0.2)
     }
     assert len(corpus.train) + len(corpus.validation) == 50
+
+
+@pytest.mark.parametrize(
+    "paths", [("**/*.txt",), (".",), ("a", "b/*.txt"), ("a/rows.jsonl", "b/1.txt"), ("./a/../a/*.jsonl",)]
+)
+def test_a_corpus_below_a_root_is_split_the_same_wherever_it_lies(tmp_path, paths):
+    rows = [{"text": f"row {number}"} for number in range(40)]
+    for root in ("here", "else where/deep [1]*"):
+        for number in range(40):
+            write(f"{root}/{'ab'[number % 2]}/{number}.txt", f"text {number}")
+        write_json_lines(f"{root}/a/rows.jsonl", rows)
+
+    def corpus(root, *named):
+        source = FilesSource(paths=named, exclude=("b/3.txt",))
+        return read_documents(DataConfig(source=source, root=root, validation_fraction=0.3))
+
+    expected = corpus("here", *paths)
+    found = [corpus(root, *paths) for root in (tmp_path / "here", "else where/deep [1]*")]
+    found.append(corpus("here", *(f"{tmp_path}/here/{path}" for path in paths)))
+    for other in found:
+        for one, another in zip(expected, other, strict=True):
+            assert [document.text for document in one] == [document.text for document in another]
+            assert one.fingerprint == another.fingerprint
+    names = [document.name for side in expected for document in side]
+    assert all(name.startswith("here/") for name in names)
+    assert "here/b/3.txt" not in names
+    os.chdir("here")
+    assert [side.fingerprint for side in corpus(None, *paths)] == [side.fingerprint for side in expected]
+
+
+def test_a_path_outside_the_root_keeps_its_name():
+    write("root/a.txt", "one")
+    write("b.txt", "text")
+    corpus = read_documents(DataConfig(source=FilesSource(paths=("a.txt", "../b.txt")), root="root"))
+    assert {document.key for side in corpus for document in side} == {"a.txt", "b.txt"}
+
+
+def test_a_root_that_is_no_folder(tmp_path):
+    write("a.txt", "text")
+    for source in (FilesSource(paths=("a.txt",)), HuggingFaceSource(dataset="./set")):
+        with pytest.raises(DataError, match=r"^data.root: 'a.txt' is not a folder \(working directory "):
+            read_documents(DataConfig(source=source, root="a.txt"))
 
 
 def test_no_match(tmp_path):
@@ -186,7 +232,7 @@ def test_parquet_without_datasets(monkeypatch):
     write("a.parquet", b"")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused(
-        "parquet files and Hugging Face datasets need the package `datasets`: pip install 'moeport[data]'",
+        "reading a parquet file or a Hugging Face dataset needs the package `datasets`: pip install 'moeport[data]'",
         "a.parquet",
     )
 
@@ -289,9 +335,18 @@ class TestHuggingFace:
 
     def test_local_folder(self):
         corpus = self.read(validation_split="test")
-        assert corpus.train[0] == ("./set:train:1", "train 0")
+        assert pairs(corpus.train)[0] == ("./set:train:1", "train 0")
         assert len(corpus.train) == 20
-        assert corpus.validation == [("./set:test:1", "test")]
+        assert pairs(corpus.validation) == [("./set:test:1", "test")]
+
+    def test_local_folder_below_a_root(self, tmp_path):
+        here = self.read()
+        os.makedirs("elsewhere")
+        os.rename("set", "elsewhere/set")
+        source = HuggingFaceSource(dataset="./set")
+        config = DataConfig(source=source, root=tmp_path / "elsewhere", validation_fraction=0.3)
+        there = usable(config)
+        assert (pairs(there.train), pairs(there.validation)) == (pairs(here.train), pairs(here.validation))
 
     def test_split_by_name(self):
         corpus = self.read()

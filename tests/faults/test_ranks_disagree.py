@@ -85,7 +85,8 @@ def test_every_key_is_compared_but_those_that_may_differ():
 
 
 def test_what_may_differ_is_no_disagreement():
-    other = {"run": {"dir": "elsewhere"}, "data": {"source": {"name": "files", "paths": ["b/*.txt"]}, "cache_dir": "c"}}
+    source = {"name": "files", "paths": ["b/*.txt"]}
+    other = {"run": {"dir": "elsewhere"}, "data": {"source": source, "root": "c", "cache_dir": "d"}}
     assert disagreement([topics({}), topics(other)]) is None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moeport.errors import CheckpointError, NonFiniteError, UserError
+from moeport.errors import CheckpointError, DataError, NonFiniteError, UserError
 from moeport.routers import BY_NAME
 from moeport.training.checkpoint import list_checkpoints
 from moeport.training.run import train
@@ -177,6 +177,22 @@ def test_resume_refuses_another_model_and_tells_of_other_changes(tmp_path, capsy
         train(tiny_config(tmp_path, model={"norm_eps": 1e-3}, training={"seed": 3, "steps": 8}), resume=True)
     train(tiny_config(tmp_path, training={"steps": 7}, optimizer=optimizer), resume=True)
     assert "changed from step 7 on: training.steps: 6 -> 7" in capsys.readouterr().out
+
+
+def test_resume_where_the_text_lies_elsewhere(tmp_path):
+    sections = {"data": {"source": {"paths": ["*.txt"], "validation_paths": []}, "root": str(tmp_path / "text")}}
+    config = tiny_config(tmp_path, **sections)
+    train(config, console=QUIET)
+    weights = contents(last(config))
+    stop_after(config, 2)
+    shutil.rmtree(tmp_path / "cache")
+    shutil.move(tmp_path / "text", tmp_path / "elsewhere/text")
+    (tmp_path / "text").mkdir()
+    with pytest.raises(DataError, match="no file matches"):
+        train(config, resume=True, console=QUIET)
+    sections["data"]["root"] = str(tmp_path / "elsewhere/text")
+    train(tiny_config(tmp_path, **sections), resume=True, console=QUIET)
+    assert contents(last(config)) == weights
 
 
 def test_resume_refuses_other_text(tmp_path):
