@@ -36,10 +36,13 @@ SizeFlags = Annotated[
         minimum=typer.Option("--minbytes", "-b", help="Smallest size, such as 64K."),
         maximum=typer.Option("--maxbytes", "-e", help="Largest size, such as 16M."),
         factor=typer.Option(
-            "--stepfactor", "-f", min=2, help="Ratio of one size to the next.", show_default=str(FACTOR)
+            "--stepfactor", "-f", min=2, help="Ratio of each size to the one before.", show_default=str(FACTOR)
         ),
         step=typer.Option(
-            "--stepbytes", "-i", help="Difference of one size and the next, such as 1M, instead.", show_default=False
+            "--stepbytes",
+            "-i",
+            help="Instead, the difference of each size and the one before, such as 1M.",
+            show_default=False,
         ),
     ),
 ]
@@ -136,7 +139,7 @@ def moe(
     target: TargetFlags,
     files: Annotated[Files, _file_flags("time")],
 ) -> None:
-    """Time one MoE layer whose experts are divided among all ranks, and check its values, on the ranks of a job.
+    """Time one MoE layer with its experts divided among all ranks, and check its values, on the ranks of a job.
 
     Times the forward and backward pass of router, drops, all-to-all, experts and shared experts, with each all-to-all
     and each number of chunks. `local` is the same layer without an all-to-all: each rank sends the same number of rows

@@ -16,7 +16,7 @@ def capacity(
     target: Annotated[
         float, typer.Option(min=0, max=1, help="Drop rate to recommend a capacity for, as a fraction.")
     ] = 0.01,
-    steps: Annotated[int, typer.Option(min=1, help="How many of the last steps to analyse.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Number of last steps to analyse.")] = 100,
     json_file: Annotated[Path | None, output_file("--json", help="Write the numbers as JSON.")] = None,
     output: Annotated[
         Path | None,

@@ -7,7 +7,8 @@ import typer
 
 app = typer.Typer(name="checkpoint", help="List the checkpoints of a run, or verify them.", no_args_is_help=True)
 Where = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="A run folder, or one step-* of it.", show_default=False)
+    Path,
+    typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="A run folder, or one step-* folder in it.", show_default=False),
 ]
 
 

@@ -15,7 +15,7 @@ else:
 ChosenOn = Literal["first", "all"]
 ConfigFiles = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML configs.", show_default=False)]
 OutputDir = Annotated[Path, output_folder("--output-dir", help="Folder for the run folders and compare.html.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Short for --set training.steps=STEPS.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Short for --set training.steps=N.")]
 Baseline = Annotated[
     str | None,
     typer.Option(
@@ -29,9 +29,9 @@ Ranks = Annotated[
     typer.Option(
         "--ranks",
         min=1,
-        help="N of the all-to-all, whose bytes per token are computed, not measured: rows per token x (1 - 1/N) x "
-        "d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward), if experts and "
-        "tokens are spread evenly over N ranks.",
+        help="Number of ranks N for the bytes per token of the all-to-all, which are computed, not measured: rows per "
+        "token x (1 - 1/N) x d_model x bytes of the compute type x 2 (there and back) x 2 (forward and backward), if "
+        "experts and tokens are spread evenly over N ranks.",
     ),
 ]
 Allowed = Annotated[

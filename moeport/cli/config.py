@@ -61,7 +61,9 @@ def translate(
     output: Annotated[Path | None, output_file("-o", "--output", help="Write the YAML to a file.")] = None,
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, help="Data-parallel ranks that FILE is for, if it only gives the batch of one rank."),
+        typer.Option(
+            min=1, help="Number of data-parallel ranks that FILE is for, if it gives only the batch of one rank."
+        ),
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out what cannot be expressed, instead of refusing it.")

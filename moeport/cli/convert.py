@@ -104,7 +104,7 @@ def to_hf(
 ) -> None:
     """Convert a run to a folder that transformers opens.
 
-    What transformers cannot express is refused, with the nearest that it can.
+    What transformers cannot express is refused, with the nearest alternative.
 
     Example: moeport convert to-hf runs/qwen3 Qwen3-tuned --dtype bfloat16
     """
@@ -140,7 +140,7 @@ def upcycle(
         str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to start from: latest, best or step-N.")
     ] = "latest",
 ) -> None:
-    """Make a mixture-of-experts model from a trained one: --set says what it has.
+    """Make a mixture-of-experts model from a trained one, with the keys given by --set.
 
     Dense blocks are copied into experts, or cut into narrower ones; a mixture gets null experts or another router.
 
@@ -208,7 +208,7 @@ def from_dcp(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Config whose model section describes a folder that moeport did not write.",
+            help="Config with a model section that describes a folder not written by moeport.",
             show_default=False,
         ),
     ] = None,

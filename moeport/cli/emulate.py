@@ -19,7 +19,7 @@ def emulate(
         list[str], typer.Argument(help="A moeport command and its options, after `--`.", show_default=False)
     ],
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 2,
-    ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes per node.")] = 2,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="Ranks per node.")] = 2,
     inter: Annotated[
         str | None, typer.Option(help="Rate of each node's link, such as 200mbit; default: unlimited.")
     ] = None,

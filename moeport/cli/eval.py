@@ -31,7 +31,9 @@ WindowFlags = Annotated[
     Windows,
     Flags(
         context=typer.Option(
-            "--context", min=1, help="Most tokens the model sees at once. Default: data.sequence_length."
+            "--context",
+            min=1,
+            help="Maximum number of tokens that the model sees at once. Default: data.sequence_length.",
         ),
         stride=typer.Option("--stride", min=1, help="Tokens between the starts of windows. Default: the context."),
     ),
@@ -78,8 +80,10 @@ def eval(  # noqa: A001
         str | None, typer.Option(help=f"{', '.join(BACKENDS)}; for texts. Default: the run's.", show_default=False)
     ] = None,
     tokenizer: HubTokenizer = None,
-    tasks_path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="YAML files of further tasks.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task. Default: all.")] = None,
+    tasks_path: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of YAML files with more tasks.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions per task. Default: all.")] = None,
     json_file: Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")] = None,
     long_context: LongContextFlags,
 ) -> None:

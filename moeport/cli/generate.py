@@ -16,16 +16,17 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help='Further prompts: one per line, or in a .jsonl file objects with "prompt" in them.'
+            metavar="FILE", help='More prompts: one per line, or a .jsonl file of objects with the key "prompt".'
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to add to each text.")] = 200,
     temperature: Annotated[
         float, typer.Option(min=0, help="Divides the logits; 0 always takes the most likely token.")
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(min=1, help="Sample from the K most likely tokens.")] = 50,
+    top_k: Annotated[int, typer.Option(min=1, help="Sample from the N most likely tokens.")] = 50,
     top_p: Annotated[
-        float, typer.Option(help="Of these, from the fewest whose probabilities sum to at least P; above 0, at most 1.")
+        float,
+        typer.Option(help="Of these, from the fewest with probabilities that sum to at least X; above 0, at most 1."),
     ] = 1.0,
     stop: Annotated[
         list[str], typer.Option(help="A text ends before this string. Repeatable.", show_default=False)
@@ -42,7 +43,7 @@ def generate(
     checkpoint: Annotated[
         str, typer.Option(metavar="latest|best|step-N", help="Checkpoint to use: latest, best or step-N.")
     ] = "latest",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per text.")] = False,
 ) -> None:
     """Continue texts with a trained model."""
     from moeport.training.generate import generate_texts

@@ -14,13 +14,15 @@ Looked = Annotated[
     Options,
     Flags(
         checkpoint=typer.Option(metavar="latest|best|step-N", help="Checkpoint to inspect: latest, best or step-N."),
-        tokens=typer.Option(min=1, help="Most tokens of text, which lie in memory as hidden states."),
-        context=typer.Option(min=1, help="Tokens of a sequence. Default: data.sequence_length.", show_default=False),
+        tokens=typer.Option(min=1, help="Maximum number of tokens of text; their hidden states are kept in memory."),
+        context=typer.Option(min=1, help="Tokens per sequence. Default: data.sequence_length.", show_default=False),
         batch_size=typer.Option(min=1, help="Sequences that share the capacity of the experts."),
         least=typer.Option(
-            min=1, help="Assignments that a token id, or a range of positions, must have to be looked at."
+            min=1, help="Number of assignments that a token id, or a range of positions, must have to be included."
         ),
-        checkpoints=typer.Option(min=1, help="Most checkpoints of the run that are compared, with the inspected one."),
+        checkpoints=typer.Option(
+            min=1, help="Maximum number of checkpoints of the run to compare, including the inspected one."
+        ),
         compared=typer.Option(min=0, help="Tokens that every expert is given; 0: do not compare the experts."),
         robustness=typer.Option(
             "--robustness/--no-robustness", help="Also measure the loss without every token's first choice."

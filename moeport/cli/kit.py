@@ -39,12 +39,12 @@ def kit(
         str, typer.Option(metavar="PART,...", help=f"Run only these parts: {', '.join(PART_NAMES)}.")
     ] = "",
     skip: Annotated[str, typer.Option(metavar="PART,...", help="Leave these parts out.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Less of everything: some two minutes on two cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of everything: about two minutes on two cores.")] = False,
     output: Annotated[
         Path | None,
         output_file("-o", "--output", help="The file to write; default: moeport-kit-DATE.zip.", metavar="FILE.zip"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Check everything on this machine's hardware and write one file to send back."""
     if context.invoked_subcommand is not None:

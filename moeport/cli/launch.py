@@ -15,7 +15,7 @@ _PORTS = ", ".join(f"{port} for {launcher}" for launcher, port in PORTS.items())
 NodeFlags = Annotated[
     Nodes,
     Flags(
-        ranks_per_node=typer.Option(min=1, help="Processes per node.", show_default=False),
+        ranks_per_node=typer.Option(min=1, help="Ranks per node.", show_default=False),
         nodes=typer.Option(min=1, help="Number of nodes."),
         node_rank=typer.Option(min=0, help="Only this node, counted from 0; default: all.", show_default=False),
         master_addr=typer.Option(help="Host name or address of node 0; needed for several nodes.", show_default=False),
@@ -35,7 +35,7 @@ ScriptFlags = Annotated[
         time=typer.Option(help="For the script: time limit, such as 02:00:00.", show_default=False),
         partition=typer.Option(help="For the script: Slurm's partition.", show_default=False),
         cpus_per_rank=typer.Option(
-            min=1, help="For the script: cores for each rank; default: all cores of the nodes.", show_default=False
+            min=1, help="For the script: cores per rank; default: all cores of the nodes.", show_default=False
         ),
     ),
 ]

@@ -56,7 +56,7 @@ class _Moeport(TyperGroup):
     @override
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] in ALONE and args[1:]:
-            ctx.fail(f"{args[0]} takes nothing behind it; received {' '.join(args[1:])}")
+            ctx.fail(f"{args[0]} takes no arguments; received {' '.join(args[1:])}")
         return super().parse_args(ctx, args)
 
 

@@ -44,11 +44,11 @@ BundleFlags = Annotated[
         replay=typer.Option(metavar="BUNDLE", help="Take the routing of the pass and of one step from this bundle."),
         keep=typer.Option(
             metavar="KIND=HOW",
-            help="How much is kept of a kind of tensor: full, sample or statistics; ALL=HOW for every kind. "
+            help="How much of a kind of tensor is kept: full, sample or statistics; ALL=HOW for every kind. "
             "Repeatable. Default: samples of parameters, activations, gradients and updates; everything else in full.",
         ),
-        sample_size=typer.Option(min=1, help="Entries kept of a sampled tensor."),
-        overwrite=typer.Option("--overwrite", help="Replace an older bundle; otherwise it is refused."),
+        sample_size=typer.Option(min=1, help="Number of entries kept of a sampled tensor."),
+        overwrite=typer.Option("--overwrite", help="Replace an existing bundle; otherwise it is refused."),
     ),
 ]
 ReportFlags = Annotated[
@@ -57,7 +57,9 @@ ReportFlags = Annotated[
         json_file=output_file("--json", help="Write the whole result as JSON."),
         markdown=output_file("--markdown", help="Write the tables as Markdown."),
         html_file=output_file("--html", help="Write one HTML page with charts."),
-        overwrite=typer.Option("--overwrite", help="Replace older files of these names; otherwise they are refused."),
+        overwrite=typer.Option(
+            "--overwrite", help="Replace existing files of these names; otherwise they are refused."
+        ),
         strict=typer.Option("--strict", help="Exit with 1 on a warning too."),
     ),
 ]
@@ -183,9 +185,7 @@ def compare(
     ] = None,
     names: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="YAML that maps names of B's tensors to those of A, for models from elsewhere."
-        ),
+        typer.Option(metavar="FILE", help="YAML that maps names of B's tensors to those of A, for other models."),
     ] = None,
     *,
     parts: Parts = "",

@@ -30,7 +30,7 @@ ConfigFile = Annotated[
 Measured = Annotated[
     list[Path] | None,
     typer.Option(
-        "--from", metavar="FILE.json", help="Output of moeport bench comm --json on such a cluster. Repeatable."
+        "--from", metavar="FILE.json", help="Output of moeport bench comm --json on a cluster of this kind. Repeatable."
     ),
 ]
 Intra = Annotated[
@@ -44,15 +44,17 @@ TrafficKind = Annotated[
     str, typer.Option(help="How tokens choose experts: uniform, zipf, local:F, or a .npy file of ids (tokens, K).")
 ]
 ComputeMs = Annotated[
-    float | None, typer.Option(min=0, help="Milliseconds that a rank computes per step, as measured on one rank.")
+    float | None, typer.Option(min=0, help="Compute time of a rank per step in milliseconds, as measured on one rank.")
 ]
-Flops = Annotated[str | None, typer.Option(metavar="150T", help="Or floating-point operations per second of a rank.")]
+Flops = Annotated[
+    str | None, typer.Option(metavar="150T", help="Instead, the floating-point operations per second of a rank.")
+]
 Steps = Annotated[
     list[str] | None,
     typer.Option(
         "--step",
         metavar="RUN_DIR@2x4",
-        help="Or a run of moeport train on NODESxRANKS_PER_NODE to measure it from. Repeatable.",
+        help="Instead, a run of moeport train on NODESxRANKS_PER_NODE to take it from. Repeatable.",
     ),
 ]
 
@@ -71,7 +73,7 @@ MACHINES = Flags(
     ranks_per_node=typer.Option(min=1, help="Ranks per node."),
     memory=typer.Option(
         metavar="80GB,512GB",
-        help="Memory of an accelerator, and of a node (on CPUs that alone); placements that need more are left out.",
+        help="Memory of an accelerator and of a node (on CPUs, of a node only); larger placements are left out.",
     ),
 )
 JsonFile = Annotated[Path | None, output_file("--json", help="Write all figures as JSON.")]

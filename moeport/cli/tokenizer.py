@@ -163,7 +163,7 @@ def encode(
             "-o",
             "--output",
             help="Write .jsonl: an object with name and ids per document; or .bin: ids as little-endian uint32, each "
-            "document with <|endoftext|> behind it, if there is such a token.",
+            "document with <|endoftext|> after it, if there is such a token.",
         ),
     ] = None,
     workers: Workers = None,
@@ -202,11 +202,14 @@ def decode(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--ids", metavar="FILE", help="A .jsonl or .bin of `encode`, or numbers in plain text.", show_default=False
+            "--ids",
+            metavar="FILE",
+            help="A .jsonl or .bin file written by `encode`, or numbers in plain text.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Path | None, output_file("-o", "--output", help="Write the bytes to a file, in place of standard output.")
+        Path | None, output_file("-o", "--output", help="Write the bytes to a file instead of standard output.")
     ] = None,
 ) -> None:
     """Turn ids into the bytes that they stand for; special tokens are spelled out.
@@ -270,7 +273,7 @@ def evaluate(
     ],
     text: TextFiles = [],  # noqa: B006
     overrides: SourceOverrides = None,
-    folds: Annotated[int, typer.Option(min=1, metavar="N", help="Parts of the text, for the spread.")] = 5,
+    folds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of parts of the text, for the spread.")] = 5,
     *,
     files: FileFlags,
 ) -> None:

@@ -26,7 +26,9 @@ def train(
         bool,
         typer.Option("--profile", help="Profile some steps: traces, and tables by kind of work (metrics.profile)."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and summarise the run without training.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the run, measure two steps and show a summary, without training.")
+    ] = False,
 ) -> None:
     """Train a model, on all ranks of the job if a launcher (torchrun, srun, mpirun, msrun) started it."""
     from moeport.comm.excuse import excused

@@ -15,7 +15,7 @@ def watch(
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; by default only this machine reaches it.")
     ] = "127.0.0.1",
 ) -> None:
-    """Follow runs on a page in the browser while they train: loss, speed, time left, loads, drops, whether they live.
+    """Follow runs on a page in the browser while they train: loss, speed, time left, loads, drops, state.
 
     It prints the address of the page, which holds a random token, and serves it until Ctrl-C. It only reads the runs.
     """

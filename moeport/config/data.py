@@ -38,7 +38,7 @@ class FilesSource(Section):
     exclude: tuple[UserPattern, ...] = ()
     """Globs of files and folders to leave out; one without a slash is compared with every part of a path."""
     text_suffixes: tuple[str, ...] = ()
-    """Further suffixes of text files, such as .tex; `*` stands for any other suffix or none."""
+    """More suffixes of text files, such as .tex; `*` stands for any other suffix or none."""
     encoding: str = "utf-8"
     """Encoding of text and .jsonl files. Byte order marks of UTF-8, UTF-16 and UTF-32 take precedence over utf-8."""
     bad_files: Literal["refuse", "skip"] = "refuse"
@@ -151,7 +151,7 @@ class ScaffoldBPETokenizer(Section):
     vocab_size: Annotated[int, Field(ge=257)] = 4096
     """Number of tokens, including the 256 bytes and the end of text; scaffold tokens are not among them."""
     pattern: str = "moeport"
-    """What tokens stay within: a named pattern (moeport, gpt2, gpt4, digits) or a regular expression."""
+    """The pieces that no token crosses: a named pattern (moeport, gpt2, gpt4, digits) or a regular expression."""
 
 
 class LBPETokenizer(Section):
@@ -164,7 +164,7 @@ class LBPETokenizer(Section):
     base: Literal["bpe", "scaffold_bpe"] = "bpe"
     """How the vocabulary is trained."""
     pattern: str = "moeport"
-    """What tokens stay within: a named pattern (moeport, gpt2, gpt4, digits) or a regular expression."""
+    """The pieces that no token crosses: a named pattern (moeport, gpt2, gpt4, digits) or a regular expression."""
 
 
 class FileTokenizer(Section):
@@ -191,7 +191,7 @@ class DataConfig(Section):
     (1.0 by default) and a `source`, which has the keys of data.source."""
     domains: tuple[Domain, ...] = ()
     """Text that differs from node to node, in place of data.source: a list of mappings with a `name` and a `source`,
-    which has the keys of data.source, or `sources`. Node n trains on domain n modulo their number."""
+    which has the keys of data.source, or `sources`. Node n trains on domain n modulo the number of domains."""
     tokenizer: Annotated[
         ByteTokenizer | BPETokenizer | ScaffoldBPETokenizer | LBPETokenizer | FileTokenizer, Field(discriminator="name")
     ] = BPETokenizer()

@@ -198,10 +198,16 @@ def _describe(schema: dict[str, Any]) -> str:
             return f"a number{_bounds(schema)}"
         case "array":
             least = f", at least {schema['minItems']}" if "minItems" in schema else ""
-            return f"a list of {_describe(schema['items']).removeprefix('a ')}s{least}"
+            return f"a list of {_several(_describe(schema['items']))}{least}"
         case "object":
             return "a mapping"
     return "a path" if schema.get("format") == "path" else "a string"
+
+
+def _several(value: str) -> str:
+    """`a number above 1` as `numbers above 1`."""
+    _, noun, *bounds = value.split(" ", 2)
+    return " ".join([f"{noun}s", *bounds])
 
 
 def _bounds(schema: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ class RopeScalingConfig(Section):
     """`linear`: all angles divided by `factor`. `llama3`: those of long waves only (Llama 3.1). `yarn`: by a ramp over
     the pairs (arXiv 2309.00071)."""
     factor: PositiveFloat = 1.0
-    """How many times longer the texts are."""
+    """Ratio of the length of the texts to the original one."""
     original_positions: PositiveInt = 8192
     """llama3, yarn: positions in the texts that the model was first trained on."""
     low_freq_factor: PositiveFloat = 1.0
@@ -43,7 +43,7 @@ class RopeScalingConfig(Section):
     beta_fast: PositiveFloat = 32.0
     """yarn: turns within the original length at which the ramp begins; at least beta_slow."""
     beta_slow: PositiveFloat = 1.0
-    """yarn: turns at which it ends."""
+    """yarn: turns at which the ramp ends."""
     attention_factor: PositiveFloat | None = None
     """yarn: multiplies queries and keys after the rotation. Default: 0.1 ln(factor) + 1, or with mscale and
     mscale_all_dim (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)."""
@@ -80,9 +80,9 @@ class RopeBasesConfig(Section):
     """peak_valley: the first distance between query and key at which waves are compared. Ours, as are all options
     below: the paper does not say."""
     positions: Annotated[int, Field(ge=3)] = 4096
-    """peak_valley: how many distances are compared."""
+    """peak_valley: number of distances that are compared."""
     spacing: Annotated[PositiveInt, Field(le=256)] = 5
-    """peak_valley: peaks are higher, and valleys lower, than all that is at most this far away."""
+    """peak_valley: peaks are higher, and valleys lower, than everything up to this far away."""
     pairing: Literal["order", "nearest"] = "order"
     """peak_valley: which peak and valley are compared: the first with the first and so on in `order`, as far as both
     go, or each with the `nearest`."""
@@ -105,11 +105,11 @@ class AttentionConfig(Section):
     kv_lora_rank: PositiveInt = 512
     """mla: width of the latent vector of keys and values."""
     qk_nope_head_dim: PositiveInt = 128
-    """mla: width of the unrotated part of a head's queries and keys."""
+    """mla: width of the unrotated part of the queries and keys of one head."""
     qk_rope_head_dim: PositiveInt = 64
     """mla: width of the rotated part; even. All heads share the rotated part of the key."""
     v_head_dim: PositiveInt = 128
-    """mla: width of a head's values."""
+    """mla: width of the values of one head."""
     latent_norm_eps: PositiveFloat = 1e-6
     """mla: epsilon of the RMSNorm of the latent vectors. DeepSeek's models have 1e-6 here, whatever norm_eps is."""
     qk_norm: bool | Literal["whole"] = False
@@ -127,7 +127,7 @@ class AttentionConfig(Section):
 
 
 class CapacityConfig(Section):
-    """How many tokens an expert may take, and which are dropped when there are more."""
+    """The number of tokens that an expert may take, and which are dropped beyond it."""
 
     policy: Literal["dropless", "factor", "locmoe", "locmoe_plus", "round"] = "dropless"
     """`dropless`: every assignment is served. `factor`: at most ceil(factor * T * K / E) tokens per expert. `locmoe`:
@@ -167,8 +167,8 @@ class CapacityConfig(Section):
     keep the tokens above it. Default: quantile for these, maximum for delta_max, otherwise mean. Ours: the papers name
     all except the quantile, in different places."""
     quantile: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The quantile for delta `quantile`, in steps of 0.001. At most 0.25 for the rules rivals and controller, of which
-    it is the share of own tokens that the capacity gives up. Default: 0.1 for these, otherwise 0.9."""
+    """The quantile for delta `quantile`, in steps of 0.001. At most 0.25 for the rules rivals and controller, where it
+    is the share of own tokens that the capacity gives up. Default: 0.1 for these, otherwise 0.9."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in the running means over steps; 0: only the last step. Ours."""
     update_interval: PositiveInt = 1
@@ -211,7 +211,7 @@ class LoadBalanceConfig(Section):
     coefficient: NonNegativeFloat | None = None
     """Weight of each layer's loss in the training loss; 0 turns it off. Default: 0 for routers that balance by other
     means or have no scores, otherwise 0.01. Megatron's moe_aux_loss_coeff and DeepSeek's alpha carry over as they are;
-    of transformers' router_aux_loss_coef it is top_k over the number of layers with experts (docs/routers.md)."""
+    transformers' router_aux_loss_coef is multiplied by top_k / number of layers with experts (docs/routers.md)."""
     scope: Literal["batch", "sequence", "global"] = "batch"
     """What f and P are taken over: all tokens of a rank's micro-batch; each sequence, averaging the losses
     (DeepSeek-V3, eq. 17); or the micro-batches of all ranks (Demons in the Detail, arXiv 2501.11873)."""

@@ -93,8 +93,8 @@ class ObjectiveConfig(Section):
     """What the model learns to predict."""
 
     name: Literal["causal", "ul2"] = "causal"
-    """`causal`: each next token. `ul2`: a mixture of denoisers (UL2, arXiv 2205.05131) in a decoder, as in OpenMoE,
-    then each next token."""
+    """`causal`: next-token prediction. `ul2`: a mixture of denoisers (UL2, arXiv 2205.05131) in a decoder, as in
+    OpenMoE, then next-token prediction."""
     denoisers: tuple[Denoiser, ...] = ()
     """ul2: the mixture, a list of mappings with a `name`, a `weight`, a `kind` (prefix, spans), a `rate` and, for
     spans, a `mean_span`. Default: OpenMoE's, half prefix LM with rate 0.5, and a tenth each of spans with mean_span and
@@ -102,7 +102,7 @@ class ObjectiveConfig(Section):
     mode_tokens: bool = True
     """ul2: begin each sequence with a token of its mode: R, S or X (UL2)."""
     steps: PositiveInt | None = None
-    """ul2: the steps that are trained with the mixture; those after them are causal. Default: all."""
+    """ul2: number of steps that train with the mixture; later steps are causal. Default: all."""
 
     @property
     def mixture(self) -> tuple[Denoiser, ...]:

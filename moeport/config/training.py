@@ -48,8 +48,8 @@ class TrainingConfig(Section):
     seed: NonNegativeInt = 0
     """Seed of initial weights, data order and routing noise."""
     start_from: UserPath | None = None
-    """Run folder, or a checkpoint in one, whose weights a new run starts from, as `moeport convert` makes them.
-    Default: random initial weights."""
+    """Run folder, or a checkpoint in one, from which a new run takes its initial weights, as `moeport convert` makes
+    them. Default: random initial weights."""
     evaluation_interval: NonNegativeInt = 0
     """Steps between evaluations on the whole validation set; 0: only after the last step."""
     evaluation_batch_size: PositiveInt | None = None
@@ -57,7 +57,7 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     skip_steps: tuple[str, ...] = ()
-    """Steps that are passed over without training on their batch, such as [120-125, "130"]: a way past a batch at which
+    """Steps that are skipped without training on their batch, such as [120-125, "130"]: a way past a batch at which
     a run diverges."""
 
     @property
@@ -98,10 +98,11 @@ class MuonConfig(Section):
     nesterov: bool = True
     """Look ahead along the momentum (Nesterov)."""
     adjust_rate: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    """Factor of a matrix's rate: 0.2 sqrt(max(rows, columns)), with which updates are as large as AdamW's and its rates
-    serve (Moonlight, arXiv 2502.16982), or sqrt(max(1, rows / columns)) (Jordan et al.)."""
+    """Factor of a matrix's learning rate: 0.2 sqrt(max(rows, columns)), which makes updates as large as AdamW's, so
+    that its learning rates can be kept (Moonlight, arXiv 2502.16982), or sqrt(max(1, rows / columns)) (Jordan et
+    al.)."""
     adamw_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of what AdamW updates. Default: learning_rate."""
+    """Peak learning rate of the parameters that AdamW updates. Default: learning_rate."""
 
 
 class AdafactorConfig(Section):
@@ -115,7 +116,7 @@ class AdafactorConfig(Section):
     """Least root of a second moment, the same for all types: its square is the 1e-30 of Shazeer and Stern. The default
     of torch.optim.Adafactor is the epsilon of the parameters' type, next to which small gradients are lost."""
     least_scale: PositiveFloat = 1e-3
-    """Least root mean square of a matrix that its rate is multiplied by."""
+    """Least value of a matrix's root mean square, by which its learning rate is multiplied."""
 
 
 class OptimizerConfig(Section):
@@ -125,8 +126,8 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
     """`adamw`. `muon`: matrices of attention, experts and dense blocks follow Muon (Jordan et al. 2024); embeddings,
-    output head, routers, norms and biases follow AdamW. `adafactor`: torch.optim.Adafactor (arXiv 1804.04235), whose
-    second moments are a vector of rows and one of columns for each matrix."""
+    output head, routers, norms and biases follow AdamW. `adafactor`: torch.optim.Adafactor (arXiv 1804.04235), which
+    keeps second moments per row and per column of each matrix."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     beta1: Beta = 0.9
@@ -156,8 +157,8 @@ class ParallelismConfig(Section):
     data: PositiveInt | None = None
     """Number of copies of the experts. Default: number of ranks / parallelism.expert."""
     shard: bool | None = None
-    """Divide what ranks that hold the same parameters would each hold: with torch parameters, gradients and the
-    optimiser's state (FSDP2), with MindSpore the optimiser's state. Default: true."""
+    """Divide what ranks with the same parameters would otherwise each hold: on PyTorch parameters, gradients and the
+    optimiser's state (FSDP2), on MindSpore the optimiser's state. Default: true."""
 
 
 class CommConfig(Section):
@@ -181,13 +182,13 @@ class CheckpointConfig(Section):
     """When checkpoints are written, and which are kept."""
 
     interval: NonNegativeInt = 0
-    """Steps between checkpoints; 0: only after the last step."""
+    """Steps between checkpoints; 0: none at fixed steps. The last step is always saved."""
     keep_last: PositiveInt = 2
-    """Number of newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest validation loss."""
     asynchronous: bool | Literal["auto"] = "auto"
-    """Copy the parts of the model that a rank holds, and write the copy in the background. auto: where the copies fit
+    """Copy the parts of the model that a rank holds, and write the copy in the background. auto: if the copies fit into
     the free memory of every host; otherwise the parts are written one by one, and training waits."""
 
 
@@ -196,26 +197,27 @@ class MetricsConfig(Section):
 
     log_interval: PositiveInt = 10
     """Steps between printed lines when the output is not a terminal; metrics.jsonl has every step. On CUDA and with
-    several ranks, also the most steps between two times at which the host waits for results."""
+    several ranks, also the maximum number of steps before the host waits for results."""
     full_loads_interval: PositiveInt | None = None
-    """Steps between the loads of all experts in metrics.jsonl. Default: every step, and ever fewer once they are more
-    than a million numbers; means, extremes and dead experts are written for every step."""
+    """Steps between the loads of all experts in metrics.jsonl. Default: every step, and progressively fewer steps once
+    there are more than a million numbers; means, extremes and dead experts are written for every step."""
     routing_interval: NonNegativeInt = 10
-    """Text: steps between those whose assignments are counted by vocabulary id and expert, for the most frequent ids,
-    in routing.json and the report; 0: none."""
+    """Text: interval of the steps at which assignments are counted by vocabulary id and expert, for the most frequent
+    ids, in routing.json and the report; 0: never."""
     loss_by_frequency: bool = False
     """Text: also compute the validation loss on rare and on frequent ids after the last step, in a second pass."""
     tensorboard: bool = True
     """Also write TensorBoard events to the run folder, if tensorboard is installed."""
     trackers: tuple[TrackerConfig, ...] = ()
-    """Also feed experiment trackers: a list with name (wandb, mlflow or swanlab), mode (offline, the default, or
-    online), project (moeport) and label (that of the run folder) of each, such as [{name: wandb}]."""
+    """Also feed experiment trackers: a list of mappings with a name (wandb, mlflow or swanlab), a mode (offline, the
+    default, or online), a project (default: moeport) and a label (default: that of the run folder), such as [{name:
+    wandb}]."""
     report: bool = True
     """Write report.html at the end."""
     sample_prompt: str | None = None
     """Text that the sample at the end of a run continues. Default: the beginning of a held-out document."""
     sample_tokens: NonNegativeInt | None = None
-    """Tokens of that sample; 0: none, which saves the time of a large model. Default: 120."""
+    """Number of tokens of that sample; 0: none, which saves time with a large model. Default: 120."""
     peak_tflops: PositiveFloat | None = None
     """Peak of the device in TFLOP/s, for MFU. Default: the speed of a matrix product, measured at the start."""
     profile: bool = False
@@ -227,7 +229,7 @@ class MetricsConfig(Section):
     profile_steps: PositiveInt = 3
     """Number of steps that are timed."""
     profile_step: PositiveInt | None = None
-    """The same as profile with this profile_start and profile_steps of 1; null: as they say."""
+    """Short for profile with this profile_start and a profile_steps of 1; null: those keys apply."""
 
 
 class BackendConfig(Section):
@@ -238,23 +240,22 @@ class BackendConfig(Section):
     device: DeviceName = "auto"
     """Device; auto: the accelerator if there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
-    """Compute type; parameters and optimiser stay float32 (float64 for float64).
-    auto: bfloat16 if a matrix product is measurably faster in it, otherwise float32. On a CPU a small model must take
-    its steps faster too."""
+    """Compute type; parameters and optimiser stay float32 (float64 for float64). auto: bfloat16 if a matrix product is
+    measurably faster in it, otherwise float32. On a CPU, the steps of a small model must be faster too."""
     compile: bool | None = None
     """Compile the model: with torch.compile (off by default), or as a MindSpore graph (on by default; without it a step
     takes about 20 times as long)."""
     cuda_graphs: bool | Literal["auto"] = "auto"
-    """Record forward and backward pass of a micro-batch once, as a CUDA graph, and replay it: for small models, where
-    launches take the time. auto: where a trial in the first steps finds the same results in less time, on one rank.
-    true: a run that cannot is refused. Not run on hardware."""
+    """Record the forward and backward pass of a micro-batch once, as a CUDA graph, and replay it: for small models,
+    where launches take most of the time. auto: if a trial in the first steps gives the same results in less time, on
+    one rank. true: a run that cannot use it is refused. Not run on hardware."""
     kernels: Literal["auto", "default"] | dict[str, str] = "auto"
     """Fused operators of the device. auto: those that give the values and gradients of the default composition when
-    they are tried at the start; of several for a kernel the first, or the fastest in a trial by time, which with
-    deterministic chooses only among forms that give the same bits. default: none. Or by kernel, such as {attention:
-    default, swiglu: npu_swiglu}; an operator that is named must pass its trial, and kernels left out are auto."""
+    they are tried at the start; if there are several for a kernel, the first, or the fastest in a trial by time, which
+    with deterministic chooses only among forms that give the same bits. default: none. Or by kernel, such as
+    {attention: default, swiglu: npu_swiglu}; a named operator must pass its trial, and kernels not listed are auto."""
     deterministic: bool = True
-    """Refuse operations whose results can differ in their bits from run to run."""
+    """Refuse operations that can give different bits from run to run."""
 
     def on_any_device(self) -> "BackendConfig":
         """For a run that is read where it was not trained: the device that is here, with the kernels that suit it."""

@@ -27,7 +27,7 @@ class ExpertsChooseConfig(LogitNoiseConfig):
     """Mean number of experts per token, which the papers call the capacity factor: each expert takes C =
     ceil(mean_experts * S / num_experts) of a group's S tokens; at most num_experts."""
     group: Literal["sequence", "batch"] = "sequence"
-    """Where an expert takes C tokens from: each sequence or image separately, or the whole micro-batch."""
+    """The tokens from which an expert takes C: each sequence or image separately, or the whole micro-batch."""
     multiple_of: PositiveInt = 1
     """C is rounded up to a multiple of this, but is at most S. V-MoE's released code has 4."""
 

@@ -25,7 +25,7 @@ from moeport.routers.tables import (
 
 
 class RandomConfig(TableRouterConfig):
-    """In training, one random expert for a whole micro-batch, in two passes whose outputs should agree."""
+    """In training, one random expert for a whole micro-batch, in two passes with outputs that should agree."""
 
     name: Literal["random"] = "random"
     """`random`"""

@@ -32,7 +32,8 @@ class SigmoidBiasConfig(GroupLimitedConfig):
     code."""
     normalize_single_gate: bool = False
     """With top_k 1 and normalize_gates, divide the single gate too: it is 1, as in transformers, and only auxiliary
-    losses train the router. What versions without this key wrote, a config that gives all other options, has true."""
+    losses train the router. Configs written by versions without this key, which give all other options, count as
+    true."""
     bias_update_rate: NonNegativeFloat = 1e-3
     """u: after each step, bias += u * sign(mean load - load)."""
 

@@ -24,8 +24,8 @@ class SparsityConstrainedExpertChoiceConfig(ExpertsChooseConfig):
     solver_iterations: PositiveInt = 20
     """Steps of Adam on the dual of the transport problem."""
     adam_epsilon: PositiveFloat = 1e-8
-    """Epsilon of Adam; the default is that of the authors' released code. What versions without this key wrote, a
-    config that gives all other options, has 0.01."""
+    """Epsilon of Adam; the default is that of the authors' released code. Configs written by versions without this key,
+    which give all other options, count as 0.01."""
 
     @model_validator(mode="after")
     def _epsilon_of_earlier_versions(self) -> Self:

@@ -66,7 +66,7 @@ def test_nothing_may_stand_behind_an_option_that_ends_moeport(capsys, monkeypatc
         main()
     out, error = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
-    assert f"{option} takes nothing behind it; received {' '.join(rest)}" in error
+    assert f"{option} takes no arguments; received {' '.join(rest)}" in error
 
 
 def test_no_other_option_of_moeport_ends_it():
