@@ -4,10 +4,12 @@ A block that is not run says why in a comment above it: `<!-- needs: a GPU -->`,
 Its commands and options must exist all the same.
 """
 
+import re
 from pathlib import Path
 
 import pytest
 
+from moeport.config import load_config
 from tests.docs.blocks import blocks, commands
 from tests.docs.lines import faults
 from tests.docs.reader import Reader, agrees
@@ -59,6 +61,14 @@ def do(folder, page, text):
     for block in blocks(page, text):
         if block.is_run:
             reader.do(block)
+
+
+@pytest.mark.parametrize("page", FOUND)
+def test_what_a_page_shows_does_not_depend_on_the_text_of_the_pages(page):
+    """Else an edit of any of them could change what is printed: which documents are held out, and how many."""
+    run = "".join(block.text for block in blocks(page, text_of(page)) if block.is_run)
+    for path in set(re.findall(r"\bconfigs/[\w/.-]+\.yaml", run)):
+        assert load_config(REPOSITORY / path).data.source.name == "stdlib", path
 
 
 MARKED = {
