@@ -36,7 +36,9 @@ def _value(found: re.Match[str]) -> str:
         return "$"
     name = found["name"] or found["braced"]
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise UserError(f"{found.group()} is no environment variable; write $NAME, ${{NAME}}, or $$ for a dollar sign")
+        raise UserError(
+            f"{found.group()} is not an environment variable; write $NAME, ${{NAME}}, or $$ for a dollar sign"
+        )
     value = os.environ.get(name)
     if not value:
         state = "is not set" if value is None else "is empty"

@@ -272,4 +272,4 @@ def _visible(machine: Machine) -> Iterator[Finding]:
         words = ", ".join(map(str, missing))
         yield Finding("wrong", name, f"there is no NPU {words}: the system lists {len(machine.devices)}", "correct it")
     if len(numbers) > len(set(numbers)):
-        yield Finding("wrong", name, f"a number is there twice ({chosen})", "correct it")
+        yield Finding("wrong", name, f"a number is given twice ({chosen})", "correct it")

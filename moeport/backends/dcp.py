@@ -13,7 +13,7 @@ METADATA = ".metadata"
 
 
 def read_dcp(folder: Path) -> tuple[Weights, list[str]]:
-    """The tensors in a folder, to be read a part at a time, and the names of the entries that are no tensors.
+    """The tensors in a folder, to be read a part at a time, and the names of the entries that are not tensors.
 
     Raises DataError if a tensor is not there completely and once, or a file is cut off; BackendUnavailableError if
     PyTorch is missing.

@@ -47,7 +47,7 @@ class Sizes:
         if memory is not None and last > memory:
             raise UserError(f"--maxbytes {self.maximum}: this machine has {memory / UNITS['G']:.1f}G of memory")
         if self.step is not None and self.factor is not None:
-            raise UserError("--stepbytes and --stepfactor are two ways to say which sizes follow; expected one of them")
+            raise UserError("--stepbytes and --stepfactor both set the next size; expected only one of them")
         if self.step is not None:
             return [*range(first, last + 1, _bytes("--stepbytes", self.step))]
         found = [first]

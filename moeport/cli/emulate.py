@@ -63,7 +63,7 @@ def check_command(command: list[str]) -> None:
     while there := getattr(found, "commands", None):
         if not rest or rest[0] not in there or rest[0] in STARTERS:
             expected = ", ".join(name for name in there if name not in STARTERS)
-            raise UserError(f"{' '.join(rest[:1]) or 'nothing'!r} is no command to emulate; expected {expected}")
+            raise UserError(f"{' '.join(rest[:1]) or 'nothing'!r} is not a command to emulate; expected {expected}")
         found, name, rest = there[rest[0]], rest[0], rest[1:]
         parent, context = context, found.context_class(found, info_name=name, parent=context)
     found.make_context(name, rest, parent=parent)

@@ -104,7 +104,7 @@ def eval(  # noqa: A001
     _check(long_context, len(places), [name for name, value in others.items() if value], bool(text or tasks))
     if long_context.is_wanted:
         if not text and is_of_hub(places[0]):
-            raise UserError(f"there is no validation text: {places[0]} is no run; expected --text FILES")
+            raise UserError(f"there is no validation text: {places[0]} is not a run; expected --text FILES")
         open_ = partial(opened, checkpoint=checkpoint, backend=backend, tokenizer=tokenizer)
         measured = measure_all(places, text, long_context, batch_size, open_)
         if json_file is not None:

@@ -60,7 +60,7 @@ def kit(
     options.check()
     check_output(target)
     if target.is_file() and not overwrite:
-        raise UserError(f"{target}: is there already; name another file with -o, or replace it with --overwrite")
+        raise UserError(f"{target}: already exists; name another file with -o, or replace it with --overwrite")
     from moeport.pages.console import PlainConsole
 
     console = PlainConsole(soft_wrap=True)

@@ -215,7 +215,7 @@ def _refuse_existing(files: ReportFiles) -> None:
     for path in (files.json_file, files.markdown, files.html_file):
         is_file = path and path.is_file() and not path.is_relative_to("/dev")  # such as a redirected /dev/stdout
         if is_file and not files.overwrite:
-            raise UserError(f"{path}: exists already; name another file, or replace it with --overwrite")
+            raise UserError(f"{path}: already exists; name another file, or replace it with --overwrite")
 
 
 def _progress(text: str) -> None:

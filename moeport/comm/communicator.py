@@ -107,7 +107,7 @@ class Communicator(ABC):
         named = [rank for ranks in partition for rank in ranks]
         if sorted(named) != sorted(self.ranks):
             raise ValueError(
-                f"group: each of the ranks {_joined(self.ranks)} must stand once in the partition "
+                f"group: each of the ranks {_joined(self.ranks)} must be in the partition exactly once "
                 f"(got {[list(ranks) for ranks in partition]})"
             )
         checksum = zlib.crc32(repr([list(ranks) for ranks in partition]).encode()) >> 1

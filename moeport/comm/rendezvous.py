@@ -22,7 +22,7 @@ from moeport.launch.launcher import Launch
 PURPOSE = b"moeport/meet/1 "
 STRANGE_SECONDS = 30.0
 """Time after which a process no longer hopes that the right program will answer instead of a wrong one."""
-STRANGER = "what answers there is no moeport process that waits for ranks"
+STRANGER = "what answers there is not a moeport process that waits for ranks"
 PARTING_SECONDS = 5.0
 LATE_SECONDS = 20.0
 """Time for which those who come later are still told what is wrong."""
@@ -223,7 +223,7 @@ class Guest(Meeting):
             if isinstance(error, TimeoutError):
                 records = [Record(r, self.launch.size, h, 0) for r, h in zip(self._there, self._hosts, strict=True)]
                 raise MeetingError(self.absent(records)) from error
-            raise MeetingError(f"{who} ended before all {self.launch.size} ranks had met; see what it says") from error
+            raise MeetingError(f"{who} ended before all {self.launch.size} ranks had met; see its output") from error
         if message["kind"] == "stop":
             raise MeetingError(str(message["text"]))
         return message

@@ -50,7 +50,7 @@ def _kernel_fault(kernels: str | dict[str, Any], name: str, device: str) -> tupl
     known = dict.fromkeys(fused.kernel for facts in BACKENDS.values() for fused in facts.fused_on("auto"))
     for kernel, choice in kernels.items():
         if kernel not in known:
-            return f"{kernel} is no kernel that can be chosen", choices(kernel, known).removeprefix("expected ")
+            return f"{kernel} is not a kernel that can be chosen", choices(kernel, known).removeprefix("expected ")
         on_device = BACKENDS[name].fused_on(device if _runs_on(device, name) else "auto")
         allowed = ["auto", "default", *(fused.name for fused in on_device if fused.kernel == kernel)]
         if choice not in allowed:

@@ -41,7 +41,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = (), *, recor
     if path is not None:
         base, problems = read(Path(path))
         if base is not None and not isinstance(base.value, dict):
-            wrong, expected = "the top level is no mapping", "sections, as in `model:`"
+            wrong, expected = "the top level is not a mapping", "sections, as in `model:`"
             problems.append(Problem("", wrong, base.text, expected, place=base.place))
             base = None
     over, found = parse_overrides(overrides)

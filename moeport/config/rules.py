@@ -269,7 +269,7 @@ RULES = (
     Rule(
         ("training.skip_steps",),
         lambda ranges: all(map(step_ranges.is_range, ranges)),
-        lambda ranges: f"{next(text for text in ranges if not step_ranges.is_range(text))!r} is no range of steps",
+        lambda ranges: f"{next(text for text in ranges if not step_ranges.is_range(text))!r} is not a range of steps",
         'steps counted from 1, and ranges of them with the lower one first, such as [120-125, "130"]',
     ),
     Rule(
@@ -376,13 +376,13 @@ RULES = (
     Rule(
         ("data.source.encoding",),
         _is_encoding,
-        "is no text encoding that Python knows",
+        "is not a text encoding that Python knows",
         "utf-8, utf-16, latin-1, cp1252, gb18030, shift_jis or another of Python's",
     ),
     Rule(
         ("data.source.text_suffixes",),
         lambda suffixes: all(map(_is_suffix, suffixes)),
-        "has an item that is no suffix",
+        "has an item that is not a suffix",
         "suffixes with their dot, such as .tex, or *",
     ),
     Rule(
@@ -442,7 +442,7 @@ RULES = (
     Rule(
         ("model.moe.router.nodes", "training.batch_size", "training.gradient_accumulation", "data.domains"),
         lambda nodes, batch, parts, domains: not (domains and nodes) or batch % parts or batch // parts % nodes == 0,
-        "do not divide the sequences of a micro-batch, {1} / {2}, each of which is of one node and its domain",
+        "do not divide the sequences of a micro-batch, {1} / {2}, each of which belongs to one node and its domain",
         "a divisor of training.batch_size / training.gradient_accumulation, or a batch size that is a multiple",
     ),
     Rule(("data.domains",), _are_distinct, "has two domains of one name", "a name of its own for each"),

@@ -45,8 +45,8 @@ def read_folder(path: Path) -> Folder:
     """
     if not path.is_dir():
         raise UserError(
-            f"{path}: is no folder; expected one with {CONFIG} and {WEIGHTS}, as hf download NAME --local-dir FOLDER "
-            "fetches it"
+            f"{path}: is not a folder; expected one with {CONFIG} and {WEIGHTS}, as hf download NAME --local-dir "
+            "FOLDER fetches it"
         )
     config = read_object(path / CONFIG)
     if not isinstance(config.get("model_type"), str):

@@ -239,7 +239,7 @@ class _Import:
             )
         if self.no_tensors:
             shown = ", ".join(self.no_tensors[:3]) + (", ..." if self.no_tensors[3:] else "")
-            notes.append(f"left aside: {len(self.no_tensors)} entries that are no tensors ({shown})")
+            notes.append(f"left aside: {len(self.no_tensors)} entries that are not tensors ({shown})")
         return tuple(notes)
 
 

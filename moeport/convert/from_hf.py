@@ -299,7 +299,7 @@ def _notes(job: Job, carried: Sequence[str]) -> tuple[str, ...]:
     if job.folder.left_aside:
         notes.append(f"left aside, since the index does not name them: {', '.join(job.folder.left_aside)}")
     if job.folder.config != job.record(()).config:
-        notes.append("auto_map is left out: transformers has this model without code of its own")
+        notes.append("auto_map is left out: transformers has this model itself")
     weight = job.config.model.moe.load_balance.coefficient
     if job.family.balance == "aux_loss_alpha" and weight:
         notes.append(f"aux_loss_alpha is model.moe.load_balance.coefficient {weight:.6g}; transformers does not add it")

@@ -56,7 +56,7 @@ def refuse_other(run_dir: Path, source: Path) -> None:
     """
     folder = run_dir / FOLDER
     if folder.exists() and (folder.resolve() == source.resolve() or not (folder / FILE).is_file()):
-        raise UserError(f"{folder}: is already there, and not from a conversion; choose another RUN_DIR, or move it")
+        raise UserError(f"{folder}: already exists, and not from a conversion; choose another RUN_DIR, or move it")
 
 
 def write_record(source: Path, run_dir: Path, record: Record) -> list[str]:
@@ -115,7 +115,7 @@ def _read(file: Path) -> Record:
     }
     values = read_record_file(file, FORMAT, VERSION, form)
     if values["layout"] not in get_args(Layout) or not {*values["dtypes"].values()} <= DTYPES.keys():
-        raise DataError(f"{file}: names a layout or an element type that there is not; convert the folder again")
+        raise DataError(f"{file}: names a layout or an element type that does not exist; convert the folder again")
     return Record(**{key: values[key] for key in Record.__dataclass_fields__})
 
 

@@ -51,7 +51,7 @@ def to_dcp(
         CheckpointError: the checkpoint is damaged.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is already there; choose another folder, or remove it")
+        raise UserError(f"{target}: already exists; choose another folder, or remove it")
     path = source
     if not (source / META_FILE).is_file():
         if not (source / CHECKPOINT_DIR).is_dir():

@@ -63,7 +63,7 @@ def to_hf(run_dir: Path, target: Path, options: ExportOptions | None = None, rep
     """
     options = options or ExportOptions()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: is already there; choose another folder, or remove it")
+        raise UserError(f"{target}: already exists; choose another folder, or remove it")
     if not (run_dir / CHECKPOINT_DIR).is_dir():
         read_config(run_dir)
     checkpoint = open_checkpoint(find_checkpoint(run_dir / CHECKPOINT_DIR, options.checkpoint))

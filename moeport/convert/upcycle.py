@@ -58,7 +58,7 @@ def upcycle(
     refuse_other(run_dir, source)
     if not (source / CONFIG_FILE).is_file():
         raise UserError(
-            f"{source}: is no run folder: it has no {CONFIG_FILE}; expected one, as moeport convert makes it"
+            f"{source}: is not a run folder: it has no {CONFIG_FILE}; expected one, as moeport convert makes it"
         )
     old = read_config(source)
     if old.data.is_images:

@@ -152,8 +152,8 @@ class Plan:
     def _check_router(self) -> None:
         if self.slices > 1 and self.new.moe.router.experts_per_token % self.slices:
             raise UserError(
-                f"model.moe.router: {self.new.moe.router.experts_per_token} experts per token are no whole number of "
-                f"copies, which have {self.slices} slices; expected a multiple of {self.slices}"
+                f"model.moe.router: {self.new.moe.router.experts_per_token} experts per token are not a whole number "
+                f"of copies, which have {self.slices} slices; expected a multiple of {self.slices}"
             )
         tables = [spec.name for spec in self.specs if spec.is_table]
         if tables:

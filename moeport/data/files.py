@@ -82,7 +82,7 @@ class FileReader:
         if left_out.unreadable and self._source.bad_files == "refuse":
             listed = left_out.listed("\n  ")
             raise DataError(
-                f"data.source: {left_out.unreadable:,} files or rows cannot be read; mend them, leave them out with "
+                f"data.source: {left_out.unreadable:,} files or rows cannot be read; fix them, leave them out with "
                 f"data.source.exclude, or skip them with data.source.bad_files:\n  {listed}"
             )
 

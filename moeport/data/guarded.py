@@ -21,7 +21,7 @@ BASE_SECONDS, SECONDS_PER_CHARACTER = 1.5, 1e-4
 exceeds it within a few thousand characters."""
 
 
-GAVE_UP = "the tokenizers library gave up ({}); mend the tokenizer.json, or use another tokenizer"
+GAVE_UP = "the tokenizers library gave up ({}); fix the tokenizer.json, or use another tokenizer"
 """What is said of a call that failed; with the reason."""
 
 

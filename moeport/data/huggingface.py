@@ -114,8 +114,8 @@ def _unbroken(documents: Iterator[Document], name: str) -> Iterator[Document]:
     except Exception as error:  # of the network, of file systems and of a dozen formats
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            f"{name}: reading the stream broke off ({reason}); start again, which begins at the first row, or read the "
-            "dataset without data.source.streaming"
+            f"{name}: reading the stream was interrupted ({reason}); start again, which begins at the first row, or "
+            "read the dataset without data.source.streaming"
         ) from error
 
 

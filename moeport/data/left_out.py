@@ -29,7 +29,7 @@ class LeftOut:
     is_exchanged: bool = False
     """Whether a document changed sides, since the rule of the split left one without text."""
     notes: list[str] = field(default_factory=list)
-    """What was passed over in folders."""
+    """What was skipped in folders."""
     faults: list[str] = field(default_factory=list)
     """The first `MAX_LISTED` reasons for which files and rows cannot be read."""
 
@@ -46,7 +46,7 @@ class LeftOut:
                 f"{number:,} {kind}"
                 for kind, number in sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
             )
-            self.notes.append(f"passed over in {folder}: {kinds}")
+            self.notes.append(f"skipped in {folder}: {kinds}")
 
     def lines(self) -> list[str]:
         """What to print about it."""

@@ -55,7 +55,7 @@ class _Bounded(io.RawIOBase):
             raise OSError(f"damaged: {error}") from error
         self._read += len(data)
         if self._read > max(FREE_BYTES, MAX_RATIO * self._size):
-            raise OSError(f"unpacks to more than {MAX_RATIO} times its size, so it is no text")
+            raise OSError(f"unpacks to more than {MAX_RATIO} times its size, so it is not text")
         buffer[: len(data)] = data
         return len(data)
 

@@ -59,7 +59,7 @@ def _of_hub(name: str, given_as: str) -> Path:
     found = huggingface_hub.try_to_load_from_cache(name, FILE)
     if isinstance(found, str):
         return Path(found)
-    here = f"{given_as}: {name!r} is no file or folder, and the hub's cache {constants.HF_HUB_CACHE} has none"
+    here = f"{given_as}: {name!r} is not a file or folder, and the hub's cache {constants.HF_HUB_CACHE} has none"
     remedy = f"`hf download {name} {FILE}` where there is a network, and point HF_HOME there, or name a {FILE}"
     if constants.HF_HUB_OFFLINE:
         raise DataError(f"{here} of that name; HF_HUB_OFFLINE is set: run {remedy}")

@@ -85,7 +85,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
             if not NAME.fullmatch(name):
                 raise ValueError(f"it has a file named {name[:100]!r}")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name} is compressed in another way than moeport does")
+                raise ValueError(f"{name} is not compressed in the way moeport does")
             if name in found:
                 raise ValueError(f"it has two files named {name}")
             with file.open(entry) as opened:

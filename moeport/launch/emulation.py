@@ -49,9 +49,9 @@ class EmulatedCluster:
 
     def __init__(self, nodes: int, rate: str | None, latency: str | None = None):
         if rate is not None and not RATE.fullmatch(rate):
-            raise UserError(f"rate {rate!r} is not one; expected a number of bits a second such as 200mbit or 1gbit")
+            raise UserError(f"rate {rate!r}: expected a number of bits per second such as 200mbit or 1gbit")
         if latency is not None and not LATENCY.fullmatch(latency):
-            raise UserError(f"latency {latency!r} is not one; expected a time such as 200us or 1.5ms")
+            raise UserError(f"latency {latency!r}: expected a time such as 200us or 1.5ms")
         if nodes > MAX_NODES:
             raise UserError(f"--nodes {nodes}: expected at most {MAX_NODES}")
         self.nodes, self.rate, self.latency = nodes, rate, latency

@@ -46,7 +46,7 @@ def expert_choices(
         return _local(random, local_fraction(kind), tokens, num_experts, top_k, node, nodes)
     if kind.endswith(".npy"):
         return _recorded(Path(kind), tokens, num_experts, top_k, rank, size)
-    raise UserError(f"--traffic {kind!r} is not one; expected {KINDS}")
+    raise UserError(f"--traffic {kind!r}: expected {KINDS}")
 
 
 def _weighted(random: np.random.Generator, log_weight_E: np.ndarray, tokens: int, top_k: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def local_fraction(kind: str) -> float:
     except ValueError:
         fraction = -1.0
     if not 0.0 <= fraction <= 1.0:
-        raise UserError(f"--traffic {kind!r} is not one; expected {KINDS}")
+        raise UserError(f"--traffic {kind!r}: expected {KINDS}")
     return fraction
 
 
@@ -103,10 +103,10 @@ def read_choices(path: Path, num_experts: int, top_k: int, size: int) -> np.ndar
             "them a token"
         )
     if not len(recorded):
-        raise UserError(f"--traffic {path}: has no tokens; expected at least {size}, one a rank")
+        raise UserError(f"--traffic {path}: has no tokens; expected at least {size}, one per rank")
     if len(recorded) < size or recorded.min() < 0 or recorded.max() >= num_experts:
         raise UserError(
             f"--traffic {path}: has {len(recorded)} tokens with experts {recorded.min()} .. {recorded.max()}; expected "
-            f"at least {size} tokens, one a rank, and experts below --experts ({num_experts})"
+            f"at least {size} tokens, one per rank, and experts below --experts ({num_experts})"
         )
     return recorded

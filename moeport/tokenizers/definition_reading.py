@@ -118,7 +118,7 @@ def _are_in_order(merges: Iterable[tuple[bytes, bytes]]) -> bool:
 def _at(merges: Sequence[tuple[bytes, bytes]], ranks: Sequence[int]) -> list[tuple[bytes, bytes]]:
     outside = [rank for rank in ranks if not 0 <= rank < len(merges)]
     if outside:
-        raise DataError(f"scaffold {outside[0]} is no merge; expected numbers from 0 to {len(merges) - 1}")
+        raise DataError(f"scaffold {outside[0]} is not a merge; expected numbers from 0 to {len(merges) - 1}")
     return [merges[rank] for rank in ranks]
 
 

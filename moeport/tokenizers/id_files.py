@@ -111,5 +111,5 @@ def _json_lines(stream: BinaryIO, path: Path) -> Documents:
                 f'{where}: no row of ids ({type(error).__name__}); expected {{"name": "...", "ids": [1, 2]}}'
             ) from error
         if ids.ndim != 1 or (ids < 0).any():
-            raise DataError(f"{where}: `ids` is no list of whole numbers from 0")
+            raise DataError(f"{where}: `ids` is not a list of whole numbers from 0")
         yield name, [ids]

@@ -124,7 +124,7 @@ class StoredArray:
             )
             if not fits:
                 raise CheckpointError(
-                    f"{part.file}: {self.name}: {shown(part.box)} is no part of an array of shape {self.shape}; "
+                    f"{part.file}: {self.name}: {shown(part.box)} is not a part of an array of shape {self.shape}; "
                     "use another checkpoint"
                 )
         parts = sorted(self.parts, key=lambda part: part.box.start)

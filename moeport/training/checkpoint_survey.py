@@ -16,7 +16,7 @@ def checkpoints_in(path: Path) -> list[Path]:
         return [path]
     found = list_checkpoints(path / CHECKPOINT_DIR)
     if not found:
-        raise CheckpointError(f"{path}: is no checkpoint, and no run folder with checkpoints in {CHECKPOINT_DIR}/")
+        raise CheckpointError(f"{path}: is neither a checkpoint nor a run folder with checkpoints in {CHECKPOINT_DIR}/")
     return found
 
 

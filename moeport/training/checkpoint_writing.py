@@ -171,7 +171,7 @@ def complete(folder: Path, meta: CheckpointMeta, ranks: int, seconds: float) -> 
             if time.monotonic() > end:
                 raise WriteError(
                     f"{folder.parent}: rank {rank} has not written its part of the checkpoint of step {meta.step} "
-                    f"within {seconds:.0f} seconds; see what it says, and put run.dir on storage that all nodes share"
+                    f"within {seconds:.0f} seconds; see its output, and put run.dir on storage that all nodes share"
                 )
             time.sleep(LOOK_SECONDS)
         indexes[index.name] = json.loads(index.read_text(encoding="utf-8"))

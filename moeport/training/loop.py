@@ -155,7 +155,7 @@ class _Loop:
         start = f"continue from {checkpoint_name(saved)}, the last good checkpoint," if saved else "start from step 1"
         return (
             f"Lower optimizer.learning_rate or lengthen optimizer.schedule.warmup_steps and {start} with --resume; "
-            f"if only this batch is at fault, pass over it with --set 'training.skip_steps=[\"{step}\"]'"
+            f"if only this batch is at fault, skip it with --set 'training.skip_steps=[\"{step}\"]'"
         )
 
     def _record(self) -> None:

@@ -20,7 +20,7 @@ Key = tuple[int, bool]
 class Cut:
     """Cuts a metrics.jsonl to the records of the first steps.
 
-    A partial last line, which a kill leaves, goes silently. Other lines that are no records, and records that stand
+    A partial last line, which a kill leaves, goes silently. Other lines that are not records, and records that stand
     twice, go too, but then the file as it was is kept beside it.
 
     Args:
@@ -36,7 +36,7 @@ class Cut:
         self.notes: list[str] = []
         """What there is to say about it, a line each."""
         if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file; remove it, and the records are begun anew")
+            raise DataError(f"{path}: is not a regular file; remove it, and the records start again")
         with writing(path):
             if path.exists():
                 self._find()
@@ -71,8 +71,8 @@ class Cut:
         copy = next(path for path in names if not path.exists())
         with atomic_file(copy) as temporary:
             shutil.copyfile(self.path, temporary)
-        wrong = [f"{self._foreign} lines that are no records"] if self._foreign else []
-        wrong += [f"{self._double} records that stood twice"] if self._double else []
+        wrong = [f"{self._foreign} lines that are not records"] if self._foreign else []
+        wrong += [f"{self._double} duplicate records"] if self._double else []
         what = f"left out {' and '.join(wrong)}" if wrong else "sorted the records"
         self.notes.append(f"{self.path}: {what}; the file as it was is {copy}")
 

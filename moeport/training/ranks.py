@@ -61,8 +61,8 @@ def check_ranks(config: Config, ranks: int) -> None:
     if config.data.domains and nodes and size % nodes:
         raise UserError(
             f"model.moe.router.nodes: {nodes} nodes do not divide the {size} sequences of a micro-batch "
-            f"({training.batch_size} over {parts} of them), each of which is of one node and its domain; expected a "
-            f"divisor of {size}, or training.batch_size a multiple of {parts * nodes}"
+            f"({training.batch_size} over {parts} of them), each of which belongs to one node and its domain; expected "
+            f"a divisor of {size}, or training.batch_size a multiple of {parts * nodes}"
         )
 
 

@@ -123,13 +123,13 @@ class RoutingLog:
         try:
             found = read_routing(self.path)
         except DataError as error:
-            self.notes.append(f"{error}; the counts begin anew")
+            self.notes.append(f"{error}; the counts start again")
             return self.file
         shape = self.counts.count_LXE.shape
         if found is None:
             return self.file
         if found.ids != self.file.ids or any(record.count_LXE.shape != shape for record in found.records):
-            self.notes.append(f"{self.path}: counts other ids or experts than those of this run; they begin anew")
+            self.notes.append(f"{self.path}: counts other ids or experts than those of this run; they start again")
             return self.file
         return replace(self.file, records=found.until(start_step).records)
 

@@ -217,7 +217,7 @@ class Saver:
         except Exception as error:
             if not (self.run.is_first or folder.exists()):
                 time.sleep(CAUSE_SECONDS)
-                raise WriteError(f"{final}: rank 0 has given this checkpoint up; see what it says") from error
+                raise WriteError(f"{final}: rank 0 has given this checkpoint up; see its output") from error
             give_up(folder, world.rank, world.size, str(write_error(final, error) or repr(error)))
             raise
 

@@ -25,7 +25,9 @@ def start_folders(path: Path) -> tuple[Path, Path]:
     if (path / META_FILE).is_file():
         return path.resolve().parent.parent, path
     if not (path / CHECKPOINT_DIR).is_dir():
-        raise UserError(f"{KEY}: {path} is no run folder and no checkpoint; expected one, as moeport convert makes it")
+        raise UserError(
+            f"{KEY}: {path} is neither a run folder nor a checkpoint; expected one, as moeport convert makes it"
+        )
     return path, find_checkpoint(path / CHECKPOINT_DIR, "latest")
 
 

@@ -144,7 +144,7 @@ class TextTask(Task):
         if rows is None or rows < needed:
             raise UserError(
                 f"model.vocab_size: has no room for the modes and sentinels of data.objective (got {rows}); expected "
-                f"at least {needed}, of which {self.vocab_size} are the tokenizer's"
+                f"at least {needed}, {self.vocab_size} of them for the tokenizer"
             )
         seed = self.config.training.seed
         return Denoising(objective, length, rows, self.data.tokenizer.end_of_text, seed)

@@ -122,7 +122,7 @@ def read_head(file: Path) -> bytes:
                 raise DataError(f"{file}: is a pointer of Git LFS, not the file itself; run git lfs pull")
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER
             if length > min(_MAX_HEADER, total - 8):
-                raise DataError(f"{file}: is no safetensors file, or cut off")
+                raise DataError(f"{file}: is not a safetensors file, or is cut off")
             stream.seek(8)
             return head + stream.read(length)
     except OSError as error:

@@ -149,7 +149,7 @@ CONTRADICTIONS = {
     ),
     "an NPU twice": (
         {"ASCEND_RT_VISIBLE_DEVICES": "1,1"},
-        "wrong: ASCEND_RT_VISIBLE_DEVICES: a number is there twice (1,1); correct it",
+        "wrong: ASCEND_RT_VISIBLE_DEVICES: a number is given twice (1,1); correct it",
     ),
     "a folder that is not there": (
         {"ASCEND_HOME_PATH": "/missing"},

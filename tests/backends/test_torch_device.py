@@ -63,7 +63,7 @@ def test_an_absent_accelerator_is_refused(monkeypatch, name, present, found):
         (
             [Finding("doubtful", "torch-npu", "x", "y"), Finding("wrong", "CANN", "none is found", "install it")],
             None,
-            "mend what keeps torch-npu from it: CANN: none is found; install it",
+            "fix what keeps torch-npu from it: CANN: none is found; install it",
         ),
     ],
 )

@@ -157,7 +157,7 @@ def test_wrong_values_are_counted_and_fail(tmp_path, forward_only):
         (["--experts", "9"], "--experts 9: not divisible among 2 ranks; expected a multiple of 2"),
         (["--experts", "4", "--top-k", "5"], "model.moe.router.top_k: more experts per token than there are"),
         (["--chunks", "1,0"], "--chunks '1,0': expected numbers of at least 1 such as 1,2,4"),
-        (["--traffic", "rush"], "--traffic 'rush' is not one; expected uniform, zipf, local:F"),
+        (["--traffic", "rush"], "--traffic 'rush': expected uniform, zipf, local:F"),
         (["--set", "model.d_model=8"], "--set model.d_model=8: no config to override; expected --config CONFIG"),
     ],
 )

@@ -44,7 +44,7 @@ def test_sizes(sizes, found):
         (Sizes(maximum=""), "--maxbytes: invalid size ''"),
         (Sizes(step="lots"), "--stepbytes: invalid size 'lots'"),
         (Sizes(step="0"), "--stepbytes: invalid size '0'"),
-        (Sizes(step="1M", factor=2), "--stepbytes and --stepfactor are two ways"),
+        (Sizes(step="1M", factor=2), "--stepbytes and --stepfactor both set the next size"),
         (Sizes(maximum="999999G"), "--maxbytes 999999G: this machine has "),
     ],
 )
@@ -118,7 +118,7 @@ def test_what_is_not_used_is_not_checked():
         (["gather"], {}, "unknown operation 'gather'"),
         ([], {}, "--experts 64: not divisible among 3 ranks"),
         (["flat"], {"tokens": Tokens(experts=6)}, "--top-k 8: more experts per token than there are"),
-        (["flat"], {"tokens": Tokens("zipff", 6, 2)}, "--traffic 'zipff' is not one; expected uniform, zipf, local:F"),
+        (["flat"], {"tokens": Tokens("zipff", 6, 2)}, "--traffic 'zipff': expected uniform, zipf, local:F"),
         (
             ["flat"],
             {"tokens": Tokens("none.npy", 6, 2)},

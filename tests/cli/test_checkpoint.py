@@ -55,6 +55,6 @@ def test_what_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "is no checkpoint, and no run folder with checkpoints in checkpoints/" in " ".join(
+    assert "is neither a checkpoint nor a run folder with checkpoints in checkpoints/" in " ".join(
         capsys.readouterr().err.split()
     )

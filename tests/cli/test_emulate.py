@@ -27,14 +27,14 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--", "benchh"], "'benchh' is no command to emulate; expected train, "),
-        (["--", "bench"], "'nothing' is no command to emulate; expected moe, comm"),
-        (["--", "bench", "com"], "'com' is no command to emulate; expected moe, comm"),
-        (["--", "emulate", "--", "probe"], "'emulate' is no command to emulate"),
-        (["--", "launch", "a.yaml"], "'launch' is no command to emulate"),
-        (["--inter", "fast", "--", "probe"], "rate 'fast' is not one"),
-        (["--inter", "\N{SUPERSCRIPT TWO}mbit", "--", "probe"], "is not one; expected a number of bits a second"),
-        (["--latency", "soon", "--", "probe"], "latency 'soon' is not one; expected a time such as 200us or 1.5ms"),
+        (["--", "benchh"], "'benchh' is not a command to emulate; expected train, "),
+        (["--", "bench"], "'nothing' is not a command to emulate; expected moe, comm"),
+        (["--", "bench", "com"], "'com' is not a command to emulate; expected moe, comm"),
+        (["--", "emulate", "--", "probe"], "'emulate' is not a command to emulate"),
+        (["--", "launch", "a.yaml"], "'launch' is not a command to emulate"),
+        (["--inter", "fast", "--", "probe"], "rate 'fast': expected"),
+        (["--inter", "\N{SUPERSCRIPT TWO}mbit", "--", "probe"], "mbit': expected a number of bits per second"),
+        (["--latency", "soon", "--", "probe"], "latency 'soon': expected a time such as 200us or 1.5ms"),
         (["--nodes", "251", "--", "probe"], "--nodes 251: expected at most 250"),
     ],
 )

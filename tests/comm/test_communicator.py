@@ -45,9 +45,12 @@ def communicator(backend):
         (lambda c, x: c.all_to_all(x, [4], [-4]), "all_to_all: receive_rows is [-4]; expected 1 numbers of at least 0"),
         (
             lambda c, x: c.group([[0], [1]]),
-            "group: each of the ranks 0 must stand once in the partition (got [[0], [1]])",
+            "group: each of the ranks 0 must be in the partition exactly once (got [[0], [1]])",
         ),
-        (lambda c, x: c.group([[0, 0]]), "group: each of the ranks 0 must stand once in the partition (got [[0, 0]])"),
+        (
+            lambda c, x: c.group([[0, 0]]),
+            "group: each of the ranks 0 must be in the partition exactly once (got [[0, 0]])",
+        ),
     ],
 )
 def test_wrong_arguments(communicator, backend, call, message):

@@ -17,7 +17,7 @@ TIMEOUT = 8.0
 ABSENT = r"rank {} of {} has not come to 127\.0\.0\.1:\d+ within 8 s \(comm\.timeout\); {} came, from \S+"
 NOT_FOUND = r"rank 1 of 2 has not found rank 0 at 127\.0\.0\.1:\d+ within [\d.]+ s \({}\)"
 IN_USE = r"MASTER_PORT: rank 0 cannot listen on port \d+ of \S+ \(Address already in use\); {}"
-STRANGER = NOT_FOUND.format("what answers there is no moeport process that waits for ranks")
+STRANGER = NOT_FOUND.format("what answers there is not a moeport process that waits for ranks")
 NO_NAME = r"MASTER_ADDR: the host name 'nowhere\.invalid' does not resolve on \S+ \(.+\); expected the name or address"
 SIZES = (
     r"the ranks disagree on WORLD_SIZE, their number: 2 on rank 0 \(host \S+, pid \d+\), 3 on rank 1 \(host \S+, pid "

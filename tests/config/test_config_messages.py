@@ -84,11 +84,13 @@ CASES = [
     ),
     case("nested far too deeply", "data: " + "[" * 6000 + "\n", "c.yaml: not valid YAML: nested too deeply"),
     case("lone surrogate", 'run:\n  dir: "\\ud800"\n', "c.yaml:2:8 run.dir: is not valid Unicode"),
-    case("list at the top", "- model\n", "c.yaml:1:1: the top level is no mapping; expected sections, as in `model:`"),
+    case(
+        "list at the top", "- model\n", "c.yaml:1:1: the top level is not a mapping; expected sections, as in `model:`"
+    ),
     case(
         "string at the top",
         "model\n",
-        "c.yaml:1:1: the top level is no mapping (got model); expected sections, as in `model:`",
+        "c.yaml:1:1: the top level is not a mapping (got model); expected sections, as in `model:`",
     ),
     # sections
     case("section is a list", "training: [1, 2]\n", "c.yaml:1:11 training: is a list (got [1, 2]); expected a mapping"),
@@ -349,7 +351,7 @@ CASES = [
     case(
         "misspelled kernel",
         "backend: {kernels: {swigglu: default}}\n",
-        "c.yaml:1:20 backend.kernels: swigglu is no kernel that can be chosen (got {swigglu: default}); expected one of "
+        "c.yaml:1:20 backend.kernels: swigglu is not a kernel that can be chosen (got {swigglu: default}); expected one of "
         "routed_mlp, grouped_mlp, rms_norm, rope, attention, swiglu, permute, unpermute, adamw; did you mean swiglu?",
     ),
     case(

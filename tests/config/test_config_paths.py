@@ -91,7 +91,7 @@ def test_a_resolved_config_loads_back_to_an_equal_one(key, written, tmp_path):
         ("$UNSET/x", "the environment variable UNSET is not set; set it, or write $$ for a dollar sign (got $UNSET/x)"),
         ("${UNSET}", "the environment variable UNSET is not set; set it"),
         ("x/$EMPTY", "the environment variable EMPTY is empty; set it"),
-        ("${A:-b}", "${A:-b} is no environment variable; write $NAME, ${NAME}, or $$ for a dollar sign"),
+        ("${A:-b}", "${A:-b} is not an environment variable; write $NAME, ${NAME}, or $$ for a dollar sign"),
         ("~nobody-of-that-name/x", "there is no home folder for ~nobody-of-that-name; write ./~nobody-of-that-name"),
     ],
 )

@@ -248,7 +248,7 @@ MUTANTS = {
     ),
     "experts are swapped": (swap_experts, DataError, "experts.w_out is not what was written"),
     "a part is not listed": (drop_part, DataError, f"{EMBEDDING} is incomplete"),
-    "a part is listed twice": (repeat_part, DataError, f"{EMBEDDING} has elements at .* that are there twice"),
+    "a part is listed twice": (repeat_part, DataError, f"{EMBEDDING} has elements at .* that are stored twice"),
     "a path leads elsewhere": (outside, DataError, "the place of .* is not in .metadata"),
 }
 

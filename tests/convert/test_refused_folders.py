@@ -278,9 +278,9 @@ TENSORS = {
     "bytes too many": (padded, r"model\.safetensors: has \d+ bytes, but its tensors end at"),
     "no safetensors file": (
         lambda hub: (hub / WEIGHTS).write_bytes(b"PK\x03\x04" + bytes(50)),
-        r"is no safetensors file",
+        r"is not a safetensors file",
     ),
-    "an empty file": (lambda hub: (hub / WEIGHTS).write_bytes(b""), r"is no safetensors file, or cut off"),
+    "an empty file": (lambda hub: (hub / WEIGHTS).write_bytes(b""), r"is not a safetensors file, or is cut off"),
     "a pointer of Git LFS": (
         lambda hub: (hub / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
         r"is a pointer of Git LFS, not the file itself; run git lfs pull",
@@ -399,7 +399,7 @@ def test_a_tied_head_that_differs(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    refused(tmp_path, r"hub: is no folder; expected one with config\.json")
+    refused(tmp_path, r"hub: is not a folder; expected one with config\.json")
 
 
 def test_a_run_that_is_there(tmp_path):
@@ -422,9 +422,9 @@ def test_a_folder_where_its_record_would_be(tmp_path):
     hub = hub_folder(tmp_path / "run/huggingface")
     before = {path: path.read_bytes() for path in hub.iterdir()}
     for source in (hub, hub_folder(tmp_path / "hub")):
-        with pytest.raises(UserError, match=r"run/huggingface: is already there, and not from a conversion; choose"):
+        with pytest.raises(UserError, match=r"run/huggingface: already exists, and not from a conversion; choose"):
             from_hf(source, tmp_path / "run")
     (hub / "moeport.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run/huggingface: is already there"):
+    with pytest.raises(UserError, match=r"run/huggingface: already exists"):
         from_hf(hub, tmp_path / "run")
     assert {path: path.read_bytes() for path in before} == before

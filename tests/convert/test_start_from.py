@@ -47,7 +47,7 @@ def test_a_resumed_run_does_not_start_again(tmp_path):
 
 
 def test_what_cannot_be_started_from(tmp_path):
-    with pytest.raises(UserError, match=r"training\.start_from: .*missing is no run folder and no checkpoint"):
+    with pytest.raises(UserError, match=r"training\.start_from: .*missing is neither a run folder nor a checkpoint"):
         run(tmp_path, "second", start=tmp_path / "missing")
     run(tmp_path, "first")
     with pytest.raises(UserError, match=r"does not fit the model of the config: .*w_in: shape"):

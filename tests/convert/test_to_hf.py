@@ -263,7 +263,7 @@ def test_a_folder_that_is_in_use(tmp_path):
     run = run_of(tmp_path / "run")
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"hub: is already there; choose another folder, or remove it"):
+    with pytest.raises(UserError, match=r"hub: already exists; choose another folder, or remove it"):
         to_hf(run, tmp_path / "hub")
     with pytest.raises(UserError, match=r"hub: not a run folder"):
         to_hf(tmp_path / "hub", tmp_path / "other")
@@ -376,8 +376,8 @@ def test_mutant_an_expert_swapped_in_a_folder_that_was_written_here(tmp_path):
 DAMAGES = {
     "format": ("other", r'it has no "format": "moeport-huggingface"; delete it'),
     "format_version": (2, r"format version 2, and this moeport reads 1; delete it"),
-    "layout": ("both", r"names a layout or an element type that there is not"),
-    "dtypes": ({"model.norm.weight": "F8"}, r"names a layout or an element type that there is not"),
+    "layout": ("both", r"names a layout or an element type that does not exist"),
+    "dtypes": ({"model.norm.weight": "F8"}, r"names a layout or an element type that does not exist"),
 }
 
 

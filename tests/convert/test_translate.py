@@ -519,13 +519,13 @@ def test_what_is_no_number_in_mindformers_is_named(tmp_path, key):
             "mindformers",
             "x.yaml",
             "model: {model_config: {num_layers: x}}",
-            "x.yaml: what it says makes no valid(.|\n)*model.num_layers",
+            "x.yaml: it does not translate to a valid(.|\n)*model.num_layers",
         ),
         ("megatron", "x.sh", "echo hello", "no keys found; expected a shell script"),
         ("megatron", "x.sh", "--a 'b", "no shell script: No closing quotation"),
         ("torchtitan", "x.toml", "[a", "no TOML"),
         ("mindformers", "x.yaml", "a: [", "no YAML"),
-        ("mindformers", "x.yaml", "- a", "is no mapping"),
+        ("mindformers", "x.yaml", "- a", "is not a mapping"),
         ("hf", "x.json", '{"model_type": "gpt2"}', "model_type gpt2: cannot be converted"),
         ("hf", "x.json", '{"model_type": "mixtral", "num_hidden_layers": 100000000000}', "expected at most 10000"),
         (
@@ -534,7 +534,7 @@ def test_what_is_no_number_in_mindformers_is_named(tmp_path, key):
             '{"model_type": "mixtral", "num_local_experts": NaN}',
             "num_local_experts is NaN; expected int",
         ),
-        ("nemo", "x.yaml", "a: 1", "nemo: no framework whose files can be translated; expected one of megatron"),
+        ("nemo", "x.yaml", "a: 1", "nemo: not a framework that can be translated; expected one of megatron"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, framework, name, text, message):

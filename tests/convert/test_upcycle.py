@@ -171,7 +171,7 @@ REFUSED = {
     "part of a copy chosen": (
         {"moe": ONE},
         ("num_experts=6", "expert_hidden=2", "router.top_k=2"),
-        r"model\.moe\.router: 2 experts per token are no whole number of copies, .*; expected a multiple of 3",
+        r"model\.moe\.router: 2 experts per token are not a whole number of copies, .*; expected a multiple of 3",
     ),
     "copies of experts": ({}, ("num_experts=8",), r"8 experts cannot be made from 4 in layer 0, .*; expected 4"),
     "a shared expert that the source lacks": (
@@ -220,7 +220,7 @@ def test_what_is_no_business_of_upcycling(tmp_path):
         upcycle(tmp_path / "old", tmp_path / "new", ["model.d_model=16"])
     with pytest.raises(UserError, match=r"lm_head\.weight: the source has it, and the new model has no place for it"):
         upcycle(tmp_path / "old", tmp_path / "new", ["model.tie_embeddings=true"])
-    with pytest.raises(UserError, match=r"missing: is no run folder: it has no config\.yaml"):
+    with pytest.raises(UserError, match=r"missing: is not a run folder: it has no config\.yaml"):
         upcycle(tmp_path / "missing", tmp_path / "new", [])
 
 

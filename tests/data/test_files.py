@@ -60,7 +60,7 @@ def test_further_suffixes():
     write("c.txt", "txt")
     assert set(read("*.*", text_suffixes=(".tex",))[0]) == {"a.tex", "b.TEX", "c.txt"}
     assert set(read("*", text_suffixes=("*",))[0]) == {"a.tex", "b.TEX", "c.txt", "Makefile"}
-    with pytest.raises(ConfigError, match="has an item that is no suffix"):
+    with pytest.raises(ConfigError, match="has an item that is not a suffix"):
         config_from_dict({"data": {"source": {"name": "files", "paths": ["a"], "text_suffixes": ["tex"]}}})
 
 
@@ -145,7 +145,7 @@ def test_wrong_encodings(monkeypatch):
     write("b.txt", b"\xff\xfea")
     refused("b.txt: not utf-16 at byte ", "b.txt")
     for wrong in ("hex", "no-such", ""):
-        with pytest.raises(ConfigError, match=r"data\.source\.encoding: is no text encoding that Python knows"):
+        with pytest.raises(ConfigError, match=r"data\.source\.encoding: is not a text encoding that Python knows"):
             config_from_dict({"data": {"source": {"name": "files", "paths": ["a"], "encoding": wrong}}})
 
 
@@ -171,7 +171,7 @@ FAULTS = [
 def test_all_faults_are_listed_at_once():
     faulty_files()
     refused(
-        "data.source: 7 files or rows cannot be read; mend them, leave them out with data.source.exclude, or skip them "
+        "data.source: 7 files or rows cannot be read; fix them, leave them out with data.source.exclude, or skip them "
         "with data.source.bad_files:\n  " + "\n  ".join(FAULTS),
         "*",
     )
@@ -223,7 +223,7 @@ def test_a_folder_stands_for_the_files_in_it_and_below():
     tree()
     documents, left_out = read("d")
     assert list(documents) == ["d/a/c.md", "d/b.txt", "d/z/deep/e.py"]
-    assert left_out.notes == ["passed over in d: 2 hidden, 2 with .png, 1 with a broken link, 1 without a suffix"]
+    assert left_out.notes == ["skipped in d: 2 hidden, 2 with .png, 1 with a broken link, 1 without a suffix"]
     assert list(read("d/")[0]) == list(documents)
     assert list(read(".")[0]) == list(documents)
     assert list(read(os.path.abspath("d"))[0]) == [os.path.abspath(path) for path in documents]

@@ -340,7 +340,9 @@ class TestStreaming:
             raise ConnectionResetError("reset by peer")
 
         monkeypatch.setattr(huggingface, "row_documents", rows)
-        with pytest.raises(DataError, match=r"^\./set:train: reading the stream broke off \(reset by peer\); start ag"):
+        with pytest.raises(
+            DataError, match=r"^\./set:train: reading the stream was interrupted \(reset by peer\); start ag"
+        ):
             prepare(source=self.source(streaming=True))
         assert not [path for path in Path("cache").iterdir() if path.name.startswith((".", "stream-"))]
 

@@ -186,8 +186,8 @@ def test_tokenizer_by_its_name_on_the_hub(entry, tmp_path, monkeypatch):
     data, _ = prepare(tokenizer=FileTokenizer(path="owner/model-1.5B"))
     assert data.tokenizer.fingerprint == prepare()[0].tokenizer.fingerprint
     refused(
-        f"data.tokenizer.path: 'owner/other' is no file or folder, and the hub's cache {tmp_path}/hub has none of that "
-        "name; HF_HUB_OFFLINE is set: run `hf download owner/other tokenizer.json` where",
+        f"data.tokenizer.path: 'owner/other' is not a file or folder, and the hub's cache {tmp_path}/hub has none of "
+        "that name; HF_HUB_OFFLINE is set: run `hf download owner/other tokenizer.json` where",
         tokenizer=FileTokenizer(path="owner/other"),
     )
     refused("data/none.json: cannot read the tokenizer: No such file", tokenizer=FileTokenizer(path="data/none.json"))

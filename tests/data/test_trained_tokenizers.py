@@ -134,7 +134,7 @@ def test_damaged_files_of_ours_are_refused(prepared, tmp_path):
         load_tokenizer(path, "</s>")
     for change, message in (
         ({"format": 99}, "in format 99; this version of moeport reads"),
-        ({"scaffolds": [10**6]}, "scaffold 1000000 is no merge"),
+        ({"scaffolds": [10**6]}, "scaffold 1000000 is not a merge"),
         ({"merges": None}, "an entry is missing or malformed"),
     ):
         tree = json.loads(definition)

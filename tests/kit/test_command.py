@@ -66,7 +66,7 @@ def test_an_older_file_is_kept_unless_told_otherwise(asked, tmp_path):
     (tmp_path / "x.zip").write_text("older")
     done = invoke("-o", "x.zip")
     assert isinstance(done.exception, UserError)
-    assert "x.zip: is there already; name another file with -o, or replace it with --overwrite" in str(done.exception)
+    assert "x.zip: already exists; name another file with -o, or replace it with --overwrite" in str(done.exception)
     assert not asked
     assert invoke("-o", "x.zip", "--overwrite").exit_code == 1
 

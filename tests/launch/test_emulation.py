@@ -154,7 +154,7 @@ def test_latency_needs_netem():
 
 @pytest.mark.parametrize("rate", ["fast", "0mbit", "200", "200 mbit", "-1gbit"])
 def test_a_rate_that_is_none(rate):
-    with pytest.raises(UserError, match="expected a number of bits a second such as 200mbit or 1gbit"):
+    with pytest.raises(UserError, match="expected a number of bits per second such as 200mbit or 1gbit"):
         EmulatedCluster(2, rate)
 
 

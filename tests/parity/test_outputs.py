@@ -39,7 +39,7 @@ def test_a_report_is_replaced_only_on_request(parity, tmp_path, option):
     (tmp_path / "report").write_text("mine")
     code, _, err = parity(*arguments)
     assert (code, (tmp_path / "report").read_text()) == (2, "mine")
-    assert "report: exists already; name another file, or replace it with --overwrite" in err
+    assert "report: already exists; name another file, or replace it with --overwrite" in err
     assert parity(*arguments, "--overwrite")[0] != 2
     assert (tmp_path / "report").read_text() != "mine"
 

@@ -206,7 +206,7 @@ def test_messages_of_the_algorithms():
 
 def test_an_unknown_exchange_has_no_load():
     layout, demand = Layout(2, 2), Demand(16, 2, 4, 8)
-    with pytest.raises(ValueError, match="exchange 'ring' is not one; expected flat, hierarchical, node_dedup"):
+    with pytest.raises(ValueError, match="exchange 'ring' does not exist; expected flat, hierarchical, node_dedup"):
         loads("ring", layout, demand, expected_routes(layout, demand))
 
 

@@ -433,7 +433,7 @@ def test_the_command_fits_compute_to_a_run(run, tmp_path):  # noqa: F811
             ["c.yaml", *GIVEN, "--flops", "fast"],
             "--flops 'fast' is not a number; expected operations per second such as",
         ),
-        (["c.yaml", *GIVEN, "--traffic", "local:2"], "--traffic 'local:2' is not one; expected uniform, zipf, local:F"),
+        (["c.yaml", *GIVEN, "--traffic", "local:2"], "--traffic 'local:2': expected uniform, zipf, local:F"),
         (["c.yaml", *GIVEN, "--step", "small"], "--step 'small' is not a run and its cluster; expected the run.dir"),
         (["c.yaml", *GIVEN, "--step", "small@1x2"], "small: not a run folder"),
         (["c.yaml", *GIVEN, "--memory", "2MB,1GB"], "no placement fits: the smallest needs about"),

@@ -62,7 +62,7 @@ def test_recorded_tokens_are_divided_among_ranks(tmp_path):
         (np.zeros((8, 3), int), r"is int64 \(8, 3\); expected integers \(tokens, 2\)"),
         (np.zeros((8, 2)), r"is float64 \(8, 2\); expected integers"),
         (np.zeros((3, 2), int), "has 3 tokens with experts 0 .. 0; expected at least 4 tokens"),
-        (np.full((8, 2), EXPERTS), "has 8 tokens with experts 16 .. 16; expected at least 4 tokens, one a rank, and"),
+        (np.full((8, 2), EXPERTS), "has 8 tokens with experts 16 .. 16; expected at least 4 tokens, one per rank, and"),
     ],
 )
 def test_a_file_that_does_not_fit(tmp_path, array, message):

@@ -160,7 +160,7 @@ class TestSweep:
             (f"swich:{RATE}=1,2", "no config is named 'swich'; expected one of topk, switch; did you mean switch"),
             ("training.seed=1,2", "training.seed cannot be swept: use --seeds"),
             ("data.sequence_length=1,2", "losses on other data cannot be compared"),
-            ("training.skip_steps=[],[]", "is no key with a single value"),
+            ("training.skip_steps=[],[]", "is not a key with a single value"),
             ("optimizer.learning_rat=1,2", "learning_rat"),
         ],
     )

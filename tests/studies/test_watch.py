@@ -164,7 +164,7 @@ class TestFollowed:
         run = Followed(run_dir, "mine")
         assert (run.unreadable, run.steps) == (4, 30)
         card = parts.card(run)
-        assert card.faults == ["4 lines of its metrics are no records and are left out"]
+        assert card.faults == ["4 lines of its metrics are not records and are left out"]
 
     def test_records_that_no_run_writes_do_no_harm(self, run_dir):
         path = run_dir / "metrics.jsonl"

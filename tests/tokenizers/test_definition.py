@@ -79,7 +79,7 @@ def changed(path, value):
         (changed(["model", "merges"], None), "an entry is missing or malformed .*merges"),
         (changed(["model", "merges"], [["a", "\u4e2d"]]), "'\u4e2d' has characters that stand for no byte"),
         (changed(["model", "merges", 0], ["a", "bc"]), r"merge 0 joins b'a' and b'bc'"),
-        (changed(["model", "scaffolds"], [99]), "scaffold 99 is no merge; expected numbers from 0 to 8"),
+        (changed(["model", "scaffolds"], [99]), "scaffold 99 is not a merge; expected numbers from 0 to 8"),
         (changed(["model", "encoding"], "longest"), "encoding: got 'longest'; expected one of merges, longest_first"),
         (changed(["model", "vocab", "a"], 5), r"has the id 5, which is that of b'\\x05' as well|has the id 5, which"),
         (changed(["model", "vocab", "a"], None), "1 tokens have no id, the first is b'a'; expected an id for every"),

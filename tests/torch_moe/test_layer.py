@@ -207,7 +207,7 @@ def test_wrong_options_are_named():
         ({"every": 2}, r"every: model\.moe\.every applies to the layers of a whole model, but .* is one layer"),
         ({"router": 3}, r"model\.moe\.router: is an integer"),
         ({"kernels": "defalt"}, r"^kernels: is not a choice .*did you mean default\?"),
-        ({"kernels": {"swigglu": "default"}}, r"^kernels: swigglu is no kernel .*did you mean swiglu\?"),
+        ({"kernels": {"swigglu": "default"}}, r"^kernels: swigglu is not a kernel .*did you mean swiglu\?"),
     ],
 )
 def test_an_unknown_option_is_named_with_the_one_that_was_meant(option, message):

@@ -149,7 +149,7 @@ FAULTS = {
     ),
     "foreign arrays": (
         lambda path: replace_arrays(path, WEIGHTS, b"PK\x03\x04 not tensors at all"),
-        "{path}/" + WEIGHTS + ": is no safetensors file, or cut off; use another checkpoint",
+        "{path}/" + WEIGHTS + ": is not a safetensors file, or is cut off; use another checkpoint",
     ),
     "arrays of a type that numpy lacks": (
         bfloat16,

@@ -206,7 +206,7 @@ FAULTS = {
     ),
     "a part of another place": (
         lambda path: move(path, [6, 0, 0]),
-        f"/{FIRST}: {EXPERTS}: [6:10, 0:3, 0:5] is no part of an array of shape (8, 3, 5){USE}",
+        f"/{FIRST}: {EXPERTS}: [6:10, 0:3, 0:5] is not a part of an array of shape (8, 3, 5){USE}",
     ),
     "an array without a part": (without_array, f": {EXPERTS}: its parts hold 60 of its 120 entries{USE}"),
     "another shape": (

@@ -86,7 +86,7 @@ def test_what_is_not_finite_is_not_saved_even_where_no_loss_shows_it(tmp_path, m
         train(config, console=QUIET)
     assert str(error.value) == (
         f"step 4: {name} is not finite, and nothing of this step was saved. {WAY_ON}continue from step-000002, the "
-        "last good checkpoint, with --resume; if only this batch is at fault, pass over it with "
+        "last good checkpoint, with --resume; if only this batch is at fault, skip it with "
         "--set 'training.skip_steps=[\"4\"]'"
     )
     assert checkpoints(config) == ["step-000002"]
@@ -202,7 +202,7 @@ def test_a_run_goes_on_past_the_batch_at_which_it_diverged(tmp_path, monkeypatch
 
     monkeypatch.setattr(Trainer, "advance", diverging)
     for _ in range(2):
-        with pytest.raises(NonFiniteError, match=r"pass over it with --set 'training\.skip_steps=\[\"4\"\]'"):
+        with pytest.raises(NonFiniteError, match=r"skip it with --set 'training\.skip_steps=\[\"4\"\]'"):
             train(config, resume=True, console=QUIET)
     passed = tiny_config(tmp_path, training={"evaluation_interval": 0, "skip_steps": ["4"]})
     assert train(passed, resume=True, console=QUIET).steps == 6
@@ -212,10 +212,10 @@ def test_a_run_goes_on_past_the_batch_at_which_it_diverged(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("[125-120]", "'125-120' is no range of steps (got [125-120]); expected steps counted from 1, and ranges"),
-        ('["0"]', "'0' is no range of steps"),
-        ("[a]", "'a' is no range of steps"),
-        ('["1--2"]', "'1--2' is no range of steps"),
+        ("[125-120]", "'125-120' is not a range of steps (got [125-120]); expected steps counted from 1, and ranges"),
+        ('["0"]', "'0' is not a range of steps"),
+        ("[a]", "'a' is not a range of steps"),
+        ('["1--2"]', "'1--2' is not a range of steps"),
         ('["1-1000"]', "leaves no step to train on with training.steps = 1000"),
         ('["1-500", "500-2000"]', "leaves no step to train on with training.steps = 1000"),
         ("[120]", 'training.skip_steps[0]: is an integer (got 120); expected a string; did you mean "120"?'),

@@ -192,7 +192,7 @@ def test_a_damaged_file_is_said_and_begun_anew(tmp_path, capsys, text):
         read_routing(path)
     stop_after(config, 1)
     train(config, resume=True, console=Console(width=300))
-    assert "the counts begin anew" in capsys.readouterr().out
+    assert "the counts start again" in capsys.readouterr().out
     assert [record.first for record in read_routing(path).records] == [2]
 
 

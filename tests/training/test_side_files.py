@@ -175,7 +175,7 @@ def test_what_is_no_record_and_what_stands_twice_is_left_out_and_kept_aside(tmp_
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == dirty
     assert cut.evaluated
     assert cut.notes == [
-        f"{path}: left out 6 lines that are no records and 2 records that stood twice; the file as it was is "
+        f"{path}: left out 6 lines that are not records and 2 duplicate records; the file as it was is "
         f"{tmp_path}/metrics.damaged.jsonl"
     ]
     path.write_bytes(second + first)

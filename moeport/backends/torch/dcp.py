@@ -142,7 +142,7 @@ class DcpWeights(Weights):
             self._check_file(name, box, entry.properties.dtype)
         self._tallest[name] = max((box.shape[0] for box in boxes if box.shape), default=0)
         if found := overlapping(boxes):
-            raise DataError(f"{self.folder}: {name} has elements at {boxes[found[1]].start} that are there twice")
+            raise DataError(f"{self.folder}: {name} has elements at {boxes[found[1]].start} that are stored twice")
         if sum(box.size for box in boxes) != whole.size:
             raise DataError(
                 f"{self.folder}: {name} is incomplete: {sum(box.size for box in boxes):,} of {whole.size:,} elements "

@@ -44,7 +44,7 @@ def _install(device: str) -> str:
         return f"install a PyTorch build and driver for {device}"
     wrong = [finding for finding in findings(machine()) if finding.severity == "wrong"]
     if wrong:
-        return f"mend what keeps torch-npu from it: {wrong[0]}"
+        return f"fix what keeps torch-npu from it: {wrong[0]}"
     return "install torch-npu, CANN and the driver, as docs/ascend.md describes" + (
         f"; unset {AUTOLOAD}" if os.environ.get(AUTOLOAD) == "0" else ""
     )

@@ -88,7 +88,7 @@ class StoreMeeting(Meeting):
             return message
         found = self._get("meeting/shared")
         if found is None:
-            raise MeetingError(f"rank 0 has not said within {self.timeout_s:g} s where it listens; see what it says")
+            raise MeetingError(f"rank 0 has not said within {self.timeout_s:g} s where it listens; see its output")
         return found
 
     @override

@@ -51,5 +51,5 @@ def loads(algorithm: str, layout: Layout, demand: Demand, routes: Routes, sharin
     Raises ValueError for another name.
     """
     if algorithm not in EXCHANGES:
-        raise ValueError(f"exchange {algorithm!r} is not one; expected {', '.join(EXCHANGES)}")
+        raise ValueError(f"exchange {algorithm!r} does not exist; expected {', '.join(EXCHANGES)}")
     return EXCHANGES[algorithm].load(Stages(layout, demand, routes, sharing))

@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{path}: is no mapping of keys to values")
+            raise UserError(f"{path}: is not a mapping of keys to values")
         if expanded(root, {}) > MOST_VALUES:
             raise UserError(f"{path}: has more than {MOST_VALUES:,} keys and values, with those that aliases repeat")
         return flat(loader.construct_document(root))

@@ -55,7 +55,7 @@ class Translation:
 
     def as_yaml(self, source: str) -> str:
         """The config as YAML, with what is missing in it as comments."""
-        lines = [f"# Translated from {_line(source)}. Set data.source and data.tokenizer to what it is to train on."]
+        lines = [f"# Translated from {_line(source)}. Set data.source and data.tokenizer to what it should train on."]
         for entry in (*self.of("not expressible"), *self.of("unknown")):
             lines.append(f"# {entry.state}: {_verdict(entry, ': ')}")
         return "\n".join(lines) + "\n" + yaml.safe_dump(dict(self.sections), sort_keys=False)
@@ -85,7 +85,7 @@ def translate(framework: str, path: Path, ranks: int | None = None, allow_missin
         ConfigError: what it says makes no valid config.
     """
     if framework not in FRAMEWORKS:
-        raise UserError(f"{framework}: no framework whose files can be translated; {choices(framework, FRAMEWORKS)}")
+        raise UserError(f"{framework}: not a framework that can be translated; {choices(framework, FRAMEWORKS)}")
     known = FRAMEWORKS[framework]
     values = known.read(path)
     if not values:
@@ -110,7 +110,7 @@ def translate(framework: str, path: Path, ranks: int | None = None, allow_missin
     try:
         config_from_dict(draft.sections)
     except ConfigError as error:
-        raise ConfigError(f"{path}: what it says makes no valid config of moeport:\n{error}") from error
+        raise ConfigError(f"{path}: it does not translate to a valid config of moeport:\n{error}") from error
     return Translation(draft.sections, entries)
 
 

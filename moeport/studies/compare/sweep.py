@@ -81,7 +81,7 @@ def value_of(config: Config, key: str) -> str:
     """
     tree: Any = leaves(config.model_dump(mode="json"))
     if key not in tree or isinstance(tree[key], list):
-        raise UserError(f"--sweep {key}: is no key with a single value; {EXPECTED}")
+        raise UserError(f"--sweep {key}: is not a key with a single value; {EXPECTED}")
     return shown(tree[key])
 
 

@@ -33,8 +33,8 @@ READINGS = {
     ),
     "top": Reading(
         "What each expert reads",
-        "The token ids of which each expert gets the largest share. 100% (or, with k experts per token, 1/k) means "
-        "that the id goes there whatever stands around it.",
+        "For each expert, the token ids with the largest share going to it. 100% (or, with k experts per token, 1/k) "
+        "means that the id goes there whatever its context.",
         OPENMOE,
     ),
     "positions": Reading(
@@ -52,7 +52,7 @@ READINGS = {
     "drops": Reading(
         "Drops by position",
         "The share of the assignments that found no room, by position in the sequence. A curve that rises is "
-        "drop-towards-the-end: whoever comes late finds the experts full.",
+        "drop-towards-the-end: later tokens find the experts full.",
         OPENMOE,
     ),
     "dataset_drops": Reading(
@@ -101,7 +101,7 @@ READINGS = {
     "components": Reading(
         "Experts in the plane of two components",
         "Each dot is an expert: the first two principal components of its flattened, standardised matrix. Clusters are "
-        "experts that are alike, and one far from all others stands alone; without either, the experts are spread "
+        "experts that are alike, and one far from all others differs from them; without either, the experts are spread "
         "evenly. The percentages say how much of all differences the plane shows.",
         CLOSER_LOOK,
     ),

@@ -181,7 +181,7 @@ def _asks(key: str) -> list[str]:
 
 
 FORMS = {
-    "single": Form(_single, "One needle; the other candidates are numbers that stand in no needle.", True),
+    "single": Form(_single, "One needle; the other candidates are numbers that are in no needle.", True),
     "multi_key": Form(_multi_key, "A needle for each key, of which one is asked for; the others are candidates.", True),
     "multi_value": Form(
         _multi_value, "Several numbers of one key, all to be named; the other candidates stand in no needle.", False

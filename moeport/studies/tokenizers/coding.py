@@ -103,7 +103,7 @@ class Coding:
         """
         if len(ids) and ids.max() >= self._encoder.vocab_size:
             raise DataError(
-                f"the id {ids.max()} is of no token; expected ids from 0 to {self._encoder.vocab_size - 1}: these ids "
-                "are of another tokenizer"
+                f"the id {ids.max()} belongs to no token; expected ids from 0 to {self._encoder.vocab_size - 1}: these "
+                "ids come from another tokenizer"
             )
         return self._encoder.decode(ids)

@@ -174,7 +174,7 @@ def card(run: Followed) -> Card:
     steps = f"step {run.steps:,}{f' of {total:,}' if total else ''}" if run.steps else "no step yet"
     faults = [f"Its metrics cannot be read: {run.fault}"] if run.fault else []
     if run.unreadable:
-        faults.append(f"{run.unreadable:,} lines of its metrics are no records and are left out")
+        faults.append(f"{run.unreadable:,} lines of its metrics are not records and are left out")
     return Card(
         run.name,
         state,
