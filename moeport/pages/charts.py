@@ -252,7 +252,8 @@ def _logarithmic_ticks(low: float, high: float) -> dict[float, str]:
 def _step_ticks(last_step: float, whole: bool = True) -> list[Tick]:
     ticks = linear_ticks(0, last_step)
     if whole:
-        ticks = {step: number(step, 1) for step in ticks if step == round(step)}
+        apart = max([1.0, *list(ticks)[1:2]])
+        ticks = {step: number(step, apart) for step in ticks if step == round(step)}
     return [Tick(round(step * 100 / last_step, 2), label) for step, label in ticks.items()]
 
 

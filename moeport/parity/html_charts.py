@@ -112,13 +112,15 @@ def depth_chart(found: Comparison, kind: str) -> Chart | None:
 
 
 def _layer_ticks(group: Sequence[TensorResult]) -> list[Tick]:
-    """Where each block begins; with many blocks, only some."""
+    """Where each block begins; with many blocks, only some. After `layer N`, a number says enough."""
     starts = [i for i, t in enumerate(group) if t.layer is not None and (i == 0 or group[i - 1].layer != t.layer)]
     wide = 100 / max(len(group) - 1, 1)
     ticks: list[Tick] = []
     for i in starts:
-        if not ticks or i * wide - ticks[-1].percent >= 9:
+        if not ticks:
             ticks.append(Tick(round(i * wide, 2), f"layer {group[i].layer}"))
+        elif i * wide - ticks[-1].percent >= (14 if len(ticks) == 1 else 9):
+            ticks.append(Tick(round(i * wide, 2), str(group[i].layer)))
     return ticks
 
 

@@ -47,7 +47,9 @@ def record_start(run_dir: Path, step: int, ranks: int, data: str) -> None:
         data: describes the data.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name  # of python -m moeport
+    command = shlex.join([name, *sys.argv[1:]])
     start = Start(step, now, platform.node(), command, ranks, " ".join(data.split()), commit() or "")
     lines = [*(json.dumps(asdict(each)) for each in read_starts(run_dir)), json.dumps(asdict(start))]
     write_text(run_dir / STARTS_FILE, "\n".join(lines) + "\n")

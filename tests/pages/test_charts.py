@@ -81,6 +81,20 @@ def test_labels_of_references_keep_their_distance():
     assert references[1].percent < heights[1]
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (2, ["0", "1", "2"]),
+        (40, ["0", "10", "20", "30", "40"]),
+        (7000, ["0", "2k", "4k", "6k"]),
+        (2500, ["0", "500", "1k", "1.5k", "2k", "2.5k"]),
+        (4.3e9, ["0", "1G", "2G", "3G", "4G"]),
+    ],
+)
+def test_steps_are_written_as_short_as_they_can_be(last, expected):
+    assert [*labels(line_chart(Axis("Loss"), [series([1.0, 2.0])], last).x_ticks)] == expected
+
+
 def test_marks_are_on_the_plot_and_their_labels_apart():
     axis = Axis("Drops", marks={"now": 50.0, "mean": 55.0, "wanted": 90.0, "beyond": 101.0})
     marks = line_chart(axis, [series([1.0] * 100)], 100).marks

@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -240,3 +241,19 @@ def test_a_large_model_makes_a_small_page():
     _, text = page(compare(recording("a", *tensors), recording("b", *others)))
     assert len(text) < 2_000_000
     assert f"{html.LISTED} tensors of 2100" in text
+
+
+@pytest.mark.parametrize(("layers", "shown"), [(12, [0, *range(2, 12)]), (24, [0, *range(4, 24, 3)]), (3, range(3))])
+def test_labels_of_layers_do_not_cover_each_other(layers, shown):
+    """In percent of the width: on a phone a plot has about 220 pixels, `layer 0` 42, a number up to 14."""
+    sides = (
+        recording(side, *(tensor(f"t{i}", np.full(4, i + factor), layer=i) for i in range(layers)))
+        for side, factor in (("a", 1.0), ("b", 1.0 + 1e-6))
+    )
+    _, text = page(compare(*sides))
+    axis = re.search(r'<div class="x-axis">(.*?)</div>', text, re.DOTALL)[1]
+    places, labels = zip(*re.findall(r'left:([\d.]+)%">([^<]+)<', axis), strict=True)
+    assert [*labels] == [str(each) if each else "layer 0" for each in shown]
+    apart = [after - before for before, after in pairwise(map(float, places))]
+    assert apart[0] >= 14
+    assert min(apart) >= 9

@@ -14,6 +14,7 @@ from moeport.training.report import write_report
 from tests.training.metrics_examples import SUMMARY, write_run
 
 HEADINGS = [
+    "Validation bits per byte lower is better",
     "Loss",
     "Optimisation",
     "Speed",

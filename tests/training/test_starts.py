@@ -22,6 +22,12 @@ def test_each_start_is_a_line(tmp_path, monkeypatch):
     assert len((tmp_path / STARTS_FILE).read_text().splitlines()) == 2
 
 
+def test_python_m_is_named_as_its_module(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/lib/python3/site-packages/moeport/__main__.py", "train", "c.yaml"])
+    record_start(tmp_path, 0, 1, DATA)
+    assert [start.command for start in read_starts(tmp_path)] == ["moeport train c.yaml"]
+
+
 def test_damaged_lines_neither_stop_a_start_nor_a_report(tmp_path):
     write_run(tmp_path, steps=30)
     record_start(tmp_path, 0, 1, DATA)
