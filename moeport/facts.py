@@ -168,15 +168,15 @@ _TORCH_CUDA = (
         "attention",
         "flash_attention_3",
         _HALF,
-        "compute capability 9, the package flash-attn-3; heads whose width is a multiple of 8 up to 256, with "
+        "compute capability 9, the package flash-attn-3; heads with a width that is a multiple of 8 up to 256, with "
         "backend.deterministic up to 192, and the same for values",
     ),
     FusedKernel(
         "attention",
         "sdpa_cudnn",
         _HALF,
-        "training without backend.deterministic; heads whose width is a multiple of 8 up to 128, and the same for "
-        "values",
+        "training without backend.deterministic; heads with a width that is a multiple of 8 up to 128, and the same "
+        "for values",
     ),
     FusedKernel("attention", "sdpa_efficient", ("float32",), "fewer key and value heads than query heads"),
 )

@@ -204,8 +204,8 @@ class StepMetrics:
     loss_by_objective: Annotated[
         dict[str, float] | None,
         Metric(
-            "Mean cross entropy of each [denoiser](data.md#objectives) in nats per target, by name, without those that "
-            "no sequence of the step was drawn for; missing unless the step has a mixture.",
+            "Mean cross entropy of each [denoiser](data.md#objectives) in nats per target, by name, except denoisers "
+            "without a sequence in the step; missing unless the step has a mixture.",
             tag="train/loss_by_objective/{key}",
             only_if_known=True,
             null_is_none=True,
@@ -214,15 +214,15 @@ class StepMetrics:
     rows_computed: Annotated[
         int,
         Metric(
-            "Rows that the routed experts computed, over all MoE layers and ranks: after drops, with those that fill "
-            "tiles, without padding.",
+            "Rows that the routed experts computed, over all MoE layers and ranks: after drops, including rows "
+            "that fill tiles, without padding.",
             tag="performance/rows_computed",
         ),
     ] = 0
     local_share: Annotated[
         float | None,
         Metric(
-            "Choices that fall on experts of the token's own node, as a share of all choices, mean over the layers; "
+            "Choices of experts on the token's own node, as a share of all choices, mean over the layers; "
             "missing unless there are several nodes, or the [router](routers.md#nodes) simulates some.",
             reduction="mean",
             tag="moe/local_share",
@@ -242,16 +242,16 @@ class StepMetrics:
     kept_per_layer: Annotated[
         list[float],
         Metric(
-            "Number of an expert's own tokens in a micro-batch whose cosine with its gate row is at least delta, for "
-            "each MoE layer; empty unless the capacity is estimated."
+            "Number of an expert's own tokens in a micro-batch that have a cosine to its gate row of at least delta, "
+            "for each MoE layer; empty unless the capacity is estimated."
         ),
     ] = field(default_factory=list)
     competitors_per_layer: Annotated[
         list[float],
         Metric(
-            "Number of rivals, s q: tokens of a micro-batch with another first choice whose cosine with an expert's "
-            "gate row is at least delta, for each MoE layer; empty unless the capacity is estimated. Older versions "
-            "counted own tokens too."
+            "Number of rivals, s q: tokens of a micro-batch with another first choice that have a cosine to an "
+            "expert's gate row of at least delta, for each MoE layer; empty unless the capacity is estimated. Older "
+            "versions counted own tokens too."
         ),
     ] = field(default_factory=list)
     drop_rate_by_position: Annotated[
@@ -282,8 +282,8 @@ class StepMetrics:
     save_time: Annotated[
         float,
         Metric(
-            "Seconds for which training waited for a checkpoint before this step: for the copy of the model if it is "
-            "written in the background. Missing if there was none.",
+            "Seconds that training waited for a checkpoint before this step, or only for the copy of the model if it "
+            "is written in the background. Missing if there was none.",
             tag="performance/save_time",
             only_with="save_time",
             left_out_of_file=0.0,
@@ -365,7 +365,7 @@ class EvaluationMetrics:
     val_accuracy: Annotated[
         float | None,
         Metric(
-            "Share of the validation images whose class has the highest score; missing for text.",
+            "Share of the validation images for which the right class has the highest score; missing for text.",
             tag="validation/accuracy",
             printed=Printed("val_accuracy", "{:.2%}"),
             chart=Chart("Loss", Axis("Validation accuracy", "", "{:.2%}", percent=True)),
@@ -383,7 +383,7 @@ class EvaluationMetrics:
         dict[str, float] | None,
         Metric(
             "`val_loss` on targets that are `rare` and on those that are `frequent`: the frequent ids are the smallest "
-            "set that makes up 80% of the training tokens, the rare ones are all others. Only of the last evaluation, "
+            "set that makes up 80% of the training tokens, the rare ones are all others. Only in the last evaluation, "
             "with `metrics.loss_by_frequency`.",
             tag="validation/loss_by_frequency/{key}",
         ),

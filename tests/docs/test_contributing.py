@@ -7,7 +7,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| (.+\?) \| (.+) \|$", TEXT.partition("## Where is what")[2].partition("\n## ")[0], re.MULTILINE)
+ROWS = re.findall(
+    r"^\| (.+\?) \| (.+) \|$", TEXT.partition("## Where to find what")[2].partition("\n## ")[0], re.MULTILINE
+)
 
 
 def test_there_are_at_least_twenty_questions():

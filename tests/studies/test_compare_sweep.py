@@ -92,7 +92,7 @@ class TestSweep:
         assert {"topk", "topk-learning_rate-0.005", "switch-learning_rate-0.02-seed-1"} <= folders
         text = " ".join(explanations(comparison))
         assert f"switch: {RATE} 0.02 of 0.005: 3.0000, 0.01: 3.0000, 0.02: 1.0000." in text
-        assert "lowest validation loss on seed 0, which counts in the figures too" in text
+        assert "lowest validation loss on seed 0, which also counts in the figures" in text
         assert f"switch is best at {RATE} 0.02, the greatest value tried" in text
         found = to_json(comparison)["configs"][1]["sweep"]
         assert (found["key"], found["chosen"], found["chosen_on"]) == (RATE, "0.02", "first")

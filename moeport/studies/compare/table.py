@@ -118,15 +118,15 @@ def explanations(comparison: Comparison) -> list[str]:
         f"{config.training.steps:,} steps of {tokens:,} tokens; {comparison.data}. {_of_seeds(plan.seeds)} "
         f"Baseline: {plan.baseline}; val. loss in nats per {'image' if config.data.is_images else 'token'}.",
         *_of_sweeps(comparison),
-        "Dropped, imbalance, local share, rows and what follows from rows are means over the second half of the steps; "
-        "the ratios of rows and of FLOPs are of all steps. Rows are what the routed experts compute, without dropped "
-        "assignments and padding: per token over all layers; per step for an expert, mean over experts and layers; and "
-        "for the busiest expert of each layer, mean over the layers.",
+        "Dropped, imbalance, local share, rows and figures derived from rows are means over the second half of the "
+        "steps; the ratios of rows and of FLOPs are over all steps. Rows are what the routed experts compute, without "
+        "dropped assignments and padding: per token over all layers; per step for an expert, mean over experts and "
+        "layers; and for the busiest expert of each layer, mean over the layers.",
         "FLOPs are those of the forward and backward pass with these rows, so they hold for experts of any width: "
         "expert FLOPs are those of routed and shared experts, the others those of the whole model. Active parameters "
         "are those that a token uses on average, with these rows.",
         *_of_parts(comparison),
-        "Step time is a median. The runs shared one machine, one after another; other load on it counts.",
+        "Step time is a median. The runs shared one machine, one after another; other load on it affects the times.",
         f"All-to-all is computed, not measured: {ALL_TO_ALL}, over all layers, for experts and tokens spread evenly "
         f"over N = {comparison.ranks} ranks.",
         *comparison.notes(),
@@ -139,12 +139,12 @@ def _of_parts(comparison: Comparison) -> Iterator[str]:
     if any(one.val_loss_by_frequency for one in found):
         yield (
             f"Loss, frequent and rare: frequent ids are the smallest set that makes up {FREQUENT_SHARE:.0%} of the "
-            "training tokens, rare ids all others; a prediction counts by the id that is to be predicted."
+            "training tokens, rare ids all others; a prediction is classed by the id to be predicted."
         )
     if any(one.val_loss_by_objective for one in found):
         yield (
             "Loss, of a denoiser: nats per target of the held-out sequences that it rearranges; the loss without a "
-            "name is that of each next token, whatever a run was trained for."
+            "name is that of next-token prediction, whatever a run was trained for."
         )
     if any(one.local_share is not None for one in found):
         yield "Local: choices of experts on the token's own node, as a share of all choices, mean over the layers."
@@ -152,12 +152,12 @@ def _of_parts(comparison: Comparison) -> Iterator[str]:
 
 def _of_seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
-        return f"Seed {seeds[0]}: one run each, which cannot tell a difference of routers from one of seeds."
+        return f"Seed {seeds[0]}: one run each, which cannot tell a difference between routers from one between seeds."
     return (
         f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation. Differences and ratios are paired by seed and "
-        f"have their interval in brackets: {METHOD}. An interval that contains no difference is marked ~: these seeds "
-        "do not resolve it. Each interval stands for itself; of 20 comparisons without a difference, one misses it by "
-        "chance."
+        f"have their interval in brackets: {METHOD}. An interval that includes no difference is marked ~: these seeds "
+        "do not resolve it. Intervals are not corrected for their number; of 20 comparisons without a difference, "
+        "about one shows one by chance."
     )
 
 
@@ -170,9 +170,9 @@ def _of_sweeps(comparison: Comparison) -> Iterator[str]:
     if len(seeds) == 1:
         how = f"the lowest validation loss on seed {seeds[0]}"
     elif plan.chosen_on == "first":
-        how = f"the lowest validation loss on seed {seeds[0]}, which counts in the figures too"
+        how = f"the lowest validation loss on seed {seeds[0]}, which also counts in the figures"
     else:
-        how = "the lowest mean validation loss over all seeds, which are those of the figures"
+        how = "the lowest mean validation loss over all seeds, which also count in the figures"
     yield f"Each config has the value of the swept key with {how}; so the losses shown are slightly too good."
     for name in plan.sweeps:
         found = ", ".join(f"{each.value}: {_loss_of(each)}" for each in comparison.tried(name))
