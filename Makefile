@@ -42,11 +42,11 @@ help:
 	@echo "make generate  renew the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     print the benchmarks"
-	@echo "make notebook  run the notebook in examples/ and store what it shows"
+	@echo "make notebook  run the notebook in examples/ and store its outputs"
 	@echo "make dist      build the sdist and the wheel in dist/, and check both"
-	@echo "make sbom      list what an installation consists of, in dist/*.cdx.json"
-	@echo "make notices   renew THIRD_PARTY.md, the licences of the packages that moeport asks for"
-	@echo "make clean     delete $(VENV), $(NPU), $(TRACKERS), $(RELEASE) and what was built; runs/ stays"
+	@echo "make sbom      list the components of an installation, in dist/*.cdx.json"
+	@echo "make notices   update THIRD_PARTY.md, the licences of the packages that moeport depends on"
+	@echo "make clean     delete $(VENV), $(NPU), $(TRACKERS), $(RELEASE) and all build outputs; runs/ stays"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moeport needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.11")'
