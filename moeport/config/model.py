@@ -113,7 +113,7 @@ class AttentionConfig(Section):
     latent_norm_eps: PositiveFloat = 1e-6
     """mla: epsilon of the RMSNorm of the latent vectors. DeepSeek's models have 1e-6 here, whatever norm_eps is."""
     qk_norm: bool | Literal["whole"] = False
-    """grouped: RMS-normalise queries and keys before the rotation: each head by itself (true, as in Qwen3), or all
+    """grouped: RMS-normalise queries and keys before the rotation: each head separately (true, as in Qwen3), or all
     heads together (whole, as in OLMoE)."""
     bias: Literal["none", "qkv", "all"] = "none"
     """Which projections add a bias: none of them; those of queries, keys and values (as in Qwen2); or the output

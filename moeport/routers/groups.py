@@ -16,8 +16,8 @@ class GroupLimitedConfig(TopKRouterConfig):
     num_groups: PositiveInt = 1
     """Groups of consecutive experts; must divide num_experts."""
     top_groups: PositiveInt = 1
-    """Groups a token may use: those whose best expert has the highest score, or in sigmoid_bias those with the largest
-    sum of their two best biased scores."""
+    """Groups a token may use: those with the highest score of their best expert, or in sigmoid_bias those with the
+    largest sum of their two best biased scores."""
 
     @property
     def limits_groups(self) -> bool:
