@@ -16,13 +16,13 @@ class ExportOptions:
     """How a folder is written."""
 
     family: str | None = None
-    """A model_type; None: as the run was converted from, or the first that can express it."""
+    """A model_type; None: that of the folder that the run was converted from, or the first that can express it."""
     layout: Layout | None = None
     """None: as in the folder that the run was converted from, or a tensor per expert."""
     dtype: str | None = None
     """Element type; None: as in that folder, or as in the checkpoint."""
     shard_size: int = 5 * 10**9
-    """Most bytes of a file, unless one tensor is larger."""
+    """Maximum number of bytes per file, unless one tensor is larger."""
     checkpoint: str = "latest"
     """latest, best or step-N."""
 

@@ -100,7 +100,7 @@ class MoE(Holder):
 
     @override
     def reset_parameters(self) -> None:
-        """Draw the initial values of all parts anew; with a `seed`, the same ones."""
+        """Draw the initial values of all parts again; with a `seed`, the same ones."""
         super().reset_parameters()
         for part in self._parts().values():
             part.reset_parameters()
@@ -110,8 +110,8 @@ class MoE(Holder):
 
         Args:
             x: (..., D); under autocast it is cast to the autocast type. The second-to-last dimension runs along a
-                sequence, which matters for routers whose experts choose among the tokens of a sequence. Any dimension
-                but the last may be 0.
+                sequence, which matters for routers in which experts choose among the tokens of a sequence. Any
+                dimension but the last may be 0.
             token_ids: vocabulary ids (...), for routers that look at them.
 
         Returns: the shape of `x`.
@@ -194,7 +194,7 @@ class MoE(Holder):
     def metrics(self) -> Any:
         """`MoEMetrics` of the last call: unweighted losses, assignments chosen and served per expert.
 
-        If it is assigned to, `update_router_state` follows what it was set to, until the next call.
+        If you assign to it, `update_router_state` uses the assigned value, until the next call.
         """
         if self._metrics is not None:
             self._metrics = self._filled(self._metrics)

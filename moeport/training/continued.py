@@ -11,7 +11,7 @@ from moeport.data import Tokenizer
 from moeport.training.sampling import Sampling
 
 Finish = Literal["length", "end_of_text", "stop"]
-"""Why a text has ended: it has as many tokens as were wanted, the model ended it, or a stop string came."""
+"""Why a text has ended: it has the wanted number of tokens, the model ended it, or a stop string came."""
 OnText = Callable[[str], None]
 """Is given a text piece by piece."""
 

@@ -36,7 +36,7 @@ def generate(
         max_tokens: maximum number of tokens to add; generation stops earlier at an end of text.
         temperature: divides the logits; 0 always takes the most likely token.
         top_k: sample among this many most likely tokens.
-        top_p: of these, among the fewest most likely ones whose probabilities sum to at least this.
+        top_p: of these, among the fewest most likely ones with probabilities that sum to at least this.
         stop: the text ends before the first of these strings.
         seed: the same seed gives the same text.
         checkpoint: latest, best or step-N.
@@ -59,7 +59,7 @@ def generate_texts(
     batch_size: int = BATCH_SIZE,
     on_text: OnText | None = None,
 ) -> Iterator[Generated]:
-    """Continue several prompts, in batches; each text is what it would be by itself.
+    """Continue several prompts, in batches; each text is what it would be alone.
 
     Args:
         run_dir: the run folder.
@@ -67,7 +67,7 @@ def generate_texts(
         sampling: how tokens are drawn, and when a text ends.
         seeds: one for all prompts, or one for each; for a single prompt, one for each text that is wanted.
         checkpoint: latest, best or step-N.
-        batch_size: most texts that are continued together.
+        batch_size: maximum number of texts to continue together.
         on_text: is given what is added to a single text, as it comes.
 
     Returns: the texts in order, each batch as soon as it is done.

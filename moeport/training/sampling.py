@@ -15,13 +15,13 @@ class Sampling:
     """How tokens are drawn, and when a text ends."""
 
     max_tokens: int = 200
-    """Most tokens to add to a text."""
+    """Maximum number of tokens to add to a text."""
     temperature: float = 0.8
     """Divides the scores; 0 always takes the most likely token."""
     top_k: int = 50
     """Sample among this many most likely tokens."""
     top_p: float = 1.0
-    """Of these, sample among the fewest most likely ones whose probabilities sum to at least this."""
+    """Of these, sample among the fewest most likely ones with probabilities that sum to at least this."""
     stop: tuple[str, ...] = ()
     """A text ends before the first of these strings."""
 

@@ -57,7 +57,7 @@ class RunSummary:
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables that change what is computed, those of `moeport.training.agreed`, as they were set."""
     val_accuracy: float | None = None
-    """Share of the held-out images whose class has the highest score; None for text."""
+    """Share of the held-out images for which the right class has the highest score; None for text."""
     baselines: dict[str, float] = field(default_factory=dict)
     """Bits per byte of general compressors on the same files, each compressed separately; empty for images."""
     sample: dict[str, str] | None = None
@@ -67,7 +67,7 @@ class RunSummary:
     skipped: int = 0
     """Files and rows of the source that were skipped since they cannot be read."""
     sources: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of a mixture, by source, the `tokens` that were trained on and how many `epochs` of it they are."""
+    """For a mixture, by source, the `tokens` that were trained on and how many `epochs` of it they are."""
     domains: dict[str, dict[str, float]] = field(default_factory=dict)
     """By domain, the `tokens` that were trained on and how many `epochs` of it they are."""
     val_loss_by_domain: dict[str, float] | None = None
