@@ -35,7 +35,7 @@ def open_file(path: Path | str) -> BufferedReader:
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
         if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and not os.path.exists(os.path.realpath(path))):
             kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "it is no regular file")
             raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))

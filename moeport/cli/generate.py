@@ -77,6 +77,8 @@ def _prompts(prompt: list[str], file: Path | None) -> list[str]:
 
     found = [sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if each == "-" else each for each in prompt]
     found += [] if file is None else _in_file(file)
+    if not found and file:
+        raise UserError(f"--prompts {file}: is empty; expected a prompt per line")
     if not found:
         raise UserError("there is no prompt; expected --prompt TEXT or --prompts FILE with one per line")
     return found
@@ -89,7 +91,7 @@ def _in_file(file: Path) -> list[str]:
     try:
         text = read_bytes(file).decode("utf-8", "surrogateescape")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+        raise UserError(f"--prompts {file}: cannot be read: {error.strerror}; expected a prompt per line") from error
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
     if file.suffix != ".jsonl":
         return lines

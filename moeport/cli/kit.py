@@ -48,6 +48,9 @@ def kit(
 ) -> None:
     """Check everything on this machine's hardware and write one file to send back."""
     if context.invoked_subcommand is not None:
+        for name in context.params:
+            if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
+                context.fail(f"--{name} says what to check; moeport kit {context.invoked_subcommand} checks nothing")
         return
     from datetime import UTC, datetime
 

@@ -224,8 +224,11 @@ class TestCallsOfOtherModules:
         Path("none.txt").write_text("")
         expected = "error: there is no prompt; expected --prompt TEXT or --prompts FILE with one per line\n"
         assert run("generate", "runs/a") == (2, "", expected)
-        assert run("generate", "runs/a", "--prompts", "none.txt") == (2, "", expected)
-        assert run("generate", "runs/a", "--prompts", "no.txt")[2].startswith("error: no.txt: cannot be read: ")
+        empty = "error: --prompts none.txt: is empty; expected a prompt per line\n"
+        assert run("generate", "runs/a", "--prompts", "none.txt") == (2, "", empty)
+        for name, why in (("no.txt", "No such file or directory"), (".", "it is a folder, not a file")):
+            unreadable = f"error: --prompts {name}: cannot be read: {why}; expected a prompt per line\n"
+            assert run("generate", "runs/a", "--prompts", name) == (2, "", unreadable)
 
     def test_doctor(self, run, stub):
         report = {"moeport": VERSION, "backends": {"numpy": {"available": True, "devices": ["cpu"]}, "torch": None}}

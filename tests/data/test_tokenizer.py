@@ -122,7 +122,7 @@ def refused(path, message, end_of_text="<|endoftext|>"):
 
 def test_missing_file(tmp_path):
     refused(tmp_path / "tokenizer.json", "cannot read the tokenizer: No such file or directory")
-    refused(tmp_path, "cannot read the tokenizer: Is a directory")
+    refused(tmp_path, "cannot read the tokenizer: it is a folder, not a file")
 
 
 @pytest.mark.parametrize(

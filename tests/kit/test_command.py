@@ -57,6 +57,13 @@ def test_options_reach_the_kit_and_its_exit_code_comes_back(asked):
     assert options.output.name == "x.zip"
 
 
+@pytest.mark.parametrize("options", [["--quick"], ["--ranks", "2"], ["--output", "x.zip"]], ids=" ".join)
+def test_options_of_the_checks_are_refused_where_nothing_is_checked(asked, options):
+    done = invoke(*options, "show", "kit.zip")
+    assert done.exit_code == 2
+    assert f"{options[0]} says what to check; moeport kit show checks nothing" in " ".join(done.output.split())
+
+
 def test_the_file_is_named_after_the_day(asked):
     invoke()
     assert asked[0].output.name == f"moeport-kit-{datetime.now(UTC):%Y-%m-%d}.zip"

@@ -199,7 +199,7 @@ class TestFollowed:
         path.rename(run_dir / "aside")
         path.mkdir()
         run.refresh()
-        assert parts.card(run).faults == ["Its metrics cannot be read: Is a directory"]
+        assert parts.card(run).faults == ["Its metrics cannot be read: it is a folder, not a file"]
         path.rmdir()
         (run_dir / "aside").rename(path)
         run.refresh()
