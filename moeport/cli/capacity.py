@@ -36,6 +36,8 @@ def capacity(
         raise UserError(f"--output {page}: expected a name that ends in .html")
     if output is None and run_dir.is_dir():
         check_output(page)
+    if layer is not None:
+        measure.check_layer(run_dir, layer)
     console = wide_console()
     found = measure.run_capacity(run_dir, steps, lambda text: console.print(text))
     layers = found.layers if layer is None else measure.select_layer(found, layer)

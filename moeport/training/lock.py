@@ -60,7 +60,7 @@ class RunLock:
     """Holds the lock of a run folder; a context manager.
 
     Args:
-        run_dir: the folder; made if it is missing.
+        run_dir: the folder; made if it is missing, and removed if it is still empty at the end.
         say: prints a line if it takes long.
 
     Raises UserError on entry if another process trains in the folder, and WriteError if it cannot be written to.
@@ -68,18 +68,16 @@ class RunLock:
 
     def __init__(self, run_dir: Path, say: Callable[[str], None]):
         self.run_dir, self.say, self.path = run_dir, say, run_dir / LOCK_FILE
-        self._text = ""
+        self._text, self._made = "", False
         self._ended = threading.Event()
 
     def __enter__(self) -> RunLock:
-        made = not self.run_dir.exists()
+        self._made = not self.run_dir.exists()
         make_folder(self.run_dir)
         try:
             self._acquire()
         except BaseException:
-            if made:
-                with suppress(OSError):
-                    self.run_dir.rmdir()
+            self._leave_nothing()
             raise
         remove_leftovers(self.run_dir)
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
@@ -92,6 +90,13 @@ class RunLock:
         if self.is_held:
             with suppress(OSError):
                 self.path.unlink()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """Remove a folder that was made here and is still empty."""
+        if self._made:
+            with suppress(OSError):
+                self.run_dir.rmdir()
 
     @property
     def is_held(self) -> bool:

@@ -388,8 +388,8 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, capsys):
         ((config.run.dir, "--output", tmp_path / "a.png"), "expected a name that ends in .html"),
         ((config.run.dir, "--json", tmp_path), "it is a folder; name a file"),
     ):
-        code, _, error = command(monkeypatch, capsys, *arguments)
-        assert code == 2
+        code, out, error = command(monkeypatch, capsys, *arguments)
+        assert (code, out) == (2, "")
         assert message in error
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from rich.console import Console
 
-from moeport.errors import UserError
+from moeport.errors import DataError, UserError
 from moeport.training import lock as module
 from moeport.training.checkpoint import list_checkpoints
 from moeport.training.lock import RunLock, refuse_locked
@@ -100,6 +100,12 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path, monkeypatch):
     with pytest.raises(UserError), RunLock(tmp_path / "new", quiet):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_fails_before_it_begins_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(DataError, match="matches"):
+        train(tiny_config(tmp_path, data={"source": {"name": "files", "paths": ["none/*.txt"]}}), console=QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -131,14 +131,18 @@ def run_capacity(run_dir: Path, last_steps: int = 100, report: Callable[[str], N
     return RunCapacity(run_dir, config, steps[0].step, steps[-1].step, micro_batches, layers, notes)
 
 
-def select_layer(capacity: RunCapacity, block: int) -> list[LayerCapacity]:
-    """The layers of one block. Raises UserError if it has no experts."""
-    model = capacity.config.model
-    if block not in model.moe_layers:
+def check_layer(run_dir: Path, block: int) -> None:
+    """Raises UserError if a block of a run has no experts, or it is not a run folder."""
+    known = read_config(run_dir).model.moe_layers
+    if block not in known:
         raise UserError(
-            f"--layer {block}: no such layer with experts in {capacity.run_dir}; expected one of "
-            f"{', '.join(map(str, model.moe_layers))}"
+            f"--layer {block}: no such layer with experts in {run_dir}; expected one of {', '.join(map(str, known))}"
         )
+
+
+def select_layer(capacity: RunCapacity, block: int) -> list[LayerCapacity]:
+    """The layers of one block, which has experts."""
+    model = capacity.config.model
     each = model.moe.router.sub_layers
     first = model.moe_layers.index(block) * each
     return capacity.layers[first : first + each]
