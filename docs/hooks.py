@@ -23,6 +23,8 @@ EXAMPLES = {".ipynb", ".md", ".py", ".sh", ".yaml"}
 OVERVIEW = "overview.md"
 """The name of a README.md in examples/, since the page of that name would be the head of its section."""
 CELL = re.compile(r"<(t[dh])\b.*?</\1>", re.DOTALL)
+PROSE = 48
+"""Characters from which on a cell is prose, which a narrow column would make many lines high."""
 CODE = re.compile(r"<code>[^<]*</code>")
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 """An option in code, which a browser would break after its dashes."""
@@ -69,10 +71,10 @@ def _example(config: MkDocsConfig, path: Path) -> File:
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Typeset the formulas of a page; a wrong one ends the build. Code in tables loses the escapes that forges need.
 
-    Options stay in one line, and the first sentences describe the page to search engines and in previews. The home page
-    has no list of its part's pages, since it is the only one.
+    Options stay in one line, and prose in tables has room. The first sentences describe the page to search engines and
+    in previews. The home page has no list of its part's pages, since it is the only one.
     """
-    html = CELL.sub(lambda cell: CODE.sub(lambda code: code[0].replace(r"\|", "|"), cell[0]), html)
+    html = CELL.sub(lambda cell: _cell(cell[0]), html)
     page.meta.setdefault("description", _described(html))
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]
@@ -83,6 +85,13 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return typeset(html)
     except FormulaError as error:
         raise PluginError(f"docs/{page.file.src_uri}: {error}") from error
+
+
+def _cell(cell: str) -> str:
+    """A cell of a table: its code without the escapes of forges, and marked if it is prose."""
+    cell = CODE.sub(lambda code: code[0].replace(r"\|", "|"), cell)
+    is_prose = cell.startswith("<td>") and len(unescape(TAG.sub("", cell))) >= PROSE
+    return cell.replace("<td>", '<td class="prose">', 1) if is_prose else cell
 
 
 def _described(html: str) -> str | None:

@@ -112,7 +112,19 @@ In short: [this page](page.md), [this page](page.md), [this page](page.md), [thi
 Run <b>all</b> of it with `--dry-run=no --ranks-per-node 8`: "quoted" words, a < b, and more words that search engines
 would no longer show, so that the description ends before them, between two words.
 """
-PAGE = "# A page\n\nShort.\n\n```console\n$ moeport --version\n```\n"
+PAGE = """# A page
+
+Short.
+
+```console
+$ moeport --version
+```
+
+| Name | Meaning | Number |
+|---|---|---:|
+| `a` | a sentence that is too long for a column of a phone | 12345678901234567890123456789012345678901234567890 |
+| [a link of few words](index.md) | `a` | 2 |
+"""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +144,9 @@ def built(tmp_path_factory):
         "hooks": [str(REPOSITORY / "docs" / "hooks.py")],
         "plugins": [],
         "markdown_extensions": [
-            each for each in CONFIG["markdown_extensions"] if "superfences" in each or "arithmatex" in str(each)
+            each
+            for each in CONFIG["markdown_extensions"]
+            if each in ("tables", "pymdownx.superfences") or "arithmatex" in str(each)
         ],
     }
     (folder / "mkdocs.yml").write_text(yaml.safe_dump(config))
@@ -158,6 +172,12 @@ def test_an_option_stays_in_one_line(built):
     options = re.findall(r'<span class="option">(.*?)</span>', (built / "index.html").read_text(encoding="utf-8"))
     assert options == ["--dry-run", "--ranks-per-node"]
     assert "option" not in (built / "page" / "index.html").read_text(encoding="utf-8").partition("<article")[2]
+
+
+def test_prose_in_a_table_has_room(built):
+    cells = [attrs for tag, attrs in Tags(built / "page" / "index.html").found if tag == "td"]
+    number = {"style": "text-align: right;"}
+    assert cells == [{}, {"class": "prose"}, number, {}, {}, number]
 
 
 def test_only_the_home_page_shows_no_list_of_pages(built):
