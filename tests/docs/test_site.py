@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_a_strict_build_is_not_quiet():
 @pytest.mark.parametrize("page", [*PAGES, *sorted(REPOSITORY.glob("docs/assets/*.css"))], ids=lambda page: page.name)
 def test_a_page_fetches_nothing(page):
     assert FETCHED.findall(FENCED.sub("", page.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(REPOSITORY.glob("examples/**/*.md"))], ids=lambda page: page.name)
+def test_a_page_has_one_title_and_no_heading_skips_a_level(page):
+    marks = re.findall(r"^(#+) ", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    levels = [len(each) for each in marks]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 @pytest.mark.parametrize("picture", sorted(REPOSITORY.glob("docs/images/*.svg")), ids=lambda picture: picture.name)
