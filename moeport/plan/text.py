@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CAUSES = {
-    "latency": "the number of messages",
+    "latency": "the latency of messages",
     "intra": "the links inside a node",
     "inter": "the link between nodes",
     "copies": "copying rows",
@@ -34,7 +34,7 @@ def sentence(reason: Reason | None) -> str:
     if reason is None:
         return "every rank has all experts: no rows move"
     said = [f"{reason.algorithm}: {_advantage(reason.advantage, reason.nodes)}"]
-    said.append(f"{reason.cause_share:.0%} of its time is {CAUSES[reason.cause]}")
+    said.append(f"{reason.cause_share:.0%} of its time goes to {CAUSES[reason.cause]}")
     if reason.hidden > 0:
         said.append(
             f"in {reason.chunks} chunks {reason.hidden:.0%} of it passes while experts compute or others travel"

@@ -123,7 +123,7 @@ def test_other_files_are_refused(tmp_path, text, message):
             Links(Link(0, 1e12), Link(0, 1e9)),
             Demand(4096, 8, 64, 4096),
             "node_dedup",
-            "node_dedup: 1.0 rows per token between nodes instead of 4.0 with flat; 100% of its time is the "
+            "node_dedup: 1.0 rows per token between nodes instead of 4.0 with flat; 100% of its time goes to the "
             "link between nodes; flat takes 3.98 times as long, hierarchical takes 3.98 times as long",
         ),
         # 3 (7 + 80) us of flat, 3 (7 + 10) us of hierarchical, 5 (7 + 10) us of node_dedup
@@ -131,16 +131,16 @@ def test_other_files_are_refused(tmp_path, text, message):
             Links(Link(1e-6, 1e12), Link(1e-5, 1e12)),
             Demand(1, 1, 64, 4),
             "hierarchical",
-            "hierarchical: 8 messages per rank on the way there instead of 15 with flat; 100% of its time is the "
-            "number of messages; flat takes 5.12 times as long, node_dedup takes 1.67 times as long",
+            "hierarchical: 8 messages per rank on the way there instead of 15 with flat; 100% of its time goes to the "
+            "latency of messages; flat takes 5.12 times as long, node_dedup takes 1.67 times as long",
         ),
         (
             Links(Link(0, 1e9), Link(0, 1e12)),
             Demand(4096, 1, 64, 4096),
             "flat",
             "flat: 0.5 rows per token between nodes, and node_dedup's 0.5 do not make up for its other "
-            "stages; 100% of its time is the links inside a node; hierarchical takes 2.01 times as long, node_dedup "
-            "takes 2.01 times as long",
+            "stages; 100% of its time goes to the links inside a node; hierarchical takes 2.01 times as long, "
+            "node_dedup takes 2.01 times as long",
         ),
     ],
 )
