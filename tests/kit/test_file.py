@@ -165,7 +165,7 @@ def test_a_file_that_is_cut_or_altered_anywhere_is_refused_or_equal(written):
 def test_a_file_with_another_compression_is_refused(written):
     with zipfile.ZipFile(written, "a", zipfile.ZIP_LZMA) as file:
         file.writestr("logs/x.txt", "x")
-    with pytest.raises(UserError, match=r"logs/x\.txt is compressed in another way"):
+    with pytest.raises(UserError, match=r"logs/x\.txt is not compressed in the way"):
         read_kit(written)
 
 
