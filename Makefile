@@ -39,7 +39,7 @@ help:
 	@echo "make lint      ruff, mypy, import contracts, docs in strict mode"
 	@echo "make versions  try releases of Python, PyTorch and numpy, each in an environment of its own: hours"
 	@echo "make format    rewrite the sources in the project's format"
-	@echo "make generate  renew the generated parts of the documentation and sources"
+	@echo "make generate  update the generated parts of the documentation and sources"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     print the benchmarks"
 	@echo "make notebook  run the notebook in examples/ and store its outputs"
