@@ -11,6 +11,10 @@ RELEASE := .venv-release
 # Extras of the installation that `make sbom` describes, such as EXTRAS=torch,data.
 EXTRAS ?=
 VERSION = $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' moeport/version.py)
+# The image that `make image` builds, further options of its engine, and the engine: the first of these that is there.
+IMAGE ?= cpu
+IMAGE_OPTIONS ?=
+ENGINE ?= $(shell for each in docker podman buildah; do command -v $$each && break; done)
 # The clients of experiment trackers, which do not go with MindSpore.
 TRACKERS := .venv-trackers
 # The release the tests run with. Options of pip, such as another index, go in PIP_INSTALL_OPTIONS.
@@ -26,7 +30,7 @@ PYTEST_OPTIONS = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .PHONY: help train check test test-ranks test-npu test-trackers test-all lint format generate docs docs-serve bench \
-  notebook dist sbom notices clean
+  notebook dist sbom notices image clean
 
 help:
 	@echo "make train     install into $(VENV) and train the quickstart"
@@ -46,6 +50,7 @@ help:
 	@echo "make dist      build the sdist and the wheel in dist/, and check both"
 	@echo "make sbom      list the components of an installation, in dist/*.cdx.json"
 	@echo "make notices   update THIRD_PARTY.md, the licences of the packages that moeport depends on"
+	@echo "make image     build containers/$(IMAGE) with docker, podman or buildah; IMAGE=cuda and IMAGE=cann are the others"
 	@echo "make clean     delete $(VENV), $(NPU), $(TRACKERS), $(RELEASE) and all build outputs; runs/ stays"
 
 $(BIN)/python:
@@ -161,6 +166,17 @@ sbom: dist
 
 notices: $(VENV)/.dev $(RELEASE)/.ok
 	$(RELEASE)/bin/python docs/generate/notices.py $(BIN)/python $(RELEASE)/bin/python
+
+image:
+	@test -e containers/$(IMAGE)/Containerfile || { \
+	  echo "IMAGE=$(IMAGE): there is no containers/$(IMAGE)/Containerfile; expected $(sort $(notdir $(wildcard containers/*)))" >&2; exit 2; }
+	@test -n "$(ENGINE)" || { echo "make image needs docker, podman or buildah, and none of them is installed;" \
+	  "install one, such as with: apt-get install podman" >&2; exit 2; }
+	@$(MAKE) --no-print-directory dist
+	$(ENGINE) build --file containers/$(IMAGE)/Containerfile --tag moeport:$(VERSION)-$(IMAGE) \
+	  --label org.opencontainers.image.version=$(VERSION) \
+	  --label org.opencontainers.image.revision=$(shell git describe --always --dirty --abbrev=40 --exclude=*) \
+	  $(IMAGE_OPTIONS) .
 
 clean:
 	rm -rf $(VENV) $(NPU) $(TRACKERS) $(RELEASE) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

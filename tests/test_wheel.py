@@ -15,7 +15,10 @@ from tests.training.tiny import tiny_values
 
 REPOSITORY = Path(__file__).parent.parent
 GIT = shutil.which("git")
-LEFT_BEHIND = (".git", ".venv*", "build", "dist", "site", "*.egg-info", "__pycache__", ".*_cache", "runs", "commit.txt")
+LEFT_BEHIND = (
+    *(".git", ".venv*", "build", "dist", "site", "*.egg-info", "__pycache__", ".*_cache", "runs", "commit.txt"),
+    *("PKG-INFO", "setup.cfg"),
+)
 """What is in a folder in which somebody works, and in no commit."""
 MADE = ("PKG-INFO", "setup.cfg", "moeport.egg-info/")
 """What the build adds to an sdist."""

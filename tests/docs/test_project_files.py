@@ -1,7 +1,12 @@
 """The files around the sources agree with them: release, licences, hosted checks, forms and containers."""
 
+import itertools
+import os
 import re
+import runpy
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -18,6 +23,7 @@ WORKFLOWS = sorted(REPOSITORY.glob(".github/workflows/*.yml"))
 FORMS = sorted(REPOSITORY.glob(".github/ISSUE_TEMPLATE/[0-9]*.yml"))
 TAGGED = ("docs/containers.md", "examples/jobs/kubernetes.yaml")
 """Where images of the release are named."""
+MAKE = shutil.which("make")
 CONTAINERS = sorted(REPOSITORY.glob("containers/*/Containerfile"))
 
 
@@ -70,6 +76,54 @@ def test_the_licence_of_every_package_that_is_asked_for_is_listed():
     rows = re.findall(r"^\| ([\w.-]+) \| (.+?) \| (.+) \| (https?://\S+) \|$", text("THIRD_PARTY.md"), re.MULTILINE)
     assert {name: set(extras.split(", ")) for name, extras, _, _ in rows} == asked, "run `make notices`"
     assert [name for name, _, licence, _ in rows if licence in ("UNKNOWN", "")] == []
+
+
+def page_of(changelog, tag="v1.2.3"):
+    notes = runpy.run_path(str(REPOSITORY / "docs/generate/release_notes.py"))
+    return notes["as_page"](notes["section"](changelog, tag), "https://forge.example/o/n/blob/v1.2.3")
+
+
+def test_the_page_of_a_release_has_its_section_with_a_line_for_each_paragraph_and_links_that_lead_somewhere():
+    changelog = """# Changelog
+
+## [1.2.4]
+
+## [1.2.3] - 2026-01-02
+
+See [one](docs/a.md#b),
+[two](https://b.example) and [three](#c).
+
+### Added
+
+- `x
+  --run`, for
+  ranks.
+- Another.
+
+## [1.2.2] - 2026-01-01
+"""
+    assert page_of(changelog) == (
+        "See [one](https://forge.example/o/n/blob/v1.2.3/docs/a.md#b), [two](https://b.example) and [three](#c).\n\n"
+        "### Added\n\n- `x --run`, for ranks.\n- Another.\n"
+    )
+    changelog = text("CHANGELOG.md")
+    heading, version = re.search(r"^## \[(\d[\w.]*)\].*", changelog, re.MULTILINE).group(0, 1)
+    page = page_of(changelog.replace(heading, f"## [{version}] - 2026-01-02"), version)
+    assert [line for line in page.splitlines()[1:] if line and not line.startswith(("#", "- "))] == []
+
+
+@pytest.mark.parametrize(
+    ("changelog", "said"),
+    [
+        ("## [1.2.2] - 2026-01-01\n\n- A.\n", "no section 1.2.3; expected a heading"),
+        ("## [1.2.3] - not released yet\n\n- A.\n", r"\[1.2.3\] - not released yet; expected a date"),
+    ],
+)
+def test_a_tag_that_the_changelog_does_not_describe_is_refused_before_it_is_published(changelog, said):
+    with pytest.raises(SystemExit, match=said):
+        page_of(changelog)
+    build, *_ = yaml.safe_load(text(".github/workflows/release.yml"))["jobs"].values()
+    assert any("docs/generate/release_notes.py" in step.get("run", "") for step in build["steps"])
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -128,13 +182,18 @@ def test_an_image_has_a_pinned_base_a_user_without_rights_and_an_honest_label(pa
     lines = path.read_text(encoding="utf-8").splitlines()
     defaults = dict(line.removeprefix("ARG ").split("=", 1) for line in lines if line.startswith("ARG "))
     (base,) = (line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+    assert base.startswith("docker.io/"), "podman and buildah look up no short names"
     tag = re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], base).rpartition(":")[2]
     assert re.match(r"\d+\.\d+\.\d+-", tag)
     *_, user = (line.removeprefix("USER ") for line in lines if line.startswith("USER "))
     assert re.fullmatch(r"[1-9]\d*", user)
-    assert "Not built yet" in lines[0]
+    heading = " ".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
     row = next(line for line in text("docs/containers.md").splitlines() if f"containers/{path.parent.name}/" in line)
-    assert "**not built" in row
+    assert "stand-in for the base image" in heading
+    assert "**base image replaced" in row
+    if path.parent.name != "cpu":
+        assert "Not run on hardware" in heading
+        assert "not run on hardware**" in row
 
 
 def test_the_extras_that_an_image_installs_exist():
@@ -165,10 +224,31 @@ def test_what_the_page_on_containers_builds_has_the_arguments_that_are_given():
         command.line
         for block in blocks("docs/containers.md", text("docs/containers.md"))
         for command in (commands(block) if block.language == "console" else [])
-        if command.line.startswith("docker build ")
+        if command.line.startswith("make image")
     ]
-    assert len(lines) == len(CONTAINERS)
+    built = set()
     for line in lines:
-        (file,) = re.findall(r"-f (\S+)", line)
-        given = set(re.findall(r"--build-arg (\w+)=", line))
-        assert given <= set(re.findall(r"^ARG (\w+)=", text(file), re.MULTILINE))
+        given = dict(word.split("=", 1) for word in shlex.split(line)[2:])
+        assert given.keys() <= {"IMAGE", "IMAGE_OPTIONS"}
+        built.add(given.get("IMAGE", "cpu"))
+        file = text(f"containers/{given.get('IMAGE', 'cpu')}/Containerfile")
+        names = re.findall(r"--build-arg (\w+)=", given.get("IMAGE_OPTIONS", ""))
+        assert set(names) <= set(re.findall(r"^ARG (\w+)=", file, re.MULTILINE))
+    assert built == {path.parent.name for path in CONTAINERS}
+
+
+@pytest.mark.skipif(not MAKE, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (["IMAGE=gpu"], "IMAGE=gpu: there is no containers/gpu/Containerfile; expected cann cpu cuda"),
+        (["IMAGE=cuda"], "needs docker, podman or buildah, and none of them is installed; install one"),
+    ],
+)
+def test_an_image_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path, variables, said):
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    command = [MAKE, "--no-print-directory", "image", *variables]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
