@@ -34,8 +34,8 @@ def asked_for() -> dict[str, list[str]]:
     for asker, requirements in {"moeport": project["dependencies"], **project["optional-dependencies"]}.items():
         for requirement in requirements:
             name = normal(re.split(r"[^\w.-]", requirement)[0])
-            if name != "moeport":
-                found.setdefault(name, []).append(asker)
+            if name != "moeport" and asker not in found.setdefault(name, []):
+                found[name].append(asker)
     return dict(sorted(found.items()))
 
 
