@@ -126,8 +126,8 @@ def _check_window(keys: Keys, positions: int) -> None:
     is_on = is_on if types is None else "sliding_attention" in types
     if is_on and window and window < positions:
         raise UserError(
-            f"{keys.place}: sliding_window is {window}: moeport attends to all earlier positions, of which there may "
-            f"be {positions} (max_position_embeddings); expected null, or a max_position_embeddings of at most {window}"
+            f"{keys.place}: sliding_window is {window}: moeport attends to all earlier positions, up to "
+            f"{positions} (max_position_embeddings); expected null, or a max_position_embeddings of at most {window}"
         )
 
 

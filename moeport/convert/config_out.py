@@ -46,7 +46,7 @@ class Difference:
     """The nearest that the family has."""
 
     def __str__(self) -> str:
-        return f"{self.key} is {self.ours}, and the nearest that it has is {self.theirs}"
+        return f"{self.key} is {self.ours}, and its nearest setting is {self.theirs}"
 
 
 def keys_of(family: Family, model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, Any]:

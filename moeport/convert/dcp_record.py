@@ -15,7 +15,7 @@ from moeport.training.checkpoint_meta import CheckpointMeta
 
 FILE = "moeport-dcp.json"
 FORMAT, FORMAT_VERSION = "moeport-dcp", 1
-REMEDY = "delete it, and give --config, if it is not needed"
+REMEDY = "if it is not needed, delete it and give --config"
 
 
 def write_record(folder: Path, names: Names, digests: Mapping[str, str], meta: CheckpointMeta) -> None:

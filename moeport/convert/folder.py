@@ -53,7 +53,7 @@ def read_folder(path: Path) -> Folder:
         raise UserError(f"{path / CONFIG}: has no model_type; expected the config.json of a language model")
     single, index = path / WEIGHTS, path / INDEX
     if single.exists() and index.exists():
-        raise UserError(f"{path}: has both {WEIGHTS} and {INDEX}; remove the one that is not meant")
+        raise UserError(f"{path}: has both {WEIGHTS} and {INDEX}; remove the wrong one")
     if index.exists():
         tensors = _sharded(path, index)
     elif single.exists():
@@ -129,7 +129,7 @@ def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
         for tensor in read_header(path / name).values():
             if tensor.name in found:
                 files = f"{found[tensor.name].file.name} and {name}"
-                raise DataError(f"{path}: {tensor.name} is there twice, in {files}; remove one")
+                raise DataError(f"{path}: {tensor.name} occurs twice, in {files}; remove one")
             if tensor.name not in weight_map:
                 raise DataError(f"{index}: does not name {tensor.name}, which is in {name}")
             found[tensor.name] = tensor

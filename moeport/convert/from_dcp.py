@@ -230,12 +230,12 @@ class _Import:
         if self.meta.data and not self.resumes:
             notes.append(
                 "without the optimiser's state: the run cannot be resumed, and one that starts from these weights "
-                "begins with a state of its own"
+                "starts with a fresh optimiser"
             )
         if self.left_aside and not self.meta.data:
             notes.append(
                 f"left aside: {len(self.left_aside)} tensors of the optimiser and the run ({self.left_aside[0]}, ...): "
-                "a run that starts from these weights begins with a state of its own"
+                "a run that starts from these weights starts with a fresh optimiser"
             )
         if self.no_tensors:
             shown = ", ".join(self.no_tensors[:3]) + (", ..." if self.no_tensors[3:] else "")

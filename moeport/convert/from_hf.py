@@ -151,7 +151,9 @@ class Job:
             code = "F64" if wide else "F32"
             found.append(NewTensor(spec.name, code, spec.shape, partial(self._read, own, code)))
         if by_parameter:
-            raise RunError(f"{next(iter(by_parameter))}: is in no model of the family {self.family.model_type}")
+            raise RunError(
+                f"{next(iter(by_parameter))}: does not belong to any model of the family {self.family.model_type}"
+            )
         return found
 
     def _read(self, own: Sequence[Part], code: str) -> Iterator[bytes]:
@@ -260,7 +262,7 @@ def _check_counts(folder: Folder) -> None:
     for key, limit in most.items():
         number = folder.config.get(key)
         if type(number) is int and number > limit:
-            raise DataError(f"{folder.config_file}: {key} is {number}, but the tensors have room for {limit} at most")
+            raise DataError(f"{folder.config_file}: {key} is {number}, but the tensors have room for at most {limit}")
 
 
 def _config(

@@ -272,7 +272,7 @@ def _check_stored(stored: Weights, specs: Iterable[ParameterSpec], run_dir: Path
 
 
 def _refusal(family: Family, lacking: Sequence[Difference], chosen: bool) -> str:
-    what = "the family that was asked for" if chosen else "the family that comes nearest"
+    what = "the family that was asked for" if chosen else "the closest family"
     listed = "; ".join(map(str, lacking))
     return (
         f"{family.model_type}, {what}, cannot express this model: {listed}. Train or upcycle to what it has, or keep "

@@ -96,7 +96,7 @@ class Script:
         asked["cpus-per-task"] = self.cpus_per_rank and self.cpus_per_rank * job.ranks_per_node
         text = job.slurm_script({key: str(value) for key, value in asked.items() if value is not None})
         if self.slurm.is_file():
-            raise UserError(f"--slurm {self.slurm}: is there already; name a new file, or delete it")
+            raise UserError(f"--slurm {self.slurm}: already exists; name a new file, or delete it")
         write_text(self.slurm, text)
         return self.slurm
 

@@ -72,7 +72,7 @@ def refuse_existing(folder: Path, overwrite: bool, option: str = "--overwrite") 
     if present - {MANIFEST_FILE, TENSORS_FILE}:
         raise BundleError(f"{folder}: holds other files; expected a new folder or an older bundle")
     if present and not overwrite:
-        raise BundleError(f"{folder}: holds a bundle already; name another folder, or replace it with {option}")
+        raise BundleError(f"{folder}: already holds a bundle; name another folder, or replace it with {option}")
 
 
 def save_bundle(recording: Recording, folder: Path, *, overwrite: bool = False, option: str = "overwrite=True") -> None:

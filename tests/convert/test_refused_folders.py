@@ -25,7 +25,7 @@ KEYS = {
         {"architectures": ["LlamaForSequenceClassification"]},
         r'architectures is .*\["LlamaForCau',
     ),
-    "a window": ("mixtral", {"sliding_window": 16}, r"sliding_window is 16: .* may be 32 \(max_position_embeddings\)"),
+    "a window": ("mixtral", {"sliding_window": 16}, r"sliding_window is 16: .* up to 32 \(max_position_embeddings\)"),
     "a window that is on": ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, r"sliding_window is 8"),
     "a window in some layers": (
         "qwen3",
@@ -40,9 +40,9 @@ KEYS = {
     "a billion layers": (
         "llama",
         {"num_hidden_layers": 10**9},
-        r"num_hidden_layers is 10+, but .* room for 21 at most",
+        r"num_hidden_layers is 10+, but .* room for at most 21",
     ),
-    "a billion experts": ("mixtral", {"num_local_experts": 10**9}, r"num_local_experts is 10+, but .* for 260 at most"),
+    "a billion experts": ("mixtral", {"num_local_experts": 10**9}, r"num_local_experts is 10+, but .* for at most 260"),
     "other layers": ("qwen3", {"layer_types": ["linear_attention"] * 2}, r"layer_types is .*expected full_attention"),
     "scaled positions": (
         "llama",
@@ -287,7 +287,7 @@ TENSORS = {
     ),
     "a name that is there twice": (
         lambda hub: raw(hub / WEIGHTS, [entry("a", (2,), 0), entry("a", (2,), 8)], bytes(16)),
-        r"a is there twice",
+        r"a occurs twice",
     ),
     "tensors that overlap": (
         lambda hub: raw(hub / WEIGHTS, [entry("a", (2,), 0), entry("b", (2,), 4)], bytes(12)),
@@ -358,7 +358,7 @@ def copy_tensor(hub):
 
 
 SHARDS = {
-    "a tensor in two files": (copy_tensor, r"is there twice, in model-00001-of-00002\.safetensors and model-00002"),
+    "a tensor in two files": (copy_tensor, r"occurs twice, in model-00001-of-00002\.safetensors and model-00002"),
     "an index that lacks a tensor": (forget, rf"{INDEX}: does not name {GATE}, which is in"),
     "an index with one more": (
         lambda hub: move(hub, "x", "model-00001-of-00002.safetensors"),

@@ -126,11 +126,11 @@ SIGMOID = {"num_shared_experts": 1, "router": {"name": "sigmoid_bias"}}
 REFUSED = {
     "a rotary base for each key head": (
         {"attention": {"num_kv_heads": 2, "rope_bases": [50.0, 3.0]}},
-        r"mixtral, .*: model\.attention\.rope_bases is \[50\.0, 3\.0\], and the nearest .* is one rope_theta, 3\.0",
+        r"mixtral, .*: model\.attention\.rope_bases is \[50\.0, 3\.0\], .* nearest setting is one rope_theta, 3\.0",
     ),
     "latent attention without shared experts": (
         {"attention": LATENT, "moe": {"router": {"name": "sigmoid_bias"}}},
-        r"deepseek_v3, .*: model\.moe\.shared_hidden is 0, and the nearest that it has is 6",
+        r"deepseek_v3, .*: model\.moe\.shared_hidden is 0, and its nearest setting is 6",
     ),
     "latent vectors with another epsilon": (
         {"attention": {**LATENT, "latent_norm_eps": 1e-5}, "moe": SIGMOID},
@@ -138,34 +138,34 @@ REFUSED = {
     ),
     "gates of V2 that are normalised": (
         {"attention": LATENT, "moe": {"num_shared_experts": 1, "router": TOP2}},
-        r"deepseek_v2, .*: model\.moe\.router\.normalize_gates is True, and the nearest that it has is False",
+        r"deepseek_v2, .*: model\.moe\.router\.normalize_gates is True, and its nearest setting is False",
     ),
     "heads that do not divide the width of V2": (
         {
             "attention": {**LATENT, "num_heads": 3},
             "moe": {"num_shared_experts": 1, "router": {**TOP2, "normalize_gates": False}},
         },
-        r"deepseek_v2, .*: model\.attention\.num_heads is 3, and the nearest that it has is 1",
+        r"deepseek_v2, .*: model\.attention\.num_heads is 3, and its nearest setting is 1",
     ),
     "groups of one expert": (
         {"attention": LATENT, "moe": {**SIGMOID, "router": {"name": "sigmoid_bias", "num_groups": 4, "top_k": 1}}},
-        r"deepseek_v3, .*: model\.moe\.router\.num_groups is 4, and the nearest that it has is 2",
+        r"deepseek_v3, .*: model\.moe\.router\.num_groups is 4, and its nearest setting is 2",
     ),
     "groups of experts": ({"moe": {"router": {**TOP2, "num_groups": 2}}}, r"mixtral, .*num_groups is 2, .* is 1"),
     "sigmoid scores in grouped-query attention": (
         {"moe": {"router": {"name": "sigmoid_bias"}}},
-        r"mixtral, .*router\.name is sigmoid_bias, and the nearest that it has is topk",
+        r"mixtral, .*router\.name is sigmoid_bias, and its nearest setting is topk",
     ),
     "another router": ({"moe": {"router": {"name": "switch"}}}, r"model\.moe\.router\.name is switch, and .* is topk"),
-    "null experts": ({"moe": {"router": {"name": "adamoe"}}}, r"router\.name is adamoe, and the nearest .* is topk"),
+    "null experts": ({"moe": {"router": {"name": "adamoe"}}}, r"router\.name is adamoe, .* nearest setting is topk"),
     "a capacity": ({"moe": {"capacity": {"policy": "factor"}}}, r"capacity\.policy is factor, .* is dropless"),
     "added shared experts": (
         {"attention": {"bias": "qkv"}, "moe": {"num_shared_experts": 1}},
-        r"qwen2_moe, .*: model\.moe\.shared_mixing is add, and the nearest that it has is sigmoid",
+        r"qwen2_moe, .*: model\.moe\.shared_mixing is add, and its nearest setting is sigmoid",
     ),
     "mixed shared experts": (
         {"attention": {"bias": "qkv"}, "moe": {"num_shared_experts": 1, "shared_mixing": "softmax"}},
-        r"shared_mixing is softmax, and the nearest that it has is sigmoid",
+        r"shared_mixing is softmax, and its nearest setting is sigmoid",
     ),
     "a dense block beside": ({"moe": {"residual_hidden": 4}}, r"residual_hidden is 4, .* is 0"),
     "a dense block after": (
@@ -176,7 +176,7 @@ REFUSED = {
     "gelu": ({"moe": {"activation": "gelu"}}, r"activation is gelu, .* is swiglu"),
     "plain gates without norms": (
         {"moe": {"router": {**TOP2, "normalize_gates": False}}},
-        r"mixtral, .*: model\.moe\.router\.normalize_gates is False, and the nearest that it has is True",
+        r"mixtral, .*: model\.moe\.router\.normalize_gates is False, and its nearest setting is True",
     ),
     "two things at once": (
         {"moe": {"activation": "gelu", "residual_hidden": 4}},

@@ -258,7 +258,7 @@ def test_finer_experts_go_back_to_the_family(tmp_path):
     hub_folder(tmp_path / "hub", "qwen3_moe", vocab_size=257, norm_topk_prob=False)
     from_hf(tmp_path / "hub", tmp_path / "run")
     made(tmp_path, tmp_path / "run", "num_experts=8", "expert_hidden=2", "router.top_k=4")
-    with pytest.raises(UserError, match=r"qwen3_moe, .*routed_scaling_factor is 2\.0, and the nearest .* is 1\.0"):
+    with pytest.raises(UserError, match=r"qwen3_moe, .*routed_scaling_factor is 2\.0, and its nearest setting is 1\.0"):
         to_hf(tmp_path / "new", tmp_path / "back")
     made(tmp_path / "second", tmp_path / "run", "num_experts=4", "load_balance.coefficient=0.5")
     done = to_hf(tmp_path / "second/new", tmp_path / "back")

@@ -172,7 +172,7 @@ def test_overrides_are_quoted_and_restarts_resume(moeport, tmp_path):
         (
             {},
             "--ranks-per-node 2 --slurm tiny.yaml",
-            "--slurm tiny.yaml: is there already; name a new file",
+            "--slurm tiny.yaml: already exists; name a new file",
         ),
     ],
 )

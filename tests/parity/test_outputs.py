@@ -21,7 +21,7 @@ NOTHING = Recording("x", "float32")
 
 def test_a_bundle_is_replaced_only_on_request(tmp_path):
     save_bundle(NOTHING, tmp_path / "b")
-    with pytest.raises(BundleError, match="holds a bundle already; name another folder, or replace it with overwrite"):
+    with pytest.raises(BundleError, match="already holds a bundle; name another folder, or replace it with overwrite"):
         save_bundle(NOTHING, tmp_path / "b")
     save_bundle(Recording("y", "float32"), tmp_path / "b", overwrite=True)
     assert load_bundle(tmp_path / "b").name == "y"

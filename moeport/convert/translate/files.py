@@ -45,11 +45,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: has more than {MOST_VALUES:,} keys and values, with those that aliases repeat")
         return flat(loader.construct_document(root))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise UserError(f"{path}: no YAML: nested too deeply") from error
+        raise UserError(f"{path}: is not valid YAML: nested too deeply") from error
     except ValueError as error:  # such as a date in a thirteenth month
-        raise UserError(f"{path}: no YAML: {error}") from error
+        raise UserError(f"{path}: is not valid YAML: {error}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return flat(tomllib.loads(text))
     except RecursionError as error:
-        raise UserError(f"{path}: no TOML: nested too deeply") from error
+        raise UserError(f"{path}: is not valid TOML: nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"{path}: no TOML: {error}") from error
+        raise UserError(f"{path}: is not valid TOML: {error}") from error
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -116,7 +116,7 @@ def dense_layers(frequency: Any, layers: int) -> list[int]:
         for part in text.split("+"):
             found = PATTERN.fullmatch(part.replace("(", "").replace(")", ""))
             if not found:
-                raise ValueError(f"a pattern that cannot be read; expected such as ([0]*1+[1]*{max(layers - 1, 1)})")
+                raise ValueError(f"cannot be read as a pattern; expected one such as ([0]*1+[1]*{max(layers - 1, 1)})")
             pattern += [int(bit) for bit in found[1].split(",")] * min(MOST_LAYERS, int(found[2] or 1))
     elif not isinstance(frequency, list):
         raise ValueError(f"neither a number of at least 1 nor a pattern: {frequency}")
