@@ -9,7 +9,7 @@ import pytest
 
 from tests.jobs import session, shorter  # noqa: F401  (shorter changes what it imports)
 from tests.jobs.marks import runs_torch_npu, starts_processes, uses_mindspore
-from tests.optional import pytest_make_collect_report  # noqa: F401  (a hook)
+from tests.optional import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  (hooks)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")

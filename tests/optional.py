@@ -1,4 +1,7 @@
-"""Test files that import a package which is not installed are skipped, and say which; they are no errors."""
+"""Tests that need a package which is not installed are skipped, and say which; they are not errors.
+
+A file is skipped if its imports need one, and a test if it fails and what it says or prints is that one is missing.
+"""
 
 import importlib.util
 
@@ -42,6 +45,24 @@ def pytest_make_collect_report(collector):
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 0, f"Skipped: the whole file needs {missing}, which is not installed")
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    package = _named(report) if report.failed else ""
+    if package:
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1], f"Skipped: needs {package}, which is not installed")
+    return report
+
+
+def _named(report):
+    """The first optional package that is not installed and that a report calls missing; empty: there is none."""
+    text = "\n".join([report.longreprtext, *(content for _, content in report.sections)])
+    signs = ("needs {0}, which is not installed", "No module named '{0}'", "import of {0} halted")
+    named = (each for each in PACKAGES if any(sign.format(each) in text for sign in signs))
+    return next((each for each in named if not installed(each)), "")
 
 
 def _missing(report):

@@ -13,9 +13,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def collected(missing, *arguments):
+    return ran(missing, "--collect-only", *arguments)
+
+
+def ran(missing, *arguments):
     path = os.pathsep.join([str(ROOT / "tests" / "without"), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path, "MOEPORT_WITHOUT": ",".join(missing)},
         capture_output=True,
@@ -45,3 +49,25 @@ def test_what_is_missing_and_not_optional_is_an_error(tmp_path):
     assert "ERROR" in output
     assert "No module named 'jinja2'" in output
     assert "No module named 'matplotlib'" not in output
+
+
+def test_a_test_that_fails_for_a_missing_package_alone_is_skipped(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest, subprocess, sys\n"
+        "def test_a(): import matplotlib\n"
+        "@pytest.fixture\n"
+        "def fixed(): raise ValueError('x needs matplotlib, which is not installed; install it')\n"
+        "def test_b(fixed): pass\n"
+        "def test_c(): assert not subprocess.run([sys.executable, '-c', 'import matplotlib']).returncode\n"
+        "def test_d(): import json; assert 0\n"
+        "def test_e(): raise ValueError('x needs matplotlib')\n"
+        "def test_f(): raise ValueError('x needs json, which is not installed')\n"
+    )
+    plugin = ("-p", "tests.optional", "--rootdir", str(tmp_path), "-c", os.devnull, "-rs")
+    code, output = ran(["matplotlib"], *plugin, str(tmp_path))
+    assert code == 1
+    assert "3 failed, 3 skipped" in output
+    assert "needs matplotlib, which is not installed" in output
+    code, output = ran([], *plugin, str(tmp_path))
+    assert "skipped" not in output

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from moeport.core.array import Array
 
@@ -73,8 +74,7 @@ class SoftRouting:
     """Scores before the softmax (T, R), for the router z-loss."""
 
 
-@dataclass(frozen=True)
-class Topology:
+class Topology(NamedTuple):
     """Where this process and the experts are."""
 
     nodes: int = 1
@@ -83,6 +83,9 @@ class Topology:
     """The machine of this process."""
     job_nodes: int = 1
     """Machines of the whole job, which may have several copies of the experts."""
+
+
+ONE_PROCESS = Topology()
 
 
 def of_node(node: int, nodes: int, items: int) -> tuple[int, int]:
@@ -104,7 +107,7 @@ class RouterContext:
     """Numbers of shape (T,) by the names in `Router.noise`, uniform in [0, 1) or normal; empty outside training."""
     num_sequences: int = 1
     """Number of sequences, of equal length, that make up the T tokens."""
-    topology: Topology = Topology()
+    topology: Topology = ONE_PROCESS
     """Where tokens and experts are."""
     pass_number: int = 0
     """Which of the router's `passes` this is, from 0."""

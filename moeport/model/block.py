@@ -85,8 +85,8 @@ class Block:
             normed = ops.rms_norm(x_BSD, params[f"mlp_norm{suffix}.weight"], config.norm_eps)
             normed_TD = ops.reshape(normed, (-1, config.d_model))
             layer_context = replace(context, noise=subtree(suffix, context.noise)) if suffix else context
-            experts = run_experts(suffix) if run_experts else None
-            part = run_part(suffix) if run_part else None
+            experts = run_experts(suffix) if run_experts is not None else None
+            part = run_part(suffix) if run_part is not None else None
             own = subtree(f"moe{suffix}", params)
             y_TD, layer_metrics = moe.forward(ops, own, normed_TD, layer_context, experts, part)
             x_BSD = x_BSD + ops.reshape(y_TD, x_BSD.shape)

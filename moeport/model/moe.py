@@ -133,7 +133,8 @@ class MoELayer:
         def from_params(part: str, compute: Callable[..., Any], *arrays: Array) -> Any:
             return compute(subtree(part, params), *arrays)
 
-        run_experts, run_part = run_experts or run_local, run_part or from_params
+        run_experts = run_local if run_experts is None else run_experts
+        run_part = from_params if run_part is None else run_part
         if x_TD.shape[0] == 0 and self.exchange is None:
             return self._empty(ops, x_TD, context, run_experts, run_part)
         chosen = run_part("router", partial(self._choose, ops, context), x_TD)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from moeport.backends.torch.private import inside_vmap, is_replica
+from moeport.backends.torch.private import inside_vmap, is_exporting, is_replica
 from moeport.errors import UserError
 
 _WHY = "which tokens go to which expert depends on the data, and a captured graph would keep the example's rows"
@@ -16,7 +16,7 @@ _WHY = "which tokens go to which expert depends on the data, and a captured grap
 
 def refuse_capture(x: Any) -> None:
     """Raise UserError where the layer is captured as a graph for use without Python."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         refuse("torch.export or ONNX export")
     if torch.compiler.is_compiling():
         return

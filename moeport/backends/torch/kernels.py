@@ -221,10 +221,15 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def compute(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """The normalised x and rstd. Without gradients it is called by itself: a node costs more than one row does."""
+        """The normalised x and rstd. Without gradients it is called by itself: a node costs more than one row does.
+
+        torch.compile of PyTorch 2.11 loses the gradient of a result that was made in place, or cast to its own type.
+        """
         y = _accurate(x)
         rstd = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        return (y * rstd).mul_(weight).to(x.dtype), rstd
+        normal = y * rstd
+        result = normal * weight if torch.compiler.is_compiling() else normal.mul_(weight)
+        return (result if result.dtype == x.dtype else result.to(x.dtype)), rstd
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:

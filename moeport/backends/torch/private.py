@@ -34,6 +34,7 @@ NAMES = {
     "torch._C._functorch:peek_interpreter_stack": "sees that a transform of torch.func is active",
     "torch._functorch.pyfunctorch:temporarily_clear_interpreter_stack": "computes outside of transforms of torch.func",
     "torch.autograd:_profiler_enabled": "sees that a profile is written",
+    "torch.compiler:_is_exporting_flag": "tells torch.export from torch.compile, also in PyTorch 2.11",
     "torch.nn:Module._apply": "keeps the types of buffers where a module is cast",
     "torch.nn:Module._buffers": "replaces a buffer by one of another type",
     "torch.nn:Module._load_from_state_dict": "keeps the types of buffers where a module is loaded",
@@ -119,6 +120,12 @@ def unwrapped(x: Tensor) -> Tensor:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces; in PyTorch 2.11 the public function is true under torch.compile too."""
+    flag: bool = torch.compiler._is_exporting_flag
+    return flag
 
 
 def is_repeated() -> bool:
