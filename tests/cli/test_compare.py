@@ -11,6 +11,8 @@ import yaml
 from moeport.cli.main import main
 from tests.training.tiny import tiny_values
 
+pytest.importorskip("torch")
+
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):

@@ -32,6 +32,7 @@ from moeport.training.side_files import read_summary
 from tests.training.test_report import Page
 from tests.training.tiny import tiny_values
 
+pytest.importorskip("torch")
 QUIET = Console(quiet=True)
 ROUTER_FILES = sorted((Path(__file__).parents[2] / "configs" / "routers").glob("*.yaml"))
 MOE = {

@@ -99,6 +99,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     ],
 )
 def test_exit_codes_tell_what_the_user_can_mend_from_what_failed(tmp_path, monkeypatch, capsys, setting, code, message):
+    pytest.importorskip("torch")
     config, _ = write_config(tmp_path, "run")
     monkeypatch.setattr(sys, "argv", ["moeport", "train", str(config), "--set", setting])
     with pytest.raises(SystemExit) as exit_:

@@ -213,7 +213,7 @@ def test_a_tokenizer_whose_size_the_config_does_not_know_is_checked_later(tmp_pa
     tokenizer = {"name": "file", "path": str(tmp_path / "tokenizer.json")}
     small = config_of(tmp_path, {**UL2, "tokenizer": tokenizer}, rows=ROWS - 8)
     with pytest.raises(
-        UserError, match=r"model\.vocab_size: has no room .*\(got 260\); expected at least 264, of which"
+        UserError, match=r"model\.vocab_size: has no room .*\(got 260\); expected at least 264, 257 of them"
     ):
         build_task(small, report=lambda _: None)
 
