@@ -216,7 +216,7 @@ class Advantage:
     """A quantity in which one exchange differs from another: why it is fast, or why it is although it moves more."""
 
     quantity: str
-    """As in `8 messages per rank on the way there`, without the number."""
+    """As in `8 messages per rank to the experts`, without the number."""
     own: float
     other: float
     against: str

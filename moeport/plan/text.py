@@ -50,7 +50,7 @@ def _advantage(found: Advantage | None, nodes: int) -> str:
     own, other = (f"{value}" if isinstance(value, int) else f"{value:.1f}" for value in (found.own, found.other))
     if found.own < found.other:
         return f"{own} {found.quantity} instead of {other} with {found.against}"
-    return f"{own} {found.quantity}, and {found.against}'s {other} do not make up for its other stages"
+    return f"{own} {found.quantity}; {found.against} has {other}, but its other stages take longer"
 
 
 def cluster_lines(cluster: Cluster, fitted: Fit | None) -> list[str]:

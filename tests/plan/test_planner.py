@@ -131,15 +131,15 @@ def test_other_files_are_refused(tmp_path, text, message):
             Links(Link(1e-6, 1e12), Link(1e-5, 1e12)),
             Demand(1, 1, 64, 4),
             "hierarchical",
-            "hierarchical: 8 messages per rank on the way there instead of 15 with flat; 100% of its time goes to the "
+            "hierarchical: 8 messages per rank to the experts instead of 15 with flat; 100% of its time goes to the "
             "latency of messages; flat takes 5.12 times as long, node_dedup takes 1.67 times as long",
         ),
         (
             Links(Link(0, 1e9), Link(0, 1e12)),
             Demand(4096, 1, 64, 4096),
             "flat",
-            "flat: 0.5 rows per token between nodes, and node_dedup's 0.5 do not make up for its other "
-            "stages; 100% of its time goes to the links inside a node; hierarchical takes 2.01 times as long, "
+            "flat: 0.5 rows per token between nodes; node_dedup has 0.5, but its other stages take "
+            "longer; 100% of its time goes to the links inside a node; hierarchical takes 2.01 times as long, "
             "node_dedup takes 2.01 times as long",
         ),
     ],

@@ -44,4 +44,4 @@ class HierarchicalExchange(TwoLevelExchange):
         if stages.layout.nodes == 1:
             return None
         own, other = sum(stages.rail_peers) + sum(stages.node_peers), sum(stages.all_peers)
-        return Advantage("messages per rank on the way there", own, other, "flat")
+        return Advantage("messages per rank to the experts", own, other, "flat")
