@@ -161,6 +161,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = read_json(file)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if not folder.exists():
+            raise BundleError(
+                f"{folder}: no such folder; expected a bundle that moeport parity record has written"
+            ) from error
         raise BundleError(f"{folder}: not a parity bundle: it has no {MANIFEST_FILE}") from error
     except OSError as error:
         raise BundleError(f"{file}: cannot be read: {error.strerror}; copy or record the bundle again") from error
