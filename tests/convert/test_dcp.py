@@ -138,7 +138,7 @@ def test_what_fsdp2_modules_write_is_read_here(of_ranks, tmp_path, names):
     done = from_dcp(of_ranks / names, tmp_path / "run", of_ranks / "config.yaml")
     assert (done.names, done.resumes) == ("moeport" if names == "flat" else "torchtitan", False)
     assert re.match(r"left aside: \d+ tensors of the optimiser and the run \(optim", done.notes[0])
-    assert (names == "titan") == any("no tensors (lr" in note for note in done.notes)
+    assert (names == "titan") == any("not tensors (lr" in note for note in done.notes)
     config = config_of(of_ranks, {**QWEN3, "tie_embeddings": True})
     found = opened(tmp_path / "run").model
     for piece in pieces_of(done.names, config.model, specs_of(config)):
