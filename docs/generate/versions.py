@@ -16,7 +16,7 @@ def entries() -> list[Entry]:
 
 
 def tried() -> str:
-    """A table of the combinations in which tests were run, and the series of Python that were not there."""
+    """A table of the combinations in which tests were run, and the series of Python that could not be tried."""
     columns = ("Python", "PyTorch", "numpy", "Tests", "Passed", "Failed", "Skipped", "When", "Commit")
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     rows = (
@@ -26,15 +26,27 @@ def tried() -> str:
         for each in entries()
         if "checks" in each
     )
-    absent = sorted({each["python"] for each in entries() if each["interpreter"] is None})
-    words = f"Not run: Python {', '.join(absent)}, of which there was no interpreter." if absent else ""
+    absent = _absent()
+    words = f"Python {', '.join(absent)} was not run: there was no interpreter." if absent else ""
     return "\n".join([head, *rows, "", words]).rstrip()
 
 
 def resolved() -> str:
     """A table of what pip finds for every combination of series."""
     head = "| PyTorch | numpy | Python | pip finds |\n|---|---|---|---|"
-    return "\n".join([head, *_grouped(entries())])
+    absent = _absent()
+    words = (
+        f"There was no interpreter for Python {', '.join(absent)}, so the pip of another one answered for it, and "
+        "packages that depend on the version of Python may be missing from its answer."
+        if absent
+        else ""
+    )
+    return "\n".join([head, *_grouped(entries()), "", words]).rstrip()
+
+
+def _absent() -> list[str]:
+    """The series of Python that there was no interpreter for."""
+    return sorted({each["python"] for each in entries() if each["interpreter"] is None})
 
 
 def _grouped(all_of: list[Entry]) -> Iterator[str]:
