@@ -51,23 +51,24 @@ def test_what_is_missing_and_not_optional_is_an_error(tmp_path):
     assert "No module named 'matplotlib'" not in output
 
 
-def test_a_test_that_fails_for_a_missing_package_alone_is_skipped(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_a_test_that_fails_without_pytorch_is_skipped_and_any_other_is_not(tmp_path):
+    pytest.importorskip("torch")
     (tmp_path / "test_it.py").write_text(
         "import pytest, subprocess, sys\n"
-        "def test_a(): import matplotlib\n"
+        "def test_a(): import torch; assert 0\n"
         "@pytest.fixture\n"
-        "def fixed(): raise ValueError('x needs matplotlib, which is not installed; install it')\n"
+        "def fixed(): raise ValueError('x needs torch, which is not installed; install it')\n"
         "def test_b(fixed): pass\n"
-        "def test_c(): assert not subprocess.run([sys.executable, '-c', 'import matplotlib']).returncode\n"
+        "def test_c(): assert not subprocess.run([sys.executable, '-c', 'import torch; torch.no']).returncode\n"
         "def test_d(): import json; assert 0\n"
-        "def test_e(): raise ValueError('x needs matplotlib')\n"
-        "def test_f(): raise ValueError('x needs json, which is not installed')\n"
+        "def test_e(): raise ValueError('x needs torch')\n"
+        "def test_f(): raise ValueError('x needs wandb, which is not installed')\n"
     )
-    plugin = ("-p", "tests.optional", "--rootdir", str(tmp_path), "-c", os.devnull, "-rs")
-    code, output = ran(["matplotlib"], *plugin, str(tmp_path))
+    plugin = ("-p", "tests.optional", "--rootdir", str(tmp_path), "-c", os.devnull, "-rs", str(tmp_path))
+    code, output = ran(["torch", "wandb"], *plugin)
     assert code == 1
     assert "3 failed, 3 skipped" in output
-    assert "needs matplotlib, which is not installed" in output
-    code, output = ran([], *plugin, str(tmp_path))
-    assert "skipped" not in output
+    assert "needs torch, which is not installed" in output
+    code, output = ran(["wandb"], *plugin)
+    assert code == 1
+    assert "5 failed, 1 error" in output
