@@ -28,16 +28,18 @@ arguments=(--nnodes=8 --nproc-per-node=8 -m moeport train examples/models/qwen3-
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || arguments+=(--resume)
 
 # Slurm sends USR1 300 s before the time limit: the run saves and ends, and the job is queued again.
-asked=
-trap 'asked=yes; kill -USR1 "$step" 2>/dev/null' USR1
+asked= signalled=
+trap 'asked=yes signalled=yes; kill -USR1 "$step" 2>/dev/null' USR1
 srun --kill-on-bad-exit=1 --cpus-per-task="$cores" \
     bash -c 'exec python -m moeport.launch.node torchrun --node-rank=$SLURM_NODEID --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT "$@"' bash "${arguments[@]}" &
 step=$!
 wait "$step"
 code=$?
-while kill -0 "$step" 2>/dev/null; do  # a signal ends `wait`, not the step
-    wait "$step"
-    code=$?
+while [ -n "$signalled" ]; do  # a signal ends `wait`, not the step
+    signalled=
+    wait "$step" 2>/dev/null
+    again=$?
+    [ "$again" -eq 127 ] || code=$again  # 127: the step had ended before the signal
 done
 if [ -n "$asked" ] && [ "$code" -ne 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -35,16 +35,18 @@ export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$((cores > {ranks} ? cores / {ranks} 
 arguments=({arguments})
 {resume}
 # Slurm sends USR1 {seconds} s before the time limit: the run saves and ends, and the job is queued again.
-asked=
-trap 'asked=yes; kill -USR1 "$step" 2>/dev/null' USR1
+asked= signalled=
+trap 'asked=yes signalled=yes; kill -USR1 "$step" 2>/dev/null' USR1
 srun --kill-on-bad-exit=1 --cpus-per-task="$cores" \\
     bash -c {start} bash "${{arguments[@]}}" &
 step=$!
 wait "$step"
 code=$?
-while kill -0 "$step" 2>/dev/null; do  # a signal ends `wait`, not the step
-    wait "$step"
-    code=$?
+while [ -n "$signalled" ]; do  # a signal ends `wait`, not the step
+    signalled=
+    wait "$step" 2>/dev/null
+    again=$?
+    [ "$again" -eq 127 ] || code=$again  # 127: the step had ended before the signal
 done
 if [ -n "$asked" ] && [ "$code" -ne 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -48,17 +48,19 @@ arguments=(--nnodes=2 --nproc-per-node=2 -m moeport train tiny.yaml)
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || arguments+=(--resume)
 
 # Slurm sends USR1 300 s before the time limit: the run saves and ends, and the job is queued again.
-asked=
-trap 'asked=yes; kill -USR1 "$step" 2>/dev/null' USR1
+asked= signalled=
+trap 'asked=yes signalled=yes; kill -USR1 "$step" 2>/dev/null' USR1
 srun --kill-on-bad-exit=1 --cpus-per-task="$cores" \\
     bash -c 'exec python -m moeport.launch.node torchrun --node-rank=$SLURM_NODEID --master-addr=$MASTER_ADDR \
 --master-port=$MASTER_PORT "$@"' bash "${arguments[@]}" &
 step=$!
 wait "$step"
 code=$?
-while kill -0 "$step" 2>/dev/null; do  # a signal ends `wait`, not the step
-    wait "$step"
-    code=$?
+while [ -n "$signalled" ]; do  # a signal ends `wait`, not the step
+    signalled=
+    wait "$step" 2>/dev/null
+    again=$?
+    [ "$again" -eq 127 ] || code=$again  # 127: the step had ended before the signal
 done
 if [ -n "$asked" ] && [ "$code" -ne 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"
@@ -72,10 +74,13 @@ SRUN = """#!/bin/bash
 shift 2
 SLURM_NODEID=0 "$@" & first=$!
 SLURM_NODEID=1 "$@" & second=$!
-trap 'kill -USR1 $first $second' USR1
+trap 'signalled=yes; kill -USR1 $first $second' USR1
 for task in $first $second; do
-    wait $task; code=$?
-    while kill -0 $task 2>/dev/null; do wait $task; code=$?; done
+    signalled=; wait $task; code=$?
+    while [ -n "$signalled" ]; do
+        signalled=; wait $task 2>/dev/null; again=$?
+        [ $again = 127 ] || code=$again
+    done
     [ $code = 0 ] || exit $code
 done
 """
@@ -99,10 +104,10 @@ def moeport(tmp_path, monkeypatch, capsys):
     return run
 
 
-def start(job, folder, options=None, python=None, **environment):
-    """A job's script, with an `srun` that starts both nodes on this machine."""
+def start(job, folder, options=None, python=None, signalled="", **environment):
+    """A job's script, with an `srun` that starts both nodes on this machine; what it also does at a signal."""
     script = folder / "job.sh"
-    script.write_text(job.slurm_script(options or {}))
+    script.write_text(job.slurm_script(options or {}).replace("' USR1", f"{signalled}' USR1"))
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN), ("python", python)):
         if text:
@@ -185,9 +190,10 @@ def test_each_node_gets_its_number_its_cores_and_all_arguments(tmp_path, launche
     assert started == [["-m", "moeport.launch.node", *each, "8"] for each in words]
 
 
-def test_before_the_time_limit_it_saves_and_is_queued_again_and_goes_on(tmp_path):
+@pytest.mark.parametrize("signalled", ["", "; sleep 1"], ids=["it waits", "the run has ended before it waits again"])
+def test_before_the_time_limit_it_saves_and_is_queued_again_and_goes_on(tmp_path, signalled):
     job = LaunchSpec("torchrun", 2, 2, ("train", "tiny.yaml"))
-    process = start(job, tmp_path, python=SAVE)
+    process = start(job, tmp_path, python=SAVE, signalled=signalled)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("ready.*"))) < 2:
         assert time.monotonic() < deadline
