@@ -2,8 +2,8 @@
 
     python docs/generate/release_notes.py v0.1.0 https://github.com/OWNER/NAME
 
-There a line break in a paragraph is kept, and a link to a file of the repository leads nowhere: paragraphs become one
-line each, and links lead to the file as it is in the tag.
+GitHub keeps line breaks within a paragraph there, and relative links do not work. So each paragraph becomes one line,
+and each link to a file of the repository points to that file at the tag.
 """
 
 import re

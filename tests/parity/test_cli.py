@@ -96,7 +96,7 @@ def test_a_checkpoint_of_a_run(run, tmp_path):
             ["record", "config.yaml", "-o", "x", "--keep", "activation=some"],
             "--keep activation=some: expected KIND=HOW",
         ),
-        (["compare", "nowhere", "nowhere"], "nowhere: no such folder; expected a bundle that moeport parity record"),
+        (["compare", "absent", "absent"], "absent: no such folder; expected a bundle that moeport parity record"),
     ],
 )
 def test_mistakes_exit_with_2(run, arguments, message):
